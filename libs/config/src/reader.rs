@@ -1,0 +1,261 @@
+use std::fmt;
+
+use crate::{Environment, Value};
+
+/// Reads settings one by one and remembers every variable and every mistake.
+#[derive(Debug)]
+pub struct Reader {
+    environment: Environment,
+    variables: Vec<Variable>,
+    errors: Vec<Invalid>,
+}
+
+impl Reader {
+    /// A reader of these variables.
+    pub fn new(environment: Environment) -> Self {
+        Self { environment, variables: Vec::new(), errors: Vec::new() }
+    }
+
+    /// The setting that has one of `names`; the first that is set counts. `about` is its line in `--help`.
+    pub fn variable(&mut self, names: &'static [&'static str], about: &'static str) -> Field<'_> {
+        Field { reader: self, names, about }
+    }
+
+    /// Adds an error that no single value shows, such as two settings that exclude each other.
+    pub fn reject(&mut self, name: &'static str, expected: impl Into<String>, why: impl Into<String>) {
+        self.errors.push(Invalid { name, expected: expected.into(), why: why.into() });
+    }
+
+    /// Gives the settings if every value was right.
+    ///
+    /// # Errors
+    /// All wrong values, not only the first.
+    pub fn finish<S>(self, settings: S) -> Result<(S, Report), Errors> {
+        if self.errors.is_empty() { Ok((settings, Report(self.variables))) } else { Err(Errors(self.errors)) }
+    }
+
+    /// What has been asked for so far, right or wrong: the text of `--help`.
+    pub fn into_report(self) -> Report {
+        Report(self.variables)
+    }
+}
+
+/// A setting about to be read.
+#[derive(Debug)]
+#[must_use = "a setting is read by `or`, `required` or `optional`"]
+pub struct Field<'a> {
+    reader: &'a mut Reader,
+    names: &'static [&'static str],
+    about: &'static str,
+}
+
+impl Field<'_> {
+    /// The value, or `default` where none is set. After a wrong value the default stands in until [`Reader::finish`].
+    ///
+    /// # Panics
+    /// If `default` itself is no right value, which is a mistake in the program.
+    pub fn or<T: Value>(self, default: &'static str) -> T {
+        self.read(Absent::Default(default)).unwrap_or_else(|| parse_own(default))
+    }
+
+    /// The value, which must be set. `example` is shown in `--help` and stands in until [`Reader::finish`] fails.
+    ///
+    /// # Panics
+    /// If `example` itself is no right value, which is a mistake in the program.
+    pub fn required<T: Value>(self, example: &'static str) -> T {
+        self.read(Absent::Error(example)).unwrap_or_else(|| parse_own(example))
+    }
+
+    /// The value, or none where none is set.
+    pub fn optional<T: Value>(self) -> Option<T> {
+        self.read(Absent::Nothing)
+    }
+
+    fn read<T: Value>(self, absent: Absent) -> Option<T> {
+        let Self { reader, names, about } = self;
+        let found = names.iter().find_map(|&name| Some((name, reader.environment.get(name)?)));
+        let shown = match (found, absent) {
+            (Some(_), _) if T::SECRET => Some("***".to_owned()),
+            (Some((_, text)), _) => Some(text.to_owned()),
+            (None, Absent::Default(default)) => Some(default.to_owned()),
+            (None, _) => None,
+        };
+        reader.variables.push(Variable { names, about, expected: T::EXPECTED, absent, shown });
+        let (name, parsed) = match found {
+            Some((name, text)) => (name, T::parse(text).map_err(|why| quote::<T>(text, &why))),
+            None if matches!(absent, Absent::Error(_)) => (names[0], Err("it is not set".to_owned())),
+            None => return None,
+        };
+        parsed.map_err(|why| reader.reject(name, T::EXPECTED, why)).ok()
+    }
+}
+
+/// What happens to a setting that is not set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    Default(&'static str),
+    Error(&'static str),
+    Nothing,
+}
+
+/// A variable that the program knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    names: &'static [&'static str],
+    about: &'static str,
+    expected: &'static str,
+    absent: Absent,
+    shown: Option<String>,
+}
+
+impl Variable {
+    /// The names under which it can be set, the preferred one first.
+    pub fn names(&self) -> &'static [&'static str] {
+        self.names
+    }
+}
+
+/// Every variable that was asked for, with the value in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report(Vec<Variable>);
+
+impl Report {
+    /// The variables in the order in which they were read.
+    pub fn variables(&self) -> &[Variable] {
+        &self.0
+    }
+
+    /// The text of `--help` about the environment.
+    pub fn help(&self) -> String {
+        let mut text = String::new();
+        for Variable { names, about, expected, absent, .. } in &self.0 {
+            let note = match absent {
+                Absent::Default(default) => format!("default {default}"),
+                Absent::Error(example) => format!("required, e.g. {example}"),
+                Absent::Nothing => "optional".to_owned(),
+            };
+            text += &format!("  {}\n      {about}: {expected} ({note})\n", names.join(", "));
+        }
+        text
+    }
+
+    /// The text of `--print-config`: `NAME=value` lines that a shell can read back, secrets masked.
+    pub fn values(&self) -> String {
+        let line = |variable: &Variable| match &variable.shown {
+            Some(value) => format!("{}={value}\n", variable.names[0]),
+            None => format!("# {} is not set\n", variable.names[0]),
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+/// One wrong value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    name: &'static str,
+    expected: String,
+    why: String,
+}
+
+/// Every wrong value of a reading, a line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errors(Vec<Invalid>);
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => write!(f, "a setting is wrong:")?,
+            n => write!(f, "{n} settings are wrong:")?,
+        }
+        for Invalid { name, expected, why } in &self.0 {
+            write!(f, "\n  {name}: expected {expected}, but {why}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Errors {}
+
+fn quote<T: Value>(text: &str, why: &str) -> String {
+    if T::SECRET { format!("in the value (not shown), {why}") } else { format!("in {text:?}, {why}") }
+}
+
+fn parse_own<T: Value>(text: &str) -> T {
+    T::parse(text).unwrap_or_else(|why| panic!("{text:?}, written in this program, is not {}: {why}", T::EXPECTED))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Secret;
+
+    struct Settings {
+        port: u16,
+        password: Secret<Duration>,
+        patience: Duration,
+        note: Option<String>,
+    }
+
+    fn read(environment: Environment) -> Result<(Settings, Report), Errors> {
+        let mut reader = Reader::new(environment);
+        let settings = Settings {
+            port: reader.variable(&["SERVER_PORT"], "port").or("4000"),
+            password: reader.variable(&["PASSWORD", "SPRING_PASSWORD"], "password").required("1s"),
+            patience: reader.variable(&["PATIENCE"], "patience").or("5s"),
+            note: reader.variable(&["NOTE"], "note").optional(),
+        };
+        reader.finish(settings)
+    }
+
+    #[test]
+    fn takes_values_defaults_and_second_names() {
+        let (settings, _) = read(Environment::empty().with("SERVER_PORT", "1").with("SPRING_PASSWORD", "2s")).unwrap();
+        assert_eq!(settings.port, 1);
+        assert_eq!(settings.password.expose(), &Duration::from_secs(2));
+        assert_eq!(settings.patience, Duration::from_secs(5));
+        assert_eq!(settings.note, None);
+    }
+
+    #[test]
+    fn an_empty_value_is_not_set() {
+        let (settings, _) = read(Environment::empty().with("SERVER_PORT", "").with("PASSWORD", "2s")).unwrap();
+        assert_eq!(settings.port, 4000);
+    }
+
+    #[test]
+    fn reports_every_wrong_value_at_once() {
+        let errors = read(Environment::empty().with("SERVER_PORT", "70000").with("PATIENCE", "soon")).err().unwrap();
+        let text = errors.to_string();
+        assert!(text.starts_with("3 settings are wrong:"), "{text}");
+        assert!(text.contains("SERVER_PORT: expected a port number"), "{text}");
+        assert!(text.contains("in \"70000\", number too large"), "{text}");
+        assert!(text.contains("PASSWORD: expected a time span"), "{text}");
+        assert!(text.contains("but it is not set"), "{text}");
+        assert!(text.contains("PATIENCE"), "{text}");
+    }
+
+    #[test]
+    fn names_the_variable_that_holds_the_wrong_value() {
+        let text = read(Environment::empty().with("SPRING_PASSWORD", "hunter2")).err().unwrap().to_string();
+        assert!(text.contains("SPRING_PASSWORD"), "{text}");
+    }
+
+    #[test]
+    fn never_shows_a_secret() {
+        let wrong = read(Environment::empty().with("PASSWORD", "hunter2")).err().unwrap();
+        assert!(!format!("{wrong} {wrong:?}").contains("hunter2"));
+        let (_, report) = read(Environment::empty().with("PASSWORD", "77s")).unwrap();
+        assert!(!format!("{} {} {report:?}", report.help(), report.values()).contains("77s"));
+        assert!(report.values().contains("PASSWORD=***\n"));
+    }
+
+    #[test]
+    fn help_and_values_list_every_variable() {
+        let (_, report) = read(Environment::empty().with("PASSWORD", "1s")).unwrap();
+        assert!(report.help().contains("PASSWORD, SPRING_PASSWORD"));
+        assert!(report.help().contains("(default 4000)"));
+        assert_eq!(report.values(), "SERVER_PORT=4000\nPASSWORD=***\nPATIENCE=5s\n# NOTE is not set\n");
+    }
+}

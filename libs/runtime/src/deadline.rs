@@ -1,0 +1,39 @@
+use std::{fmt, future::Future, time::Duration};
+
+use futures_lite::future::or;
+
+/// The time that a piece of work had is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elapsed(pub Duration);
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no answer within {} ms", self.0.as_millis())
+    }
+}
+
+impl std::error::Error for Elapsed {}
+
+/// Gives the result of `work` if it is there within `limit`; else drops the work.
+///
+/// # Errors
+/// [`Elapsed`] when the time is over.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let timer = async {
+        smol::Timer::after(limit).await;
+        Err(Elapsed(limit))
+    };
+    or(async { Ok(work.await) }, timer).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_never_ends_is_dropped() {
+        let limit = Duration::from_millis(5);
+        assert_eq!(smol::block_on(within(limit, std::future::pending::<()>())), Err(Elapsed(limit)));
+        assert_eq!(smol::block_on(within(limit, async { 7 })), Ok(7));
+    }
+}

@@ -1,0 +1,21 @@
+//! The frame in which a service runs.
+//!
+//! - [`Program`]: the command line, the settings, the exit code;
+//! - [`spawn`] and [`block_on`]: our own executor threads, apart from those that libraries spawn on;
+//! - [`Shutdown`]: the token that tells every part to finish, triggered by SIGTERM or SIGINT;
+//! - [`Parts`]: the long-running parts of a service, joined within a deadline;
+//! - [`within`] and [`Backoff`]: no wait without an end, no retry without a pause.
+
+mod backoff;
+mod deadline;
+mod executor;
+mod parts;
+mod program;
+mod shutdown;
+
+pub use backoff::Backoff;
+pub use deadline::{Elapsed, within};
+pub use executor::{block_on, spawn};
+pub use parts::Parts;
+pub use program::Program;
+pub use shutdown::Shutdown;

@@ -1,0 +1,100 @@
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_lite::FutureExt as _;
+use smol::Task;
+
+use crate::{Shutdown, within};
+
+/// The long-running parts of a service. Each is expected to end once the shutdown is triggered; one that ends or
+/// panics before that stops the whole service, because the others cannot replace it.
+#[derive(Debug)]
+pub struct Parts {
+    shutdown: Shutdown,
+    tasks: Vec<(&'static str, Task<()>)>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Parts {
+    /// No part yet.
+    pub fn new(shutdown: Shutdown) -> Self {
+        Self { shutdown, tasks: Vec::new(), failed: Arc::default() }
+    }
+
+    /// Starts a part.
+    pub fn start(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let (shutdown, failed) = (self.shutdown.clone(), self.failed.clone());
+        let watched = async move {
+            let outcome = AssertUnwindSafe(work).catch_unwind().await;
+            if outcome.is_err() || !shutdown.is_triggered() {
+                let how = if outcome.is_err() { "panicked" } else { "ended too early" };
+                tracing::error!(part = name, how, "a part of the service failed, so the service stops");
+                failed.store(true, Ordering::Release);
+                shutdown.trigger();
+            }
+        };
+        self.tasks.push((name, crate::spawn(watched)));
+    }
+
+    /// Waits for the shutdown, then gives every part together `limit` to end.
+    ///
+    /// # Errors
+    /// The names of the parts that failed or did not end in time.
+    pub async fn join(self, limit: Duration) -> Result<(), String> {
+        self.shutdown.wait().await;
+        let end = Instant::now() + limit;
+        let mut late = Vec::new();
+        for (name, task) in self.tasks {
+            if within(end.saturating_duration_since(Instant::now()), task).await.is_err() {
+                late.push(name);
+            }
+        }
+        match (late.as_slice(), self.failed.load(Ordering::Acquire)) {
+            ([], false) => Ok(()),
+            ([], true) => Err("a part of the service failed".to_owned()),
+            (late, _) => Err(format!("not ended within {} ms: {}", limit.as_millis(), late.join(", "))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(20);
+
+    fn join(work: impl Future<Output = ()> + Send + 'static, trigger: bool) -> Result<(), String> {
+        let shutdown = Shutdown::new();
+        crate::block_on(1, async move {
+            let mut parts = Parts::new(shutdown.clone());
+            parts.start("part", work);
+            if trigger {
+                shutdown.trigger();
+            }
+            parts.join(LIMIT).await
+        })
+    }
+
+    #[test]
+    fn a_part_may_end_after_the_shutdown() {
+        assert_eq!(join(async {}, true), Ok(()));
+    }
+
+    #[test]
+    fn a_part_that_ends_early_or_panics_stops_the_service() {
+        assert!(join(async {}, false).unwrap_err().contains("failed"));
+        assert!(join(async { panic!("this panic belongs to the test") }, false).unwrap_err().contains("failed"));
+    }
+
+    #[test]
+    fn a_part_that_does_not_end_is_named() {
+        assert_eq!(join(std::future::pending(), true), Err("not ended within 20 ms: part".to_owned()));
+    }
+}

@@ -1,0 +1,170 @@
+use std::{
+    fmt,
+    future::Future,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    process::ExitCode,
+    time::Duration,
+};
+
+use config::{Bounded, Environment, Reader};
+use telemetry::log;
+
+use crate::Shutdown;
+
+/// How long `healthcheck` waits for the running service.
+const HEALTHCHECK_LIMIT: Duration = Duration::from_secs(3);
+
+/// Exit code of a wrong command line: `EX_USAGE` of sysexits.h.
+const USAGE: u8 = 64;
+/// Exit code of wrong settings: `EX_CONFIG` of sysexits.h.
+const CONFIG: u8 = 78;
+
+/// What a service's `main` consists of: the settings or exit code 78, the run, the exit code.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<S> {
+    /// Name of the binary.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub about: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// Reads the settings.
+    pub settings: fn(&mut Reader) -> S,
+    /// Where its HTTP server listens, for `healthcheck`.
+    pub http_address: fn(&S) -> SocketAddr,
+}
+
+impl<S: Send + 'static> Program<S> {
+    /// Does what the command line asks for. Without arguments it runs the service until SIGTERM or SIGINT.
+    pub fn main<R, E>(self, run: impl FnOnce(S, Shutdown) -> R + Send + 'static) -> ExitCode
+    where
+        R: Future<Output = Result<(), E>> + Send,
+        E: fmt::Display + Send + 'static,
+    {
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            [] => self.with_settings(|settings| self.run(settings, run)),
+            ["healthcheck"] => self.with_settings(|settings| healthcheck((self.http_address)(&settings.own))),
+            ["--print-config"] => self.print_config(),
+            ["--help" | "-h"] => self.help(),
+            ["--version" | "-V"] => print(&format!("{} {}\n", self.name, self.version)),
+            _ => {
+                eprintln!("{}: unknown arguments: {}; see {} --help", self.name, arguments.join(" "), self.name);
+                ExitCode::from(USAGE)
+            }
+        }
+    }
+
+    fn read(&self, reader: &mut Reader) -> Settings<S> {
+        Settings {
+            own: (self.settings)(reader),
+            threads: reader.variable(&["EXECUTOR_THREADS"], "threads that run the service's own work").or("2"),
+            log: log::Settings::read(reader),
+        }
+    }
+
+    fn with_settings(&self, then: impl FnOnce(Settings<S>) -> ExitCode) -> ExitCode {
+        let mut reader = Reader::new(Environment::process());
+        let settings = self.read(&mut reader);
+        match reader.finish(settings) {
+            Ok((settings, _)) => then(settings),
+            Err(errors) => {
+                eprintln!("{}: {errors}", self.name);
+                ExitCode::from(CONFIG)
+            }
+        }
+    }
+
+    fn run<R, E>(&self, settings: Settings<S>, run: impl FnOnce(S, Shutdown) -> R + Send + 'static) -> ExitCode
+    where
+        R: Future<Output = Result<(), E>> + Send,
+        E: fmt::Display + Send + 'static,
+    {
+        log::init(self.name, &settings.log);
+        let shutdown = Shutdown::new();
+        let outcome = crate::block_on(settings.threads.size(), async move {
+            shutdown.trigger_on_signals().map_err(|error| error.to_string())?;
+            run(settings.own, shutdown).await.map_err(|error| error.to_string())
+        });
+        match outcome {
+            Ok(()) => {
+                tracing::info!("stopped");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                tracing::error!(error, "stopped by an error");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn print_config(&self) -> ExitCode {
+        let mut reader = Reader::new(Environment::process());
+        let settings = self.read(&mut reader);
+        match reader.finish(settings) {
+            Ok((_, report)) => print(&report.values()),
+            Err(errors) => {
+                eprintln!("{}: {errors}", self.name);
+                ExitCode::from(CONFIG)
+            }
+        }
+    }
+
+    fn help(&self) -> ExitCode {
+        let mut reader = Reader::new(Environment::empty());
+        self.read(&mut reader);
+        print(&format!(
+            "{name} {version}: {about}\n\n\
+             Usage: {name} [healthcheck | --print-config | --help | --version]\n\
+             \x20 (nothing)        runs the service until SIGTERM or SIGINT\n\
+             \x20 healthcheck      asks the service that runs with these settings; exit code 0 if it is ready\n\
+             \x20 --print-config   shows the settings in force, secrets masked\n\n\
+             Exit codes: 0 stopped in order, 1 failed, 64 wrong arguments, 78 wrong settings.\n\n\
+             Environment:\n{environment}",
+            name = self.name,
+            version = self.version,
+            about = self.about,
+            environment = reader.into_report().help()
+        ))
+    }
+}
+
+struct Settings<S> {
+    own: S,
+    threads: Bounded<1, 64>,
+    log: log::Settings,
+}
+
+/// Asks the readiness endpoint, as a container's health check does; there is no shell in our images to do it with.
+fn healthcheck(address: SocketAddr) -> ExitCode {
+    let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+    match ask_readiness(SocketAddr::new(ip, address.port())) {
+        Ok(answer) => {
+            let ready = answer.split(' ').nth(1) == Some("200");
+            let body = answer.split_once("\r\n\r\n").map_or("no answer", |(_, body)| body);
+            println!("{body}");
+            if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("no answer from {address}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ask_readiness(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_LIMIT)?;
+    stream.set_read_timeout(Some(HEALTHCHECK_LIMIT))?;
+    stream.set_write_timeout(Some(HEALTHCHECK_LIMIT))?;
+    stream.write_all(b"GET /actuator/health/readiness HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn print(text: &str) -> ExitCode {
+    // A closed pipe (`--help | head`) is no failure.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,12 @@
+//! Logs, metrics and trace context.
+//!
+//! - [`log`]: one JSON object a line on stdout, each with the trace id of the work it belongs to; readable text on a
+//!   terminal. Never a name, an email, an address or a birth date: log ids, versions and counts.
+//! - [`metrics`]: counters, gauges and histograms in one registry, rendered as Prometheus text.
+//! - [`TraceContext`]: the W3C `traceparent` that travels with a request through every hop.
+
+pub mod log;
+pub mod metrics;
+mod trace;
+
+pub use trace::TraceContext;

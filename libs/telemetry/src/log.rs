@@ -1,0 +1,292 @@
+//! Log lines: one JSON object each, or readable text on a terminal.
+//!
+//! A line carries the fields of its event and of every span around it; a span that belongs to a request carries
+//! `trace_id`, so each line can be followed through the system. Log a failure once, where it is handled.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{IsTerminal as _, Write as _},
+    time::SystemTime,
+};
+
+use config::{Reader, Value};
+use serde_json::{Map, Value as Json};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+    span,
+};
+use tracing_subscriber::{
+    Layer,
+    filter::Targets,
+    layer::{Context, SubscriberExt as _},
+    registry::LookupSpan,
+    util::SubscriberInitExt as _,
+};
+
+/// The crates whose lines `LOG_LEVEL` lets through. Lines of the libraries below them pass from WARN on.
+const OURS: [&str; 9] = [
+    "analytics_service",
+    "billing_service",
+    "patient_service",
+    "grpc",
+    "kafka",
+    "postgres",
+    "runtime",
+    "telemetry",
+    "web",
+];
+
+/// What is logged, and in which form.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    level: Verbosity,
+    format: Format,
+}
+
+impl Settings {
+    /// Reads `LOG_LEVEL` and `LOG_FORMAT`.
+    pub fn read(reader: &mut Reader) -> Self {
+        Self {
+            level: reader.variable(&["LOG_LEVEL", "LOGGING_LEVEL_ROOT"], "the least severe lines to log").or("info"),
+            format: reader.variable(&["LOG_FORMAT"], "form of the log lines").or("auto"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Verbosity(LevelFilter);
+
+impl Value for Verbosity {
+    const EXPECTED: &'static str = "off, error, warn, info, debug or trace";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| "it is no log level".to_owned())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Json,
+    Pretty,
+    Auto,
+}
+
+impl Value for Format {
+    const EXPECTED: &'static str = "json, pretty, or auto (pretty on a terminal)";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "json" => Ok(Self::Json),
+            "pretty" => Ok(Self::Pretty),
+            "auto" => Ok(Self::Auto),
+            _ => Err("it is no log format".to_owned()),
+        }
+    }
+}
+
+/// Sends the process's log lines to stdout from now on. The first call counts.
+pub fn init(service: &'static str, settings: &Settings) {
+    let Verbosity(level) = settings.level;
+    let filter = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        // rskafka logs each failed attempt as an error, and libs/kafka reports the failure that remains.
+        .with_target("rskafka", LevelFilter::OFF)
+        .with_targets(OURS.map(|target| (target, level)));
+    let pretty = match settings.format {
+        Format::Json => false,
+        Format::Pretty => true,
+        Format::Auto => std::io::stdout().is_terminal(),
+    };
+    let lines = Lines { service, form: if pretty { pretty_line } else { json_line }, write: write_to_stdout };
+    // A test that starts a second service in its process keeps the first one's lines.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+}
+
+/// What a line consists of.
+struct Line<'a> {
+    time: SystemTime,
+    level: Level,
+    service: &'a str,
+    target: &'a str,
+    /// Of the spans around the event, outermost first, then of the event: later ones win. `message` is among them.
+    fields: Map<String, Json>,
+}
+
+struct Lines {
+    service: &'static str,
+    form: fn(Line<'_>) -> String,
+    write: fn(&str),
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &span::Id, values: &span::Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            values.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(outer) = span.extensions().get::<Fields>() {
+                fields.0.extend(outer.0.clone());
+            }
+        }
+        event.record(&mut fields);
+        let meta = event.metadata();
+        let line = Line {
+            time: SystemTime::now(),
+            level: *meta.level(),
+            service: self.service,
+            target: meta.target(),
+            fields: fields.0,
+        };
+        (self.write)(&(self.form)(line));
+    }
+}
+
+/// Gathers the fields of a span or an event.
+#[derive(Default)]
+struct Fields(Map<String, Json>);
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: impl Into<Json>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+}
+
+fn json_line(line: Line<'_>) -> String {
+    let mut object = Map::new();
+    object.insert("time".to_owned(), timestamp(line.time).into());
+    object.insert("level".to_owned(), line.level.as_str().into());
+    object.insert("service".to_owned(), line.service.into());
+    object.insert("target".to_owned(), line.target.into());
+    object.extend(line.fields);
+    let mut text = Json::Object(object).to_string();
+    text.push('\n');
+    text
+}
+
+fn pretty_line(mut line: Line<'_>) -> String {
+    let colour = match line.level {
+        Level::ERROR => 31,
+        Level::WARN => 33,
+        Level::INFO => 32,
+        _ => 90,
+    };
+    let message = line.fields.remove("message").unwrap_or_default();
+    let mut text = format!(
+        "{} \x1b[{colour}m{:5}\x1b[0m {} {}",
+        timestamp(line.time),
+        line.level.as_str(),
+        line.service,
+        message.as_str().unwrap_or_default()
+    );
+    for (name, value) in &line.fields {
+        let _ = match value {
+            Json::String(value) => write!(text, " \x1b[90m{name}=\x1b[0m{value}"),
+            value => write!(text, " \x1b[90m{name}=\x1b[0m{value}"),
+        };
+    }
+    text.push('\n');
+    text
+}
+
+/// RFC 3339 in UTC with milliseconds.
+fn timestamp(time: SystemTime) -> String {
+    chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+fn write_to_stdout(line: &str) {
+    // Whoever read our stdout may be gone; the service goes on without its log.
+    let _ = std::io::stdout().lock().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    thread_local! {
+        static WRITTEN: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+
+    fn lines_of(form: fn(Line<'_>) -> String, work: impl FnOnce()) -> String {
+        let write = |line: &str| WRITTEN.with_borrow_mut(|text| text.push_str(line));
+        let subscriber = tracing_subscriber::registry().with(Lines { service: "test-service", form, write });
+        tracing::subscriber::with_default(subscriber, work);
+        WRITTEN.take()
+    }
+
+    #[test]
+    fn a_line_is_one_json_object_with_the_fields_of_its_spans() {
+        let text = lines_of(json_line, || {
+            let _request = tracing::info_span!("request", trace_id = "abc", version = 1).entered();
+            let _step = tracing::info_span!("step", step = "store").entered();
+            tracing::info!(version = 2, late = true, "patient \"stored\"\nat last");
+        });
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        let line: Json = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["message"], "patient \"stored\"\nat last");
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["service"], "test-service");
+        assert_eq!(line["trace_id"], "abc");
+        assert_eq!(line["step"], "store");
+        assert_eq!(line["version"], 2);
+        assert_eq!(line["late"], true);
+        assert_eq!(line["time"].as_str().map(str::len), Some("2024-01-01T00:00:00.000Z".len()));
+    }
+
+    #[test]
+    fn pretty_lines_have_the_same_content() {
+        let text = lines_of(pretty_line, || tracing::warn!(attempts = 3, "billing is away"));
+        assert!(text.contains("WARN") && text.contains("billing is away") && text.contains("3"), "{text}");
+    }
+
+    #[test]
+    fn settings_are_read_from_either_name() {
+        let environment = config::Environment::empty().with("LOGGING_LEVEL_ROOT", "WARN");
+        let settings = Settings::read(&mut Reader::new(environment));
+        assert_eq!(settings.level.0, LevelFilter::WARN);
+        assert!(Verbosity::parse("loud").is_err());
+    }
+}

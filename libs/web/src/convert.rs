@@ -1,0 +1,181 @@
+//! hyper's types to tide's and back. Bodies are streamed; only a short answer of known length is sent in one piece.
+
+use std::{
+    io,
+    pin::Pin,
+    str::FromStr as _,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_lite::{AsyncBufRead, AsyncRead};
+use http_types::headers::{HeaderName, HeaderValue};
+use hyper::{
+    HeaderMap,
+    body::{Body as _, Frame, Incoming, SizeHint},
+    header,
+    http::request::Parts,
+};
+use tide::{
+    StatusCode,
+    http::{self, Method, Url},
+};
+
+use crate::Problem;
+
+/// Answers of at most this many bytes leave in one write together with their head.
+const ONE_PIECE: usize = 64 * 1024;
+/// Bytes that one frame of a streamed answer holds at most.
+const FRAME: usize = 16 * 1024;
+
+/// A tide request of a hyper one.
+///
+/// # Errors
+/// The answer to a request that HTTP allows to be written and forbids to be meant.
+pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Problem> {
+    if parts.version == hyper::Version::HTTP_11 && parts.headers.get_all(header::HOST).iter().count() != 1 {
+        return Err(Problem::bad_request("A request must have exactly one Host header."));
+    }
+    let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
+    let method =
+        method.ok_or_else(|| Problem::new(StatusCode::NotImplemented, "The service does not know this method."))?;
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    // tide routes by path alone; who the client thinks we are does not matter and is not worth parsing.
+    let url = Url::parse(&format!("http://localhost{target}"))
+        .map_err(|_| Problem::bad_request("The request target is not a valid path."))?;
+    let mut request = http::Request::new(method, url);
+    copy_headers(&parts.headers, &mut request)?;
+    if !body.is_end_stream() {
+        let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
+        request.set_body(http::Body::from_reader(RequestBody { incoming: body, chunk: Bytes::new() }, length));
+    }
+    Ok(request)
+}
+
+fn copy_headers(from: &HeaderMap, to: &mut http::Request) -> Result<(), Problem> {
+    for (name, value) in from {
+        let value = HeaderValue::from_bytes(value.as_bytes().to_vec());
+        let (Ok(name), Ok(value)) = (HeaderName::from_str(name.as_str()), value) else {
+            return Err(Problem::bad_request(format!("The header {name} is not ASCII.")));
+        };
+        to.append_header(name, value);
+    }
+    Ok(())
+}
+
+/// A hyper answer of a tide one.
+pub(crate) async fn response(mut response: http::Response) -> hyper::Response<ResponseBody> {
+    let body = response.take_body();
+    let body = match body.len() {
+        Some(length) if length <= ONE_PIECE => match body.into_bytes().await {
+            Ok(bytes) => ResponseBody::Whole(Some(bytes.into())),
+            Err(error) => {
+                tracing::error!(%error, "the body of an answer could not be read");
+                response.set_status(StatusCode::InternalServerError);
+                ResponseBody::Whole(None)
+            }
+        },
+        length => ResponseBody::Stream { reader: body.into_reader(), left: length.map(|length| length as u64) },
+    };
+    let mut answer = hyper::Response::new(body);
+    *answer.status_mut() =
+        hyper::StatusCode::from_u16(response.status().into()).expect("tide's status codes are valid ones");
+    let headers = answer.headers_mut();
+    for (name, values) in &response {
+        let Ok(name) = header::HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
+        for value in values {
+            // A value with a line break would be a hole; http-types lets only ASCII in, this lets only valid ones out.
+            if let Ok(value) = header::HeaderValue::from_str(value.as_str()) {
+                headers.append(&name, value);
+            }
+        }
+    }
+    answer
+}
+
+/// hyper's body as the reader that tide wants.
+struct RequestBody {
+    incoming: Incoming,
+    chunk: Bytes,
+}
+
+impl AsyncBufRead for RequestBody {
+    fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        while this.chunk.is_empty() {
+            match ready!(Pin::new(&mut this.incoming).poll_frame(context)) {
+                None => break,
+                Some(Ok(frame)) => this.chunk = frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+            }
+        }
+        Poll::Ready(Ok(&this.chunk))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        self.chunk.advance(amount);
+    }
+}
+
+impl AsyncRead for RequestBody {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let available = ready!(self.as_mut().poll_fill_buf(context))?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Poll::Ready(Ok(length))
+    }
+}
+
+/// tide's body as hyper wants it.
+pub(crate) enum ResponseBody {
+    Whole(Option<Bytes>),
+    Stream { reader: Box<dyn AsyncBufRead + Send + Sync + Unpin>, left: Option<u64> },
+}
+
+impl hyper::body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) => {
+                Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|b| Ok(Frame::data(b))))
+            }
+            Self::Stream { reader, left } => {
+                let available = match ready!(Pin::new(&mut *reader).poll_fill_buf(context)) {
+                    Ok(available) => available,
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                };
+                let most = left.map_or(FRAME, |left| FRAME.min(usize::try_from(left).unwrap_or(FRAME)));
+                let bytes = Bytes::copy_from_slice(&available[..available.len().min(most)]);
+                if bytes.is_empty() {
+                    return Poll::Ready(None);
+                }
+                Pin::new(reader).consume(bytes.len());
+                if let Some(left) = left {
+                    *left -= bytes.len() as u64;
+                }
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream { left, .. } => *left == Some(0),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Stream { left: Some(left), .. } => SizeHint::with_exact(*left),
+            Self::Stream { left: None, .. } => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Server-sent events. tide's own helper spawns each stream on async-std's executor, which would start its threads;
+//! this one leaves the spawning to the caller.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_lite::{AsyncBufRead, AsyncRead, Stream};
+use smol::channel::{self, Receiver, Sender};
+use tide::{Body, Response, StatusCode};
+
+/// Events that wait for a slow client; the sender waits for room beyond.
+const WAITING_EVENTS: usize = 16;
+
+/// Where the events of a stream go in.
+#[derive(Clone, Debug)]
+pub struct EventSender(Sender<Vec<u8>>);
+
+impl EventSender {
+    /// Sends an event with one line of data; false when the client has gone.
+    pub async fn send(&self, name: &str, data: &str) -> bool {
+        debug_assert!(!data.contains('\n'), "a line break would end the data");
+        self.0.send(format!("event: {name}\ndata: {data}\n\n").into_bytes()).await.is_ok()
+    }
+
+    /// Sends a comment, which keeps proxies from closing a quiet stream; false when the client has gone.
+    pub async fn keep_alive(&self) -> bool {
+        self.0.send(b": keep-alive\n\n".to_vec()).await.is_ok()
+    }
+}
+
+/// An answer that streams events until every [`EventSender`] of it is dropped.
+pub fn events() -> (EventSender, Response) {
+    let (sender, receiver) = channel::bounded(WAITING_EVENTS);
+    let mut response = Response::new(StatusCode::Ok);
+    response.set_body(Body::from_reader(Events { receiver: Box::pin(receiver), event: Vec::new(), read: 0 }, None));
+    response.insert_header("content-type", "text/event-stream");
+    response.insert_header("cache-control", "no-cache");
+    (EventSender(sender), response)
+}
+
+struct Events {
+    receiver: Pin<Box<Receiver<Vec<u8>>>>,
+    event: Vec<u8>,
+    read: usize,
+}
+
+impl AsyncBufRead for Events {
+    fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        if this.read == this.event.len() {
+            this.event = ready!(this.receiver.as_mut().poll_next(context)).unwrap_or_default();
+            this.read = 0;
+        }
+        Poll::Ready(Ok(&this.event[this.read..]))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        self.read += amount;
+    }
+}
+
+impl AsyncRead for Events {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let available = ready!(self.as_mut().poll_fill_buf(context))?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Poll::Ready(Ok(length))
+    }
+}

@@ -1,0 +1,128 @@
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use runtime::{Shutdown, within};
+use serde::Serialize;
+use tide::{Response, StatusCode};
+
+/// How long a component's check may take before it counts as down.
+const CHECK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How well something works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// It works.
+    Up,
+    /// It does not, and the service can do its work without it for now.
+    Degraded,
+    /// It does not, and the service cannot work without it.
+    Down,
+}
+
+/// The state of one thing that a service needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Component {
+    /// How well it works.
+    pub status: Status,
+    /// What is wrong with it, for an operator; never data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Component {
+    /// It works.
+    pub fn up() -> Self {
+        Self { status: Status::Up, detail: None }
+    }
+
+    /// It does not, which the service absorbs for now.
+    pub fn degraded(detail: impl Into<String>) -> Self {
+        Self { status: Status::Degraded, detail: Some(detail.into()) }
+    }
+
+    /// It does not, and the service cannot do without.
+    pub fn down(detail: impl Into<String>) -> Self {
+        Self { status: Status::Down, detail: Some(detail.into()) }
+    }
+}
+
+type Check = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Component> + Send>> + Send + Sync>;
+
+/// What the readiness of a service depends on. It is DOWN as a whole while any component is down, and from the moment
+/// of the shutdown, so that balancers send their requests elsewhere.
+#[derive(Clone)]
+pub struct Health {
+    shutdown: Shutdown,
+    checks: Vec<(&'static str, Check)>,
+}
+
+impl Health {
+    /// Depends on nothing but the shutdown.
+    pub fn new(shutdown: Shutdown) -> Self {
+        Self { shutdown, checks: Vec::new() }
+    }
+
+    /// Depends on one thing more.
+    #[must_use]
+    pub fn component<F, R>(mut self, name: &'static str, check: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Component> + Send + 'static,
+    {
+        self.checks.push((name, Arc::new(move || Box::pin(check()))));
+        self
+    }
+
+    /// The answer to a readiness probe.
+    pub(crate) async fn readiness(&self) -> Response {
+        let mut components = serde_json::Map::new();
+        let mut worst = Status::Up;
+        let mut add = |name: &str, component: Component| {
+            worst = worst.max(component.status);
+            components.insert(name.to_owned(), serde_json::to_value(component).expect("two strings"));
+        };
+        if self.shutdown.is_triggered() {
+            add("service", Component::down("stopping"));
+        }
+        for (name, check) in &self.checks {
+            let component = within(CHECK_LIMIT, check()).await;
+            add(name, component.unwrap_or_else(|elapsed| Component::down(elapsed.to_string())));
+        }
+        let status = if worst == Status::Down { StatusCode::ServiceUnavailable } else { StatusCode::Ok };
+        crate::json(status, &serde_json::json!({ "status": worst, "components": components }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readiness(health: &Health) -> (u16, serde_json::Value) {
+        let mut response = smol::block_on(health.readiness());
+        let body = smol::block_on(response.take_body().into_bytes()).unwrap();
+        (response.status().into(), serde_json::from_slice(&body).unwrap())
+    }
+
+    #[test]
+    fn the_worst_component_decides_and_degraded_is_ready() {
+        let shutdown = Shutdown::new();
+        let health = Health::new(shutdown.clone())
+            .component("database", || async { Component::up() })
+            .component("kafka", || async { Component::degraded("away") });
+        let (status, body) = readiness(&health);
+        assert_eq!((status, body["status"].as_str()), (200, Some("DEGRADED")));
+        assert_eq!(body["components"]["kafka"]["detail"], "away");
+
+        let (status, body) = readiness(&health.clone().component("state", || async { Component::down("full") }));
+        assert_eq!((status, body["status"].as_str()), (503, Some("DOWN")));
+
+        shutdown.trigger();
+        assert_eq!(readiness(&health).0, 503);
+    }
+
+    #[test]
+    fn a_check_that_hangs_is_down() {
+        let health = Health::new(Shutdown::new()).component("database", std::future::pending);
+        assert_eq!(readiness(&health).0, 503);
+    }
+}

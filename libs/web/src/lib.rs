@@ -1,0 +1,40 @@
+//! HTTP for services: tide's routes, requests and responses, served by our own accept loop over hyper's http1 on smol.
+//!
+//! tide's own server is not used. It stalls keep-alive clients by about 40 ms, has no limits and cannot drain; see
+//! ARCHITECTURE.md. What this library adds:
+//! - [`Server`]: bind, learn the port, serve until the shutdown, drain;
+//! - [`Limits`]: of connections, requests in flight, heads, bodies and every wait for a client;
+//! - [`Router`]: a route table whose every answer is well formed: 404, 405 with `Allow`, 500 after a panic, 503 under
+//!   overload, each as problem+json, measured and traced;
+//! - [`Problem`]: RFC 9457;
+//! - [`Health`], [`metrics_page`], [`events`]: what each service serves besides its own routes.
+
+mod body;
+mod connections;
+mod convert;
+mod events;
+mod health;
+mod limits;
+mod problem;
+mod query;
+mod response;
+mod router;
+mod server;
+mod settings;
+
+pub use body::{read_body, read_json};
+pub use events::{EventSender, events};
+pub use health::{Component, Health, Status};
+pub use limits::Limits;
+pub use problem::Problem;
+pub use query::Query;
+pub use response::{json, no_content, text};
+pub use router::{App, Handler, Router, metrics_page};
+pub use server::Server;
+pub use settings::Settings;
+
+/// The trace that a request belongs to.
+pub fn trace<S>(request: &tide::Request<S>) -> telemetry::TraceContext {
+    // The edge sets it on every request; a request made by a test without the edge begins its own trace.
+    request.ext::<telemetry::TraceContext>().copied().unwrap_or_else(telemetry::TraceContext::root)
+}

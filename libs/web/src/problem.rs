@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use telemetry::TraceContext;
+use tide::{Response, StatusCode};
+
+/// An error answer: RFC 9457 `application/problem+json`.
+///
+/// ```
+/// use tide::StatusCode;
+/// use web::Problem;
+///
+/// let problem = Problem::new(StatusCode::BadRequest, "The patient is not valid.").field("name", "Name is required");
+/// assert_eq!(problem.status(), StatusCode::BadRequest);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    status: StatusCode,
+    kind: Option<&'static str>,
+    detail: String,
+    errors: Vec<(String, String)>,
+    headers: Vec<(&'static str, String)>,
+}
+
+impl Problem {
+    /// The media type of the answer.
+    pub const CONTENT_TYPE: &'static str = "application/problem+json";
+
+    /// A problem of this status. `detail` is read by people: what is wrong and what to do, never internals.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, kind: None, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
+    }
+
+    /// 404: there is nothing at this path.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NotFound, detail)
+    }
+
+    /// 400: the request is malformed.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BadRequest, detail)
+    }
+
+    /// 500: a fault of ours, whose cause belongs into the log and not into the answer.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::InternalServerError, "The service failed to answer; the trace id leads to the cause.")
+    }
+
+    /// 503: something that this needs is away for now; the client may come back after `retry_after`.
+    pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
+        let seconds = retry_after.as_secs().max(1).to_string();
+        Self::new(StatusCode::ServiceUnavailable, detail).header("retry-after", seconds)
+    }
+
+    /// Names the kind of the problem for programs: the last part of `type`.
+    #[must_use]
+    pub fn kind(self, kind: &'static str) -> Self {
+        Self { kind: Some(kind), ..self }
+    }
+
+    /// Adds what is wrong with one field of the request.
+    #[must_use]
+    pub fn field(mut self, name: impl Into<String>, message: impl Into<String>) -> Self {
+        self.errors.push((name.into(), message.into()));
+        self
+    }
+
+    /// Adds a header to the answer.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The answer to the request for `path`.
+    pub(crate) fn into_response(self, path: &str, trace: TraceContext) -> Response {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Body<'a> {
+            r#type: String,
+            title: &'static str,
+            status: u16,
+            detail: &'a str,
+            instance: &'a str,
+            #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "as_object")]
+            errors: &'a [(String, String)],
+            trace_id: String,
+        }
+        fn as_object<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_map(pairs.iter().map(|(name, message)| (name, message)))
+        }
+        let body = Body {
+            r#type: self.kind.map_or_else(|| "about:blank".to_owned(), |kind| format!("urn:problem-type:{kind}")),
+            title: self.status.canonical_reason(),
+            status: self.status.into(),
+            detail: &self.detail,
+            instance: path,
+            errors: &self.errors,
+            trace_id: trace.trace_id(),
+        };
+        let bytes = serde_json::to_vec(&body).expect("a problem consists of strings and a number");
+        let mut response = Response::new(self.status);
+        response.set_body(bytes);
+        response.insert_header("content-type", Self::CONTENT_TYPE);
+        for (name, value) in &self.headers {
+            response.insert_header(*name, value);
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn body_of(problem: Problem) -> (Response, Value) {
+        let mut response = problem.into_response("/patients", TraceContext::root());
+        let bytes = smol::block_on(response.take_body().into_bytes()).unwrap();
+        (response, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[test]
+    fn has_every_member_of_the_rfc_and_ours() {
+        let problem = Problem::bad_request("No.").kind("invalid-patient").field("name", "Name is required");
+        let (response, body) = body_of(problem);
+        assert_eq!(response.header("content-type").unwrap().as_str(), "application/problem+json");
+        assert_eq!(body["type"], "urn:problem-type:invalid-patient");
+        assert_eq!(body["title"], "Bad Request");
+        assert_eq!(body["status"], 400);
+        assert_eq!(body["detail"], "No.");
+        assert_eq!(body["instance"], "/patients");
+        assert_eq!(body["errors"]["name"], "Name is required");
+        assert_eq!(body["traceId"].as_str().map(str::len), Some(32));
+    }
+
+    #[test]
+    fn unavailable_says_when_to_come_back() {
+        let (response, body) = body_of(Problem::unavailable("Later.", Duration::from_millis(1)));
+        assert_eq!(response.header("retry-after").unwrap().as_str(), "1");
+        assert_eq!(body["type"], "about:blank");
+        assert!(body.get("errors").is_none());
+    }
+}

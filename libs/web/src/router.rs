@@ -1,0 +1,301 @@
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_lite::FutureExt as _;
+use telemetry::metrics::{self, HistogramVec, IntCounterVec, IntGauge};
+use tide::{Endpoint, Request, Response, StatusCode, http::Method, utils::async_trait};
+use tracing::Instrument as _;
+
+use crate::{Health, Problem};
+
+static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    metrics::counters("http_requests_total", "HTTP requests answered.", &["method", "route", "status"])
+});
+static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
+    metrics::latencies(
+        "http_request_duration_seconds",
+        "Time from a request's head to its answer's head.",
+        &["method", "route"],
+    )
+});
+static IN_FLIGHT: LazyLock<IntGauge> =
+    LazyLock::new(|| metrics::gauge("http_requests_in_flight", "HTTP requests being handled."));
+
+/// The route label of requests that match no route: paths of their own would grow the metrics without bound.
+const NO_ROUTE: &str = "(none)";
+/// When a client that met an overloaded service may come back.
+const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, Problem>> + Send>>;
+/// What answers a route's requests.
+pub type Handler<S> = Arc<dyn Fn(Request<S>) -> Answer + Send + Sync>;
+
+/// A route table.
+///
+/// Handlers are `async fn(Request<S>) -> Result<Response, E>` with an `E` that becomes a [`Problem`]; that conversion
+/// is the one place where a service's errors meet HTTP.
+///
+/// ```
+/// use tide::{Request, Response, StatusCode};
+/// use web::{Problem, Router, json};
+///
+/// async fn hello(request: Request<&'static str>) -> Result<Response, Problem> {
+///     Ok(json(StatusCode::Ok, request.state()))
+/// }
+///
+/// let app = Router::new("world").get("/hello", hello).build();
+/// ```
+pub struct Router<S> {
+    state: S,
+    routes: BTreeMap<&'static str, Vec<Route<S>>>,
+    in_flight_limit: usize,
+}
+
+impl<S: Clone + Send + Sync + 'static> Router<S> {
+    /// No route yet. Every handler gets a clone of `state`.
+    pub fn new(state: S) -> Self {
+        Self { state, routes: BTreeMap::new(), in_flight_limit: usize::MAX }
+    }
+
+    /// Answers 503 with `Retry-After` to requests beyond `limit` at once, those for health and metrics excepted.
+    #[must_use]
+    pub fn limit_in_flight(self, limit: usize) -> Self {
+        Self { in_flight_limit: limit, ..self }
+    }
+
+    /// GET, and HEAD with it.
+    #[must_use]
+    pub fn get<F, R, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(Request<S>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Problem>,
+    {
+        self.route(Method::Get, path, boxed(handler), true)
+    }
+
+    /// POST.
+    #[must_use]
+    pub fn post<F, R, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(Request<S>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Problem>,
+    {
+        self.route(Method::Post, path, boxed(handler), true)
+    }
+
+    /// PUT.
+    #[must_use]
+    pub fn put<F, R, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(Request<S>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Problem>,
+    {
+        self.route(Method::Put, path, boxed(handler), true)
+    }
+
+    /// DELETE.
+    #[must_use]
+    pub fn delete<F, R, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(Request<S>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Problem>,
+    {
+        self.route(Method::Delete, path, boxed(handler), true)
+    }
+
+    /// What every service serves: liveness, readiness and metrics, also when it is overloaded.
+    #[must_use]
+    pub fn operations(self, health: Health) -> Self {
+        let readiness = move |_| {
+            let health = health.clone();
+            async move { Ok::<_, Problem>(health.readiness().await) }
+        };
+        self.route(Method::Get, "/actuator/health/liveness", boxed(liveness), false)
+            .route(Method::Get, "/actuator/health/readiness", boxed(readiness.clone()), false)
+            .route(Method::Get, "/actuator/health", boxed(readiness), false)
+            .route(Method::Get, "/metrics", boxed(metrics_page), false)
+    }
+
+    /// The methods and paths of the table, for a test that compares it with a document.
+    pub fn table(&self) -> Vec<(Method, &'static str)> {
+        let routes = self.routes.values().flatten();
+        routes.filter(|route| route.method != Method::Head).map(|route| (route.method, route.path)).collect()
+    }
+
+    fn route(mut self, method: Method, path: &'static str, handler: Handler<S>, limited: bool) -> Self {
+        let routes = self.routes.entry(path).or_default();
+        let mut add =
+            |method| routes.push(Route { method, path, handler: handler.clone(), limit: limited.then(Arc::default) });
+        add(method);
+        if method == Method::Get {
+            add(Method::Head);
+        }
+        self
+    }
+
+    /// The application that a [`Server`](crate::Server) serves.
+    pub fn build(self) -> App<S> {
+        let mut tide = tide::with_state(self.state);
+        let in_flight = Arc::new(InFlight { count: AtomicUsize::new(0), limit: self.in_flight_limit });
+        for (path, routes) in self.routes {
+            let mut methods: Vec<&str> = routes.iter().map(|route| route.method.as_ref()).collect();
+            methods.push(Method::Options.as_ref());
+            let allow = methods.join(", ");
+            for mut route in routes {
+                if let Some(limit) = &mut route.limit {
+                    *limit = in_flight.clone();
+                }
+                tide.at(path).method(route.method, route);
+            }
+            tide.at(path)
+                .all(Route::unlimited(NO_ROUTE, boxed(move |request| method_not_allowed(request, allow.clone()))));
+        }
+        for path in ["", "*"] {
+            tide.at(path).all(Route::unlimited(NO_ROUTE, boxed(not_found)));
+        }
+        App { tide }
+    }
+}
+
+/// A built application. It answers requests by itself, without a server, which is what unit tests do with it.
+#[derive(Clone)]
+pub struct App<S> {
+    tide: tide::Server<S>,
+}
+
+impl<S: Clone + Send + Sync + 'static> App<S> {
+    /// The answer to a request.
+    pub async fn respond(&self, request: tide::http::Request) -> tide::http::Response {
+        self.tide.respond(request).await.unwrap_or_else(|error| {
+            // No endpoint of ours returns an error; this is tide's own path.
+            tracing::error!(%error, "tide could not answer");
+            tide::http::Response::new(StatusCode::InternalServerError)
+        })
+    }
+}
+
+/// The requests being handled, and how many may be.
+#[derive(Default)]
+struct InFlight {
+    count: AtomicUsize,
+    limit: usize,
+}
+
+impl InFlight {
+    fn enter(&self) -> Option<Entered<'_>> {
+        let entered = Entered(&self.count);
+        (self.count.fetch_add(1, Ordering::Relaxed) < self.limit).then_some(entered)
+    }
+}
+
+struct Entered<'a>(&'a AtomicUsize);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One row of the table. As tide's endpoint it wraps its handler into what holds for every request: the span, the
+/// metrics, the overload limit, the answer after an error or a panic.
+struct Route<S> {
+    method: Method,
+    path: &'static str,
+    handler: Handler<S>,
+    /// Whether the row counts against the limit of requests in flight; the counter itself comes with `build`.
+    limit: Option<Arc<InFlight>>,
+}
+
+impl<S> Route<S> {
+    fn unlimited(path: &'static str, handler: Handler<S>) -> Self {
+        Self { method: Method::Get, path, handler, limit: None }
+    }
+
+    async fn handle(&self, request: Request<S>) -> Result<Response, Problem> {
+        let _entered = match &self.limit {
+            Some(in_flight) => match in_flight.enter() {
+                entered @ Some(_) => entered,
+                None => return Err(Problem::unavailable("The service is at its limit.", OVERLOAD_PAUSE)),
+            },
+            None => None,
+        };
+        let answer = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
+        answer.unwrap_or_else(|_| {
+            // The panic hook has printed the message; the route tells where to look.
+            tracing::error!("a handler panicked");
+            Err(Problem::internal())
+        })
+    }
+}
+
+#[async_trait]
+impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
+    async fn call(&self, request: Request<S>) -> tide::Result {
+        let started = Instant::now();
+        let _in_flight = metrics::count_in(&IN_FLIGHT);
+        let trace = crate::trace(&request);
+        let method = if self.path == NO_ROUTE { "any" } else { self.method.as_ref() };
+        // Only a problem shows it, and most answers are none.
+        let path = request.url().path().to_owned();
+        let span = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);
+        let response = match self.handle(request).instrument(span).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(&path, trace),
+        };
+        LATENCY.with_label_values(&[method, self.path]).observe(started.elapsed().as_secs_f64());
+        let status = u16::from(response.status()).to_string();
+        REQUESTS.with_label_values(&[method, self.path, &status]).inc();
+        Ok(response)
+    }
+}
+
+fn boxed<S, F, R, E>(handler: F) -> Handler<S>
+where
+    F: Fn(Request<S>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Response, E>> + Send + 'static,
+    E: Into<Problem>,
+{
+    Arc::new(move |request| {
+        let answer = handler(request);
+        Box::pin(async { answer.await.map_err(Into::into) })
+    })
+}
+
+async fn liveness<S>(_: Request<S>) -> Result<Response, Problem> {
+    Ok(crate::json(StatusCode::Ok, &serde_json::json!({ "status": "UP" })))
+}
+
+/// The metrics of the process as Prometheus text.
+///
+/// # Errors
+/// None.
+pub async fn metrics_page<S>(_: Request<S>) -> Result<Response, Problem> {
+    Ok(crate::text(metrics::CONTENT_TYPE, metrics::render()))
+}
+
+async fn not_found<S>(_: Request<S>) -> Result<Response, Problem> {
+    Err(Problem::not_found("There is nothing at this path."))
+}
+
+async fn method_not_allowed<S>(request: Request<S>, allow: String) -> Result<Response, Problem> {
+    if request.method() == Method::Options {
+        let mut response = crate::no_content();
+        response.insert_header("allow", allow);
+        return Ok(response);
+    }
+    let detail = format!("This path does not answer {}.", request.method());
+    Err(Problem::new(StatusCode::MethodNotAllowed, detail).header("allow", allow))
+}
