@@ -4,11 +4,13 @@
 //! - [`spawn`] and [`block_on`]: our own executor threads, apart from those that libraries spawn on;
 //! - [`Shutdown`]: the token that tells every part to finish, triggered by SIGTERM or SIGINT;
 //! - [`Parts`]: the long-running parts of a service, joined within a deadline;
+//! - [`listen`]: bind first, serve later;
 //! - [`within`] and [`Backoff`]: no wait without an end, no retry without a pause.
 
 mod backoff;
 mod deadline;
 mod executor;
+mod listen;
 mod parts;
 mod program;
 mod shutdown;
@@ -16,6 +18,7 @@ mod shutdown;
 pub use backoff::Backoff;
 pub use deadline::{Elapsed, within};
 pub use executor::{block_on, spawn};
+pub use listen::listen;
 pub use parts::Parts;
 pub use program::Program;
 pub use shutdown::Shutdown;

@@ -11,7 +11,6 @@ use futures_lite::future::or;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use runtime::{Shutdown, within};
 use smol::{Async, net::TcpStream};
-use socket2::{Domain, Protocol, Socket, Type};
 use telemetry::{
     TraceContext,
     metrics::{self, IntGauge},
@@ -23,8 +22,6 @@ use crate::{
     convert::{self, ResponseBody},
 };
 
-/// Connections that the kernel holds ready for `accept`.
-const BACKLOG: i32 = 1024;
 /// How often connections are looked over; the precision of every limit on waiting for a client.
 const LOOK_OVER: Duration = Duration::from_secs(1);
 /// Pause after a failed `accept`, which fails again at once as long as descriptors are short.
@@ -63,16 +60,7 @@ impl Server {
     /// # Errors
     /// If the address cannot be bound; the error names it.
     pub fn bind(settings: &Settings) -> io::Result<Self> {
-        let listen = || {
-            let socket = Socket::new(Domain::for_address(settings.address), Type::STREAM, Some(Protocol::TCP))?;
-            // A restart must not wait for the old connections' TIME_WAIT.
-            socket.set_reuse_address(true)?;
-            socket.bind(&settings.address.into())?;
-            socket.listen(BACKLOG)?;
-            Async::new(TcpListener::from(socket))
-        };
-        let listener = listen()
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", settings.address)))?;
+        let listener = Async::new(runtime::listen(settings.address)?)?;
         let address = listener.get_ref().local_addr()?;
         Ok(Self { listener, address, limits: settings.limits.clone() })
     }

@@ -1,0 +1,223 @@
+//! Patient events: the typed form, its bytes, and the tolerant reading of what others publish on the same topic.
+
+use std::{fmt, str::FromStr};
+
+use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
+use prost::Message as _;
+use prost_types::Timestamp;
+use uuid::Uuid;
+
+#[expect(unreachable_pub, reason = "generated, and used in this module alone")]
+mod wire {
+    include!(concat!(env!("OUT_DIR"), "/patient.events.rs"));
+}
+
+/// What happened to a patient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The patient was registered.
+    Created,
+    /// The patient's data were replaced.
+    Updated,
+    /// The patient was removed from the registry.
+    Deleted,
+}
+
+impl Kind {
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Created => "PATIENT_CREATED",
+            Self::Updated => "PATIENT_UPDATED",
+            Self::Deleted => "PATIENT_DELETED",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is none of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownKind;
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(name: &str) -> Result<Self, UnknownKind> {
+        [Self::Created, Self::Updated, Self::Deleted].into_iter().find(|kind| kind.name() == name).ok_or(UnknownKind)
+    }
+}
+
+/// An event of ours, about to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// Names this event in every delivery of it.
+    pub id: Uuid,
+    /// Whom it happened to.
+    pub patient_id: Uuid,
+    /// What happened.
+    pub kind: Kind,
+    /// The version of the patient that it made.
+    pub version: i64,
+    /// When it happened.
+    pub time: DateTime<Utc>,
+    /// The patient's name; empty for a deletion.
+    pub name: &'a str,
+    /// The patient's email; empty for a deletion.
+    pub email: &'a str,
+    /// When the patient was registered.
+    pub registered_date: NaiveDate,
+    /// When the patient was born.
+    pub date_of_birth: NaiveDate,
+}
+
+impl Event<'_> {
+    /// The value of the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let message = wire::PatientEvent {
+            patient_id: self.patient_id.to_string(),
+            name: self.name.to_owned(),
+            email: self.email.to_owned(),
+            event_type: self.kind.name().to_owned(),
+            event_id: self.id.to_string(),
+            version: self.version,
+            event_time: Some(timestamp(self.time)),
+            registered_date: self.registered_date.to_string(),
+            birth_year: self.date_of_birth.year(),
+        };
+        message.encode_to_vec()
+    }
+}
+
+/// What a consumer learns from an event, be it ours or an original's. It leaves out what a consumer must not keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Whom it happened to.
+    pub patient_id: Uuid,
+    /// What happened; none if the publisher did not say, or said something that we do not know.
+    pub kind: Option<Kind>,
+    /// The version of the patient that it made; none in the originals' events.
+    pub version: Option<i64>,
+    /// When it happened.
+    pub time: Option<DateTime<Utc>>,
+    /// When the patient was registered.
+    pub registered_date: Option<NaiveDate>,
+    /// When the patient was born.
+    pub birth_year: Option<i32>,
+}
+
+impl Received {
+    /// Reads the value of a record.
+    ///
+    /// # Errors
+    /// If it cannot be told to which patient something happened. Anything else that is missing is left out.
+    pub fn decode(value: &[u8]) -> Result<Self, DecodeError> {
+        if value.is_empty() {
+            return Err(DecodeError::Empty);
+        }
+        let message = wire::PatientEvent::decode(value).map_err(|error| DecodeError::Malformed(error.to_string()))?;
+        Ok(Self {
+            patient_id: message.patient_id.parse().map_err(|_| DecodeError::NoPatient)?,
+            kind: message.event_type.parse().ok(),
+            version: (message.version > 0).then_some(message.version),
+            time: message.event_time.and_then(date_time),
+            registered_date: message.registered_date.parse().ok(),
+            birth_year: (message.birth_year != 0).then_some(message.birth_year),
+        })
+    }
+}
+
+/// Why a record's value is no patient event. The text holds nothing of the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// There is no value.
+    Empty,
+    /// It is not the message's encoding; the reason is protobuf's.
+    Malformed(String),
+    /// The patient's id is missing or no UUID.
+    NoPatient,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the record has no value"),
+            Self::Malformed(why) => write!(f, "the value is no PatientEvent: {why}"),
+            Self::NoPatient => f.write_str("the event's patientId is no UUID"),
+        }
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// A point in time as protobuf has it.
+pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    let nanos = i32::try_from(time.timestamp_subsec_nanos()).expect("less than two billion");
+    Timestamp { seconds: time.timestamp(), nanos }
+}
+
+fn date_time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(timestamp.seconds, u32::try_from(timestamp.nanos).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> Event<'static> {
+        Event {
+            id: Uuid::from_u128(7),
+            patient_id: Uuid::from_u128(42),
+            kind: Kind::Updated,
+            version: 3,
+            time: DateTime::from_timestamp(1_700_000_000, 5_000_000).unwrap(),
+            name: "Jane Doe",
+            email: "jane@example.org",
+            registered_date: NaiveDate::from_ymd_opt(2024, 2, 29).unwrap(),
+            date_of_birth: NaiveDate::from_ymd_opt(1990, 12, 31).unwrap(),
+        }
+    }
+
+    #[test]
+    fn reads_what_it_writes() {
+        let event = event();
+        let received = Received::decode(&event.encode()).unwrap();
+        assert_eq!(
+            received,
+            Received {
+                patient_id: event.patient_id,
+                kind: Some(Kind::Updated),
+                version: Some(3),
+                time: Some(event.time),
+                registered_date: Some(event.registered_date),
+                birth_year: Some(1990),
+            }
+        );
+    }
+
+    #[test]
+    fn reads_the_originals() {
+        let original = wire::PatientEvent {
+            patient_id: Uuid::nil().to_string(),
+            event_type: "PATIENT_MOVED".to_owned(),
+            ..Default::default()
+        };
+        let received = Received::decode(&original.encode_to_vec()).unwrap();
+        assert_eq!((received.kind, received.version, received.time), (None, None, None));
+        assert_eq!((received.registered_date, received.birth_year), (None, None));
+    }
+
+    #[test]
+    fn says_why_a_value_is_no_event_without_quoting_it() {
+        assert_eq!(Received::decode(b""), Err(DecodeError::Empty));
+        assert!(matches!(Received::decode(b"{\"patientId\": 1}"), Err(DecodeError::Malformed(_))));
+        let nobody = wire::PatientEvent { name: "Secret".to_owned(), ..Default::default() };
+        let error = Received::decode(&nobody.encode_to_vec()).unwrap_err();
+        assert_eq!(error, DecodeError::NoPatient);
+        assert!(!error.to_string().contains("Secret"));
+    }
+}

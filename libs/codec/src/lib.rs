@@ -1,0 +1,20 @@
+//! Bytes to typed messages and back. No I/O, no async.
+//!
+//! - [`event`]: what patient-service publishes and analytics-service reads;
+//! - [`headers`]: the CloudEvents headers of a record;
+//! - [`partition`]: which partition a key belongs to, as Java's client has it;
+//! - [`billing`]: the messages of the billing service.
+
+pub mod event;
+pub mod headers;
+pub mod partition;
+
+#[expect(missing_docs, reason = "generated; the documentation is in protos/billing_service.proto")]
+pub mod billing {
+    //! The messages of `protos/billing_service.proto`.
+
+    include!(concat!(env!("OUT_DIR"), "/_.rs"));
+
+    /// The compiled form of the file, for server reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/billing_service.binpb"));
+}

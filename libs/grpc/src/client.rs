@@ -1,0 +1,284 @@
+use std::{
+    fmt,
+    future::Future,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use async_compat::Compat;
+use config::{HostPort, Reader};
+use runtime::{Backoff, within};
+use telemetry::{
+    TraceContext,
+    metrics::{self, HistogramVec, IntCounterVec, IntGaugeVec},
+};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint, Error},
+};
+
+use crate::{Breaker, budget::Budget};
+
+/// Attempts at one call, the first one included.
+const ATTEMPTS: u32 = 3;
+/// The first pause between attempts, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(200));
+/// A connection that takes longer to be made is given up.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How often a quiet connection is asked for a sign of life while calls wait, and how long it may take: a peer that
+/// froze or vanished is noticed although TCP does not tell.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(2));
+
+static CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    metrics::counters("grpc_client_calls_total", "gRPC calls made, by outcome.", &["method", "outcome"])
+});
+static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
+    metrics::latencies("grpc_client_call_duration_seconds", "Time of a gRPC call with its retries.", &["method"])
+});
+static BREAKER_OPEN: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    metrics::gauges("grpc_client_breaker_open", "1 while the circuit breaker refuses calls.", &["peer"])
+});
+
+/// Where a client's peer is, and how long its calls may take.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// The name of the peer, for logs and metrics.
+    pub peer: &'static str,
+    /// Its address.
+    pub address: HostPort,
+    /// The time for a call with all its retries.
+    pub deadline: Duration,
+}
+
+impl ClientSettings {
+    /// Reads `BILLING_SERVICE_ADDRESS`, `BILLING_SERVICE_GRPC_PORT` and `BILLING_DEADLINE`.
+    pub fn read_billing(reader: &mut Reader) -> Self {
+        let host: String = reader.variable(&["BILLING_SERVICE_ADDRESS"], "host of the billing service").or("localhost");
+        let port = reader.variable(&["BILLING_SERVICE_GRPC_PORT"], "gRPC port of the billing service").or("9001");
+        let deadline =
+            reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
+        Self { peer: "billing-service", address: HostPort { host, port }, deadline }
+    }
+}
+
+/// A client of one gRPC service. Each call has one deadline over all its attempts; it is tried again only when the peer
+/// said UNAVAILABLE and retries are within budget; it fails at once while the circuit breaker is open.
+#[derive(Debug)]
+pub struct Client {
+    channel: Channel,
+    breaker: Breaker,
+    budget: Budget,
+    settings: ClientSettings,
+}
+
+impl Client {
+    /// A client that connects when it is first used, and again whenever it has to.
+    ///
+    /// # Errors
+    /// If the address cannot be part of a URI.
+    pub fn new(settings: ClientSettings) -> Result<Self, Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", settings.address))?
+            .connect_timeout(CONNECT_LIMIT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE.0)
+            .keep_alive_timeout(KEEP_ALIVE.1);
+        // It spawns the connection's task on the tokio that it finds around it.
+        let channel = smol::block_on(Compat::new(async { endpoint.connect_lazy() }));
+        BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
+        Ok(Self { channel, breaker: Breaker::default(), budget: Budget::full(), settings })
+    }
+
+    /// Whether the breaker is open: the peer has not answered for a while.
+    pub fn is_peer_away(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    /// Makes a call. `attempt` is called once for each attempt and does all of it, a stream's messages included.
+    ///
+    /// # Errors
+    /// The peer's last answer if it is an error, or why there is none.
+    pub async fn call<T, F>(
+        &self,
+        method: &'static str,
+        trace: TraceContext,
+        attempt: impl Fn(Outgoing) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let started = Instant::now();
+        let result = if self.breaker.allows(started) {
+            let attempts = Compat::new(self.attempts(started, trace, attempt));
+            let result = within(self.settings.deadline, attempts).await;
+            result.unwrap_or(Err(CallError::Late(self.settings.deadline)))
+        } else {
+            Err(CallError::BreakerOpen)
+        };
+        self.tell_breaker(&result);
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(error) => error.outcome(),
+        };
+        CALLS.with_label_values(&[method, outcome]).inc();
+        LATENCY.with_label_values(&[method]).observe(started.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn attempts<T, F>(
+        &self,
+        started: Instant,
+        trace: TraceContext,
+        attempt: impl Fn(Outgoing) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        for number in 1.. {
+            let left = self.settings.deadline.saturating_sub(started.elapsed());
+            let outgoing = Outgoing { channel: self.channel.clone(), left, trace: trace.child() };
+            // Boxed, because a call's future takes kilobytes and would be part of every handler's.
+            match Box::pin(attempt(outgoing)).await {
+                Ok(answer) => {
+                    self.budget.success();
+                    return Ok(answer);
+                }
+                Err(status) => {
+                    let retry = status.code() == Code::Unavailable && number < ATTEMPTS;
+                    if status.code() == Code::Unavailable {
+                        self.budget.failure();
+                    }
+                    if !retry || !self.budget.allows_retry() {
+                        return Err(CallError::Status(Box::new(status)));
+                    }
+                }
+            }
+            backoff.pause().await;
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn tell_breaker<T>(&self, result: &Result<T, CallError>) {
+        let peer = self.settings.peer;
+        match result {
+            Err(CallError::BreakerOpen) => {}
+            Err(error) if error.is_outage() => {
+                if self.breaker.failure(Instant::now()) {
+                    BREAKER_OPEN.with_label_values(&[peer]).set(1);
+                    tracing::warn!(peer, %error, "the peer is away; calls to it fail at once until it is back");
+                }
+            }
+            _ => {
+                if self.breaker.success() {
+                    BREAKER_OPEN.with_label_values(&[peer]).set(0);
+                    tracing::info!(peer, "the peer is back");
+                }
+            }
+        }
+    }
+}
+
+/// What one attempt at a call needs.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    channel: Channel,
+    left: Duration,
+    trace: TraceContext,
+}
+
+impl Outgoing {
+    /// The channel for a generated client.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A request with the time that is left, so that the peer stops when nobody waits any more, and with the trace.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.left);
+        let traceparent = self.trace.to_string().parse().expect("hexadecimal digits and dashes");
+        request.metadata_mut().insert(TraceContext::HEADER, traceparent);
+        request
+    }
+}
+
+/// Why a call has no result.
+#[derive(Debug)]
+pub enum CallError {
+    /// The peer answered with an error, or could not be reached.
+    Status(Box<Status>),
+    /// The deadline passed. The peer may have done what it was asked, or may still do it.
+    Late(Duration),
+    /// The call was not made, because the peer has been away.
+    BreakerOpen,
+}
+
+impl CallError {
+    /// The peer's status, if it gave one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Status(status) => Some(status.code()),
+            Self::Late(_) | Self::BreakerOpen => None,
+        }
+    }
+
+    /// Whether the peer could not do its work: it was away, late or failing. Otherwise it refused this very request.
+    pub fn is_outage(&self) -> bool {
+        !matches!(
+            self.code(),
+            Some(
+                Code::InvalidArgument
+                    | Code::NotFound
+                    | Code::AlreadyExists
+                    | Code::FailedPrecondition
+                    | Code::OutOfRange
+                    | Code::PermissionDenied
+                    | Code::Unauthenticated
+            )
+        )
+    }
+
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Status(status) => code_name(status.code()),
+            Self::Late(_) => "late",
+            Self::BreakerOpen => "breaker_open",
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // A message of the peer could quote what it was sent; the code says enough.
+            Self::Status(status) => write!(f, "the peer answered {}", code_name(status.code())),
+            Self::Late(limit) => write!(f, "no answer within {} ms", limit.as_millis()),
+            Self::BreakerOpen => f.write_str("not called, because the peer has been away"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// The name of a status code as gRPC writes it, in lower case.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
+    }
+}

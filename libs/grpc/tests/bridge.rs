@@ -1,0 +1,200 @@
+//! Server and client over a real connection, both on smol through the bridge.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use codec::billing::{
+    BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, DESCRIPTORS, GetBillingAccountRequest,
+    ListTransactionsRequest, RecordTransactionRequest, Transaction,
+};
+use config::HostPort;
+use futures_lite::{Stream, StreamExt as _, stream};
+use grpc::{
+    CallError, Client, ClientSettings, Code, Health, Request, Response, Routes, Server, ServerSettings, Status,
+    billing::{
+        billing_service_client::BillingServiceClient,
+        billing_service_server::{BillingService, BillingServiceServer},
+    },
+};
+use runtime::Shutdown;
+use telemetry::TraceContext;
+
+const DEADLINE: Duration = Duration::from_millis(500);
+
+/// Answers by the name in the request.
+#[derive(Clone, Default)]
+struct Scripted {
+    calls: Arc<AtomicU32>,
+}
+
+#[tonic::async_trait]
+impl BillingService for Scripted {
+    type ListTransactionsStream = Pin<Box<dyn Stream<Item = Result<Transaction, Status>> + Send>>;
+
+    async fn create_billing_account(
+        &self,
+        request: Request<BillingRequest>,
+    ) -> Result<Response<BillingResponse>, Status> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        let trace_id = grpc::trace(&request).trace_id();
+        match request.into_inner().name.as_str() {
+            "unavailable once" if call == 0 => Err(Status::unavailable("not yet")),
+            "unavailable" => Err(Status::unavailable("never")),
+            "invalid" => Err(Status::invalid_argument("no")),
+            "hang" => std::future::pending().await,
+            // A timer of smol's inside tonic's handler: what a query to the database is made of.
+            _ => {
+                smol::Timer::after(Duration::from_millis(1)).await;
+                Ok(Response::new(BillingResponse { account_id: trace_id, status: "ACTIVE".to_owned() }))
+            }
+        }
+    }
+
+    async fn get_billing_account(
+        &self,
+        _: Request<GetBillingAccountRequest>,
+    ) -> Result<Response<BillingAccount>, Status> {
+        Err(Status::not_found("none"))
+    }
+
+    async fn close_billing_account(
+        &self,
+        _: Request<CloseBillingAccountRequest>,
+    ) -> Result<Response<BillingResponse>, Status> {
+        Err(Status::not_found("none"))
+    }
+
+    async fn record_transaction(&self, _: Request<RecordTransactionRequest>) -> Result<Response<Transaction>, Status> {
+        Err(Status::not_found("none"))
+    }
+
+    async fn list_transactions(
+        &self,
+        _: Request<ListTransactionsRequest>,
+    ) -> Result<Response<Self::ListTransactionsStream>, Status> {
+        let all = (1..=1000).map(|position| Ok(Transaction { position, ..Default::default() }));
+        Ok(Response::new(Box::pin(stream::iter(all))))
+    }
+}
+
+fn client(address: SocketAddr) -> Client {
+    let address = HostPort { host: address.ip().to_string(), port: address.port() };
+    Client::new(ClientSettings { peer: "test", address, deadline: DEADLINE }).unwrap()
+}
+
+async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<BillingResponse, CallError> {
+    let call = |outgoing: grpc::Outgoing| async move {
+        let request = BillingRequest { name: name.to_owned(), ..Default::default() };
+        let mut client = BillingServiceClient::new(outgoing.channel());
+        Ok(client.create_billing_account(outgoing.request(request)).await?.into_inner())
+    };
+    client.call("CreateBillingAccount", trace, call).await
+}
+
+/// Runs `test` against a server, then stops the server, which must end in time.
+fn with_server<F: Future<Output = ()> + Send>(test: impl FnOnce(Client, Scripted) -> F + Send + 'static) {
+    runtime::block_on(2, async {
+        let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(5) };
+        let server = Server::bind(&settings).unwrap();
+        let (address, shutdown, scripted) = (server.address(), Shutdown::new(), Scripted::default());
+        let health = Health::not_serving("BillingService").await;
+        health.set_serving(true).await;
+        let routes = Routes::new(BillingServiceServer::new(scripted.clone()));
+        let serving = runtime::spawn(server.serve(routes, health, DESCRIPTORS, shutdown.clone()));
+        test(client(address), scripted).await;
+        shutdown.trigger();
+        let stopping = Instant::now();
+        serving.await.unwrap();
+        assert!(stopping.elapsed() < Duration::from_secs(4), "the drain has no one to wait for");
+    });
+}
+
+#[test]
+fn a_call_carries_its_trace_and_comes_back() {
+    with_server(|client, _| async move {
+        let trace = TraceContext::root();
+        let answer = create(&client, "", trace).await.unwrap();
+        assert_eq!((answer.account_id, answer.status.as_str()), (trace.trace_id(), "ACTIVE"));
+    });
+}
+
+#[test]
+fn a_stream_is_read_within_one_call() {
+    with_server(|client, _| async move {
+        let list = |outgoing: grpc::Outgoing| async move {
+            let mut client = BillingServiceClient::new(outgoing.channel());
+            let request = outgoing.request(ListTransactionsRequest::default());
+            let stream = client.list_transactions(request).await?.into_inner();
+            stream.map(|item| item.map(|transaction| transaction.position)).try_collect::<i64, Status, Vec<_>>().await
+        };
+        let positions = client.call("ListTransactions", TraceContext::root(), list).await.unwrap();
+        assert_eq!(positions, (1..=1000).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn only_unavailable_is_tried_again() {
+    with_server(|client, scripted| async move {
+        create(&client, "unavailable once", TraceContext::root()).await.unwrap();
+        assert_eq!(scripted.calls.swap(0, Ordering::SeqCst), 2);
+
+        let error = create(&client, "invalid", TraceContext::root()).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::InvalidArgument));
+        assert!(!error.is_outage());
+        assert_eq!(scripted.calls.swap(0, Ordering::SeqCst), 1);
+
+        let error = create(&client, "unavailable", TraceContext::root()).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::Unavailable));
+        assert!(error.is_outage());
+        assert_eq!(scripted.calls.swap(0, Ordering::SeqCst), 3);
+    });
+}
+
+#[test]
+fn a_peer_that_hangs_costs_the_deadline_and_no_more() {
+    with_server(|client, _| async move {
+        let started = Instant::now();
+        let error = create(&client, "hang", TraceContext::root()).await.unwrap_err();
+        assert!(error.is_outage());
+        assert!((DEADLINE..DEADLINE * 3).contains(&started.elapsed()), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
+fn an_outage_opens_the_breaker_and_the_peers_return_closes_it() {
+    runtime::block_on(2, async {
+        // Bound and never accepting is worse than refusing: only a deadline ends the wait.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = client(silent.local_addr().unwrap());
+        while !client.is_peer_away() {
+            assert!(create(&client, "", TraceContext::root()).await.unwrap_err().is_outage());
+        }
+        let started = Instant::now();
+        assert!(matches!(create(&client, "", TraceContext::root()).await, Err(CallError::BreakerOpen)));
+        assert!(started.elapsed() < DEADLINE / 2);
+
+        let settings = ServerSettings { address: silent.local_addr().unwrap(), drain: Duration::from_secs(5) };
+        drop(silent);
+        let (server, shutdown) = (Server::bind(&settings).unwrap(), Shutdown::new());
+        let health = Health::not_serving("BillingService").await;
+        let routes = Routes::new(BillingServiceServer::new(Scripted::default()));
+        let serving = runtime::spawn(server.serve(routes, health, DESCRIPTORS, shutdown.clone()));
+        let healed = runtime::within(Duration::from_secs(20), async {
+            while create(&client, "", TraceContext::root()).await.is_err() {
+                smol::Timer::after(Duration::from_millis(50)).await;
+            }
+        });
+        healed.await.expect("a probe finds the peer");
+        assert!(!client.is_peer_away());
+        shutdown.trigger();
+        serving.await.unwrap();
+    });
+}
