@@ -1,0 +1,52 @@
+//! The one way into rskafka.
+
+use std::{future::Future, sync::LazyLock, time::Duration};
+
+use async_compat::Compat;
+use rskafka::{
+    BackoffConfig,
+    client::{Client, ClientBuilder, error::Error as Rskafka},
+};
+use runtime::within;
+use telemetry::metrics::{self, IntCounterVec};
+
+use crate::{Error, Settings};
+
+/// Bytes of an answer at most; we fetch far less at a time.
+const MESSAGE_LIMIT: usize = 32 * 1024 * 1024;
+
+static CALLS: LazyLock<IntCounterVec> =
+    LazyLock::new(|| metrics::counters("kafka_calls_total", "Calls to Kafka, by outcome.", &["operation", "outcome"]));
+
+/// Does `work` inside the bridge and within `limit`. Work that is late is dropped inside the bridge too: rskafka spawns
+/// on tokio when a request is dropped.
+pub(crate) async fn call<T>(
+    operation: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let result = match within(limit, Compat::new(work)).await {
+        Ok(result) => result,
+        Err(elapsed) => Err(elapsed.into()),
+    };
+    let outcome = result.as_ref().err().map_or("ok", Error::outcome);
+    CALLS.with_label_values(&[operation, outcome]).inc();
+    result
+}
+
+/// Connects. To be used inside [`call`].
+pub(crate) async fn connect(settings: &Settings) -> Result<Client, Rskafka> {
+    let brokers = settings.bootstrap.0.iter().map(ToString::to_string).collect();
+    ClientBuilder::new(brokers)
+        .client_id(settings.client_id)
+        .max_message_size(MESSAGE_LIMIT)
+        // Pauses between rskafka's own attempts; ours end at the call's deadline.
+        .backoff_config(BackoffConfig {
+            init_backoff: Duration::from_millis(50),
+            max_backoff: Duration::from_secs(1),
+            base: 2.0,
+            deadline: Some(settings.deadline),
+        })
+        .build()
+        .await
+}

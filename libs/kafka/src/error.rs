@@ -1,0 +1,76 @@
+use std::{fmt, time::Duration};
+
+use rskafka::client::error::{Error as Rskafka, ProtocolError};
+use runtime::Elapsed;
+
+/// Why a call to Kafka failed, by what the caller can do about it.
+#[derive(Debug)]
+pub enum Error {
+    /// The broker will never take these records: too large, or malformed in its eyes.
+    Refused(ProtocolError),
+    /// The topic or the partition does not exist.
+    UnknownTopic,
+    /// There is no such offset (any more, or yet).
+    OffsetOutOfRange,
+    /// The broker cannot be reached or cannot serve now. Trying again later may help.
+    Away(Box<Rskafka>),
+    /// There was no answer in time. The broker may have done what it was asked.
+    Late(Duration),
+}
+
+impl Error {
+    /// A short name for metrics.
+    pub(crate) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::UnknownTopic => "unknown_topic",
+            Self::OffsetOutOfRange => "offset_out_of_range",
+            Self::Away(_) => "away",
+            Self::Late(_) => "late",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(error) => write!(f, "the broker refuses the records for good: {error:?}"),
+            Self::UnknownTopic => f.write_str("the topic or partition does not exist"),
+            Self::OffsetOutOfRange => f.write_str("the offset does not exist"),
+            Self::Away(error) => write!(f, "the broker is away: {error}"),
+            Self::Late(limit) => write!(f, "the broker gave no answer within {} ms", limit.as_millis()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Away(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<Rskafka> for Error {
+    fn from(error: Rskafka) -> Self {
+        match error {
+            Rskafka::ServerError { protocol_error, .. } => match protocol_error {
+                ProtocolError::MessageTooLarge
+                | ProtocolError::RecordListTooLarge
+                | ProtocolError::InvalidRecord
+                | ProtocolError::InvalidTimestamp => Self::Refused(protocol_error),
+                ProtocolError::UnknownTopicOrPartition => Self::UnknownTopic,
+                ProtocolError::OffsetOutOfRange => Self::OffsetOutOfRange,
+                _ => Self::Away(Box::new(error)),
+            },
+            error => Self::Away(Box::new(error)),
+        }
+    }
+}
+
+impl From<Elapsed> for Error {
+    fn from(Elapsed(limit): Elapsed) -> Self {
+        Self::Late(limit)
+    }
+}

@@ -1,0 +1,26 @@
+use std::time::Duration;
+
+use config::{HostPorts, Reader};
+
+/// Where the brokers are, and how long they may take.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Brokers to ask for the others.
+    pub bootstrap: HostPorts,
+    /// The time for a call, rskafka's own retries included.
+    pub deadline: Duration,
+    /// How the service names itself to the broker.
+    pub client_id: &'static str,
+}
+
+impl Settings {
+    /// Reads `KAFKA_BOOTSTRAP_SERVERS` and `KAFKA_DEADLINE`.
+    pub fn read(reader: &mut Reader, client_id: &'static str) -> Self {
+        let names: &[&str] = &["KAFKA_BOOTSTRAP_SERVERS", "SPRING_KAFKA_BOOTSTRAP_SERVERS"];
+        Self {
+            bootstrap: reader.variable(names, "Kafka brokers to ask for the others").or("localhost:9092"),
+            deadline: reader.variable(&["KAFKA_DEADLINE"], "time for a call to Kafka with its retries").or("5s"),
+            client_id,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+use rskafka::client::error::{Error as Rskafka, ProtocolError};
+
+use crate::{
+    Error, Settings,
+    bridge::{call, connect},
+};
+
+/// Makes a topic; true if it was not there before. An existing topic is left as it is, whatever its partitions.
+///
+/// # Errors
+/// If the broker cannot be asked, or does not allow it.
+pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> Result<bool, Error> {
+    let work = async {
+        let controller = connect(settings).await?.controller_client()?;
+        // One replica, as one broker has room for. Where there are more, the operator makes the topic before.
+        match controller.create_topic(topic, partitions, 1, millis(settings)).await {
+            Ok(()) => Ok(true),
+            Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    };
+    call("create_topic", settings.deadline, work).await
+}
+
+/// Deletes a topic with all its records.
+///
+/// # Errors
+/// If the broker cannot be asked, does not allow it, or has no such topic.
+pub async fn delete_topic(settings: &Settings, topic: &str) -> Result<(), Error> {
+    let work = async {
+        let controller = connect(settings).await?.controller_client()?;
+        Ok(controller.delete_topic(topic, millis(settings)).await?)
+    };
+    call("delete_topic", settings.deadline, work).await
+}
+
+/// How many partitions a topic has.
+///
+/// # Errors
+/// [`Error::UnknownTopic`] if there is no such topic.
+pub async fn partitions(settings: &Settings, topic: &str) -> Result<i32, Error> {
+    call("partitions", settings.deadline, async { count(&connect(settings).await?, topic).await }).await
+}
+
+/// To be used inside [`call`].
+pub(crate) async fn count(client: &rskafka::client::Client, topic: &str) -> Result<i32, Error> {
+    let topics = client.list_topics().await?;
+    let found = topics.iter().find(|found| found.name == topic).filter(|found| !found.partitions.is_empty());
+    found.map(|found| found.partitions.len() as i32).ok_or(Error::UnknownTopic)
+}
+
+fn millis(settings: &Settings) -> i32 {
+    i32::try_from(settings.deadline.as_millis()).unwrap_or(i32::MAX)
+}

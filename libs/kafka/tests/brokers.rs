@@ -1,0 +1,215 @@
+//! Our client against real brokers.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use kafka::{Consumer, Error, Producer, Record, Settings, create_topic, delete_topic, partitions};
+use testbed::{
+    Scratch, Signal,
+    broker::{Broker, Kind},
+};
+
+testbed::on_each_broker!(
+    records_come_back_in_order,
+    a_fetch_begins_in_the_middle_of_a_batch,
+    a_fetch_at_the_end_waits_for_the_next_record,
+    a_missing_topic_is_told,
+    a_topic_is_made_once,
+    a_frozen_broker_costs_the_deadline_and_is_found_again,
+    a_restarted_broker_is_found_again,
+);
+
+const WAIT: Duration = Duration::from_millis(200);
+
+fn record(value: impl Into<Vec<u8>>) -> Record {
+    let headers = BTreeMap::from([("traceparent".to_owned(), b"00-1".to_vec())]);
+    Record { key: Some(b"key".to_vec()), value: Some(value.into()), headers, timestamp: chrono::Utc::now() }
+}
+
+fn numbered(range: std::ops::Range<u32>) -> Vec<Record> {
+    range.map(|n| record(n.to_string())).collect()
+}
+
+async fn topic(settings: &Settings, partitions: i32) -> String {
+    let topic = format!("test-{:016x}", fastrand::u64(..));
+    create_topic(settings, &topic, partitions).await.unwrap();
+    topic
+}
+
+async fn send(producer: &mut Producer, partition: i32, records: Vec<Record>) -> Result<Vec<i64>, Error> {
+    producer.send(BTreeMap::from([(partition, records)])).await.remove(&partition).unwrap()
+}
+
+async fn read(consumer: &mut Consumer, mut offset: i64, count: usize) -> Vec<String> {
+    let mut values = Vec::new();
+    while values.len() < count {
+        let fetched = consumer.fetch(offset, 1 << 20, WAIT).await.unwrap();
+        offset = fetched.next;
+        values.extend(fetched.records.into_iter().map(|r| String::from_utf8(r.record.value.unwrap()).unwrap()));
+    }
+    values
+}
+
+fn records_come_back_in_order(kind: Kind) {
+    runtime::block_on(2, async move {
+        let settings = testbed::shared_broker(kind).await;
+        let topic = topic(&settings, 2).await;
+        let mut producer = Producer::new(settings.clone(), &topic);
+        assert_eq!(producer.partitions().await.unwrap(), 2);
+        for batch in 0..10 {
+            let offsets = send(&mut producer, 1, numbered(batch * 10..(batch + 1) * 10)).await.unwrap();
+            assert_eq!(offsets, (i64::from(batch) * 10..(i64::from(batch) + 1) * 10).collect::<Vec<_>>());
+        }
+        let mut consumer = Consumer::new(settings.clone(), &topic, 1);
+        assert_eq!(consumer.offsets().await.unwrap(), 0..100);
+        let fetched = consumer.fetch(0, 1 << 20, WAIT).await.unwrap();
+        assert_eq!(fetched.high_watermark, 100);
+        let first = &fetched.records[0].record;
+        assert_eq!(first.key.as_deref(), Some(&b"key"[..]));
+        assert_eq!(first.headers["traceparent"], b"00-1");
+        assert_eq!(read(&mut consumer, 0, 100).await, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(Consumer::new(settings, &topic, 0).offsets().await.unwrap(), 0..0);
+    });
+}
+
+fn a_fetch_begins_in_the_middle_of_a_batch(kind: Kind) {
+    runtime::block_on(2, async move {
+        let settings = testbed::shared_broker(kind).await;
+        let topic = topic(&settings, 1).await;
+        send(&mut Producer::new(settings.clone(), &topic), 0, numbered(0..10)).await.unwrap();
+        let fetched = Consumer::new(settings, &topic, 0).fetch(7, 1 << 20, WAIT).await.unwrap();
+        assert_eq!(fetched.records.iter().map(|r| r.offset).collect::<Vec<_>>(), [7, 8, 9]);
+        assert_eq!(fetched.next, 10);
+    });
+}
+
+fn a_fetch_at_the_end_waits_for_the_next_record(kind: Kind) {
+    runtime::block_on(2, async move {
+        let settings = testbed::shared_broker(kind).await;
+        let topic = topic(&settings, 1).await;
+        let mut consumer = Consumer::new(settings.clone(), &topic, 0);
+        let fetched = consumer.fetch(0, 1 << 20, WAIT).await.unwrap();
+        assert!(fetched.records.is_empty());
+        assert_eq!((fetched.next, fetched.high_watermark), (0, 0));
+        let waiting = runtime::spawn(async move { read(&mut consumer, 0, 1).await });
+        send(&mut Producer::new(settings, &topic), 0, vec![record("late")]).await.unwrap();
+        assert_eq!(waiting.await, ["late"]);
+    });
+}
+
+fn a_missing_topic_is_told(kind: Kind) {
+    runtime::block_on(2, async move {
+        let settings = testbed::shared_broker(kind).await;
+        assert!(matches!(partitions(&settings, "missing").await, Err(Error::UnknownTopic)));
+        let mut producer = Producer::new(settings.clone(), "missing");
+        assert!(matches!(producer.partitions().await, Err(Error::UnknownTopic)));
+        let sent = send(&mut producer, 0, numbered(0..1)).await;
+        assert!(matches!(sent, Err(Error::UnknownTopic)), "{sent:?}");
+        let fetched = Consumer::new(settings, "missing", 0).fetch(0, 1 << 20, WAIT).await;
+        assert!(matches!(fetched, Err(Error::UnknownTopic)), "{fetched:?}");
+    });
+}
+
+fn a_topic_is_made_once(kind: Kind) {
+    runtime::block_on(2, async move {
+        let settings = testbed::shared_broker(kind).await;
+        let topic = format!("test-{:016x}", fastrand::u64(..));
+        assert!(create_topic(&settings, &topic, 3).await.unwrap());
+        assert!(!create_topic(&settings, &topic, 5).await.unwrap());
+        assert_eq!(partitions(&settings, &topic).await.unwrap(), 3);
+        delete_topic(&settings, &topic).await.unwrap();
+        assert!(matches!(partitions(&settings, &topic).await, Err(Error::UnknownTopic)));
+    });
+}
+
+/// A broker of the test's own, a client of it with a short deadline, and a topic.
+async fn own_broker(kind: Kind, extra: &str) -> (Scratch, Broker, Settings, String) {
+    let scratch = Scratch::new().unwrap();
+    let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), extra).await.unwrap();
+    scratch.guard(broker.process()).unwrap();
+    let topic = topic(&broker.settings("test"), 1).await;
+    let settings = Settings { deadline: Duration::from_secs(2), ..broker.settings("test") };
+    (scratch, broker, settings, topic)
+}
+
+async fn until_sent(producer: &mut Producer) {
+    let started = Instant::now();
+    while let Err(error) = send(producer, 0, vec![record("after")]).await {
+        assert!(started.elapsed() < Duration::from_secs(60), "{error}");
+        smol::Timer::after(Duration::from_millis(50)).await;
+    }
+}
+
+fn a_frozen_broker_costs_the_deadline_and_is_found_again(kind: Kind) {
+    runtime::block_on(2, async move {
+        let (_scratch, mut broker, settings, topic) = own_broker(kind, "").await;
+        let mut producer = Producer::new(settings.clone(), &topic);
+        let mut consumer = Consumer::new(settings.clone(), &topic, 0);
+        send(&mut producer, 0, vec![record("before")]).await.unwrap();
+        assert_eq!(read(&mut consumer, 0, 1).await, ["before"]);
+
+        broker.process().signal(Signal::STOP);
+        for _ in 0..2 {
+            let started = Instant::now();
+            assert!(send(&mut producer, 0, vec![record("frozen")]).await.is_err());
+            assert!(consumer.fetch(1, 1 << 20, WAIT).await.is_err());
+            assert!(started.elapsed() < settings.deadline * 3, "{:?}", started.elapsed());
+        }
+        broker.process().signal(Signal::CONT);
+        until_sent(&mut producer).await;
+        // What timed out may have been stored as well.
+        let mut values = Vec::new();
+        while values.last().map(String::as_str) != Some("after") {
+            values.extend(read(&mut consumer, 1 + values.len() as i64, 1).await);
+        }
+        assert!(values.iter().all(|value| value == "frozen" || value == "after"), "{values:?}");
+    });
+}
+
+fn a_restarted_broker_is_found_again(kind: Kind) {
+    runtime::block_on(2, async move {
+        let (scratch, mut broker, settings, topic) = own_broker(kind, "").await;
+        let mut producer = Producer::new(settings.clone(), &topic);
+        let mut consumer = Consumer::new(settings, &topic, 0);
+        send(&mut producer, 0, vec![record("before")]).await.unwrap();
+        broker.process().kill().await;
+        let started = Instant::now();
+        assert!(send(&mut producer, 0, vec![record("away")]).await.is_err());
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        broker.restart().await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        until_sent(&mut producer).await;
+        assert_eq!(read(&mut consumer, 0, 2).await, ["before", "after"]);
+    });
+}
+
+mod on_kafka_alone {
+    use super::*;
+
+    /// Nisshi takes records of any size.
+    #[test]
+    fn a_record_that_is_too_large_is_refused_for_good() {
+        runtime::block_on(2, async {
+            let (_scratch, _broker, settings, topic) = own_broker(Kind::Kafka, "message.max.bytes=2000").await;
+            let mut producer = Producer::new(settings, &topic);
+            let refused = send(&mut producer, 0, vec![record(vec![b'x'; 4000])]).await;
+            assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+            assert_eq!(send(&mut producer, 0, vec![record("small")]).await.unwrap(), [0]);
+        });
+    }
+
+    /// Nisshi answers with nothing instead.
+    #[test]
+    fn an_offset_beyond_the_end_is_told() {
+        runtime::block_on(2, async {
+            let settings = testbed::shared_broker(Kind::Kafka).await;
+            let topic = topic(&settings, 1).await;
+            let mut consumer = Consumer::new(settings, &topic, 0);
+            let fetched = consumer.fetch(5, 1 << 20, WAIT).await;
+            assert!(matches!(fetched, Err(Error::OffsetOutOfRange)), "{fetched:?}");
+        });
+    }
+}

@@ -1,0 +1,315 @@
+//! Brokers: Apache Kafka on the JVM, and Nisshi, a Kafka-compatible broker in Rust.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use config::{HostPort, HostPorts};
+
+use crate::{Process, StartError, cache, ports};
+
+/// The Kafka that is run: the same version as in docker-compose.yaml.
+pub const KAFKA_VERSION: &str = "4.1.1";
+/// The newest Nisshi that builds with our Rust version.
+pub const NISSHI_VERSION: &str = "0.7.0-pre.2";
+/// The oldest Java that Kafka 4's broker runs on.
+const JAVA_VERSION: u32 = 17;
+/// Time for a download or a build.
+const INSTALL_LIMIT: Duration = Duration::from_secs(3600);
+/// Time for `StorageTool format`.
+const FORMAT_LIMIT: Duration = Duration::from_secs(60);
+/// Time for a broker to answer, recovery after a crash included.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// How often a broker that is refused its port is tried on another.
+const PORT_ATTEMPTS: usize = 3;
+/// Any cluster id does for a cluster of one.
+const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
+
+/// Which broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Apache Kafka. Needs Java and, once, Maven.
+    Kafka,
+    /// Nisshi. Needs, once, ten minutes of building.
+    Nisshi,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kafka => "Apache Kafka",
+            Self::Nisshi => "Nisshi",
+        })
+    }
+}
+
+impl Kind {
+    /// Whether everything it needs is installed.
+    pub fn is_installed(self) -> bool {
+        match self {
+            Self::Kafka => jars().join("complete").is_file() && java().is_ok(),
+            Self::Nisshi => nisshi().is_file(),
+        }
+    }
+
+    /// Downloads or builds what it needs, into the cache, unless it is there.
+    ///
+    /// # Errors
+    /// If something that it needs is missing and cannot be had.
+    pub async fn install(self) -> Result<(), StartError> {
+        if self.is_installed() {
+            return Ok(());
+        }
+        fs::create_dir_all(cache::directory())?;
+        match self {
+            Self::Kafka => install_kafka().await,
+            Self::Nisshi => install_nisshi().await,
+        }
+    }
+}
+
+/// How much memory and optimisation a Kafka is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// For a test: it starts fast.
+    Small,
+    /// For a system that people use or measure.
+    Full,
+}
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Broker {
+    kind: Kind,
+    size: Size,
+    port: u16,
+    directory: PathBuf,
+    extra: String,
+    process: Process,
+}
+
+impl Broker {
+    /// Starts a broker on a free port, for a test. `extra` are lines for Kafka's `server.properties`.
+    ///
+    /// # Errors
+    /// If it is not installed, or does not come up.
+    pub async fn start_anywhere(kind: Kind, directory: &Path, extra: &str) -> Result<Self, StartError> {
+        let mut failures = Vec::new();
+        for _ in 0..PORT_ATTEMPTS {
+            match Self::start(kind, directory, ports::free(), Size::Small, extra).await {
+                Ok(broker) => return Ok(broker),
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(failures.swap_remove(0))
+    }
+
+    /// Starts a broker on this port, with its data in `directory`.
+    ///
+    /// # Errors
+    /// If it is not installed, or does not come up.
+    pub async fn start(kind: Kind, directory: &Path, port: u16, size: Size, extra: &str) -> Result<Self, StartError> {
+        fs::create_dir_all(directory)?;
+        let process = launch(kind, directory, port, size, extra).await?;
+        Ok(Self { kind, size, port, directory: directory.to_owned(), extra: extra.to_owned(), process })
+    }
+
+    /// Which broker it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its process, to be guarded, frozen, thawed or killed.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its address, for `KAFKA_BOOTSTRAP_SERVERS`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Settings of a client of it.
+    pub fn settings(&self, client_id: &'static str) -> kafka::Settings {
+        client_settings(self.port, client_id)
+    }
+
+    /// Starts it again on the same port after it was killed or stopped.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub async fn restart(&mut self) -> Result<(), StartError> {
+        self.process = launch(self.kind, &self.directory, self.port, self.size, &self.extra).await?;
+        Ok(())
+    }
+
+    /// Stops it in order.
+    pub async fn stop(&mut self) {
+        self.process.stop(Duration::from_secs(30)).await;
+    }
+}
+
+async fn launch(kind: Kind, directory: &Path, port: u16, size: Size, extra: &str) -> Result<Process, StartError> {
+    if !ports::is_free(port) {
+        return Err(StartError::new(format!("the broker's port {port} is taken")));
+    }
+    let mut process = match kind {
+        Kind::Kafka => launch_kafka(directory, port, size, extra).await?,
+        Kind::Nisshi => launch_nisshi(directory, port)?,
+    };
+    let settings = client_settings(port, "testbed");
+    // Any answer about topics is a broker at work.
+    let ready =
+        || async { matches!(kafka::partitions(&settings, "none").await, Ok(_) | Err(kafka::Error::UnknownTopic)) };
+    process.until(START_LIMIT, ready).await?;
+    Ok(process)
+}
+
+fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
+    let bootstrap = HostPorts(vec![HostPort { host: "127.0.0.1".to_owned(), port }]);
+    kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id }
+}
+
+async fn launch_kafka(directory: &Path, port: u16, size: Size, extra: &str) -> Result<Process, StartError> {
+    let java = java()?;
+    let data = directory.join("data");
+    let properties = directory.join("server.properties");
+    // The quorum of one talks to itself only, on the next port that is free.
+    let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
+    fs::write(&properties, server_properties(port, controller, &data, extra))?;
+    let memory: &[&str] = match size {
+        Size::Small => &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
+        Size::Full => &["-Xms128m", "-Xmx512m"],
+    };
+    let prepare = |class: &str, memory: &[&str]| {
+        Process::prepare("Apache Kafka", &java, directory.join("broker.log"))
+            .args(memory)
+            .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
+            .args([jars().join("*")])
+            .args([class])
+            .directory(directory)
+    };
+    if !data.join("meta.properties").is_file() {
+        prepare("kafka.tools.StorageTool", &["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config"])
+            .args([&properties])
+            .run(FORMAT_LIMIT)
+            .await?;
+    }
+    prepare("kafka.Kafka", memory).args([&properties]).start()
+}
+
+fn server_properties(port: u16, controller: u16, data: &Path, extra: &str) -> String {
+    format!(
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         controller.listener.names=CONTROLLER\n\
+         controller.quorum.voters=1@127.0.0.1:{controller}\n\
+         log.dirs={data}\n\
+         # The services make the topics, with the partitions that they want.\n\
+         auto.create.topics.enable=false\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=1\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.num.partitions=1\n\
+         transaction.state.log.min.isr=1\n\
+         group.initial.rebalance.delay.ms=0\n\
+         # One node with few clients needs few threads and a small buffer for compaction.\n\
+         num.network.threads=2\n\
+         num.io.threads=2\n\
+         log.cleaner.dedupe.buffer.size=4194304\n\
+         {extra}\n",
+        data = data.display()
+    )
+}
+
+fn launch_nisshi(directory: &Path, port: u16) -> Result<Process, StartError> {
+    let url = format!("tcp://127.0.0.1:{port}");
+    Process::prepare("Nisshi", nisshi(), directory.join("broker.log"))
+        .args(["broker", "--listener-url", &url, "--advertised-listener-url", &url])
+        // Its path is relative to the working directory. Only this engine keeps what it was given.
+        .args(["--storage-engine", "sqlite://broker.db"])
+        .directory(directory)
+        .start()
+}
+
+/// The Java to run Kafka with: `JAVA_HOME`'s, else the PATH's.
+fn java() -> Result<PathBuf, StartError> {
+    let home = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
+    let java = home.filter(|java| java.is_file()).unwrap_or_else(|| "java".into());
+    let output = Command::new(&java).arg("-version").output();
+    let output = output.map_err(|_| StartError::new(format!("Java {JAVA_VERSION} or later is not installed")))?;
+    match java_version(&String::from_utf8_lossy(&output.stderr)) {
+        Some(version) if version >= JAVA_VERSION => Ok(java),
+        version => {
+            let found = version.map_or("an unknown version".to_owned(), |version| version.to_string());
+            Err(StartError::new(format!("Apache Kafka needs Java {JAVA_VERSION} or later, and this is {found}")))
+        }
+    }
+}
+
+/// The major version in the output of `java -version`, such as `openjdk version "17.0.15" 2025-04-15`.
+fn java_version(output: &str) -> Option<u32> {
+    let quoted = output.split('"').nth(1)?;
+    quoted.split(['.', '-', '+']).next()?.parse().ok()
+}
+
+fn jars() -> PathBuf {
+    cache::directory().join(format!("kafka-{KAFKA_VERSION}"))
+}
+
+fn nisshi() -> PathBuf {
+    cache::directory().join(format!("nisshi-{NISSHI_VERSION}/bin/nisshi"))
+}
+
+async fn install_kafka() -> Result<(), StartError> {
+    java()?;
+    let (jars, pom) = (jars(), cache::directory().join("kafka-pom.xml"));
+    fs::write(
+        &pom,
+        format!(
+            "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">\n\
+             <modelVersion>4.0.0</modelVersion><groupId>stack</groupId><artifactId>kafka</artifactId><version>1</version>\n\
+             <dependencies>\n\
+             <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>\n\
+             <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>\n\
+             </dependencies></project>\n"
+        ),
+    )?;
+    Process::prepare("Maven", "mvn", cache::directory().join("kafka-install.log"))
+        .args(["-q", "-B", "-f"])
+        .args([&pom])
+        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
+        .args([format!("-DoutputDirectory={}", jars.display())])
+        .run(INSTALL_LIMIT)
+        .await?;
+    Ok(fs::write(jars.join("complete"), "")?)
+}
+
+async fn install_nisshi() -> Result<(), StartError> {
+    let root = cache::directory().join(format!("nisshi-{NISSHI_VERSION}"));
+    Process::prepare("the build of Nisshi", "cargo", cache::directory().join("nisshi-install.log"))
+        .args(["install", "nisshi", "--version", NISSHI_VERSION, "--locked", "--quiet"])
+        .args(["--no-default-features", "--features", "libsql", "--root"])
+        .args([&root])
+        .run(INSTALL_LIMIT)
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_version_of_java() {
+        assert_eq!(java_version("openjdk version \"17.0.15\" 2025-04-15\nOpenJDK"), Some(17));
+        assert_eq!(java_version("openjdk version \"25\" 2025-09-16"), Some(25));
+        assert_eq!(java_version("java version \"1.8.0_402\""), Some(1));
+        assert_eq!(java_version("command not found"), None);
+    }
+}

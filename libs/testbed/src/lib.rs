@@ -1,0 +1,23 @@
+//! Real PostgreSQL, real brokers and our own processes, started and stopped by program.
+//!
+//! Tests run on what production runs on; `apps/stack` runs the whole system natively with the same pieces. Nothing here
+//! is part of a service.
+//!
+//! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged;
+//! - [`broker`]: Apache Kafka on the JVM, or Nisshi;
+//! - [`Process`]: one child process: its log, signals to it, its end;
+//! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
+//! - [`cache`]: where downloaded parts are kept.
+
+pub mod broker;
+pub mod cache;
+pub mod ports;
+pub mod postgres;
+mod process;
+mod scratch;
+mod shared;
+mod user;
+
+pub use process::{Ended, Process, Signal, StartError};
+pub use scratch::Scratch;
+pub use shared::broker as shared_broker;

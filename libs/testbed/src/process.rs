@@ -1,0 +1,320 @@
+use std::{
+    collections::VecDeque,
+    ffi::OsStr,
+    fmt,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
+
+use crate::user::User;
+
+/// How often a condition outside our own process is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+/// Lines of a log that an error shows.
+const LAST_LINES: usize = 15;
+
+/// A process that we started, or that an earlier run of ours started and left running.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    pid: Pid,
+    /// Ours to reap; none if an earlier run started it.
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With this status.
+    With(ExitStatus),
+    /// Somebody else reaped it, so that its status is unknown.
+    Unknown,
+}
+
+impl Ended {
+    /// Whether it ended in order, with exit code 0.
+    pub fn in_order(self) -> bool {
+        matches!(self, Self::With(status) if status.success())
+    }
+}
+
+/// A process that did not come up; shows the last lines of its log.
+#[derive(Debug)]
+pub struct StartError {
+    what: String,
+    log: Vec<String>,
+}
+
+impl StartError {
+    /// An error without a log.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), log: Vec::new() }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.log.iter().try_for_each(|line| write!(f, "\n  | {line}"))
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// A process about to be started.
+#[derive(Debug)]
+pub struct Starting {
+    name: String,
+    command: Command,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Prepares a process whose output goes to the end of the file `log`.
+    pub fn prepare(name: impl Into<String>, program: impl AsRef<OsStr>, log: impl Into<PathBuf>) -> Starting {
+        let mut command = Command::new(program);
+        // A process group of its own: an interrupt from the terminal is for us, and we stop what we started in order.
+        command.stdin(Stdio::null()).process_group(0);
+        Starting { name: name.into(), command, log: log.into() }
+    }
+
+    /// The process that wrote this file with [`write_pid_file`](Self::write_pid_file), if it is still alive.
+    pub fn from_pid_file(name: impl Into<String>, path: &Path, log: impl Into<PathBuf>) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let (pid, started) = text.trim().split_once(' ')?;
+        let pid = Pid::from_raw(pid.parse().ok()?)?;
+        // A number may have been given to another process since.
+        (start_time(pid)? == started).then(|| Self { name: name.into(), pid, child: None, log: log.into() })
+    }
+
+    /// Lets a later run find the process.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or the process has ended.
+    pub fn write_pid_file(&self, path: &Path) -> io::Result<()> {
+        let started = start_time(self.pid).ok_or_else(|| io::Error::other(format!("{} has ended", self.name)))?;
+        fs::write(path, format!("{} {started}\n", self.pid))
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// The file with its output.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Sends a signal. A process that has ended gets none.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.ended().is_none() {
+            // It may end in this very moment.
+            let _ = kill_process(self.pid, signal);
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<Ended> {
+        match &mut self.child {
+            Some(child) => child.try_wait().map_or(Some(Ended::Unknown), |status| status.map(Ended::With)),
+            None => start_time(self.pid).is_none().then_some(Ended::Unknown),
+        }
+    }
+
+    /// Waits for its end; none if it has not come after `limit`.
+    pub async fn wait(&mut self, limit: Duration) -> Option<Ended> {
+        let started = Instant::now();
+        loop {
+            if let ended @ Some(_) = self.ended() {
+                return ended;
+            }
+            if started.elapsed() > limit {
+                return None;
+            }
+            smol::Timer::after(LOOK).await;
+        }
+    }
+
+    /// Kills it, as `kill -9` does, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait(Duration::from_secs(10)).await;
+    }
+
+    /// Asks it to end (SIGTERM) and kills it after `limit`. Tells how it ended.
+    pub async fn stop(&mut self, limit: Duration) -> Ended {
+        self.signal(Signal::TERM);
+        if let Some(ended) = self.wait(limit).await {
+            return ended;
+        }
+        self.kill().await;
+        self.ended().unwrap_or(Ended::Unknown)
+    }
+
+    /// Waits until `ready` says so.
+    ///
+    /// # Errors
+    /// If the process ends, or is not ready after `limit`; the error shows the end of its log.
+    pub async fn until<F>(&mut self, limit: Duration, mut ready: impl FnMut() -> F) -> Result<(), StartError>
+    where
+        F: Future<Output = bool>,
+    {
+        let started = Instant::now();
+        while !ready().await {
+            let failure = match self.ended() {
+                Some(Ended::With(status)) => format!("{} ended: {status}", self.name),
+                Some(Ended::Unknown) => format!("{} ended", self.name),
+                None if started.elapsed() > limit => format!("{} is not ready after {limit:?}", self.name),
+                None => {
+                    smol::Timer::after(LOOK).await;
+                    continue;
+                }
+            };
+            return Err(StartError { what: failure, log: last_lines(&self.log) });
+        }
+        Ok(())
+    }
+}
+
+impl Starting {
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    /// Adds environment variables.
+    #[must_use]
+    pub fn envs(mut self, variables: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>) -> Self {
+        self.command.envs(variables);
+        self
+    }
+
+    /// Gives it no variable of ours but those added after this call.
+    #[must_use]
+    pub fn clean_environment(mut self) -> Self {
+        self.command.env_clear();
+        self
+    }
+
+    /// Sets its working directory.
+    #[must_use]
+    pub fn directory(mut self, path: impl AsRef<Path>) -> Self {
+        self.command.current_dir(path);
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn user(mut self, user: Option<User>) -> Self {
+        if let Some(User { uid, gid }) = user {
+            self.command.uid(uid).gid(gid);
+        }
+        self
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If the program cannot be started or the log cannot be written.
+    pub fn start(mut self) -> Result<Process, StartError> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        self.command.stdout(log.try_clone()?).stderr(log);
+        let child = self.command.spawn().map_err(|error| {
+            StartError::new(format!("cannot start {} ({}): {error}", self.name, self.command.get_program().display()))
+        })?;
+        let pid = Pid::from_child(&child);
+        Ok(Process { name: self.name, pid, child: Some(child), log: self.log })
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// If it does not end in order; the error shows the end of its log.
+    pub async fn run(self, limit: Duration) -> Result<(), StartError> {
+        let mut process = self.start()?;
+        match process.wait(limit).await {
+            Some(ended) if ended.in_order() => Ok(()),
+            ended => {
+                process.kill().await;
+                let how = ended.map_or("did not end in time".to_owned(), |ended| format!("failed: {ended:?}"));
+                Err(StartError { what: format!("{} {how}", process.name), log: last_lines(&process.log) })
+            }
+        }
+    }
+}
+
+/// When a process started, as the kernel counts it; together with its id it names a process for good.
+fn start_time(pid: Pid) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program, in parentheses, may hold spaces; fields are counted after it.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    let state = fields.next()?;
+    (state != "Z").then(|| fields.nth(18).map(str::to_owned)).flatten()
+}
+
+fn last_lines(path: &Path) -> Vec<String> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let mut lines = VecDeque::new();
+    for line in BufReader::new(file).lines().map_while(Result::ok) {
+        if lines.len() == LAST_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+    lines.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scratch;
+
+    #[test]
+    fn a_process_is_found_again_by_its_file_and_not_by_its_number_alone() {
+        let scratch = Scratch::new().unwrap();
+        let (log, file) = (scratch.path().join("log"), scratch.path().join("pid"));
+        let mut process = Process::prepare("sleep", "sleep", &log).args(["60"]).start().unwrap();
+        process.write_pid_file(&file).unwrap();
+        let mut found = Process::from_pid_file("sleep", &file, &log).unwrap();
+        assert_eq!(found.pid(), process.pid());
+        assert_eq!(found.ended(), None);
+        smol::block_on(process.kill());
+        assert!(Process::from_pid_file("sleep", &file, &log).is_none());
+
+        fs::write(&file, format!("{} 1\n", std::process::id())).unwrap();
+        assert!(Process::from_pid_file("us", &file, &log).is_none());
+    }
+
+    #[test]
+    fn an_early_end_shows_the_log() {
+        let scratch = Scratch::new().unwrap();
+        let script = "echo the port is taken; exit 3";
+        let mut process =
+            Process::prepare("script", "sh", scratch.path().join("log")).args(["-c", script]).start().unwrap();
+        let error = smol::block_on(process.until(Duration::from_secs(5), || async { false })).unwrap_err();
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+        assert!(error.to_string().contains("| the port is taken"), "{error}");
+    }
+}

@@ -1,0 +1,43 @@
+use std::sync::OnceLock;
+
+use smol::lock::Mutex;
+
+use crate::{
+    Scratch,
+    broker::{Broker, Kind},
+};
+
+/// The brokers of this test process, which share their lives with it.
+static BROKERS: OnceLock<Mutex<Vec<(Scratch, Broker)>>> = OnceLock::new();
+
+/// Settings of a client of a broker that all tests of this process share; each uses topics of its own. A test that hurts
+/// its broker starts one for itself.
+///
+/// # Panics
+/// If the broker cannot be had. `just test` finds out beforehand and leaves out, visibly, the tests that need it.
+pub async fn broker(kind: Kind) -> kafka::Settings {
+    let mut brokers = BROKERS.get_or_init(Mutex::default).lock().await;
+    if let Some((_, broker)) = brokers.iter().find(|(_, broker)| broker.kind() == kind) {
+        return broker.settings("test");
+    }
+    let scratch = Scratch::new().expect("a temporary directory can be made");
+    let started = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await;
+    let mut broker = started.unwrap_or_else(|error| panic!("{kind} cannot be had here: {error}"));
+    scratch.guard(broker.process()).expect("a file can be written");
+    let settings = broker.settings("test");
+    brokers.push((scratch, broker));
+    settings
+}
+
+/// Makes each test, an `fn(testbed::broker::Kind)`, into two: one in a module `on_kafka`, one in `on_nisshi`.
+#[macro_export]
+macro_rules! on_each_broker {
+    ($($test:ident),* $(,)?) => {
+        mod on_kafka {
+            $(#[test] fn $test() { super::$test($crate::broker::Kind::Kafka) })*
+        }
+        mod on_nisshi {
+            $(#[test] fn $test() { super::$test($crate::broker::Kind::Nisshi) })*
+        }
+    };
+}
