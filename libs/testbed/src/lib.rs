@@ -20,4 +20,4 @@ mod user;
 
 pub use process::{Ended, Process, Signal, StartError};
 pub use scratch::Scratch;
-pub use shared::broker as shared_broker;
+pub use shared::{broker as shared_broker, database as shared_database};

@@ -133,6 +133,15 @@ impl Process {
         }
     }
 
+    /// Sends a signal to it and to all that descend from it, such as PostgreSQL's sessions.
+    pub fn signal_all(&mut self, signal: Signal) {
+        for pid in descendants(self.pid) {
+            // It may have ended since it was found.
+            let _ = kill_process(pid, signal);
+        }
+        self.signal(signal);
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<Ended> {
         match &mut self.child {
@@ -264,14 +273,36 @@ impl Starting {
     }
 }
 
+/// The processes below `root`, children before their own.
+fn descendants(root: Pid) -> Vec<Pid> {
+    let mut pairs = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let parent = pid.and_then(|pid| stat_field(pid, 1)).and_then(|ppid| ppid.parse().ok()).and_then(Pid::from_raw);
+        pairs.extend(pid.zip(parent));
+    }
+    let mut found = vec![root];
+    let mut next = 0;
+    while next < found.len() {
+        let current = found[next];
+        found.extend(pairs.iter().filter(|(_, parent)| *parent == current).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
 /// When a process started, as the kernel counts it; together with its id it names a process for good.
 fn start_time(pid: Pid) -> Option<String> {
+    let alive = stat_field(pid, 0)? != "Z";
+    alive.then(|| stat_field(pid, 19)).flatten()
+}
+
+/// A field of `/proc/<pid>/stat`, counted from 0 after the program's name, which stands in parentheses and may hold
+/// spaces: 0 is the state, 1 the parent, 19 the time of the start.
+fn stat_field(pid: Pid, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name of the program, in parentheses, may hold spaces; fields are counted after it.
     let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
-    let state = fields.next()?;
-    (state != "Z").then(|| fields.nth(18).map(str::to_owned)).flatten()
+    fields.split_whitespace().nth(number).map(str::to_owned)
 }
 
 fn last_lines(path: &Path) -> Vec<String> {

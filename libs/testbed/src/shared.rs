@@ -5,7 +5,11 @@ use smol::lock::Mutex;
 use crate::{
     Scratch,
     broker::{Broker, Kind},
+    postgres::{Cluster, Durability},
 };
+
+/// The cluster of this test process, which shares its life with it.
+static CLUSTER: OnceLock<Mutex<Option<(Scratch, Cluster)>>> = OnceLock::new();
 
 /// The brokers of this test process, which share their lives with it.
 static BROKERS: OnceLock<Mutex<Vec<(Scratch, Broker)>>> = OnceLock::new();
@@ -27,6 +31,26 @@ pub async fn broker(kind: Kind) -> kafka::Settings {
     let settings = broker.settings("test");
     brokers.push((scratch, broker));
     settings
+}
+
+/// The URL of a new, empty database on a cluster that all tests of this process share. A test that hurts its server
+/// starts one for itself.
+///
+/// # Panics
+/// If there is no PostgreSQL.
+pub async fn database() -> String {
+    let mut shared = CLUSTER.get_or_init(Mutex::default).lock().await;
+    if shared.is_none() {
+        let scratch = Scratch::new().expect("a temporary directory can be made");
+        let started = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await;
+        let mut cluster = started.unwrap_or_else(|error| panic!("PostgreSQL cannot be had here: {error}"));
+        scratch.guard(cluster.process()).expect("a file can be written");
+        *shared = Some((scratch, cluster));
+    }
+    let (_, cluster) = shared.as_ref().expect("it was started above");
+    let name = format!("test_{:016x}", fastrand::u64(..));
+    cluster.create_database(&name).await.unwrap_or_else(|error| panic!("no database: {error}"));
+    cluster.url(&name)
 }
 
 /// Makes each test, an `fn(testbed::broker::Kind)`, into two: one in a module `on_kafka`, one in `on_nisshi`.

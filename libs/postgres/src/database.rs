@@ -1,0 +1,191 @@
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use runtime::{Backoff, Shutdown, within};
+use sqlx::{
+    ConnectOptions as _, Connection as _, PgConnection,
+    migrate::{MigrateError, Migrator},
+};
+
+use crate::{
+    Error, Settings,
+    pool::{Pool, unavailable},
+};
+
+/// Time for all migrations together. A large table takes long to index.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
+
+/// A database, ready to be used once its schema is migrated. Clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: Pool,
+    migrated: AtomicBool,
+    /// Whether the outage has been logged; it is logged once, and so is its end.
+    away: AtomicBool,
+}
+
+impl Database {
+    /// A database that is connected to when it is first used.
+    pub fn new(settings: Settings) -> Self {
+        let inner = Inner { pool: Pool::new(settings), migrated: AtomicBool::new(false), away: AtomicBool::new(false) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Brings the schema up to date, trying again until the database is there. Several instances may do it at once.
+    /// Until it is done, [`run`](Self::run) finds the database unavailable.
+    ///
+    /// # Errors
+    /// If the schema cannot be migrated, or its history is not ours; not if the shutdown comes first.
+    pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            match within(MIGRATION_LIMIT, Box::pin(self.try_migrate(migrator)))
+                .await
+                .unwrap_or_else(|late| Err(MigrationFailure::Passing(unavailable(format!("migrating: {late}")))))
+            {
+                Ok(()) => {
+                    self.tell(&Ok::<_, Error>(()));
+                    self.inner.migrated.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                Err(MigrationFailure::Final(error)) => return Err(MigrationError(error)),
+                Err(MigrationFailure::Passing(error)) => self.tell(&Err::<(), _>(error)),
+            }
+            if shutdown.or_stop(backoff.pause()).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
+        let settings = self.inner.pool.settings();
+        // A connection of its own, because a statement here may take longer than any of the service's work.
+        let options = settings.url.expose().0.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+        let connecting = within(settings.acquire, options.connect()).await;
+        let connection =
+            connecting.map_err(|late| MigrationFailure::Passing(unavailable(format!("connecting: {late}"))))?;
+        let mut connection = connection.map_err(|error| MigrationFailure::Passing(error.into()))?;
+        match migrator.run_direct(None, &mut connection, false).await {
+            Ok(()) => {
+                let _ = connection.close().await;
+                Ok(())
+            }
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => match error.into() {
+                error @ Error::Unavailable(_) => Err(MigrationFailure::Passing(error)),
+                error => Err(MigrationFailure::Final(error.to_string())),
+            },
+            Err(error) => Err(MigrationFailure::Final(error.to_string())),
+        }
+    }
+
+    /// Does one piece of work on a connection of its own, within one deadline.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] also when no connection is free in time or the work takes too long.
+    pub async fn run<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    {
+        let result = self.attempt(work).await;
+        self.tell(&result);
+        result
+    }
+
+    async fn attempt<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    {
+        if !self.inner.migrated.load(Ordering::Acquire) {
+            return Err(unavailable("its schema is not migrated yet"));
+        }
+        let mut lent = self.inner.pool.lend().await?;
+        match within(self.inner.pool.settings().deadline, work(lent.connection())).await {
+            Ok(Ok(value)) => {
+                lent.give_back();
+                Ok(value)
+            }
+            Ok(Err(error @ sqlx::Error::Database(_))) if !ends_session(&error) => {
+                lent.give_back();
+                Err(error.into())
+            }
+            Ok(Err(error)) => {
+                lent.discard();
+                Err(error.into())
+            }
+            Err(late) => {
+                lent.discard();
+                Err(unavailable(late.to_string()))
+            }
+        }
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.run(async |connection| connection.ping().await).await
+    }
+
+    /// Closes the connections that nobody uses.
+    pub async fn close(&self) {
+        self.inner.pool.close().await;
+    }
+
+    fn tell<T>(&self, result: &Result<T, Error>) {
+        match result {
+            Err(Error::Unavailable(why)) => {
+                if !self.inner.away.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%why, "the database is away");
+                }
+            }
+            _ => {
+                if self.inner.away.load(Ordering::Relaxed) && self.inner.away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the database is back");
+                }
+            }
+        }
+    }
+}
+
+/// Whether the server closed the session together with this error.
+fn ends_session(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // 57P01 to 57P05: the server is going down, or has ended the session.
+    code.is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+}
+
+enum MigrationFailure {
+    Passing(Error),
+    Final(String),
+}
+
+/// The schema cannot be brought up to date.
+#[derive(Debug)]
+pub struct MigrationError(String);
+
+impl fmt::Display for MigrationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the schema cannot be migrated: {}", self.0)
+    }
+}
+
+impl std::error::Error for MigrationError {}
+
+/// Makes sure that work on a database can be part of a spawned task.
+#[expect(dead_code, reason = "it only has to compile")]
+fn work_is_send(database: &Database) -> impl Future<Output = Result<(), Error>> + Send + '_ {
+    database.run(async |connection| connection.ping().await)
+}

@@ -1,0 +1,18 @@
+//! PostgreSQL for services.
+//!
+//! [`Database::run`] lends a connection for one piece of work within one deadline. Work that fails, is late or is
+//! cancelled costs its connection and never more: the place in the pool is free again at once. sqlx's own pool asks the
+//! server for a sign of life after every use and can lose a place for ever when a connection dies silently
+//! (sqlx#4349), which is why sqlx gives the connections here and this library keeps them.
+//!
+//! What it does not do: TLS, replicas, notifications.
+
+mod database;
+mod error;
+mod pool;
+mod settings;
+
+pub use database::{Database, MigrationError};
+pub use error::Error;
+pub use settings::{Settings, Url};
+pub use sqlx::{Acquire, PgConnection, Row, migrate::Migrator, postgres::PgRow, query};

@@ -1,0 +1,151 @@
+//! Connections at rest and at work.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use runtime::within;
+use smol::lock::{Semaphore, SemaphoreGuardArc};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use telemetry::metrics::{self, IntGaugeVec};
+
+use crate::{Error, Settings};
+
+/// A connection is not used again after this time, so that its memory on the server and changes of the server's
+/// address do not stay for ever.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// The server gives a statement up this much earlier than the client does, so that it does not work for nobody.
+const SERVER_EARLIER: Duration = Duration::from_millis(100);
+
+static CONNECTIONS: LazyLock<IntGaugeVec> =
+    LazyLock::new(|| metrics::gauges("db_pool_connections", "Connections to the database, by state.", &["state"]));
+
+#[derive(Debug)]
+pub(crate) struct Pool {
+    settings: Settings,
+    places: Arc<Semaphore>,
+    idle: Mutex<Vec<Open>>,
+}
+
+/// A connection, and since when it has been open.
+#[derive(Debug)]
+struct Open {
+    connection: PgConnection,
+    since: Instant,
+}
+
+impl Pool {
+    pub(crate) fn new(mut settings: Settings) -> Self {
+        let statement = settings.deadline.saturating_sub(SERVER_EARLIER).max(SERVER_EARLIER).as_millis().to_string();
+        let options = settings.url.expose().0.clone().options([
+            ("statement_timeout", statement.as_str()),
+            ("lock_timeout", statement.as_str()),
+            ("idle_in_transaction_session_timeout", statement.as_str()),
+        ]);
+        settings.url = config::Secret::new(crate::Url(options.log_statements(LOG_NOTHING)));
+        let places = Arc::new(Semaphore::new(settings.connections));
+        CONNECTIONS.with_label_values(&["most"]).set(settings.connections as i64);
+        Self { settings, places, idle: Mutex::default() }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// A connection at rest, or a new one.
+    pub(crate) async fn lend(&self) -> Result<Lent<'_>, Error> {
+        let Settings { acquire, .. } = self.settings;
+        let exhausted = |_| Error::Unavailable("every connection is in use".into());
+        let place = within(acquire, self.places.acquire_arc()).await.map_err(exhausted)?;
+        let at_rest = self.take_idle();
+        let open = match at_rest {
+            Some(open) => open,
+            None => {
+                let connecting = within(acquire, Box::pin(PgConnection::connect_with(&self.settings.url.expose().0))).await;
+                let connection = connecting.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))??;
+                Open { connection, since: Instant::now() }
+            }
+        };
+        CONNECTIONS.with_label_values(&["used"]).inc();
+        Ok(Lent { pool: self, open: Some(open), _place: place })
+    }
+
+    /// Closes the connections at rest.
+    pub(crate) async fn close(&self) {
+        let idle = std::mem::take(&mut *self.lock());
+        for Open { connection, .. } in idle {
+            // A server that is gone needs no farewell.
+            let _ = within(Duration::from_millis(200), connection.close()).await;
+        }
+        self.tell_idle(0);
+    }
+
+    /// Drops the connections at rest, of which one has shown that the others are dead too.
+    fn clear(&self) {
+        self.lock().clear();
+        self.tell_idle(0);
+    }
+
+    fn take_idle(&self) -> Option<Open> {
+        let mut idle = self.lock();
+        let open = loop {
+            // The one used last is the most likely to be in the processor's caches, on both sides.
+            match idle.pop() {
+                Some(open) if open.since.elapsed() > LIFETIME => drop(open),
+                open => break open,
+            }
+        };
+        self.tell_idle(idle.len());
+        open
+    }
+
+    fn tell_idle(&self, count: usize) {
+        CONNECTIONS.with_label_values(&["idle"]).set(count as i64);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
+        // Nothing can panic while it is held.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// sqlx logs every statement at debug and slow ones at warn; the server's log does that better.
+const LOG_NOTHING: log::LevelFilter = log::LevelFilter::Off;
+
+/// A connection at work. Dropped without [`give_back`](Self::give_back), it is closed: nobody knows what it is in the
+/// middle of.
+pub(crate) struct Lent<'a> {
+    pool: &'a Pool,
+    open: Option<Open>,
+    _place: SemaphoreGuardArc,
+}
+
+impl Lent<'_> {
+    pub(crate) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.open.as_mut().expect("it is there until it is given back").connection
+    }
+
+    /// Puts the connection back to rest.
+    pub(crate) fn give_back(mut self) {
+        let mut idle = self.pool.lock();
+        idle.extend(self.open.take());
+        self.pool.tell_idle(idle.len());
+    }
+
+    /// Closes the connection, which is broken, and those at rest with it.
+    pub(crate) fn discard(self) {
+        self.pool.clear();
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        CONNECTIONS.with_label_values(&["used"]).dec();
+    }
+}
+
+pub(crate) fn unavailable(why: impl Into<Cow<'static, str>>) -> Error {
+    Error::Unavailable(why.into())
+}

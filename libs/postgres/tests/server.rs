@@ -1,0 +1,166 @@
+//! Our pool against a real server, well and ill.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::time::{Duration, Instant};
+
+use config::{Environment, Reader};
+use postgres::{Database, Error, Migrator, Row as _, Settings, query};
+use runtime::{Shutdown, within};
+use testbed::{
+    Scratch, Signal,
+    postgres::{Cluster, Durability},
+};
+
+const DEADLINE: Duration = Duration::from_millis(500);
+
+fn settings(url: &str, connections: &str) -> Settings {
+    let environment = Environment::empty()
+        .with("DATABASE_URL", url)
+        .with("DATABASE_CONNECTIONS", connections)
+        .with("DATABASE_DEADLINE", "500ms")
+        .with("DATABASE_ACQUIRE_DEADLINE", "500ms");
+    let mut reader = Reader::new(environment);
+    let settings = Settings::read(&mut reader, "postgres://localhost/test", "test");
+    reader.finish(settings).unwrap().0
+}
+
+async fn open(url: &str, connections: &str) -> Database {
+    let database = Database::new(settings(url, connections));
+    database.migrate(&Migrator::DEFAULT, &Shutdown::new()).await.unwrap();
+    database
+}
+
+async fn number(database: &Database, statement: &'static str) -> Result<i32, Error> {
+    database.run(async |connection| query(statement).fetch_one(connection).await?.try_get(0)).await
+}
+
+async fn until_back(database: &Database) {
+    let started = Instant::now();
+    while let Err(error) = number(database, "select 1").await {
+        assert!(matches!(error, Error::Unavailable(_)), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(30), "{error}");
+        smol::Timer::after(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn nothing_runs_before_the_schema_is_migrated() {
+    runtime::block_on(1, async {
+        let database = Database::new(settings(&testbed::shared_database().await, "1"));
+        assert!(matches!(number(&database, "select 1").await, Err(Error::Unavailable(_))));
+        database.migrate(&Migrator::DEFAULT, &Shutdown::new()).await.unwrap();
+        assert_eq!(number(&database, "select 1").await.unwrap(), 1);
+    });
+}
+
+#[test]
+fn cancelled_work_leaves_its_place() {
+    runtime::block_on(1, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        for _ in 0..3 {
+            let sleeping = number(&database, "select 1 from pg_sleep(10)");
+            assert!(within(Duration::from_millis(50), sleeping).await.is_err());
+            assert_eq!(number(&database, "select 1").await.unwrap(), 1);
+        }
+    });
+}
+
+#[test]
+fn late_work_ends_in_time_on_both_sides() {
+    runtime::block_on(1, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        let started = Instant::now();
+        let late = number(&database, "select 1 from pg_sleep(10)").await;
+        assert!(matches!(late, Err(Error::Unavailable(_))), "{late:?}");
+        assert!(started.elapsed() < DEADLINE * 2, "{:?}", started.elapsed());
+        let running =
+            "select count(*)::int from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()
+            and datname = current_database() and state = 'active'";
+        assert_eq!(number(&database, running).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn an_exhausted_pool_says_so_in_time() {
+    runtime::block_on(2, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        let holder = database.clone();
+        let (held, wait) = smol::channel::bounded::<()>(1);
+        let holding = runtime::spawn(async move {
+            let work = async |_: &mut postgres::PgConnection| {
+                held.send(()).await.unwrap();
+                std::future::pending::<()>().await;
+                Ok(())
+            };
+            holder.run(work).await
+        });
+        wait.recv().await.unwrap();
+        let started = Instant::now();
+        assert!(within(DEADLINE / 2, number(&database, "select 1")).await.is_err());
+        assert!(started.elapsed() >= DEADLINE / 2);
+        assert!(matches!(holding.await, Err(Error::Unavailable(_))));
+        assert_eq!(number(&database, "select 1").await.unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_constraint_is_told_by_its_name_and_costs_no_connection() {
+    runtime::block_on(1, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        let backend = number(&database, "select pg_backend_pid()").await.unwrap();
+        let statement = "create table t (n int constraint t_positive check (n > 0))";
+        database.run(async |connection| query(statement).execute(connection).await).await.unwrap();
+        let insert = "insert into t values (-1)";
+        let error = database.run(async |connection| query(insert).execute(connection).await).await.unwrap_err();
+        assert!(matches!(&error, Error::Constraint(name) if name == "t_positive"), "{error:?}");
+        let error = number(&database, "select nothing from nowhere").await.unwrap_err();
+        assert!(matches!(error, Error::Query(_)), "{error:?}");
+        assert_eq!(number(&database, "select pg_backend_pid()").await.unwrap(), backend);
+    });
+}
+
+#[test]
+fn a_server_that_freezes_dies_and_comes_back_is_used_again() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
+        scratch.guard(cluster.process()).unwrap();
+        let database = open(&cluster.url("postgres"), "4").await;
+
+        cluster.process().signal_all(Signal::STOP);
+        for _ in 0..10 {
+            let started = Instant::now();
+            let frozen = number(&database, "select 1").await;
+            assert!(matches!(frozen, Err(Error::Unavailable(_))), "{frozen:?}");
+            assert!(started.elapsed() < DEADLINE * 3, "{:?}", started.elapsed());
+        }
+        cluster.process().signal_all(Signal::CONT);
+        until_back(&database).await;
+
+        cluster.process().signal_all(Signal::KILL);
+        cluster.process().kill().await;
+        let dead = number(&database, "select 1").await;
+        assert!(matches!(dead, Err(Error::Unavailable(_))), "{dead:?}");
+        cluster.restart().await.unwrap();
+        scratch.guard(cluster.process()).unwrap();
+        until_back(&database).await;
+    });
+}
+
+#[test]
+fn migration_waits_for_the_server() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
+        cluster.stop().await;
+        let database = Database::new(settings(&cluster.url("postgres"), "1"));
+        let (migrating, shutdown) = (database.clone(), Shutdown::new());
+        let migration = runtime::spawn(async move { migrating.migrate(&Migrator::DEFAULT, &shutdown).await });
+        smol::Timer::after(DEADLINE).await;
+        assert!(matches!(database.ping().await, Err(Error::Unavailable(_))));
+        cluster.restart().await.unwrap();
+        scratch.guard(cluster.process()).unwrap();
+        migration.await.unwrap();
+        database.ping().await.unwrap();
+    });
+}
