@@ -63,7 +63,8 @@ impl Pool {
         let open = match at_rest {
             Some(open) => open,
             None => {
-                let connecting = within(acquire, Box::pin(PgConnection::connect_with(&self.settings.url.expose().0))).await;
+                let connecting =
+                    within(acquire, Box::pin(PgConnection::connect_with(&self.settings.url.expose().0))).await;
                 let connection = connecting.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))??;
                 Open { connection, since: Instant::now() }
             }

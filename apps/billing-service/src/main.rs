@@ -1,0 +1,17 @@
+//! The billing service. See `--help`.
+
+use std::process::ExitCode;
+
+use billing_service::{Service, Settings};
+use runtime::Program;
+
+fn main() -> ExitCode {
+    let program = Program {
+        name: "billing-service",
+        about: "billing accounts of patients and their ledgers, over gRPC",
+        version: env!("CARGO_PKG_VERSION"),
+        settings: Settings::read,
+        http_address: |settings| settings.http.address,
+    };
+    program.main(|settings, shutdown| async { Service::build(settings).await?.run(shutdown).await })
+}

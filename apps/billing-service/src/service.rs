@@ -1,0 +1,96 @@
+//! What the service consists of, and how its parts are wired.
+
+use std::{net::SocketAddr, time::Duration};
+
+use ::grpc::{Routes, billing::billing_service_server::BillingServiceServer};
+use postgres::{Database, Migrator};
+use runtime::{Parts, Shutdown};
+use web::{Component, Router};
+
+use crate::{Settings, grpc::Billing, store::Store};
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// The largest message that is read, in bytes. Ours have a few hundred.
+const MESSAGE_LIMIT: usize = 64 * 1024;
+/// How often the database is looked at for gRPC's health.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// A service with its ports bound.
+pub struct Service {
+    http: web::Server,
+    grpc: ::grpc::Server,
+    database: Database,
+    settings: Settings,
+}
+
+impl Service {
+    /// Binds the ports. Nothing is connected yet: a database that is away does not keep the service from starting.
+    ///
+    /// # Errors
+    /// If a port cannot be bound.
+    pub async fn build(settings: Settings) -> Result<Self, String> {
+        let http = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
+        let grpc = ::grpc::Server::bind(&settings.grpc).map_err(|error| error.to_string())?;
+        Ok(Self { http, grpc, database: Database::new(settings.database.clone()), settings })
+    }
+
+    /// Where HTTP is served.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http.address()
+    }
+
+    /// Where gRPC is served.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc.address()
+    }
+
+    /// Serves until the shutdown.
+    ///
+    /// # Errors
+    /// If a part of it fails, or does not end in time.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
+        let Self { http, grpc, database, settings } = self;
+        tracing::info!(http = %http.address(), grpc = %grpc.address(), "listening");
+
+        let probe = database.clone();
+        let health = web::Health::new(shutdown.clone()).component("database", move || {
+            let database = probe.clone();
+            async move {
+                database.ping().await.map_or_else(|error| Component::down(error.to_string()), |()| Component::up())
+            }
+        });
+        let app = Router::new(()).operations(health).build();
+
+        let serving = ::grpc::Health::not_serving("BillingService").await;
+        let billing = BillingServiceServer::new(Billing::new(Store::new(database.clone())));
+        let routes = Routes::new(billing.max_decoding_message_size(MESSAGE_LIMIT));
+
+        let mut parts = Parts::new(shutdown.clone());
+        parts.start("http", http.serve(app, shutdown.clone()));
+        parts.start("database", watch_database(database.clone(), serving.clone(), shutdown.clone()));
+        let calls = grpc.serve(routes, serving, codec::billing::DESCRIPTORS, shutdown);
+        parts.start("grpc", async {
+            if let Err(error) = calls.await {
+                tracing::error!(%error, "the gRPC server failed");
+            }
+        });
+        // Each part bounds its own end by the drain; a little more lets them report it.
+        let outcome = parts.join(settings.http.limits.drain + Duration::from_secs(1)).await;
+        database.close().await;
+        outcome
+    }
+}
+
+/// Migrates the schema, then tells gRPC's health how the database is.
+async fn watch_database(database: Database, serving: ::grpc::Health, shutdown: Shutdown) {
+    if let Err(error) = database.migrate(&MIGRATIONS, &shutdown).await {
+        tracing::error!(%error, "the service cannot work on this database");
+        return;
+    }
+    while !shutdown.is_triggered() {
+        let well = database.ping().await.is_ok();
+        serving.set_serving(well && !shutdown.is_triggered()).await;
+        shutdown.or_stop(smol::Timer::after(WATCH)).await;
+    }
+}

@@ -1,0 +1,22 @@
+use config::Reader;
+
+/// Everything that can be set from outside.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The HTTP server, for health and metrics.
+    pub http: web::Settings,
+    /// The gRPC server.
+    pub grpc: ::grpc::ServerSettings,
+    /// The database.
+    pub database: postgres::Settings,
+}
+
+impl Settings {
+    /// Reads every setting.
+    pub fn read(reader: &mut Reader) -> Self {
+        let http = web::Settings::read(reader, "4001");
+        let grpc = ::grpc::ServerSettings::read(reader, "9001", http.limits.drain);
+        let example = "postgres://billing:password@localhost:5432/billing";
+        Self { http, grpc, database: postgres::Settings::read(reader, example, "billing-service") }
+    }
+}

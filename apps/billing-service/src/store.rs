@@ -1,0 +1,212 @@
+//! Every query of the service.
+
+use std::str::FromStr;
+
+use postgres::{Database, Error, PgRow, Row as _, query};
+use uuid::Uuid;
+
+use crate::{
+    account::{Account, Holder, Status},
+    ledger::{Entry, Kind, Money, Recorded},
+};
+
+/// Accounts and their ledgers.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: Database,
+}
+
+/// What became of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// It is in the ledger, now or since an earlier call.
+    Recorded(Recorded),
+    /// The patient has no account.
+    NoAccount,
+    /// It is a charge, and the account is closed.
+    Closed,
+    /// Its id belongs to another entry of the account.
+    OtherEntry,
+}
+
+impl Store {
+    /// A store in this database.
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    /// Opens the account of a patient, or gives the one that there is; true if it is new.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn open(&self, holder: &Holder) -> Result<(Account, bool), Error> {
+        let insert = self.database.run(async |connection| {
+            let row = query(
+                "-- open account
+                INSERT INTO accounts (patient_id, id, name, email) VALUES ($1, $2, $3, $4)
+                ON CONFLICT (patient_id) DO NOTHING
+                RETURNING id, status",
+            )
+            .bind(holder.patient_id)
+            .bind(Uuid::now_v7())
+            .bind(&holder.name)
+            .bind(&holder.email)
+            .fetch_optional(connection)
+            .await?;
+            row.as_ref().map(account).transpose()
+        });
+        if let Some(account) = insert.await? {
+            return Ok((account, true));
+        }
+        // The insert has waited for whoever made it, so a new snapshot sees it; accounts are never deleted.
+        let (account, _) = self.find(holder.patient_id).await?.ok_or(Error::Query(sqlx::Error::RowNotFound))?;
+        Ok((account, false))
+    }
+
+    /// The account of a patient with its balances.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn find(&self, patient_id: Uuid) -> Result<Option<(Account, Vec<Money>)>, Error> {
+        let find = self.database.run(async |connection| {
+            let rows = query(
+                "-- find account
+                SELECT a.id, a.status, b.amount, b.currency
+                FROM accounts a LEFT JOIN balances b USING (patient_id)
+                WHERE a.patient_id = $1 ORDER BY b.currency",
+            )
+            .bind(patient_id)
+            .fetch_all(connection)
+            .await?;
+            let Some(first) = rows.first() else { return Ok(None) };
+            let mut balances = Vec::new();
+            for row in &rows {
+                if let Some(currency) = row.try_get("currency")? {
+                    balances.push(Money { amount: row.try_get("amount")?, currency });
+                }
+            }
+            Ok(Some((account(first)?, balances)))
+        });
+        find.await
+    }
+
+    /// Closes the account of a patient, if there is one.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn close(&self, patient_id: Uuid) -> Result<Option<Account>, Error> {
+        let close = self.database.run(async |connection| {
+            let row = query(
+                "-- close account
+                UPDATE accounts SET status = 'CLOSED', closed_at = coalesce(closed_at, now()) WHERE patient_id = $1
+                RETURNING id, status",
+            )
+            .bind(patient_id)
+            .fetch_optional(connection)
+            .await?;
+            row.as_ref().map(account).transpose()
+        });
+        close.await
+    }
+
+    /// Makes an entry and its part of the balance, in one statement.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn record(&self, entry: &Entry) -> Result<Recording, Error> {
+        let Entry { patient_id, transaction_id, kind, amount } = entry;
+        let insert = self.database.run(async |connection| {
+            // The share lock keeps the account from being closed between the check and the commit.
+            let row = query(
+                "-- record transaction
+                WITH account AS (
+                    SELECT patient_id, status FROM accounts WHERE patient_id = $1 FOR SHARE
+                ), entry AS (
+                    INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
+                    SELECT patient_id, $2, $3, $4, $5 FROM account WHERE status = 'ACTIVE' OR $3 <> 'CHARGE'
+                    ON CONFLICT (patient_id, transaction_id) DO NOTHING
+                    RETURNING position, transaction_id, type, amount, currency, recorded_at
+                ), balance AS (
+                    INSERT INTO balances (patient_id, currency, amount) SELECT $1, $5, $6 FROM entry
+                    ON CONFLICT (patient_id, currency) DO UPDATE SET amount = balances.amount + excluded.amount
+                )
+                SELECT account.status, entry.* FROM account LEFT JOIN entry ON true",
+            )
+            .bind(patient_id)
+            .bind(transaction_id)
+            .bind(kind.name())
+            .bind(amount.amount)
+            .bind(&amount.currency)
+            .bind(kind.sign() * amount.amount)
+            .fetch_optional(connection)
+            .await?;
+            let Some(row) = row else { return Ok(Some(Recording::NoAccount)) };
+            let new = row.try_get::<Option<i64>, _>("position")?.is_some();
+            if new { Ok(Some(Recording::Recorded(recorded(&row)?))) } else { Ok(None) }
+        });
+        if let Some(recording) = insert.await? {
+            return Ok(recording);
+        }
+        // Either the id was there before, or the account is closed.
+        Ok(match self.find_entry(*patient_id, transaction_id).await? {
+            Some(first) if first.kind == *kind && first.amount == *amount => Recording::Recorded(first),
+            Some(_) => Recording::OtherEntry,
+            None => Recording::Closed,
+        })
+    }
+
+    async fn find_entry(&self, patient_id: Uuid, transaction_id: &str) -> Result<Option<Recorded>, Error> {
+        let find = self.database.run(async |connection| {
+            let row = query(
+                "-- find transaction
+                SELECT position, transaction_id, type, amount, currency, recorded_at
+                FROM transactions WHERE patient_id = $1 AND transaction_id = $2",
+            )
+            .bind(patient_id)
+            .bind(transaction_id)
+            .fetch_optional(connection)
+            .await?;
+            row.as_ref().map(recorded).transpose()
+        });
+        find.await
+    }
+
+    /// At most `limit` entries after a position, in order.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn list(&self, patient_id: Uuid, after: i64, limit: i64) -> Result<Vec<Recorded>, Error> {
+        let list = self.database.run(async |connection| {
+            let rows = query(
+                "-- list transactions
+                SELECT position, transaction_id, type, amount, currency, recorded_at
+                FROM transactions WHERE patient_id = $1 AND position > $2 ORDER BY position LIMIT $3",
+            )
+            .bind(patient_id)
+            .bind(after)
+            .bind(limit)
+            .fetch_all(connection)
+            .await?;
+            rows.iter().map(recorded).collect()
+        });
+        list.await
+    }
+}
+
+fn account(row: &PgRow) -> Result<Account, sqlx::Error> {
+    Ok(Account { id: row.try_get("id")?, status: parsed::<Status>(row, "status")? })
+}
+
+fn recorded(row: &PgRow) -> Result<Recorded, sqlx::Error> {
+    Ok(Recorded {
+        position: row.try_get("position")?,
+        transaction_id: row.try_get("transaction_id")?,
+        kind: parsed::<Kind>(row, "type")?,
+        amount: Money { amount: row.try_get("amount")?, currency: row.try_get("currency")? },
+        at: row.try_get("recorded_at")?,
+    })
+}
+
+fn parsed<T: FromStr<Err = String>>(row: &PgRow, column: &str) -> Result<T, sqlx::Error> {
+    row.try_get::<&str, _>(column)?.parse().map_err(|error: String| sqlx::Error::Decode(error.into()))
+}

@@ -1,0 +1,31 @@
+//! What operators and generic tools ask.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+};
+
+use crate::harness::with_service;
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn serves_health_and_metrics_over_http() {
+    with_service(|billing| async move {
+        billing.create(uuid::Uuid::now_v7(), "Jane Doe").await.unwrap();
+        let http = billing.http;
+        let ready = smol::unblock(move || get(http, "/actuator/health/readiness")).await;
+        assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("\"database\":{\"status\":\"UP\"}"), "{ready}");
+        let metrics = smol::unblock(move || get(http, "/metrics")).await;
+        assert!(
+            metrics.contains("grpc_server_calls_total{code=\"ok\",method=\"BillingService/CreateBillingAccount\"}")
+        );
+        assert!(metrics.contains("db_pool_connections{state=\"most\"} 16"), "{metrics}");
+    });
+}
