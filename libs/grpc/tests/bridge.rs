@@ -100,7 +100,7 @@ async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<Bill
 }
 
 /// Runs `test` against a server, then stops the server, which must end in time.
-fn with_server<F: Future<Output = ()> + Send>(test: impl FnOnce(Client, Scripted) -> F + Send + 'static) {
+fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, Scripted) -> F) {
     runtime::block_on(2, async {
         let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(5) };
         let server = Server::bind(&settings).unwrap();

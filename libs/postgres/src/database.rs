@@ -117,7 +117,11 @@ impl Database {
                 Ok(value)
             }
             Ok(Err(error @ sqlx::Error::Database(_))) if !ends_session(&error) => {
-                lent.give_back();
+                // It may be in the middle of a transaction, whose rollback goes out with the next message.
+                match within(self.inner.pool.settings().deadline, lent.connection().ping()).await {
+                    Ok(Ok(())) => lent.give_back(),
+                    _ => lent.discard(),
+                }
                 Err(error.into())
             }
             Ok(Err(error)) => {

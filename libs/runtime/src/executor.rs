@@ -22,9 +22,10 @@ pub fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) 
 ///
 /// # Panics
 /// If `threads` is 0, if a thread cannot be started, or if `main` panics.
-pub fn block_on<T: Send + 'static>(threads: usize, main: impl Future<Output = T> + Send + 'static) -> T {
+pub fn block_on<T>(threads: usize, main: impl Future<Output = T>) -> T {
     assert!(threads > 0, "an executor needs a thread");
-    let main = spawn(AssertUnwindSafe(main).catch_unwind());
+    // Its own panic becomes a result, so that one that is caught further down is a task's.
+    let main = AssertUnwindSafe(main).catch_unwind();
     let (running, stopped) = channel::bounded::<()>(1);
     thread::scope(|scope| {
         for number in 1..threads {

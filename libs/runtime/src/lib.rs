@@ -5,6 +5,7 @@
 //! - [`Shutdown`]: the token that tells every part to finish, triggered by SIGTERM or SIGINT;
 //! - [`Parts`]: the long-running parts of a service, joined within a deadline;
 //! - [`listen`]: bind first, serve later;
+//! - [`Wake`]: tells a task that there is something to do;
 //! - [`within`] and [`Backoff`]: no wait without an end, no retry without a pause.
 
 mod backoff;
@@ -14,6 +15,7 @@ mod listen;
 mod parts;
 mod program;
 mod shutdown;
+mod wake;
 
 pub use backoff::Backoff;
 pub use deadline::{Elapsed, within};
@@ -22,3 +24,4 @@ pub use listen::listen;
 pub use parts::Parts;
 pub use program::Program;
 pub use shutdown::Shutdown;
+pub use wake::Wake;

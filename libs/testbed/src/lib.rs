@@ -7,10 +7,12 @@
 //! - [`broker`]: Apache Kafka on the JVM, or Nisshi;
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
+//! - [`http`]: an HTTP client with a deadline for every call;
 //! - [`cache`]: where downloaded parts are kept.
 
 pub mod broker;
 pub mod cache;
+pub mod http;
 pub mod ports;
 pub mod postgres;
 mod process;

@@ -3,9 +3,13 @@ use std::time::Duration;
 use futures_lite::AsyncReadExt as _;
 use runtime::within;
 use serde::de::DeserializeOwned;
-use tide::{Request, StatusCode};
+use tide::{Body, Request, StatusCode};
 
 use crate::{Limits, Problem};
+
+/// Bytes of a body too large that are read and thrown away, and for how long.
+const DISCARD: u64 = 4 * 1024 * 1024;
+const DISCARD_WAIT: Duration = Duration::from_secs(2);
 
 /// Reads a JSON body of the media type `application/json`.
 ///
@@ -39,6 +43,10 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
     };
     let announced = request.len();
     if announced.is_some_and(|length| length > limits.body) {
+        // A client that waits for our consent has sent nothing yet, and need not.
+        if request.header("expect").is_none() {
+            discard(request.take_body()).await;
+        }
         return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
@@ -47,9 +55,20 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
     match within(limits.body_wait, body.read_to_end(&mut bytes)).await {
         Err(_) => Err(late(limits.body_wait)),
         Ok(Err(_)) => Err(Problem::bad_request("The body ended before it was complete.")),
-        Ok(Ok(length)) if length > limits.body => Err(too_large()),
+        Ok(Ok(length)) if length > limits.body => {
+            discard(body.into_inner()).await;
+            Err(too_large())
+        }
         Ok(Ok(_)) => Ok(bytes),
     }
+}
+
+/// Reads some of what nobody wants: many clients read no answer before they have sent all, and a connection closed in the
+/// middle of it would cost them the answer.
+async fn discard(body: Body) {
+    let rest = futures_lite::io::copy(body.take(DISCARD), futures_lite::io::sink());
+    // Whatever comes of it, the answer is the same.
+    let _ = within(DISCARD_WAIT, rest).await;
 }
 
 fn late(limit: Duration) -> Problem {

@@ -28,7 +28,7 @@ pub(crate) struct Harness {
 }
 
 /// Runs a test on a service with an empty database.
-pub(crate) fn with_service<F: Future<Output = ()> + Send>(test: impl FnOnce(Arc<Harness>) -> F + Send + 'static) {
+pub(crate) fn with_service<F: Future<Output = ()>>(test: impl FnOnce(Arc<Harness>) -> F) {
     runtime::block_on(2, async {
         let harness = Arc::new(Harness::start(&testbed::shared_database().await).await);
         harness.until_serving().await;

@@ -1,0 +1,155 @@
+//! What this service asks the billing service, in its own terms.
+
+use std::time::Duration;
+
+use codec::billing::{
+    BillingRequest, CloseBillingAccountRequest, GetBillingAccountRequest, ListTransactionsRequest, Money,
+    RecordTransactionRequest, Transaction, TransactionType,
+};
+use futures_lite::StreamExt as _;
+use grpc::{CallError, Client, ClientSettings, Outgoing, billing::billing_service_client::BillingServiceClient};
+use telemetry::TraceContext;
+use uuid::Uuid;
+
+/// An account as billing names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its id.
+    pub id: String,
+    /// ACTIVE or CLOSED.
+    pub status: String,
+}
+
+/// A client of the billing service.
+#[derive(Debug)]
+pub struct Billing {
+    client: Client,
+    deadline: Duration,
+}
+
+impl Billing {
+    /// A client that connects when it is first used.
+    ///
+    /// # Errors
+    /// If the address is none.
+    pub fn new(settings: ClientSettings) -> Result<Self, String> {
+        let deadline = settings.deadline;
+        let client = Client::new(settings).map_err(|error| format!("the billing service's address: {error}"))?;
+        Ok(Self { client, deadline })
+    }
+
+    /// The time that a call has.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Whether it has not answered for a while.
+    pub fn is_away(&self) -> bool {
+        self.client.is_peer_away()
+    }
+
+    /// Opens the account of a patient, or gives the one that there is.
+    ///
+    /// # Errors
+    /// If billing does not do it in time. It may have done it, or still do it.
+    pub async fn open(
+        &self,
+        patient_id: Uuid,
+        name: &str,
+        email: &str,
+        trace: TraceContext,
+    ) -> Result<Account, CallError> {
+        let request =
+            BillingRequest { patient_id: patient_id.to_string(), name: name.to_owned(), email: email.to_owned() };
+        let open = |outgoing: Outgoing| {
+            let request = outgoing.request(request.clone());
+            async move {
+                let mut stub = BillingServiceClient::new(outgoing.channel());
+                Ok(stub.create_billing_account(request).await?.into_inner())
+            }
+        };
+        let response = self.client.call("CreateBillingAccount", trace, open).await?;
+        Ok(Account { id: response.account_id, status: response.status })
+    }
+
+    /// Closes the account of a patient.
+    ///
+    /// # Errors
+    /// If there is none (`NOT_FOUND`), or billing does not do it in time.
+    pub async fn close(&self, patient_id: Uuid, trace: TraceContext) -> Result<(), CallError> {
+        let close = |outgoing: Outgoing| {
+            let request = outgoing.request(CloseBillingAccountRequest { patient_id: patient_id.to_string() });
+            async move {
+                let mut stub = BillingServiceClient::new(outgoing.channel());
+                stub.close_billing_account(request).await
+            }
+        };
+        self.client.call("CloseBillingAccount", trace, close).await.map(drop)
+    }
+
+    /// The account of a patient with what the patient owes, by currency.
+    ///
+    /// # Errors
+    /// If there is none (`NOT_FOUND`), or billing does not answer in time.
+    pub async fn account(&self, patient_id: Uuid, trace: TraceContext) -> Result<(Account, Vec<Money>), CallError> {
+        let get = |outgoing: Outgoing| {
+            let request = outgoing.request(GetBillingAccountRequest { patient_id: patient_id.to_string() });
+            async move {
+                let mut stub = BillingServiceClient::new(outgoing.channel());
+                Ok(stub.get_billing_account(request).await?.into_inner())
+            }
+        };
+        let found = self.client.call("GetBillingAccount", trace, get).await?;
+        Ok((Account { id: found.account_id, status: found.status }, found.balances))
+    }
+
+    /// Enters a transaction into the ledger of a patient's account.
+    ///
+    /// # Errors
+    /// If billing refuses it, or does not answer in time.
+    pub async fn record(
+        &self,
+        patient_id: Uuid,
+        transaction_id: &str,
+        kind: TransactionType,
+        amount: Money,
+        trace: TraceContext,
+    ) -> Result<Transaction, CallError> {
+        let request = RecordTransactionRequest {
+            patient_id: patient_id.to_string(),
+            transaction_id: transaction_id.to_owned(),
+            r#type: kind.into(),
+            amount: Some(amount),
+        };
+        let record = |outgoing: Outgoing| {
+            let request = outgoing.request(request.clone());
+            async move {
+                let mut stub = BillingServiceClient::new(outgoing.channel());
+                Ok(stub.record_transaction(request).await?.into_inner())
+            }
+        };
+        self.client.call("RecordTransaction", trace, record).await
+    }
+
+    /// At most `limit` entries of the ledger of a patient's account, after a position.
+    ///
+    /// # Errors
+    /// If there is no account (`NOT_FOUND`), or billing does not answer in time.
+    pub async fn transactions(
+        &self,
+        patient_id: Uuid,
+        after_position: i64,
+        limit: u32,
+        trace: TraceContext,
+    ) -> Result<Vec<Transaction>, CallError> {
+        let request = ListTransactionsRequest { patient_id: patient_id.to_string(), after_position, limit };
+        let list = |outgoing: Outgoing| {
+            let request = outgoing.request(request.clone());
+            async move {
+                let mut stub = BillingServiceClient::new(outgoing.channel());
+                stub.list_transactions(request).await?.into_inner().try_collect().await
+            }
+        };
+        self.client.call("ListTransactions", trace, list).await
+    }
+}

@@ -1,0 +1,120 @@
+//! A patient's billing account, asked of the billing service.
+
+use grpc::Code;
+use tide::{Response, StatusCode};
+use uuid::Uuid;
+use web::{Problem, Query, json, read_json};
+
+use super::{
+    Request,
+    body::{AccountBody, StatementBody, TransactionBody, TransactionInput},
+    patients::patient_id,
+    problem::of_call,
+};
+use codec::billing::Money;
+
+/// Transactions of a list, unless the client wants another number, and at most.
+const LIMIT: (u32, u32) = (100, 1000);
+
+/// Read the billing account
+///
+/// PENDING while the billing service has not opened it yet.
+#[utoipa::path(
+    get, path = "/patients/{id}/billing", tag = "billing",
+    params(("id" = Uuid, Path, description = "Id of the patient")),
+    responses(
+        (status = 200, description = "The account and what the patient owes", body = StatementBody),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 404, response = super::openapi::NotFound),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn account(request: Request) -> Result<Response, Problem> {
+    let id = existing_patient(&request).await?;
+    let found = match request.state().billing().account(id, web::trace(&request)).await {
+        Ok((account, balances)) => Some((account, balances)),
+        Err(error) if error.code() == Some(Code::NotFound) => None,
+        Err(error) => return Err(of_call(&error)),
+    };
+    let (account, balances) = found.unzip();
+    let balances = balances.unwrap_or_default().into_iter().map(Into::into).collect();
+    Ok(json(StatusCode::Ok, &StatementBody { account: AccountBody::from(account.as_ref()), balances }))
+}
+
+/// Enter a transaction into the ledger
+///
+/// The same transaction sent again is entered once.
+#[utoipa::path(
+    post, path = "/patients/{id}/billing/transactions", tag = "billing", request_body = TransactionInput,
+    params(("id" = Uuid, Path, description = "Id of the patient")),
+    responses(
+        (status = 201, description = "Entered, now or before", body = TransactionBody),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 404, response = super::openapi::NotFound),
+        (status = 409, response = super::openapi::Conflict),
+        (status = 413, response = super::openapi::TooLarge),
+        (status = 415, response = super::openapi::UnsupportedMediaType),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn record(mut request: Request) -> Result<Response, Problem> {
+    let trace = web::trace(&request);
+    let app = request.state().clone();
+    let id = patient_id(&request)?;
+    let TransactionInput { transaction_id, r#type, amount, currency } = read_json(&mut request, app.limits()).await?;
+    app.registry().find(id).await?;
+    let amount = Money { amount, currency };
+    let recorded = app.billing().record(id, &transaction_id, r#type.into(), amount, trace).await;
+    let recorded = recorded.map_err(|error| of_call(&error))?;
+    Ok(json(StatusCode::Created, &TransactionBody::from(recorded)))
+}
+
+/// List the ledger's transactions
+///
+/// In the order in which they were entered. Where there are more than `limit`, the header `Link` leads to the next ones.
+#[utoipa::path(
+    get, path = "/patients/{id}/billing/transactions", tag = "billing",
+    params(
+        ("id" = Uuid, Path, description = "Id of the patient"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Transactions at most; 100 unless given"),
+        ("cursor" = Option<i64>, Query, minimum = 0, description = "From the Link of an earlier answer"),
+    ),
+    responses(
+        (status = 200, description = "The transactions", body = [TransactionBody], headers(
+            ("Link" = Option<String>, description = "The next transactions, rel=\"next\""))),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 404, response = super::openapi::NotFound),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn list(request: Request) -> Result<Response, Problem> {
+    let mut query = Query::of(&request);
+    let limit = query.number("limit", 1..=LIMIT.1).unwrap_or(LIMIT.0);
+    let after = query.number("cursor", 0..=i64::MAX).unwrap_or_default();
+    query.finish(())?;
+    let id = existing_patient(&request).await?;
+    // One more than asked tells whether there are more.
+    let found = request.state().billing().transactions(id, after, limit + 1, web::trace(&request)).await;
+    let mut transactions = match found {
+        Ok(transactions) => transactions,
+        Err(error) if error.code() == Some(Code::NotFound) => Vec::new(),
+        Err(error) => return Err(of_call(&error)),
+    };
+    let more = transactions.len() > limit as usize;
+    transactions.truncate(limit as usize);
+    let next = transactions.last().filter(|_| more).map(|last| last.position);
+    let bodies: Vec<_> = transactions.into_iter().map(TransactionBody::from).collect();
+    let mut response = json(StatusCode::Ok, &bodies);
+    if let Some(position) = next {
+        let link = format!("</patients/{id}/billing/transactions?limit={limit}&cursor={position}>; rel=\"next\"");
+        response.insert_header("link", link);
+    }
+    Ok(response)
+}
+
+/// The id in the path, of a patient that there is.
+async fn existing_patient(request: &Request) -> Result<Uuid, Problem> {
+    let id = patient_id(request)?;
+    request.state().registry().find(id).await?;
+    Ok(id)
+}

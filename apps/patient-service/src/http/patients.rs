@@ -1,0 +1,292 @@
+//! Patients: register, list, read, replace, remove.
+
+use form_urlencoded::Serializer;
+use tide::{Response, StatusCode};
+use uuid::Uuid;
+use web::{Problem, Query, json, no_content, read_json};
+
+use super::{
+    Request,
+    body::{AccountBody, PageBody, PatientBody, PatientInput, RegisteredBody},
+    cursor,
+    preconditions::{client_has, entity_tag, if_match},
+};
+use crate::{
+    patient::Patient,
+    store::{Begin, Direction, List, Listed, Order, Position, Search, SortField},
+};
+
+/// Patients of a list, unless the client wants another number, and at most.
+const LIMIT: (i64, i64) = (100, 1000);
+/// Patients of a page, unless the client wants another number.
+const PAGE_SIZE: i64 = 10;
+/// The last page that can be asked for.
+const LAST_PAGE: i64 = 1_000_000;
+/// The longest idempotency key, in characters.
+const KEY_LENGTH: usize = 255;
+
+/// Register a patient
+///
+/// The billing account is opened on the way. While the billing service does not answer, its status is PENDING, and it is
+/// opened later.
+#[utoipa::path(
+    post, path = "/patients", tag = "patients", request_body = PatientInput,
+    params(("Idempotency-Key" = Option<String>, Header, max_length = 255, pattern = "^[!-~]+$",
+        description = "1 to 255 visible ASCII characters, new for each new patient. A repeated request with the same key gives the patient of the first one.")),
+    responses(
+        (status = 201, description = "Registered", body = RegisteredBody, headers(
+            ("Location" = String, description = "Path of the patient"),
+            ("ETag" = String, description = "Version of the patient"))),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 409, response = super::openapi::Conflict),
+        (status = 413, response = super::openapi::TooLarge),
+        (status = 415, response = super::openapi::UnsupportedMediaType),
+        (status = 422, response = super::openapi::KeyReused),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
+    let trace = web::trace(&request);
+    let app = request.state().clone();
+    let key = idempotency_key(&request)?;
+    let input: PatientInput = read_json(&mut request, app.limits()).await?;
+    let details = input.parse(app.registry().today())?;
+    let registered = app.registry().register(details, key, trace).await?;
+    let body = RegisteredBody {
+        patient: PatientBody::from(&registered.patient),
+        billing: AccountBody::from(registered.account.as_ref()),
+    };
+    let mut response = json(StatusCode::Created, &body);
+    response.insert_header("location", format!("/patients/{}", registered.patient.id));
+    response.insert_header("etag", entity_tag(registered.patient.version));
+    let (stored, billed) = (registered.stored_in.as_secs_f64() * 1e3, registered.billed_in.as_secs_f64() * 1e3);
+    response.insert_header("server-timing", format!("store;dur={stored:.2}, billing;dur={billed:.2}"));
+    Ok(response)
+}
+
+/// List patients
+///
+/// Gives at most `limit` patients; where there are more, the header `Link` leads to the next ones, and costs the same
+/// however far one goes. With `page` or `size` it gives a page with the size of the whole instead.
+#[utoipa::path(
+    get, path = "/patients", tag = "patients",
+    params(
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients at most; 100 unless given"),
+        ("cursor" = Option<String>, Query, description = "From the Link of an earlier answer"),
+        ("search" = Option<String>, Query, description = "Part of a name or an email, whatever its case; with less than three letters or digits, the beginning of a word"),
+        ("sort" = Option<String>, Query, description = "id, name, email, dateOfBirth or registeredDate, with - before it for the reverse; on pages asc or desc"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 1000000, description = "Number of a page, from 1"),
+        ("size" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients on a page; 10 unless given"),
+        ("sortField" = Option<String>, Query, description = "On pages: id, name, email, dateOfBirth or registeredDate; name unless given"),
+        ("searchValue" = Option<String>, Query, description = "On pages: as search"),
+    ),
+    responses(
+        (status = 200, description = "Patients, or a page of them", body = super::openapi::ListOrPage, headers(
+            ("Link" = Option<String>, description = "The next patients, rel=\"next\""))),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn list(request: Request) -> Result<Response, Problem> {
+    let query = Query::of(&request);
+    if query.has("page") || query.has("size") { page(&request, query).await } else { keyset(&request, query).await }
+}
+
+async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem> {
+    let limit = query.number("limit", 1..=LIMIT.1).unwrap_or(LIMIT.0);
+    let sort = query.text("sort");
+    let order =
+        query.parsed("sort", parse_order).unwrap_or(Order { field: SortField::Id, direction: Direction::Ascending });
+    let term = query.text("search");
+    let after = query.parsed("cursor", |text| cursor::decode(text, order));
+    let begin = after.map_or(Begin::First, Begin::After);
+    let (term, sort) = query.finish((term, sort))?;
+    let search = term.as_deref().map(Search::new);
+    if search == Some(None) {
+        return Ok(json(StatusCode::Ok, &[(); 0]));
+    }
+    // One more than asked tells whether there are more.
+    let list = List { order, search: search.flatten(), begin, limit: limit + 1 };
+    let mut patients = request.state().registry().list(&list).await?;
+    let more = patients.len() as i64 > limit;
+    patients.truncate(limit as usize);
+    let bodies: Vec<_> = patients.iter().map(|listed| PatientBody::from(&listed.patient)).collect();
+    let mut response = json(StatusCode::Ok, &bodies);
+    if let Some(Listed { patient, sort_key }) = patients.last().filter(|_| more) {
+        let mut next = Serializer::new(String::new());
+        next.append_pair("limit", &limit.to_string());
+        for (name, value) in [("sort", sort), ("search", term)] {
+            if let Some(value) = value {
+                next.append_pair(name, &value);
+            }
+        }
+        next.append_pair("cursor", &cursor::encode(&Position { sort_key: sort_key.clone(), id: patient.id }));
+        response.insert_header("link", format!("</patients?{}>; rel=\"next\"", next.finish()));
+    }
+    Ok(response)
+}
+
+async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> {
+    let page = query.number("page", 1..=LAST_PAGE).unwrap_or(1);
+    let size = query.number("size", 1..=LIMIT.1).unwrap_or(PAGE_SIZE);
+    let direction = query.parsed("sort", parse_direction).unwrap_or(Direction::Ascending);
+    let field = query.parsed("sortField", parse_field).unwrap_or(SortField::Name);
+    let term = query.text("searchValue");
+    query.finish(())?;
+    let search = term.as_deref().map(Search::new);
+    let (patients, total) = if search == Some(None) {
+        (Vec::new(), 0)
+    } else {
+        let begin = Begin::Skip((page - 1) * size);
+        let list = List { order: Order { field, direction }, search: search.flatten(), begin, limit: size };
+        let registry = request.state().registry();
+        (registry.list(&list).await?, registry.count(list.search.as_ref()).await?)
+    };
+    let body = PageBody {
+        patients: patients.iter().map(|listed| PatientBody::from(&listed.patient)).collect(),
+        page,
+        size,
+        total_pages: (total + size - 1) / size,
+        total_elements: total,
+    };
+    Ok(json(StatusCode::Ok, &body))
+}
+
+/// Read a patient
+#[utoipa::path(
+    get, path = "/patients/{id}", tag = "patients",
+    params(
+        ("id" = Uuid, Path, description = "Id of the patient"),
+        ("If-None-Match" = Option<String>, Header, description = "ETag of the version that the client has", example = "\"1\""),
+    ),
+    responses(
+        (status = 200, description = "The patient", body = PatientBody, headers(
+            ("ETag" = String, description = "Version of the patient"))),
+        (status = 304, description = "The client has this version"),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 404, response = super::openapi::NotFound),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn read(request: Request) -> Result<Response, Problem> {
+    let id = patient_id(&request)?;
+    let patient = request.state().registry().find(id).await?;
+    if client_has(&request, patient.version)? {
+        let mut response = Response::new(StatusCode::NotModified);
+        response.insert_header("etag", entity_tag(patient.version));
+        return Ok(response);
+    }
+    Ok(with_patient(&patient))
+}
+
+/// Replace a patient's data
+#[utoipa::path(
+    put, path = "/patients/{id}", tag = "patients", request_body = PatientInput,
+    params(
+        ("id" = Uuid, Path, description = "Id of the patient"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
+    ),
+    responses(
+        (status = 200, description = "The patient as it is now", body = PatientBody, headers(
+            ("ETag" = String, description = "New version of the patient"))),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 404, response = super::openapi::NotFound),
+        (status = 409, response = super::openapi::Conflict),
+        (status = 412, response = super::openapi::PreconditionFailed),
+        (status = 413, response = super::openapi::TooLarge),
+        (status = 415, response = super::openapi::UnsupportedMediaType),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
+    let trace = web::trace(&request);
+    let app = request.state().clone();
+    let id = patient_id(&request)?;
+    let versions = if_match(&request)?;
+    let input: PatientInput = read_json(&mut request, app.limits()).await?;
+    let details = input.parse(app.registry().today())?;
+    Ok(with_patient(&app.registry().update(id, versions.as_deref(), details, trace).await?))
+}
+
+/// Remove a patient
+///
+/// The billing account is closed soon after.
+#[utoipa::path(
+    delete, path = "/patients/{id}", tag = "patients",
+    params(
+        ("id" = Uuid, Path, description = "Id of the patient"),
+        ("If-Match" = Option<String>, Header, description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
+    ),
+    responses(
+        (status = 204, description = "Removed"),
+        (status = 400, response = super::openapi::BadRequest),
+        (status = 404, response = super::openapi::NotFound),
+        (status = 412, response = super::openapi::PreconditionFailed),
+        (status = 503, response = super::openapi::Unavailable),
+    )
+)]
+pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
+    let trace = web::trace(&request);
+    let id = patient_id(&request)?;
+    let versions = if_match(&request)?;
+    request.state().registry().delete(id, versions.as_deref(), trace).await?;
+    Ok(no_content())
+}
+
+/// The id in the path.
+///
+/// # Errors
+/// 400 if it is no UUID in its usual form.
+pub(super) fn patient_id(request: &Request) -> Result<Uuid, Problem> {
+    let text = request.param("id").unwrap_or_default();
+    // The parser alone takes braces, `urn:uuid:` and no hyphens too.
+    let usual = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    usual.then(|| text.parse().ok()).flatten().ok_or_else(|| {
+        Problem::bad_request("The id in the path is not valid.").kind("invalid-parameter").field("id", "must be a UUID")
+    })
+}
+
+fn with_patient(patient: &Patient) -> Response {
+    let mut response = json(StatusCode::Ok, &PatientBody::from(patient));
+    response.insert_header("etag", entity_tag(patient.version));
+    response
+}
+
+fn idempotency_key(request: &Request) -> Result<Option<String>, Problem> {
+    let Some(values) = request.header("idempotency-key") else { return Ok(None) };
+    let key = values.last().as_str();
+    let valid = (1..=KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if valid {
+        return Ok(Some(key.to_owned()));
+    }
+    Err(Problem::bad_request("The Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        .kind("invalid-parameter"))
+}
+
+fn parse_order(text: &str) -> Result<Order, String> {
+    let (field, direction) = match text.strip_prefix('-') {
+        Some(field) => (field, Direction::Descending),
+        None => (text, Direction::Ascending),
+    };
+    let field = parse_field(field).map_err(|why| format!("{why}, with - before it for the reverse"))?;
+    Ok(Order { field, direction })
+}
+
+fn parse_field(text: &str) -> Result<SortField, String> {
+    match text {
+        "id" => Ok(SortField::Id),
+        "name" => Ok(SortField::Name),
+        "email" => Ok(SortField::Email),
+        "dateOfBirth" => Ok(SortField::DateOfBirth),
+        "registeredDate" => Ok(SortField::RegisteredDate),
+        _ => Err("must be id, name, email, dateOfBirth or registeredDate".to_owned()),
+    }
+}
+
+fn parse_direction(text: &str) -> Result<Direction, String> {
+    match text {
+        "asc" => Ok(Direction::Ascending),
+        "desc" => Ok(Direction::Descending),
+        _ => Err("must be asc or desc".to_owned()),
+    }
+}

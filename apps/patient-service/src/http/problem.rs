@@ -1,0 +1,88 @@
+//! The one place where what went wrong becomes an HTTP status.
+
+use std::time::Duration;
+
+use grpc::{CallError, Code};
+use tide::StatusCode;
+use web::Problem;
+
+use crate::{
+    patient::{Field, FieldErrors},
+    registry::Error,
+};
+
+/// When a client may come back to a service that something is missing from.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound => Self::not_found("There is no patient with this id.").kind("patient-not-found"),
+            Error::EmailTaken => Self::new(StatusCode::Conflict, "Another patient has this email.")
+                .kind("email-taken")
+                .field("email", "A patient with this email already exists"),
+            Error::OtherVersion => {
+                let detail =
+                    "The patient has been changed since. Read it again and repeat the request with its new ETag.";
+                Self::new(StatusCode::PreconditionFailed, detail).kind("version-mismatch")
+            }
+            Error::KeyReused => {
+                let detail = "The Idempotency-Key was used for another request. Use a new key for each new request.";
+                Self::new(StatusCode::UnprocessableEntity, detail).kind("idempotency-key-reused")
+            }
+            Error::KeySpent => {
+                let detail = "The patient that this Idempotency-Key registered has been deleted since.";
+                Self::new(StatusCode::Conflict, detail).kind("idempotency-key-spent")
+            }
+            // `Database` has logged the outage.
+            Error::Database(postgres::Error::Unavailable(_)) => {
+                Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable")
+            }
+            Error::Database(error) => {
+                tracing::error!(%error, "a query failed");
+                Self::internal()
+            }
+        }
+    }
+}
+
+/// The answer when billing gave none, or refused.
+pub(super) fn of_call(error: &CallError) -> Problem {
+    match error.code() {
+        Some(Code::InvalidArgument) => match error {
+            // Billing's own words on a field; they hold no value.
+            CallError::Status(status) => Problem::bad_request(status.message()).kind("invalid-transaction"),
+            _ => Problem::internal(),
+        },
+        Some(Code::NotFound) => {
+            let detail = "The patient's billing account is not open yet.";
+            Problem::unavailable(detail, RETRY_AFTER).kind("billing-account-pending")
+        }
+        Some(Code::FailedPrecondition) => {
+            Problem::new(StatusCode::Conflict, "The billing account is closed and takes no charges.")
+                .kind("billing-account-closed")
+        }
+        Some(Code::AlreadyExists) => {
+            Problem::new(StatusCode::Conflict, "The transaction id was used for another transaction.")
+                .kind("transaction-id-reused")
+        }
+        _ => Problem::unavailable("The billing service does not answer.", RETRY_AFTER).kind("billing-unavailable"),
+    }
+}
+
+/// The answer to data that are no patient's.
+pub(super) fn of_fields(errors: FieldErrors) -> Problem {
+    let problem = Problem::bad_request("The patient is not valid.").kind("invalid-patient");
+    errors.into_iter().fold(problem, |problem, (field, message)| problem.field(json_name(field), message))
+}
+
+/// The name of a field in JSON.
+pub(super) const fn json_name(field: Field) -> &'static str {
+    match field {
+        Field::Name => "name",
+        Field::Email => "email",
+        Field::Address => "address",
+        Field::DateOfBirth => "dateOfBirth",
+        Field::RegisteredDate => "registeredDate",
+    }
+}

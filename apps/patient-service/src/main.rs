@@ -1,0 +1,17 @@
+//! The patient service. See `--help`.
+
+use std::process::ExitCode;
+
+use patient_service::{Service, Settings};
+use runtime::Program;
+
+fn main() -> ExitCode {
+    let program = Program {
+        name: "patient-service",
+        about: "patient records over HTTP; publishes what happens to them and keeps billing informed",
+        version: env!("CARGO_PKG_VERSION"),
+        settings: Settings::read,
+        http_address: |settings| settings.http.address,
+    };
+    program.main(|settings, shutdown| async { Service::build(settings).await?.run(shutdown).await })
+}

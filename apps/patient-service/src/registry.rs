@@ -1,0 +1,260 @@
+//! The use cases of the registry. Each change is one transaction; what it sets off is told to the parts that do it.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chrono::{NaiveDate, Utc};
+use runtime::Wake;
+use sha2::{Digest as _, Sha256};
+use telemetry::TraceContext;
+use uuid::Uuid;
+
+use crate::{
+    billing::{Account, Billing},
+    patient::{Details, Patient},
+    reconciler::DoneSender,
+    relay::RelayWaker,
+    store::{Change, IdempotencyKey, List, Listed, Search, Store, StoreError},
+};
+
+/// The time after the end of a request's own call to billing before the reconciler makes it again.
+const RECONCILE_AFTER: Duration = Duration::from_secs(4);
+
+/// The registry of patients.
+#[derive(Clone)]
+pub struct Registry {
+    store: Store,
+    billing: Arc<Billing>,
+    done: DoneSender,
+    relay: RelayWaker,
+    reconciler: Arc<Wake>,
+}
+
+/// A patient just registered, or registered before by the same request.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// The patient.
+    pub patient: Patient,
+    /// The billing account; none while billing has not answered.
+    pub account: Option<Account>,
+    /// How long the commit took.
+    pub stored_in: Duration,
+    /// How long billing took, or had.
+    pub billed_in: Duration,
+}
+
+/// Why a use case failed.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such patient.
+    NotFound,
+    /// Another patient has the email.
+    EmailTaken,
+    /// The patient has been changed since the version that the client knows.
+    OtherVersion,
+    /// The idempotency key was used for another request.
+    KeyReused,
+    /// The idempotency key was used for this request, and the patient that it made has been deleted.
+    KeySpent,
+    /// The database could not do it.
+    Database(postgres::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("there is no such patient"),
+            Self::EmailTaken => f.write_str("another patient has this email"),
+            Self::OtherVersion => f.write_str("the patient has been changed since"),
+            Self::KeyReused => f.write_str("the idempotency key was used for another request"),
+            Self::KeySpent => f.write_str("the patient that this idempotency key made has been deleted"),
+            Self::Database(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl Registry {
+    /// A registry of the patients in `store`. `relay` and `reconciler` are woken when there is something for them;
+    /// `done` takes the accounts that a request itself has opened.
+    pub fn new(
+        store: Store,
+        billing: Arc<Billing>,
+        done: DoneSender,
+        relay: RelayWaker,
+        reconciler: Arc<Wake>,
+    ) -> Self {
+        Self { store, billing, done, relay, reconciler }
+    }
+
+    /// The last day that is not in the future, in UTC.
+    pub fn today(&self) -> NaiveDate {
+        Utc::now().date_naive()
+    }
+
+    /// Registers a patient. With a key, repetitions of the request give the patient that the first one made.
+    ///
+    /// # Errors
+    /// If the email is taken, the key does not fit, or the database cannot do it. Not if billing fails: its part is then
+    /// made up for later.
+    pub async fn register(
+        &self,
+        details: Details,
+        key: Option<String>,
+        trace: TraceContext,
+    ) -> Result<Registered, Error> {
+        let started = Instant::now();
+        let key = key.map(|key| IdempotencyKey { key, fingerprint: fingerprint(&details) });
+        let Details { name, email, address, date_of_birth, registered_date } = details;
+        let registered_date = registered_date.unwrap_or_else(|| self.today());
+        let id = Uuid::now_v7();
+        let patient = Patient { id, name, email, address, date_of_birth, registered_date, version: 1 };
+        let billing_after = self.billing.deadline() + RECONCILE_AFTER;
+        let patient = match self.store.insert(&patient, key.as_ref(), billing_after, trace).await {
+            Ok(()) => {
+                self.relay.notify();
+                tracing::info!(patient_id = %patient.id, "patient registered");
+                patient
+            }
+            Err(StoreError::Database(error)) => return Err(Error::Database(error)),
+            // Which of the two a repetition meets first is the database's choice.
+            Err(conflict @ (StoreError::EmailTaken | StoreError::KeyUsed)) => {
+                let repeated = match &key {
+                    Some(key) => self.repeated(key).await?,
+                    None => None,
+                };
+                match (repeated, conflict) {
+                    (Some(patient), _) => patient,
+                    (None, StoreError::EmailTaken) => return Err(Error::EmailTaken),
+                    // The key was there a moment ago: it was forgotten in between. The client may repeat.
+                    (None, _) => return Err(Error::KeySpent),
+                }
+            }
+        };
+        let stored_in = started.elapsed();
+        let account = self.billing.open(patient.id, &patient.name, &patient.email, trace).await.ok();
+        if account.is_some() {
+            self.done.send(patient.id);
+        }
+        Ok(Registered { patient, account, stored_in, billed_in: started.elapsed() - stored_in })
+    }
+
+    /// The patient that an earlier request with this key made; none if there was no such request.
+    async fn repeated(&self, key: &IdempotencyKey) -> Result<Option<Patient>, Error> {
+        match self.store.find_key(&key.key).await? {
+            None => Ok(None),
+            Some((fingerprint, _)) if fingerprint != key.fingerprint => Err(Error::KeyReused),
+            Some((_, patient_id)) => Ok(Some(self.store.find(patient_id).await?.ok_or(Error::KeySpent)?)),
+        }
+    }
+
+    /// A patient.
+    ///
+    /// # Errors
+    /// If there is none of this id, or the database cannot be asked.
+    pub async fn find(&self, id: Uuid) -> Result<Patient, Error> {
+        self.store.find(id).await?.ok_or(Error::NotFound)
+    }
+
+    /// Patients in an order.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
+        Ok(self.store.list(list).await?)
+    }
+
+    /// How many patients a search finds; without one, how many there are.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
+        Ok(self.store.count(search).await?)
+    }
+
+    /// Replaces a patient's data, if the patient has one of `versions` (none: any).
+    ///
+    /// # Errors
+    /// If there is no such patient or version, the email is taken, or the database cannot do it.
+    pub async fn update(
+        &self,
+        id: Uuid,
+        versions: Option<&[i64]>,
+        details: Details,
+        trace: TraceContext,
+    ) -> Result<Patient, Error> {
+        let change = self.store.update(id, versions, &details, trace).await.map_err(|error| match error {
+            StoreError::EmailTaken => Error::EmailTaken,
+            StoreError::KeyUsed => unreachable!("an update has no idempotency key"),
+            StoreError::Database(error) => Error::Database(error),
+        });
+        let patient = changed(change?)?;
+        self.relay.notify();
+        tracing::info!(patient_id = %id, version = patient.version, "patient updated");
+        Ok(patient)
+    }
+
+    /// Deletes a patient, if it has one of `versions` (none: any). Its billing account is closed soon after.
+    ///
+    /// # Errors
+    /// If there is no such patient or version, or the database cannot do it.
+    pub async fn delete(&self, id: Uuid, versions: Option<&[i64]>, trace: TraceContext) -> Result<(), Error> {
+        changed(self.store.delete(id, versions, trace).await?)?;
+        self.relay.notify();
+        self.reconciler.notify();
+        tracing::info!(patient_id = %id, "patient deleted");
+        Ok(())
+    }
+}
+
+fn changed<T>(change: Change<T>) -> Result<T, Error> {
+    match change {
+        Change::Done(value) => Ok(value),
+        Change::NotFound => Err(Error::NotFound),
+        Change::OtherVersion => Err(Error::OtherVersion),
+    }
+}
+
+/// Equal for equal data, and for practical purposes for no others.
+fn fingerprint(details: &Details) -> Vec<u8> {
+    let Details { name, email, address, date_of_birth, registered_date } = details;
+    let registered_date = registered_date.map(|date| date.to_string()).unwrap_or_default();
+    let mut hash = Sha256::new();
+    for field in [name, email, address, &date_of_birth.to_string(), &registered_date] {
+        // The length keeps "ab" + "c" apart from "a" + "bc".
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field);
+    }
+    hash.finalize().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_tells_requests_apart() {
+        let date = NaiveDate::from_ymd_opt(2000, 1, 1).unwrap();
+        let details = |name: &str, email: &str, registered_date| Details {
+            name: name.to_owned(),
+            email: email.to_owned(),
+            address: String::new(),
+            date_of_birth: date,
+            registered_date,
+        };
+        let one = fingerprint(&details("ab", "c", None));
+        assert_eq!(one, fingerprint(&details("ab", "c", None)));
+        assert_ne!(one, fingerprint(&details("a", "bc", None)));
+        assert_ne!(one, fingerprint(&details("ab", "c", Some(date))));
+    }
+}

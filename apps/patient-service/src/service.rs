@@ -1,0 +1,122 @@
+//! What the service consists of, and how its parts are wired.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use postgres::{Database, Migrator};
+use runtime::{Parts, Shutdown, Wake};
+use web::{Component, Health};
+
+use crate::{
+    Settings,
+    billing::Billing,
+    billing_tasks::BillingTasks,
+    housekeeping,
+    http::{self, App},
+    outbox::Outbox,
+    reconciler::{Reconciler, done_queue},
+    registry::Registry,
+    relay::{BrokerState, Relay, RelayWaker},
+    store::Store,
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Time for what goes on behind the requests to end after the last request: a batch in flight, and what it leads to.
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(6);
+
+/// A service with its port bound.
+pub struct Service {
+    server: web::Server,
+    database: Database,
+    billing: Arc<Billing>,
+    settings: Settings,
+}
+
+impl Service {
+    /// Binds the port. Nothing is connected yet: whatever is away does not keep the service from starting.
+    ///
+    /// # Errors
+    /// If the port cannot be bound, or billing's address is none.
+    pub async fn build(settings: Settings) -> Result<Self, String> {
+        let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
+        let billing = Arc::new(Billing::new(settings.billing.clone())?);
+        Ok(Self { server, database: Database::new(settings.database.clone()), billing, settings })
+    }
+
+    /// Where HTTP is served.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Serves until the shutdown; then finishes the requests, then what goes on behind them.
+    ///
+    /// # Errors
+    /// If a part of it fails, or does not end in time.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
+        let Self { server, database, billing, settings } = self;
+        tracing::info!(http = %server.address(), "listening");
+
+        let (store, tasks) = (Store::new(database.clone()), BillingTasks::new(database.clone()));
+        let (wake_relays, wake_reconciler) = (RelayWaker::new(settings.relay.shards), Arc::new(Wake::new()));
+        let (done, undone) = done_queue();
+        let registry =
+            Registry::new(store.clone(), billing.clone(), done, wake_relays.clone(), wake_reconciler.clone());
+        let broker = BrokerState::default();
+        let health = health(&database, &broker, &billing, shutdown.clone());
+        let app = App::new(registry, billing.clone(), settings.http.limits.clone());
+        let app = http::routes(app).operations(health).build();
+
+        // The background goes on until the last request has been answered.
+        let background = Shutdown::new();
+        let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
+        let mut parts = Parts::new(shutdown.clone());
+        let serve = {
+            let (shutdown, background) = (shutdown.clone(), background.clone());
+            async move {
+                server.serve(app, shutdown).await;
+                background.trigger();
+            }
+        };
+        parts.start("http", serve);
+        parts.start("migration", migrate(database.clone(), shutdown));
+        for shard in 0..settings.relay.shards {
+            let relay = Relay::new(Outbox::new(database.clone()), settings.relay.clone(), shard, broker.clone());
+            parts.start("relay", relay.run(wake_relays.clone(), background.clone()));
+        }
+        parts.start("reconciler", Reconciler::new(tasks.clone(), billing).run(wake_reconciler, background.clone()));
+        parts.start("billing tasks", undone.run(tasks, background.clone()));
+        parts.start("housekeeping", housekeeping::run(store, settings.key_retention, background));
+        let outcome = parts.join(drain).await;
+        database.close().await;
+        outcome
+    }
+}
+
+async fn migrate(database: Database, shutdown: Shutdown) {
+    match database.migrate(&MIGRATIONS, &shutdown).await {
+        Ok(()) => shutdown.wait().await,
+        // A part that ends early stops the service.
+        Err(error) => tracing::error!(%error, "the service cannot work on this database"),
+    }
+}
+
+fn health(database: &Database, broker: &BrokerState, billing: &Arc<Billing>, shutdown: Shutdown) -> Health {
+    let (database, broker, billing) = (database.clone(), broker.clone(), billing.clone());
+    Health::new(shutdown)
+        .component("database", move || {
+            let database = database.clone();
+            async move {
+                database.ping().await.map_or_else(|error| Component::down(error.to_string()), |()| Component::up())
+            }
+        })
+        .component("kafka", move || {
+            let trouble = broker.trouble();
+            async move { trouble.map_or_else(Component::up, Component::degraded) }
+        })
+        .component("billing", move || {
+            let away = billing.is_away();
+            async move {
+                if away { Component::degraded("the billing service does not answer") } else { Component::up() }
+            }
+        })
+}

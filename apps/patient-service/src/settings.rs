@@ -1,0 +1,45 @@
+use std::time::Duration;
+
+use config::{Bounded, Reader};
+
+use crate::relay;
+
+/// Everything that can be set from outside.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The HTTP server.
+    pub http: web::Settings,
+    /// The database.
+    pub database: postgres::Settings,
+    /// How to reach billing.
+    pub billing: grpc::ClientSettings,
+    /// How events are published.
+    pub relay: relay::Settings,
+    /// How long an `Idempotency-Key` is remembered.
+    pub key_retention: Duration,
+}
+
+impl Settings {
+    /// Reads every setting.
+    pub fn read(reader: &mut Reader) -> Self {
+        let http = web::Settings::read(reader, "4000");
+        let database =
+            postgres::Settings::read(reader, "postgres://patients:password@localhost:5432/patients", "patient-service");
+        let billing = grpc::ClientSettings::read_billing(reader);
+        let kafka = kafka::Settings::read(reader, "patient-service");
+        let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
+        let partitions: Bounded<1, 10_000> =
+            reader.variable(&["KAFKA_TOPIC_PARTITIONS"], "partitions of the topic if it has to be made").or("3");
+        let shards: Bounded<1, 64> = reader
+            .variable(&["OUTBOX_SHARDS"], "shards of the outbox, each sent by one replica; the same on all replicas")
+            .or("1");
+        let lease =
+            reader.variable(&["RELAY_LEASE"], "time after which another replica sends for one that died").or("3s");
+        let relay =
+            relay::Settings { kafka, topic, partitions: partitions.get() as i32, shards: shards.get() as i32, lease };
+        let key_retention = reader
+            .variable(&["IDEMPOTENCY_KEY_RETENTION"], "time for which an Idempotency-Key is remembered")
+            .or("24h");
+        Self { http, database, billing, relay, key_retention }
+    }
+}

@@ -1,0 +1,511 @@
+//! Every query of patients.
+//!
+//! A change and what it sets off are one commit: the event in the outbox, the task for billing, the idempotency key.
+
+use chrono::NaiveDate;
+use codec::event::Kind;
+use postgres::{Database, Error, PgConnection, PgRow, Row as _, query};
+use sqlx::{Acquire as _, AssertSqlSafe};
+use telemetry::TraceContext;
+use uuid::Uuid;
+
+use crate::{
+    billing_tasks,
+    outbox::{self, Outgoing},
+    patient::{Details, Patient},
+};
+
+/// The names under which the schema reports that an email or a key is taken.
+const EMAIL_CONSTRAINT: &str = "patients_email_key";
+const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
+/// The searched text, as the index `patients_search` has it.
+const SEARCHED: &str = r"(E'\x1f' || lower(name) || E'\x1f' || lower(email))";
+
+/// The patients in a database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: Database,
+}
+
+/// A key under which a request may be repeated, and what the request was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// Chosen by the client.
+    pub key: String,
+    /// Equal for equal requests.
+    pub fingerprint: Vec<u8>,
+}
+
+/// Why a patient was not stored.
+#[derive(Debug)]
+pub enum StoreError {
+    /// Another patient has the email.
+    EmailTaken,
+    /// An earlier request had the key.
+    KeyUsed,
+    /// The database could not do it.
+    Database(Error),
+}
+
+impl From<Error> for StoreError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Constraint(name) if name == EMAIL_CONSTRAINT => Self::EmailTaken,
+            Error::Constraint(name) if name == KEY_CONSTRAINT => Self::KeyUsed,
+            error => Self::Database(error),
+        }
+    }
+}
+
+/// What became of a change of one patient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<T> {
+    /// It is stored.
+    Done(T),
+    /// There is no such patient.
+    NotFound,
+    /// The patient has another version than the client expects.
+    OtherVersion,
+}
+
+impl Store {
+    /// The patients in this database.
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+
+    /// Stores a new patient with its event, its task for billing and, if there is one, its key: one statement, one
+    /// commit. `billing_after` leaves the request itself time to call billing.
+    ///
+    /// # Errors
+    /// If the email or the key is taken, or the database cannot do it.
+    pub async fn insert(
+        &self,
+        patient: &Patient,
+        key: Option<&IdempotencyKey>,
+        billing_after: std::time::Duration,
+        trace: TraceContext,
+    ) -> Result<(), StoreError> {
+        let event = Outgoing::of(patient, Kind::Created, trace);
+        let traceparent = trace.to_string();
+        let insert = self.database.run(async |connection| {
+            // The key goes first and the patient is taken from it, so that of many requests with one key all but the
+            // first fail on the key, whatever else they have in common.
+            let statement = match key {
+                Some(_) => {
+                    "-- insert patient with key
+                    WITH key AS (
+                        INSERT INTO idempotency_keys (key, fingerprint, patient_id) VALUES ($12, $13, $1) RETURNING patient_id
+                    ), patient AS (
+                        INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+                        SELECT patient_id, $2, $3, $4, $5, $6 FROM key RETURNING id
+                    ), event AS (
+                        INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+                        SELECT id, $7, $8, 'PATIENT_CREATED', $9, $10 FROM patient
+                    )
+                    INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
+                    SELECT id, 'OPEN', $10, now() + make_interval(secs => $11) FROM patient"
+                }
+                None => {
+                    "-- insert patient
+                    WITH patient AS (
+                        INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+                        VALUES ($1, $2, $3, $4, $5, $6) RETURNING id
+                    ), event AS (
+                        INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+                        SELECT id, $7, $8, 'PATIENT_CREATED', $9, $10 FROM patient
+                    )
+                    INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
+                    SELECT id, 'OPEN', $10, now() + make_interval(secs => $11) FROM patient"
+                }
+            };
+            let mut insert = query(statement)
+                .bind(patient.id)
+                .bind(&patient.name)
+                .bind(&patient.email)
+                .bind(&patient.address)
+                .bind(patient.date_of_birth)
+                .bind(patient.registered_date)
+                .bind(event.key_hash)
+                .bind(event.event_id)
+                .bind(&event.value)
+                .bind(&traceparent)
+                .bind(billing_after.as_secs_f64());
+            if let Some(IdempotencyKey { key, fingerprint }) = key {
+                insert = insert.bind(key).bind(fingerprint);
+            }
+            insert.execute(connection).await
+        });
+        insert.await?;
+        Ok(())
+    }
+
+    /// The fingerprint and the patient of the request that had this key, if there was one.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn find_key(&self, key: &str) -> Result<Option<(Vec<u8>, Uuid)>, Error> {
+        let find = self.database.run(async |connection| {
+            let row = query(
+                "-- find idempotency key
+                SELECT fingerprint, patient_id FROM idempotency_keys WHERE key = $1",
+            )
+            .bind(key)
+            .fetch_optional(connection)
+            .await?;
+            row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+        });
+        find.await
+    }
+
+    /// Forgets keys that are older than `age`, at most `limit` of them; gives how many.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn forget_keys(&self, age: std::time::Duration, limit: i64) -> Result<u64, Error> {
+        let forget = self.database.run(async |connection| {
+            let result = query(
+                "-- forget idempotency keys
+                DELETE FROM idempotency_keys WHERE key IN (
+                    SELECT key FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1) LIMIT $2
+                )",
+            )
+            .bind(age.as_secs_f64())
+            .bind(limit)
+            .execute(connection)
+            .await?;
+            Ok(result.rows_affected())
+        });
+        forget.await
+    }
+
+    /// A patient.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn find(&self, id: Uuid) -> Result<Option<Patient>, Error> {
+        let find = self.database.run(async |connection| {
+            let row = query(
+                "-- find patient
+                SELECT id, name, email, address, date_of_birth, registered_date, version FROM patients WHERE id = $1",
+            )
+            .bind(id)
+            .fetch_optional(connection)
+            .await?;
+            row.as_ref().map(patient).transpose()
+        });
+        find.await
+    }
+
+    /// Replaces a patient's data if the patient has one of `versions` (none: any), with the event of it.
+    ///
+    /// # Errors
+    /// If the email is taken, or the database cannot do it.
+    pub async fn update(
+        &self,
+        id: Uuid,
+        versions: Option<&[i64]>,
+        details: &Details,
+        trace: TraceContext,
+    ) -> Result<Change<Patient>, StoreError> {
+        let update = self.database.run(async |connection| {
+            let mut transaction = connection.begin().await?;
+            let row = query(
+                "-- update patient
+                UPDATE patients
+                SET name = $3, email = $4, address = $5, date_of_birth = $6,
+                    registered_date = coalesce($7, registered_date), version = version + 1
+                WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
+                RETURNING id, name, email, address, date_of_birth, registered_date, version",
+            )
+            .bind(id)
+            .bind(versions)
+            .bind(&details.name)
+            .bind(&details.email)
+            .bind(&details.address)
+            .bind(details.date_of_birth)
+            .bind(details.registered_date)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some(row) = row else {
+                let change = missing(&mut transaction, id).await?;
+                transaction.rollback().await?;
+                return Ok(change);
+            };
+            let patient = patient(&row)?;
+            // The row is locked until the commit, so that the ids of a patient's events grow with its versions.
+            outbox::enqueue(&mut transaction, &Outgoing::of(&patient, Kind::Updated, trace)).await?;
+            transaction.commit().await?;
+            Ok(Change::Done(patient))
+        });
+        Ok(update.await?)
+    }
+
+    /// Deletes a patient if it has one of `versions` (none: any), with the event of it and the task to close its account.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn delete(&self, id: Uuid, versions: Option<&[i64]>, trace: TraceContext) -> Result<Change<()>, Error> {
+        let delete = self.database.run(async |connection| {
+            let mut transaction = connection.begin().await?;
+            let row = query(
+                "-- delete patient
+                DELETE FROM patients WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
+                RETURNING id, name, email, address, date_of_birth, registered_date, version + 1 AS version",
+            )
+            .bind(id)
+            .bind(versions)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some(row) = row else {
+                let change = missing(&mut transaction, id).await?;
+                transaction.rollback().await?;
+                return Ok(change);
+            };
+            let patient = patient(&row)?;
+            outbox::enqueue(&mut transaction, &Outgoing::of(&patient, Kind::Deleted, trace)).await?;
+            billing_tasks::enqueue_close(&mut transaction, &patient, trace).await?;
+            transaction.commit().await?;
+            Ok(Change::Done(()))
+        });
+        delete.await
+    }
+
+    /// Patients in an order, from a position on.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
+        let Order { field, direction } = list.order;
+        let (column, cast) = (field.column(), field.cast());
+        let (compare, direction) = match direction {
+            Direction::Ascending => (">", "ASC"),
+            Direction::Descending => ("<", "DESC"),
+        };
+        let mut conditions = Vec::new();
+        if list.search.is_some() {
+            conditions.push(Search::CONDITION.replace("SEARCHED", SEARCHED));
+        }
+        match &list.begin {
+            Begin::First | Begin::Skip(_) => {}
+            Begin::After(_) => conditions.push(format!("({column}, id) {compare} ($3::{cast}, $4)")),
+        }
+        let conditions = where_all(&conditions);
+        // Made of constants of this file alone.
+        let statement = AssertSqlSafe(format!(
+            "-- list patients
+            SELECT id, name, email, address, date_of_birth, registered_date, version, {column}::text AS sort_key
+            FROM patients {conditions} ORDER BY {column} {direction}, id {direction} LIMIT $5 OFFSET $6"
+        ));
+        let (first, second) = list.search.as_ref().map(Search::patterns).unwrap_or_default();
+        let position = match &list.begin {
+            Begin::After(position) => Some(position),
+            Begin::First | Begin::Skip(_) => None,
+        };
+        let skip = match list.begin {
+            Begin::Skip(rows) => rows,
+            Begin::First | Begin::After(_) => 0,
+        };
+        let fetch = self.database.run(async |connection| {
+            let rows = query(statement)
+                // A plan made for this very pattern knows how rare it is; a prepared one would have to guess.
+                .persistent(list.search.is_none())
+                .bind(first)
+                .bind(second)
+                .bind(position.map(|position| &position.sort_key))
+                .bind(position.map(|position| position.id))
+                .bind(list.limit)
+                .bind(skip)
+                .fetch_all(connection)
+                .await?;
+            rows.iter().map(|row| Ok(Listed { patient: patient(row)?, sort_key: row.try_get("sort_key")? })).collect()
+        });
+        fetch.await
+    }
+
+    /// How many patients a search finds; without one, how many there are.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
+        let condition = search.map(|_| Search::CONDITION.replace("SEARCHED", SEARCHED));
+        let conditions = where_all(condition.as_slice());
+        let (first, second) = search.map(Search::patterns).unwrap_or_default();
+        let statement = AssertSqlSafe(format!("-- count patients\nSELECT count(*) FROM patients {conditions}"));
+        let count = self.database.run(async |connection| {
+            query(statement)
+                .persistent(search.is_none())
+                .bind(first)
+                .bind(second)
+                .fetch_one(connection)
+                .await?
+                .try_get(0)
+        });
+        count.await
+    }
+}
+
+/// Why no row was changed.
+async fn missing<T>(connection: &mut PgConnection, id: Uuid) -> Result<Change<T>, sqlx::Error> {
+    let row =
+        query("-- patient exists\nSELECT 1 FROM patients WHERE id = $1").bind(id).fetch_optional(connection).await?;
+    Ok(if row.is_some() { Change::OtherVersion } else { Change::NotFound })
+}
+
+fn patient(row: &PgRow) -> Result<Patient, sqlx::Error> {
+    Ok(Patient {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        email: row.try_get("email")?,
+        address: row.try_get("address")?,
+        date_of_birth: row.try_get::<NaiveDate, _>("date_of_birth")?,
+        registered_date: row.try_get::<NaiveDate, _>("registered_date")?,
+        version: row.try_get("version")?,
+    })
+}
+
+fn where_all(conditions: &[String]) -> String {
+    if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) }
+}
+
+/// Which patients, in which order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    /// The order.
+    pub order: Order,
+    /// Only these.
+    pub search: Option<Search>,
+    /// Where to begin.
+    pub begin: Begin,
+    /// How many at most.
+    pub limit: i64,
+}
+
+/// Where a list begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// At the first patient.
+    First,
+    /// After a place that an earlier list ended at. Costs the same wherever that is.
+    After(Position),
+    /// After this many patients. Costs more the more there are.
+    Skip(i64),
+}
+
+/// A place in an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The text of the column that the order goes by.
+    pub sort_key: String,
+    /// Tells patients with equal columns apart.
+    pub id: Uuid,
+}
+
+/// A patient in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The patient.
+    pub patient: Patient,
+    /// See [`Position::sort_key`].
+    pub sort_key: String,
+}
+
+/// An order of patients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// By what.
+    pub field: SortField,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// Which way an order goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Smallest first.
+    Ascending,
+    /// Largest first.
+    Descending,
+}
+
+/// What patients can be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SortField {
+    /// The id: the order of registration.
+    Id,
+    /// The name.
+    Name,
+    /// The email, whatever its case.
+    Email,
+    /// The date of birth.
+    DateOfBirth,
+    /// The date of the registration.
+    RegisteredDate,
+}
+
+impl SortField {
+    /// What the index of the order is made on.
+    const fn column(self) -> &'static str {
+        match self {
+            Self::Id => "id",
+            Self::Name => "name",
+            Self::Email => "lower(email)",
+            Self::DateOfBirth => "date_of_birth",
+            Self::RegisteredDate => "registered_date",
+        }
+    }
+
+    const fn cast(self) -> &'static str {
+        match self {
+            Self::Id => "uuid",
+            Self::Name | Self::Email => "text",
+            Self::DateOfBirth | Self::RegisteredDate => "date",
+        }
+    }
+}
+
+/// A search for a part of a name or an email, whatever its case. A term with three letters or digits in a row is found
+/// anywhere; a shorter one at the beginning of words only, because trigrams find nothing else fast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// With `LIKE`'s special characters escaped.
+    escaped: String,
+    anywhere: bool,
+}
+
+impl Search {
+    /// The patterns are lowered by the database, which also lowered the searched text.
+    const CONDITION: &'static str = "(SEARCHED LIKE lower($1) OR SEARCHED LIKE lower($2))";
+
+    /// A search for this term; none if it has no letter and no digit.
+    pub fn new(term: &str) -> Option<Self> {
+        let longest_run = term.split(|c: char| !c.is_alphanumeric()).map(|run| run.chars().count()).max();
+        let longest_run = longest_run.filter(|&run| run > 0)?;
+        let escaped = term.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_");
+        Some(Self { escaped, anywhere: longest_run >= 3 })
+    }
+
+    fn patterns(&self) -> (Option<String>, Option<String>) {
+        let Self { escaped, anywhere } = self;
+        if *anywhere {
+            (Some(format!("%{escaped}%")), None)
+        } else {
+            (Some(format!("%\u{1f}{escaped}%")), Some(format!("% {escaped}%")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_is_a_pattern_that_trigrams_can_find() {
+        let patterns = |term| Search::new(term).unwrap().patterns();
+        assert_eq!(patterns("doe"), (Some("%doe%".to_owned()), None));
+        assert_eq!(patterns("do"), (Some("%\u{1f}do%".to_owned()), Some("% do%".to_owned())));
+        assert_eq!(patterns("d.o.e").0.as_deref(), Some("%\u{1f}d.o.e%"));
+        assert_eq!(patterns("100%_\\").0.as_deref(), Some(r"%100\%\_\\%"));
+        assert_eq!(Search::new(" %_"), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! `/patients/{id}/billing` and its transactions.
+
+use serde_json::{Value as Json, json};
+use testbed::http::Answer;
+
+use crate::harness::{Harness, Mood, path, with_service};
+
+fn charge(id: &str, amount: i64) -> Json {
+    json!({"transactionId": id, "type": "CHARGE", "amount": amount, "currency": "EUR"})
+}
+
+async fn record(service: &Harness, patient: &Json, transaction: &Json) -> Answer {
+    service.post(&format!("{}/billing/transactions", path(patient)), transaction).await
+}
+
+#[test]
+fn the_account_shows_what_the_patient_owes() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let account = format!("{}/billing", path(&jane));
+        assert_eq!(
+            service.get(&account).await.json(),
+            json!({"accountId": "account-0", "status": "ACTIVE", "balances": []})
+        );
+        let answer = record(&service, &jane, &charge("t-1", 2500)).await;
+        assert_eq!(answer.status, 201);
+        let entry = answer.json();
+        assert_eq!((&entry["transactionId"], &entry["type"]), (&json!("t-1"), &json!("CHARGE")));
+        assert_eq!((&entry["amount"], &entry["currency"]), (&json!(2500), &json!("EUR")));
+        assert!(entry["recordedAt"].as_str().unwrap().ends_with('Z'));
+        assert_eq!(record(&service, &jane, &charge("t-1", 2500)).await.json(), entry, "entered once");
+        let payment = json!({"transactionId": "t-2", "type": "PAYMENT", "amount": 1000, "currency": "EUR"});
+        assert_eq!(record(&service, &jane, &payment).await.status, 201);
+        assert_eq!(service.get(&account).await.json()["balances"], json!([{"amount": 1500, "currency": "EUR"}]));
+    });
+}
+
+#[test]
+fn the_ledger_is_listed_in_parts() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        for n in 0..5 {
+            record(&service, &jane, &charge(&format!("t-{n}"), 1)).await;
+        }
+        let mut ids = Vec::new();
+        let mut next = Some(format!("{}/billing/transactions?limit=2", path(&jane)));
+        while let Some(path) = next {
+            let answer = service.get(&path).await;
+            ids.extend(
+                answer
+                    .json()
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|entry| entry["transactionId"].as_str().unwrap().to_owned()),
+            );
+            next = answer.next();
+        }
+        assert_eq!(ids, ["t-0", "t-1", "t-2", "t-3", "t-4"]);
+    });
+}
+
+#[test]
+fn errors() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        record(&service, &jane, &charge("t-1", 1)).await;
+        for (transaction, status) in [
+            (charge("t-1", 2), 409),
+            (charge("t-2", 0), 400),
+            (json!({"transactionId": "t-3", "type": "GIFT", "amount": 1, "currency": "EUR"}), 400),
+            (json!({"transactionId": "t-3", "type": "CHARGE", "amount": 1.5, "currency": "EUR"}), 400),
+            (json!({}), 400),
+        ] {
+            assert_eq!(record(&service, &jane, &transaction).await.status, status, "{transaction}");
+        }
+        let unknown = json!({"id": "00000000-0000-7000-8000-000000000000"});
+        assert_eq!(service.get(&format!("{}/billing", path(&unknown))).await.status, 404);
+        assert_eq!(record(&service, &unknown, &charge("t-1", 1)).await.status, 404);
+        assert_eq!(service.get(&format!("{}/billing/transactions", path(&unknown))).await.status, 404);
+    });
+}
+
+#[test]
+fn billing_away_is_503_and_an_account_not_opened_yet_is_pending() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Unavailable);
+        let jane = service.register("Jane Doe").await;
+        let account = format!("{}/billing", path(&jane));
+        let away = service.get(&account).await;
+        assert_eq!((away.status, away.header("retry-after")), (503, Some("2")));
+        assert_eq!(record(&service, &jane, &charge("t-1", 1)).await.status, 503);
+        service.billing.set(Mood::Well);
+        service.until("the account is open", async || service.get(&account).await.json()["status"] == "ACTIVE").await;
+    });
+}

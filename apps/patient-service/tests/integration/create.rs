@@ -1,0 +1,171 @@
+//! `POST /patients`.
+
+use serde_json::{Value as Json, json};
+use testbed::http::Answer;
+
+use crate::harness::{Mood, at_once, id, path, patient, with_service};
+
+#[test]
+fn success() {
+    with_service(|service| async move {
+        let answer = service.post("/patients", &patient("Jane Doe")).await;
+        assert_eq!(answer.status, 201);
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert_eq!(answer.header("etag"), Some("\"1\""));
+        let body = answer.json();
+        assert_eq!(answer.header("location"), Some(path(&body).as_str()));
+        assert_eq!(
+            body,
+            json!({
+                "id": id(&body),
+                "name": "Jane Doe",
+                "email": "jane.doe@example.org",
+                "address": "1 Main Street",
+                "dateOfBirth": "1990-12-31",
+                "registeredDate": "2024-02-29",
+                "billing": {"accountId": "account-0", "status": "ACTIVE"},
+            })
+        );
+        let order: Vec<_> = body.as_object().unwrap().keys().collect();
+        assert_eq!(order, ["id", "name", "email", "address", "dateOfBirth", "registeredDate", "billing"]);
+        assert!(answer.header("server-timing").unwrap().contains("billing;dur="));
+    });
+}
+
+#[test]
+fn the_date_of_registration_is_today_unless_given() {
+    with_service(|service| async move {
+        let mut jane = patient("Jane Doe");
+        jane.as_object_mut().unwrap().remove("registeredDate");
+        let body = service.post("/patients", &jane).await.json();
+        assert_eq!(body["registeredDate"], chrono::Utc::now().date_naive().to_string());
+    });
+}
+
+#[test]
+fn every_wrong_field_is_told_at_once() {
+    with_service(|service| async move {
+        let answer =
+            service.post("/patients", &json!({"name": " ", "email": "jane", "dateOfBirth": "3000-01-01"})).await;
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        let errors = json!({
+            "name": "Name is required",
+            "email": "Email should be valid",
+            "address": "Address is required",
+            "dateOfBirth": "Date of birth must not lie in the future",
+        });
+        assert_eq!(answer.json()["errors"], errors);
+        assert_eq!(service.number("SELECT count(*) FROM patients").await, 0);
+    });
+}
+
+#[test]
+fn an_email_is_taken_whatever_its_case() {
+    with_service(|service| async move {
+        service.register("Jane Doe").await;
+        let mut other = patient("Someone Else");
+        other["email"] = json!("JANE.doe@Example.ORG");
+        let answer = service.post("/patients", &other).await;
+        assert_eq!(answer.status, 409);
+        assert_eq!(answer.json()["type"], "urn:problem-type:email-taken");
+        assert!(!answer.text().contains("Jane"), "no answer holds another patient's data");
+    });
+}
+
+#[test]
+fn fifty_concurrent_requests_for_one_email_make_one_patient() {
+    with_service(|service| async move {
+        let client = service.client.clone();
+        let answers: Vec<Answer> = at_once(50, |n| {
+            let client = client.clone();
+            let mut jane = patient("Jane Doe");
+            jane["name"] = json!(format!("Jane {n}"));
+            async move { client.post("/patients", &jane).await.unwrap() }
+        })
+        .await;
+        assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1);
+        assert_eq!(answers.iter().filter(|answer| answer.status == 409).count(), 49);
+        assert_eq!(service.number("SELECT count(*) FROM patients").await, 1);
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 1);
+        assert_eq!(service.billing.count(), 1);
+    });
+}
+
+#[test]
+fn text_of_any_kind_is_stored_verbatim() {
+    with_service(|service| async move {
+        for (n, name) in [
+            "Robert'); DROP TABLE patients;--",
+            "Zoë",
+            "Zoe\u{308}",
+            "👩‍⚕️ 🩺",
+            "مريم \u{202e}abc",
+            "%_\\ \" </script>",
+            "line\nbreak\ttab",
+            " spaces ",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut jane = patient("Jane");
+            (jane["name"], jane["address"]) = (json!(name), json!(name));
+            jane["email"] = json!(format!("jane{n}@example.org"));
+            let answer = service.post("/patients", &jane).await;
+            assert_eq!(answer.status, 201, "{name:?}: {}", answer.text());
+            let read = service.get(&path(&answer.json())).await.json();
+            assert_eq!((&read["name"], &read["address"]), (&json!(name), &json!(name)));
+        }
+        let mut nul = patient("Jane");
+        nul["address"] = json!("a\0b");
+        assert_eq!(service.post("/patients", &nul).await.status, 400);
+        let mut long = patient("Jane");
+        long["name"] = json!("x".repeat(10_000));
+        assert_eq!(service.post("/patients", &long).await.status, 400);
+    });
+}
+
+#[test]
+fn without_billing_the_patient_is_stored_and_its_account_is_opened_later() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Unavailable);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(jane["billing"], json!({"accountId": null, "status": "PENDING"}));
+        assert_eq!(service.get(&path(&jane)).await.status, 200);
+        service.billing.set(Mood::Well);
+        service.until("the account is opened", async || service.billing.status(&id(&jane)).is_some()).await;
+        service
+            .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+            .await;
+        assert_eq!(service.billing.count(), 1);
+    });
+}
+
+#[test]
+fn an_answer_of_billing_that_never_comes_costs_the_deadline() {
+    with_service(|service| async move {
+        for mood in [Mood::Silent, Mood::SilentAfterwards] {
+            service.billing.set(mood);
+            let started = std::time::Instant::now();
+            let patient: Json = service.register(&format!("Jane {mood:?}")).await;
+            assert_eq!(patient["billing"]["status"], "PENDING");
+            let took = started.elapsed().as_secs_f64();
+            assert!((1.0..2.0).contains(&took), "{took}");
+        }
+        service.billing.set(Mood::Well);
+        service.until("both accounts are open", async || service.billing.count() == 2).await;
+        service
+            .until("the tasks are done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+            .await;
+    });
+}
+
+#[test]
+fn a_task_done_by_the_request_is_forgotten_soon() {
+    with_service(|service| async move {
+        service.register("Jane Doe").await;
+        service
+            .until("the task is gone", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+            .await;
+    });
+}

@@ -1,0 +1,52 @@
+//! `DELETE /patients/{id}`.
+
+use surf::http::Method;
+
+use crate::harness::{Mood, id, path, patient, with_service};
+
+#[test]
+fn success() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let answer = service.client.delete(&path(&jane)).await.unwrap();
+        assert_eq!((answer.status, answer.body.len()), (204, 0));
+        assert_eq!(service.get(&path(&jane)).await.status, 404);
+        assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 404);
+        service
+            .until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED"))
+            .await;
+        service
+            .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+            .await;
+        assert_eq!(service.number("SELECT count(*) FROM outbox WHERE event_type = 'PATIENT_DELETED'").await, 1);
+        assert_eq!(service.post("/patients", &patient("Jane Doe")).await.status, 201, "the email is free again");
+    });
+}
+
+#[test]
+fn the_version_must_match_if_the_client_says_so() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        for (tags, status) in [("\"2\"", 412), ("\"1\"", 204)] {
+            let headers = [("if-match", tags)];
+            let answer = service.client.send(Method::Delete, &path(&jane), &headers, None).await.unwrap();
+            assert_eq!(answer.status, status, "{tags}");
+        }
+    });
+}
+
+#[test]
+fn an_account_that_was_never_opened_ends_closed() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Unavailable);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
+        service.billing.set(Mood::Well);
+        service
+            .until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED"))
+            .await;
+        service
+            .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+            .await;
+    });
+}

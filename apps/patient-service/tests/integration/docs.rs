@@ -1,0 +1,55 @@
+//! The OpenAPI document and Swagger UI.
+
+use std::collections::BTreeSet;
+
+use crate::harness::with_service;
+
+#[test]
+fn the_document_describes_every_route_and_no_other() {
+    with_service(|service| async move {
+        let answer = service.get("/v3/api-docs").await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+        let document = answer.json();
+        assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+        let mut described = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                described.insert(format!("{} {path}", method.to_uppercase()));
+            }
+        }
+        let served: BTreeSet<_> = [
+            "POST /patients",
+            "GET /patients",
+            "GET /patients/{id}",
+            "PUT /patients/{id}",
+            "DELETE /patients/{id}",
+            "GET /patients/{id}/billing",
+            "POST /patients/{id}/billing/transactions",
+            "GET /patients/{id}/billing/transactions",
+        ]
+        .map(str::to_owned)
+        .into();
+        assert_eq!(described, served);
+        for path in described {
+            let (_, path) = path.split_once(' ').unwrap();
+            let answer =
+                service.client.send(surf::http::Method::Options, &path.replace("{id}", "x"), &[], None).await.unwrap();
+            assert_eq!(answer.status, 204, "{path} is served");
+        }
+    });
+}
+
+#[test]
+fn swagger_ui_is_served_from_the_binary() {
+    with_service(|service| async move {
+        let index = service.get("/swagger-ui/index.html").await;
+        assert!(index.status == 200 && index.header("content-type").unwrap().starts_with("text/html"));
+        assert!(!index.text().contains("http://") && !index.text().contains("https://"), "works offline");
+        let start = service.get("/swagger-ui/swagger-initializer.js").await;
+        assert!(start.text().contains("/v3/api-docs"), "{}", start.text());
+        assert_eq!(service.get("/swagger-ui/swagger-ui-bundle.js").await.status, 200);
+        assert_eq!(service.get("/swagger-ui/nothing.js").await.status, 404);
+        let redirect = service.get("/swagger-ui").await;
+        assert_eq!((redirect.status, redirect.header("location")), (308, Some("/swagger-ui/index.html")));
+    });
+}

@@ -1,0 +1,67 @@
+//! What every route answers to what it cannot serve.
+
+use serde_json::json;
+use surf::http::Method;
+
+use crate::harness::{patient, with_service};
+
+#[test]
+fn every_error_is_a_problem() {
+    with_service(|service| async move {
+        for (method, path, status) in [
+            (Method::Get, "/nothing", 404),
+            (Method::Get, "/", 404),
+            (Method::Patch, "/patients", 405),
+            (Method::Delete, "/patients", 405),
+            (Method::Post, "/patients/42", 405),
+            (Method::Post, "/v3/api-docs", 405),
+        ] {
+            let answer = service.client.send(method, path, &[], None).await.unwrap();
+            assert_eq!(answer.status, status, "{method} {path}");
+            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+            let body = answer.json();
+            assert_eq!((&body["status"], &body["instance"]), (&json!(status), &json!(path)));
+            let trace_id = body["traceId"].as_str().unwrap();
+            assert!(answer.header("traceparent").unwrap().contains(trace_id));
+            assert_eq!(answer.header("allow").is_some(), status == 405);
+        }
+    });
+}
+
+#[test]
+fn bodies_must_be_json_of_a_bounded_size() {
+    with_service(|service| async move {
+        let send = async |content_type: &str, body: Vec<u8>| {
+            let request =
+                surf::post(format!("http://{}/patients", service.address)).header("content-type", content_type);
+            u16::from(request.body(body).await.unwrap().status())
+        };
+        let jane = patient("Jane Doe").to_string().into_bytes();
+        assert_eq!(send("text/plain", jane.clone()).await, 415);
+        assert_eq!(send("application/x-www-form-urlencoded", jane.clone()).await, 415);
+        assert_eq!(send("application/json", b"{".to_vec()).await, 400);
+        assert_eq!(send("application/json", b"".to_vec()).await, 400);
+        assert_eq!(send("application/json", b"[]".to_vec()).await, 400);
+        assert_eq!(send("application/json", "[".repeat(30_000).into_bytes()).await, 400);
+        assert_eq!(send("application/json", br#"{"name":"a","name":"b"}"#.to_vec()).await, 400);
+        assert_eq!(send("application/json", br#"{"name":"\ud800"}"#.to_vec()).await, 400);
+        assert_eq!(send("application/json", vec![b' '; 100_000]).await, 413);
+        assert_eq!(send("Application/JSON; charset=utf-8", jane).await, 201);
+    });
+}
+
+#[test]
+fn a_trace_of_the_client_goes_on() {
+    with_service(|service| async move {
+        let headers = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")];
+        let answer = service.client.send(Method::Get, "/patients", &headers, None).await.unwrap();
+        let traceparent = answer.header("traceparent").unwrap();
+        assert!(traceparent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{traceparent}");
+        assert!(!traceparent.contains("00f067aa0ba902b7"));
+        let answer =
+            service.client.send(Method::Post, "/patients", &headers, Some(&patient("Jane Doe"))).await.unwrap();
+        assert_eq!(answer.status, 201);
+        let stored = "SELECT count(*) FROM outbox WHERE traceparent LIKE '00-4bf92f3577b34da6a3ce929d0e0e4736-%'";
+        assert_eq!(service.number(stored).await, 1);
+    });
+}

@@ -1,0 +1,85 @@
+//! `POST /patients` with an `Idempotency-Key`.
+
+use serde_json::{Value as Json, json};
+use surf::http::Method;
+use testbed::http::Answer;
+
+use crate::harness::{Harness, at_once, id, path, patient, with_service};
+
+async fn post(service: &Harness, key: &str, body: &Json) -> Answer {
+    service.client.send(Method::Post, "/patients", &[("idempotency-key", key)], Some(body)).await.unwrap()
+}
+
+#[test]
+fn a_repeated_request_gives_the_first_patient() {
+    with_service(|service| async move {
+        let first = post(&service, "key-1", &patient("Jane Doe")).await;
+        let second = post(&service, "key-1", &patient("Jane Doe")).await;
+        assert_eq!((first.status, second.status), (201, 201));
+        assert_eq!(first.json(), second.json());
+        assert_eq!(first.header("location"), second.header("location"));
+        assert_eq!(service.number("SELECT count(*) FROM patients").await, 1);
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 1);
+    });
+}
+
+#[test]
+fn another_request_with_the_key_is_refused() {
+    with_service(|service| async move {
+        post(&service, "key-1", &patient("Jane Doe")).await;
+        let other = post(&service, "key-1", &patient("John Doe")).await;
+        assert_eq!(other.status, 422);
+        assert_eq!(other.json()["type"], "urn:problem-type:idempotency-key-reused");
+        assert_eq!(post(&service, "key-2", &patient("John Doe")).await.status, 201);
+    });
+}
+
+#[test]
+fn fifty_concurrent_requests_with_one_key_make_one_patient() {
+    with_service(|service| async move {
+        let client = service.client.clone();
+        let answers: Vec<Answer> = at_once(50, |_| {
+            let client = client.clone();
+            async move {
+                let headers = [("idempotency-key", "key-1")];
+                client.send(Method::Post, "/patients", &headers, Some(&patient("Jane Doe"))).await.unwrap()
+            }
+        })
+        .await;
+        let ids: std::collections::HashSet<String> = answers.iter().map(|answer| id(&answer.json())).collect();
+        assert_eq!(ids.len(), 1);
+        assert!(answers.iter().all(|answer| answer.status == 201));
+        assert_eq!(service.number("SELECT count(*) FROM patients").await, 1);
+        assert_eq!(service.billing.count(), 1);
+    });
+}
+
+#[test]
+fn a_key_is_free_again_after_a_request_that_failed() {
+    with_service(|service| async move {
+        service.register("Jane Doe").await;
+        assert_eq!(post(&service, "key-1", &patient("Jane Doe")).await.status, 409);
+        assert_eq!(post(&service, "key-1", &json!({})).await.status, 400);
+        assert_eq!(post(&service, "key-1", &patient("John Doe")).await.status, 201);
+    });
+}
+
+#[test]
+fn a_key_whose_patient_is_gone_makes_no_second_one() {
+    with_service(|service| async move {
+        let jane = post(&service, "key-1", &patient("Jane Doe")).await.json();
+        service.client.delete(&path(&jane)).await.unwrap();
+        let again = post(&service, "key-1", &patient("Jane Doe")).await;
+        assert_eq!(again.status, 409);
+        assert_eq!(again.json()["type"], "urn:problem-type:idempotency-key-spent");
+    });
+}
+
+#[test]
+fn a_key_must_be_visible_ascii() {
+    with_service(|service| async move {
+        assert_eq!(post(&service, &"k".repeat(256), &patient("Jane Doe")).await.status, 400);
+        assert_eq!(post(&service, "a b", &patient("Jane Doe")).await.status, 400);
+        assert_eq!(post(&service, &"k".repeat(255), &patient("Jane Doe")).await.status, 201);
+    });
+}

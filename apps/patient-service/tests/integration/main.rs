@@ -1,0 +1,17 @@
+//! The service as its clients see it: over HTTP, on a real PostgreSQL, each test in a database of its own. Billing is
+//! played by a server of the test, so that it can be slow, away or wrong; `tests/e2e` has the real one.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod billing;
+mod create;
+mod delete;
+mod docs;
+mod errors;
+mod harness;
+mod idempotency;
+mod list;
+mod outages;
+mod pages;
+mod read;
+mod relay;
+mod update;

@@ -1,0 +1,52 @@
+//! `GET /patients/{id}`.
+
+use surf::http::Method;
+
+use crate::harness::{path, with_service};
+
+#[test]
+fn success() {
+    with_service(|service| async move {
+        let mut jane = service.register("Jane Doe").await;
+        let answer = service.get(&path(&jane)).await;
+        jane.as_object_mut().unwrap().remove("billing");
+        assert_eq!((answer.status, answer.json()), (200, jane));
+        assert_eq!(answer.header("etag"), Some("\"1\""));
+    });
+}
+
+#[test]
+fn a_client_with_this_version_gets_304() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        for (tags, status) in [
+            ("\"1\"", 304),
+            ("W/\"1\"", 304),
+            ("\"7\", \"1\"", 304),
+            ("*", 304),
+            ("\"2\"", 200),
+            ("\"other\"", 200),
+            ("1", 400),
+        ] {
+            let headers = [("if-none-match", tags)];
+            let answer = service.client.send(Method::Get, &path(&jane), &headers, None).await.unwrap();
+            assert_eq!(answer.status, status, "{tags}");
+            if status == 304 {
+                assert_eq!((answer.header("etag"), answer.body.len()), (Some("\"1\""), 0));
+            }
+        }
+    });
+}
+
+#[test]
+fn unknown_and_malformed_ids() {
+    with_service(|service| async move {
+        let unknown = service.get("/patients/00000000-0000-7000-8000-000000000000").await;
+        assert_eq!((unknown.status, unknown.header("content-type")), (404, Some("application/problem+json")));
+        for malformed in ["42", "{00000000-0000-7000-8000-000000000000}", "00000000000070008000000000000000", "%00"] {
+            let answer = service.get(&format!("/patients/{malformed}")).await;
+            assert_eq!(answer.status, 400, "{malformed}");
+            assert_eq!(answer.json()["errors"]["id"], "must be a UUID");
+        }
+    });
+}

@@ -1,0 +1,296 @@
+//! From the outbox to Kafka.
+
+use std::{collections::HashMap, time::Duration};
+
+use codec::event::{Kind, Received};
+use kafka::{Consumer, RecordAndOffset};
+use patient_service::{
+    outbox::Outbox,
+    relay::{BrokerState, Relay, Settings, Step, StepError},
+};
+use postgres::PgConnection;
+use serde_json::json;
+use testbed::{
+    Scratch,
+    broker::{self, Broker},
+};
+
+use crate::harness::{Harness, id, path, patient};
+
+testbed::on_each_broker!(
+    events_arrive_in_order_with_their_headers,
+    a_topic_is_made_and_keys_choose_the_partition,
+    one_relay_sends_and_another_takes_over,
+    a_late_commit_is_not_skipped,
+    a_broker_that_was_away_gets_everything,
+    a_repeated_batch_repeats_events_and_loses_none,
+);
+
+fn unique_topic() -> String {
+    format!("patient-{}", uuid::Uuid::now_v7())
+}
+
+fn settings(kafka: kafka::Settings, topic: &str) -> Settings {
+    let kafka = kafka::Settings { deadline: Duration::from_secs(2), ..kafka };
+    Settings { kafka, topic: topic.to_owned(), partitions: 3, shards: 1, lease: Duration::from_secs(1) }
+}
+
+/// A service whose own relay stands by for ever, because a test does the relaying.
+async fn service_without_relay() -> Harness {
+    let service = Harness::start(&testbed::shared_database().await, &[]).await;
+    let hold = async |connection: &mut PgConnection| {
+        let statement = "INSERT INTO relay_leases VALUES (0, gen_random_uuid(), 'infinity')
+            ON CONFLICT (shard) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at";
+        postgres::query(statement).execute(connection).await
+    };
+    service.database.run(hold).await.unwrap();
+    service
+}
+
+async fn free_lease(service: &Harness) {
+    let free =
+        async |connection: &mut PgConnection| postgres::query("DELETE FROM relay_leases").execute(connection).await;
+    service.database.run(free).await.unwrap();
+}
+
+fn relay(service: &Harness, settings: Settings) -> Relay {
+    Relay::new(Outbox::new(service.database.clone()), settings, 0, BrokerState::default())
+}
+
+/// Takes the lease from whoever has it and relays until nothing is left.
+async fn drain(service: &Harness, relay: &mut Relay) -> usize {
+    let mut published = 0;
+    while service.number("SELECT count(*) FROM outbox").await > 0 {
+        free_lease(service).await;
+        assert!(relay.hold_lease().await.unwrap());
+        published += relay.step().await.unwrap().published;
+    }
+    published
+}
+
+async fn read_all(kafka: &kafka::Settings, topic: &str, partition: i32) -> Vec<RecordAndOffset> {
+    let mut consumer = Consumer::new(kafka.clone(), topic, partition);
+    let end = consumer.offsets().await.unwrap().end;
+    let (mut records, mut next) = (Vec::new(), 0);
+    while next < end {
+        let fetched = consumer.fetch(next, 1 << 20, Duration::from_millis(100)).await.unwrap();
+        records.extend(fetched.records);
+        next = fetched.next;
+    }
+    records
+}
+
+fn decode(record: &RecordAndOffset) -> Received {
+    Received::decode(record.record.value.as_ref().unwrap()).unwrap()
+}
+
+fn events_arrive_in_order_with_their_headers(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let service = service_without_relay().await;
+        let jane = service.register("Jane Doe").await;
+        service.client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
+        service.client.delete(&path(&jane)).await.unwrap();
+        let mut relay = relay(&service, settings(kafka.clone(), &topic));
+        assert_eq!(drain(&service, &mut relay).await, 3);
+
+        let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+        let records = read_all(&kafka, &topic, partition).await;
+        let events: Vec<_> = records.iter().map(decode).collect();
+        assert_eq!(
+            events.iter().map(|event| event.kind).collect::<Vec<_>>(),
+            [Some(Kind::Created), Some(Kind::Updated), Some(Kind::Deleted)]
+        );
+        assert_eq!(events.iter().map(|event| event.version).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
+        assert!(events.iter().all(|event| event.birth_year == Some(1990) && event.patient_id.to_string() == id(&jane)));
+        for (record, name) in records.iter().zip(["PATIENT_CREATED", "PATIENT_UPDATED", "PATIENT_DELETED"]) {
+            let text = |header: &str| codec::headers::text(&record.record.headers, header).unwrap();
+            assert_eq!(record.record.key.as_deref(), Some(id(&jane).as_bytes()));
+            assert_eq!((text("ce_type"), text("ce_specversion"), text("ce_source")), (name, "1.0", "/patient-service"));
+            assert_eq!(text("content-type"), "application/protobuf");
+            assert!(text("ce_id").parse::<uuid::Uuid>().is_ok());
+            assert!(telemetry::TraceContext::parse(text("traceparent")).is_some());
+        }
+        let deletion = records[2].record.value.as_ref().unwrap();
+        assert!(!String::from_utf8_lossy(deletion).contains("jane"), "a deletion tells whom, and no more");
+        service.stop().await;
+    });
+}
+
+fn a_topic_is_made_and_keys_choose_the_partition(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let service = service_without_relay().await;
+        for n in 0..30 {
+            service.register(&format!("Patient {n}")).await;
+        }
+        let mut relay = relay(&service, settings(kafka.clone(), &topic));
+        assert_eq!(drain(&service, &mut relay).await, 30);
+        assert_eq!(kafka::partitions(&kafka, &topic).await.unwrap(), 3);
+        let mut count = 0;
+        for partition in 0..3 {
+            for record in read_all(&kafka, &topic, partition).await {
+                let hash = codec::partition::key_hash(record.record.key.as_ref().unwrap());
+                assert_eq!(codec::partition::of_hash(hash, 3), partition);
+                count += 1;
+            }
+        }
+        assert_eq!(count, 30);
+        service.stop().await;
+    });
+}
+
+fn one_relay_sends_and_another_takes_over(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let service = service_without_relay().await;
+        free_lease(&service).await;
+        let (mut first, mut second) =
+            (relay(&service, settings(kafka.clone(), &topic)), relay(&service, settings(kafka.clone(), &topic)));
+        // The service's own relay may have been quicker; then it has to be waited for.
+        service
+            .until("the first has the lease", async || {
+                free_lease(&service).await;
+                first.hold_lease().await.unwrap()
+            })
+            .await;
+        assert!(!second.hold_lease().await.unwrap());
+        assert!(matches!(second.step().await, Err(StepError::NotLeased)));
+        service.register("Jane Doe").await;
+        assert_eq!(first.step().await.unwrap(), Step { read: 1, published: 1 });
+
+        // The first is frozen: it does not keep its lease, and somebody else gets it after a while.
+        service.until("the lease has run out", async || second.hold_lease().await.unwrap()).await;
+        assert!(matches!(first.step().await, Err(StepError::NotLeased)), "it knows by its own clock");
+        service.register("John Doe").await;
+        assert_eq!(second.step().await.unwrap(), Step { read: 1, published: 1 });
+        service.stop().await;
+    });
+}
+
+fn a_late_commit_is_not_skipped(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let service = service_without_relay().await;
+        let mut relay = relay(&service, settings(kafka.clone(), &topic));
+        service.register("Jane Doe").await;
+        // An id is taken, and the event of a larger one is committed first.
+        let taken = service.number("SELECT nextval(pg_get_serial_sequence('outbox', 'id'))").await;
+        service.register("John Doe").await;
+        assert_eq!(drain(&service, &mut relay).await, 2);
+        let late = async |connection: &mut PgConnection| {
+            let statement =
+                "INSERT INTO outbox (id, patient_id, key_hash, event_id, event_type, value) OVERRIDING SYSTEM VALUE
+                VALUES ($1, gen_random_uuid(), 0, gen_random_uuid(), 'PATIENT_CREATED', 'late')";
+            postgres::query(statement).bind(taken).execute(connection).await
+        };
+        service.database.run(late).await.unwrap();
+        assert_eq!(drain(&service, &mut relay).await, 1);
+        service.stop().await;
+    });
+}
+
+fn a_broker_that_was_away_gets_everything(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let scratch = Scratch::new().unwrap();
+        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        let (address, kafka) = (broker.address(), broker.settings("test"));
+        let variables: Vec<(&str, &str)> = vec![("KAFKA_BOOTSTRAP_SERVERS", &address), ("KAFKA_DEADLINE", "2s")];
+        let service = Harness::start(&testbed::shared_database().await, &variables).await;
+        let waiting = async || service.number("SELECT count(*) FROM outbox").await;
+        let jane = service.register("Jane Doe").await;
+        service.until("the first event is published", async || waiting().await == 0).await;
+
+        broker.process().kill().await;
+        for n in 0..5 {
+            let started = std::time::Instant::now();
+            assert_eq!(service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap().status, 200);
+            assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        }
+        assert_eq!(waiting().await, 5);
+        broker.restart().await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        service.until("all events are published", async || waiting().await == 0).await;
+
+        let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+        let mut versions: Vec<_> =
+            read_all(&kafka, "patient", partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
+        // A batch whose acknowledgement was lost comes again, whole and in order.
+        versions.dedup();
+        let mut first_seen = HashMap::new();
+        for version in versions {
+            let next = first_seen.len() as i64 + 1;
+            first_seen.entry(version).or_insert(next);
+        }
+        assert!(first_seen.len() == 6 && first_seen.iter().all(|(version, order)| version == order), "{first_seen:?}");
+        service.stop().await;
+    });
+}
+
+fn a_repeated_batch_repeats_events_and_loses_none(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let service = service_without_relay().await;
+        let jane = service.register("Jane Doe").await;
+        let copy = async |connection: &mut PgConnection| {
+            postgres::query("CREATE TABLE copy AS SELECT * FROM outbox").execute(connection).await
+        };
+        service.database.run(copy).await.unwrap();
+        let mut first = relay(&service, settings(kafka.clone(), &topic));
+        drain(&service, &mut first).await;
+        // As after a crash between the acknowledgement and the deletion.
+        let restore = async |connection: &mut PgConnection| {
+            postgres::query("INSERT INTO outbox OVERRIDING SYSTEM VALUE SELECT * FROM copy").execute(connection).await
+        };
+        service.database.run(restore).await.unwrap();
+        let mut second = relay(&service, settings(kafka.clone(), &topic));
+        drain(&service, &mut second).await;
+        let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+        let records = read_all(&kafka, &topic, partition).await;
+        assert_eq!(records.len(), 2);
+        assert_eq!(records[0].record.value, records[1].record.value);
+        assert_eq!(records[0].record.headers["ce_id"], records[1].record.headers["ce_id"]);
+        service.stop().await;
+    });
+}
+
+mod on_kafka_alone {
+    use super::*;
+
+    /// Nisshi takes records of any size.
+    #[test]
+    fn an_event_that_is_too_large_is_put_aside_and_holds_up_no_other() {
+        runtime::block_on(2, async {
+            let scratch = Scratch::new().unwrap();
+            let extra = "message.max.bytes=1500";
+            let mut broker =
+                Broker::start_anywhere(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+            scratch.guard(broker.process()).unwrap();
+            let (kafka, topic) = (broker.settings("test"), unique_topic());
+            let service = service_without_relay().await;
+            let jane = service.register("Jane Doe").await;
+            let large = async |connection: &mut PgConnection| {
+                let statement = "INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value)
+                    SELECT patient_id, key_hash, gen_random_uuid(), event_type, decode(repeat('00', 3000), 'hex') FROM outbox";
+                postgres::query(statement).execute(connection).await
+            };
+            service.database.run(large).await.unwrap();
+            for n in 0..10 {
+                service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap();
+            }
+            let mut relay = relay(&service, settings(kafka.clone(), &topic));
+            assert_eq!(drain(&service, &mut relay).await, 12);
+            assert_eq!(
+                service.number("SELECT count(*) FROM outbox_dead_letters WHERE error LIKE '%TooLarge%'").await,
+                1
+            );
+            let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+            let versions: Vec<_> =
+                read_all(&kafka, &topic, partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
+            assert_eq!(versions, (1..=11).collect::<Vec<_>>());
+            assert_eq!(json!(versions.len()), 11);
+            service.stop().await;
+        });
+    }
+}

@@ -1,0 +1,94 @@
+//! `PUT /patients/{id}`.
+
+use serde_json::json;
+use surf::http::Method;
+use testbed::http::Answer;
+
+use crate::harness::{at_once, path, patient, with_service};
+
+#[test]
+fn success() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let mut changed = patient("Jane Smith");
+        changed.as_object_mut().unwrap().remove("registeredDate");
+        let answer = service.client.put(&path(&jane), &changed).await.unwrap();
+        assert_eq!((answer.status, answer.header("etag")), (200, Some("\"2\"")));
+        let body = answer.json();
+        assert_eq!((&body["id"], &body["name"]), (&jane["id"], &json!("Jane Smith")));
+        assert_eq!(body["registeredDate"], "2024-02-29", "unchanged unless given");
+        assert_eq!(service.get(&path(&jane)).await.json(), body);
+        assert_eq!(service.number("SELECT count(*) FROM outbox WHERE event_type = 'PATIENT_UPDATED'").await, 1);
+    });
+}
+
+#[test]
+fn the_version_must_match_if_the_client_says_so() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        for (tags, status) in
+            [("\"2\"", 412), ("W/\"1\"", 412), ("\"other\"", 412), ("nonsense", 400), ("\"9\", \"1\"", 200), ("*", 200)]
+        {
+            let headers = [("if-match", tags)];
+            let answer =
+                service.client.send(Method::Put, &path(&jane), &headers, Some(&patient("Jane Smith"))).await.unwrap();
+            assert_eq!(answer.status, status, "{tags}");
+        }
+    });
+}
+
+#[test]
+fn fifty_concurrent_changes_of_one_version_make_one() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let client = service.client.clone();
+        let answers: Vec<Answer> = at_once(50, |n| {
+            let (client, path) = (client.clone(), path(&jane));
+            async move {
+                let headers = [("if-match", "\"1\"")];
+                client.send(Method::Put, &path, &headers, Some(&patient(&format!("Jane {n}")))).await.unwrap()
+            }
+        })
+        .await;
+        assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1);
+        assert_eq!(answers.iter().filter(|answer| answer.status == 412).count(), 49);
+        assert_eq!(service.number("SELECT version FROM patients").await, 2);
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 2);
+    });
+}
+
+#[test]
+fn without_if_match_every_change_counts() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let client = service.client.clone();
+        let answers: Vec<Answer> = at_once(20, |n| {
+            let (client, path) = (client.clone(), path(&jane));
+            async move { client.put(&path, &patient(&format!("Jane {n}"))).await.unwrap() }
+        })
+        .await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+        assert_eq!(service.number("SELECT version FROM patients").await, 21);
+    });
+}
+
+#[test]
+fn errors() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        service.register("John Doe").await;
+        let taken = service.client.put(&path(&jane), &patient("John Doe")).await.unwrap();
+        assert_eq!(taken.status, 409);
+        let invalid = service.client.put(&path(&jane), &json!({})).await.unwrap();
+        assert_eq!(invalid.status, 400);
+        let unknown = "/patients/00000000-0000-7000-8000-000000000000";
+        assert_eq!(service.client.put(unknown, &patient("New One")).await.unwrap().status, 404);
+        let headers = [("if-match", "\"1\"")];
+        let answer = service.client.send(Method::Put, unknown, &headers, Some(&patient("New One"))).await.unwrap();
+        assert_eq!(answer.status, 404);
+        // The connections on which these failed are well.
+        for n in 0..20 {
+            assert_eq!(service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap().status, 200);
+        }
+    });
+}

@@ -1,0 +1,153 @@
+//! An HTTP client for tests and tools: surf with a deadline round every call.
+
+use std::{fmt, time::Duration};
+
+use runtime::within;
+use serde_json::Value as Json;
+use surf::http::Method;
+
+/// surf's own time-out covers neither the connection nor the name.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Connections kept to one host.
+const CONNECTIONS: usize = 64;
+
+/// A client of one service.
+#[derive(Clone, Debug)]
+pub struct Client {
+    base: String,
+    surf: surf::Client,
+    limit: Duration,
+}
+
+/// An answer, read to its end.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    /// The bytes of the body.
+    pub body: Vec<u8>,
+}
+
+/// No answer.
+#[derive(Debug)]
+pub struct NoAnswer(String);
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoAnswer {}
+
+impl Client {
+    /// A client of the service at `http://<address>`.
+    pub fn new(address: impl fmt::Display) -> Self {
+        let config = surf::Config::new().set_tcp_no_delay(true).set_max_connections_per_host(CONNECTIONS);
+        // Only a TLS configuration could fail.
+        let surf = config.set_timeout(Some(LIMIT)).try_into().expect("the configuration is right");
+        Self { base: format!("http://{address}"), surf, limit: LIMIT }
+    }
+
+    /// The same client with another deadline.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Where the service is.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Sends a request and reads the whole answer.
+    ///
+    /// # Errors
+    /// If there is none in time.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Json>,
+    ) -> Result<Answer, NoAnswer> {
+        let url = format!("{}{path}", self.base);
+        let work = async {
+            let mut request = self.surf.request(method, &url);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            if let Some(body) = body {
+                request = request.header("content-type", "application/json").body(body.to_string().into_bytes());
+            }
+            let mut response = request.await?;
+            let body = response.body_bytes().await?;
+            let mut headers = Vec::new();
+            for (name, values) in response.iter() {
+                headers.extend(values.iter().map(|value| (name.to_string(), value.to_string())));
+            }
+            Ok(Answer { status: response.status().into(), headers, body })
+        };
+        match within(self.limit, work).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(NoAnswer(surf::Error::to_string(&error))),
+            Err(elapsed) => Err(NoAnswer(elapsed.to_string())),
+        }
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// If there is no answer in time.
+    pub async fn get(&self, path: &str) -> Result<Answer, NoAnswer> {
+        self.send(Method::Get, path, &[], None).await
+    }
+
+    /// POST of JSON.
+    ///
+    /// # Errors
+    /// If there is no answer in time.
+    pub async fn post(&self, path: &str, body: &Json) -> Result<Answer, NoAnswer> {
+        self.send(Method::Post, path, &[], Some(body)).await
+    }
+
+    /// PUT of JSON.
+    ///
+    /// # Errors
+    /// If there is no answer in time.
+    pub async fn put(&self, path: &str, body: &Json) -> Result<Answer, NoAnswer> {
+        self.send(Method::Put, path, &[], Some(body)).await
+    }
+
+    /// DELETE.
+    ///
+    /// # Errors
+    /// If there is no answer in time.
+    pub async fn delete(&self, path: &str) -> Result<Answer, NoAnswer> {
+        self.send(Method::Delete, path, &[], None).await
+    }
+}
+
+impl Answer {
+    /// A header of the answer.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as JSON; null if it is none.
+    pub fn json(&self) -> Json {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The path and query of the next part of a list, from the `Link` header.
+    pub fn next(&self) -> Option<String> {
+        let link = self.header("link")?.strip_suffix(">; rel=\"next\"")?;
+        link.strip_prefix('<').map(str::to_owned)
+    }
+}
