@@ -25,7 +25,8 @@ pub(crate) async fn call<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    let result = match within(limit, Compat::new(work)).await {
+    // Boxed, because rskafka's futures are deep and large, and would be part of every caller's.
+    let result = match within(limit, Compat::new(Box::pin(work))).await {
         Ok(result) => result,
         Err(elapsed) => Err(elapsed.into()),
     };

@@ -24,11 +24,6 @@ impl EventSender {
         debug_assert!(!data.contains('\n'), "a line break would end the data");
         self.0.send(format!("event: {name}\ndata: {data}\n\n").into_bytes()).await.is_ok()
     }
-
-    /// Sends a comment, which keeps proxies from closing a quiet stream; false when the client has gone.
-    pub async fn keep_alive(&self) -> bool {
-        self.0.send(b": keep-alive\n\n".to_vec()).await.is_ok()
-    }
 }
 
 /// An answer that streams events until every [`EventSender`] of it is dropped.

@@ -1,0 +1,129 @@
+//! From the state to the topic of dead letters: with the original bytes, and with headers that say why and from where.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chrono::Utc;
+use kafka::{Producer, Record};
+use runtime::{Backoff, Shutdown, Wake, within};
+
+use crate::{
+    settings::Settings,
+    state::{DeadLetter, Parked, SharedState},
+};
+
+/// Letters that are forwarded with one batch.
+const AT_ONCE: i64 = 20;
+/// The slow look for letters that nobody has woken us for: those of an earlier run.
+const LOOK: Duration = Duration::from_secs(2);
+/// Pauses after failures.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// The header with the reason.
+pub const ERROR: &str = "dlq-error";
+/// The headers with the place.
+pub const TOPIC: &str = "dlq-topic";
+/// See [`TOPIC`].
+pub const PARTITION: &str = "dlq-partition";
+/// See [`TOPIC`].
+pub const OFFSET: &str = "dlq-offset";
+
+/// Forwards dead letters.
+#[derive(Debug)]
+pub struct Forwarder {
+    state: Arc<SharedState>,
+    settings: Settings,
+    producer: Producer,
+}
+
+impl Forwarder {
+    /// A forwarder of the letters in this state.
+    pub fn new(state: Arc<SharedState>, settings: Settings) -> Self {
+        let producer = Producer::new(settings.kafka.clone(), &settings.dead_letter_topic);
+        Self { state, settings, producer }
+    }
+
+    /// Forwards until the shutdown. `wake` cuts the pauses short.
+    pub async fn run(mut self, wake: Arc<Wake>, shutdown: Shutdown) {
+        let work = async {
+            let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+            let mut failing = false;
+            loop {
+                match self.step().await {
+                    Ok(0) => {
+                        let _ = within(LOOK, wake.wait()).await;
+                    }
+                    Ok(forwarded) => {
+                        tracing::info!(forwarded, "dead letters forwarded");
+                        backoff.reset();
+                        failing = false;
+                    }
+                    Err(error) => {
+                        if !failing {
+                            tracing::warn!(%error, "dead letters cannot be forwarded; they wait in the state");
+                        }
+                        failing = true;
+                        backoff.pause().await;
+                    }
+                }
+            }
+        };
+        shutdown.or_stop(work).await;
+    }
+
+    /// Forwards the oldest letters; gives how many.
+    ///
+    /// # Errors
+    /// If the broker cannot take them now.
+    pub async fn step(&mut self) -> Result<usize, kafka::Error> {
+        // A state that is not open is opened by the intake, which also says so.
+        let Ok(letters) = self.state.with(async |state| state.waiting_dead_letters(AT_ONCE).await).await else {
+            return Ok(0);
+        };
+        let Some(last) = letters.last().map(|letter| letter.id) else { return Ok(0) };
+        match self.send(letters.iter().map(|letter| self.record(&letter.letter)).collect()).await {
+            Ok(()) => {}
+            // One of them is too large for the topic: the others go one by one.
+            Err(kafka::Error::Refused(_)) => self.send_each(&letters).await?,
+            Err(kafka::Error::UnknownTopic) => {
+                kafka::create_topic(&self.settings.kafka, &self.settings.dead_letter_topic, 1).await?;
+                return Ok(0);
+            }
+            Err(error) => return Err(error),
+        }
+        // If this fails, they will be on the topic twice.
+        let _ = self.state.with(async |state| state.forwarded(last).await).await;
+        Ok(letters.len())
+    }
+
+    async fn send_each(&mut self, letters: &[Parked]) -> Result<(), kafka::Error> {
+        for Parked { letter, .. } in letters {
+            match self.send(vec![self.record(letter)]).await {
+                Err(error @ kafka::Error::Refused(_)) => {
+                    let DeadLetter { partition, offset, .. } = letter;
+                    tracing::error!(partition, offset, %error, "a dead letter stays on its topic only");
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, records: Vec<Record>) -> Result<(), kafka::Error> {
+        let results = self.producer.send(BTreeMap::from([(0, records)])).await;
+        results.into_values().try_for_each(|result| result.map(drop))
+    }
+
+    fn record(&self, letter: &DeadLetter) -> Record {
+        let DeadLetter { partition, offset, key, value, headers, error } = letter;
+        let mut headers = headers.clone();
+        for (name, text) in [
+            (ERROR, error.clone()),
+            (TOPIC, self.settings.topic.clone()),
+            (PARTITION, partition.to_string()),
+            (OFFSET, offset.to_string()),
+        ] {
+            headers.insert(name.to_owned(), text.into_bytes());
+        }
+        Record { key: key.clone(), value: value.clone(), headers, timestamp: Utc::now() }
+    }
+}

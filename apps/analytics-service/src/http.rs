@@ -1,0 +1,224 @@
+//! The HTTP edge: shows the view and the dead letters.
+
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
+use runtime::{Shutdown, within};
+use serde::Serialize;
+use telemetry::metrics::{self, IntGauge};
+use tide::{Response, StatusCode};
+use web::{EventSender, Problem, Query, Router, json};
+
+use crate::{
+    state::{Parked, SharedState},
+    tally::Interval,
+    view::{Shown, View},
+};
+
+/// Points of a series at most.
+const MOST_POINTS: usize = 5000;
+/// Dead letters of a list, unless the client wants another number, and at most.
+const LETTERS: (i64, i64) = (100, 1000);
+/// Clients of the stream at most.
+const MOST_STREAMS: usize = 64;
+/// The stream tells changes at once, and then not again before this time.
+const STREAM_PAUSE: Duration = Duration::from_millis(100);
+/// A quiet stream repeats the summary so often, which shows that it is alive and finds out who has gone.
+const STREAM_SIGN: Duration = Duration::from_secs(15);
+/// When a client may come back.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+static STREAMS: LazyLock<IntGauge> =
+    LazyLock::new(|| metrics::gauge("analytics_streams", "Clients of the stream of summaries."));
+
+/// What every handler can use.
+#[derive(Clone)]
+pub(crate) struct App {
+    view: View,
+    state: Arc<SharedState>,
+    shutdown: Shutdown,
+    streams: Arc<AtomicUsize>,
+}
+
+impl App {
+    pub(crate) fn new(view: View, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
+        Self { view, state, shutdown, streams: Arc::default() }
+    }
+}
+
+type Request = tide::Request<App>;
+
+/// The route table.
+pub(crate) fn routes(app: App, in_flight: usize) -> Router<App> {
+    Router::new(app)
+        .limit_in_flight(in_flight)
+        .get("/analytics/summary", summary)
+        .get("/analytics/registrations", registrations)
+        .get("/analytics/dead-letters", dead_letters)
+        .get("/analytics/stream", stream)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SummaryBody {
+    active_patients: i64,
+    created: i64,
+    updated: i64,
+    deleted: i64,
+    unknown: i64,
+    age_bands: Vec<BandBody>,
+    last_event_time: Option<DateTime<Utc>>,
+    partitions: Vec<PartitionBody>,
+}
+
+#[derive(Serialize)]
+struct BandBody {
+    ages: &'static str,
+    patients: i64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PartitionBody {
+    partition: i32,
+    /// The offset of the last record applied; -1 before the first.
+    applied_offset: i64,
+    lag: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    halted: Option<String>,
+}
+
+fn summary_body(shown: &Shown) -> SummaryBody {
+    let tally = &shown.tally;
+    let bands = tally.age_bands(Utc::now().year());
+    SummaryBody {
+        active_patients: tally.active,
+        created: tally.created,
+        updated: tally.updated,
+        deleted: tally.deleted,
+        unknown: tally.unknown,
+        age_bands: bands.into_iter().map(|(ages, patients)| BandBody { ages, patients }).collect(),
+        last_event_time: tally.last_event,
+        partitions: shown
+            .partitions
+            .iter()
+            .map(|(partition, position)| PartitionBody {
+                partition: *partition,
+                applied_offset: position.next - 1,
+                lag: position.lag(),
+                halted: position.halted.clone(),
+            })
+            .collect(),
+    }
+}
+
+async fn summary(request: Request) -> Result<Response, Problem> {
+    Ok(json(StatusCode::Ok, &request.state().view.read(summary_body)))
+}
+
+#[derive(Serialize)]
+struct PointBody {
+    period: String,
+    registrations: i64,
+}
+
+async fn registrations(request: Request) -> Result<Response, Problem> {
+    let mut query = Query::of(&request);
+    let interval = query.parsed("interval", |text| match text {
+        "day" => Ok(Interval::Day),
+        "month" => Ok(Interval::Month),
+        "year" => Ok(Interval::Year),
+        _ => Err("must be day, month or year".to_owned()),
+    });
+    let date = |text: &str| text.parse::<NaiveDate>().map_err(|_| "must be a date such as 2024-02-29".to_owned());
+    let (from, to) = (query.parsed("from", date), query.parsed("to", date));
+    let interval = query.finish(interval.unwrap_or(Interval::Month))?;
+    let series = request.state().view.read(|shown| shown.tally.registrations(interval, from, to));
+    if series.len() > MOST_POINTS {
+        let detail =
+            format!("That would be more than {MOST_POINTS} points; choose a shorter time or a longer interval.");
+        return Err(Problem::bad_request(detail).kind("invalid-parameter"));
+    }
+    let points = series.into_iter().map(|(period, registrations)| PointBody { period, registrations });
+    Ok(json(StatusCode::Ok, &points.collect::<Vec<_>>()))
+}
+
+/// A dead letter without its content, which may be personal data.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LetterBody {
+    id: i64,
+    partition: i32,
+    offset: i64,
+    error: String,
+    value_bytes: usize,
+    parked_at: DateTime<Utc>,
+    forwarded: bool,
+}
+
+impl From<Parked> for LetterBody {
+    fn from(Parked { id, letter, at, forwarded }: Parked) -> Self {
+        let value_bytes = letter.value.map_or(0, |value| value.len());
+        let (partition, offset, error) = (letter.partition, letter.offset, letter.error);
+        Self { id, partition, offset, error, value_bytes, parked_at: at, forwarded }
+    }
+}
+
+async fn dead_letters(request: Request) -> Result<Response, Problem> {
+    let mut query = Query::of(&request);
+    let limit = query.number("limit", 1..=LETTERS.1).unwrap_or(LETTERS.0);
+    let before = query.number("cursor", 1..=i64::MAX).unwrap_or(i64::MAX);
+    query.finish(())?;
+    // One more than asked tells whether there are more.
+    let found = request.state().state.with(async |state| state.dead_letters(before, limit + 1).await).await;
+    let mut letters = found.map_err(|error| {
+        tracing::warn!(%error, "dead letters cannot be listed");
+        Problem::unavailable("The state cannot be read now.", RETRY_AFTER)
+    })?;
+    let more = letters.len() as i64 > limit;
+    letters.truncate(limit as usize);
+    let last = letters.last().filter(|_| more).map(|letter| letter.id);
+    let mut response = json(StatusCode::Ok, &letters.into_iter().map(LetterBody::from).collect::<Vec<_>>());
+    if let Some(last) = last {
+        let link = format!("</analytics/dead-letters?limit={limit}&cursor={last}>; rel=\"next\"");
+        response.insert_header("link", link);
+    }
+    Ok(response)
+}
+
+async fn stream(request: Request) -> Result<Response, Problem> {
+    let app = request.state().clone();
+    if app.streams.fetch_add(1, Ordering::Relaxed) >= MOST_STREAMS {
+        app.streams.fetch_sub(1, Ordering::Relaxed);
+        return Err(Problem::unavailable("There are too many clients of the stream.", RETRY_AFTER));
+    }
+    let (events, response) = web::events();
+    let send = async move {
+        let _counted = metrics::count_in(&STREAMS);
+        app.shutdown.or_stop(send_summaries(&app.view, &events)).await;
+        app.streams.fetch_sub(1, Ordering::Relaxed);
+    };
+    runtime::spawn(send).detach();
+    Ok(response)
+}
+
+/// Sends the summary now and with every change, until the client has gone.
+async fn send_summaries(view: &View, events: &EventSender) {
+    loop {
+        let change = view.next_change();
+        let body = view.read(summary_body);
+        let text = serde_json::to_string(&body).expect("a summary has string keys and no failing parts");
+        if !events.send("summary", &text).await {
+            return;
+        }
+        smol::Timer::after(STREAM_PAUSE).await;
+        // A change since the summary was read ends the wait at once; without one, the summary is sent again.
+        let _ = within(STREAM_SIGN, change).await;
+    }
+}

@@ -1,0 +1,440 @@
+//! From Kafka into the state: fetch, decode, fold, commit.
+//!
+//! One task fetches each partition, a little ahead of the one task that applies. The tally and the next offsets are one
+//! transaction, so that a record counts once, however often it is read. When the state fails, everything is begun anew
+//! from what the file says.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use codec::{
+    event::Received,
+    headers::{self, TRACEPARENT},
+};
+use kafka::{Consumer, RecordAndOffset};
+use runtime::{Backoff, Shutdown, Wake};
+use smol::{
+    Task,
+    channel::{self, Receiver, Sender},
+};
+use telemetry::{
+    TraceContext,
+    metrics::{self, IntCounter, IntCounterVec, IntGaugeVec},
+};
+use uuid::Uuid;
+
+use crate::{
+    settings::{OnOffsetLoss, Settings},
+    state::{Commit, DeadLetter, Saved, SavedPosition, SharedState, StateError},
+    tally::{Known, Outcome, Tally},
+    view::{Position, View},
+};
+
+/// Bytes that one fetch asks for.
+const FETCH_BYTES: i32 = 1024 * 1024;
+/// How long a fetch waits at the broker for a first record.
+const FETCH_WAIT: Duration = Duration::from_millis(500);
+/// Fetched batches that wait to be applied, for all partitions together.
+const BATCHES_AHEAD: usize = 2;
+/// Records that one transaction takes, unless a single batch has more.
+const RECORDS_AT_ONCE: usize = 10_000;
+/// Pauses after failures of the broker or the state.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How often a halted partition is looked at again.
+const HALTED_LOOK: Duration = Duration::from_secs(10);
+
+static APPLIED: LazyLock<IntCounterVec> =
+    LazyLock::new(|| metrics::counters("events_applied_total", "Events that count, by kind.", &["kind"]));
+static DUPLICATES: LazyLock<IntCounter> =
+    LazyLock::new(|| metrics::counter("events_duplicate_total", "Events of a version that had been seen."));
+static DEAD: LazyLock<IntCounter> =
+    LazyLock::new(|| metrics::counter("events_dead_total", "Records that are no events."));
+static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter(
+        "records_lost_total",
+        "Records that were gone before they were read, with ON_OFFSET_LOSS=continue.",
+    )
+});
+static HALTED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    metrics::gauges("intake_halted", "1 while a partition is not read because its next record is gone.", &["partition"])
+});
+
+/// Reads the partitions of this instance into the state.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    settings: Arc<Settings>,
+    state: Arc<SharedState>,
+    view: View,
+    dead_letters: Arc<Wake>,
+}
+
+/// A fetched batch of one partition.
+#[derive(Debug)]
+struct Batch {
+    partition: i32,
+    records: Vec<RecordAndOffset>,
+    /// The offset of the record that comes next.
+    next: i64,
+}
+
+impl Intake {
+    /// An intake; `dead_letters` is woken when there are some.
+    pub fn new(settings: Settings, state: Arc<SharedState>, view: View, dead_letters: Arc<Wake>) -> Self {
+        Self { settings: Arc::new(settings), state, view, dead_letters }
+    }
+
+    /// Reads and applies until the shutdown.
+    pub async fn run(self, shutdown: Shutdown) {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        // A transaction in flight is finished or undone as a whole.
+        let work = async {
+            loop {
+                let error = match self.state.open().await {
+                    Ok(saved) => self.run_from(saved, &mut backoff).await,
+                    Err(error) => error,
+                };
+                self.tell_state(Some(error));
+                backoff.pause().await;
+            }
+        };
+        shutdown.or_stop(work).await;
+        self.state.close().await;
+    }
+
+    /// Reads and applies from what the state says on, until the state fails.
+    async fn run_from(&self, saved: Saved, backoff: &mut Backoff) -> StateError {
+        self.tell_state(None);
+        let mut partitions = self.assigned().await;
+        partitions.sort_unstable();
+        partitions.dedup();
+        let position = |partition: &i32| {
+            let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
+            (*partition, Position { next, end: next, halted: None })
+        };
+        self.change(|shown| {
+            shown.tally = saved.tally.clone();
+            shown.partitions = partitions.iter().map(position).collect();
+        });
+        let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
+        let fetchers: Vec<Task<()>> = partitions
+            .into_iter()
+            .map(|partition| {
+                let fetcher = Fetcher {
+                    consumer: Consumer::new(self.settings.kafka.clone(), &self.settings.topic, partition),
+                    partition,
+                    intake: self.clone(),
+                    sender: sender.clone(),
+                };
+                runtime::spawn(fetcher.run(saved.positions.get(&partition).copied()))
+            })
+            .collect();
+        let error = self.apply_all(&receiver, backoff).await;
+        for fetcher in fetchers {
+            fetcher.cancel().await;
+        }
+        error
+    }
+
+    /// The partitions to read, as soon as the broker tells how many there are.
+    async fn assigned(&self) -> Vec<i32> {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        loop {
+            match kafka::partitions(&self.settings.kafka, &self.settings.topic).await {
+                Ok(count) => {
+                    self.tell_kafka(None);
+                    return self.settings.assignment.partitions(count);
+                }
+                Err(error) => self.tell_kafka(Some(error.to_string())),
+            }
+            backoff.pause().await;
+        }
+    }
+
+    async fn apply_all(&self, receiver: &Receiver<Batch>, backoff: &mut Backoff) -> StateError {
+        while let Ok(first) = receiver.recv().await {
+            let mut batches = vec![first];
+            let mut records = batches[0].records.len();
+            while records < RECORDS_AT_ONCE
+                && let Ok(batch) = receiver.try_recv()
+            {
+                records += batch.records.len();
+                batches.push(batch);
+            }
+            if let Err(error) = self.apply(batches).await {
+                return error;
+            }
+            backoff.reset();
+        }
+        unreachable!("the fetchers end after this")
+    }
+
+    /// Applies batches in one transaction.
+    async fn apply(&self, batches: Vec<Batch>) -> Result<(), StateError> {
+        let mut commit = Commit::default();
+        let mut events = Vec::new();
+        for Batch { partition, records, next } in batches {
+            let last_timestamp = records.last().map(|last| last.record.timestamp.timestamp_millis());
+            commit.positions.insert(partition, SavedPosition { next, last_timestamp });
+            for record in records {
+                match Received::decode(record.record.value.as_deref().unwrap_or_default()) {
+                    Ok(event) => {
+                        log_event(partition, &record, &event);
+                        events.push(event);
+                    }
+                    Err(error) => commit.dead_letters.push(dead_letter(partition, record, error.to_string())),
+                }
+            }
+        }
+        let known = self.state.with(async |state| state.known(&patients_of(&events)).await).await?;
+        let counted = fold(&events, known, &mut commit);
+        self.state.with(async |state| state.commit(&commit).await).await?;
+        counted.tell(commit.dead_letters.len());
+        self.change(|shown| {
+            shown.tally += &commit.tally;
+            for (partition, saved) in &commit.positions {
+                if let Some(position) = shown.partitions.get_mut(partition) {
+                    position.next = saved.next;
+                    position.end = position.end.max(saved.next);
+                }
+            }
+        });
+        if !commit.dead_letters.is_empty() {
+            self.dead_letters.notify();
+        }
+        Ok(())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut crate::view::Shown)) {
+        self.view.change(&self.settings.topic, change);
+    }
+
+    fn tell_state(&self, trouble: Option<StateError>) {
+        let trouble = trouble.map(|error| error.to_string());
+        if self.view.read(|shown| shown.state_trouble == trouble) {
+            return;
+        }
+        match &trouble {
+            Some(error) => tracing::error!(error, "the state cannot be used; nothing is counted until it can"),
+            None => tracing::info!("the state can be used again"),
+        }
+        self.change(|shown| shown.state_trouble = trouble);
+    }
+
+    fn tell_kafka(&self, trouble: Option<String>) {
+        let before = self.view.read(|shown| shown.kafka_trouble.is_some());
+        match &trouble {
+            Some(error) if !before => tracing::warn!(error, "events cannot be read; they wait on the topic"),
+            None if before => tracing::info!("events can be read again"),
+            _ => {}
+        }
+        if before != trouble.is_some() {
+            self.change(|shown| shown.kafka_trouble = trouble);
+        }
+    }
+}
+
+/// Fetches one partition.
+struct Fetcher {
+    consumer: Consumer,
+    partition: i32,
+    intake: Intake,
+    sender: Sender<Batch>,
+}
+
+/// Why the next record cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// So many records were deleted before they were read.
+    Gap { records: i64 },
+    /// The topic is not the one that was read before.
+    OtherTopic,
+}
+
+impl Fetcher {
+    async fn run(mut self, saved: Option<SavedPosition>) {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut next = self.begin(saved, &mut backoff).await;
+        loop {
+            match self.consumer.fetch(next, FETCH_BYTES, FETCH_WAIT).await {
+                // Some brokers answer so for an offset after the end, others with an error.
+                Ok(fetched) if fetched.high_watermark < next => next = self.again(next, &mut backoff).await,
+                Ok(fetched) => {
+                    backoff.reset();
+                    self.intake.tell_kafka(None);
+                    self.tell_end(fetched.high_watermark);
+                    if fetched.next == next {
+                        continue;
+                    }
+                    next = fetched.next;
+                    let batch = Batch { partition: self.partition, records: fetched.records, next };
+                    // Whoever applies is gone: this task is about to be cancelled.
+                    let _ = self.sender.send(batch).await;
+                }
+                Err(kafka::Error::OffsetOutOfRange) => next = self.again(next, &mut backoff).await,
+                Err(error) => {
+                    self.intake.tell_kafka(Some(error.to_string()));
+                    backoff.pause().await;
+                }
+            }
+        }
+    }
+
+    async fn again(&mut self, next: i64, backoff: &mut Backoff) -> i64 {
+        self.begin(Some(SavedPosition { next, last_timestamp: None }), backoff).await
+    }
+
+    /// The offset to read from, once there is one to be trusted.
+    async fn begin(&mut self, saved: Option<SavedPosition>, backoff: &mut Backoff) -> i64 {
+        loop {
+            match self.check(saved).await {
+                Ok((next, None)) => {
+                    self.halt(None);
+                    return next;
+                }
+                Ok((first, Some(loss))) => match self.intake.settings.on_offset_loss {
+                    OnOffsetLoss::Continue => {
+                        self.go_on(first, loss);
+                        return first;
+                    }
+                    OnOffsetLoss::Halt => {
+                        self.halt(Some(loss));
+                        smol::Timer::after(HALTED_LOOK).await;
+                    }
+                },
+                Err(error) => {
+                    self.intake.tell_kafka(Some(error.to_string()));
+                    backoff.pause().await;
+                }
+            }
+        }
+    }
+
+    /// The offset to read from; with a loss, the first that there is.
+    async fn check(&mut self, saved: Option<SavedPosition>) -> Result<(i64, Option<Loss>), kafka::Error> {
+        let offsets = self.consumer.offsets().await?;
+        self.tell_end(offsets.end);
+        let first = offsets.start;
+        let Some(SavedPosition { next, last_timestamp }) = saved else { return Ok((first, None)) };
+        if next < first {
+            return Ok((first, Some(Loss::Gap { records: first - next })));
+        }
+        if next > offsets.end {
+            return Ok((first, Some(Loss::OtherTopic)));
+        }
+        if let Some(expected) = last_timestamp.filter(|_| next > first) {
+            // The record before must be the one that was applied last; after compaction it may be gone.
+            let fetched = self.consumer.fetch(next - 1, 1, FETCH_WAIT).await?;
+            let before = fetched.records.first().filter(|record| record.offset == next - 1);
+            if before.is_some_and(|record| record.record.timestamp.timestamp_millis() != expected) {
+                return Ok((first, Some(Loss::OtherTopic)));
+            }
+        }
+        Ok((next, None))
+    }
+
+    fn go_on(&self, first: i64, loss: Loss) {
+        let partition = self.partition;
+        tracing::warn!(partition, ?loss, first, "records are gone; going on with the first that there is");
+        if let Loss::Gap { records } = loss {
+            LOST.inc_by(records.unsigned_abs());
+        }
+        self.halt(None);
+    }
+
+    fn halt(&self, loss: Option<Loss>) {
+        let partition = self.partition;
+        HALTED.with_label_values(&[&partition.to_string()]).set(loss.is_some().into());
+        let why = loss.map(|loss| match loss {
+            Loss::Gap { records } => format!("{records} records were deleted before they were read"),
+            Loss::OtherTopic => "the topic was made anew since it was read".to_owned(),
+        });
+        let halted = |shown: &crate::view::Shown| shown.partitions.get(&partition).and_then(|p| p.halted.clone());
+        if self.intake.view.read(halted) == why {
+            return;
+        }
+        if let Some(why) = &why {
+            tracing::error!(
+                partition,
+                why,
+                "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue"
+            );
+        }
+        self.intake.change(|shown| {
+            if let Some(position) = shown.partitions.get_mut(&partition) {
+                position.halted = why;
+            }
+        });
+    }
+
+    fn tell_end(&self, end: i64) {
+        let partition = self.partition;
+        let known = self.intake.view.read(|shown| shown.partitions.get(&partition).map(|position| position.end));
+        if known.is_some_and(|known| known != end) {
+            self.intake.change(|shown| {
+                if let Some(position) = shown.partitions.get_mut(&partition) {
+                    position.end = end;
+                }
+            });
+        }
+    }
+}
+
+/// How many events of a batch did what.
+#[derive(Default)]
+struct Counted {
+    duplicates: u64,
+    applied: BTreeMap<&'static str, u64>,
+}
+
+impl Counted {
+    fn tell(&self, dead: usize) {
+        for (kind, count) in &self.applied {
+            APPLIED.with_label_values(&[kind]).inc_by(*count);
+        }
+        DUPLICATES.inc_by(self.duplicates);
+        DEAD.inc_by(dead as u64);
+    }
+}
+
+/// Adds events to a commit, knowing what is known of their patients.
+fn fold(events: &[Received], mut known: HashMap<Uuid, Known>, commit: &mut Commit) -> Counted {
+    let mut counted = Counted::default();
+    let mut tally = Tally::default();
+    for event in events {
+        let patient = known.entry(event.patient_id).or_default();
+        match tally.apply(patient, event) {
+            Outcome::Applied => {
+                *counted.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
+                commit.patients.insert(event.patient_id, *patient);
+            }
+            Outcome::Duplicate => counted.duplicates += 1,
+        }
+    }
+    commit.tally = tally;
+    counted
+}
+
+fn patients_of(events: &[Received]) -> Vec<Uuid> {
+    let mut ids: Vec<_> = events.iter().map(|event| event.patient_id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+fn dead_letter(partition: i32, record: RecordAndOffset, error: String) -> DeadLetter {
+    let offset = record.offset;
+    tracing::warn!(partition, offset, error, "a record is no event; it becomes a dead letter");
+    let kafka::Record { key, value, headers, .. } = record.record;
+    DeadLetter { partition, offset, key, value, headers, error }
+}
+
+fn log_event(partition: i32, record: &RecordAndOffset, event: &Received) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let trace = TraceContext::continue_from(headers::text(&record.record.headers, TRACEPARENT));
+        let (trace_id, patient_id, version) = (trace.trace_id(), event.patient_id, event.version);
+        tracing::debug!(trace_id, %patient_id, version, kind = ?event.kind, partition, offset = record.offset, "event read");
+    }
+}

@@ -1,0 +1,17 @@
+//! The analytics service. See `--help`.
+
+use std::process::ExitCode;
+
+use analytics_service::{Service, Settings};
+use runtime::Program;
+
+fn main() -> ExitCode {
+    let program = Program {
+        name: "analytics-service",
+        about: "counts what happens to patients: from Kafka into a local state, effectively once",
+        version: env!("CARGO_PKG_VERSION"),
+        settings: Settings::read,
+        http_address: |settings| settings.http.address,
+    };
+    program.main(|settings, shutdown| async { Service::build(settings)?.run(shutdown).await })
+}

@@ -1,0 +1,82 @@
+//! What the service consists of, and how its parts are wired.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use runtime::{Parts, Shutdown, Wake};
+use web::{Component, Health};
+
+use crate::{
+    Settings,
+    dead_letters::Forwarder,
+    http::{self, App},
+    intake::Intake,
+    state::SharedState,
+    view::View,
+};
+
+/// Time for the last transaction after the last request.
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(5);
+
+/// A service with its port bound.
+pub struct Service {
+    server: web::Server,
+    settings: Settings,
+}
+
+impl Service {
+    /// Binds the port. Nothing is connected or opened yet.
+    ///
+    /// # Errors
+    /// If the port cannot be bound.
+    pub fn build(settings: Settings) -> Result<Self, String> {
+        let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
+        Ok(Self { server, settings })
+    }
+
+    /// Where HTTP is served.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Serves until the shutdown.
+    ///
+    /// # Errors
+    /// If a part of it fails, or does not end in time.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
+        let Self { server, settings } = self;
+        tracing::info!(http = %server.address(), "listening");
+        let state = Arc::new(SharedState::new(settings.state.clone()));
+        let (view, wake) = (View::default(), Arc::new(Wake::new()));
+        let health = health(&view, shutdown.clone());
+        let app = App::new(view.clone(), state.clone(), shutdown.clone());
+        let app = http::routes(app, settings.http.limits.in_flight).operations(health).build();
+        let limit = settings.http.limits.drain + BACKGROUND_LIMIT;
+
+        let mut parts = Parts::new(shutdown.clone());
+        let intake = Intake::new(settings.clone(), state.clone(), view, wake.clone());
+        parts.start("http", server.serve(app, shutdown.clone()));
+        parts.start("intake", intake.run(shutdown.clone()));
+        parts.start("dead letters", Forwarder::new(state, settings).run(wake, shutdown));
+        parts.join(limit).await
+    }
+}
+
+fn health(view: &View, shutdown: Shutdown) -> Health {
+    let (state, kafka, intake) = (view.clone(), view.clone(), view.clone());
+    Health::new(shutdown)
+        .component("state", move || {
+            let trouble = state.read(|shown| shown.state_trouble.clone());
+            async move { trouble.map_or_else(Component::up, Component::down) }
+        })
+        .component("kafka", move || {
+            let trouble = kafka.read(|shown| shown.kafka_trouble.clone());
+            async move { trouble.map_or_else(Component::up, Component::degraded) }
+        })
+        .component("intake", move || {
+            let halted = intake.read(|shown| {
+                let halted = shown.partitions.iter().filter_map(|(n, position)| Some((n, position.halted.clone()?)));
+                halted.map(|(partition, why)| format!("partition {partition}: {why}")).collect::<Vec<_>>()
+            });
+            async move { if halted.is_empty() { Component::up() } else { Component::down(halted.join("; ")) } }
+        })
+}

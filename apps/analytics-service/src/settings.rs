@@ -1,0 +1,125 @@
+use std::path::PathBuf;
+
+use config::{Reader, Value};
+
+/// Everything that can be set from outside.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The HTTP server.
+    pub http: web::Settings,
+    /// How to reach Kafka.
+    pub kafka: kafka::Settings,
+    /// The topic of patient events.
+    pub topic: String,
+    /// The topic of records that are no events.
+    pub dead_letter_topic: String,
+    /// Which partitions are read.
+    pub assignment: Assignment,
+    /// The file of the state.
+    pub state: PathBuf,
+    /// What to do when the next record is gone.
+    pub on_offset_loss: OnOffsetLoss,
+}
+
+impl Settings {
+    /// Reads every setting.
+    pub fn read(reader: &mut Reader) -> Self {
+        let http = web::Settings::read(reader, "4002");
+        let kafka = kafka::Settings::read(reader, "analytics-service");
+        let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
+        let dead_letter_topic =
+            reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "topic of records that are no events").or("patient.dlq");
+        let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
+        let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
+        let about = "what to do when records were deleted before they were read, or the topic was made anew";
+        let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
+        Self { http, kafka, topic, dead_letter_topic, assignment, state: state.into(), on_offset_loss }
+    }
+}
+
+/// Which partitions of the topic an instance reads. Every partition belongs to exactly one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Assignment {
+    /// All of them.
+    All,
+    /// These.
+    Listed(Vec<i32>),
+    /// Those of the instance with this number, from 0, among so many: the number of a pod in a StatefulSet of that size.
+    Share {
+        /// The number.
+        ordinal: i32,
+        /// How many instances there are.
+        replicas: i32,
+    },
+}
+
+impl Assignment {
+    /// The partitions of a topic that has `count` of them.
+    pub fn partitions(&self, count: i32) -> Vec<i32> {
+        match self {
+            Self::All => (0..count).collect(),
+            Self::Listed(partitions) => partitions.clone(),
+            Self::Share { ordinal, replicas } => {
+                (0..count).filter(|partition| partition % replicas == *ordinal).collect()
+            }
+        }
+    }
+}
+
+impl Value for Assignment {
+    const EXPECTED: &'static str = "all, partitions such as 0,2, or an ordinal and the number of replicas such as 0/3";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let number = |text: &str| text.trim().parse::<i32>().ok().filter(|number| *number >= 0);
+        if let Some((ordinal, replicas)) = text.split_once('/') {
+            let share = number(ordinal).zip(number(replicas));
+            return match share {
+                Some((ordinal, replicas)) if ordinal < replicas => Ok(Self::Share { ordinal, replicas }),
+                Some(_) => Err("the ordinal, counted from 0, is not below the number of replicas".to_owned()),
+                None => Err("it is no pair of numbers".to_owned()),
+            };
+        }
+        let listed: Option<Vec<i32>> = text.split(',').map(number).collect();
+        listed.map(Self::Listed).ok_or_else(|| "a partition is a number from 0".to_owned())
+    }
+}
+
+/// What to do when the record that comes next is gone: deleted by retention, or with the topic, which was made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOffsetLoss {
+    /// Stop reading the partition and say so until somebody decides.
+    Halt,
+    /// Go on with the first record that there is.
+    Continue,
+}
+
+impl Value for OnOffsetLoss {
+    const EXPECTED: &'static str = "halt or continue";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "halt" => Ok(Self::Halt),
+            "continue" => Ok(Self::Continue),
+            _ => Err("it is neither".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_partition_belongs_to_one_share() {
+        let share = |text| Assignment::parse(text).unwrap().partitions(7);
+        assert_eq!(share("all"), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(share("4,2"), [4, 2]);
+        assert_eq!([share("0/3"), share("1/3"), share("2/3")], [vec![0, 3, 6], vec![1, 4], vec![2, 5]]);
+        for wrong in ["", "some", "3/3", "-1/3", "1/", "0,,1", "0,-1", "1/0"] {
+            assert!(Assignment::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The state: the tally, what is known of each patient, and the next offsets, in one SQLite file and one transaction.
+//!
+//! The file is a cache of the topic. It is opened by one process at a time, and whatever goes wrong with it, it is opened
+//! anew and its positions tell what is still to be applied.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::{self, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use codec::headers::Headers;
+use runtime::{Elapsed, within};
+use serde_json::{Value as Json, json};
+use sqlx::{
+    ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
+    migrate::Migrator,
+    query,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
+};
+use uuid::Uuid;
+
+use crate::tally::{Known, Tally};
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Time for one transaction. A disk that takes longer is as good as none.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Forwarded dead letters that are kept to be shown; the topic has them all.
+const KEPT_DEAD_LETTERS: i64 = 1000;
+
+/// The open state.
+#[derive(Debug)]
+pub struct State {
+    connection: SqliteConnection,
+}
+
+/// What the file says when it is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// The tally of everything applied.
+    pub tally: Tally,
+    /// The position of each partition that was ever read.
+    pub positions: BTreeMap<i32, SavedPosition>,
+}
+
+/// Where a partition goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedPosition {
+    /// The offset of the record that comes next.
+    pub next: i64,
+    /// The timestamp, in milliseconds, of the record before it.
+    pub last_timestamp: Option<i64>,
+}
+
+/// What one transaction adds.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// What the events add up to.
+    pub tally: Tally,
+    /// What is known now of each patient they are about.
+    pub patients: HashMap<Uuid, Known>,
+    /// Where each partition goes on.
+    pub positions: BTreeMap<i32, SavedPosition>,
+    /// Records that are no events.
+    pub dead_letters: Vec<DeadLetter>,
+}
+
+/// A record that is no event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Where it was.
+    pub partition: i32,
+    /// Where it was.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Its headers.
+    pub headers: Headers,
+    /// Why it is none.
+    pub error: String,
+}
+
+/// A dead letter in the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Its number.
+    pub id: i64,
+    /// The record.
+    pub letter: DeadLetter,
+    /// When it was parked.
+    pub at: DateTime<Utc>,
+    /// Whether it is on the topic of dead letters.
+    pub forwarded: bool,
+}
+
+/// The state cannot be used. It has to be opened anew.
+#[derive(Debug)]
+pub struct StateError(String);
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StateError {}
+
+impl From<sqlx::Error> for StateError {
+    fn from(error: sqlx::Error) -> Self {
+        Self(match error {
+            // SQLite's message names the file's trouble ("disk is full"), never a value.
+            sqlx::Error::Database(error) => error.message().to_owned(),
+            error => error.to_string(),
+        })
+    }
+}
+
+impl From<Elapsed> for StateError {
+    fn from(elapsed: Elapsed) -> Self {
+        Self(elapsed.to_string())
+    }
+}
+
+impl State {
+    /// Opens the file, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be read and written, or another process has it open.
+    pub async fn open(path: &Path) -> Result<(Self, Saved), StateError> {
+        let open = async {
+            let options = SqliteConnectOptions::new()
+                .filename(path)
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                // After a power cut the last transactions may be missing, their positions with them.
+                .synchronous(SqliteSynchronous::Normal)
+                // Two processes that count the same events would count them twice.
+                .locking_mode(SqliteLockingMode::Exclusive)
+                .busy_timeout(Duration::from_secs(1))
+                .disable_statement_logging();
+            let mut connection = options.connect().await?;
+            let migrated = MIGRATIONS.run_direct(None, &mut connection, false).await;
+            migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
+            let saved = load(&mut connection).await?;
+            Ok((Self { connection }, saved))
+        };
+        let failed = |error: StateError| StateError(format!("the state file {}: {error}", path.display()));
+        within(DEADLINE, Box::pin(open)).await.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(failed)
+    }
+
+    /// What is known of these patients; nothing of those who are not in the result.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
+        let ids = Json::from_iter(ids.iter().map(|id| id.simple().to_string())).to_string();
+        let find = query(
+            "-- known patients
+            SELECT id, version, active, birth_year, registered FROM patients
+            WHERE id IN (SELECT unhex(value) FROM json_each(?))",
+        )
+        .bind(ids);
+        let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
+        let mut known = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let id =
+                Uuid::from_slice(row.try_get("id")?).map_err(|_| StateError("a patient's id is none".to_owned()))?;
+            let registered = row.try_get::<Option<i64>, _>("registered")?;
+            let patient = Known {
+                version: row.try_get("version")?,
+                active: row.try_get("active")?,
+                birth_year: row.try_get("birth_year")?,
+                registered: registered.and_then(date_of),
+            };
+            known.insert(id, patient);
+        }
+        Ok(known)
+    }
+
+    /// Adds what a batch of records adds up to, all or nothing.
+    ///
+    /// # Errors
+    /// If the state cannot be written. Whether it was, only opening it anew tells.
+    pub async fn commit(&mut self, commit: &Commit) -> Result<(), StateError> {
+        within(DEADLINE, Box::pin(write(&mut self.connection, commit))).await??;
+        Ok(())
+    }
+
+    /// The oldest dead letters that are not on their topic yet.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn waiting_dead_letters(&mut self, limit: i64) -> Result<Vec<Parked>, StateError> {
+        let find = query(
+            "-- waiting dead letters
+            SELECT * FROM dead_letters WHERE forwarded = 0 ORDER BY id LIMIT ?",
+        )
+        .bind(limit);
+        let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
+        rows.iter().map(parked).collect()
+    }
+
+    /// The newest dead letters before one of them.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn dead_letters(&mut self, before: i64, limit: i64) -> Result<Vec<Parked>, StateError> {
+        let find = query(
+            "-- dead letters
+            SELECT * FROM dead_letters WHERE id < ? ORDER BY id DESC LIMIT ?",
+        )
+        .bind(before)
+        .bind(limit);
+        let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
+        rows.iter().map(parked).collect()
+    }
+
+    /// Says that dead letters are on their topic; forgets the oldest of those.
+    ///
+    /// # Errors
+    /// If the state cannot be written: then they will be on it twice.
+    pub async fn forwarded(&mut self, up_to: i64) -> Result<(), StateError> {
+        let work = async {
+            query("-- dead letters forwarded\nUPDATE dead_letters SET forwarded = 1 WHERE forwarded = 0 AND id <= ?")
+                .bind(up_to)
+                .execute(&mut self.connection)
+                .await?;
+            query("-- forget dead letters\nDELETE FROM dead_letters WHERE forwarded = 1 AND id <= ? - ?")
+                .bind(up_to)
+                .bind(KEPT_DEAD_LETTERS)
+                .execute(&mut self.connection)
+                .await
+        };
+        within(DEADLINE, work).await??;
+        Ok(())
+    }
+
+    /// Closes the file, with everything in it.
+    pub async fn close(self) {
+        // Everything that matters was committed.
+        let _ = within(DEADLINE, self.connection.close()).await;
+    }
+}
+
+async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
+    let mut saved = Saved::default();
+    let tally = &mut saved.tally;
+    for row in query("-- totals\nSELECT name, value FROM totals").fetch_all(&mut *connection).await? {
+        let value: i64 = row.try_get("value")?;
+        match row.try_get("name")? {
+            "active" => tally.active = value,
+            "created" => tally.created = value,
+            "updated" => tally.updated = value,
+            "deleted" => tally.deleted = value,
+            "unknown" => tally.unknown = value,
+            "last_event" => tally.last_event = DateTime::from_timestamp_millis(value),
+            _ => {}
+        }
+    }
+    for row in query("-- births\nSELECT year, patients FROM births").fetch_all(&mut *connection).await? {
+        let year: i32 = row.try_get("year")?;
+        tally.births.insert((year != NO_YEAR).then_some(year), row.try_get("patients")?);
+    }
+    for row in query("-- registrations\nSELECT date, patients FROM registrations").fetch_all(&mut *connection).await? {
+        let day: i64 = row.try_get("date")?;
+        let date = (day != NO_DAY).then(|| date_of(day)).flatten();
+        tally.registrations.insert(date, row.try_get("patients")?);
+    }
+    let positions = query("-- positions\nSELECT partition, next, last_timestamp FROM positions");
+    for row in positions.fetch_all(connection).await? {
+        let position = SavedPosition { next: row.try_get("next")?, last_timestamp: row.try_get("last_timestamp")? };
+        saved.positions.insert(row.try_get("partition")?, position);
+    }
+    Ok(saved)
+}
+
+async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
+    let Commit { tally, patients, positions, dead_letters } = commit;
+    let mut transaction = connection.begin().await?;
+    if !patients.is_empty() {
+        query(
+            "-- remember patients
+            INSERT INTO patients (id, version, active, birth_year, registered)
+            SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?) WHERE true
+            ON CONFLICT (id) DO UPDATE SET version = excluded.version, active = excluded.active,
+                birth_year = excluded.birth_year, registered = excluded.registered",
+        )
+        .bind(patients_json(patients))
+        .execute(&mut *transaction)
+        .await?;
+    }
+    let counts = [
+        ("active", tally.active),
+        ("created", tally.created),
+        ("updated", tally.updated),
+        ("deleted", tally.deleted),
+        ("unknown", tally.unknown),
+    ];
+    for (name, amount) in counts.into_iter().filter(|(_, amount)| *amount != 0) {
+        query(
+            "-- add to total
+            INSERT INTO totals (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+        )
+        .bind(name)
+        .bind(amount)
+        .execute(&mut *transaction)
+        .await?;
+    }
+    if let Some(last_event) = tally.last_event {
+        query(
+            "-- last event
+            INSERT INTO totals (name, value) VALUES ('last_event', ?)
+            ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+        )
+        .bind(last_event.timestamp_millis())
+        .execute(&mut *transaction)
+        .await?;
+    }
+    for (year, patients) in tally.births.iter().filter(|(_, patients)| **patients != 0) {
+        query(
+            "-- add to births
+            INSERT INTO births (year, patients) VALUES (?, ?)
+            ON CONFLICT (year) DO UPDATE SET patients = patients + excluded.patients",
+        )
+        .bind(year.unwrap_or(NO_YEAR))
+        .bind(patients)
+        .execute(&mut *transaction)
+        .await?;
+    }
+    for (date, patients) in tally.registrations.iter().filter(|(_, patients)| **patients != 0) {
+        query(
+            "-- add to registrations
+            INSERT INTO registrations (date, patients) VALUES (?, ?)
+            ON CONFLICT (date) DO UPDATE SET patients = patients + excluded.patients",
+        )
+        .bind(date.map_or(NO_DAY, day_of))
+        .bind(patients)
+        .execute(&mut *transaction)
+        .await?;
+    }
+    for letter in dead_letters {
+        query(
+            "-- park dead letter
+            INSERT INTO dead_letters (partition, \"offset\", key, value, headers, error, parked_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(letter.partition)
+        .bind(letter.offset)
+        .bind(&letter.key)
+        .bind(&letter.value)
+        .bind(headers_json(&letter.headers))
+        .bind(&letter.error)
+        .bind(Utc::now().timestamp_millis())
+        .execute(&mut *transaction)
+        .await?;
+    }
+    for (partition, position) in positions {
+        query(
+            "-- move position
+            INSERT INTO positions (partition, next, last_timestamp) VALUES (?, ?, ?)
+            ON CONFLICT (partition) DO UPDATE SET next = excluded.next, last_timestamp = excluded.last_timestamp",
+        )
+        .bind(partition)
+        .bind(position.next)
+        .bind(position.last_timestamp)
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await
+}
+
+/// Stands for a year of birth that is not known: there was no year 0.
+const NO_YEAR: i32 = 0;
+/// Stands for a date of registration that is not known: 0001-01-01.
+const NO_DAY: i64 = -719_162;
+
+fn day_of(date: NaiveDate) -> i64 {
+    date.signed_duration_since(NaiveDate::default()).num_days()
+}
+
+fn date_of(day: i64) -> Option<NaiveDate> {
+    NaiveDate::default().checked_add_signed(TimeDelta::try_days(day)?)
+}
+
+fn patients_json(patients: &HashMap<Uuid, Known>) -> String {
+    let row = |(id, known): (&Uuid, &Known)| {
+        let registered = known.registered.map(day_of);
+        json!([id.simple().to_string(), known.version, known.active, known.birth_year, registered])
+    };
+    Json::from_iter(patients.iter().map(row)).to_string()
+}
+
+fn headers_json(headers: &Headers) -> String {
+    let hex = |bytes: &Vec<u8>| {
+        bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
+    Json::from_iter(headers.iter().map(|(name, value)| (name.clone(), hex(value)))).to_string()
+}
+
+fn headers_of(json: &str) -> Headers {
+    let unhex = |text: &str| {
+        let pairs = text.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
+        pairs.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
+    };
+    let headers: BTreeMap<String, String> = serde_json::from_str(json).unwrap_or_default();
+    headers.into_iter().map(|(name, text)| (name, unhex(&text))).collect()
+}
+
+fn parked(row: &SqliteRow) -> Result<Parked, StateError> {
+    Ok(Parked {
+        id: row.try_get("id")?,
+        letter: DeadLetter {
+            partition: row.try_get("partition")?,
+            offset: row.try_get("offset")?,
+            key: row.try_get("key")?,
+            value: row.try_get("value")?,
+            headers: headers_of(row.try_get("headers")?),
+            error: row.try_get("error")?,
+        },
+        at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
+        forwarded: row.try_get("forwarded")?,
+    })
+}
+
+/// The state as its users share it: open or not, and opened anew after a failure.
+#[derive(Debug)]
+pub struct SharedState {
+    path: PathBuf,
+    open: smol::lock::Mutex<Option<State>>,
+}
+
+impl SharedState {
+    /// A state in this file, not opened yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, open: smol::lock::Mutex::new(None) }
+    }
+
+    /// Opens it, closing it before if it was open.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub async fn open(&self) -> Result<Saved, StateError> {
+        let mut open = self.open.lock().await;
+        if let Some(state) = open.take() {
+            state.close().await;
+        }
+        let (state, saved) = State::open(&self.path).await?;
+        *open = Some(state);
+        Ok(saved)
+    }
+
+    /// Does something with it.
+    ///
+    /// # Errors
+    /// If it is not open, or the work fails.
+    pub async fn with<T>(&self, work: impl AsyncFnOnce(&mut State) -> Result<T, StateError>) -> Result<T, StateError> {
+        match self.open.lock().await.as_mut() {
+            // Boxed, because the futures of a transaction are deep and large.
+            Some(state) => Box::pin(work(state)).await,
+            None => Err(StateError("the state is not open".to_owned())),
+        }
+    }
+
+    /// Closes it.
+    pub async fn close(&self) {
+        if let Some(state) = self.open.lock().await.take() {
+            state.close().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_days() {
+        for text in ["1970-01-01", "2024-02-29", "1900-12-31", "9999-12-31"] {
+            let date: NaiveDate = text.parse().unwrap();
+            assert_eq!(date_of(day_of(date)), Some(date));
+        }
+        assert_eq!(date_of(NO_DAY), NaiveDate::from_ymd_opt(1, 1, 1));
+    }
+
+    #[test]
+    fn headers_survive_whatever_their_bytes() {
+        let headers = Headers::from([("a".to_owned(), vec![0, 255, 16]), ("b".to_owned(), vec![])]);
+        assert_eq!(headers_of(&headers_json(&headers)), headers);
+    }
+}

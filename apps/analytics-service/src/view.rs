@@ -1,0 +1,87 @@
+//! What is shown of the state: the tally and the positions as of the last commit, in memory.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use event_listener::{Event, EventListener};
+use telemetry::metrics::{self, IntGaugeVec};
+
+use crate::tally::Tally;
+
+static LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
+    metrics::gauges("kafka_consumer_lag", "Records of a partition that are not applied yet.", &["topic", "partition"])
+});
+
+/// The view, shared between the intake, which changes it, and HTTP. Clones are the same view.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    shown: Arc<Mutex<Shown>>,
+    changed: Arc<Event>,
+}
+
+/// What is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// The tally.
+    pub tally: Tally,
+    /// Each partition that this instance reads.
+    pub partitions: BTreeMap<i32, Position>,
+    /// What is wrong with the state, if it cannot be written.
+    pub state_trouble: Option<String>,
+    /// What is wrong with the broker, if it cannot be read.
+    pub kafka_trouble: Option<String>,
+}
+
+/// How far a partition has been applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The offset of the record that comes next.
+    pub next: i64,
+    /// The offset after the last record that there is, as far as we know.
+    pub end: i64,
+    /// Why it is not read any more, if it is not.
+    pub halted: Option<String>,
+}
+
+impl Position {
+    /// Records that are not applied yet.
+    pub fn lag(&self) -> i64 {
+        (self.end - self.next).max(0)
+    }
+}
+
+impl View {
+    /// What is shown now.
+    pub fn shown(&self) -> Shown {
+        self.lock().clone()
+    }
+
+    /// Reads without a copy.
+    pub fn read<T>(&self, read: impl FnOnce(&Shown) -> T) -> T {
+        read(&self.lock())
+    }
+
+    /// Changes it and tells who waits for changes.
+    pub fn change(&self, topic: &str, change: impl FnOnce(&mut Shown)) {
+        {
+            let mut shown = self.lock();
+            change(&mut shown);
+            for (partition, position) in &shown.partitions {
+                LAG.with_label_values(&[topic, &partition.to_string()]).set(position.lag());
+            }
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Ends with the next change after this call.
+    pub fn next_change(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        // Nothing panics while it is held; if it did, what is shown is still the last commit or the next.
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

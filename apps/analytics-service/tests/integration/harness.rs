@@ -1,0 +1,194 @@
+//! A service under test, a publisher of events, and a client.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use analytics_service::{Service, Settings};
+use chrono::{NaiveDate, Utc};
+use codec::{
+    event::{Event, Kind},
+    headers,
+    partition::{key_hash, of_hash},
+};
+use config::{Environment, Reader};
+use kafka::{Producer, Record};
+use runtime::Shutdown;
+use serde_json::Value as Json;
+use smol::Task;
+use testbed::{
+    Scratch, broker,
+    http::{Answer, Client},
+};
+use uuid::Uuid;
+
+/// How long a test waits for what is going to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PARTITIONS: i32 = 3;
+
+/// A topic of the test's own, and the file of the state.
+pub(crate) struct Harness {
+    pub(crate) kafka: kafka::Settings,
+    pub(crate) topic: String,
+    pub(crate) state: PathBuf,
+    producer: Producer,
+    scratch: Scratch,
+}
+
+/// A running service.
+pub(crate) struct Running {
+    pub(crate) client: Client,
+    shutdown: Shutdown,
+    task: Task<Result<(), String>>,
+}
+
+/// Runs a test with a topic on the shared broker.
+pub(crate) fn with_topic<F: Future<Output = ()>>(kind: broker::Kind, test: impl FnOnce(Harness) -> F) {
+    runtime::block_on(2, async {
+        let kafka = testbed::shared_broker(kind).await;
+        test(Harness::new(kafka).await).await;
+    });
+}
+
+impl Harness {
+    pub(crate) async fn new(kafka: kafka::Settings) -> Self {
+        let scratch = Scratch::new().unwrap();
+        let topic = format!("patient-{:016x}", fastrand::u64(..));
+        kafka::create_topic(&kafka, &topic, PARTITIONS).await.unwrap();
+        let producer = Producer::new(kafka.clone(), &topic);
+        Self { kafka, topic, state: scratch.path().join("state.sqlite"), producer, scratch }
+    }
+
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    pub(crate) fn dead_letter_topic(&self) -> String {
+        format!("{}.dlq", self.topic)
+    }
+
+    /// Starts the service on the topic and the state.
+    pub(crate) async fn start(&self, settings: &[(&str, &str)]) -> Running {
+        let bootstrap = &self.kafka.bootstrap.0[0];
+        let mut environment = Environment::empty()
+            .with("SERVER_PORT", "0")
+            .with("KAFKA_BOOTSTRAP_SERVERS", bootstrap.to_string())
+            .with("KAFKA_DEADLINE", "2s")
+            .with("KAFKA_TOPIC", &self.topic)
+            .with("KAFKA_DEAD_LETTER_TOPIC", self.dead_letter_topic())
+            .with("STATE_FILE", self.state.to_str().unwrap());
+        for (name, value) in settings {
+            environment = environment.with(*name, *value);
+        }
+        let mut reader = Reader::new(environment);
+        let settings = Settings::read(&mut reader);
+        let service = Service::build(reader.finish(settings).unwrap().0).unwrap();
+        let (client, shutdown) = (Client::new(service.address()), Shutdown::new());
+        let task = runtime::spawn(service.run(shutdown.clone()));
+        Running { client, shutdown, task }
+    }
+
+    /// Publishes records to a partition; gives their offsets.
+    pub(crate) async fn send(&mut self, partition: i32, records: Vec<Record>) -> Vec<i64> {
+        self.producer.send(BTreeMap::from([(partition, records)])).await.remove(&partition).unwrap().unwrap()
+    }
+
+    /// Publishes events on another topic than this one's, trying until the broker takes them.
+    pub(crate) async fn publish_to(&mut self, topic: &str, events: &[(Uuid, Kind, i64)]) {
+        let mut producer = Producer::new(self.kafka.clone(), topic);
+        for (patient_id, kind, version) in events {
+            let partition = of_hash(key_hash(patient_id.to_string().as_bytes()), PARTITIONS);
+            let end = Instant::now() + PATIENCE;
+            let batch = || BTreeMap::from([(partition, vec![record(*patient_id, *kind, *version)])]);
+            while producer.send(batch()).await.values().any(Result::is_err) {
+                assert!(Instant::now() < end, "the broker takes nothing");
+                smol::Timer::after(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
+    /// Publishes events of patients, each to its patient's partition.
+    pub(crate) async fn publish(&mut self, events: &[(Uuid, Kind, i64)]) {
+        let mut batches = BTreeMap::<i32, Vec<Record>>::new();
+        for (patient_id, kind, version) in events {
+            let partition = of_hash(key_hash(patient_id.to_string().as_bytes()), PARTITIONS);
+            batches.entry(partition).or_default().push(record(*patient_id, *kind, *version));
+        }
+        for result in self.producer.send(batches).await.into_values() {
+            result.unwrap();
+        }
+    }
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        self.shutdown.trigger();
+        self.task.await.unwrap();
+    }
+
+    /// Ends the service as a kill does: without any of its farewells.
+    pub(crate) async fn kill(self) {
+        self.task.cancel().await;
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.client.get(path).await.unwrap()
+    }
+
+    pub(crate) async fn summary(&self) -> Json {
+        self.get("/analytics/summary").await.json()
+    }
+
+    /// Waits until the summary is as the test wants it; gives it.
+    pub(crate) async fn until(&self, what: &str, mut wanted: impl FnMut(&Json) -> bool) -> Json {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let summary = self.summary().await;
+            if wanted(&summary) {
+                return summary;
+            }
+            assert!(Instant::now() < end, "it has not happened: {what}; {summary}");
+            smol::Timer::after(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until every record up to these next offsets has been applied.
+    pub(crate) async fn until_applied(&self, records: i64) -> Json {
+        let applied = |summary: &Json| {
+            let partitions = summary["partitions"].as_array().unwrap();
+            partitions.iter().map(|partition| partition["appliedOffset"].as_i64().unwrap() + 1).sum::<i64>()
+        };
+        self.until(&format!("{records} records are applied"), |summary| applied(summary) == records).await
+    }
+}
+
+/// An event as patient-service publishes it.
+pub(crate) fn record(patient_id: Uuid, kind: Kind, version: i64) -> Record {
+    let date = |text: &str| text.parse::<NaiveDate>().unwrap();
+    let event = Event {
+        id: Uuid::now_v7(),
+        patient_id,
+        kind,
+        version,
+        time: Utc::now(),
+        name: "Jane Doe",
+        email: "jane@example.org",
+        registered_date: date("2024-02-29"),
+        date_of_birth: date("1990-12-31"),
+    };
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    Record {
+        key: Some(patient_id.to_string().into_bytes()),
+        value: Some(event.encode()),
+        headers: headers::of_event(event.id, kind, event.time, Some(traceparent)),
+        timestamp: Utc::now(),
+    }
+}
+
+/// Bytes without key and headers, as the originals publish them.
+pub(crate) fn foreign(value: impl Into<Vec<u8>>) -> Record {
+    Record { key: None, value: Some(value.into()), headers: BTreeMap::new(), timestamp: Utc::now() }
+}

@@ -1,0 +1,192 @@
+//! Counting: once, whatever comes twice, late or from others.
+
+use std::time::Duration;
+
+use codec::event::Kind::{Created, Deleted, Updated};
+use kafka::{Consumer, Record};
+use serde_json::json;
+use testbed::broker;
+use uuid::Uuid;
+
+use crate::harness::{foreign, record, with_topic};
+
+testbed::on_each_broker!(
+    lives_are_counted,
+    repetitions_and_late_versions_change_nothing,
+    the_originals_events_count,
+    records_that_are_no_events_become_dead_letters,
+    an_interrupted_service_counts_everything_once,
+    partitions_are_shared,
+);
+
+fn lives_are_counted(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let patients: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
+        let mut events: Vec<_> = patients.iter().map(|id| (*id, Created, 1)).collect();
+        events.extend(patients[..20].iter().map(|id| (*id, Updated, 2)));
+        events.extend(patients[..10].iter().map(|id| (*id, Deleted, 3)));
+        topic.publish(&events).await;
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(80).await;
+        assert_eq!(summary["activePatients"], 40);
+        assert_eq!(
+            (&summary["created"], &summary["updated"], &summary["deleted"]),
+            (&json!(50), &json!(20), &json!(10))
+        );
+        assert!(summary["partitions"].as_array().unwrap().iter().all(|partition| partition["lag"] == 0));
+        assert!(summary["lastEventTime"].is_string());
+        service.stop().await;
+    });
+}
+
+fn repetitions_and_late_versions_change_nothing(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let (one, other) = (Uuid::now_v7(), Uuid::now_v7());
+        let events = [
+            (one, Created, 1),
+            (one, Created, 1),
+            (other, Created, 1),
+            (one, Deleted, 3),
+            (one, Updated, 2),
+            (other, Created, 1),
+        ];
+        topic.publish(&events).await;
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(6).await;
+        assert_eq!(summary["activePatients"], 1);
+        assert_eq!((&summary["created"], &summary["updated"], &summary["deleted"]), (&json!(2), &json!(0), &json!(1)));
+        service.stop().await;
+    });
+}
+
+fn the_originals_events_count(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        // PatientEvent { patientId, name, email, event_type }, each a string with its number.
+        let original = |event_type: &str| {
+            let mut value = Vec::new();
+            for (number, text) in
+                [(1, "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"), (2, "Jane"), (3, "j@x.org"), (4, event_type)]
+            {
+                if !text.is_empty() {
+                    value.extend([number << 3 | 2, text.len() as u8]);
+                    value.extend(text.as_bytes());
+                }
+            }
+            foreign(value)
+        };
+        let kinds = ["PATIENT_CREATED", "", "PATIENT_MOVED"];
+        topic.send(0, kinds.map(original).into()).await;
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(3).await;
+        assert_eq!(
+            (&summary["activePatients"], &summary["created"], &summary["unknown"]),
+            (&json!(1), &json!(1), &json!(2))
+        );
+        let bands = summary["ageBands"].as_array().unwrap();
+        assert_eq!(bands.last().unwrap(), &json!({"ages": "unknown", "patients": 1}));
+        service.stop().await;
+    });
+}
+
+fn records_that_are_no_events_become_dead_letters(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let good = Uuid::now_v7();
+        let no_value = Record { value: None, ..foreign("") };
+        let bad = Record {
+            key: Some(b"key".to_vec()),
+            headers: [("h".to_owned(), vec![0, 255])].into(),
+            ..foreign("{\"json\": true}")
+        };
+        let large = foreign(vec![0xff; 1_000_000]);
+        let records = vec![record(good, Created, 1), bad, foreign(""), no_value, large, record(good, Updated, 2)];
+        for record in records {
+            topic.send(1, vec![record]).await;
+        }
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(6).await;
+        assert_eq!((&summary["activePatients"], &summary["updated"]), (&json!(1), &json!(1)));
+
+        let mut forwarded = Vec::new();
+        let end = std::time::Instant::now() + Duration::from_secs(30);
+        while forwarded.len() < 4 {
+            assert!(std::time::Instant::now() < end, "the dead letters are not forwarded");
+            let mut consumer = Consumer::new(topic.kafka.clone(), topic.dead_letter_topic(), 0);
+            let next = forwarded.len() as i64;
+            match consumer.fetch(next, 1 << 21, Duration::from_millis(100)).await {
+                Ok(fetched) => forwarded.extend(fetched.records),
+                Err(_) => drop(smol::Timer::after(Duration::from_millis(50)).await),
+            }
+        }
+        assert_eq!(forwarded.len(), 4);
+        let text = |n: usize, name: &str| String::from_utf8(forwarded[n].record.headers[name].clone()).unwrap();
+        assert_eq!(forwarded[0].record.key.as_deref(), Some(&b"key"[..]));
+        assert_eq!(forwarded[0].record.value.as_deref(), Some(&b"{\"json\": true}"[..]));
+        assert_eq!(forwarded[0].record.headers["h"], [0, 255]);
+        assert_eq!(
+            (text(0, "dlq-topic"), text(0, "dlq-partition"), text(0, "dlq-offset")),
+            (topic.topic.clone(), "1".into(), "1".into())
+        );
+        assert!(text(0, "dlq-error").contains("no PatientEvent"));
+        assert_eq!(text(2, "dlq-error"), "the record has no value");
+        assert_eq!(forwarded[3].record.value.as_ref().map(Vec::len), Some(1_000_000));
+
+        let first = service.get("/analytics/dead-letters?limit=3").await;
+        let letters = first.json();
+        let offsets: Vec<_> =
+            letters.as_array().unwrap().iter().map(|letter| letter["offset"].as_i64().unwrap()).collect();
+        assert_eq!(offsets, [4, 3, 2], "the newest first");
+        assert_eq!(letters[0]["valueBytes"], 1_000_000);
+        let rest = service.get(&first.next().unwrap()).await;
+        assert_eq!((rest.json().as_array().unwrap().len(), rest.next()), (1, None));
+        assert!(!rest.text().contains("json"), "what a dead letter says may be personal data");
+        service.stop().await;
+    });
+}
+
+fn an_interrupted_service_counts_everything_once(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let patients: Vec<Uuid> = (0..300).map(|_| Uuid::now_v7()).collect();
+        let mut published = 0;
+        for round in 0..15 {
+            let events: Vec<_> = patients[round * 20..][..20].iter().map(|id| (*id, Created, 1)).collect();
+            topic.publish(&events).await;
+            published += 20;
+            let service = topic.start(&[]).await;
+            // At some instant between its start and the end of its work.
+            if round % 3 == 0 {
+                service.until("something is applied", |summary| summary["created"].as_i64() > Some(0)).await;
+            }
+            smol::Timer::after(Duration::from_millis(fastrand::u64(..80))).await;
+            service.kill().await;
+        }
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(published).await;
+        assert_eq!((&summary["activePatients"], &summary["created"]), (&json!(300), &json!(300)));
+        service.stop().await;
+    });
+}
+
+fn partitions_are_shared(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let events: Vec<_> = (0..60).map(|_| (Uuid::now_v7(), Created, 1)).collect();
+        topic.publish(&events).await;
+        let mut active = 0;
+        for (share, partitions) in [("0/2", vec![0, 2]), ("1/2", vec![1])] {
+            let state = topic.state.with_extension(share.replace('/', "-"));
+            let service = topic.start(&[("PARTITIONS", share), ("STATE_FILE", state.to_str().unwrap())]).await;
+            let summary = service
+                .until("it has caught up", |summary| {
+                    let read = summary["partitions"].as_array().unwrap();
+                    !read.is_empty()
+                        && read.iter().all(|partition| partition["lag"] == 0 && partition["appliedOffset"] != -1)
+                })
+                .await;
+            let read: Vec<_> =
+                summary["partitions"].as_array().unwrap().iter().map(|p| p["partition"].as_i64().unwrap()).collect();
+            assert_eq!(read, partitions);
+            active += summary["activePatients"].as_i64().unwrap();
+            service.stop().await;
+        }
+        assert_eq!(active, 60);
+    });
+}

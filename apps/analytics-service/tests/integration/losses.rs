@@ -1,0 +1,154 @@
+//! The next record is gone: the topic was made anew, or its records were deleted.
+
+use codec::event::Kind::Created;
+use serde_json::json;
+use testbed::broker;
+use uuid::Uuid;
+
+use crate::harness::{Harness, PARTITIONS, with_topic};
+
+testbed::on_each_broker!(
+    a_topic_made_anew_is_told_loudly_and_the_state_can_be_built_anew,
+    a_topic_made_anew_while_it_is_read_is_noticed,
+    with_continue_it_goes_on,
+);
+
+async fn make_anew(topic: &mut Harness, patients: usize) {
+    kafka::delete_topic(&topic.kafka, &topic.topic).await.unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    // A broker deletes a topic a little after it said so.
+    while !matches!(kafka::create_topic(&topic.kafka, &topic.topic, PARTITIONS).await, Ok(true)) {
+        assert!(std::time::Instant::now() < end);
+        smol::Timer::after(std::time::Duration::from_millis(100)).await;
+    }
+    let renewed = topic.topic.clone();
+    let mut producer = kafka::Producer::new(topic.kafka.clone(), renewed);
+    while producer.partitions().await.is_err() {
+        smol::Timer::after(std::time::Duration::from_millis(100)).await;
+    }
+    smol::Timer::after(std::time::Duration::from_millis(20)).await;
+    for _ in 0..patients {
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+    }
+}
+
+fn a_topic_made_anew_is_told_loudly_and_the_state_can_be_built_anew(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
+        topic.publish(&events).await;
+        let service = topic.start(&[]).await;
+        service.until_applied(40).await;
+        service.stop().await;
+
+        // With more records than before, offsets alone would look right.
+        for patients in [5, 100] {
+            make_anew(&mut topic, patients).await;
+            let service = topic.start(&[]).await;
+            service
+                .until("it is halted", |summary| {
+                    let partitions = summary["partitions"].as_array().unwrap();
+                    !partitions.is_empty() && partitions.iter().all(|partition| partition["halted"].is_string())
+                })
+                .await;
+            let readiness = service.get("/actuator/health/readiness").await;
+            assert_eq!(
+                (readiness.status, readiness.json()["components"]["intake"]["status"].clone()),
+                (503, json!("DOWN"))
+            );
+            assert_eq!(service.summary().await["activePatients"], 40, "nothing was reset silently");
+            service.stop().await;
+        }
+
+        for file in ["state.sqlite", "state.sqlite-wal", "state.sqlite-shm"] {
+            let _ = std::fs::remove_file(topic.state.with_file_name(file));
+        }
+        let service = topic.start(&[]).await;
+        assert_eq!(service.until_applied(100).await["activePatients"], 100);
+        service.stop().await;
+    });
+}
+
+fn a_topic_made_anew_while_it_is_read_is_noticed(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
+        topic.publish(&events).await;
+        let service = topic.start(&[]).await;
+        service.until_applied(40).await;
+        make_anew(&mut topic, 3).await;
+        service
+            .until("it is halted", |summary| {
+                summary["partitions"].as_array().unwrap().iter().all(|partition| partition["halted"].is_string())
+            })
+            .await;
+        service.stop().await;
+    });
+}
+
+fn with_continue_it_goes_on(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
+        topic.publish(&events).await;
+        let service = topic.start(&[]).await;
+        service.until_applied(40).await;
+        service.stop().await;
+        make_anew(&mut topic, 5).await;
+        let service = topic.start(&[("ON_OFFSET_LOSS", "continue")]).await;
+        assert_eq!(service.until_applied(5).await["activePatients"], 45);
+        service.stop().await;
+        let service = topic.start(&[]).await;
+        assert_eq!(service.until_applied(5).await["activePatients"], 45, "and it knows where it is");
+        service.stop().await;
+    });
+}
+
+mod on_kafka_alone {
+    use super::*;
+    use std::time::Duration;
+    use testbed::{Scratch, broker::Broker};
+
+    /// Nisshi deletes no records.
+    #[test]
+    fn records_deleted_before_they_were_read_are_told() {
+        runtime::block_on(2, async {
+            let scratch = Scratch::new().unwrap();
+            // Each record fills a segment, and old segments go at once.
+            let extra = "log.segment.bytes=1048576\nlog.retention.bytes=1048576\nlog.retention.check.interval.ms=200\n\
+                log.segment.delete.delay.ms=0\nlog.initial.task.delay.ms=100";
+            let mut broker =
+                Broker::start_anywhere(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+            scratch.guard(broker.process()).unwrap();
+            let mut topic = Harness::new(broker.settings("test")).await;
+            topic.send(0, vec![crate::harness::record(Uuid::now_v7(), Created, 1)]).await;
+            let service = topic.start(&[("PARTITIONS", "0")]).await;
+            service.until_applied(1).await;
+            service.stop().await;
+
+            let filler = || crate::harness::foreign(vec![0xff; 900_000]);
+            for _ in 0..6 {
+                topic.send(0, vec![filler()]).await;
+            }
+            let mut consumer = kafka::Consumer::new(topic.kafka.clone(), &topic.topic, 0);
+            let end = std::time::Instant::now() + Duration::from_secs(60);
+            while consumer.offsets().await.unwrap().start <= 1 {
+                assert!(std::time::Instant::now() < end, "the broker has not deleted anything");
+                smol::Timer::after(Duration::from_millis(100)).await;
+            }
+            let service = topic.start(&[("PARTITIONS", "0")]).await;
+            let summary = service.until("it is halted", |summary| summary["partitions"][0]["halted"].is_string()).await;
+            assert!(summary["partitions"][0]["halted"].as_str().unwrap().contains("deleted before they were read"));
+            assert_eq!(summary["activePatients"], 1);
+            service.stop().await;
+            let service = topic.start(&[("PARTITIONS", "0"), ("ON_OFFSET_LOSS", "continue")]).await;
+            service.until("it has caught up", |summary| summary["partitions"][0]["appliedOffset"] == 6).await;
+            assert!(
+                service
+                    .get("/metrics")
+                    .await
+                    .text()
+                    .lines()
+                    .any(|line| line.starts_with("records_lost_total ") && !line.ends_with(" 0"))
+            );
+            service.stop().await;
+        });
+    }
+}

@@ -1,0 +1,103 @@
+//! A broker or a state that cannot be used.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use codec::event::Kind::Created;
+use serde_json::json;
+use testbed::{
+    Scratch, Signal,
+    broker::{self, Broker},
+};
+use uuid::Uuid;
+
+use crate::harness::{Harness, with_topic};
+
+testbed::on_each_broker!(
+    a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing,
+    a_state_that_cannot_be_opened_is_told_and_opened_later,
+    a_second_service_on_the_same_state_counts_nothing,
+);
+
+fn a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let scratch = Scratch::new().unwrap();
+        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        let mut topic = Harness::new(broker.settings("test")).await;
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+        broker.process().kill().await;
+
+        let service = topic.start(&[]).await;
+        let degraded = async || {
+            let readiness = service.get("/actuator/health/readiness").await;
+            readiness.status == 200 && readiness.json()["components"]["kafka"]["status"] == "DEGRADED"
+        };
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while !degraded().await {
+            assert!(std::time::Instant::now() < end, "the missing broker is not told");
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+        broker.restart().await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        service.until_applied(1).await;
+
+        broker.process().signal(Signal::STOP);
+        smol::Timer::after(Duration::from_secs(3)).await;
+        broker.process().signal(Signal::CONT);
+        let name = topic.topic.clone();
+        topic.publish_to(&name, &[(Uuid::now_v7(), Created, 1)]).await;
+        service.until_applied(2).await;
+
+        broker.process().kill().await;
+        broker.restart().await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        topic.publish_to(&name, &[(Uuid::now_v7(), Created, 1)]).await;
+        assert_eq!(service.until_applied(3).await["activePatients"], 3);
+        service.stop().await;
+    });
+}
+
+fn a_state_that_cannot_be_opened_is_told_and_opened_later(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+        // A file where the directory should be: root may write into any directory.
+        let directory = topic.scratch().path().join("state");
+        fs::write(&directory, "").unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o400)).unwrap();
+        let file = directory.join("analytics.sqlite");
+        let service = topic.start(&[("STATE_FILE", file.to_str().unwrap())]).await;
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let readiness = service.get("/actuator/health/readiness").await;
+            if readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN" {
+                break;
+            }
+            assert!(std::time::Instant::now() < end, "{}", readiness.text());
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+        fs::remove_file(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        assert_eq!(service.until_applied(1).await["activePatients"], 1);
+        assert_eq!(service.get("/actuator/health/readiness").await.status, 200);
+        service.stop().await;
+    });
+}
+
+fn a_second_service_on_the_same_state_counts_nothing(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+        let first = topic.start(&[]).await;
+        first.until_applied(1).await;
+        let second = topic.start(&[]).await;
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while second.get("/actuator/health/readiness").await.status != 503 {
+            assert!(std::time::Instant::now() < end, "it takes part");
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+        assert_eq!(first.until_applied(2).await["created"], json!(2));
+        first.stop().await;
+        assert_eq!(second.until_applied(2).await["created"], json!(2), "it takes over");
+        second.stop().await;
+    });
+}
