@@ -5,6 +5,7 @@
 //!
 //! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged;
 //! - [`broker`]: Apache Kafka on the JVM, or Nisshi;
+//! - [`service`]: our services' binaries; [`system`]: all of them together;
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
 //! - [`http`]: an HTTP client with a deadline for every call;
@@ -17,7 +18,9 @@ pub mod ports;
 pub mod postgres;
 mod process;
 mod scratch;
+pub mod service;
 mod shared;
+pub mod system;
 mod user;
 
 pub use process::{Ended, Process, Signal, StartError};

@@ -103,12 +103,20 @@ impl Cluster {
             .directory(directory)
             .user(User::unprivileged())
             .start()?;
+        process.write_pid_file(&pid_file(directory))?;
         let ready = || {
             let psql = psql(binaries, directory, "postgres", "select 1").run(Duration::from_secs(5));
             async { psql.await.is_ok() }
         };
         process.until(START_LIMIT, ready).await?;
         Ok(process)
+    }
+
+    /// The cluster that an earlier run started in `directory`, if its server is still alive.
+    pub fn running(directory: &Path, durability: Durability) -> Option<Self> {
+        let log = directory.join("postgres.log");
+        let process = Process::from_pid_file("PostgreSQL", &pid_file(directory), log)?;
+        Some(Self { binaries: binaries()?, directory: directory.to_owned(), process, durability })
     }
 
     /// The server's process, to be guarded, frozen, thawed or killed.
@@ -163,6 +171,10 @@ impl Cluster {
             self.process.kill().await;
         }
     }
+}
+
+fn pid_file(directory: &Path) -> PathBuf {
+    directory.join("postgres.pid")
 }
 
 fn psql(binaries: &Path, directory: &Path, database: &str, statement: &str) -> crate::process::Starting {

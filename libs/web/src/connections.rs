@@ -61,12 +61,13 @@ impl Connections {
         self.lock().len()
     }
 
-    /// Closes the connection that has waited longest for a request; false if each is at work.
+    /// Closes and forgets the connection that has waited longest for a request; false if each is at work.
     pub(crate) fn close_longest_idle(&self) -> bool {
-        let open = self.lock();
-        let idle = open.values().filter(|connection| connection.head_since.load(Ordering::Relaxed) != NOT_WAITING);
-        let longest = idle.min_by_key(|connection| connection.head_since.load(Ordering::Relaxed));
-        longest.inspect(|connection| connection.close()).is_some()
+        let mut open = self.lock();
+        let waiting = open.iter().map(|(id, connection)| (connection.head_since.load(Ordering::Relaxed), *id));
+        let longest = waiting.filter(|(since, _)| *since != NOT_WAITING).min();
+        let closed = longest.and_then(|(_, id)| open.remove(&id));
+        closed.inspect(|connection| connection.close()).is_some()
     }
 
     /// Closes those whose client has kept the server waiting for too long.

@@ -1,0 +1,215 @@
+//! One patient all the way, step by step, with the time that each step took.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use codec::{
+    event::Received,
+    headers,
+    partition::{key_hash, of_hash},
+};
+use config::Value as _;
+use kafka::{Consumer, RecordAndOffset};
+use serde_json::{Value as Json, json};
+use testbed::http::{Answer, Client};
+
+use crate::{Failure, Outcome, settings::Settings};
+
+/// How long the demo waits for a step.
+const PATIENCE: Duration = Duration::from_secs(20);
+const TOPIC: &str = "patient";
+
+pub(crate) async fn run(settings: &Settings) -> Outcome {
+    let patients = Client::new(settings.patient_address());
+    let analytics = Client::new(settings.analytics_address());
+    let kafka = kafka::Settings {
+        bootstrap: config::HostPorts::parse(&settings.kafka_address()).map_err(Failure)?,
+        deadline: Duration::from_secs(5),
+        client_id: "demo",
+    };
+    let before = summary(&analytics).await?;
+    // Where each partition ends now: the demo's events come after.
+    let mut topic = Topic::at_the_end(&kafka).await?;
+
+    let unique = Utc::now().timestamp_millis();
+    let details = |name: &str| {
+        json!({
+            "name": name,
+            "email": format!("demo.{unique}@example.org"),
+            "address": "1 Main Street",
+            "dateOfBirth": "1990-12-31",
+        })
+    };
+    println!("POST /patients");
+    let sent = Instant::now();
+    let answer = patients.post("/patients", &details("Demo Patient")).await?;
+    let answered = sent.elapsed();
+    let patient = expect(&answer, 201)?;
+    let id = patient["id"].as_str().unwrap_or_default().to_owned();
+    let timing = server_timing(&answer);
+    let published = topic.next_of(&id).await?;
+    let applied = until_applied(&analytics, &published).await?;
+    let applied_after = sent.elapsed();
+
+    let event_time = published.time_of_event();
+    let hop = |what: &str, detail: String, ms: f64| println!("  {what:<34}{ms:>9.1} ms  {detail}");
+    println!("  patient {id}\n");
+    hop("HTTP request received, answered", "201 Created".to_owned(), answered.as_secs_f64() * 1e3);
+    hop("  committed in PostgreSQL", "patient, event and billing task: one commit".to_owned(), timing["store"]);
+    hop(
+        "  billing account over gRPC",
+        format!("{} {}", text(&patient["billing"], "accountId"), text(&patient["billing"], "status")),
+        timing["billing"],
+    );
+    let waited = (published.record.record.timestamp - event_time).num_microseconds().unwrap_or_default() as f64 / 1e3;
+    hop("waited in the outbox", "from the commit to the relay's batch".to_owned(), waited.max(0.0));
+    hop(
+        "written to Kafka",
+        format!("partition {}, offset {}", published.partition, published.record.offset),
+        (published.seen_after).as_secs_f64() * 1e3,
+    );
+    hop("applied by analytics", applied, applied_after.as_secs_f64() * 1e3);
+    println!("  The last two are counted from the request; the demo's own looking is part of them.");
+    if let Some(trace) = answer.header("traceparent").and_then(|header| header.split('-').nth(1)) {
+        println!("  All of it is one trace: just logs | grep {trace}");
+    }
+
+    println!("\nAnd then");
+    let path = format!("/patients/{id}");
+    let step = |what: &str, result: String| println!("  {what:<34}{result}");
+    let answer = patients.put(&path, &details("Demo Patient the Second")).await?;
+    step(
+        "PUT the patient",
+        format!("{}, ETag {}", expect(&answer, 200)?["name"], answer.header("etag").unwrap_or_default()),
+    );
+    let transaction = |id: &str, kind: &str, amount: i64| json!({"transactionId": id, "type": kind, "amount": amount, "currency": "EUR"});
+    let transactions = format!("{path}/billing/transactions");
+    expect(&patients.post(&transactions, &transaction("visit-1", "CHARGE", 12_000)).await?, 201)?;
+    step("charge", "120.00 EUR".to_owned());
+    expect(&patients.post(&transactions, &transaction("transfer-1", "PAYMENT", 5_000)).await?, 201)?;
+    let account = expect(&patients.get(&format!("{path}/billing")).await?, 200)?;
+    step("payment", format!("50.00 EUR, balance {}", account["balances"]));
+    let answer = patients.delete(&path).await?;
+    if answer.status != 204 {
+        return Err(unexpected(&answer));
+    }
+    step("DELETE the patient", "204, its account is being closed".to_owned());
+    let mut last = published;
+    for _ in 0..2 {
+        last = topic.next_of(&id).await?;
+    }
+    until_applied(&analytics, &last).await?;
+
+    let after = summary(&analytics).await?;
+    println!("\nAnalytics{:>18}{:>10}{:>8}", "before", "after", "");
+    for name in ["activePatients", "created", "updated", "deleted"] {
+        let (before, after) = (before[name].as_i64().unwrap_or_default(), after[name].as_i64().unwrap_or_default());
+        println!("  {name:<16}{before:>9}{after:>10}{:>+8}", after - before);
+    }
+    Ok(())
+}
+
+/// Reads the topic from where it ended when the demo began.
+struct Topic {
+    consumers: BTreeMap<i32, (Consumer, i64)>,
+    began: Instant,
+}
+
+struct Published {
+    partition: i32,
+    record: RecordAndOffset,
+    seen_after: Duration,
+}
+
+impl Published {
+    fn time_of_event(&self) -> DateTime<Utc> {
+        let time = headers::text(&self.record.record.headers, "ce_time");
+        time.and_then(|time| time.parse().ok()).unwrap_or(self.record.record.timestamp)
+    }
+}
+
+impl Topic {
+    async fn at_the_end(kafka: &kafka::Settings) -> Outcome<Self> {
+        let partitions = match kafka::partitions(kafka, TOPIC).await {
+            Err(kafka::Error::UnknownTopic) => {
+                return Err(Failure("The topic is not there yet: is patient-service running?".to_owned()));
+            }
+            result => result?,
+        };
+        let mut consumers = BTreeMap::new();
+        for partition in 0..partitions {
+            let mut consumer = Consumer::new(kafka.clone(), TOPIC, partition);
+            let end = consumer.offsets().await?.end;
+            consumers.insert(partition, (consumer, end));
+        }
+        Ok(Self { consumers, began: Instant::now() })
+    }
+
+    /// The next event of a patient.
+    async fn next_of(&mut self, id: &str) -> Outcome<Published> {
+        let partition = of_hash(key_hash(id.as_bytes()), self.consumers.len() as i32);
+        let began = self.began;
+        let (consumer, next) =
+            self.consumers.get_mut(&partition).ok_or_else(|| Failure("no such partition".to_owned()))?;
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let fetched = consumer.fetch(*next, 1 << 20, Duration::from_millis(200)).await?;
+            for record in fetched.records {
+                *next = record.offset + 1;
+                let event = record.record.value.as_deref().and_then(|value| Received::decode(value).ok());
+                if event.is_some_and(|event| event.patient_id.to_string() == id) {
+                    return Ok(Published { partition, record, seen_after: began.elapsed() });
+                }
+            }
+            *next = (*next).max(fetched.next);
+        }
+        Err(Failure("The event has not come to Kafka; see just logs.".to_owned()))
+    }
+}
+
+/// Waits until analytics has applied a record.
+async fn until_applied(analytics: &Client, published: &Published) -> Outcome<String> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let summary = summary(analytics).await?;
+        let partitions = summary["partitions"].as_array().cloned().unwrap_or_default();
+        let position = partitions.iter().find(|position| position["partition"] == published.partition);
+        if position.is_some_and(|position| position["appliedOffset"].as_i64() >= Some(published.record.offset)) {
+            return Ok(format!("{} active patients", summary["activePatients"]));
+        }
+        smol::Timer::after(Duration::from_millis(1)).await;
+    }
+    Err(Failure("Analytics has not applied the event; see just logs.".to_owned()))
+}
+
+async fn summary(analytics: &Client) -> Outcome<Json> {
+    expect(&analytics.get("/analytics/summary").await?, 200)
+}
+
+fn expect(answer: &Answer, status: u16) -> Outcome<Json> {
+    if answer.status == status { Ok(answer.json()) } else { Err(unexpected(answer)) }
+}
+
+fn unexpected(answer: &Answer) -> Failure {
+    Failure(format!("The answer was {}: {}", answer.status, answer.text()))
+}
+
+fn text(json: &Json, field: &str) -> String {
+    json[field].as_str().unwrap_or("-").to_owned()
+}
+
+/// The milliseconds of each part of the work, as the service measured them.
+fn server_timing(answer: &Answer) -> BTreeMap<&str, f64> {
+    let mut timing = BTreeMap::from([("store", 0.0), ("billing", 0.0)]);
+    for part in answer.header("server-timing").unwrap_or_default().split(',') {
+        if let Some((name, duration)) = part.trim().split_once(";dur=")
+            && let Ok(duration) = duration.parse()
+        {
+            timing.insert(name, duration);
+        }
+    }
+    timing
+}

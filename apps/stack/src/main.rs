@@ -1,0 +1,67 @@
+//! What the just recipes do. See `just --list`, or this program without arguments.
+
+use std::{fmt, process::ExitCode};
+
+mod build;
+mod card;
+mod demo;
+mod home;
+mod logs;
+mod native;
+mod parts;
+mod port_owner;
+mod settings;
+mod show;
+
+use settings::Settings;
+
+const USAGE: &str = "\
+Usage: stack COMMAND
+
+  up              start everything and wait until it is ready
+  down            stop everything; data stay
+  ps              show what runs
+  logs [-f] [PART]  show the end of the logs; -f follows them
+  reset [--yes]   stop everything and delete all data
+  demo            send one patient all the way and show where it was
+  test-parts      install what the tests need, as far as it can be had, and say which tests have to be left out
+";
+
+/// Why a command failed, as its user should read it.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: fmt::Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+type Outcome<T = ()> = Result<T, Failure>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match runtime::block_on(1, run(&words)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(why)) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(words: &[&str]) -> Outcome {
+    let settings = Settings::from_environment()?;
+    match words {
+        ["up"] => native::up(&settings).await,
+        ["down"] => native::down(&settings).await,
+        ["ps"] => native::ps(&settings).await,
+        ["logs", rest @ ..] => logs::run(rest),
+        ["reset"] => native::reset(&settings, false).await,
+        ["reset", "--yes"] => native::reset(&settings, true).await,
+        ["demo"] => demo::run(&settings).await,
+        ["test-parts"] => parts::for_tests().await,
+        _ => Err(Failure(USAGE.to_owned())),
+    }
+}

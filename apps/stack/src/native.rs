@@ -1,0 +1,353 @@
+//! The system on this machine without containers: PostgreSQL, a broker and our three services as processes of ours, which
+//! go on when this program ends. A later run finds them by their pid files.
+
+use std::{
+    fs,
+    io::{BufRead as _, Write as _, stdin, stdout},
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
+use testbed::{
+    broker::{Broker, Kind, Size},
+    postgres::{Cluster, Durability},
+    service::{Launch, Service, binaries},
+};
+
+use crate::{Failure, Outcome, build, card, home, parts, port_owner, settings::Settings, show::step};
+
+/// A log above this size is begun anew by the next start; the old one is kept beside it.
+const LOG_BYTES: u64 = 10 * 1024 * 1024;
+/// Time for a given database server to answer.
+const DATABASE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Starts what is not running yet and waits until everything is ready.
+pub(crate) async fn up(settings: &Settings) -> Outcome {
+    let started = Instant::now();
+    let home = home::directory()?;
+    build::services()?;
+    check_ports(settings, &home).await?;
+    let databases = databases(settings, &home).await?;
+    let kafka = broker(settings, &home).await?;
+    for launch in launches(settings, &home, &databases, &kafka) {
+        let name = launch.name;
+        step(&format!("Starting {name}"), "", start(launch)).await?;
+    }
+    card::print(settings);
+    println!("\n  Ready after {:.1} s. Data and logs are in {}.", started.elapsed().as_secs_f64(), home.display());
+    Ok(())
+}
+
+/// The services of this system, in the order in which they are started.
+fn launches(settings: &Settings, home: &Path, databases: &Databases, kafka: &str) -> [Launch; 3] {
+    let launch = |name: &'static str, port: u16, own: Vec<(&str, String)>| {
+        let common = [("LOG_LEVEL", settings.log_level.clone()), ("LOG_FORMAT", "json".to_owned())];
+        let environment = common.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
+        Launch { name, port, environment, directory: home.to_owned(), label: name.to_owned() }
+    };
+    let grpc_port = settings.billing_grpc_port.to_string();
+    [
+        launch(
+            "billing-service",
+            settings.billing_port,
+            vec![("DATABASE_URL", databases.billing.clone()), ("GRPC_SERVER_PORT", grpc_port.clone())],
+        ),
+        launch(
+            "analytics-service",
+            settings.analytics_port,
+            vec![
+                ("KAFKA_BOOTSTRAP_SERVERS", kafka.to_owned()),
+                ("STATE_FILE", home.join("analytics.sqlite").display().to_string()),
+            ],
+        ),
+        launch(
+            "patient-service",
+            settings.patient_port,
+            vec![
+                ("DATABASE_URL", databases.patients.clone()),
+                ("KAFKA_BOOTSTRAP_SERVERS", kafka.to_owned()),
+                ("BILLING_SERVICE_ADDRESS", "127.0.0.1".to_owned()),
+                ("BILLING_SERVICE_GRPC_PORT", grpc_port),
+            ],
+        ),
+    ]
+}
+
+/// Starts a service; one that runs already is kept if nothing about it has changed.
+async fn start(launch: Launch) -> Outcome {
+    let print = fingerprint(&launch)?;
+    let print_file = launch.directory.join(format!("{}.started-as", launch.label));
+    if let Some(mut running) = launch.clone().running() {
+        if fs::read_to_string(&print_file).is_ok_and(|before| before == print) && running.is_ready().await {
+            return Ok(());
+        }
+        running.stop().await;
+    }
+    rotate(&launch.log())?;
+    let mut service = launch.start()?;
+    fs::write(print_file, print)?;
+    Ok(service.until_ready().await?)
+}
+
+/// Tells a start from one with another binary or other settings.
+fn fingerprint(launch: &Launch) -> Outcome<String> {
+    let binary = fs::metadata(binaries()?.join(launch.name))?;
+    let modified = binary.modified()?.duration_since(UNIX_EPOCH)?.as_nanos();
+    Ok(format!("{} {modified} {} {:?}", binary.len(), launch.port, launch.environment))
+}
+
+fn rotate(log: &Path) -> Outcome {
+    if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
+        fs::rename(log, log.with_extension("log.1"))?;
+    }
+    Ok(())
+}
+
+/// Says which port is taken by whom, unless it is by us.
+async fn check_ports(settings: &Settings, home: &Path) -> Outcome {
+    let ours = |name: &'static str, port| {
+        Launch { name, port, environment: Vec::new(), directory: home.to_owned(), label: name.to_owned() }.running()
+    };
+    let mut taken = Vec::new();
+    let mut check = |port: u16, variable: &str, ours: bool| {
+        if !ours && !testbed::ports::is_free(port) {
+            let owner = port_owner::find(port).unwrap_or_else(|| "a process that we may not see".to_owned());
+            taken.push(format!(
+                "Port {port} is taken by {owner}. Stop it, or choose another port: {variable}=... just up"
+            ));
+        }
+    };
+    check(settings.patient_port, "PATIENT_PORT", ours("patient-service", settings.patient_port).is_some());
+    let billing = ours("billing-service", settings.billing_port).is_some();
+    check(settings.billing_port, "BILLING_PORT", billing);
+    check(settings.billing_grpc_port, "BILLING_GRPC_PORT", billing);
+    check(settings.analytics_port, "ANALYTICS_PORT", ours("analytics-service", settings.analytics_port).is_some());
+    if settings.kafka.is_none() {
+        check(settings.kafka_port, "KAFKA_PORT", running_broker(settings, home).is_some());
+    }
+    if taken.is_empty() { Ok(()) } else { Err(Failure(taken.join("\n"))) }
+}
+
+struct Databases {
+    patients: String,
+    billing: String,
+}
+
+async fn databases(settings: &Settings, home: &Path) -> Outcome<Databases> {
+    if let Some(url) = &settings.database_url {
+        let databases = step("Looking for the given PostgreSQL", "", given_databases(url.expose())).await?;
+        return Ok(databases);
+    }
+    parts::postgres().await?;
+    let directory = home.join("postgres");
+    let start = async {
+        let running = Cluster::running(&directory, Durability::Disk);
+        if running.is_none() {
+            rotate(&directory.join("postgres.log"))?;
+        }
+        let cluster = match running {
+            Some(cluster) => cluster,
+            None => Cluster::start(&directory, Durability::Disk).await?,
+        };
+        for name in ["patients", "billing"] {
+            cluster.create_database(name).await?;
+        }
+        Ok::<_, Failure>(cluster)
+    };
+    let cluster = step("Starting PostgreSQL", "", start).await?;
+    Ok(Databases { patients: cluster.url("patients"), billing: cluster.url("billing") })
+}
+
+/// The two databases on a given server, which are made if they are not there.
+async fn given_databases(url: &str) -> Outcome<Databases> {
+    let with_database = |name: &str| {
+        let (before, query) = url.split_once('?').map_or((url, ""), |(before, query)| (before, query));
+        let scheme_end = before.find("://").map_or(0, |at| at + 3);
+        let authority_end = before[scheme_end..].find('/').map_or(before.len(), |at| scheme_end + at);
+        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+        format!("{}/{name}{query}", &before[..authority_end])
+    };
+    let wrong = |_| Failure("DATABASE_URL is not a PostgreSQL URL (its value is not shown).".to_owned());
+    let options = PgConnectOptions::from_str(url).map_err(wrong)?;
+    let mut connection = runtime::within(DATABASE_LIMIT, options.connect()).await??;
+    for name in ["patients", "billing"] {
+        let exists = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1").bind(name);
+        if exists.fetch_optional(&mut connection).await?.is_none() {
+            let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+            sqlx::query(create).execute(&mut connection).await?;
+        }
+    }
+    connection.close().await?;
+    Ok(Databases { patients: with_database("patients"), billing: with_database("billing") })
+}
+
+fn broker_directory(home: &Path) -> PathBuf {
+    home.join("broker")
+}
+
+/// Which broker's data the folder holds.
+fn kind_file(home: &Path) -> PathBuf {
+    broker_directory(home).join("kind")
+}
+
+fn kind_of_data(home: &Path) -> Option<Kind> {
+    match fs::read_to_string(kind_file(home)).ok()?.trim() {
+        "kafka" => Some(Kind::Kafka),
+        "nisshi" => Some(Kind::Nisshi),
+        _ => None,
+    }
+}
+
+fn running_broker(settings: &Settings, home: &Path) -> Option<Broker> {
+    Broker::running(kind_of_data(home)?, &broker_directory(home), settings.kafka_port, Size::Full)
+}
+
+async fn broker(settings: &Settings, home: &Path) -> Outcome<String> {
+    if settings.kafka.is_some() {
+        return Ok(settings.kafka_address());
+    }
+    let before = kind_of_data(home);
+    let wanted = settings.broker.map(|broker| broker.0);
+    if let (Some(before), Some(wanted)) = (before, wanted.filter(|wanted| before != Some(*wanted))) {
+        return Err(Failure(format!(
+            "The events of this system are kept by {before}, and {wanted} cannot read them. Leave BROKER out, or begin \
+             anew: just reset"
+        )));
+    }
+    let kind = parts::broker(wanted.or(before)).await?;
+    let directory = broker_directory(home);
+    let start = async {
+        if running_broker(settings, home).is_some() {
+            return Ok(());
+        }
+        fs::create_dir_all(&directory)?;
+        fs::write(kind_file(home), if kind == Kind::Kafka { "kafka\n" } else { "nisshi\n" })?;
+        rotate(&directory.join("broker.log"))?;
+        Broker::start(kind, &directory, settings.kafka_port, Size::Full, "").await?;
+        Ok::<_, Failure>(())
+    };
+    step(&format!("Starting {kind}"), "", start).await?;
+    Ok(settings.kafka_address())
+}
+
+/// Stops everything; data stay.
+pub(crate) async fn down(settings: &Settings) -> Outcome {
+    let home = home::directory()?;
+    let mut stopped = 0;
+    for mut service in services(settings, &home).into_iter().rev().flatten() {
+        let name = service.launch().name;
+        let stop = async {
+            let ended = service.stop().await;
+            Ok::<_, Failure>(ended)
+        };
+        step(&format!("Stopping {name}"), "", stop).await?;
+        stopped += 1;
+    }
+    if let Some(mut broker) = running_broker(settings, &home) {
+        let stop = async {
+            broker.stop().await;
+            Ok::<_, Failure>(())
+        };
+        step(&format!("Stopping {}", broker_name(&home)), "", stop).await?;
+        stopped += 1;
+    }
+    if let Some(mut cluster) = Cluster::running(&home.join("postgres"), Durability::Disk) {
+        let stop = async {
+            cluster.stop().await;
+            Ok::<_, Failure>(())
+        };
+        step("Stopping PostgreSQL", "", stop).await?;
+        stopped += 1;
+    }
+    if stopped == 0 {
+        println!("Nothing is running.");
+    }
+    Ok(())
+}
+
+fn broker_name(home: &Path) -> String {
+    kind_of_data(home).map_or("the broker".to_owned(), |kind| kind.to_string())
+}
+
+/// The services of this system that run, in the order in which they are started.
+fn services(settings: &Settings, home: &Path) -> [Option<Service>; 3] {
+    let nowhere = Databases { patients: String::new(), billing: String::new() };
+    launches(settings, home, &nowhere, "").map(Launch::running)
+}
+
+/// Shows what runs.
+pub(crate) async fn ps(settings: &Settings) -> Outcome {
+    let home = home::directory()?;
+    println!("{:<20}{:>9}  {:<8}{:>9}  where", "part", "process", "state", "memory");
+    let line = |part: &str, pid: Option<i32>, state: &str, place: String| {
+        let (pid, memory) = match pid {
+            Some(pid) => (pid.to_string(), memory(pid)),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        println!("{part:<20}{pid:>9}  {state:<8}{memory:>9}  {place}");
+    };
+    let running_or_not = |running: bool| if running { "running" } else { "stopped" };
+    match Cluster::running(&home.join("postgres"), Durability::Disk) {
+        _ if settings.database_url.is_some() => line("PostgreSQL", None, "given", "DATABASE_URL".to_owned()),
+        Some(mut cluster) => {
+            let socket = cluster.socket_directory().display().to_string();
+            line(
+                "PostgreSQL",
+                Some(cluster.process().pid()),
+                running_or_not(true),
+                format!("psql -U postgres -h {socket} patients"),
+            );
+        }
+        None => line("PostgreSQL", None, running_or_not(false), String::new()),
+    }
+    match running_broker(settings, &home) {
+        _ if settings.kafka.is_some() => line("broker", None, "given", settings.kafka_address()),
+        Some(mut broker) => {
+            line(&broker_name(&home), Some(broker.process().pid()), running_or_not(true), broker.address())
+        }
+        None => line("broker", None, running_or_not(false), String::new()),
+    }
+    let names = launches(settings, &home, &Databases { patients: String::new(), billing: String::new() }, "");
+    for (launch, service) in names.iter().zip(services(settings, &home)) {
+        match service {
+            Some(mut service) => {
+                let state = if service.is_ready().await { "ready" } else { "unready" };
+                let place = format!("http://{}", service.address());
+                line(launch.name, Some(service.process().pid()), state, place);
+            }
+            None => line(launch.name, None, running_or_not(false), String::new()),
+        }
+    }
+    Ok(())
+}
+
+/// The resident memory of a process and its children.
+fn memory(pid: i32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    kib.map_or("-".to_owned(), |kib| format!("{:.1} MB", kib / 1024.0))
+}
+
+/// Stops everything and deletes its data, once the user has agreed.
+pub(crate) async fn reset(settings: &Settings, agreed: bool) -> Outcome {
+    let home = home::directory()?;
+    if !agreed {
+        print!(
+            "This deletes every patient, account and event of this system, in {}.\nType yes to go on: ",
+            home.display()
+        );
+        stdout().flush()?;
+        let mut answer = String::new();
+        stdin().lock().read_line(&mut answer)?;
+        if answer.trim() != "yes" {
+            return Err(Failure("Nothing was deleted.".to_owned()));
+        }
+    }
+    down(settings).await?;
+    fs::remove_dir_all(&home)?;
+    println!("All data are deleted.");
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Parts that are not ours: found, or installed.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use testbed::{Process, broker::Kind, cache, postgres};
+
+use crate::{Failure, Outcome, show::step};
+
+/// Time for a package to be installed.
+const PACKAGE_LIMIT: Duration = Duration::from_secs(600);
+/// Where Debian's package looks whether to make a cluster of its own when it is installed.
+const DEBIAN_CLUSTERS: &str = "/etc/postgresql-common/createcluster.conf";
+
+/// Makes sure that PostgreSQL's binaries are here.
+pub(crate) async fn postgres() -> Outcome {
+    if postgres::binaries().is_some() {
+        return Ok(());
+    }
+    let missing = "PostgreSQL is not installed. Install it (Debian: apt install postgresql), or set DATABASE_URL.";
+    if Command::new("apt-get").arg("--version").output().is_err() || std::fs::write("/var/lib/apt/.probe", "").is_err()
+    {
+        return Err(Failure(missing.to_owned()));
+    }
+    let _ = std::fs::remove_file("/var/lib/apt/.probe");
+    // The package would start a server of its own on the default port.
+    if !Path::new(DEBIAN_CLUSTERS).exists() {
+        std::fs::create_dir_all("/etc/postgresql-common")?;
+        std::fs::write(DEBIAN_CLUSTERS, "create_main_cluster = false\n")?;
+    }
+    std::fs::create_dir_all(cache::directory())?;
+    let install = Process::prepare("apt-get", "apt-get", cache::directory().join("postgresql-install.log"))
+        .args(["install", "-y", "--no-install-recommends", "postgresql"])
+        .envs([("DEBIAN_FRONTEND", "noninteractive")])
+        .run(PACKAGE_LIMIT);
+    step("Installing PostgreSQL", "(Debian's package)", install).await?;
+    postgres::binaries().map(drop).ok_or_else(|| Failure(missing.to_owned()))
+}
+
+/// Installs the wanted broker; without a wish, Apache Kafka if it can be had, else Nisshi.
+pub(crate) async fn broker(wanted: Option<Kind>) -> Outcome<Kind> {
+    let order: &[Kind] = match wanted {
+        Some(Kind::Kafka) => &[Kind::Kafka],
+        Some(Kind::Nisshi) => &[Kind::Nisshi],
+        None => &[Kind::Kafka, Kind::Nisshi],
+    };
+    let mut reasons = Vec::new();
+    for kind in order {
+        match install(*kind).await {
+            Ok(()) => return Ok(*kind),
+            Err(Failure(reason)) => reasons.push(format!("{kind} cannot be had: {reason}")),
+        }
+    }
+    Err(Failure(reasons.join("\n")))
+}
+
+async fn install(kind: Kind) -> Outcome {
+    if kind.is_installed() {
+        return Ok(());
+    }
+    let (what, expect) = match kind {
+        Kind::Kafka => ("Fetching Apache Kafka", "(Maven, about 45 MB)"),
+        Kind::Nisshi => ("Building Nisshi", "(once, about 7 minutes on two cores)"),
+    };
+    Ok(step(what, expect, kind.install()).await?)
+}
+
+/// Installs what the tests need, and prints on stdout the filters of those that have to be left out, a line each.
+pub(crate) async fn for_tests() -> Outcome {
+    postgres().await?;
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! What the user sees while something takes long.
+
+use std::{
+    future::Future,
+    io::{Write as _, stdout},
+    time::{Duration, Instant},
+};
+
+/// How often a long step says that it goes on.
+const SIGN: Duration = Duration::from_secs(15);
+
+/// Does a step and tells when it begins, that it goes on, and how long it took. `expect` is added while it goes on.
+pub(crate) async fn step<T, E>(what: &str, expect: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    print!("{what:<44}");
+    let _ = stdout().flush();
+    let started = Instant::now();
+    let signs = async {
+        loop {
+            smol::Timer::after(SIGN).await;
+            print!("\n  {} s {expect}", started.elapsed().as_secs());
+            let _ = stdout().flush();
+        }
+    };
+    let result = smol::future::or(work, signs).await;
+    match &result {
+        Ok(_) => println!(" {:>6.1} s", started.elapsed().as_secs_f64()),
+        Err(_) => println!(" failed"),
+    }
+    result
+}

@@ -1,0 +1,149 @@
+//! Our own services as processes: the real binaries, started with an environment and waited for.
+
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{Process, StartError, http::Client, process::Ended};
+
+/// Time for a service to be ready once everything that it needs is there.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Time for a service to finish what it does: a little more than its own limits.
+pub const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where the services' binaries are: `SERVICE_BINARIES`, else beside our own program.
+///
+/// # Errors
+/// If our own program's place cannot be told.
+pub fn binaries() -> io::Result<PathBuf> {
+    if let Some(path) = env::var_os("SERVICE_BINARIES") {
+        return Ok(path.into());
+    }
+    let own = env::current_exe()?;
+    let directory = own.parent().unwrap_or(Path::new("."));
+    // Tests lie one folder deeper.
+    Ok(if directory.ends_with("deps") {
+        directory.parent().unwrap_or(directory).to_owned()
+    } else {
+        directory.to_owned()
+    })
+}
+
+/// How a service is started.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The name of the binary.
+    pub name: &'static str,
+    /// Its HTTP port.
+    pub port: u16,
+    /// Its environment, apart from `PATH` and the HTTP port.
+    pub environment: Vec<(String, String)>,
+    /// Where its log and its pid file go.
+    pub directory: PathBuf,
+    /// The name of its log and its pid file: the binary's, unless there are several of it.
+    pub label: String,
+}
+
+/// A service that was started.
+#[derive(Debug)]
+pub struct Service {
+    launch: Launch,
+    process: Process,
+}
+
+impl Launch {
+    /// Starts it. It may not be ready yet.
+    ///
+    /// # Errors
+    /// If the binary is missing or cannot be started.
+    pub fn start(self) -> Result<Service, StartError> {
+        let binary = binaries()?.join(self.name);
+        if !binary.is_file() {
+            return Err(StartError::new(format!("{} is not built: {} is missing", self.name, binary.display())));
+        }
+        let process = Process::prepare(&self.label, binary, self.log())
+            .clean_environment()
+            .envs(env::var("PATH").map(|path| ("PATH", path)))
+            .envs([("SERVER_PORT", self.port.to_string())])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .directory(&self.directory)
+            .start()?;
+        process.write_pid_file(&self.pid_file())?;
+        Ok(Service { launch: self, process })
+    }
+
+    /// The one that an earlier run started with this label, if it is still alive.
+    pub fn running(self) -> Option<Service> {
+        let process = Process::from_pid_file(&self.label, &self.pid_file(), self.log())?;
+        Some(Service { launch: self, process })
+    }
+
+    /// The file with its output.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join(format!("{}.log", self.label))
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.directory.join(format!("{}.pid", self.label))
+    }
+}
+
+impl Service {
+    /// How it was started.
+    pub fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// Its process, to be guarded, frozen, thawed or killed.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Where it serves HTTP.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.launch.port)
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Client {
+        Client::new(self.address())
+    }
+
+    /// Whether it says that it is ready.
+    pub async fn is_ready(&self) -> bool {
+        let client = self.client().with_limit(Duration::from_secs(2));
+        client.get("/actuator/health/readiness").await.is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// If it ends, or is not ready in time; the error shows the end of its log.
+    pub async fn until_ready(&mut self) -> Result<(), StartError> {
+        let client = self.client().with_limit(Duration::from_secs(2));
+        let ready =
+            || async { client.get("/actuator/health/readiness").await.is_ok_and(|answer| answer.status == 200) };
+        self.process.until(READY_LIMIT, ready).await
+    }
+
+    /// Asks it to end and waits; kills it if that takes too long.
+    pub async fn stop(&mut self) -> Ended {
+        self.process.stop(STOP_LIMIT).await
+    }
+
+    /// Starts it again on the same port after it has ended.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart(&mut self) -> Result<(), StartError> {
+        *self = self.launch.clone().start()?;
+        Ok(())
+    }
+
+    /// All that it has written to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.launch.log()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,488 @@
+//! The server as a socket sees it.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use config::{Environment, Reader};
+use runtime::Shutdown;
+use serde_json::Value as Json;
+use tide::{Body, Request, Response, StatusCode};
+use web::{Component, Health, Limits, Problem, Router, Server, Settings};
+
+async fn hello(_: Request<Limits>) -> Result<Response, Problem> {
+    Ok(web::json(StatusCode::Ok, &"hello"))
+}
+
+async fn panics(_: Request<Limits>) -> Result<Response, Problem> {
+    panic!("this panic belongs to the test")
+}
+
+async fn slow(_: Request<Limits>) -> Result<Response, Problem> {
+    smol::Timer::after(Duration::from_millis(300)).await;
+    Ok(web::json(StatusCode::Ok, &"slow"))
+}
+
+/// Reads a whole body of JSON, within the limits.
+async fn json(mut request: Request<Limits>) -> Result<Response, Problem> {
+    let limits = request.state().clone();
+    let body: Json = web::read_json(&mut request, &limits).await?;
+    Ok(web::json(StatusCode::Ok, &body))
+}
+
+/// Gives back what comes while it comes.
+async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
+    let mut response = Response::new(StatusCode::Ok);
+    let length = request.len();
+    response.set_body(Body::from_reader(request.take_body(), length));
+    Ok(response)
+}
+
+/// Sends without end.
+async fn endless(_: Request<Limits>) -> Result<Response, Problem> {
+    let mut response = Response::new(StatusCode::Ok);
+    response.set_body(Body::from_reader(futures_lite::io::BufReader::new(futures_lite::io::repeat(b'x')), None));
+    Ok(response)
+}
+
+/// A server of a test, with short limits.
+struct Edge {
+    address: SocketAddr,
+    shutdown: Shutdown,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Edge {
+    fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Limits)) -> Self {
+        let mut limits = Limits {
+            connections: 100,
+            in_flight: 5,
+            head: 8 * 1024,
+            body: 10_000,
+            head_wait: Duration::from_secs(2),
+            body_wait: Duration::from_millis(500),
+            write_wait: Duration::from_secs(1),
+            drain: Duration::from_secs(1),
+        };
+        change(&mut limits);
+        let environment = Environment::empty().with("SERVER_PORT", "0");
+        let settings = Settings { limits: limits.clone(), ..Settings::read(&mut Reader::new(environment), "0") };
+        let server = Server::bind(&settings).unwrap();
+        let (address, shutdown) = (server.address(), Shutdown::new());
+        let stop = shutdown.clone();
+        let thread = thread::spawn(move || {
+            let health = Health::new(stop.clone()).component("test", || async { Component::up() });
+            let app = Router::new(limits.clone())
+                .limit_in_flight(limits.in_flight)
+                .get("/hello", hello)
+                .get("/panics", panics)
+                .get("/slow", slow)
+                .post("/json", json)
+                .post("/echo", echo)
+                .get("/endless", endless)
+                .operations(health)
+                .build();
+            runtime::block_on(2, server.serve(app, stop));
+        });
+        Self { address, shutdown, thread: Some(thread) }
+    }
+
+    fn connect(&self) -> Client {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { reader: BufReader::new(stream) }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.connect().ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"))
+    }
+
+    /// What comes back for these bytes until the server closes, or nothing more comes.
+    fn raw(&self, bytes: &[u8]) -> String {
+        let mut client = self.connect();
+        client.send(bytes);
+        client.rest()
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.shutdown.trigger();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: Vec<String>,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let prefix = format!("{name}: ");
+        self.headers.iter().find_map(|header| header.strip_prefix(prefix.as_str()))
+    }
+}
+
+impl Client {
+    fn send(&mut self, bytes: &[u8]) {
+        // The server may have closed, which the answer will show.
+        let _ = self.reader.get_mut().write_all(bytes);
+    }
+
+    fn ask(&mut self, request: &str) -> Answer {
+        self.send(request.as_bytes());
+        self.answer(false).unwrap()
+    }
+
+    /// The next answer, whose length is known.
+    fn answer(&mut self, head_only: bool) -> io::Result<Answer> {
+        let mut line = || {
+            let mut line = String::new();
+            self.reader.read_line(&mut line)?;
+            Ok::<_, io::Error>(line.trim_end().to_owned())
+        };
+        let first = line()?;
+        let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other(format!("no answer: {first:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let header = line()?;
+            if header.is_empty() {
+                break;
+            }
+            headers.push(header);
+        }
+        let mut answer = Answer { status, headers, body: String::new() };
+        let length =
+            if head_only { 0 } else { answer.header("content-length").map_or(0, |text| text.parse().unwrap()) };
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body)?;
+        answer.body = String::from_utf8(body).unwrap();
+        Ok(answer)
+    }
+
+    fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let _ = self.reader.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether the server closes within `limit`.
+    fn is_closed_within(&mut self, limit: Duration) -> bool {
+        self.reader.get_mut().set_read_timeout(Some(limit)).unwrap();
+        let mut byte = [0];
+        match self.reader.read(&mut byte) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        }
+    }
+}
+
+const HELLO: &str = "GET /hello HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[test]
+fn keep_alive_does_not_stall() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    let mut times: Vec<_> = (0..50)
+        .map(|_| {
+            let started = Instant::now();
+            assert_eq!(client.ask(HELLO).body, "\"hello\"");
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    // The stall of tide's own listener is a constant 40 ms.
+    assert!(times[25] < Duration::from_millis(10), "{times:?}");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    let post = |body: &str| {
+        format!(
+            "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    client.send(format!("{}{}{HELLO}{}", post("[1]"), post("[2]"), post("[3]")).as_bytes());
+    let bodies: Vec<_> = (0..4).map(|_| client.answer(false).unwrap().body).collect();
+    assert_eq!(bodies, ["[1]", "[2]", "\"hello\"", "[3]"]);
+}
+
+#[test]
+fn heads_and_options() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    client.send(b"HEAD /hello HTTP/1.1\r\nhost: x\r\n\r\n");
+    let head = client.answer(true).unwrap();
+    assert_eq!((head.status, head.header("content-length")), (200, Some("7")));
+    let options = client.ask("OPTIONS /hello HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!((options.status, options.header("allow")), (204, Some("GET, HEAD, OPTIONS")));
+    let wrong = client.ask("DELETE /json HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!((wrong.status, wrong.header("allow")), (405, Some("POST, OPTIONS")));
+    assert_eq!(client.ask("BREW /hello HTTP/1.1\r\nhost: x\r\n\r\n").status, 501);
+    assert_eq!(client.ask("get /hello HTTP/1.1\r\nhost: x\r\n\r\n").status, 501);
+}
+
+#[test]
+fn older_clients_and_closing_ones() {
+    let edge = Edge::start();
+    let old = edge.raw(b"GET /hello HTTP/1.0\r\n\r\n");
+    assert!(old.starts_with("HTTP/1.0 200") && old.ends_with("\"hello\""), "{old}");
+    let closing = edge.raw(b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(closing.contains("connection: close") && closing.ends_with("\"hello\""), "{closing}");
+    let absolute = edge.get("http://elsewhere.example/hello");
+    assert_eq!(absolute.status, 200);
+}
+
+#[test]
+fn requests_that_mean_two_things_never_desynchronise() {
+    let edge = Edge::start();
+    // The second request hides in what one reading takes for the first one's body.
+    let hidden = "GET /panics HTTP/1.1\r\nhost: x\r\n\r\n";
+    let with = |headers: &str| format!("POST /json HTTP/1.1\r\n{headers}\r\n{hidden}");
+    for (headers, status) in [
+        ("host: x\r\ncontent-length: 0\r\ncontent-length: 36\r\n", 400),
+        ("host: x\r\ncontent-length: 1, 2\r\n", 400),
+        ("host: x\r\ncontent-length: +3\r\n", 400),
+        ("host: x\r\ncontent-length: -1\r\n", 400),
+        ("host: x\r\ntransfer-encoding: gzip\r\n", 400),
+        ("host: x\r\ntransfer-encoding: chunked, gzip\r\n", 400),
+        ("content-length: 0\r\n", 400),
+        ("host: x\r\nhost: y\r\ncontent-length: 0\r\n", 400),
+        ("host: x\r\ncontent-length : 0\r\n", 400),
+        ("host: x\r\n folded: 0\r\n", 400),
+        ("host: x\r\nbad\u{0}name: 0\r\n", 400),
+    ] {
+        let answer = edge.raw(with(headers).as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers:?}: {answer}");
+        assert!(!answer.contains(" 500 ") || headers.contains("content-length: 0\r\n"), "{headers:?}: {answer}");
+    }
+    // Both lengths: the chunks count, as RFC 9112 has it, and nothing is left over to be taken for a request.
+    let both = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n";
+    let answer = edge.raw(format!("{both}{HELLO}").as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 400") || answer.contains("\r\n\r\n[]"), "{answer}");
+}
+
+#[test]
+fn nonsense_is_answered_or_closed() {
+    let edge = Edge::start();
+    for nonsense in [
+        "\r\n\r\n\r\n",
+        "hello",
+        "GET\r\n\r\n",
+        "GET /hello\r\n\r\n",
+        "GET /hello HTTP/9.9\r\n\r\n",
+        "\u{16}\u{3}\u{1}\u{2}",
+    ] {
+        let mut client = edge.connect();
+        client.send(nonsense.as_bytes());
+        let _ = client.reader.get_mut().shutdown(std::net::Shutdown::Write);
+        let answer = client.rest();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{nonsense:?}: {answer}");
+    }
+    assert_eq!(edge.get("/hello").status, 200);
+}
+
+#[test]
+fn a_head_that_does_not_end_is_refused() {
+    let edge = Edge::start();
+    let large = edge.raw(format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}\r\n\r\n", "x".repeat(20_000)).as_bytes());
+    assert!(large.starts_with("HTTP/1.1 431"), "{large}");
+    let many: String = (0..200).map(|n| format!("h{n}: x\r\n")).collect();
+    let many = edge.raw(format!("GET /hello HTTP/1.1\r\nhost: x\r\n{many}\r\n").as_bytes());
+    assert!(many.starts_with("HTTP/1.1 431"), "{many}");
+    let mut endless = edge.connect();
+    let sent = (0..1_000).take_while(|_| endless.reader.get_mut().write_all(&[b'x'; 10_000]).is_ok()).count();
+    assert!(sent < 1_000, "a head without a line is not read for ever");
+}
+
+#[test]
+fn slow_clients_are_given_up() {
+    let edge = Edge::start();
+    let mut silent = edge.connect();
+    let mut slow_head = edge.connect();
+    slow_head.send(b"GET /hello HTTP/1.1\r\nhost: ");
+    let mut slow_body = edge.connect();
+    slow_body
+        .send(b"POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n[1,");
+    assert_eq!(slow_body.answer(false).unwrap().status, 408);
+    assert!(!silent.is_closed_within(Duration::from_millis(500)), "not yet");
+    for (name, client) in [("silent", &mut silent), ("slow head", &mut slow_head)] {
+        assert!(client.is_closed_within(Duration::from_secs(5)), "{name}");
+    }
+}
+
+#[test]
+fn a_client_that_never_reads_is_given_up_and_costs_no_memory() {
+    let edge = Edge::start();
+    let mut never = edge.connect();
+    never.send(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n");
+    thread::sleep(Duration::from_secs(4));
+    // It ends although there is always more: only what was in the sockets is left.
+    let mut total = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(read @ 1..) = never.reader.read(&mut buffer) {
+        total += read;
+        assert!(total < 1 << 26, "it is still being sent");
+    }
+    assert!(total > 0);
+}
+
+#[test]
+fn bodies_are_bounded_by_length_and_as_they_come() {
+    let edge = Edge::start();
+    let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let body = format!("[{}1]", " ".repeat(20_000));
+    let by_length = edge.connect().ask(&format!("{head}content-length: {}\r\n\r\n{body}", body.len()));
+    assert_eq!(by_length.status, 413);
+    let chunk = format!("{:x}\r\n{}\r\n", 1000, " ".repeat(1000));
+    let by_chunks =
+        edge.connect().ask(&format!("{head}transfer-encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(20)));
+    assert_eq!(by_chunks.status, 413);
+    assert_eq!(by_chunks.header("content-type"), Some("application/problem+json"));
+    let fits = format!("[{}1]", " ".repeat(9_997));
+    assert_eq!(edge.connect().ask(&format!("{head}content-length: {}\r\n\r\n{fits}", fits.len())).status, 200);
+    let mut patient = edge.connect();
+    let refused = patient.ask(&format!("{head}expect: 100-continue\r\ncontent-length: 20000\r\n\r\n"));
+    assert_eq!(refused.status, 413, "without asking for the body");
+    let cut = edge.raw(format!("{head}content-length: 100\r\n\r\n[1").as_bytes());
+    assert!(cut.starts_with("HTTP/1.1 408"), "{cut}");
+}
+
+#[test]
+fn bodies_stream_both_ways() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    client.send(b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        client.reader.read_line(&mut line).unwrap();
+    }
+    // Each chunk comes back before the next one is sent.
+    for n in 0..5 {
+        let text = format!("part {n}");
+        client.send(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
+        line.clear();
+        client.reader.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), format!("{:X}", text.len()));
+        line.clear();
+        client.reader.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), text);
+    }
+    client.send(b"0\r\n\r\n");
+    line.clear();
+    client.reader.read_line(&mut line).unwrap();
+    assert_eq!(line, "0\r\n");
+}
+
+#[test]
+fn a_panic_is_answered_and_the_connection_goes_on() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    for _ in 0..3 {
+        let answer = client.ask("GET /panics HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert_eq!((answer.status, answer.header("content-type")), (500, Some("application/problem+json")));
+        let body: Json = serde_json::from_str(&answer.body).unwrap();
+        assert!(answer.header("traceparent").unwrap().contains(body["traceId"].as_str().unwrap()));
+        assert!(!answer.body.contains("belongs to the test"));
+        assert_eq!(client.ask(HELLO).status, 200);
+    }
+}
+
+#[test]
+fn beyond_the_limit_requests_get_503_and_health_is_answered() {
+    let edge = Edge::start();
+    let (sender, statuses) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            let sender = sender.clone();
+            let edge = &edge;
+            scope.spawn(move || {
+                let answer = edge.get("/slow");
+                sender.send((answer.status, answer.header("retry-after").map(str::to_owned))).unwrap();
+            });
+        }
+        thread::sleep(Duration::from_millis(100));
+        let started = Instant::now();
+        assert_eq!(edge.get("/actuator/health/readiness").status, 200);
+        assert_eq!(edge.get("/metrics").status, 200);
+        assert!(started.elapsed() < Duration::from_millis(200));
+    });
+    drop(sender);
+    let statuses: Vec<_> = statuses.iter().collect();
+    assert!(statuses.iter().all(|(status, retry)| *status == 200 || (*status == 503 && retry.as_deref() == Some("1"))));
+    assert!(statuses.iter().filter(|(status, _)| *status == 200).count() >= 5);
+    assert!(statuses.iter().any(|(status, _)| *status == 503));
+    assert_eq!(edge.get("/slow").status, 200, "and recovers at once");
+}
+
+#[test]
+fn idle_connections_do_not_keep_others_out() {
+    let edge = Edge::with(|limits| (limits.connections, limits.head_wait) = (100, Duration::from_secs(60)));
+    let mut idle: Vec<_> = (0..300).map(|_| edge.connect()).collect();
+    let mut times: Vec<_> = (0..20)
+        .map(|_| {
+            let started = Instant::now();
+            assert_eq!(edge.get("/hello").status, 200);
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    assert!(times[10] < Duration::from_millis(20), "{times:?}");
+    assert!(idle[0].is_closed_within(Duration::from_secs(1)), "the one that was idle longest made room");
+    assert_eq!(idle[299].ask(HELLO).status, 200, "the newest ones are kept");
+}
+
+#[test]
+fn a_shutdown_finishes_what_is_in_flight() {
+    let edge = Edge::start();
+    let (mut idle, mut busy) = (edge.connect(), edge.connect());
+    idle.ask(HELLO);
+    busy.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n");
+    thread::sleep(Duration::from_millis(100));
+    edge.shutdown.trigger();
+    assert!(idle.is_closed_within(Duration::from_millis(200)));
+    let answer = busy.answer(false).unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(TcpStream::connect(edge.address).is_err(), "nobody is let in any more");
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_ever() {
+    let mut edge = Edge::start();
+    let mut endless = edge.connect();
+    endless.send(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n");
+    thread::sleep(Duration::from_millis(100));
+    let started = Instant::now();
+    edge.shutdown.trigger();
+    edge.thread.take().unwrap().join().unwrap();
+    assert!(
+        (Duration::from_millis(900)..Duration::from_secs(3)).contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
+}

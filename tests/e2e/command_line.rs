@@ -1,0 +1,94 @@
+//! Arguments and settings.
+
+use std::process::{Command, Output};
+
+use testbed::service::binaries;
+
+fn run(service: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(binaries().unwrap().join(service));
+    command.args(arguments).env_clear().envs(environment.iter().copied());
+    command.output().unwrap_or_else(|error| panic!("{service} is not built: {error}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const SERVICES: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
+
+#[test]
+fn help_lists_every_setting() {
+    for service in SERVICES {
+        let output = run(service, &["--help"], &[]);
+        let help = text(&output.stdout);
+        assert!(output.status.success() && help.contains(service));
+        for expected in ["SERVER_PORT", "LOG_LEVEL, LOGGING_LEVEL_ROOT", "healthcheck", "--print-config", "78"] {
+            assert!(help.contains(expected), "{service}: {expected}");
+        }
+        assert!(text(&run(service, &["--version"], &[]).stdout).starts_with(service));
+        assert_eq!(run(service, &["--nonsense"], &[]).status.code(), Some(64));
+    }
+}
+
+#[test]
+fn every_wrong_setting_is_named_and_ends_with_78() {
+    let wrong = [
+        ("SERVER_PORT", "70000"),
+        ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "nowhere"),
+        ("BILLING_DEADLINE", "soon"),
+        ("LOG_LEVEL", "loud"),
+    ];
+    let output = run("patient-service", &[], &wrong);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{error}");
+    for (name, _) in wrong {
+        assert!(error.contains(&format!("{name}: expected ")), "{name} in {error}");
+    }
+    assert!(error.starts_with("patient-service: 5 settings are wrong"), "{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+    let missing = run("billing-service", &[], &[]);
+    assert_eq!(missing.status.code(), Some(78));
+    assert!(text(&missing.stderr).contains("DATABASE_URL") && text(&missing.stderr).contains("it is not set"));
+}
+
+#[test]
+fn the_configuration_in_force_is_printed_without_secrets() {
+    let environment = [
+        ("SPRING_DATASOURCE_URL", "jdbc:postgresql://db:5432/patients"),
+        ("SPRING_DATASOURCE_PASSWORD", "hunter2"),
+        ("SPRING_KAFKA_BOOTSTRAP_SERVERS", "kafka:9092"),
+        ("LOGGING_LEVEL_ROOT", "DEBUG"),
+    ];
+    let output = run("patient-service", &["--print-config"], &environment);
+    let config = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for line in [
+        "SERVER_PORT=4000",
+        "DATABASE_URL=***",
+        "SPRING_DATASOURCE_PASSWORD=***",
+        "KAFKA_BOOTSTRAP_SERVERS=kafka:9092",
+        "LOG_LEVEL=DEBUG",
+    ] {
+        assert!(config.lines().any(|found| found == line), "{line} in {config}");
+    }
+    assert!(!config.contains("hunter2"));
+}
+
+#[test]
+fn the_health_of_a_service_that_does_not_run_is_bad() {
+    let output = run("analytics-service", &["healthcheck"], &[("SERVER_PORT", "9")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no answer from 127.0.0.1:9"));
+}
+
+#[test]
+fn a_taken_port_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let environment =
+        [("SERVER_PORT", port.as_str()), ("DATABASE_URL", "postgres://localhost/x"), ("LOG_FORMAT", "json")];
+    let output = run("billing-service", &[], &environment);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains(&format!("cannot listen on 127.0.0.1:{port}")), "{}", text(&output.stdout));
+}

@@ -1,0 +1,12 @@
+//! The running system, from outside: the real binaries on a real PostgreSQL and a real broker, spoken to over HTTP.
+//!
+//! It runs on ports of its own, beside a `just up`.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod command_line;
+mod journey;
+mod operations;
+mod privacy;
+mod stopping;
+mod support;
+mod traces;

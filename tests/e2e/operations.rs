@@ -1,0 +1,94 @@
+//! What operators look at, and starts in the wrong order.
+
+use std::time::{Duration, Instant};
+
+use testbed::{
+    broker::Kind,
+    system::{OwnGround, System},
+};
+
+use crate::support::{PATIENCE, path, patient, register, system, until};
+
+testbed::on_each_broker!(every_service_shows_its_health_and_metrics, services_start_before_what_they_need);
+
+fn every_service_shows_its_health_and_metrics(kind: Kind) {
+    runtime::block_on(2, async {
+        let system = system(kind, &[]).await;
+        let client = system.patient_client();
+        let jane = register(&client, "Jane Doe").await;
+        client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
+        system.until_summary(PATIENCE, |summary| summary["updated"] == 1).await.unwrap();
+        let expected: [(_, &[&str]); 3] = [
+            (
+                &system.patients[0],
+                &[
+                    "http_requests_total{method=\"POST\",route=\"/patients\",status=\"201\"} 1",
+                    "http_request_duration_seconds_bucket{method=\"PUT\",route=\"/patients/:id\",le=\"",
+                    "http_requests_in_flight 1",
+                    "outbox_pending{shard=\"0\"} 0",
+                    "outbox_oldest_age_seconds{shard=\"0\"} 0",
+                    "relay_published_total 2",
+                    "grpc_client_calls_total{method=\"CreateBillingAccount\",outcome=\"ok\"} 1",
+                    "db_pool_connections{state=\"",
+                ],
+            ),
+            (
+                &system.billing,
+                &[
+                    "grpc_server_calls_total{code=\"ok\",method=\"BillingService/CreateBillingAccount\"} 1",
+                    "db_pool_connections{state=\"",
+                ],
+            ),
+            (
+                &system.analytics,
+                &[
+                    "events_applied_total{kind=\"PATIENT_CREATED\"} 1",
+                    "events_applied_total{kind=\"PATIENT_UPDATED\"} 1",
+                    "events_duplicate_total 0",
+                    "events_dead_total 0",
+                    "kafka_consumer_lag{partition=\"0\",topic=\"",
+                ],
+            ),
+        ];
+        for (service, lines) in expected {
+            let client = service.client();
+            for health in ["/actuator/health", "/actuator/health/liveness", "/actuator/health/readiness"] {
+                let answer = client.get(health).await.unwrap();
+                assert_eq!((answer.status, answer.json()["status"].as_str()), (200, Some("UP")), "{}", answer.text());
+            }
+            for line in lines {
+                until(line, async || {
+                    client.get("/metrics").await.unwrap().text().lines().any(|found| found.starts_with(line))
+                })
+                .await;
+            }
+            assert_eq!(client.get("/nothing").await.unwrap().header("content-type"), Some("application/problem+json"));
+        }
+    });
+}
+
+fn services_start_before_what_they_need(kind: Kind) {
+    runtime::block_on(2, async {
+        let mut ground = OwnGround::start(kind).await.unwrap();
+        ground.broker.process().kill().await;
+        ground.cluster.stop().await;
+        let starting = System::start(ground.ground(), 1, &[("DATABASE_ACQUIRE_DEADLINE", "300ms")]);
+        let started = Instant::now();
+        let late = async {
+            smol::Timer::after(Duration::from_secs(2)).await;
+            ground.restart_postgres().await.unwrap();
+        };
+        // The services are ready as soon as their database is there, and do not wait for the broker.
+        let (system, ()) = smol::future::zip(starting, late).await;
+        let system = system.unwrap();
+        assert!(started.elapsed() > Duration::from_secs(2));
+        let client = system.patient_client();
+        let stored = Instant::now();
+        register(&client, "Jane Doe").await;
+        assert!(stored.elapsed() < Duration::from_secs(1), "no request waits for the broker");
+        let waits = |log: &str| log.lines().filter(|line| line.contains("the database is away")).count();
+        assert_eq!(waits(&system.patients[0].log()), 1, "an outage is logged once");
+        ground.restart_broker().await.unwrap();
+        system.until_summary(PATIENCE, |summary| summary["activePatients"] == 1).await.unwrap();
+    });
+}

@@ -1,0 +1,54 @@
+//! What several tests need.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+use testbed::{
+    broker::Kind,
+    http::Client,
+    system::{Ground, System},
+};
+
+/// How long a test waits for what is going to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A system on the shared servers.
+pub(crate) async fn system(kind: Kind, extra: &[(&str, &str)]) -> System {
+    System::start(Ground::shared(kind).await, 1, extra).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A patient as a client sends one, with an email of its own.
+pub(crate) fn patient(name: &str) -> Json {
+    json!({
+        "name": name,
+        "email": format!("{:016x}@example.org", unique()),
+        "address": "1 Main Street",
+        "dateOfBirth": "1990-12-31",
+    })
+}
+
+fn unique() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+/// Registers a patient; gives it as answered.
+pub(crate) async fn register(client: &Client, name: &str) -> Json {
+    let answer = client.post("/patients", &patient(name)).await.unwrap();
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    answer.json()
+}
+
+/// The path of a patient as answered.
+pub(crate) fn path(patient: &Json) -> String {
+    format!("/patients/{}", patient["id"].as_str().unwrap())
+}
+
+/// Waits for something that is going to happen.
+pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !happened().await {
+        assert!(Instant::now() < end, "it has not happened: {what}");
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
+}
