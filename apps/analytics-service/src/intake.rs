@@ -296,7 +296,7 @@ impl Fetcher {
                 }
                 Ok((first, Some(loss))) => match self.intake.settings.on_offset_loss {
                     OnOffsetLoss::Continue => {
-                        self.go_on(first, loss);
+                        self.go_on(first, loss).await;
                         return first;
                     }
                     OnOffsetLoss::Halt => {
@@ -326,7 +326,7 @@ impl Fetcher {
         }
         if let Some(expected) = last_timestamp.filter(|_| next > first) {
             // The record before must be the one that was applied last; after compaction it may be gone.
-            let fetched = self.consumer.fetch(next - 1, 1, FETCH_WAIT).await?;
+            let fetched = self.consumer.fetch(next - 1, FETCH_BYTES, FETCH_WAIT).await?;
             let before = fetched.records.first().filter(|record| record.offset == next - 1);
             if before.is_some_and(|record| record.record.timestamp.timestamp_millis() != expected) {
                 return Ok((first, Some(Loss::OtherTopic)));
@@ -335,13 +335,16 @@ impl Fetcher {
         Ok((next, None))
     }
 
-    fn go_on(&self, first: i64, loss: Loss) {
+    async fn go_on(&self, first: i64, loss: Loss) {
         let partition = self.partition;
         tracing::warn!(partition, ?loss, first, "records are gone; going on with the first that there is");
         if let Loss::Gap { records } = loss {
             LOST.inc_by(records.unsigned_abs());
         }
         self.halt(None);
+        // The state has to know where it is, also if nothing ever comes.
+        let batch = Batch { partition, records: Vec::new(), next: first };
+        let _ = self.sender.send(batch).await;
     }
 
     fn halt(&self, loss: Option<Loss>) {

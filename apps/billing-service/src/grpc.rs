@@ -40,7 +40,7 @@ impl Billing {
     }
 }
 
-#[tonic::async_trait]
+#[::grpc::async_trait]
 impl BillingService for Billing {
     type ListTransactionsStream = Pin<Box<dyn Stream<Item = Result<Transaction, Status>> + Send>>;
 

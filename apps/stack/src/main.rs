@@ -2,7 +2,6 @@
 
 use std::{fmt, process::ExitCode};
 
-mod build;
 mod card;
 mod demo;
 mod home;
@@ -24,7 +23,7 @@ Usage: stack COMMAND
   logs [-f] [PART]  show the end of the logs; -f follows them
   reset [--yes]   stop everything and delete all data
   demo            send one patient all the way and show where it was
-  test-parts      install what the tests need, as far as it can be had, and say which tests have to be left out
+  test-parts      install what the tests need; print the arguments that leave out tests whose broker cannot be had
 ";
 
 /// Why a command failed, as its user should read it.
@@ -61,7 +60,7 @@ async fn run(words: &[&str]) -> Outcome {
         ["reset"] => native::reset(&settings, false).await,
         ["reset", "--yes"] => native::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
-        ["test-parts"] => parts::for_tests().await,
+        ["test-parts"] => parts::for_tests(settings.broker.map(|broker| broker.0)).await,
         _ => Err(Failure(USAGE.to_owned())),
     }
 }

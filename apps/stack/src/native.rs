@@ -16,7 +16,7 @@ use testbed::{
     service::{Launch, Service, binaries},
 };
 
-use crate::{Failure, Outcome, build, card, home, parts, port_owner, settings::Settings, show::step};
+use crate::{Failure, Outcome, card, home, parts, port_owner, settings::Settings, show::step};
 
 /// A log above this size is begun anew by the next start; the old one is kept beside it.
 const LOG_BYTES: u64 = 10 * 1024 * 1024;
@@ -27,7 +27,6 @@ const DATABASE_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) async fn up(settings: &Settings) -> Outcome {
     let started = Instant::now();
     let home = home::directory()?;
-    build::services()?;
     check_ports(settings, &home).await?;
     let databases = databases(settings, &home).await?;
     let kafka = broker(settings, &home).await?;

@@ -64,8 +64,28 @@ async fn install(kind: Kind) -> Outcome {
     Ok(step(what, expect, kind.install()).await?)
 }
 
-/// Installs what the tests need, and prints on stdout the filters of those that have to be left out, a line each.
-pub(crate) async fn for_tests() -> Outcome {
+/// Installs what the tests need. Prints on stdout the arguments that leave out the tests of a broker that cannot be had,
+/// and says on stderr that and why they are left out.
+pub(crate) async fn for_tests(wanted: Option<Kind>) -> Outcome {
     postgres().await?;
+    let mut left_out = Vec::new();
+    let mut had = false;
+    for (kind, tests) in [(Kind::Kafka, "on_kafka"), (Kind::Nisshi, "on_nisshi")] {
+        let outcome = match wanted {
+            Some(wanted) if wanted != kind => Err(Failure(format!("BROKER asks for {wanted}"))),
+            _ => install(kind).await,
+        };
+        match outcome {
+            Ok(()) => had = true,
+            Err(Failure(reason)) => {
+                eprintln!("SKIPPED: the tests on {kind} ({tests}): {reason}");
+                left_out.push(format!("--skip {tests}"));
+            }
+        }
+    }
+    if !had {
+        return Err(Failure("There is no broker to test with.".to_owned()));
+    }
+    println!("{}", left_out.join(" "));
     Ok(())
 }

@@ -20,7 +20,7 @@ mod server;
 pub use breaker::Breaker;
 pub use client::{CallError, Client, ClientSettings, Outgoing};
 pub use server::{Health, Server, ServerSettings};
-pub use tonic::{Code, Request, Response, Status, service::Routes};
+pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
 
 /// The trace that a call belongs to.
 pub fn trace<T>(request: &Request<T>) -> telemetry::TraceContext {

@@ -198,3 +198,66 @@ fn an_outage_opens_the_breaker_and_the_peers_return_closes_it() {
         serving.await.unwrap();
     });
 }
+
+#[test]
+fn health_is_told_for_the_server_and_for_the_service() {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+    with_server(|client, _| async move {
+        for (service, expected) in [
+            ("", Ok(ServingStatus::Serving)),
+            ("BillingService", Ok(ServingStatus::Serving)),
+            ("Other", Err(Code::NotFound)),
+        ] {
+            let check = |outgoing: grpc::Outgoing| async move {
+                let request = outgoing.request(HealthCheckRequest { service: service.to_owned() });
+                Ok(HealthClient::new(outgoing.channel()).check(request).await?.into_inner().status())
+            };
+            let status = client.call("Check", TraceContext::root(), check).await.map_err(|error| error.code().unwrap());
+            assert_eq!(status, expected, "{service:?}");
+        }
+    });
+}
+
+#[test]
+fn reflection_describes_the_service_in_both_versions() {
+    with_server(|client, _| async move {
+        let v1 = |outgoing: grpc::Outgoing| async move {
+            use tonic_reflection::pb::v1::{
+                ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+            };
+            let ask = ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(MessageRequest::FileContainingSymbol("BillingService".to_owned())),
+            };
+            let request = outgoing.request(stream::once(ask));
+            let mut answers =
+                ServerReflectionClient::new(outgoing.channel()).server_reflection_info(request).await?.into_inner();
+            match answers.next().await.unwrap()?.message_response.unwrap() {
+                MessageResponse::FileDescriptorResponse(files) => Ok(files.file_descriptor_proto.concat()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let file = client.call("ServerReflectionInfo", TraceContext::root(), v1).await.unwrap();
+        assert!(file.windows(20).any(|bytes| bytes == b"CreateBillingAccount"));
+
+        let v1alpha = |outgoing: grpc::Outgoing| async move {
+            use tonic_reflection::pb::v1alpha::{
+                ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+            };
+            let message_request = Some(MessageRequest::ListServices(String::new()));
+            let request =
+                outgoing.request(stream::once(ServerReflectionRequest { host: String::new(), message_request }));
+            let mut answers =
+                ServerReflectionClient::new(outgoing.channel()).server_reflection_info(request).await?.into_inner();
+            match answers.next().await.unwrap()?.message_response.unwrap() {
+                MessageResponse::ListServicesResponse(list) => Ok(list.service.into_iter().map(|s| s.name).collect()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let services: Vec<String> = client.call("ServerReflectionInfo", TraceContext::root(), v1alpha).await.unwrap();
+        assert!(services.contains(&"BillingService".to_owned()), "{services:?}");
+    });
+}

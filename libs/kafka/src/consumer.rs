@@ -8,6 +8,9 @@ use crate::{
     topics,
 };
 
+/// Bytes of the largest batch that is read.
+const LARGEST_BATCH: i32 = 16 * 1024 * 1024;
+
 /// Reads one partition of a topic. It keeps no position: the caller says which offset it wants.
 #[derive(Debug)]
 pub struct Consumer {
@@ -60,9 +63,17 @@ impl Consumer {
         // Some brokers take 0 for "no answer at all".
         let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX).max(1);
         let work = async {
-            let (records, high_watermark) = client.fetch_records(offset, 1..max_bytes, wait_ms).await?;
-            // Some brokers give the batch's first records although the asked offset is in its middle.
-            let records: Vec<_> = records.into_iter().filter(|record| record.offset >= offset).collect();
+            let fetch = async |max_bytes| {
+                let (records, high_watermark) = client.fetch_records(offset, 1..max_bytes, wait_ms).await?;
+                // Some brokers give the batch's first records although the asked offset is in its middle.
+                let records: Vec<_> = records.into_iter().filter(|record| record.offset >= offset).collect();
+                Ok::<_, Error>((records, high_watermark))
+            };
+            let (mut records, mut high_watermark) = fetch(max_bytes).await?;
+            if records.is_empty() && high_watermark > offset {
+                // Some brokers give nothing of a batch that is larger than asked for.
+                (records, high_watermark) = fetch(LARGEST_BATCH).await?;
+            }
             let next = match records.last() {
                 Some(record) => record.offset + 1,
                 // Below the last stable offset with nothing to read there is a transaction's marker, of one offset.

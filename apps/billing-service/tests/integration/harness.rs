@@ -18,7 +18,7 @@ use telemetry::TraceContext;
 use uuid::Uuid;
 
 /// The generated client over tonic's channel.
-type Stub = BillingServiceClient<tonic::transport::Channel>;
+type Stub = BillingServiceClient<grpc::Channel>;
 
 pub(crate) struct Harness {
     client: Arc<Client>,

@@ -244,7 +244,7 @@ impl Books {
     }
 }
 
-#[tonic::async_trait]
+#[grpc::async_trait]
 impl BillingService for Books {
     type ListTransactionsStream = Pin<Box<dyn Stream<Item = Result<Transaction, Status>> + Send>>;
 

@@ -1,0 +1,86 @@
+# The commands of the project. `just` lists them; `./justw` is the same and installs just first if it is missing.
+
+set dotenv-load
+set shell := ["sh", "-euc"]
+
+just := quote(just_executable())
+target := env("CARGO_TARGET_DIR", "target")
+stack := quote(target / "release/stack")
+cache := env("PATIENT_MANAGEMENT_CACHE", env("XDG_CACHE_HOME", env("HOME", "/tmp") / ".cache") / "patient-management")
+
+# Show the recipes
+[private]
+default:
+    @{{ just }} --list --unsorted
+
+# Start everything, wait until it is ready, and say where it is
+[group("run")]
+up: _build
+    @{{ stack }} up
+
+# Send one patient all the way and show each step with its time
+[group("run")]
+demo: _stack
+    @{{ stack }} demo
+
+# Show what runs
+[group("run")]
+ps: _stack
+    @{{ stack }} ps
+
+# Show the end of the logs; -f follows them; a part's name shows only that part
+[group("run")]
+logs *args: _stack
+    @{{ stack }} logs {{ args }}
+
+# Stop everything; data stay
+[group("run")]
+down: _stack
+    @{{ stack }} down
+
+# Stop everything and delete all data, after asking
+[group("run")]
+reset *args: _stack
+    @{{ stack }} reset {{ args }}
+
+# Run all tests on a real PostgreSQL and every broker that can be had; a filter runs some
+[group("test")]
+test *filter:
+    cargo build --locked --workspace --all-targets
+    skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace -- $skip {{ filter }}
+    tests/wire/run
+
+# Run the tests of the running system from outside
+[group("test")]
+e2e *filter:
+    cargo build --locked --workspace --all-targets
+    skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace --test e2e -- $skip {{ filter }}
+
+# Check format, lints, layers, licences and dependencies
+[group("test")]
+check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
+    cargo fmt --check
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+    cargo test --locked --quiet -p layers
+    cargo fetch --locked --quiet
+    "{{ cache }}/tools/bin/cargo-deny" --offline --log-level error check bans licenses sources
+    "{{ cache }}/tools/bin/cargo-machete"
+
+# Format the code
+[group("test")]
+fmt:
+    cargo fmt
+
+# One build for all, so that what they share is built once
+_build:
+    cargo build --release --locked -p stack -p patient-service -p billing-service -p analytics-service
+
+_stack:
+    @[ -x {{ stack }} ] || {{ just }} _build
+
+
+# Install a tool into the cache unless it is there
+_tool name version:
+    @"{{ cache }}/tools/bin/{{ name }}" --version 2>/dev/null | grep -qF "{{ version }}" || \
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+        cargo install --quiet --locked --root "{{ cache }}/tools" {{ name }}@{{ version }}

@@ -1,0 +1,77 @@
+//! The bytes on the wire, as files that another implementation of protobuf reads too (`tests/wire`).
+//!
+//! `BLESS=1 cargo test -p codec --test golden` writes the files anew, after a change that is meant.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{env, fs, path::PathBuf};
+
+use chrono::{DateTime, NaiveDate};
+use codec::{
+    billing::{BillingRequest, BillingResponse, Money, RecordTransactionRequest, Transaction, TransactionType},
+    event::{Event, Kind, Received, timestamp},
+};
+use prost::Message as _;
+use uuid::Uuid;
+
+const PATIENT: &str = "0190a4c8-9a3b-7c1d-8e2f-3a4b5c6d7e8f";
+
+fn check(name: &str, bytes: &[u8]) {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("binpb");
+    if env::var_os("BLESS").is_some() {
+        fs::write(&file, bytes).unwrap();
+    }
+    assert_eq!(fs::read(&file).unwrap(), bytes, "{name}: the bytes on the wire have changed");
+}
+
+fn event(kind: Kind, version: i64) -> Event<'static> {
+    let (name, email) = if kind == Kind::Deleted { ("", "") } else { ("Zoë Müller 🩺", "zoe@example.org") };
+    Event {
+        id: Uuid::parse_str("0190a4c8-9a3c-7000-8000-000000000001").unwrap(),
+        patient_id: Uuid::parse_str(PATIENT).unwrap(),
+        kind,
+        version,
+        time: DateTime::from_timestamp(1_720_000_000, 123_456_000).unwrap(),
+        name,
+        email,
+        registered_date: NaiveDate::from_ymd_opt(2024, 2, 29).unwrap(),
+        date_of_birth: NaiveDate::from_ymd_opt(1990, 12, 31).unwrap(),
+    }
+}
+
+#[test]
+fn events() {
+    for (name, kind, version) in [
+        ("patient_created", Kind::Created, 1),
+        ("patient_updated", Kind::Updated, 300),
+        ("patient_deleted", Kind::Deleted, 301),
+    ] {
+        let bytes = event(kind, version).encode();
+        check(name, &bytes);
+        assert_eq!(Received::decode(&bytes).unwrap().version, Some(version));
+    }
+}
+
+#[test]
+fn the_originals_event() {
+    // What a Spring Boot copy publishes: fields 1 to 4, and nothing else.
+    let bytes = fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/original_event.binpb")).unwrap();
+    let received = Received::decode(&bytes).unwrap();
+    assert_eq!((received.patient_id.to_string().as_str(), received.kind), (PATIENT, Some(Kind::Created)));
+    assert_eq!((received.version, received.time, received.birth_year), (None, None, None));
+}
+
+#[test]
+fn billing_messages() {
+    let patient_id = PATIENT.to_owned();
+    let (name, email) = ("Zoë Müller 🩺".to_owned(), "zoe@example.org".to_owned());
+    check("billing_request", &BillingRequest { patient_id: patient_id.clone(), name, email }.encode_to_vec());
+    let response = BillingResponse { account_id: "account-1".to_owned(), status: "ACTIVE".to_owned() };
+    check("billing_response", &response.encode_to_vec());
+    let amount = Some(Money { amount: 1_000_000_000_000, currency: "EUR".to_owned() });
+    let (transaction_id, r#type) = ("visit-1".to_owned(), TransactionType::Refund.into());
+    let record =
+        RecordTransactionRequest { patient_id, transaction_id: transaction_id.clone(), r#type, amount: amount.clone() };
+    check("record_transaction_request", &record.encode_to_vec());
+    let recorded_at = Some(timestamp(DateTime::from_timestamp(1_720_000_000, 5).unwrap()));
+    check("transaction", &Transaction { transaction_id, r#type, amount, recorded_at, position: 7 }.encode_to_vec());
+}

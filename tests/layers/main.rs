@@ -1,0 +1,148 @@
+//! Holds the workspace to the layers that ARCHITECTURE.md draws.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value as Json;
+
+const SERVICES: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn cargo(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO")).args(arguments).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The members of the workspace with the names of what they depend on, tests left out.
+fn members() -> BTreeMap<String, (PathBuf, BTreeSet<String>)> {
+    let metadata: Json =
+        serde_json::from_str(&cargo(&["metadata", "--locked", "--no-deps", "--format-version", "1"])).unwrap();
+    let text = |json: &Json| json.as_str().unwrap().to_owned();
+    let member = |package: &Json| {
+        let directory = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap().to_owned();
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        let dependencies =
+            dependencies.filter(|dependency| dependency["kind"] != "dev").map(|dependency| text(&dependency["name"]));
+        (text(&package["name"]), (directory, dependencies.collect()))
+    };
+    metadata["packages"].as_array().unwrap().iter().map(member).collect()
+}
+
+#[test]
+fn libraries_and_apps_never_depend_on_apps() {
+    let members = members();
+    let is_app =
+        |name: &String| members.get(name).is_some_and(|(directory, _)| directory.starts_with(root().join("apps")));
+    for (name, (_, dependencies)) in &members {
+        let apps: Vec<_> = dependencies.iter().filter(|dependency| is_app(dependency)).collect();
+        assert!(apps.is_empty(), "{name} depends on {apps:?}");
+    }
+}
+
+#[test]
+fn the_bridge_to_tokio_is_named_in_two_libraries_alone() {
+    for (name, (_, dependencies)) in members() {
+        for bridged in ["tokio", "async-compat", "tonic", "tonic-health", "tonic-reflection", "rskafka"] {
+            if dependencies.contains(bridged) {
+                assert!(["grpc", "kafka"].contains(&name.as_str()), "{name} depends on {bridged}");
+            }
+        }
+    }
+}
+
+#[test]
+fn services_do_not_depend_on_what_tests_and_tools_use() {
+    for service in SERVICES {
+        let tree = cargo(&["tree", "--locked", "-p", service, "-e", "normal", "--prefix", "none", "-f", "{p} {f}"]);
+        for line in tree.lines() {
+            let name = line.split(' ').next().unwrap();
+            assert!(!["testbed", "surf", "async-h1"].contains(&name), "{service} contains {name}");
+            assert!(!(name.starts_with("sqlx") && line.contains("_rt-tokio")), "{service}: {line}");
+        }
+    }
+}
+
+/// tokio's runtime, reactor and timers reach a service only through libs/grpc and libs/kafka.
+#[test]
+fn the_runtime_of_tokio_comes_through_the_bridges_alone() {
+    for service in SERVICES {
+        let tree =
+            cargo(&["tree", "--locked", "-p", service, "-e", "normal,features", "-i", "tokio", "--prefix", "depth"]);
+        let users = users_of(&tree);
+        for feature in ["rt", "net", "time"] {
+            let mut waiting = vec![format!("tokio feature \"{feature}\"")];
+            let mut seen = BTreeSet::new();
+            let mut through = BTreeSet::new();
+            while let Some(node) = waiting.pop() {
+                // The path of a member stands in parentheses behind its version.
+                if node.contains(root().to_str().unwrap()) {
+                    through.insert(node.split(' ').next().unwrap().to_owned());
+                } else if seen.insert(node.clone()) {
+                    waiting.extend(users.get(&node).into_iter().flatten().cloned());
+                }
+            }
+            assert!(!through.is_empty(), "{service}: {feature} is not found; has the output of cargo tree changed?");
+            let allowed = BTreeSet::from(["grpc".to_owned(), "kafka".to_owned()]);
+            assert!(through.is_subset(&allowed), "{service}: tokio's {feature} comes through {through:?}");
+        }
+    }
+}
+
+/// Who uses whom, from an inverted `cargo tree` that begins each line with its depth and prints a subtree once.
+fn users_of(tree: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut users = BTreeMap::<String, BTreeSet<String>>::new();
+    let mut path: Vec<String> = Vec::new();
+    for line in tree.lines() {
+        let digits = line.find(|c: char| !c.is_ascii_digit()).unwrap();
+        let depth: usize = line[..digits].parse().unwrap();
+        let node = line[digits..].trim_end_matches(" (*)").to_owned();
+        path.truncate(depth);
+        if let Some(used) = path.last() {
+            users.entry(used.clone()).or_default().insert(node.clone());
+        }
+        path.push(node);
+    }
+    users
+}
+
+/// Queries stand where a reader looks for them.
+#[test]
+fn sql_stands_in_stores_alone() {
+    let allowed = [
+        "apps/patient-service/src/store.rs",
+        "apps/patient-service/src/outbox.rs",
+        "apps/patient-service/src/billing_tasks.rs",
+        "apps/billing-service/src/store.rs",
+        "apps/analytics-service/src/state.rs",
+    ];
+    for service in SERVICES {
+        for file in sources(&root().join("apps").join(service).join("src")) {
+            let name = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            let text = fs::read_to_string(&file).unwrap();
+            let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word));
+            assert_eq!(sql, allowed.contains(&name.as_str()), "{name}");
+        }
+    }
+}
+
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -1,0 +1,78 @@
+"""Reads and writes the golden bytes of libs/codec with Python's protobuf, a second implementation of the format.
+
+Usage: check.py PROTOS GOLDEN, the folders of the .proto files and of the .binpb files.
+"""
+
+import importlib
+import pathlib
+import sys
+import tempfile
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+from grpc_tools import protoc
+
+PATIENT = "0190a4c8-9a3b-7c1d-8e2f-3a4b5c6d7e8f"
+EVENT = {
+    "patientId": PATIENT,
+    "eventId": "0190a4c8-9a3c-7000-8000-000000000001",
+    "eventTime": "2024-07-03T09:46:40.123456Z",
+    "registeredDate": "2024-02-29",
+    "birthYear": 1990,
+}
+PERSON = {"name": "Zoë Müller 🩺", "email": "zoe@example.org"}
+MONEY = {"amount": "1000000000000", "currency": "EUR"}
+
+# file: (module, message, content as protobuf's JSON has it)
+GOLDEN = {
+    "patient_created": ("patient_event", "PatientEvent", EVENT | PERSON | {"eventType": "PATIENT_CREATED", "version": "1"}),
+    "patient_updated": ("patient_event", "PatientEvent", EVENT | PERSON | {"eventType": "PATIENT_UPDATED", "version": "300"}),
+    "patient_deleted": ("patient_event", "PatientEvent", EVENT | {"eventType": "PATIENT_DELETED", "version": "301"}),
+    "original_event": ("patient_event", "PatientEvent", {"patientId": PATIENT, "eventType": "PATIENT_CREATED"} | PERSON),
+    "billing_request": ("billing_service", "BillingRequest", {"patientId": PATIENT} | PERSON),
+    "billing_response": ("billing_service", "BillingResponse", {"accountId": "account-1", "status": "ACTIVE"}),
+    "record_transaction_request": (
+        "billing_service",
+        "RecordTransactionRequest",
+        {"patientId": PATIENT, "transactionId": "visit-1", "type": "REFUND", "amount": MONEY},
+    ),
+    "transaction": (
+        "billing_service",
+        "Transaction",
+        {
+            "transactionId": "visit-1",
+            "type": "REFUND",
+            "amount": MONEY,
+            "recordedAt": "2024-07-03T09:46:40.000000005Z",
+            "position": "7",
+        },
+    ),
+}
+
+
+def main(protos, golden):
+    well_known = pathlib.Path(importlib.import_module("grpc_tools").__file__).parent / "_proto"
+    with tempfile.TemporaryDirectory() as out:
+        names = ["patient_event", "billing_service"]
+        arguments = ["", f"-I{protos}", f"-I{well_known}", f"--python_out={out}", *(f"{name}.proto" for name in names)]
+        if protoc.main(arguments) != 0:
+            sys.exit("the protos do not compile")
+        sys.path.insert(0, out)
+        modules = {name: importlib.import_module(f"{name}_pb2") for name in names}
+
+    files = {path.stem for path in pathlib.Path(golden).glob("*.binpb")}
+    failures = [f"{name}: no file, or not listed here" for name in files ^ GOLDEN.keys()]
+    for name in sorted(files & GOLDEN.keys()):
+        module, message, content = GOLDEN[name]
+        kind = getattr(modules[module], message)
+        written = (pathlib.Path(golden) / f"{name}.binpb").read_bytes()
+        read = MessageToDict(kind.FromString(written))
+        if read != content:
+            failures.append(f"{name}: reads as {read}, expected {content}")
+        if ParseDict(content, kind()).SerializeToString(deterministic=True) != written:
+            failures.append(f"{name}: Python writes other bytes")
+    if failures:
+        sys.exit("\n".join(failures))
+    print(f"wire: {len(files)} golden messages read and written by Python's protobuf")
+
+
+main(*sys.argv[1:])
