@@ -27,8 +27,6 @@ CREATE INDEX patients_by_registered_date ON patients (registered_date, id);
 CREATE INDEX patients_search ON patients
     USING gin ((E'\x1f' || lower(name) || E'\x1f' || lower(email)) gin_trgm_ops)
     WITH (gin_pending_list_limit = 256);
--- More detail about which parts of names are frequent: it decides between this index and one of an order.
-ALTER INDEX patients_search ALTER COLUMN 1 SET STATISTICS 1000;
 
 -- Events on their way to Kafka, written in the same commit as the change they tell of, deleted after the broker's
 -- acknowledgement. Ids of one patient's events grow with its versions; between patients they only nearly tell the time.

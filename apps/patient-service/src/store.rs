@@ -5,7 +5,7 @@
 use chrono::NaiveDate;
 use codec::event::Kind;
 use postgres::{Database, Error, PgConnection, PgRow, Row as _, query};
-use sqlx::{Acquire as _, AssertSqlSafe};
+use sqlx::Acquire as _;
 use telemetry::TraceContext;
 use uuid::Uuid;
 
@@ -15,11 +15,13 @@ use crate::{
     patient::{Details, Patient},
 };
 
+mod list;
+
+pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
+
 /// The names under which the schema reports that an email or a key is taken.
 const EMAIL_CONSTRAINT: &str = "patients_email_key";
 const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
-/// The searched text, as the index `patients_search` has it.
-const SEARCHED: &str = r"(E'\x1f' || lower(name) || E'\x1f' || lower(email))";
 
 /// The patients in a database.
 #[derive(Clone, Debug)]
@@ -270,79 +272,6 @@ impl Store {
         });
         delete.await
     }
-
-    /// Patients in an order, from a position on.
-    ///
-    /// # Errors
-    /// If the database cannot be asked.
-    pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
-        let Order { field, direction } = list.order;
-        let (column, cast) = (field.column(), field.cast());
-        let (compare, direction) = match direction {
-            Direction::Ascending => (">", "ASC"),
-            Direction::Descending => ("<", "DESC"),
-        };
-        let mut conditions = Vec::new();
-        if list.search.is_some() {
-            conditions.push(Search::CONDITION.replace("SEARCHED", SEARCHED));
-        }
-        match &list.begin {
-            Begin::First | Begin::Skip(_) => {}
-            Begin::After(_) => conditions.push(format!("({column}, id) {compare} ($3::{cast}, $4)")),
-        }
-        let conditions = where_all(&conditions);
-        // Made of constants of this file alone.
-        let statement = AssertSqlSafe(format!(
-            "-- list patients
-            SELECT id, name, email, address, date_of_birth, registered_date, version, {column}::text AS sort_key
-            FROM patients {conditions} ORDER BY {column} {direction}, id {direction} LIMIT $5 OFFSET $6"
-        ));
-        let (first, second) = list.search.as_ref().map(Search::patterns).unwrap_or_default();
-        let position = match &list.begin {
-            Begin::After(position) => Some(position),
-            Begin::First | Begin::Skip(_) => None,
-        };
-        let skip = match list.begin {
-            Begin::Skip(rows) => rows,
-            Begin::First | Begin::After(_) => 0,
-        };
-        let fetch = self.database.run(async |connection| {
-            let rows = query(statement)
-                // A plan made for this very pattern knows how rare it is; a prepared one would have to guess.
-                .persistent(list.search.is_none())
-                .bind(first)
-                .bind(second)
-                .bind(position.map(|position| &position.sort_key))
-                .bind(position.map(|position| position.id))
-                .bind(list.limit)
-                .bind(skip)
-                .fetch_all(connection)
-                .await?;
-            rows.iter().map(|row| Ok(Listed { patient: patient(row)?, sort_key: row.try_get("sort_key")? })).collect()
-        });
-        fetch.await
-    }
-
-    /// How many patients a search finds; without one, how many there are.
-    ///
-    /// # Errors
-    /// If the database cannot be asked.
-    pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
-        let condition = search.map(|_| Search::CONDITION.replace("SEARCHED", SEARCHED));
-        let conditions = where_all(condition.as_slice());
-        let (first, second) = search.map(Search::patterns).unwrap_or_default();
-        let statement = AssertSqlSafe(format!("-- count patients\nSELECT count(*) FROM patients {conditions}"));
-        let count = self.database.run(async |connection| {
-            query(statement)
-                .persistent(search.is_none())
-                .bind(first)
-                .bind(second)
-                .fetch_one(connection)
-                .await?
-                .try_get(0)
-        });
-        count.await
-    }
 }
 
 /// Why no row was changed.
@@ -362,150 +291,4 @@ fn patient(row: &PgRow) -> Result<Patient, sqlx::Error> {
         registered_date: row.try_get::<NaiveDate, _>("registered_date")?,
         version: row.try_get("version")?,
     })
-}
-
-fn where_all(conditions: &[String]) -> String {
-    if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) }
-}
-
-/// Which patients, in which order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct List {
-    /// The order.
-    pub order: Order,
-    /// Only these.
-    pub search: Option<Search>,
-    /// Where to begin.
-    pub begin: Begin,
-    /// How many at most.
-    pub limit: i64,
-}
-
-/// Where a list begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Begin {
-    /// At the first patient.
-    First,
-    /// After a place that an earlier list ended at. Costs the same wherever that is.
-    After(Position),
-    /// After this many patients. Costs more the more there are.
-    Skip(i64),
-}
-
-/// A place in an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// The text of the column that the order goes by.
-    pub sort_key: String,
-    /// Tells patients with equal columns apart.
-    pub id: Uuid,
-}
-
-/// A patient in a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// The patient.
-    pub patient: Patient,
-    /// See [`Position::sort_key`].
-    pub sort_key: String,
-}
-
-/// An order of patients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// By what.
-    pub field: SortField,
-    /// Which way.
-    pub direction: Direction,
-}
-
-/// Which way an order goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Smallest first.
-    Ascending,
-    /// Largest first.
-    Descending,
-}
-
-/// What patients can be ordered by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SortField {
-    /// The id: the order of registration.
-    Id,
-    /// The name.
-    Name,
-    /// The email, whatever its case.
-    Email,
-    /// The date of birth.
-    DateOfBirth,
-    /// The date of the registration.
-    RegisteredDate,
-}
-
-impl SortField {
-    /// What the index of the order is made on.
-    const fn column(self) -> &'static str {
-        match self {
-            Self::Id => "id",
-            Self::Name => "name",
-            Self::Email => "lower(email)",
-            Self::DateOfBirth => "date_of_birth",
-            Self::RegisteredDate => "registered_date",
-        }
-    }
-
-    const fn cast(self) -> &'static str {
-        match self {
-            Self::Id => "uuid",
-            Self::Name | Self::Email => "text",
-            Self::DateOfBirth | Self::RegisteredDate => "date",
-        }
-    }
-}
-
-/// A search for a part of a name or an email, whatever its case. A term with three letters or digits in a row is found
-/// anywhere; a shorter one at the beginning of words only, because trigrams find nothing else fast.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Search {
-    /// With `LIKE`'s special characters escaped.
-    escaped: String,
-    anywhere: bool,
-}
-
-impl Search {
-    /// The patterns are lowered by the database, which also lowered the searched text.
-    const CONDITION: &'static str = "(SEARCHED LIKE lower($1) OR SEARCHED LIKE lower($2))";
-
-    /// A search for this term; none if it has no letter and no digit.
-    pub fn new(term: &str) -> Option<Self> {
-        let longest_run = term.split(|c: char| !c.is_alphanumeric()).map(|run| run.chars().count()).max();
-        let longest_run = longest_run.filter(|&run| run > 0)?;
-        let escaped = term.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_");
-        Some(Self { escaped, anywhere: longest_run >= 3 })
-    }
-
-    fn patterns(&self) -> (Option<String>, Option<String>) {
-        let Self { escaped, anywhere } = self;
-        if *anywhere {
-            (Some(format!("%{escaped}%")), None)
-        } else {
-            (Some(format!("%\u{1f}{escaped}%")), Some(format!("% {escaped}%")))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_search_is_a_pattern_that_trigrams_can_find() {
-        let patterns = |term| Search::new(term).unwrap().patterns();
-        assert_eq!(patterns("doe"), (Some("%doe%".to_owned()), None));
-        assert_eq!(patterns("do"), (Some("%\u{1f}do%".to_owned()), Some("% do%".to_owned())));
-        assert_eq!(patterns("d.o.e").0.as_deref(), Some("%\u{1f}d.o.e%"));
-        assert_eq!(patterns("100%_\\").0.as_deref(), Some(r"%100\%\_\\%"));
-        assert_eq!(Search::new(" %_"), None);
-    }
 }

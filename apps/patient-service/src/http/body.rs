@@ -210,6 +210,7 @@ pub(super) struct PageBody<'a> {
     pub(super) page: i64,
     pub(super) size: i64,
     pub(super) total_pages: i64,
+    /// What a search finds is counted up to 10000.
     pub(super) total_elements: i64,
 }
 
