@@ -8,9 +8,11 @@
 //! - [`service`]: our services' binaries; [`system`]: all of them together;
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
+//! - [`audit`]: whether anything was lost;
 //! - [`http`]: an HTTP client with a deadline for every call;
 //! - [`cache`]: where downloaded parts are kept.
 
+pub mod audit;
 pub mod broker;
 pub mod cache;
 pub mod http;
