@@ -301,23 +301,26 @@ impl Relay {
     pub async fn run(mut self, waker: RelayWaker, shutdown: Shutdown) {
         let lease = self.lease();
         let keep = {
-            let lease = lease.clone();
+            let (lease, waker) = (lease.clone(), waker.clone());
             async move {
                 let mut held = false;
+                let mut backoff = Backoff::new(PAUSES.0, lease.duration / 3);
                 loop {
-                    // A failed attempt leaves the lease to run out by itself.
-                    if let Ok(holds) = lease.hold().await
-                        && holds != held
-                    {
-                        held = holds;
-                        if held {
-                            LEASES.inc()
-                        } else {
-                            LEASES.dec()
+                    let pause = match lease.hold().await {
+                        Ok(holds) => {
+                            if holds != held {
+                                held = holds;
+                                LEASES.add(if held { 1 } else { -1 });
+                                tracing::info!(shard = lease.shard, held, "relay lease");
+                                waker.notify();
+                            }
+                            backoff.reset();
+                            lease.duration / 3
                         }
-                        tracing::info!(shard = lease.shard, held, "relay lease");
-                    }
-                    smol::Timer::after(lease.duration / 3).await;
+                        // The lease runs out by itself meanwhile.
+                        Err(_) => backoff.next_pause(),
+                    };
+                    smol::Timer::after(pause).await;
                 }
             }
         };

@@ -98,6 +98,10 @@ impl Database {
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     {
+        // An outage before the migration is the migration's to tell.
+        if !self.inner.migrated.load(Ordering::Acquire) {
+            return Err(unavailable("its schema is not migrated yet"));
+        }
         let result = self.attempt(work).await;
         self.tell(&result);
         result
@@ -107,9 +111,6 @@ impl Database {
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     {
-        if !self.inner.migrated.load(Ordering::Acquire) {
-            return Err(unavailable("its schema is not migrated yet"));
-        }
         let mut lent = self.inner.pool.lend().await?;
         match within(self.inner.pool.settings().deadline, work(lent.connection())).await {
             Ok(Ok(value)) => {
