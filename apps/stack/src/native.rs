@@ -322,7 +322,7 @@ pub(crate) async fn ps(settings: &Settings) -> Outcome {
     Ok(())
 }
 
-/// The resident memory of a process and its children.
+/// The resident memory of a process, without its children.
 fn memory(pid: i32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kib =

@@ -73,7 +73,7 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
     params(
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients at most; 100 unless given"),
         ("cursor" = Option<String>, Query, description = "From the Link of an earlier answer"),
-        ("search" = Option<String>, Query, description = "Part of a name or an email, whatever its case; with less than three letters or digits, the beginning of a word"),
+        ("search" = Option<String>, Query, description = "Part of a name or an email, whatever its case; without three letters or digits in a row, only the beginning of a word"),
         ("sort" = Option<String>, Query, description = "id, name, email, dateOfBirth or registeredDate, with - before it for the reverse; on pages asc or desc"),
         ("page" = Option<i64>, Query, minimum = 1, maximum = 1000000, description = "Number of a page, from 1"),
         ("size" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients on a page; 10 unless given"),
