@@ -1,23 +1,33 @@
+use std::time::Duration;
+
 use rskafka::client::error::{Error as Rskafka, ProtocolError};
+use runtime::Backoff;
 
 use crate::{
     Error, Settings,
     bridge::{call, connect},
 };
 
-/// Makes a topic; true if it was not there before. An existing topic is left as it is, whatever its partitions.
+/// Makes a topic and waits until the broker knows it; true if it was not there before. An existing topic is left as it
+/// is, whatever its partitions.
 ///
 /// # Errors
 /// If the broker cannot be asked, or does not allow it.
 pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> Result<bool, Error> {
     let work = async {
-        let controller = connect(settings).await?.controller_client()?;
+        let client = connect(settings).await?;
         // One replica, as one broker has room for. Where there are more, the operator makes the topic before.
-        match controller.create_topic(topic, partitions, 1, millis(settings)).await {
-            Ok(()) => Ok(true),
-            Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => Ok(false),
-            Err(error) => Err(error.into()),
+        let new = match client.controller_client()?.create_topic(topic, partitions, 1, millis(settings)).await {
+            Ok(()) => true,
+            Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        // A broker learns from the controller of it a little later than we do.
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
+        while matches!(count(&client, topic).await, Err(Error::UnknownTopic)) {
+            backoff.pause().await;
         }
+        Ok(new)
     };
     call("create_topic", settings.deadline, work).await
 }
