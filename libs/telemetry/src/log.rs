@@ -25,18 +25,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// The crates whose lines `LOG_LEVEL` lets through. Lines of the libraries below them pass from WARN on.
-const OURS: [&str; 9] = [
-    "analytics_service",
-    "billing_service",
-    "patient_service",
-    "grpc",
-    "kafka",
-    "postgres",
-    "runtime",
-    "telemetry",
-    "web",
-];
+/// The crates whose lines `LOG_LEVEL` lets through, beside the service's own. Lines of others pass from WARN on.
+const OURS: [&str; 6] = ["grpc", "kafka", "postgres", "runtime", "telemetry", "web"];
 
 /// What is logged, and in which form.
 #[derive(Clone, Debug)]
@@ -93,7 +83,8 @@ pub fn init(service: &'static str, settings: &Settings) {
         .with_default(level.min(LevelFilter::WARN))
         // rskafka logs each failed attempt as an error, and libs/kafka reports the failure that remains.
         .with_target("rskafka", LevelFilter::OFF)
-        .with_targets(OURS.map(|target| (target, level)));
+        .with_targets(OURS.map(|target| (target, level)))
+        .with_target(service.replace('-', "_"), level);
     let pretty = match settings.format {
         Format::Json => false,
         Format::Pretty => true,
