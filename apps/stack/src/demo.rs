@@ -74,7 +74,9 @@ pub(crate) async fn run(settings: &Settings) -> Outcome {
     hop("applied by analytics", applied, applied_after.as_secs_f64() * 1e3);
     println!("  The last two are counted from the request; the demo's own looking is part of them.");
     if let Some(trace) = answer.header("traceparent").and_then(|header| header.split('-').nth(1)) {
-        println!("  All of it is one trace: just logs | grep {trace}");
+        println!(
+            "  All of it is one trace (analytics logs single events at LOG_LEVEL=debug): just logs | grep {trace}"
+        );
     }
 
     println!("\nAnd then");

@@ -91,8 +91,8 @@ impl Client {
         };
         match within(self.limit, work).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(NoAnswer(surf::Error::to_string(&error))),
-            Err(elapsed) => Err(NoAnswer(elapsed.to_string())),
+            Ok(Err(error)) => Err(NoAnswer(format!("no answer from {url}: {}", cause(error)))),
+            Err(elapsed) => Err(NoAnswer(format!("no answer from {url}: {elapsed}"))),
         }
     }
 
@@ -127,6 +127,12 @@ impl Client {
     pub async fn delete(&self, path: &str) -> Result<Answer, NoAnswer> {
         self.send(Method::Delete, path, &[], None).await
     }
+}
+
+/// What went wrong, without what surf's pool of connections says before it.
+fn cause(error: surf::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once("a new object: ").map_or(text.clone(), |(_, cause)| cause.to_owned())
 }
 
 impl Answer {
