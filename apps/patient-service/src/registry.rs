@@ -59,6 +59,8 @@ pub enum Error {
     KeyReused,
     /// The idempotency key was used for this request, and the patient that it made has been deleted.
     KeySpent,
+    /// The idempotency key was forgotten while it was looked up; the request may be repeated.
+    KeyForgotten,
     /// The database could not do it.
     Database(postgres::Error),
 }
@@ -70,6 +72,7 @@ impl fmt::Display for Error {
             Self::EmailTaken => f.write_str("another patient has this email"),
             Self::OtherVersion => f.write_str("the patient has been changed since"),
             Self::KeyReused => f.write_str("the idempotency key was used for another request"),
+            Self::KeyForgotten => f.write_str("the idempotency key was forgotten while it was looked up"),
             Self::KeySpent => f.write_str("the patient that this idempotency key made has been deleted"),
             Self::Database(error) => error.fmt(f),
         }
@@ -136,8 +139,8 @@ impl Registry {
                 match (repeated, conflict) {
                     (Some(patient), _) => patient,
                     (None, StoreError::EmailTaken) => return Err(Error::EmailTaken),
-                    // The key was there a moment ago: it was forgotten in between. The client may repeat.
-                    (None, _) => return Err(Error::KeySpent),
+                    // The key was there a moment ago and was forgotten in between.
+                    (None, _) => return Err(Error::KeyForgotten),
                 }
             }
         };

@@ -34,6 +34,10 @@ impl From<Error> for Problem {
                 let detail = "The patient that this Idempotency-Key registered has been deleted since.";
                 Self::new(StatusCode::Conflict, detail).kind("idempotency-key-spent")
             }
+            Error::KeyForgotten => {
+                let detail = "The Idempotency-Key expired during the request. Repeat it.";
+                Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
+            }
             // `Database` has logged the outage.
             Error::Database(postgres::Error::Unavailable(_)) => {
                 Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable")
