@@ -4,6 +4,8 @@
 //! transaction, so that a record counts once, however often it is read. When the state fails, everything is begun anew
 //! from what the file says.
 
+mod fetcher;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, LazyLock},
@@ -18,50 +20,34 @@ use kafka::{Consumer, RecordAndOffset};
 use runtime::{Backoff, Shutdown, Wake};
 use smol::{
     Task,
-    channel::{self, Receiver, Sender},
+    channel::{self, Receiver},
 };
 use telemetry::{
     TraceContext,
-    metrics::{self, IntCounter, IntCounterVec, IntGaugeVec},
+    metrics::{self, IntCounter, IntCounterVec},
 };
 use uuid::Uuid;
 
+use self::fetcher::Fetcher;
 use crate::{
-    settings::{OnOffsetLoss, Settings},
+    settings::Settings,
     state::{Commit, DeadLetter, Saved, SavedPosition, SharedState, StateError},
     tally::{Known, Outcome, Tally},
     view::{Position, View},
 };
 
-/// Bytes that one fetch asks for.
-const FETCH_BYTES: i32 = 1024 * 1024;
-/// How long a fetch waits at the broker for a first record.
-const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// Fetched batches that wait to be applied, for all partitions together.
 const BATCHES_AHEAD: usize = 2;
 /// Records that one transaction takes, unless a single batch has more.
 const RECORDS_AT_ONCE: usize = 10_000;
 /// Pauses after failures of the broker or the state.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How often a halted partition is looked at again.
-const HALTED_LOOK: Duration = Duration::from_secs(10);
-
 static APPLIED: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("events_applied_total", "Events that count, by kind.", &["kind"]));
 static DUPLICATES: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_duplicate_total", "Events of a version that had been seen."));
 static DEAD: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_dead_total", "Records that are no events."));
-static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
-    metrics::counter(
-        "records_lost_total",
-        "Records that were gone before they were read, with ON_OFFSET_LOSS=continue.",
-    )
-});
-static HALTED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
-    metrics::gauges("intake_halted", "1 while a partition is not read because its next record is gone.", &["partition"])
-});
-
 /// Reads the partitions of this instance into the state.
 #[derive(Clone, Debug)]
 pub struct Intake {
@@ -232,155 +218,6 @@ impl Intake {
         }
         if before != trouble.is_some() {
             self.change(|shown| shown.kafka_trouble = trouble);
-        }
-    }
-}
-
-/// Fetches one partition.
-struct Fetcher {
-    consumer: Consumer,
-    partition: i32,
-    intake: Intake,
-    sender: Sender<Batch>,
-}
-
-/// Why the next record cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loss {
-    /// So many records were deleted before they were read.
-    Gap { records: i64 },
-    /// The topic is not the one that was read before.
-    OtherTopic,
-}
-
-impl Fetcher {
-    async fn run(mut self, saved: Option<SavedPosition>) {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        let mut next = self.begin(saved, &mut backoff).await;
-        loop {
-            match self.consumer.fetch(next, FETCH_BYTES, FETCH_WAIT).await {
-                // Some brokers answer so for an offset after the end, others with an error.
-                Ok(fetched) if fetched.high_watermark < next => next = self.again(next, &mut backoff).await,
-                Ok(fetched) => {
-                    backoff.reset();
-                    self.intake.tell_kafka(None);
-                    self.tell_end(fetched.high_watermark);
-                    if fetched.next == next {
-                        continue;
-                    }
-                    next = fetched.next;
-                    let batch = Batch { partition: self.partition, records: fetched.records, next };
-                    // Whoever applies is gone: this task is about to be cancelled.
-                    let _ = self.sender.send(batch).await;
-                }
-                Err(kafka::Error::OffsetOutOfRange) => next = self.again(next, &mut backoff).await,
-                Err(error) => {
-                    self.intake.tell_kafka(Some(error.to_string()));
-                    backoff.pause().await;
-                }
-            }
-        }
-    }
-
-    async fn again(&mut self, next: i64, backoff: &mut Backoff) -> i64 {
-        self.begin(Some(SavedPosition { next, last_timestamp: None }), backoff).await
-    }
-
-    /// The offset to read from, once there is one to be trusted.
-    async fn begin(&mut self, saved: Option<SavedPosition>, backoff: &mut Backoff) -> i64 {
-        loop {
-            match self.check(saved).await {
-                Ok((next, None)) => {
-                    self.halt(None);
-                    return next;
-                }
-                Ok((first, Some(loss))) => match self.intake.settings.on_offset_loss {
-                    OnOffsetLoss::Continue => {
-                        self.go_on(first, loss).await;
-                        return first;
-                    }
-                    OnOffsetLoss::Halt => {
-                        self.halt(Some(loss));
-                        smol::Timer::after(HALTED_LOOK).await;
-                    }
-                },
-                Err(error) => {
-                    self.intake.tell_kafka(Some(error.to_string()));
-                    backoff.pause().await;
-                }
-            }
-        }
-    }
-
-    /// The offset to read from; with a loss, the first that there is.
-    async fn check(&mut self, saved: Option<SavedPosition>) -> Result<(i64, Option<Loss>), kafka::Error> {
-        let offsets = self.consumer.offsets().await?;
-        self.tell_end(offsets.end);
-        let first = offsets.start;
-        let Some(SavedPosition { next, last_timestamp }) = saved else { return Ok((first, None)) };
-        if next < first {
-            return Ok((first, Some(Loss::Gap { records: first - next })));
-        }
-        if next > offsets.end {
-            return Ok((first, Some(Loss::OtherTopic)));
-        }
-        if let Some(expected) = last_timestamp.filter(|_| next > first) {
-            // The record before must be the one that was applied last; after compaction it may be gone.
-            let fetched = self.consumer.fetch(next - 1, FETCH_BYTES, FETCH_WAIT).await?;
-            let before = fetched.records.first().filter(|record| record.offset == next - 1);
-            if before.is_some_and(|record| record.record.timestamp.timestamp_millis() != expected) {
-                return Ok((first, Some(Loss::OtherTopic)));
-            }
-        }
-        Ok((next, None))
-    }
-
-    async fn go_on(&self, first: i64, loss: Loss) {
-        let partition = self.partition;
-        tracing::warn!(partition, ?loss, first, "records are gone; going on with the first that there is");
-        if let Loss::Gap { records } = loss {
-            LOST.inc_by(records.unsigned_abs());
-        }
-        self.halt(None);
-        // The state has to know where it is, also if nothing ever comes.
-        let batch = Batch { partition, records: Vec::new(), next: first };
-        let _ = self.sender.send(batch).await;
-    }
-
-    fn halt(&self, loss: Option<Loss>) {
-        let partition = self.partition;
-        HALTED.with_label_values(&[&partition.to_string()]).set(loss.is_some().into());
-        let why = loss.map(|loss| match loss {
-            Loss::Gap { records } => format!("{records} records were deleted before they were read"),
-            Loss::OtherTopic => "the topic was made anew since it was read".to_owned(),
-        });
-        let halted = |shown: &crate::view::Shown| shown.partitions.get(&partition).and_then(|p| p.halted.clone());
-        if self.intake.view.read(halted) == why {
-            return;
-        }
-        if let Some(why) = &why {
-            tracing::error!(
-                partition,
-                why,
-                "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue"
-            );
-        }
-        self.intake.change(|shown| {
-            if let Some(position) = shown.partitions.get_mut(&partition) {
-                position.halted = why;
-            }
-        });
-    }
-
-    fn tell_end(&self, end: i64) {
-        let partition = self.partition;
-        let known = self.intake.view.read(|shown| shown.partitions.get(&partition).map(|position| position.end));
-        if known.is_some_and(|known| known != end) {
-            self.intake.change(|shown| {
-                if let Some(position) = shown.partitions.get_mut(&partition) {
-                    position.end = end;
-                }
-            });
         }
     }
 }

@@ -5,31 +5,27 @@
 //! skipped. It has one batch in flight for each partition, and forgets events after the broker's acknowledgement. A crash
 //! in between, a time-out of a batch that was stored, or a relay that was frozen while it sent make duplicates.
 
+mod batch;
+mod lease;
+mod seen;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use chrono::Utc;
-use codec::{
-    event::Kind,
-    headers::{self, Headers},
-    partition,
-};
-use kafka::{Producer, Record};
+use codec::partition;
+use kafka::Producer;
 use runtime::{Backoff, Shutdown, Wake, within};
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
 use uuid::Uuid;
 
+use self::{batch::Batch, lease::Lease, seen::Seen};
 use crate::outbox::{Backlog, Outbox, Pending, Wanted};
 
 /// Events that are read at once.
 const READ_AT_ONCE: i64 = 1000;
-/// Bytes of one batch at most: with its frame it has to stay below the 1 MiB that brokers take by default.
-const BATCH_BYTES: usize = 900_000;
-/// What a record's frame adds to its key, value and headers, at most.
-const FRAME_BYTES: usize = 64;
 /// The slow look for events that nobody has woken us for: those of other replicas.
 const LOOK: Duration = Duration::from_millis(500);
 /// The quick look, for as long as there has been something within [`BUSY`]: other replicas are at work too.
@@ -37,13 +33,6 @@ const QUICK_LOOK: Duration = Duration::from_millis(20);
 const BUSY: Duration = Duration::from_secs(1);
 /// Pauses after failures.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// No insert can still be under way that took its id longer ago than this, as long as the database answers: it gives
-/// statements and idle transactions up before.
-const LATE_COMMIT: Duration = Duration::from_secs(10);
-/// A longer silence between two answers of the database does not count as time in which it answered.
-const SILENCE: Duration = Duration::from_secs(1);
-/// How often everything is read from the first id on, in case a commit was later than that after all.
-const READ_ALL: Duration = Duration::from_secs(30);
 /// How often the backlog is told, and a quiet broker is asked for a sign of life.
 const TELL: Duration = Duration::from_secs(2);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
@@ -75,6 +64,9 @@ pub struct Settings {
     pub shards: i32,
     /// How long a lease lasts unless it is kept.
     pub lease: Duration,
+    /// No insert can still be under way that took its id longer ago than this, as long as the database answers: it gives
+    /// statements and idle transactions up before.
+    pub late_commit: Duration,
 }
 
 /// How the broker is, as far as the relay knows.
@@ -155,12 +147,12 @@ impl Relay {
         Self {
             outbox,
             producer: Producer::new(settings.kafka.clone(), &settings.topic),
-            settings,
             shard,
             holder: Uuid::now_v7(),
             leased_until: Arc::default(),
             failing: BTreeMap::new(),
-            seen: Seen::default(),
+            seen: Seen::new(settings.late_commit),
+            settings,
             broker,
         }
     }
@@ -404,200 +396,5 @@ impl RelayWaker {
 
     async fn wait(&self, shard: i32) {
         self.0[shard as usize].wait().await;
-    }
-}
-
-/// The right to send a shard's events, for a while.
-#[derive(Clone, Debug)]
-struct Lease {
-    outbox: Outbox,
-    shard: i32,
-    holder: Uuid,
-    duration: Duration,
-    until: Arc<Mutex<Option<Instant>>>,
-}
-
-impl Lease {
-    async fn hold(&self) -> Result<bool, postgres::Error> {
-        // From before the question: the database's period begins later, so that ours ends first.
-        let asked = Instant::now();
-        let held = self.outbox.hold_lease(self.shard, self.holder, self.duration).await?;
-        self.set(held.then(|| asked + self.duration));
-        Ok(held)
-    }
-
-    fn is_ours(&self) -> bool {
-        self.until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
-    }
-
-    async fn release(&self) {
-        self.set(None);
-        // A lease that cannot be given back runs out by itself.
-        let _ = self.outbox.release_lease(self.shard, self.holder).await;
-    }
-
-    fn set(&self, until: Option<Instant>) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-    }
-}
-
-/// Events for one partition, in order.
-#[derive(Debug, Default)]
-struct Batch {
-    events: Vec<Pending>,
-    bytes: usize,
-    full: bool,
-}
-
-impl Batch {
-    /// Adds an event unless the batch is full. An event that finds no room waits for the next step, and so does
-    /// everything after it.
-    fn add(&mut self, event: Pending) {
-        let bytes = record(&event).approximate_size() + FRAME_BYTES;
-        self.full |= !self.events.is_empty() && self.bytes + bytes > BATCH_BYTES;
-        if !self.full {
-            self.bytes += bytes;
-            self.events.push(event);
-        }
-    }
-
-    fn first_half(mut self) -> Self {
-        self.events.truncate(self.events.len() / 2);
-        self
-    }
-
-    fn records(&self) -> Vec<Record> {
-        self.events.iter().map(record).collect()
-    }
-}
-
-fn record(event: &Pending) -> Record {
-    Record {
-        key: Some(event.patient_id.to_string().into_bytes()),
-        value: Some(event.value.clone()),
-        headers: headers_of(event),
-        timestamp: Utc::now(),
-    }
-}
-
-fn headers_of(event: &Pending) -> Headers {
-    match event.event_type.parse::<Kind>() {
-        Ok(kind) => headers::of_event(event.event_id, kind, event.created_at, event.traceparent.as_deref()),
-        // A later version of this service wrote a kind that we do not know. Its value says all.
-        Err(_) => Headers::new(),
-    }
-}
-
-/// Up to which id nothing is left and nothing is still to come, so that reading can begin there.
-#[derive(Debug, Default)]
-struct Seen {
-    /// For how long the database has been answering.
-    alive: Duration,
-    last_answer: Option<Instant>,
-    /// Ids up to which everything visible was handled, with the time of `alive` then, oldest first.
-    handled: VecDeque<(Duration, i64)>,
-    settled: i64,
-    last_read_all: Option<Instant>,
-}
-
-impl Seen {
-    /// The id to read from.
-    fn from(&mut self, now: Instant) -> i64 {
-        while let Some(&(_, id)) =
-            self.handled.front().filter(|(then, _)| self.alive.saturating_sub(*then) > LATE_COMMIT)
-        {
-            self.settled = id;
-            self.handled.pop_front();
-        }
-        if self.last_read_all.is_none_or(|last| now.duration_since(last) > READ_ALL) {
-            self.last_read_all = Some(now);
-            return 0;
-        }
-        self.settled + 1
-    }
-
-    /// The database has answered, and everything it showed up to `id` need not be read again.
-    fn handled_up_to(&mut self, id: Option<i64>, now: Instant) {
-        let silence = self.last_answer.map_or(Duration::ZERO, |last| now.duration_since(last));
-        self.alive += silence.min(SILENCE);
-        self.last_answer = Some(now);
-        let newest = self.handled.back();
-        // One entry for each tenth of a second is fine enough, and bounds the list.
-        let spaced = newest.is_none_or(|(then, _)| self.alive.saturating_sub(*then) >= Duration::from_millis(100));
-        let grown = id.filter(|&id| id > newest.map_or(self.settled, |&(_, newest)| newest));
-        if let Some(id) = grown.filter(|_| spaced) {
-            self.handled.push_back((self.alive, id));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STEP: Duration = Duration::from_millis(200);
-
-    /// Lets the database answer for a while, with nothing new.
-    fn answer(seen: &mut Seen, from: Instant, period: Duration) -> Instant {
-        let mut now = from;
-        while now < from + period {
-            now += STEP;
-            seen.handled_up_to(None, now);
-        }
-        now
-    }
-
-    #[test]
-    fn reading_begins_after_what_is_settled() {
-        let (mut seen, start) = (Seen::default(), Instant::now());
-        assert_eq!(seen.from(start), 0, "at first, everything");
-        seen.handled_up_to(Some(100), start);
-        assert_eq!(seen.from(start), 1, "an insert with a smaller id may be under way");
-        let now = answer(&mut seen, start, LATE_COMMIT + STEP);
-        assert_eq!(seen.from(now), 101);
-    }
-
-    #[test]
-    fn everything_is_read_now_and_then() {
-        let (mut seen, start) = (Seen::default(), Instant::now());
-        seen.from(start);
-        seen.handled_up_to(Some(100), start);
-        let now = answer(&mut seen, start, READ_ALL + STEP);
-        assert_eq!(seen.from(now), 0);
-        assert_eq!(seen.from(now), 101);
-    }
-
-    #[test]
-    fn a_database_that_was_frozen_gets_its_time_afterwards() {
-        let (mut seen, start) = (Seen::default(), Instant::now());
-        seen.from(start);
-        seen.handled_up_to(Some(100), start);
-        let thawed = start + LATE_COMMIT * 2;
-        seen.handled_up_to(None, thawed);
-        assert_eq!(seen.from(thawed), 1);
-    }
-
-    #[test]
-    fn a_batch_ends_before_what_does_not_fit_and_takes_nothing_after_it() {
-        let event = |id, bytes| Pending {
-            id,
-            patient_id: Uuid::nil(),
-            key_hash: 0,
-            event_id: Uuid::nil(),
-            event_type: Kind::Created.name().to_owned(),
-            value: vec![0; bytes],
-            traceparent: None,
-            created_at: Utc::now(),
-        };
-        let mut batch = Batch::default();
-        for (id, bytes) in [(1, BATCH_BYTES * 2), (2, 1), (3, 1)] {
-            batch.add(event(id, bytes));
-        }
-        assert_eq!(batch.events.iter().map(|event| event.id).collect::<Vec<_>>(), [1], "one always fits");
-        let mut batch = Batch::default();
-        for (id, bytes) in [(1, BATCH_BYTES / 2), (2, BATCH_BYTES), (3, 1)] {
-            batch.add(event(id, bytes));
-        }
-        assert_eq!(batch.events.iter().map(|event| event.id).collect::<Vec<_>>(), [1]);
     }
 }

@@ -35,8 +35,15 @@ impl Settings {
             .or("1");
         let lease =
             reader.variable(&["RELAY_LEASE"], "time after which another replica sends for one that died").or("3s");
-        let relay =
-            relay::Settings { kafka, topic, partitions: partitions.get() as i32, shards: shards.get() as i32, lease };
+        let relay = relay::Settings {
+            kafka,
+            topic,
+            partitions: partitions.get() as i32,
+            shards: shards.get() as i32,
+            lease,
+            // After its id is taken, an insert has at most two statements, two pauses and the commit.
+            late_commit: database.deadline * 5,
+        };
         let key_retention = reader
             .variable(&["IDEMPOTENCY_KEY_RETENTION"], "time for which an Idempotency-Key is remembered")
             .or("24h");

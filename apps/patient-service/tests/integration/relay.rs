@@ -32,7 +32,14 @@ fn unique_topic() -> String {
 
 fn settings(kafka: kafka::Settings, topic: &str) -> Settings {
     let kafka = kafka::Settings { deadline: Duration::from_secs(2), ..kafka };
-    Settings { kafka, topic: topic.to_owned(), partitions: 3, shards: 1, lease: Duration::from_secs(1) }
+    Settings {
+        kafka,
+        topic: topic.to_owned(),
+        partitions: 3,
+        shards: 1,
+        lease: Duration::from_secs(1),
+        late_commit: Duration::from_secs(10),
+    }
 }
 
 /// A service whose own relay stands by for ever, because a test does the relaying.
