@@ -33,6 +33,16 @@ ps: _stack
 logs *args: _stack
     @{{ stack }} logs {{ args }}
 
+# Show the records that are no events; --resend [id...] sends them again once the cause is mended
+[group("run")]
+dead-letters *args: _stack
+    @{{ stack }} dead-letters {{ args }}
+
+# Count all events again: take analytics' state away and read the topic from its beginning
+[group("run")]
+rebuild-analytics *args: _stack
+    @{{ stack }} rebuild-analytics {{ args }}
+
 # Stop everything; data stay
 [group("run")]
 down: _stack

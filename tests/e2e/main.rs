@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod command_line;
+mod commands;
 mod journey;
 mod operations;
 mod privacy;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::Utc;
+use codec::dead_letter::{Origin, of_letter};
 use kafka::{Producer, Record};
 use runtime::{Backoff, Shutdown, Wake, within};
 
@@ -17,15 +18,6 @@ const AT_ONCE: i64 = 20;
 const LOOK: Duration = Duration::from_secs(2);
 /// Pauses after failures.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-
-/// The header with the reason.
-pub const ERROR: &str = "dlq-error";
-/// The headers with the place.
-pub const TOPIC: &str = "dlq-topic";
-/// See [`TOPIC`].
-pub const PARTITION: &str = "dlq-partition";
-/// See [`TOPIC`].
-pub const OFFSET: &str = "dlq-offset";
 
 /// Forwards dead letters.
 #[derive(Debug)]
@@ -115,15 +107,8 @@ impl Forwarder {
 
     fn record(&self, letter: &DeadLetter) -> Record {
         let DeadLetter { partition, offset, key, value, headers, error } = letter;
-        let mut headers = headers.clone();
-        for (name, text) in [
-            (ERROR, error.clone()),
-            (TOPIC, self.settings.topic.clone()),
-            (PARTITION, partition.to_string()),
-            (OFFSET, offset.to_string()),
-        ] {
-            headers.insert(name.to_owned(), text.into_bytes());
-        }
+        let origin = Origin { topic: self.settings.topic.clone(), partition: *partition, offset: *offset };
+        let headers = of_letter(headers.clone(), &origin, error);
         Record { key: key.clone(), value: value.clone(), headers, timestamp: Utc::now() }
     }
 }

@@ -11,26 +11,28 @@ use codec::{
     headers,
     partition::{key_hash, of_hash},
 };
-use config::Value as _;
 use kafka::{Consumer, RecordAndOffset};
 use serde_json::{Value as Json, json};
 use testbed::http::{Answer, Client};
 
-use crate::{Failure, Outcome, settings::Settings};
+use crate::{
+    Failure, Outcome,
+    analytics::Analytics,
+    http::{expect, unexpected},
+    settings::Settings,
+    topic,
+};
 
 /// How long the demo waits for a step.
 const PATIENCE: Duration = Duration::from_secs(20);
-const TOPIC: &str = "patient";
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(1);
 
 pub(crate) async fn run(settings: &Settings) -> Outcome {
     let patients = Client::new(settings.patient_address());
-    let analytics = Client::new(settings.analytics_address());
-    let kafka = kafka::Settings {
-        bootstrap: config::HostPorts::parse(&settings.kafka_address()).map_err(Failure)?,
-        deadline: Duration::from_secs(5),
-        client_id: "demo",
-    };
-    let before = summary(&analytics).await?;
+    let analytics = Analytics::new(settings);
+    let kafka = topic::kafka(settings, "demo")?;
+    let before = analytics.summary().await?;
     // Where each partition ends now: the demo's events come after.
     let mut topic = Topic::at_the_end(&kafka).await?;
 
@@ -105,7 +107,7 @@ pub(crate) async fn run(settings: &Settings) -> Outcome {
     }
     until_applied(&analytics, &last).await?;
 
-    let after = summary(&analytics).await?;
+    let after = analytics.summary().await?;
     println!("\nAnalytics{:>18}{:>10}{:>8}", "before", "after", "");
     for name in ["activePatients", "created", "updated", "deleted"] {
         let (before, after) = (before[name].as_i64().unwrap_or_default(), after[name].as_i64().unwrap_or_default());
@@ -135,18 +137,9 @@ impl Published {
 
 impl Topic {
     async fn at_the_end(kafka: &kafka::Settings) -> Outcome<Self> {
-        let partitions = match kafka::partitions(kafka, TOPIC).await {
-            Err(kafka::Error::UnknownTopic) => {
-                return Err(Failure("The topic is not there yet: is patient-service running?".to_owned()));
-            }
-            result => result?,
-        };
-        let mut consumers = BTreeMap::new();
-        for partition in 0..partitions {
-            let mut consumer = Consumer::new(kafka.clone(), TOPIC, partition);
-            let end = consumer.offsets().await?.end;
-            consumers.insert(partition, (consumer, end));
-        }
+        let consumers = topic::events(kafka).await?;
+        let consumers = consumers.into_iter().map(|(partition, (consumer, there))| (partition, (consumer, there.end)));
+        let consumers = consumers.collect();
         Ok(Self { consumers, began: Instant::now() })
     }
 
@@ -173,30 +166,10 @@ impl Topic {
 }
 
 /// Waits until analytics has applied a record.
-async fn until_applied(analytics: &Client, published: &Published) -> Outcome<String> {
-    let end = Instant::now() + PATIENCE;
-    while Instant::now() < end {
-        let summary = summary(analytics).await?;
-        let partitions = summary["partitions"].as_array().cloned().unwrap_or_default();
-        let position = partitions.iter().find(|position| position["partition"] == published.partition);
-        if position.is_some_and(|position| position["appliedOffset"].as_i64() >= Some(published.record.offset)) {
-            return Ok(format!("{} active patients", summary["activePatients"]));
-        }
-        smol::Timer::after(Duration::from_millis(1)).await;
-    }
-    Err(Failure("Analytics has not applied the event; see just logs.".to_owned()))
-}
-
-async fn summary(analytics: &Client) -> Outcome<Json> {
-    expect(&analytics.get("/analytics/summary").await?, 200)
-}
-
-fn expect(answer: &Answer, status: u16) -> Outcome<Json> {
-    if answer.status == status { Ok(answer.json()) } else { Err(unexpected(answer)) }
-}
-
-fn unexpected(answer: &Answer) -> Failure {
-    Failure(format!("The answer was {}: {}", answer.status, answer.text()))
+async fn until_applied(analytics: &Analytics, published: &Published) -> Outcome<String> {
+    let offset = BTreeMap::from([(published.partition, published.record.offset)]);
+    let summary = analytics.until_applied(&offset, PATIENCE, LOOK, |_| ()).await?;
+    Ok(format!("{} active patients", summary["activePatients"]))
 }
 
 fn text(json: &Json, field: &str) -> String {

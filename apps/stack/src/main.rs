@@ -2,15 +2,20 @@
 
 use std::{fmt, process::ExitCode};
 
+mod analytics;
 mod card;
+mod dead_letters;
 mod demo;
 mod home;
+mod http;
 mod logs;
 mod native;
 mod parts;
 mod port_owner;
+mod rebuild;
 mod settings;
 mod show;
+mod topic;
 
 use settings::Settings;
 
@@ -23,6 +28,10 @@ Usage: stack COMMAND
   logs [-f] [PART]  show the end of the logs; -f follows them
   reset [--yes]   stop everything and delete all data
   demo            send one patient all the way and show where it was
+  dead-letters [--resend [ID...]]
+                  show the records that are no events; --resend sends them again
+  rebuild-analytics [--anyway]
+                  count all events again; --anyway also if the topic has lost the first of them
   test-parts      install what the tests need; print the arguments that leave out tests whose broker cannot be had
 ";
 
@@ -60,6 +69,10 @@ async fn run(words: &[&str]) -> Outcome {
         ["reset"] => native::reset(&settings, false).await,
         ["reset", "--yes"] => native::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
+        ["dead-letters"] => dead_letters::list(&settings).await,
+        ["dead-letters", "--resend", ids @ ..] => dead_letters::resend(&settings, ids).await,
+        ["rebuild-analytics"] => rebuild::run(&settings, false).await,
+        ["rebuild-analytics", "--anyway"] => rebuild::run(&settings, true).await,
         ["test-parts"] => parts::for_tests(settings.broker.map(|broker| broker.0)).await,
         _ => Err(Failure(USAGE.to_owned())),
     }

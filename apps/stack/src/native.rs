@@ -58,7 +58,7 @@ fn launches(settings: &Settings, home: &Path, databases: &Databases, kafka: &str
             settings.analytics_port,
             vec![
                 ("KAFKA_BOOTSTRAP_SERVERS", kafka.to_owned()),
-                ("STATE_FILE", home.join("analytics.sqlite").display().to_string()),
+                ("STATE_FILE", analytics_state(home).display().to_string()),
             ],
         ),
         launch(
@@ -72,6 +72,30 @@ fn launches(settings: &Settings, home: &Path, databases: &Databases, kafka: &str
             ],
         ),
     ]
+}
+
+/// The file of analytics' state.
+pub(crate) fn analytics_state(home: &Path) -> PathBuf {
+    home.join("analytics.sqlite")
+}
+
+fn analytics(settings: &Settings, home: &Path) -> Launch {
+    let nowhere = Databases { patients: String::new(), billing: String::new() };
+    let [_, analytics, _] = launches(settings, home, &nowhere, &settings.kafka_address());
+    analytics
+}
+
+/// Stops analytics-service alone, if it runs.
+pub(crate) async fn stop_analytics(settings: &Settings, home: &Path) -> Outcome {
+    if let Some(mut service) = analytics(settings, home).running() {
+        step("Stopping analytics-service", "", async { Ok::<_, Failure>(service.stop().await) }).await?;
+    }
+    Ok(())
+}
+
+/// Starts it again.
+pub(crate) async fn start_analytics(settings: &Settings, home: &Path) -> Outcome {
+    step("Starting analytics-service", "", start(analytics(settings, home))).await
 }
 
 /// Starts a service; one that runs already is kept if nothing about it has changed.

@@ -1,0 +1,210 @@
+//! What operators do to a system that `just up` has started.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use chrono::{NaiveDate, Utc};
+use codec::{
+    dead_letter::{self, Origin},
+    event::{Event, Kind::Created},
+    headers,
+};
+use kafka::{Consumer, Producer, Record};
+use testbed::{
+    Process, Scratch,
+    broker::{Broker, Kind, Size},
+    http::Client,
+    ports,
+    service::binaries,
+};
+use uuid::Uuid;
+
+use crate::support::{PATIENCE, register, until};
+
+testbed::on_each_broker!(dead_letters_are_sent_again_and_the_state_is_rebuilt);
+
+/// A `just up` with a home and ports of its own.
+struct Stack {
+    scratch: Scratch,
+    environment: Vec<(&'static str, String)>,
+    kafka: kafka::Settings,
+}
+
+impl Stack {
+    fn up(kind: Kind) -> Self {
+        let scratch = Scratch::new().unwrap();
+        let home = scratch.path().join("stack");
+        let port = || ports::free().to_string();
+        let kafka_port = ports::free();
+        let environment = vec![
+            ("STACK_HOME", home.display().to_string()),
+            ("PATIENT_PORT", port()),
+            ("BILLING_PORT", port()),
+            ("BILLING_GRPC_PORT", port()),
+            ("ANALYTICS_PORT", port()),
+            ("KAFKA_PORT", kafka_port.to_string()),
+            ("BROKER", if kind == Kind::Kafka { "kafka" } else { "nisshi" }.to_owned()),
+        ];
+        let bootstrap = config(&format!("127.0.0.1:{kafka_port}"));
+        let kafka = kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id: "test" };
+        let stack = Self { scratch, environment, kafka };
+        let up = stack.run(&["up"]);
+        stack.guard();
+        assert!(up.status.success(), "{}", said(&up));
+        stack
+    }
+
+    fn home(&self) -> PathBuf {
+        self.scratch.path().join("stack")
+    }
+
+    /// Has everything that runs killed at the end.
+    fn guard(&self) {
+        let parts = ["postgres/postgres", "broker/broker", "patient-service", "billing-service", "analytics-service"];
+        for part in parts {
+            let file = self.home().join(format!("{part}.pid"));
+            if let Some(process) = Process::from_pid_file(part, &file, file.with_extension("log")) {
+                self.scratch.guard(&process).unwrap();
+            }
+        }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binaries().unwrap().join("stack"));
+        let variables = self.environment.iter().map(|(name, value)| (name, value));
+        command.args(arguments).env_remove("DATABASE_URL").env_remove("KAFKA_BOOTSTRAP_SERVERS").envs(variables);
+        command.output().unwrap()
+    }
+
+    /// Runs a command that has to succeed; gives what it printed.
+    fn print(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn client(&self, port: &str) -> Client {
+        let (_, port) = self.environment.iter().find(|(name, _)| *name == port).unwrap();
+        Client::new(format!("127.0.0.1:{port}"))
+    }
+
+    async fn end(&self, topic: &str, partition: i32) -> i64 {
+        Consumer::new(self.kafka.clone(), topic, partition).offsets().await.map_or(0, |offsets| offsets.end)
+    }
+
+    async fn send(&self, topic: &str, partition: i32, record: Record) -> i64 {
+        let mut producer = Producer::new(self.kafka.clone(), topic);
+        let mut sent = producer.send(BTreeMap::from([(partition, vec![record])])).await;
+        sent.remove(&partition).unwrap().unwrap()[0]
+    }
+
+    async fn record(&self, topic: &str, partition: i32, offset: i64) -> Record {
+        let mut consumer = Consumer::new(self.kafka.clone(), topic, partition);
+        let fetched = consumer.fetch(offset, 1 << 20, Duration::from_secs(1)).await.unwrap();
+        fetched.records.into_iter().find(|record| record.offset == offset).unwrap().record
+    }
+}
+
+fn config(address: &str) -> config::HostPorts {
+    config::Value::parse(address).unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn created(patient_id: Uuid) -> Record {
+    let date = |text: &str| text.parse::<NaiveDate>().unwrap();
+    let event = Event {
+        id: Uuid::now_v7(),
+        patient_id,
+        kind: Created,
+        version: 1,
+        time: Utc::now(),
+        name: "Jane Doe",
+        email: "jane@example.org",
+        registered_date: date("2024-02-29"),
+        date_of_birth: date("1990-12-31"),
+    };
+    Record {
+        key: Some(patient_id.to_string().into_bytes()),
+        value: Some(event.encode()),
+        headers: headers::of_event(event.id, Created, event.time, None),
+        timestamp: Utc::now(),
+    }
+}
+
+fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
+    runtime::block_on(2, async {
+        let stack = Stack::up(kind);
+        let (patients, analytics) = (stack.client("PATIENT_PORT"), stack.client("ANALYTICS_PORT"));
+        for name in ["Ann", "Bob", "Cid"] {
+            register(&patients, name).await;
+        }
+        let active = async || analytics.get("/analytics/summary").await.unwrap().json()["activePatients"].clone();
+        until("three patients are counted", async || active().await == 3).await;
+        assert!(stack.print(&["dead-letters"]).contains("no dead letters"));
+
+        // What stays undecodable is dead again after it was sent again, and is not sent a third time by itself.
+        let headers = BTreeMap::from([("traceparent".to_owned(), b"00-1-2-01".to_vec())]);
+        let junk = Record { key: Some(b"k".to_vec()), value: Some(vec![0xff; 33]), headers, timestamp: Utc::now() };
+        let at = stack.send("patient", 1, junk.clone()).await;
+        until("the letter is on its topic", async || stack.end("patient.dlq", 0).await == 1).await;
+        let listed = stack.print(&["dead-letters"]);
+        let line = listed.lines().find(|line| line.contains(&format!("patient 1:{at}"))).unwrap();
+        assert!(line.trim_start().starts_with("0 ") && line.contains(" dead ") && line.contains("no PatientEvent"));
+        let again = stack.run(&["dead-letters", "--resend"]);
+        assert!(!again.status.success() && said(&again).contains("0 accepted, 1 dead again"), "{}", said(&again));
+        let Record { key, value, headers, .. } = stack.record("patient", 1, stack.end("patient", 1).await - 1).await;
+        assert_eq!((key, value, headers), (junk.key, junk.value, junk.headers), "as it was");
+        until("the mark and the new letter", async || stack.end("patient.dlq", 0).await == 3).await;
+
+        // A letter whose cause is mended: an event that an older analytics could not read.
+        let event = created(Uuid::now_v7());
+        let origin = Origin { topic: "patient".to_owned(), partition: 2, offset: 0 };
+        let headers = dead_letter::of_letter(event.headers.clone(), &origin, "unknown");
+        let id = stack.send("patient.dlq", 0, Record { headers, ..event.clone() }).await.to_string();
+        let unknown = stack.run(&["dead-letters", "--resend", &id, "77"]);
+        assert!(!unknown.status.success() && said(&unknown).contains("nothing was sent"), "{}", said(&unknown));
+        assert_eq!(active().await, 3);
+        let again = stack.print(&["dead-letters", "--resend", &id]);
+        assert!(again.contains("1 sent again: 1 accepted, 0 dead again"), "{again}");
+        assert_eq!(active().await, 4);
+        let end = stack.end("patient", 2).await;
+        let Record { key, value, headers, .. } = stack.record("patient", 2, end - 1).await;
+        assert_eq!((key, value, headers), (event.key, event.value, event.headers), "as it was");
+        let twice = stack.print(&["dead-letters", "--resend", &id]);
+        assert!(twice.contains("was sent again before") && stack.end("patient", 2).await == end, "{twice}");
+
+        let letters = |listed: &str| listed.lines().filter(|line| line.contains("  patient ")).count();
+        let (before, written) = (letters(&stack.print(&["dead-letters"])), stack.end("patient.dlq", 0).await);
+        assert_eq!(before, 3);
+        let rebuilt = stack.print(&["rebuild-analytics"]);
+        stack.guard();
+        assert!(rebuilt.contains("6 events in ") && rebuilt.contains("events a second"), "{rebuilt}");
+        let total = |name: &str| rebuilt.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        for (name, value) in [("activePatients", "4"), ("created", "4"), ("unknown", "0")] {
+            let numbers: Vec<_> = total(name).split_whitespace().skip(1).map(str::to_owned).collect();
+            assert_eq!(numbers, [value, value], "{rebuilt}");
+        }
+        assert_eq!(active().await, 4);
+        until("its dead letters are written again", async || stack.end("patient.dlq", 0).await == written + 2).await;
+        assert_eq!(letters(&stack.print(&["dead-letters"])), before, "and are not shown again");
+        assert!(!stack.home().join("analytics.sqlite.before").exists());
+
+        // Without the topic nothing is taken away.
+        let (home, port) = (stack.home().join("broker"), stack.kafka.bootstrap.0[0].port);
+        let mut broker = Broker::running(kind, &home, port, Size::Full).unwrap();
+        broker.process().kill().await;
+        let began = Instant::now();
+        assert!(!stack.run(&["rebuild-analytics"]).status.success());
+        assert!(began.elapsed() < PATIENCE && fs::exists(stack.home().join("analytics.sqlite")).unwrap());
+        assert_eq!(active().await, 4);
+        stack.print(&["down"]);
+    });
+}
