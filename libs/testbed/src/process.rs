@@ -120,6 +120,11 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
+    /// When it was started, as the kernel counts it; none if it has ended.
+    pub(crate) fn started(&self) -> Option<String> {
+        start_time(self.pid)
+    }
+
     /// The file with its output.
     pub fn log(&self) -> &Path {
         &self.log

@@ -8,8 +8,11 @@ use std::{
 
 use crate::Process;
 
-/// What the guard does when our end of its pipe closes: kill what is noted, then remove the directory.
-const GUARD: &str = r#"read _; for file in "$1"/pids/*; do kill -9 "$(basename "$file")" 2>/dev/null; done
+/// What the guard does when our end of its pipe closes: kill what is noted, then remove the directory. The number of a
+/// process that has ended may be another's by then: only together with the time of its start it names the one noted.
+const GUARD: &str = r#"read _; for file in "$1"/pids/*; do pid=$(basename "$file")
+started=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d ' ' -f 20)
+[ -n "$started" ] && [ "$started" = "$(cat "$file")" ] && kill -9 "$pid" 2>/dev/null; done
 for n in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1" 2>/dev/null && break; sleep 0.2; done"#;
 
 /// A new directory below the system's temporary one. When this value is dropped, or when our process ends in whatever
@@ -43,12 +46,13 @@ impl Scratch {
         &self.path
     }
 
-    /// Has this process killed at the end.
+    /// Has this process killed at the end, if it has not ended before.
     ///
     /// # Errors
     /// If that cannot be noted.
     pub fn guard(&self, process: &Process) -> io::Result<()> {
-        fs::write(self.path.join("pids").join(process.pid().to_string()), "")
+        let started = process.started().unwrap_or_default();
+        fs::write(self.path.join("pids").join(process.pid().to_string()), started)
     }
 }
 
@@ -59,5 +63,29 @@ impl Drop for Scratch {
             let _ = pipe.write_all(b"\n");
         }
         let _ = self.guard.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_end_kills_what_is_guarded_and_nobody_who_got_its_number() {
+        let logs = Scratch::new().unwrap();
+        let sleep = |name| Process::prepare(name, "sleep", logs.path().join("log")).args(["60"]).start().unwrap();
+        let (mut guarded, mut stranger) = (sleep("guarded"), sleep("stranger"));
+        let scratch = Scratch::new().unwrap();
+        scratch.guard(&guarded).unwrap();
+        // As if an earlier process with this number had been guarded.
+        fs::write(scratch.path().join("pids").join(stranger.pid().to_string()), "1").unwrap();
+        drop(scratch);
+        smol::block_on(async {
+            assert!(guarded.wait(Duration::from_secs(10)).await.is_some());
+            assert_eq!(stranger.ended(), None);
+            stranger.kill().await;
+        });
     }
 }
