@@ -66,6 +66,12 @@ e2e *filter:
     cargo build --locked --workspace --all-targets
     skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace --test e2e -- $skip {{ filter }}
 
+# Strike a system of its own with faults at random while clients write, then audit it; --seconds N, --seed S
+[group("test")]
+chaos *args:
+    cargo build --release --locked -p stack -p patient-service -p billing-service -p analytics-service -p chaos
+    @{{ quote(target / "release/chaos") }} {{ args }}
+
 # Check format, lints, layers, licences and dependencies
 [group("test")]
 check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")

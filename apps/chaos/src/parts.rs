@@ -1,0 +1,120 @@
+//! The parts of the system, and what can be done to them.
+
+use std::time::Duration;
+
+use testbed::{Scratch, Signal, StartError, broker::Broker, postgres::Cluster, service::Service};
+
+use crate::schedule::Fault;
+
+/// How often a part that does not come up is started.
+const STARTS: usize = 3;
+
+/// A part of the system as processes on this machine.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Service(Service),
+    Broker(Broker),
+    Postgres(Cluster),
+}
+
+impl Part {
+    /// Does it, and undoes it again: in the end the part runs, though it may not be ready.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub(crate) async fn strike(&mut self, fault: Fault, scratch: &Scratch) -> Result<(), StartError> {
+        match fault {
+            Fault::Kill { down, again } => {
+                self.kill().await;
+                smol::Timer::after(down).await;
+                self.start(scratch).await?;
+                if let Some(again) = again {
+                    smol::Timer::after(again).await;
+                    self.kill().await;
+                    self.start(scratch).await?;
+                }
+                Ok(())
+            }
+            Fault::Freeze(time) => {
+                self.signal(Signal::STOP);
+                smol::Timer::after(time).await;
+                self.signal(Signal::CONT);
+                Ok(())
+            }
+            Fault::Restart => {
+                self.stop().await;
+                self.start(scratch).await
+            }
+        }
+    }
+
+    async fn kill(&mut self) {
+        match self {
+            Self::Service(service) => service.process().kill().await,
+            Self::Broker(broker) => broker.process().kill().await,
+            // Its sessions would hold its shared memory for a while.
+            Self::Postgres(cluster) => {
+                cluster.process().signal_all(Signal::KILL);
+                cluster.process().kill().await;
+            }
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        match self {
+            Self::Service(service) => service.process().signal(signal),
+            Self::Broker(broker) => broker.process().signal(signal),
+            Self::Postgres(cluster) => cluster.process().signal_all(signal),
+        }
+    }
+
+    async fn stop(&mut self) {
+        match self {
+            Self::Service(service) => drop(service.stop().await),
+            Self::Broker(broker) => broker.stop().await,
+            Self::Postgres(cluster) => cluster.stop().await,
+        }
+    }
+
+    async fn start(&mut self, scratch: &Scratch) -> Result<(), StartError> {
+        let mut attempt = 1;
+        loop {
+            let started = match self {
+                Self::Service(service) => service.restart(),
+                Self::Broker(broker) => broker.restart().await,
+                Self::Postgres(cluster) => cluster.restart().await,
+            };
+            match started {
+                Ok(()) => break,
+                Err(error) if attempt == STARTS => return Err(error),
+                Err(_) => attempt += 1,
+            }
+            self.kill().await;
+            smol::Timer::after(Duration::from_secs(1)).await;
+        }
+        let process = match self {
+            Self::Service(service) => service.process(),
+            Self::Broker(broker) => broker.process(),
+            Self::Postgres(cluster) => cluster.process(),
+        };
+        Ok(scratch.guard(process)?)
+    }
+
+    /// Waits until a service is ready; the others are when they run.
+    ///
+    /// # Errors
+    /// If it is not ready in time.
+    pub(crate) async fn until_ready(&mut self) -> Result<(), StartError> {
+        match self {
+            Self::Service(service) => service.until_ready().await,
+            Self::Broker(_) | Self::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// Panics of a service, from its log.
+    pub(crate) fn panics(&self) -> Vec<String> {
+        let Self::Service(service) = self else { return Vec::new() };
+        let log = service.log();
+        log.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect()
+    }
+}

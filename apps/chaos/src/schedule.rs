@@ -1,0 +1,233 @@
+//! What strikes when: a function of the seed and of nothing else.
+
+use std::{fmt, time::Duration};
+
+use fastrand::Rng;
+
+/// A part of the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Target {
+    /// The replica of patient-service with this number.
+    Patients(usize),
+    Billing,
+    Analytics,
+    Broker,
+    Postgres,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Patients(number) => write!(f, "patient-service {number}"),
+            Self::Billing => f.write_str("billing-service"),
+            Self::Analytics => f.write_str("analytics-service"),
+            Self::Broker => f.write_str("the broker"),
+            Self::Postgres => f.write_str("PostgreSQL"),
+        }
+    }
+}
+
+/// What happens to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// `kill -9`; it is started again after `down`. With `again` it is killed once more that long after its start, while
+    /// it recovers, and started at once.
+    Kill { down: Duration, again: Option<Duration> },
+    /// SIGSTOP, and after this time SIGCONT.
+    Freeze(Duration),
+    /// Stopped in order and started at once.
+    Restart,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill { down, again: None } => write!(f, "kill -9, down {:.1} s", down.as_secs_f64()),
+            Self::Kill { down, again: Some(again) } => write!(
+                f,
+                "kill -9, down {:.1} s, and again {:.1} s after its start",
+                down.as_secs_f64(),
+                again.as_secs_f64()
+            ),
+            Self::Freeze(time) => write!(f, "frozen for {:.1} s", time.as_secs_f64()),
+            Self::Restart => f.write_str("restarted in order"),
+        }
+    }
+}
+
+impl Fault {
+    /// How long it lasts, the time of starts and stops left out.
+    fn length(self) -> Duration {
+        match self {
+            Self::Kill { down, again } => down + again.unwrap_or_default(),
+            Self::Freeze(time) => time,
+            Self::Restart => Duration::ZERO,
+        }
+    }
+}
+
+/// A fault of one part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Strike {
+    /// How long after the begin of its round.
+    pub(crate) after: Duration,
+    pub(crate) target: Target,
+    pub(crate) fault: Fault,
+}
+
+/// One strike, or two of different parts that overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Round {
+    /// How long after the begin of the faults, if no start and no stop took any time.
+    pub(crate) at: Duration,
+    pub(crate) strikes: Vec<Strike>,
+}
+
+impl Round {
+    /// When its last fault is over, counted as `at` is.
+    pub(crate) fn end(&self) -> Duration {
+        let ends = self.strikes.iter().map(|strike| self.at + strike.after + strike.fault.length());
+        ends.max().unwrap_or(self.at)
+    }
+}
+
+/// Milliseconds between rounds, in which the system may or may not have recovered.
+const PAUSE: std::ops::Range<u64> = 500..4_000;
+/// Milliseconds for which a part is down, and after which one that recovers is killed again.
+const DOWN: std::ops::Range<u64> = 0..3_000;
+const AGAIN: std::ops::Range<u64> = 0..1_500;
+/// Milliseconds for which a part is frozen: longer than every deadline, or shorter.
+const FROZEN: std::ops::Range<u64> = 300..8_000;
+/// The second strike of a round comes so many milliseconds after the first.
+const SECOND: std::ops::Range<u64> = 0..1_000;
+
+/// The rounds that begin within `length`. Every part is struck before one is struck a second time, and so on, but for
+/// a change of order that keeps the two of a round apart.
+pub(crate) fn schedule(seed: u64, length: Duration, replicas: usize) -> Vec<Round> {
+    let mut rng = Rng::with_seed(seed);
+    let mut bag = Vec::new();
+    let mut at = millis(&mut rng, PAUSE);
+    let mut rounds = Vec::new();
+    while at < length {
+        let mut strikes: Vec<Strike> = Vec::new();
+        let count = if rng.u8(..3) == 0 { 2 } else { 1 };
+        while strikes.len() < count {
+            let struck = strikes.first().map(|first| first.target);
+            let target = draw(&mut rng, &mut bag, replicas, struck);
+            let after = if struck.is_some() { millis(&mut rng, SECOND) } else { Duration::ZERO };
+            strikes.push(Strike { after, target, fault: fault(&mut rng) });
+        }
+        let round = Round { at, strikes };
+        at = round.end() + millis(&mut rng, PAUSE);
+        rounds.push(round);
+    }
+    rounds
+}
+
+fn draw(rng: &mut Rng, bag: &mut Vec<Target>, replicas: usize, other_than: Option<Target>) -> Target {
+    loop {
+        if let Some(at) = bag.iter().rposition(|target| Some(*target) != other_than) {
+            return bag.remove(at);
+        }
+        let mut all = vec![Target::Billing, Target::Analytics, Target::Broker, Target::Postgres];
+        all.extend((0..replicas).map(Target::Patients));
+        rng.shuffle(&mut all);
+        all.append(bag);
+        *bag = all;
+    }
+}
+
+fn fault(rng: &mut Rng) -> Fault {
+    match rng.u8(..10) {
+        0..2 => Fault::Restart,
+        2..6 => Fault::Freeze(millis(rng, FROZEN)),
+        _ => {
+            let down = millis(rng, DOWN);
+            let again = (rng.u8(..4) == 0).then(|| millis(rng, AGAIN));
+            Fault::Kill { down, again }
+        }
+    }
+}
+
+fn millis(rng: &mut Rng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(rng.u64(range))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn the_seed_makes_the_schedule() {
+        for seed in 0..50 {
+            assert_eq!(schedule(seed, LENGTH, 3), schedule(seed, LENGTH, 3));
+            let shorter = schedule(seed, LENGTH / 2, 3);
+            assert_eq!(
+                shorter,
+                schedule(seed, LENGTH, 3)[..shorter.len()],
+                "a shorter run is the begin of a longer one"
+            );
+        }
+        let different: HashSet<_> = (0..50).map(|seed| format!("{:?}", schedule(seed, LENGTH, 3))).collect();
+        assert_eq!(different.len(), 50);
+    }
+
+    /// A change of the generator would make every noted seed worthless.
+    #[test]
+    fn a_noted_seed_stays_what_it_was() {
+        let text: Vec<_> = schedule(1, Duration::from_secs(12), 3)
+            .iter()
+            .flat_map(|round| {
+                let at = round.at;
+                round.strikes.iter().map(move |strike| {
+                    format!("{} {}: {}", (at + strike.after).as_millis(), strike.target, strike.fault)
+                })
+            })
+            .collect();
+        let noted = [
+            "2799 analytics-service: kill -9, down 0.5 s",
+            "4355 patient-service 2: frozen for 1.1 s",
+            "7378 patient-service 1: kill -9, down 1.7 s",
+            "11731 patient-service 0: frozen for 7.5 s",
+        ];
+        assert_eq!(text, noted);
+    }
+
+    #[test]
+    fn one_or_two_parts_are_struck_at_a_time_and_all_in_turn() {
+        for seed in 0..50 {
+            let rounds = schedule(seed, LENGTH, 3);
+            assert!(rounds.iter().all(|round| round.at < LENGTH));
+            for pair in rounds.windows(2) {
+                assert!(pair[0].end() < pair[1].at, "rounds do not overlap");
+            }
+            for round in &rounds {
+                let targets: HashSet<_> = round.strikes.iter().map(|strike| strike.target).collect();
+                assert!((1..=2).contains(&targets.len()) && targets.len() == round.strikes.len());
+            }
+            let mut struck = HashMap::new();
+            for strike in rounds.iter().flat_map(|round| &round.strikes) {
+                *struck.entry(strike.target).or_insert(0) += 1;
+                let fewest = if struck.len() < 7 { 0 } else { *struck.values().min().unwrap() };
+                // Two: one that a round of two has drawn before its turn.
+                assert!(struck.values().all(|times| times - fewest <= 2), "{struck:?}");
+            }
+            assert_eq!(struck.len(), 7);
+        }
+    }
+
+    #[test]
+    fn every_fault_comes() {
+        let rounds = schedule(1, LENGTH * 4, 3);
+        let faults = || rounds.iter().flat_map(|round| &round.strikes).map(|strike| strike.fault);
+        assert!(faults().any(|fault| fault == Fault::Restart));
+        assert!(faults().any(|fault| matches!(fault, Fault::Freeze(time) if time > Duration::from_secs(6))));
+        assert!(faults().any(|fault| matches!(fault, Fault::Kill { again: None, .. })));
+        assert!(faults().any(|fault| matches!(fault, Fault::Kill { again: Some(_), .. })));
+        assert!(rounds.iter().any(|round| round.strikes.len() == 2));
+    }
+}
