@@ -166,6 +166,9 @@ fn date_time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+    use proptest::{collection::vec, prelude::*, sample::Index};
+
     use super::*;
 
     fn event() -> Event<'static> {
@@ -219,5 +222,43 @@ mod tests {
         let error = Received::decode(&nobody.encode_to_vec()).unwrap_err();
         assert_eq!(error, DecodeError::NoPatient);
         assert!(!error.to_string().contains("Secret"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..200)) {
+            let _ = Received::decode(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_event_is_read_or_refused(at in any::<Index>(), byte: u8, cut in any::<Index>()) {
+            let mut bytes = event().encode();
+            *at.get_mut(&mut bytes) = byte;
+            let _ = Received::decode(&bytes);
+            let _ = Received::decode(&bytes[..cut.index(bytes.len())]);
+        }
+
+        #[test]
+        fn any_event_is_read_as_it_was_written(
+            id: u128, version in 1..=i64::MAX, name: String, email: String,
+            days in -700_000..2_900_000_i64,
+            seconds in -62_000_000_000..253_000_000_000_i64,
+        ) {
+            let date = NaiveDate::default() + TimeDelta::days(days);
+            let event = Event {
+                patient_id: Uuid::from_u128(id),
+                version,
+                name: &name,
+                email: &email,
+                registered_date: date,
+                time: DateTime::from_timestamp(seconds, 0).unwrap(),
+                ..event()
+            };
+            let received = Received::decode(&event.encode()).unwrap();
+            prop_assert_eq!(received.patient_id, event.patient_id);
+            prop_assert_eq!(received.version, Some(version));
+            prop_assert_eq!(received.time, Some(event.time));
+            prop_assert_eq!(received.registered_date, Some(date));
+        }
     }
 }

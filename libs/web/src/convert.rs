@@ -37,8 +37,8 @@ pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Pr
         return Err(Problem::bad_request("A request must have exactly one Host header."));
     }
     let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
-    let method =
-        method.ok_or_else(|| Problem::new(StatusCode::NotImplemented, "The service does not know this method."))?;
+    // tide cannot hold any other method. No route answers TRACE, so that the request gets its 404, or 405 with `Allow`.
+    let method = method.unwrap_or(Method::Trace);
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     // tide routes by path alone; who the client thinks we are does not matter and is not worth parsing.
     let url = Url::parse(&format!("http://localhost{target}"))

@@ -296,6 +296,5 @@ async fn method_not_allowed<S>(request: Request<S>, allow: String) -> Result<Res
         response.insert_header("allow", allow);
         return Ok(response);
     }
-    let detail = format!("This path does not answer {}.", request.method());
-    Err(Problem::new(StatusCode::MethodNotAllowed, detail).header("allow", allow))
+    Err(Problem::new(StatusCode::MethodNotAllowed, "This path does not answer this method.").header("allow", allow))
 }

@@ -3,13 +3,14 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{self, SocketAddr, TcpStream},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use config::{Environment, Reader};
+use proptest::{collection::vec, prelude::*, sample::select};
 use runtime::Shutdown;
 use serde_json::Value as Json;
 use tide::{Body, Request, Response, StatusCode};
@@ -242,8 +243,11 @@ fn heads_and_options() {
     assert_eq!((options.status, options.header("allow")), (204, Some("GET, HEAD, OPTIONS")));
     let wrong = client.ask("DELETE /json HTTP/1.1\r\nhost: x\r\n\r\n");
     assert_eq!((wrong.status, wrong.header("allow")), (405, Some("POST, OPTIONS")));
-    assert_eq!(client.ask("BREW /hello HTTP/1.1\r\nhost: x\r\n\r\n").status, 501);
-    assert_eq!(client.ask("get /hello HTTP/1.1\r\nhost: x\r\n\r\n").status, 501);
+    for unknown in ["BREW", "get"] {
+        let answer = client.ask(&format!("{unknown} /hello HTTP/1.1\r\nhost: x\r\n\r\n"));
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD, OPTIONS")));
+        assert_eq!(client.ask(&format!("{unknown} /nothing HTTP/1.1\r\nhost: x\r\n\r\n")).status, 404);
+    }
 }
 
 #[test]
@@ -485,4 +489,54 @@ fn a_shutdown_does_not_wait_for_ever() {
         "{:?}",
         started.elapsed()
     );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    /// Whatever is sent, each answer is a whole one of HTTP, none is a fault of the server's, and the server lives.
+    #[test]
+    fn any_bytes_get_whole_answers_or_none(pieces in vec(piece(), 1..12)) {
+        let edge = Edge::start();
+        let mut client = edge.connect();
+        client.send(&pieces.concat());
+        client.reader.get_ref().shutdown(net::Shutdown::Write).unwrap();
+        while client.reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty()) {
+            let answer = client.answer(false).unwrap();
+            prop_assert!(answer.status < 500 || answer.status == 503, "{:?}", answer);
+        }
+        prop_assert_eq!(edge.get("/hello").status, 200);
+    }
+}
+
+/// A piece of what a client may send, right or wrong.
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    let known = vec![
+        "GET /hello HTTP/1.1\r\nhost: x\r\n\r\n",
+        "POST /json HTTP/1.1\r\n",
+        "GET ",
+        "/hello",
+        " HTTP/1.1\r\n",
+        " HTTP/9.9\r\n",
+        "host: x\r\n",
+        "content-type: application/json\r\n",
+        "content-length: 5\r\n",
+        "content-length: -1\r\n",
+        "content-length: 99999999999999999999\r\n",
+        "transfer-encoding: chunked\r\n",
+        "transfer-encoding: gzip, chunked\r\n",
+        "expect: 100-continue\r\n",
+        "upgrade: h2c\r\nconnection: upgrade\r\n",
+        "\r\n",
+        "\n",
+        "5\r\n[1,2]\r\n",
+        "ffffffffffffffff\r\n",
+        "0\r\n\r\n",
+        "[1,2]",
+        "\0",
+    ];
+    prop_oneof![
+        8 => select(known).prop_map(|text| text.as_bytes().to_vec()),
+        1 => vec(any::<u8>(), 0..40),
+    ]
 }

@@ -81,7 +81,7 @@ impl<'a> From<Option<&'a Account>> for AccountBody<'a> {
 pub(super) struct PatientInput {
     /// Not blank.
     #[serde(default)]
-    #[schema(value_type = String, required, max_length = 100, example = "Jane Doe")]
+    #[schema(value_type = String, required, max_length = 100, pattern = "^[^\\x00]*[^\\s\\x00][^\\x00]*$", example = "Jane Doe")]
     name: Text,
     /// Unique among all patients, whatever its case.
     #[serde(default)]
@@ -89,7 +89,7 @@ pub(super) struct PatientInput {
     email: Text,
     /// Not blank.
     #[serde(default)]
-    #[schema(value_type = String, required, max_length = 255, example = "1 Main Street, Springfield")]
+    #[schema(value_type = String, required, max_length = 255, pattern = "^[^\\x00]*[^\\s\\x00][^\\x00]*$", example = "1 Main Street, Springfield")]
     address: Text,
     /// Not in the future.
     #[serde(default)]
@@ -275,7 +275,7 @@ pub(super) struct TransactionInput {
     #[schema(example = 2500, minimum = 1, maximum = 1_000_000_000_000_i64)]
     pub(super) amount: i64,
     /// ISO 4217.
-    #[schema(example = "EUR", pattern = "^[A-Z]{3}$")]
+    #[schema(example = "EUR", format = "iso-4217", pattern = "^[A-Z]{3}$")]
     pub(super) currency: String,
 }
 
@@ -313,6 +313,9 @@ impl From<Transaction> for TransactionBody {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use serde_json::{Value as Json, json};
+
     use super::*;
 
     fn parse(json: &str) -> Result<Details, Problem> {
@@ -342,5 +345,37 @@ mod tests {
     #[test]
     fn a_field_given_twice_is_no_patient() {
         assert!(serde_json::from_str::<PatientInput>(r#"{"name": "a", "name": "b"}"#).is_err());
+    }
+
+    /// JSON of any shape, some levels deep.
+    fn any_json() -> impl Strategy<Value = Json> {
+        let leaf = prop_oneof![
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::from),
+            any::<f64>().prop_map(Json::from),
+            any::<String>().prop_map(Json::from),
+            "[a-z]{1,5}@[a-z]{1,5}[.]org".prop_map(Json::from),
+            "[12][0-9]{3}-[01][0-9]-[0-2][0-9]".prop_map(Json::from),
+        ];
+        leaf.prop_recursive(4, 20, 4, |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..4).prop_map(Json::from),
+                vec((any::<String>(), inner), 0..4).prop_map(|entries| Json::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_values_are_taken_as_they_are_or_refused(values in [any_json(), any_json(), any_json(), any_json()]) {
+            let [name, email, address, date] = &values;
+            let body = json!({ "name": name, "email": email, "address": address, "dateOfBirth": date });
+            if let Ok(details) = parse(&body.to_string()) {
+                for (taken, given) in [(&details.name, name), (&details.email, email), (&details.address, address)] {
+                    prop_assert_eq!(given, taken.as_str());
+                    prop_assert!(!taken.contains('\0') && !taken.trim().is_empty());
+                }
+            }
+        }
     }
 }

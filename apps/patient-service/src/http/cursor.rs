@@ -38,6 +38,8 @@ fn decode_any(cursor: &str) -> Option<Position> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use crate::store::Direction;
 
@@ -72,6 +74,20 @@ mod tests {
             (&text, SortField::DateOfBirth),
         ] {
             assert!(decode(cursor, by(field)).is_err(), "{cursor:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_cursor_or_refused(text: String, bytes in vec(any::<u8>(), 0..80)) {
+            for cursor in [text, URL_SAFE_NO_PAD.encode(bytes)] {
+                for field in [SortField::Id, SortField::Name, SortField::Email, SortField::DateOfBirth] {
+                    if let Ok(position) = decode(&cursor, by(field)) {
+                        prop_assert_eq!(encode(&position), cursor.as_str(), "there is one way to write a place");
+                        prop_assert!(!position.sort_key.contains('\0'));
+                    }
+                }
+            }
         }
     }
 }

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use utoipa::{OpenApi, ToResponse, ToSchema};
+use utoipa::{
+    Modify, OpenApi, ToResponse, ToSchema,
+    openapi::{RefOr, Schema, schema::SchemaType},
+};
 
 use super::{billing, body, patients};
 
 /// The whole document.
 #[derive(OpenApi)]
 #[openapi(
+    modifiers(&AbsentIsNotNull),
     info(
         title = "Patient service",
         description = "A registry of patients, with their billing accounts.",
@@ -29,6 +33,25 @@ use super::{billing, body, patients};
     )
 )]
 struct Document;
+
+/// A parameter that may be left out is not one that may be null, which is what utoipa makes of `Option`.
+struct AbsentIsNotNull;
+
+impl Modify for AbsentIsNotNull {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let operations = document.paths.paths.values_mut().flat_map(|path| {
+            [&mut path.get, &mut path.put, &mut path.post, &mut path.delete].into_iter().filter_map(Option::as_mut)
+        });
+        for parameter in operations.flat_map(|operation| operation.parameters.iter_mut().flatten()) {
+            if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
+                && let SchemaType::Array(types) = &schema.schema_type
+                && let Some(first) = types.first()
+            {
+                schema.schema_type = SchemaType::Type(first.clone());
+            }
+        }
+    }
+}
 
 /// The OpenAPI document of the service.
 pub fn document() -> utoipa::openapi::OpenApi {

@@ -20,8 +20,8 @@ use crate::{
 const LIMIT: (i64, i64) = (100, 1000);
 /// Patients of a page, unless the client wants another number.
 const PAGE_SIZE: i64 = 10;
-/// The last page that can be asked for.
-const LAST_PAGE: i64 = 1_000_000;
+/// Patients that a page can leave out before it, each of which costs time.
+const SKIP: i64 = 100_000;
 /// The longest idempotency key, in characters.
 const KEY_LENGTH: usize = 255;
 
@@ -72,12 +72,14 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
     get, path = "/patients", tag = "patients",
     params(
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients at most; 100 unless given"),
-        ("cursor" = Option<String>, Query, description = "From the Link of an earlier answer"),
+        ("cursor" = Option<String>, Query, format = "cursor", description = "From the Link of an earlier answer with the same sort"),
         ("search" = Option<String>, Query, description = "Part of a name or an email, whatever its case; without three letters or digits in a row, only the beginning of a word"),
-        ("sort" = Option<String>, Query, description = "id, name, email, dateOfBirth or registeredDate, with - before it for the reverse; on pages asc or desc"),
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 1000000, description = "Number of a page, from 1"),
+        ("sort" = Option<String>, Query, pattern = "^(asc|desc|-?(id|name|email|dateOfBirth|registeredDate))$",
+            description = "id, name, email, dateOfBirth or registeredDate, with - before it for the reverse; or asc or desc, by sortField"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 100001, description = "Number of a page, from 1; it must not begin after the first 100000 patients, which `cursor` can"),
         ("size" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients on a page; 10 unless given"),
-        ("sortField" = Option<String>, Query, description = "On pages: id, name, email, dateOfBirth or registeredDate; name unless given"),
+        ("sortField" = Option<String>, Query, pattern = "^(id|name|email|dateOfBirth|registeredDate)$",
+            description = "By what to sort where sort does not say it; unless given, id, on pages name"),
         ("searchValue" = Option<String>, Query, description = "On pages: as search"),
     ),
     responses(
@@ -94,9 +96,8 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
 
 async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem> {
     let limit = query.number("limit", 1..=LIMIT.1).unwrap_or(LIMIT.0);
-    let sort = query.text("sort");
-    let order =
-        query.parsed("sort", parse_order).unwrap_or(Order { field: SortField::Id, direction: Direction::Ascending });
+    let (sort, sort_field) = (query.text("sort"), query.text("sortField"));
+    let order = order(&mut query, SortField::Id);
     let term = query.text("search");
     let after = query.parsed("cursor", |text| cursor::decode(text, order));
     let begin = after.map_or(Begin::First, Begin::After);
@@ -115,7 +116,7 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
     if let Some(Listed { patient, sort_key }) = patients.last().filter(|_| more) {
         let mut next = Serializer::new(String::new());
         next.append_pair("limit", &limit.to_string());
-        for (name, value) in [("sort", sort), ("search", term)] {
+        for (name, value) in [("sort", sort), ("sortField", sort_field), ("search", term)] {
             if let Some(value) = value {
                 next.append_pair(name, &value);
             }
@@ -127,18 +128,20 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
 }
 
 async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> {
-    let page = query.number("page", 1..=LAST_PAGE).unwrap_or(1);
+    let page = query.number("page", 1..=SKIP + 1).unwrap_or(1);
     let size = query.number("size", 1..=LIMIT.1).unwrap_or(PAGE_SIZE);
-    let direction = query.parsed("sort", parse_direction).unwrap_or(Direction::Ascending);
-    let field = query.parsed("sortField", parse_field).unwrap_or(SortField::Name);
+    let skip = (page - 1) * size;
+    if skip > SKIP {
+        query.reject("page", format!("must not begin after the first {SKIP} patients; a list with cursor can"));
+    }
+    let order = order(&mut query, SortField::Name);
     let term = query.text("searchValue");
     query.finish(())?;
     let search = term.as_deref().map(Search::new);
     let (patients, total) = if search == Some(None) {
         (Vec::new(), 0)
     } else {
-        let begin = Begin::Skip((page - 1) * size);
-        let list = List { order: Order { field, direction }, search: search.flatten(), begin, limit: size };
+        let list = List { order, search: search.flatten(), begin: Begin::Skip(skip), limit: size };
         let registry = request.state().registry();
         (registry.list(&list).await?, registry.count(list.search.as_ref()).await?)
     };
@@ -157,7 +160,7 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
     get, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-None-Match" = Option<String>, Header, description = "ETag of the version that the client has", example = "\"1\""),
+        ("If-None-Match" = Option<String>, Header, pattern = r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#, description = "ETag of the version that the client has", example = "\"1\""),
     ),
     responses(
         (status = 200, description = "The patient", body = PatientBody, headers(
@@ -184,7 +187,7 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     put, path = "/patients/{id}", tag = "patients", request_body = PatientInput,
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, pattern = r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#, description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
     ),
     responses(
         (status = 200, description = "The patient as it is now", body = PatientBody, headers(
@@ -215,7 +218,7 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     delete, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, pattern = r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#, description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
     ),
     responses(
         (status = 204, description = "Removed"),
@@ -263,13 +266,24 @@ fn idempotency_key(request: &Request) -> Result<Option<String>, Problem> {
         .kind("invalid-parameter"))
 }
 
-fn parse_order(text: &str) -> Result<Order, String> {
-    let (field, direction) = match text.strip_prefix('-') {
-        Some(field) => (field, Direction::Descending),
-        None => (text, Direction::Ascending),
+/// The order that `sort` and `sortField` ask for: `sort` names a field or, as the later form of the originals has it, a
+/// direction alone.
+fn order(query: &mut Query, unless_given: SortField) -> Order {
+    let field = query.parsed("sortField", parse_field).unwrap_or(unless_given);
+    query.parsed("sort", |text| parse_sort(text, field)).unwrap_or(Order { field, direction: Direction::Ascending })
+}
+
+fn parse_sort(text: &str, field: SortField) -> Result<Order, String> {
+    let (name, direction) = match text {
+        "asc" => return Ok(Order { field, direction: Direction::Ascending }),
+        "desc" => return Ok(Order { field, direction: Direction::Descending }),
+        _ => match text.strip_prefix('-') {
+            Some(name) => (name, Direction::Descending),
+            None => (text, Direction::Ascending),
+        },
     };
-    let field = parse_field(field).map_err(|why| format!("{why}, with - before it for the reverse"))?;
-    Ok(Order { field, direction })
+    let why = |why| format!("{why}, with - before it for the reverse; or asc or desc");
+    Ok(Order { field: parse_field(name).map_err(why)?, direction })
 }
 
 fn parse_field(text: &str) -> Result<SortField, String> {
@@ -280,13 +294,5 @@ fn parse_field(text: &str) -> Result<SortField, String> {
         "dateOfBirth" => Ok(SortField::DateOfBirth),
         "registeredDate" => Ok(SortField::RegisteredDate),
         _ => Err("must be id, name, email, dateOfBirth or registeredDate".to_owned()),
-    }
-}
-
-fn parse_direction(text: &str) -> Result<Direction, String> {
-    match text {
-        "asc" => Ok(Direction::Ascending),
-        "desc" => Ok(Direction::Descending),
-        _ => Err("must be asc or desc".to_owned()),
     }
 }

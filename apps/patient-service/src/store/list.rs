@@ -229,10 +229,14 @@ impl Store {
     async fn list_all(&self, list: &List) -> Result<Vec<Listed>, Error> {
         let (column, after, order_by) = (list.order.field.column(), list.after(), list.order_by());
         // Made of constants of this file alone, as each statement here. The first two parameters are those of a search.
+        let part = format!("WHERE {after} ORDER BY {order_by} LIMIT $5 OFFSET $6");
+        let part = match list.begin {
+            // Those that are left out are passed over in the index alone, which holds their ids.
+            Begin::Skip(_) => format!("WHERE id IN (SELECT id FROM patients {part}) ORDER BY {order_by}"),
+            Begin::First | Begin::After(_) => part,
+        };
         let statement = AssertSqlSafe(format!(
-            "-- list patients
-            SELECT {COLUMNS}, {column}::text AS sort_key FROM patients WHERE {after}
-            ORDER BY {order_by} LIMIT $5 OFFSET $6"
+            "-- list patients\nSELECT {COLUMNS}, {column}::text AS sort_key FROM patients {part}"
         ));
         let (sort_key, id) = list.position();
         let fetch = self.database.run(async |connection| {

@@ -27,6 +27,8 @@ fn pages_are_counted_from_one() {
         assert_eq!(page(&service, "page=4&size=2").await.0, Vec::<String>::new());
         assert_eq!(page(&service, "size=1&sort=desc").await.0, ["Emil"]);
         assert_eq!(page(&service, "page=1&size=2&sort=asc&sortField=email").await.0, ["Abel", "Bert"]);
+        assert_eq!(page(&service, "page=1&size=1&sort=-email").await.0, ["Emil"]);
+        assert_eq!(page(&service, "page=1001&size=100").await.0, Vec::<String>::new());
         assert_eq!(
             page(&service, "page=1").await.1,
             json!({"page": 1, "size": 10, "totalPages": 1, "totalElements": 5})
@@ -42,7 +44,7 @@ fn pages_are_counted_from_one() {
 fn wrong_parameters_are_told() {
     with_service(|service| async move {
         for wrong in
-            ["page=0", "page=x", "size=0", "size=1001", "page=1&sort=name", "page=1&sortField=age", "page=99999999999"]
+            ["page=0", "page=x", "size=0", "size=1001", "page=1&sort=age", "page=1&sortField=age", "page=1002&size=100"]
         {
             assert_eq!(service.get(&format!("/patients?{wrong}")).await.status, 400, "{wrong}");
         }
