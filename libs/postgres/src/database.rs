@@ -2,10 +2,10 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use runtime::{Backoff, Shutdown, within};
@@ -34,12 +34,19 @@ struct Inner {
     migrated: AtomicBool,
     /// Whether the outage has been logged; it is logged once, and so is its end.
     away: AtomicBool,
+    /// When `away` last changed.
+    turned: Mutex<Option<Instant>>,
 }
 
 impl Database {
     /// A database that is connected to when it is first used.
     pub fn new(settings: Settings) -> Self {
-        let inner = Inner { pool: Pool::new(settings), migrated: AtomicBool::new(false), away: AtomicBool::new(false) };
+        let inner = Inner {
+            pool: Pool::new(settings),
+            migrated: AtomicBool::new(false),
+            away: AtomicBool::new(false),
+            turned: Mutex::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -56,12 +63,12 @@ impl Database {
                 .unwrap_or_else(|late| Err(MigrationFailure::Passing(unavailable(format!("migrating: {late}")))))
             {
                 Ok(()) => {
-                    self.tell(&Ok::<_, Error>(()));
+                    self.tell(Instant::now(), &Ok::<_, Error>(()));
                     self.inner.migrated.store(true, Ordering::Release);
                     return Ok(());
                 }
                 Err(MigrationFailure::Final(error)) => return Err(MigrationError(error)),
-                Err(MigrationFailure::Passing(error)) => self.tell(&Err::<(), _>(error)),
+                Err(MigrationFailure::Passing(error)) => self.tell(Instant::now(), &Err::<(), _>(error)),
             }
             if shutdown.or_stop(backoff.pause()).await.is_none() {
                 return Ok(());
@@ -102,8 +109,9 @@ impl Database {
         if !self.inner.migrated.load(Ordering::Acquire) {
             return Err(unavailable("its schema is not migrated yet"));
         }
+        let started = Instant::now();
         let result = self.attempt(work).await;
-        self.tell(&result);
+        self.tell(started, &result);
         result
     }
 
@@ -149,18 +157,27 @@ impl Database {
         self.inner.pool.close().await;
     }
 
-    fn tell<T>(&self, result: &Result<T, Error>) {
-        match result {
-            Err(Error::Unavailable(why)) => {
-                if !self.inner.away.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%why, "the database is away");
-                }
-            }
-            _ => {
-                if self.inner.away.load(Ordering::Relaxed) && self.inner.away.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the database is back");
-                }
-            }
+    /// Logs an outage and its end, as work that began at `started` has found it.
+    fn tell<T>(&self, started: Instant, result: &Result<T, Error>) {
+        let unavailable = match result {
+            Err(Error::Unavailable(why)) => Some(why),
+            _ => None,
+        };
+        let Inner { away, turned, .. } = &*self.inner;
+        if away.load(Ordering::Relaxed) == unavailable.is_some() {
+            return;
+        }
+        // Nothing panics while it is held.
+        let mut turned = turned.lock().unwrap_or_else(PoisonError::into_inner);
+        // Work that began before the last turn may have met what was before it, and tells nothing new.
+        let is_news = turned.is_none_or(|turned| started >= turned);
+        if !is_news || away.swap(unavailable.is_some(), Ordering::Relaxed) == unavailable.is_some() {
+            return;
+        }
+        *turned = Some(Instant::now());
+        match unavailable {
+            Some(why) => tracing::warn!(%why, "the database is away"),
+            None => tracing::info!("the database is back"),
         }
     }
 }
