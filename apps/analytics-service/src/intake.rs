@@ -130,10 +130,10 @@ impl Intake {
         loop {
             match kafka::partitions(&self.settings.kafka, &self.settings.topic).await {
                 Ok(count) => {
-                    self.tell_kafka(None);
+                    self.tell_kafka(None, None);
                     return self.settings.assignment.partitions(count);
                 }
-                Err(error) => self.tell_kafka(Some(error.to_string())),
+                Err(error) => self.tell_kafka(None, Some(error.to_string())),
             }
             backoff.pause().await;
         }
@@ -209,15 +209,27 @@ impl Intake {
         self.change(|shown| shown.state_trouble = trouble);
     }
 
-    fn tell_kafka(&self, trouble: Option<String>) {
-        let before = self.view.read(|shown| shown.kafka_trouble.is_some());
-        match &trouble {
-            Some(error) if !before => tracing::warn!(error, "events cannot be read; they wait on the topic"),
-            None if before => tracing::info!("events can be read again"),
-            _ => {}
+    /// Says whether the broker can be read for a partition, or for the topic as a whole. An outage begins with the first
+    /// of them that cannot be read, and ends with the last.
+    fn tell_kafka(&self, reader: Option<i32>, trouble: Option<String>) {
+        // The rule, with nothing to tell.
+        if trouble.is_none() && self.view.read(|shown| shown.kafka_troubles.is_empty()) {
+            return;
         }
-        if before != trouble.is_some() {
-            self.change(|shown| shown.kafka_trouble = trouble);
+        let error = trouble.clone();
+        let mut outage = (false, false);
+        self.change(|shown| {
+            outage.0 = !shown.kafka_troubles.is_empty();
+            match trouble {
+                Some(error) => drop(shown.kafka_troubles.insert(reader, error)),
+                None => drop(shown.kafka_troubles.remove(&reader)),
+            }
+            outage.1 = !shown.kafka_troubles.is_empty();
+        });
+        match outage {
+            (false, true) => tracing::warn!(error, "events cannot be read; they wait on the topic"),
+            (true, false) => tracing::info!("events can be read again"),
+            _ => {}
         }
     }
 }

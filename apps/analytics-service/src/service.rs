@@ -69,7 +69,7 @@ fn health(view: &View, shutdown: Shutdown) -> Health {
             async move { trouble.map_or_else(Component::up, Component::down) }
         })
         .component("kafka", move || {
-            let trouble = kafka.read(|shown| shown.kafka_trouble.clone());
+            let trouble = kafka.read(|shown| shown.kafka_troubles.values().next().cloned());
             async move { trouble.map_or_else(Component::up, Component::degraded) }
         })
         .component("intake", move || {

@@ -30,8 +30,8 @@ pub struct Shown {
     pub partitions: BTreeMap<i32, Position>,
     /// What is wrong with the state, if it cannot be written.
     pub state_trouble: Option<String>,
-    /// What is wrong with the broker, if it cannot be read.
-    pub kafka_trouble: Option<String>,
+    /// What is wrong with the broker, by who cannot read it: a partition's fetcher, or none for the topic as a whole.
+    pub kafka_troubles: BTreeMap<Option<i32>, String>,
 }
 
 /// How far a partition has been applied.

@@ -54,7 +54,7 @@ impl Fetcher {
                 Ok(fetched) if fetched.high_watermark < next => next = self.again(next, &mut backoff).await,
                 Ok(fetched) => {
                     backoff.reset();
-                    self.intake.tell_kafka(None);
+                    self.intake.tell_kafka(Some(self.partition), None);
                     self.tell_end(fetched.high_watermark);
                     if fetched.next == next {
                         continue;
@@ -66,7 +66,7 @@ impl Fetcher {
                 }
                 Err(kafka::Error::OffsetOutOfRange) => next = self.again(next, &mut backoff).await,
                 Err(error) => {
-                    self.intake.tell_kafka(Some(error.to_string()));
+                    self.intake.tell_kafka(Some(self.partition), Some(error.to_string()));
                     backoff.pause().await;
                 }
             }
@@ -80,7 +80,9 @@ impl Fetcher {
     /// The offset to read from, once there is one to be trusted.
     async fn begin(&mut self, saved: Option<SavedPosition>, backoff: &mut Backoff) -> i64 {
         loop {
-            match self.check(saved).await {
+            let checked = self.check(saved).await;
+            self.intake.tell_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
+            match checked {
                 Ok((next, None)) => {
                     self.halt(None);
                     return next;
@@ -95,10 +97,7 @@ impl Fetcher {
                         smol::Timer::after(HALTED_LOOK).await;
                     }
                 },
-                Err(error) => {
-                    self.intake.tell_kafka(Some(error.to_string()));
-                    backoff.pause().await;
-                }
+                Err(_) => backoff.pause().await,
             }
         }
     }
