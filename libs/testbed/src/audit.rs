@@ -14,21 +14,18 @@ use codec::{
     event::{Kind, Received},
     partition::{key_hash, of_hash},
 };
-use config::{Environment, HostPorts, Reader, Value as _};
+use config::{HostPorts, Value as _};
 use kafka::Consumer;
-use postgres::{Database, Migrator, PgRow, Row as _, query};
-use runtime::Shutdown;
 use serde_json::Value as Json;
+use sqlx::Row as _;
 use uuid::Uuid;
 
-use crate::{StartError, http::Client, system::System};
+use crate::{StartError, http::Client, sql::rows, system::System};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes that one fetch asks for, and how long it waits.
 const FETCH: (i32, Duration) = (4 << 20, Duration::from_millis(100));
-/// Time for one query.
-const QUERY_LIMIT: &str = "60s";
 /// Differences of one sort that a report shows.
 const SHOWN: usize = 5;
 
@@ -414,32 +411,6 @@ async fn summary(analytics: &Client) -> Result<Json, StartError> {
         return Err(StartError::new(format!("analytics answers {}", answer.status)));
     }
     Ok(answer.json())
-}
-
-/// The rows that a statement gives.
-async fn rows<T>(
-    url: &str,
-    statement: &'static str,
-    read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
-) -> Result<Vec<T>, StartError> {
-    let environment = Environment::empty()
-        .with("DATABASE_URL", url)
-        .with("DATABASE_CONNECTIONS", "1")
-        .with("DATABASE_DEADLINE", QUERY_LIMIT);
-    let mut reader = Reader::new(environment);
-    let settings = postgres::Settings::read(&mut reader, "postgres://localhost/audited", "audit");
-    let (settings, _) = reader.finish(settings).map_err(failed)?;
-    let database = Database::new(settings);
-    // The service has migrated it; to this one, all of that is somebody else's.
-    let mut no_migrations = Migrator::DEFAULT;
-    no_migrations.set_ignore_missing(true);
-    database.migrate(&no_migrations, &Shutdown::new()).await.map_err(failed)?;
-    let found = database
-        .run(async |connection| query(statement).fetch_all(connection).await?.iter().map(&read).collect())
-        .await
-        .map_err(failed);
-    database.close().await;
-    found
 }
 
 #[cfg(test)]

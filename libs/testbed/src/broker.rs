@@ -84,11 +84,20 @@ pub enum Size {
 #[derive(Debug)]
 pub struct Broker {
     kind: Kind,
-    size: Size,
     port: u16,
     directory: PathBuf,
-    extra: String,
+    how: How,
     process: Process,
+}
+
+/// How a broker is launched.
+#[derive(Clone, Debug)]
+struct How {
+    size: Size,
+    /// The port that it tells its clients to use.
+    advertised: u16,
+    /// Lines for Kafka's `server.properties`.
+    extra: String,
 }
 
 impl Broker {
@@ -112,15 +121,30 @@ impl Broker {
     /// # Errors
     /// If it is not installed, or does not come up.
     pub async fn start(kind: Kind, directory: &Path, port: u16, size: Size, extra: &str) -> Result<Self, StartError> {
+        Self::start_as(kind, directory, port, How { size, advertised: port, extra: extra.to_owned() }).await
+    }
+
+    /// Starts a broker on a free port, for a test, that tells its clients to come by a proxy on the port `advertised`.
+    ///
+    /// # Errors
+    /// If it is not installed, or does not come up.
+    pub async fn start_behind(kind: Kind, directory: &Path, advertised: u16) -> Result<Self, StartError> {
+        let how = How { size: Size::Small, advertised, extra: String::new() };
+        Self::start_as(kind, directory, ports::free(), how).await
+    }
+
+    async fn start_as(kind: Kind, directory: &Path, port: u16, how: How) -> Result<Self, StartError> {
         fs::create_dir_all(directory)?;
-        let process = launch(kind, directory, port, size, extra).await?;
-        Ok(Self { kind, size, port, directory: directory.to_owned(), extra: extra.to_owned(), process })
+        // Boxed, because the futures that wait for it are deep, and would be part of every test's.
+        let process = Box::pin(launch(kind, directory, port, &how)).await?;
+        Ok(Self { kind, port, directory: directory.to_owned(), how, process })
     }
 
     /// The broker that an earlier run started in `directory` on this port, if it is still alive.
     pub fn running(kind: Kind, directory: &Path, port: u16, size: Size) -> Option<Self> {
         let process = Process::from_pid_file(kind.to_string(), &pid_file(directory), directory.join("broker.log"))?;
-        Some(Self { kind, size, port, directory: directory.to_owned(), extra: String::new(), process })
+        let how = How { size, advertised: port, extra: String::new() };
+        Some(Self { kind, port, directory: directory.to_owned(), how, process })
     }
 
     /// Which broker it is.
@@ -131,6 +155,11 @@ impl Broker {
     /// Its process, to be guarded, frozen, thawed or killed.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Its address, for `KAFKA_BOOTSTRAP_SERVERS`.
@@ -148,7 +177,7 @@ impl Broker {
     /// # Errors
     /// If it does not come up.
     pub async fn restart(&mut self) -> Result<(), StartError> {
-        self.process = launch(self.kind, &self.directory, self.port, self.size, &self.extra).await?;
+        self.process = launch(self.kind, &self.directory, self.port, &self.how).await?;
         Ok(())
     }
 
@@ -158,13 +187,13 @@ impl Broker {
     }
 }
 
-async fn launch(kind: Kind, directory: &Path, port: u16, size: Size, extra: &str) -> Result<Process, StartError> {
+async fn launch(kind: Kind, directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
     if !ports::is_free(port) {
         return Err(StartError::new(format!("the broker's port {port} is taken")));
     }
     let mut process = match kind {
-        Kind::Kafka => launch_kafka(directory, port, size, extra).await?,
-        Kind::Nisshi => launch_nisshi(directory, port)?,
+        Kind::Kafka => launch_kafka(directory, port, how).await?,
+        Kind::Nisshi => launch_nisshi(directory, port, how.advertised)?,
     };
     let settings = client_settings(port, "testbed");
     process.write_pid_file(&pid_file(directory))?;
@@ -184,14 +213,14 @@ fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
     kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id }
 }
 
-async fn launch_kafka(directory: &Path, port: u16, size: Size, extra: &str) -> Result<Process, StartError> {
+async fn launch_kafka(directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
     let java = java()?;
     let data = directory.join("data");
     let properties = directory.join("server.properties");
     // The quorum of one talks to itself only, on the next port that is free.
     let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
-    fs::write(&properties, server_properties(port, controller, &data, extra))?;
-    let memory: &[&str] = match size {
+    fs::write(&properties, server_properties(port, controller, &data, how))?;
+    let memory: &[&str] = match how.size {
         Size::Small => &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
         Size::Full => &["-Xms128m", "-Xmx512m"],
     };
@@ -213,12 +242,13 @@ async fn launch_kafka(directory: &Path, port: u16, size: Size, extra: &str) -> R
     prepare("kafka.Kafka", memory).args([&properties]).start()
 }
 
-fn server_properties(port: u16, controller: u16, data: &Path, extra: &str) -> String {
+fn server_properties(port: u16, controller: u16, data: &Path, how: &How) -> String {
+    let How { advertised, extra, .. } = how;
     format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
          listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}\n\
          controller.listener.names=CONTROLLER\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
          log.dirs={data}\n\
@@ -239,10 +269,10 @@ fn server_properties(port: u16, controller: u16, data: &Path, extra: &str) -> St
     )
 }
 
-fn launch_nisshi(directory: &Path, port: u16) -> Result<Process, StartError> {
-    let url = format!("tcp://127.0.0.1:{port}");
+fn launch_nisshi(directory: &Path, port: u16, advertised: u16) -> Result<Process, StartError> {
+    let [url, advertised] = [port, advertised].map(|port| format!("tcp://127.0.0.1:{port}"));
     Process::prepare("Nisshi", nisshi(), directory.join("broker.log"))
-        .args(["broker", "--listener-url", &url, "--advertised-listener-url", &url])
+        .args(["broker", "--listener-url", &url, "--advertised-listener-url", &advertised])
         // Its path is relative to the working directory. Only this engine keeps what it was given.
         .args(["--storage-engine", "sqlite://broker.db"])
         .directory(directory)

@@ -8,7 +8,8 @@
 //! - [`service`]: our services' binaries; [`system`]: all of them together;
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
-//! - [`audit`]: whether anything was lost;
+//! - [`audit`]: whether anything was lost; [`writers`]: the load under which that is asked;
+//! - [`proxy`]: connections that fail; [`sql`]: a look behind a service;
 //! - [`http`]: an HTTP client with a deadline for every call;
 //! - [`cache`]: where downloaded parts are kept.
 
@@ -19,11 +20,14 @@ pub mod http;
 pub mod ports;
 pub mod postgres;
 mod process;
+pub mod proxy;
 mod scratch;
 pub mod service;
 mod shared;
+pub mod sql;
 pub mod system;
 mod user;
+pub mod writers;
 
 pub use process::{Ended, Process, Signal, StartError};
 pub use scratch::Scratch;

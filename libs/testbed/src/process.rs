@@ -125,6 +125,18 @@ impl Process {
         start_time(self.pid)
     }
 
+    /// Bytes of memory that it has in use (resident); 0 if it has ended.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or_default() * 1024
+    }
+
+    /// Descriptors that it has open; 0 if it has ended.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
+    }
+
     /// The file with its output.
     pub fn log(&self) -> &Path {
         &self.log

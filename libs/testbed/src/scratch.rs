@@ -51,8 +51,12 @@ impl Scratch {
     /// # Errors
     /// If that cannot be noted.
     pub fn guard(&self, process: &Process) -> io::Result<()> {
-        let started = process.started().unwrap_or_default();
-        fs::write(self.path.join("pids").join(process.pid().to_string()), started)
+        self.note(process.pid(), &process.started().unwrap_or_default())
+    }
+
+    /// As [`guard`](Self::guard), for who cannot hold the process meanwhile.
+    pub(crate) fn note(&self, pid: i32, started: &str) -> io::Result<()> {
+        fs::write(self.path.join("pids").join(pid.to_string()), started)
     }
 }
 

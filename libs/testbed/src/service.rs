@@ -1,7 +1,9 @@
 //! Our own services as processes: the real binaries, started with an environment and waited for.
 
 use std::{
-    env, io,
+    env,
+    ffi::OsStr,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -59,11 +61,21 @@ impl Launch {
     /// # Errors
     /// If the binary is missing or cannot be started.
     pub fn start(self) -> Result<Service, StartError> {
+        self.start_by(&[])
+    }
+
+    /// Starts it by a command that gets the binary's path as its last argument and becomes it.
+    ///
+    /// # Errors
+    /// If the binary is missing or the command cannot be started.
+    pub fn start_by(self, command: &[&str]) -> Result<Service, StartError> {
         let binary = binaries()?.join(self.name);
         if !binary.is_file() {
             return Err(StartError::new(format!("{} is not built: {} is missing", self.name, binary.display())));
         }
-        let process = Process::prepare(&self.label, binary, self.log())
+        let words: Vec<&OsStr> = command.iter().map(OsStr::new).chain([binary.as_os_str()]).collect();
+        let process = Process::prepare(&self.label, words[0], self.log())
+            .args(&words[1..])
             .clean_environment()
             .envs(env::var("PATH").map(|path| ("PATH", path)))
             .envs([("SERVER_PORT", self.port.to_string())])
@@ -99,6 +111,11 @@ impl Service {
     /// Its process, to be guarded, frozen, thawed or killed.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// A variable of its environment.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.launch.environment.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str())
     }
 
     /// Where it serves HTTP.

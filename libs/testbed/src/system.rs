@@ -157,14 +157,42 @@ impl System {
         state_file(self.scratch.path())
     }
 
-    /// Starts a service again on the same port after it has ended, and waits until it is ready.
+    /// Starts a service again on the same port after it has ended. It may not be ready yet.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn revive(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), StartError> {
+        which(self).restart()?;
+        self.guard(which)
+    }
+
+    /// Starts a service again as [`revive`](Self::revive) does, and waits until it is ready.
     ///
     /// # Errors
     /// If it does not come up.
-    pub async fn restart(scratch: &Scratch, service: &mut Service) -> Result<(), StartError> {
-        service.restart()?;
-        scratch.guard(service.process())?;
-        service.until_ready().await
+    pub async fn restart(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), StartError> {
+        self.revive(&which)?;
+        which(self).until_ready().await
+    }
+
+    /// Stops a service in order and starts it again in another way, such as with more settings. It may not be ready yet.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub async fn relaunch(
+        &mut self,
+        which: impl Fn(&mut Self) -> &mut Service,
+        how: impl FnOnce(Launch) -> Result<Service, StartError>,
+    ) -> Result<(), StartError> {
+        which(self).stop().await;
+        *which(self) = how(which(self).launch().clone())?;
+        self.guard(which)
+    }
+
+    fn guard(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), StartError> {
+        let process = which(self).process();
+        let (pid, started) = (process.pid(), process.started().unwrap_or_default());
+        Ok(self.scratch.note(pid, &started)?)
     }
 
     /// The directory that kills the processes of this system when the test ends.

@@ -1,0 +1,209 @@
+//! A TCP proxy that can be made to fail in ways in which a process cannot: answers that never come, connections that are
+//! dead on one side only, resets in the middle of a call.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use smol::{
+    Task,
+    future::or,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, unix::UnixStream},
+};
+use socket2::SockRef;
+
+/// How often a connection that waits looks at the mode.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How a proxy treats its connections, those that are open and new ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Everything passes.
+    Pass,
+    /// Nothing passes and nobody is told, as when a cable is cut.
+    Stall,
+    /// What clients send arrives; what they are answered does not.
+    HoldAnswers,
+    /// Every connection is reset, new ones at once.
+    Reset,
+}
+
+const MODES: [Mode; 4] = [Mode::Pass, Mode::Stall, Mode::HoldAnswers, Mode::Reset];
+
+/// Where a proxy leads.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A port of the loopback address.
+    Port(u16),
+    /// A Unix socket, such as PostgreSQL's.
+    Socket(PathBuf),
+}
+
+/// A running proxy. It ends, with its connections, when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _accepting: Task<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    mode: AtomicU8,
+    accepted: AtomicUsize,
+    target: Mutex<Option<Target>>,
+}
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+impl Proxy {
+    /// Listens on a port of its own. Connections are reset until there is a target.
+    ///
+    /// # Errors
+    /// If it cannot listen.
+    pub async fn start() -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (address, shared) = (listener.local_addr()?, Arc::new(Shared::default()));
+        let accepting = runtime::spawn(accept(listener, shared.clone()));
+        Ok(Self { address, shared, _accepting: accepting })
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Says where new connections lead.
+    pub fn lead_to(&self, target: Target) {
+        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
+    }
+
+    /// Treats connections so from now on.
+    pub fn set(&self, mode: Mode) {
+        self.shared.mode.store(mode as u8, Ordering::SeqCst);
+    }
+
+    /// How many connections it has taken so far.
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    fn mode(&self) -> Mode {
+        MODES[usize::from(self.mode.load(Ordering::SeqCst))]
+    }
+
+    async fn until(&self, wanted: impl Fn(Mode) -> bool) {
+        while !wanted(self.mode()) {
+            smol::Timer::after(LOOK).await;
+        }
+    }
+
+    async fn connect(&self) -> io::Result<(Reader, Writer)> {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match target {
+            Some(Target::Port(port)) => {
+                let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+                stream.set_nodelay(true)?;
+                Ok((Box::new(stream.clone()), Box::new(stream)))
+            }
+            Some(Target::Socket(path)) => {
+                let stream = UnixStream::connect(path).await?;
+                Ok((Box::new(stream.clone()), Box::new(stream)))
+            }
+            None => Err(io::Error::other("no target yet")),
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = Vec::new();
+    loop {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        shared.accepted.fetch_add(1, Ordering::SeqCst);
+        connections.retain(|connection: &Task<()>| !connection.is_finished());
+        connections.push(runtime::spawn(serve(client, shared.clone())));
+    }
+}
+
+async fn serve(client: TcpStream, shared: Arc<Shared>) {
+    let pass = async {
+        // A cut cable takes no connection; the kernel does, so that only silence tells.
+        shared.until(|mode| mode != Mode::Stall).await;
+        let (answers, requests) = shared.connect().await?;
+        client.set_nodelay(true)?;
+        let there = pump(Box::new(client.clone()), requests, || shared.until(|mode| mode != Mode::Stall));
+        let back = pump(answers, Box::new(client.clone()), || shared.until(|mode| mode == Mode::Pass));
+        or(there, back).await
+    };
+    let reset = async {
+        shared.until(|mode| mode == Mode::Reset).await;
+        Err(io::Error::other("reset"))
+    };
+    if or(reset, pass).await.is_err() {
+        // Without lingering, closing sends a reset.
+        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// Moves bytes as long as it may, then the end.
+async fn pump<F: Future<Output = ()>>(mut from: Reader, mut to: Writer, may_pass: impl Fn() -> F) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        may_pass().await;
+        if read == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..read]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::within;
+
+    use super::*;
+
+    #[test]
+    fn it_passes_holds_and_resets() {
+        runtime::block_on(1, async {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let proxy = Proxy::start().await.unwrap();
+            proxy.lead_to(Target::Port(server.local_addr().unwrap().port()));
+            let mut client = TcpStream::connect(proxy.address).await.unwrap();
+            let (mut peer, _) = server.accept().await.unwrap();
+            let (mut byte, moment) = ([0], Duration::from_millis(50));
+
+            client.write_all(b"a").await.unwrap();
+            peer.read_exact(&mut byte).await.unwrap();
+            proxy.set(Mode::HoldAnswers);
+            client.write_all(b"b").await.unwrap();
+            peer.read_exact(&mut byte).await.unwrap();
+            peer.write_all(b"c").await.unwrap();
+            assert!(within(moment, client.read_exact(&mut byte)).await.is_err());
+            proxy.set(Mode::Stall);
+            client.write_all(b"d").await.unwrap();
+            assert!(within(moment, peer.read_exact(&mut byte)).await.is_err());
+            proxy.set(Mode::Pass);
+            client.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, *b"c");
+            peer.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, *b"d");
+            proxy.set(Mode::Reset);
+            assert!(within(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
+            assert_eq!(proxy.accepted(), 1);
+        });
+    }
+}
