@@ -8,8 +8,9 @@ use telemetry::metrics::{self, IntCounter, IntGaugeVec};
 use super::{Batch, Intake, PAUSES};
 use crate::{settings::OnOffsetLoss, state::SavedPosition};
 
-/// Bytes that one fetch asks for.
-const FETCH_BYTES: i32 = 1024 * 1024;
+/// Bytes that one fetch asks for, at most and at least. A broker that does not give them in time is asked for less: the
+/// same question again would only load it more, and never be answered.
+const FETCH_BYTES: (i32, i32) = (1024 * 1024, 16 * 1024);
 /// How long a fetch waits at the broker for a first record.
 const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// How often a halted partition is looked at again.
@@ -48,8 +49,16 @@ impl Fetcher {
     pub(super) async fn run(mut self, saved: Option<SavedPosition>) {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut next = self.begin(saved, &mut backoff).await;
+        let mut bytes = FETCH_BYTES.0;
         loop {
-            match self.consumer.fetch(next, FETCH_BYTES, FETCH_WAIT).await {
+            let fetched = self.consumer.fetch(next, bytes, FETCH_WAIT).await;
+            bytes = match &fetched {
+                // Up again in small steps, because each that is too large costs a deadline.
+                Ok(_) => (bytes + FETCH_BYTES.1).min(FETCH_BYTES.0),
+                Err(kafka::Error::Late(_)) => (bytes / 4).max(FETCH_BYTES.1),
+                Err(_) => bytes,
+            };
+            match fetched {
                 // Some brokers answer so for an offset after the end, others with an error.
                 Ok(fetched) if fetched.high_watermark < next => next = self.again(next, &mut backoff).await,
                 Ok(fetched) => {
@@ -116,7 +125,7 @@ impl Fetcher {
         }
         if let Some(expected) = last_timestamp.filter(|_| next > first) {
             // The record before must be the one that was applied last; after compaction it may be gone.
-            let fetched = self.consumer.fetch(next - 1, FETCH_BYTES, FETCH_WAIT).await?;
+            let fetched = self.consumer.fetch(next - 1, FETCH_BYTES.1, FETCH_WAIT).await?;
             let before = fetched.records.first().filter(|record| record.offset == next - 1);
             if before.is_some_and(|record| record.record.timestamp.timestamp_millis() != expected) {
                 return Ok((first, Some(Loss::OtherTopic)));
