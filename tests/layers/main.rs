@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::Value as Json;
 
+mod failures;
+
 const SERVICES: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
 
 fn root() -> PathBuf {

@@ -83,9 +83,22 @@ pub(crate) async fn for_tests(wanted: Option<Kind>) -> Outcome {
             }
         }
     }
+    if !mounts_are_allowed() {
+        eprintln!(
+            "SKIPPED: the tests with a disk of their own (in_a_namespace): unshare and mount are not allowed here"
+        );
+        left_out.push("--skip in_a_namespace".to_owned());
+    }
     if !had {
         return Err(Failure("There is no broker to test with.".to_owned()));
     }
     println!("{}", left_out.join(" "));
     Ok(())
+}
+
+/// Whether a process can have a file system of its own, which goes away with it.
+fn mounts_are_allowed() -> bool {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs"]).arg(std::env::temp_dir());
+    unshare.output().is_ok_and(|output| output.status.success())
 }

@@ -66,6 +66,23 @@ fn cancelled_work_leaves_its_place() {
 }
 
 #[test]
+fn work_that_panics_leaves_its_place() {
+    runtime::block_on(2, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        for _ in 0..3 {
+            let panicking = database.clone();
+            let work = async move |_: &mut postgres::PgConnection| -> Result<(), _> {
+                panic!("this panic belongs to the test")
+            };
+            // As the server's edge does with a handler that panics.
+            let outcome = std::panic::AssertUnwindSafe(panicking.run(work));
+            assert!(smol::future::FutureExt::catch_unwind(outcome).await.is_err());
+            assert_eq!(number(&database, "select 1").await.unwrap(), 1);
+        }
+    });
+}
+
+#[test]
 fn late_work_ends_in_time_on_both_sides() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;

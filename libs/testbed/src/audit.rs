@@ -25,7 +25,9 @@ use crate::{StartError, http::Client, sql::rows, system::System};
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes that one fetch asks for, and how long it waits.
-const FETCH: (i32, Duration) = (4 << 20, Duration::from_millis(100));
+const FETCH: (i32, Duration) = (1 << 18, Duration::from_millis(100));
+/// Time for a call to the broker: an audit is in no hurry.
+const DEADLINE: Duration = Duration::from_secs(30);
 /// Differences of one sort that a report shows.
 const SHOWN: usize = 5;
 
@@ -177,7 +179,7 @@ impl Places {
         Self {
             patients_database: ground.patients_database.clone(),
             billing_database: ground.billing_database.clone(),
-            kafka: kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id: "audit" },
+            kafka: kafka::Settings { bootstrap, deadline: DEADLINE, client_id: "audit" },
             topic: ground.topic.clone(),
             analytics: vec![system.analytics.client()],
         }

@@ -377,6 +377,32 @@ fn bodies_are_bounded_by_length_and_as_they_come() {
 }
 
 #[test]
+fn bodies_that_are_no_json_are_refused_and_the_connection_goes_on() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    let nested = "[".repeat(9_000);
+    for (content_type, body, status) in [
+        ("application/json", "{", 400),
+        ("application/json", "", 400),
+        ("application/json", "[1] [2]", 400),
+        ("application/json", nested.as_str(), 400),
+        ("application/json", "\"\\ud800\"", 400),
+        ("text/plain", "[]", 415),
+        ("application/x-www-form-urlencoded", "a=b", 415),
+    ] {
+        let length = body.len();
+        let answer = client.ask(&format!(
+            "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}"
+        ));
+        assert_eq!(answer.status, status, "{content_type} {body:.20}");
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    }
+    let untyped = client.ask("POST /json HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n[]");
+    assert_eq!(untyped.status, 415);
+    assert_eq!(client.ask(HELLO).status, 200);
+}
+
+#[test]
 fn bodies_stream_both_ways() {
     let edge = Edge::start();
     let mut client = edge.connect();

@@ -8,6 +8,7 @@ mod delete;
 mod docs;
 mod errors;
 mod harness;
+mod hostile;
 mod idempotency;
 mod list;
 mod outages;

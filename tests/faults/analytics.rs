@@ -1,0 +1,204 @@
+//! analytics-service dies, and the topic holds or loses what it should not.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use chrono::{NaiveDate, Utc};
+use codec::{
+    event::{Event, Kind as What},
+    headers,
+};
+use kafka::{Producer, Record};
+use serde_json::json;
+use testbed::{
+    audit::{Acknowledged, Places},
+    broker::Kind,
+    system::System,
+    writers::Writers,
+};
+use uuid::Uuid;
+
+use crate::support::{
+    PATIENCE, analytics, any_instant, audit, logged, metric, register_many, stop_and_audit, system, until,
+    until_metric, until_readiness,
+};
+
+testbed::on_each_broker!(
+    killed_at_random_points_many_times_it_counts_what_postgresql_holds,
+    killed_at_random_points_it_counts_events_without_a_version_once,
+    records_that_are_strange_are_passed_and_counted,
+    a_topic_made_anew_halts_it_until_the_state_is_deleted,
+);
+
+fn killed_at_random_points_many_times_it_counts_what_postgresql_holds(kind: Kind) {
+    runtime::block_on(2, async {
+        let mut system = system(kind, 1, &[]).await;
+        let writers = Writers::start(&[system.patients[0].address()], 6);
+        for round in 0..12 {
+            writers.until(writers.acknowledged().count() + 5, PATIENCE).await.unwrap();
+            any_instant(120).await;
+            system.analytics.process().kill().await;
+            system.revive(analytics).unwrap();
+            if round % 3 == 0 {
+                system.analytics.until_ready().await.unwrap();
+            }
+        }
+        let (_, report) = stop_and_audit(writers, &system).await;
+        assert!(report.events > 60, "{report}");
+    });
+}
+
+/// Those of the originals: only the offset tells whether one was counted.
+fn killed_at_random_points_it_counts_events_without_a_version_once(kind: Kind) {
+    runtime::block_on(2, async {
+        const EVENTS: i64 = 3_000;
+        let mut system = system(kind, 1, &[]).await;
+        let mut producer = producer(&system).await;
+        let publish = runtime::spawn(async move {
+            for batch in 0..EVENTS / 30 {
+                let records = (0..30).map(|_| original()).collect();
+                send(&mut producer, (batch % 3) as i32, records).await;
+            }
+        });
+        let mut kills = 0;
+        while !publish.is_finished() || kills < 12 {
+            any_instant(120).await;
+            system.analytics.process().kill().await;
+            system.revive(analytics).unwrap();
+            kills += 1;
+        }
+        publish.await;
+        let places = Places::of(&system);
+        places.until_drained(PATIENCE).await.unwrap_or_else(|error| panic!("{error}"));
+        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        assert_eq!((&summary["created"], &summary["activePatients"]), (&json!(EVENTS), &json!(EVENTS)));
+    });
+}
+
+fn records_that_are_strange_are_passed_and_counted(kind: Kind) {
+    runtime::block_on(2, async {
+        let system = system(kind, 1, &[]).await;
+        let mut producer = producer(&system).await;
+        let patient = Uuid::now_v7();
+        let undecodable = |value: Vec<u8>| Record { value: Some(value), ..original() };
+        let records = [
+            event(patient, What::Created, 1),
+            event(patient, What::Created, 1),
+            event(patient, What::Deleted, 3),
+            event(patient, What::Updated, 2),
+            original(),
+            undecodable(b"{\"json\": true}".to_vec()),
+            undecodable(Vec::new()),
+            Record { value: None, ..original() },
+            undecodable(vec![0xff; 1_000_000]),
+            event(Uuid::now_v7(), What::Created, 1),
+        ];
+        let count = records.len() as i64;
+        for record in records {
+            send(&mut producer, 1, vec![record]).await;
+        }
+        let applied = |summary: &serde_json::Value| summary["partitions"][1]["appliedOffset"] == count - 1;
+        let summary = system.until_summary(PATIENCE, applied).await.unwrap();
+        let counts = ["activePatients", "created", "updated", "deleted"].map(|name| summary[name].as_i64().unwrap());
+        assert_eq!(counts, [2, 3, 0, 1]);
+        assert_eq!(metric(&system.analytics, "events_duplicate_total").await, Some(2.0));
+        assert_eq!(metric(&system.analytics, "events_dead_total").await, Some(4.0));
+        assert_eq!(logged(&system.analytics, "a record is no event; it becomes a dead letter"), 4);
+        let letters = async || {
+            let letters = system.analytics.client().get("/analytics/dead-letters").await.unwrap().json();
+            letters.as_array().unwrap().iter().filter(|letter| letter["forwarded"] == true).count()
+        };
+        until("the dead letters are on their topic", async || letters().await == 4).await;
+        until_readiness(&system.analytics, "intake", 200, "UP").await;
+    });
+}
+
+fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
+    runtime::block_on(2, async {
+        let mut system = system(kind, 1, &[]).await;
+        let client = system.patient_client();
+        let before = Acknowledged::default();
+        register_many(&client, &before, 60).await;
+        audit(&system, &before).await;
+
+        let places = Places::of(&system);
+        let end = Instant::now() + PATIENCE;
+        while !matches!(
+            kafka::delete_topic(&places.kafka, &places.topic).await,
+            Ok(()) | Err(kafka::Error::UnknownTopic)
+        ) {
+            assert!(Instant::now() < end, "the topic is not deleted");
+        }
+        // patient-service makes it again and goes on. No partition gets as many records as it had.
+        register_many(&client, &Acknowledged::default(), 6).await;
+        until_readiness(&system.analytics, "intake", 503, "DOWN").await;
+        for halted in 0..3 {
+            let halted = format!("intake_halted{{partition=\"{halted}\"}}");
+            until_metric(&system.analytics, &halted, |value| value == 1.0).await;
+        }
+        let message = "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue";
+        assert!(logged(&system.analytics, message) > 0);
+        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        assert_eq!(summary["activePatients"], 60, "nothing was reset silently");
+
+        // The documented way on.
+        system.analytics.stop().await;
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{suffix}", system.state_file().display()));
+        }
+        system.restart(analytics).await.unwrap();
+        system.until_summary(PATIENCE, |summary| summary["activePatients"] == 6).await.unwrap();
+        until_readiness(&system.analytics, "intake", 200, "UP").await;
+    });
+}
+
+/// A producer on the system's topic, which is made.
+async fn producer(system: &System) -> Producer {
+    let Places { kafka, topic, .. } = Places::of(system);
+    let end = Instant::now() + PATIENCE;
+    while let Err(error) = kafka::create_topic(&kafka, &topic, 3).await {
+        assert!(Instant::now() < end, "{error}");
+    }
+    Producer::new(kafka, topic)
+}
+
+async fn send(producer: &mut Producer, partition: i32, records: Vec<Record>) {
+    let sent = producer.send(BTreeMap::from([(partition, records)])).await;
+    sent.into_values().for_each(|result| drop(result.unwrap()));
+    smol::Timer::after(Duration::from_millis(1)).await;
+}
+
+/// An event as the originals publish it: no key, no headers, four fields.
+fn original() -> Record {
+    let id = Uuid::now_v7().to_string();
+    let mut value = Vec::new();
+    for (number, text) in [(1, id.as_str()), (2, "Jane"), (3, "j@x.org"), (4, "PATIENT_CREATED")] {
+        value.extend([number << 3 | 2, text.len() as u8]);
+        value.extend(text.as_bytes());
+    }
+    Record { key: None, value: Some(value), headers: BTreeMap::new(), timestamp: Utc::now() }
+}
+
+/// An event as patient-service publishes it.
+fn event(patient_id: Uuid, kind: What, version: i64) -> Record {
+    let event = Event {
+        id: Uuid::now_v7(),
+        patient_id,
+        kind,
+        version,
+        time: Utc::now(),
+        name: "Jane Doe",
+        email: "jane@example.org",
+        registered_date: NaiveDate::default(),
+        date_of_birth: NaiveDate::default(),
+    };
+    Record {
+        key: Some(patient_id.to_string().into_bytes()),
+        value: Some(event.encode()),
+        headers: headers::of_event(event.id, kind, event.time, None),
+        timestamp: Utc::now(),
+    }
+}

@@ -1,0 +1,152 @@
+//! billing-service dies, is slow, or cannot be reached.
+
+use std::time::{Duration, Instant};
+
+use sqlx::Row as _;
+use testbed::{
+    Signal,
+    audit::Acknowledged,
+    proxy::{Mode, Proxy, Target},
+    sql,
+    writers::Writers,
+};
+
+use crate::support::{
+    PATIENCE, any_instant, audit, billing, id, is_unavailable, logged, metric, patient, register, some_broker,
+    stop_and_audit, system, until, until_metric, until_readiness,
+};
+
+/// `BILLING_DEADLINE`, and what the rest of a request may take on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(1500);
+
+#[test]
+fn killed_at_any_instant_it_opens_each_account_once() {
+    runtime::block_on(2, async {
+        let mut system = system(some_broker(), 1, &[]).await;
+        let writers = Writers::start(&[system.patients[0].address()], 8);
+        for _ in 0..6 {
+            writers.until(writers.acknowledged().count() + 10, PATIENCE).await.unwrap();
+            any_instant(100).await;
+            system.billing.process().kill().await;
+            // Patients are registered all the same.
+            writers.until(writers.acknowledged().count() + 5, PATIENCE).await.unwrap();
+            system.restart(billing).await.unwrap();
+        }
+        let (written, report) = stop_and_audit(writers, &system).await;
+        assert_eq!(written.unanswered, 0, "{written}");
+        assert!(report.acknowledged > 60, "{report}");
+    });
+}
+
+#[test]
+fn killed_after_its_commit_and_before_its_answer_it_has_one_account() {
+    runtime::block_on(2, async {
+        let mut system = system(some_broker(), 1, &[]).await;
+        let database = system.ground().billing_database.clone();
+        // The server commits a second later, whatever has become of its client.
+        let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+            CREATE TRIGGER slow AFTER INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION slow()";
+        sql::execute(&database, slow).await.unwrap();
+        let acknowledged = Acknowledged::default();
+        let (client, noted) = (system.patient_client(), acknowledged.clone());
+        let registering = runtime::spawn(async move { register(&client, &noted).await });
+        let opening = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '-- open account%' AND state = 'active'
+            AND datname = current_database()";
+        until("billing opens the account", async || sql::number(&database, opening).await.unwrap() == 1).await;
+        system.billing.process().kill().await;
+        let jane = registering.await;
+        assert_eq!(jane["billing"]["status"], "PENDING");
+
+        let accounts = "SELECT count(*) FROM accounts";
+        until("the account is there", async || sql::number(&database, accounts).await.unwrap() == 1).await;
+        sql::execute(&database, "DROP TRIGGER slow ON accounts").await.unwrap();
+        let first =
+            sql::rows(&database, "SELECT id::text FROM accounts", |row| row.try_get::<String, _>(0)).await.unwrap();
+        system.restart(billing).await.unwrap();
+        audit(&system, &acknowledged).await;
+        let account = system.patient_client().get(&format!("/patients/{}/billing", id(&jane))).await.unwrap();
+        assert_eq!(
+            (&account.json()["accountId"], &account.json()["status"]),
+            (&first[0].clone().into(), &"ACTIVE".into())
+        );
+    });
+}
+
+#[test]
+fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
+    runtime::block_on(2, async {
+        let proxy = Proxy::start().await.unwrap();
+        let port = proxy.port().to_string();
+        let mut system = system(some_broker(), 1, &[("BILLING_SERVICE_GRPC_PORT", &port)]).await;
+        proxy.lead_to(Target::Port(system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()));
+        let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
+        // The first calls may have met a proxy that led nowhere.
+        until("billing is reached", async || register(&client, &acknowledged).await["billing"]["status"] == "ACTIVE")
+            .await;
+        let open = "grpc_client_breaker_open{peer=\"billing-service\"}";
+        let away = "the peer is away; calls to it fail at once until it is back";
+        let outages_before = logged(&system.patients[0], away);
+        let faults = [Some(Mode::Stall), Some(Mode::HoldAnswers), Some(Mode::Reset), None];
+        for (outages, fault) in (outages_before + 1..).zip(faults) {
+            match fault {
+                Some(mode) => proxy.set(mode),
+                None => system.billing.process().signal(Signal::STOP),
+            }
+            let mut pending = Vec::new();
+            until("calls fail at once", async || {
+                let started = Instant::now();
+                pending.push(register(&client, &acknowledged).await);
+                assert!(started.elapsed() < DEADLINE + REST, "{fault:?}: {:?}", started.elapsed());
+                metric(&system.patients[0], open).await == Some(1.0)
+            })
+            .await;
+            assert!(pending.iter().all(|patient| patient["billing"]["status"] == "PENDING"), "{fault:?}: {pending:?}");
+            let account = format!("/patients/{}/billing", id(&pending[0]));
+            assert!(is_unavailable(&client.get(&account).await.unwrap()), "{fault:?}");
+            until_readiness(&system.patients[0], "billing", 200, "DEGRADED").await;
+            assert_eq!(logged(&system.patients[0], away), outages, "{fault:?}: an outage is logged once");
+
+            proxy.set(Mode::Pass);
+            system.billing.process().signal(Signal::CONT);
+            audit(&system, &acknowledged).await;
+            until_metric(&system.patients[0], open, |value| value == 0.0).await;
+            assert_eq!(client.get(&account).await.unwrap().json()["status"], "ACTIVE", "{fault:?}");
+            assert_eq!(logged(&system.patients[0], "the peer is back"), outages, "{fault:?}");
+            until_readiness(&system.patients[0], "billing", 200, "UP").await;
+        }
+    });
+}
+
+#[test]
+fn calls_reset_in_their_middle_are_made_up_for() {
+    runtime::block_on(2, async {
+        let proxy = Proxy::start().await.unwrap();
+        let port = proxy.port().to_string();
+        let system = system(some_broker(), 1, &[("BILLING_SERVICE_GRPC_PORT", &port)]).await;
+        proxy.lead_to(Target::Port(system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()));
+        let acknowledged = Acknowledged::default();
+        for _ in 0..8 {
+            let calls: Vec<_> = (0..8)
+                .map(|_| {
+                    let client = system.patient_client();
+                    runtime::spawn(async move {
+                        let started = Instant::now();
+                        (client.post("/patients", &patient()).await.unwrap(), started.elapsed())
+                    })
+                })
+                .collect();
+            any_instant(30).await;
+            proxy.set(Mode::Reset);
+            any_instant(30).await;
+            proxy.set(Mode::Pass);
+            for call in calls {
+                let (answer, took) = call.await;
+                assert!(answer.status == 201 && took < DEADLINE + REST, "{took:?}: {}", answer.text());
+                acknowledged.stored(id(&answer.json()), 1);
+            }
+        }
+        audit(&system, &acknowledged).await;
+    });
+}

@@ -1,0 +1,136 @@
+//! The broker is away, frozen, restarted, or its answers are lost.
+
+use std::time::{Duration, Instant};
+
+use testbed::{
+    Scratch, Signal,
+    audit::Acknowledged,
+    broker::{Broker, Kind},
+    proxy::{Mode, Proxy, Target},
+    system::{Ground, OwnGround},
+};
+
+use crate::support::{
+    PATIENCE, audit, logged, metric, readiness, register, register_many, start, until, until_metric, until_readiness,
+};
+
+testbed::on_each_broker!(
+    away_frozen_or_restarted_it_costs_clients_nothing,
+    acknowledgements_that_never_come_repeat_events_and_lose_none,
+);
+
+/// `KAFKA_DEADLINE` here, and what may be added on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_secs(3);
+const SETTINGS: [(&str, &str); 1] = [("KAFKA_DEADLINE", "2s")];
+
+fn away_frozen_or_restarted_it_costs_clients_nothing(kind: Kind) {
+    runtime::block_on(2, async {
+        let mut ground = OwnGround::start(kind).await.unwrap_or_else(|error| panic!("{error}"));
+        ground.broker.process().kill().await;
+        // It is away when everything starts.
+        let system = start(ground.ground(), 1, &SETTINGS).await;
+        let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
+        register_many(&client, &acknowledged, 5).await;
+        until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
+        until_readiness(&system.analytics, "kafka", 200, "DEGRADED").await;
+        until_metric(&system.patients[0], "outbox_pending{shard=\"0\"}", |pending| pending >= 5.0).await;
+        ground.restart_broker().await.unwrap();
+        audit(&system, &acknowledged).await;
+
+        let median = |times: &[Duration]| times[times.len() / 2];
+        let usual = register_many(&client, &acknowledged, 50).await;
+        for (outages, freeze) in (2..).zip([true, false]) {
+            let struck = Instant::now();
+            if freeze {
+                ground.broker.process().signal(Signal::STOP);
+            } else {
+                ground.broker.process().kill().await;
+            }
+            register(&client, &acknowledged).await;
+            // No call outlives its deadline: the first one tells.
+            until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
+            assert!(struck.elapsed() < DEADLINE + REST, "{:?}", struck.elapsed());
+            let during = register_many(&client, &acknowledged, 50).await;
+            assert!(
+                median(&during) < median(&usual) * 2 + Duration::from_millis(10),
+                "creates take as long as ever: {:?}, {:?} before",
+                median(&during),
+                median(&usual)
+            );
+            assert!(during[49] < Duration::from_secs(1), "{:?}", during[49]);
+            until_metric(&system.patients[0], "outbox_pending{shard=\"0\"}", |pending| pending >= 51.0).await;
+            until_metric(&system.patients[0], "outbox_oldest_age_seconds{shard=\"0\"}", |age| age >= 1.0).await;
+            until_readiness(&system.analytics, "kafka", 200, "DEGRADED").await;
+            if freeze {
+                let late = "kafka_calls_total{operation=\"produce\",outcome=\"late\"}";
+                assert!(metric(&system.patients[0], late).await.is_some());
+                ground.broker.process().signal(Signal::CONT);
+            } else {
+                ground.restart_broker().await.unwrap();
+            }
+            audit(&system, &acknowledged).await;
+            until_metric(&system.patients[0], "outbox_pending{shard=\"0\"}", |pending| pending == 0.0).await;
+            until_readiness(&system.patients[0], "kafka", 200, "UP").await;
+            until_readiness(&system.analytics, "kafka", 200, "UP").await;
+            for (service, begin, end) in [
+                (
+                    &system.patients[0],
+                    "events cannot be published; they wait in the outbox",
+                    "events can be published again",
+                ),
+                (&system.analytics, "events cannot be read; they wait on the topic", "events can be read again"),
+            ] {
+                let counts = (logged(service, begin), logged(service, end));
+                assert_eq!(counts, (outages, outages), "each outage is logged once, and so is its end: {begin}");
+            }
+        }
+    });
+}
+
+fn acknowledgements_that_never_come_repeat_events_and_lose_none(kind: Kind) {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let proxy = Proxy::start().await.unwrap();
+        let started = Broker::start_behind(kind, &scratch.path().join("broker"), proxy.port()).await;
+        let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
+        scratch.guard(broker.process()).unwrap();
+        proxy.lead_to(Target::Port(broker.port()));
+        let ground = Ground {
+            patients_database: testbed::shared_database().await,
+            billing_database: testbed::shared_database().await,
+            kafka: format!("127.0.0.1:{}", proxy.port()),
+            topic: "patient".to_owned(),
+        };
+        let system = start(ground, 1, &SETTINGS).await;
+        let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
+        // Every partition has been sent to, and is connected.
+        register_many(&client, &acknowledged, 40).await;
+        audit(&system, &acknowledged).await;
+
+        // The broker stores what it is sent, and nobody hears of it.
+        proxy.set(Mode::HoldAnswers);
+        register_many(&client, &acknowledged, 5).await;
+        until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
+        proxy.set(Mode::Pass);
+        let report = audit(&system, &acknowledged).await;
+        assert!(report.duplicates > 0, "{report}");
+        let repeated = metric(&system.analytics, "events_duplicate_total").await.unwrap();
+        assert_eq!(repeated, report.duplicates as f64);
+
+        // Connections that are dead on one side only: nothing passes, and then they are reset.
+        proxy.set(Mode::Stall);
+        register_many(&client, &acknowledged, 5).await;
+        until("both have noticed", async || {
+            let noticed = (200, "DEGRADED".to_owned());
+            readiness(&system.patients[0], "kafka").await == noticed
+                && readiness(&system.analytics, "kafka").await == noticed
+        })
+        .await;
+        proxy.set(Mode::Reset);
+        register_many(&client, &acknowledged, 5).await;
+        proxy.set(Mode::Pass);
+        audit(&system, &acknowledged).await;
+        system.until_summary(PATIENCE, |summary| summary["created"] == 55).await.unwrap();
+    });
+}

@@ -1,0 +1,116 @@
+//! Clients that hold on, send too much, or never read.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use testbed::{audit::Acknowledged, http::Client, system::System};
+
+use crate::support::{patient, register, some_broker, system, until};
+
+/// Connections that a client holds.
+const CONNECTIONS: usize = 2_000;
+/// Memory that they may cost: a few kilobytes each.
+const MEMORY: u64 = 48 << 20;
+
+#[test]
+fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
+    // Ours and the service's descriptors; a child inherits the limit.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    runtime::block_on(2, async {
+        let mut system = system(some_broker(), 1, &[]).await;
+        let client = system.patient_client();
+        register(&client, &Acknowledged::default()).await;
+        let before = times(&client).await;
+        let (memory, descriptors) = usage(&mut system);
+        // A third says nothing, a third begins a head, a third begins a body.
+        let starts = [
+            "",
+            "GET /patients HTTP/1.1\r\nhost: ",
+            "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+        ];
+        let address = system.patients[0].address();
+        let held: Vec<TcpStream> = smol::unblock(move || {
+            let connect = |n: usize| {
+                let mut stream = TcpStream::connect(&address).unwrap();
+                // Not more bodies than the requests that may be in flight.
+                let start = if n % 8 == 2 { starts[2] } else { starts[n % 2] };
+                stream.write_all(start.as_bytes()).unwrap();
+                stream
+            };
+            (0..CONNECTIONS).map(connect).collect()
+        })
+        .await;
+        until("it has taken them", async || usage(&mut system).1 >= descriptors + CONNECTIONS).await;
+        let during = times(&client).await;
+        let (memory_during, descriptors_during) = usage(&mut system);
+        assert!(memory_during < memory + MEMORY, "{} KiB more", (memory_during - memory) / 1024);
+        assert!(descriptors_during < descriptors + CONNECTIONS + 100, "{descriptors_during}");
+        assert!(during < before * 3 + Duration::from_millis(5), "{during:?}, {before:?} before");
+        drop(held);
+        until("it has let them go", async || usage(&mut system).1 < descriptors + 100).await;
+    });
+}
+
+#[test]
+fn bodies_without_end_cost_no_memory() {
+    runtime::block_on(2, async {
+        let mut system = system(some_broker(), 1, &[]).await;
+        register(&system.patient_client(), &Acknowledged::default()).await;
+        let (memory, _) = usage(&mut system);
+        let address = system.patients[0].address();
+        let sending: Vec<_> = (0..20)
+            .map(|n| {
+                let address = address.clone();
+                smol::unblock(move || {
+                    let mut stream = TcpStream::connect(address).unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    let length = if n % 2 == 0 { "content-length: 100000000" } else { "transfer-encoding: chunked" };
+                    let head = format!(
+                        "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{length}\r\n\r\n"
+                    );
+                    stream.write_all(head.as_bytes()).unwrap();
+                    let chunk = format!("{:x}\r\n{}\r\n", 1 << 16, " ".repeat(1 << 16));
+                    // 64 MiB, or until it will hear no more.
+                    let sent = (0..1024).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
+                    let mut answer = [0; 12];
+                    let answered = stream.read_exact(&mut answer).is_ok();
+                    (sent, answered.then(|| String::from_utf8_lossy(&answer).into_owned()))
+                })
+            })
+            .collect();
+        for sent in sending {
+            let (chunks, answer) = sent.await;
+            assert!(chunks < 1024, "it took all of it");
+            // A client that keeps sending may lose the answer to the reset that follows it.
+            assert!(answer.as_deref().is_none_or(|answer| answer == "HTTP/1.1 413"), "{answer:?}");
+        }
+        let (after, _) = usage(&mut system);
+        assert!(after < memory + (16 << 20), "{} KiB more", (after - memory) / 1024);
+        let started = Instant::now();
+        assert_eq!(system.patient_client().post("/patients", &patient()).await.unwrap().status, 201);
+        assert!(started.elapsed() < Duration::from_secs(2));
+    });
+}
+
+/// Memory and descriptors of patient-service.
+fn usage(system: &mut System) -> (u64, usize) {
+    let process = system.patients[0].process();
+    (process.memory(), process.descriptors())
+}
+
+/// The median time of a read.
+async fn times(client: &Client) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..101 {
+        let started = Instant::now();
+        assert_eq!(client.get("/patients?limit=1").await.unwrap().status, 200);
+        times.push(started.elapsed());
+    }
+    times.sort();
+    times[50]
+}

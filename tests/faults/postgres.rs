@@ -1,0 +1,196 @@
+//! PostgreSQL dies, freezes, is cut off, is too busy, or holds what it cannot clean up.
+
+use std::time::{Duration, Instant};
+
+use testbed::{
+    Signal,
+    audit::Acknowledged,
+    http::Answer,
+    proxy::{Mode, Proxy, Target},
+    sql::{self, Session},
+    system::{Ground, OwnGround, System},
+    writers::Writers,
+};
+
+use crate::support::{
+    PATIENCE, audit, fast_broker, is_unavailable, logged, readiness, register, some_broker, start, stop_and_audit,
+    system, until, until_metric, until_readiness,
+};
+
+/// Time for an answer without the database: `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE`, and what may be added on a
+/// busy machine.
+const LIMIT: Duration = Duration::from_secs(3 + 2);
+const AWAY: &str = "the database is away";
+const BACK: &str = "the database is back";
+
+#[test]
+fn killed_frozen_and_restarted_under_load_it_costs_time_and_loses_nothing() {
+    runtime::block_on(2, async {
+        let mut ground = OwnGround::start(some_broker()).await.unwrap_or_else(|error| panic!("{error}"));
+        let system = start(ground.ground(), 1, &[]).await;
+        let writers = Writers::start(&[system.patients[0].address()], 6);
+        for (outages, freeze) in (1..).zip([true, false, true, false]) {
+            writers.until(writers.acknowledged().count() + 20, PATIENCE).await.unwrap();
+            ground.cluster.process().signal_all(if freeze { Signal::STOP } else { Signal::KILL });
+            if !freeze {
+                ground.cluster.process().kill().await;
+            }
+            // The first to find out may be in the middle of something that it was sent in time.
+            until_readiness(&system.patients[0], "database", 503, "DOWN").await;
+            until_readiness(&system.billing, "database", 503, "DOWN").await;
+            let started = Instant::now();
+            let answer = system.patient_client().get("/patients?limit=1").await.unwrap();
+            assert!(is_unavailable(&answer) && started.elapsed() < LIMIT, "{:?} {}", started.elapsed(), answer.text());
+            let alive = system.patient_client().get("/actuator/health/liveness").await.unwrap();
+            assert_eq!(alive.status, 200);
+            if freeze {
+                ground.cluster.process().signal_all(Signal::CONT);
+            } else {
+                ground.restart_postgres().await.unwrap();
+            }
+            for service in [&system.patients[0], &system.billing] {
+                until_readiness(service, "database", 200, "UP").await;
+                assert_eq!((logged(service, AWAY), logged(service, BACK)), (outages, outages), "logged once each");
+            }
+        }
+        let (written, report) = stop_and_audit(writers, &system).await;
+        assert!(report.acknowledged > 80 && written.slowest < LIMIT + Duration::from_secs(2), "{written}\n{report}");
+        assert_eq!(written.unanswered, 0, "{written}");
+        every_connection_works(&system, 16).await;
+    });
+}
+
+#[test]
+fn with_every_connection_in_use_it_says_so_in_time_and_leaks_none() {
+    runtime::block_on(2, async {
+        let system = system(some_broker(), 1, &[("DATABASE_CONNECTIONS", "4")]).await;
+        let mut session = Session::open(&system.ground().patients_database).await.unwrap();
+        for _ in 0..3 {
+            session.execute("BEGIN; LOCK TABLE patients").await.unwrap();
+            for (answer, took) in reads(&system, 20).await {
+                assert!(is_unavailable(&answer) && took < LIMIT, "{took:?}: {} {}", answer.status, answer.text());
+            }
+            session.execute("ROLLBACK").await.unwrap();
+            until("it is back", async || reads(&system, 1).await[0].0.status == 200).await;
+            every_connection_works(&system, 4).await;
+        }
+    });
+}
+
+#[test]
+fn connections_that_die_without_a_word_are_replaced() {
+    runtime::block_on(2, async {
+        let ground = OwnGround::start(some_broker()).await.unwrap_or_else(|error| panic!("{error}"));
+        let proxy = Proxy::start().await.unwrap();
+        proxy.lead_to(Target::Socket(ground.cluster.socket_directory().join(".s.PGSQL.5432")));
+        let cut = format!("postgres://postgres@127.0.0.1:{}/patients", proxy.port());
+        let ground = Ground { patients_database: cut, ..ground.ground() };
+        let system = start(ground, 1, &[("DATABASE_CONNECTIONS", "3"), ("DATABASE_DEADLINE", "1s")]).await;
+        let acknowledged = Acknowledged::default();
+        for round in 0..6 {
+            register(&system.patient_client(), &acknowledged).await;
+            proxy.set(Mode::Stall);
+            for (answer, took) in reads(&system, 6).await {
+                assert!(is_unavailable(&answer) && took < LIMIT, "{took:?}: {} {}", answer.status, answer.text());
+            }
+            if round % 2 == 0 {
+                proxy.set(Mode::Reset);
+                assert!(is_unavailable(&reads(&system, 1).await[0].0));
+            }
+            proxy.set(Mode::Pass);
+            until("it is back", async || reads(&system, 1).await[0].0.status == 200).await;
+        }
+        every_connection_works(&system, 3).await;
+        audit(&system, &acknowledged).await;
+    });
+}
+
+#[test]
+fn a_long_unrelated_transaction_stalls_no_delivery() {
+    runtime::block_on(2, async {
+        let system = system(fast_broker(), 1, &[]).await;
+        let database = system.ground().patients_database.clone();
+        // As long as it is open, the server cleans nothing up that was deleted since.
+        let mut unrelated = Session::open(&database).await.unwrap();
+        let open = "BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE TEMPORARY TABLE unrelated (n int);
+            SELECT count(*) FROM idempotency_keys";
+        unrelated.execute(open).await.unwrap();
+        let many = "INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value)
+            SELECT id, n, gen_random_uuid(), 'PATIENT_CREATED', '\\x0a24' || convert_to(id::text, 'UTF8')
+            FROM (SELECT n, gen_random_uuid() AS id FROM generate_series(1, 6000) n) events";
+        sql::execute(&database, many).await.unwrap();
+        until("they are published", async || sql::number(&database, "SELECT count(*) FROM outbox").await.unwrap() == 0)
+            .await;
+        // 6,000 dead entries stand before the next live one. Soon they are not looked at any more.
+        let mut session = Session::open(&database).await.unwrap();
+        let mut looked_at = async || {
+            let statement = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_pkey'";
+            session.execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+            session.rows(statement, |row| sqlx::Row::try_get::<i64, _>(row, 0)).await.unwrap()[0]
+        };
+        until("the relay passes over what is dead", async || {
+            let before = looked_at().await;
+            for _ in 0..4 {
+                register(&system.patient_client(), &Acknowledged::default()).await;
+                smol::Timer::after(Duration::from_millis(600)).await;
+            }
+            looked_at().await - before < 20_000
+        })
+        .await;
+        let registered = async || system.until_summary(PATIENCE, |_| true).await.unwrap()["updated"].as_i64().unwrap();
+        let jane = register(&system.patient_client(), &Acknowledged::default()).await;
+        let (before, started) = (registered().await, Instant::now());
+        let path = format!("/patients/{}", jane["id"].as_str().unwrap());
+        assert_eq!(system.patient_client().put(&path, &crate::support::patient()).await.unwrap().status, 200);
+        let log = || system.analytics.log();
+        until("it is delivered", async || registered().await == before + 1 || started.elapsed() > PATIENCE / 2).await;
+        assert!(registered().await == before + 1, "it is not delivered: {}", log());
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        unrelated.execute("COMMIT").await.unwrap();
+    });
+}
+
+/// Reads at once, with their times.
+async fn reads(system: &System, count: usize) -> Vec<(Answer, Duration)> {
+    let read = |_| {
+        let client = system.patient_client();
+        runtime::spawn(async move {
+            let started = Instant::now();
+            (client.get("/patients?limit=1").await.unwrap(), started.elapsed())
+        })
+    };
+    let reading: Vec<_> = (0..count).map(read).collect();
+    let mut answers = Vec::new();
+    for answer in reading {
+        answers.push(answer.await);
+    }
+    answers
+}
+
+/// As many statements as there are connections are at work at once, and all of them end well.
+async fn every_connection_works(system: &System, connections: usize) {
+    let mut session = Session::open(&system.ground().patients_database).await.unwrap();
+    session.execute("BEGIN; LOCK TABLE patients").await.unwrap();
+    let client = system.patient_client();
+    let reading: Vec<_> = (0..connections)
+        .map(|_| {
+            let client = client.clone();
+            runtime::spawn(async move { client.get("/patients?limit=1").await.unwrap().status })
+        })
+        .collect();
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let mut watch = Session::open(&system.ground().patients_database).await.unwrap();
+    // The relay and its like use one of them now and then.
+    let enough = connections as i64 - 1;
+    until("every connection is at work", async || {
+        watch.rows(waiting, |row| sqlx::Row::try_get::<i64, _>(row, 0)).await.unwrap()[0] >= enough
+    })
+    .await;
+    session.execute("ROLLBACK").await.unwrap();
+    for status in reading {
+        assert_eq!(status.await, 200);
+    }
+    until_metric(&system.patients[0], "db_pool_connections{state=\"used\"}", |used| used <= 1.0).await;
+    assert_eq!(readiness(&system.patients[0], "database").await, (200, "UP".to_owned()));
+}

@@ -1,0 +1,89 @@
+//! Wrong settings, and right ones for what is not there.
+
+use std::process::Command;
+
+use testbed::{
+    Scratch, ports,
+    service::{Launch, Service, binaries},
+};
+
+use crate::support::{logged, readiness, until_metric, until_readiness};
+
+/// Nobody listens there.
+const NOWHERE: &str = "127.0.0.1:9";
+
+#[test]
+fn every_wrong_value_of_every_service_is_named_and_ends_it_with_78() {
+    let wrong: [(&str, &[(&str, &str)]); 3] = [
+        (
+            "patient-service",
+            &[
+                ("SERVER_PORT", "70000"),
+                ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
+                ("KAFKA_BOOTSTRAP_SERVERS", "nowhere"),
+                ("BILLING_SERVICE_GRPC_PORT", "billing"),
+                ("RELAY_LEASE", "soon"),
+                ("OUTBOX_SHARDS", "0"),
+                ("EXECUTOR_THREADS", "many"),
+            ],
+        ),
+        ("billing-service", &[("GRPC_SERVER_PORT", "-1"), ("DATABASE_URL", "hunter2"), ("DATABASE_CONNECTIONS", "0")]),
+        ("analytics-service", &[("PARTITIONS", "3/3"), ("ON_OFFSET_LOSS", "ignore"), ("KAFKA_DEADLINE", "soon")]),
+    ];
+    for (service, settings) in wrong {
+        let binary = binaries().unwrap().join(service);
+        let output = Command::new(binary).env_clear().envs(settings.iter().copied()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{service}: {error}");
+        assert!(error.starts_with(&format!("{service}: {} settings are wrong", settings.len())), "{error}");
+        for (name, _) in settings {
+            assert!(error.contains(&format!("{name}: expected ")), "{name} in {error}");
+        }
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_reached_is_tried_again_and_said_once() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let database = ("DATABASE_URL", format!("postgres://nobody@{NOWHERE}/nothing"));
+        let kafka = ("KAFKA_BOOTSTRAP_SERVERS", NOWHERE.to_owned());
+        let grpc = ("GRPC_SERVER_PORT", ports::free().to_string());
+        let state = ("STATE_FILE", scratch.path().join("state.sqlite").display().to_string());
+        let peer = ("BILLING_SERVICE_GRPC_PORT", "9".to_owned());
+        let mut patients = launch(&scratch, "patient-service", &[database.clone(), kafka.clone(), peer]);
+        let mut billing = launch(&scratch, "billing-service", &[database, grpc]);
+        let mut analytics = launch(&scratch, "analytics-service", &[kafka, state]);
+        for service in [&patients, &billing] {
+            until_readiness(service, "database", 503, "DOWN").await;
+        }
+        until_readiness(&analytics, "kafka", 200, "DEGRADED").await;
+        until_metric(&analytics, "kafka_calls_total{operation=\"partitions\",outcome=\"away\"}", |calls| calls >= 4.0)
+            .await;
+        for (service, message) in [
+            (&patients, "the database is away"),
+            (&billing, "the database is away"),
+            (&analytics, "events cannot be read; they wait on the topic"),
+        ] {
+            assert_eq!(logged(service, message), 1, "{}", service.log());
+        }
+        assert_eq!(readiness(&patients, "database").await.0, 503);
+        for service in [&mut patients, &mut billing, &mut analytics] {
+            let alive = service.client().get("/actuator/health/liveness").await.unwrap();
+            assert_eq!(alive.status, 200);
+            assert!(service.stop().await.in_order());
+        }
+    });
+}
+
+fn launch(scratch: &Scratch, name: &'static str, settings: &[(&str, String)]) -> Service {
+    let common = [("LOG_FORMAT", "json".to_owned()), ("KAFKA_DEADLINE", "1s".to_owned())];
+    let settings = settings.iter().cloned().chain(common);
+    let environment = settings.map(|(name, value)| (name.to_owned(), value)).collect();
+    let launch =
+        Launch { name, port: ports::free(), environment, directory: scratch.path().to_owned(), label: name.to_owned() };
+    let mut service = launch.start().unwrap_or_else(|error| panic!("{error}"));
+    scratch.guard(service.process()).unwrap();
+    service
+}
