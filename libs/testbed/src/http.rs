@@ -44,16 +44,15 @@ impl std::error::Error for NoAnswer {}
 impl Client {
     /// A client of the service at `http://<address>`.
     pub fn new(address: impl fmt::Display) -> Self {
-        let config = surf::Config::new().set_tcp_no_delay(true).set_max_connections_per_host(CONNECTIONS);
-        // Only a TLS configuration could fail.
-        let surf = config.set_timeout(Some(LIMIT)).try_into().expect("the configuration is right");
-        Self { base: format!("http://{address}"), surf, limit: LIMIT }
+        Self { base: format!("http://{address}"), surf: surf(true), limit: LIMIT }
     }
 
-    /// The same client with another deadline.
+    /// A client of the same service that gives requests up after this time, and takes a new connection for each:
+    /// surf puts the connection of a request that was given up back into its pool, where the late answer would be taken
+    /// for that of the next request.
     #[must_use]
     pub fn with_limit(self, limit: Duration) -> Self {
-        Self { limit, ..self }
+        Self { limit, surf: surf(false), ..self }
     }
 
     /// Where the service is.
@@ -135,6 +134,13 @@ fn cause(error: surf::Error) -> String {
     text.rsplit_once("a new object: ").map_or(text.clone(), |(_, cause)| cause.to_owned())
 }
 
+fn surf(keep_alive: bool) -> surf::Client {
+    let config = surf::Config::new().set_tcp_no_delay(true).set_max_connections_per_host(CONNECTIONS);
+    let config = config.set_http_keep_alive(keep_alive).set_timeout(Some(LIMIT));
+    // Only a TLS configuration could fail.
+    config.try_into().expect("the configuration is right")
+}
+
 impl Answer {
     /// A header of the answer.
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -155,5 +161,55 @@ impl Answer {
     pub fn next(&self) -> Option<String> {
         let link = self.header("link")?.strip_suffix(">; rel=\"next\"")?;
         link.strip_prefix('<').map(str::to_owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::{SocketAddr, TcpListener, TcpStream},
+        thread,
+    };
+
+    use super::*;
+
+    const LATE: Duration = Duration::from_millis(300);
+
+    /// A server that answers each request with its path, `/late` late.
+    fn server() -> SocketAddr {
+        fn serve(stream: TcpStream) {
+            let (mut answers, mut requests) = (stream.try_clone().unwrap(), BufReader::new(stream));
+            loop {
+                let mut head = Vec::new();
+                while !head.last().is_some_and(|line: &String| line.trim().is_empty()) {
+                    let mut line = String::new();
+                    if requests.read_line(&mut line).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    head.push(line);
+                }
+                let path = head[0].split(' ').nth(1).unwrap().to_owned();
+                if path == "/late" {
+                    thread::sleep(LATE);
+                }
+                let _ = write!(answers, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len());
+            }
+        }
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(thread::spawn(|| serve(stream)))));
+        address
+    }
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_another_requests() {
+        let client = Client::new(server()).with_limit(LATE * 2 / 3);
+        smol::block_on(async {
+            assert!(client.get("/late").await.is_err());
+            // Before the late answer is there, with which the pool would know the connection for a bad one.
+            assert_eq!(client.get("/next").await.unwrap().text(), "/next");
+        });
     }
 }
