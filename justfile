@@ -59,6 +59,13 @@ test *filter:
     cargo build --locked --workspace --all-targets
     skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace -- $skip {{ filter }}
     tests/wire/run
+    tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
+
+# Try patient-service against its own OpenAPI document with schemathesis
+[group("test")]
+contract:
+    cargo build --locked --workspace --all-targets
+    tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
 
 # Run the tests of the running system from outside
 [group("test")]

@@ -5,6 +5,7 @@
 
 mod command_line;
 mod commands;
+mod contract;
 mod journey;
 mod operations;
 mod privacy;

@@ -99,10 +99,11 @@ impl Details {
         let name = text(Field::Name, input.name, NAME_LENGTH, &mut errors);
         let email = email(input.email, &mut errors);
         let address = text(Field::Address, input.address, ADDRESS_LENGTH, &mut errors);
-        if input.date_of_birth.as_deref().is_none_or(is_blank) {
+        let date_of_birth = input.date_of_birth.filter(|text| !is_blank(text));
+        if date_of_birth.is_none() {
             errors.push((Field::DateOfBirth, "Date of birth is required".to_owned()));
         }
-        let date_of_birth = date(Field::DateOfBirth, input.date_of_birth, today, &mut errors);
+        let date_of_birth = date(Field::DateOfBirth, date_of_birth, today, &mut errors);
         let registered_date = date(Field::RegisteredDate, input.registered_date, today, &mut errors);
         match (name, email, address, date_of_birth) {
             (Some(name), Some(email), Some(address), Some(date_of_birth)) if errors.is_empty() => {
@@ -144,7 +145,7 @@ fn email(value: Option<String>, errors: &mut FieldErrors) -> Option<String> {
 }
 
 fn date(field: Field, value: Option<String>, today: NaiveDate, errors: &mut FieldErrors) -> Option<NaiveDate> {
-    let value = value.filter(|value| !is_blank(value))?;
+    let value = value?;
     let title = field.title();
     // chrono alone would take "2024-1-1" and years of any length.
     let parsed = value.parse::<NaiveDate>().ok().filter(|date| date.to_string() == value);
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!(messages(Input::default()), expected);
         let blank = || Some(" \t".to_owned());
         let input =
-            Input { name: blank(), email: blank(), address: blank(), date_of_birth: blank(), registered_date: blank() };
+            Input { name: blank(), email: blank(), address: blank(), date_of_birth: blank(), registered_date: None };
         assert_eq!(messages(input), expected);
     }
 

@@ -45,15 +45,17 @@ impl Query {
         parse(&text).map_err(|why| self.reject(name, why)).ok()
     }
 
-    /// The parameter as a whole number within `range`.
+    /// The parameter as a whole number within `range`. An empty one is no number.
     pub fn number<N>(&mut self, name: &'static str, range: RangeInclusive<N>) -> Option<N>
     where
         N: FromStr + PartialOrd + std::fmt::Display,
     {
-        self.parsed(name, |text| {
-            let number = text.parse().ok().filter(|number| range.contains(number));
-            number.ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
-        })
+        let (_, text) = self.pairs.iter().rev().find(|(key, _)| key == name)?;
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            self.reject(name, format!("must be a whole number from {} to {}", range.start(), range.end()));
+        }
+        number
     }
 
     /// Adds an error of the parameter `name`.
@@ -90,12 +92,13 @@ mod tests {
 
     #[test]
     fn one_answer_names_every_wrong_parameter() {
-        let mut query = Query::parse("limit=0&page=x&search=%00");
+        let mut query = Query::parse("limit=0&page=x&size=&search=%00");
         assert_eq!(query.number("limit", 1..=10), None);
         assert_eq!(query.number::<u32>("page", 1..=10), None);
+        assert_eq!(query.number::<u32>("size", 1..=10), None);
         assert_eq!(query.text("search"), None);
         let text = format!("{:?}", query.finish(()).unwrap_err());
-        for name in ["limit", "page", "search"] {
+        for name in ["limit", "page", "size", "search"] {
             assert!(text.contains(name), "{text}");
         }
     }

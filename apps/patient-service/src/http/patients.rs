@@ -73,14 +73,14 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
     params(
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients at most; 100 unless given"),
         ("cursor" = Option<String>, Query, format = "cursor", description = "From the Link of an earlier answer with the same sort"),
-        ("search" = Option<String>, Query, description = "Part of a name or an email, whatever its case; without three letters or digits in a row, only the beginning of a word"),
-        ("sort" = Option<String>, Query, pattern = "^(asc|desc|-?(id|name|email|dateOfBirth|registeredDate))$",
+        ("search" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "Part of a name or an email, whatever its case; without three letters or digits in a row, only the beginning of a word"),
+        ("sort" = Option<String>, Query, pattern = "^(asc|desc|-?(id|name|email|dateOfBirth|registeredDate))?$",
             description = "id, name, email, dateOfBirth or registeredDate, with - before it for the reverse; or asc or desc, by sortField"),
         ("page" = Option<i64>, Query, minimum = 1, maximum = 100001, description = "Number of a page, from 1; it must not begin after the first 100000 patients, which `cursor` can"),
         ("size" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients on a page; 10 unless given"),
-        ("sortField" = Option<String>, Query, pattern = "^(id|name|email|dateOfBirth|registeredDate)$",
+        ("sortField" = Option<String>, Query, pattern = "^(id|name|email|dateOfBirth|registeredDate)?$",
             description = "By what to sort where sort does not say it; unless given, id, on pages name"),
-        ("searchValue" = Option<String>, Query, description = "On pages: as search"),
+        ("searchValue" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "On pages: as search"),
     ),
     responses(
         (status = 200, description = "Patients, or a page of them", body = super::openapi::ListOrPage, headers(
@@ -99,6 +99,8 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
     let (sort, sort_field) = (query.text("sort"), query.text("sortField"));
     let order = order(&mut query, SortField::Id);
     let term = query.text("search");
+    // It has no meaning here; a wrong one is told all the same.
+    let _ = query.text("searchValue");
     let after = query.parsed("cursor", |text| cursor::decode(text, order));
     let begin = after.map_or(Begin::First, Begin::After);
     let (term, sort) = query.finish((term, sort))?;
@@ -128,6 +130,8 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
 }
 
 async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> {
+    // These have no meaning on pages; a wrong one is told all the same.
+    let _ = (query.number("limit", 1..=LIMIT.1), query.text("search"));
     let page = query.number("page", 1..=SKIP + 1).unwrap_or(1);
     let size = query.number("size", 1..=LIMIT.1).unwrap_or(PAGE_SIZE);
     let skip = (page - 1) * size;
@@ -160,7 +164,7 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
     get, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-None-Match" = Option<String>, Header, pattern = r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#, description = "ETag of the version that the client has", example = "\"1\""),
+        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that the client has", example = "\"1\""),
     ),
     responses(
         (status = 200, description = "The patient", body = PatientBody, headers(
@@ -187,7 +191,7 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     put, path = "/patients/{id}", tag = "patients", request_body = PatientInput,
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, pattern = r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#, description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
     ),
     responses(
         (status = 200, description = "The patient as it is now", body = PatientBody, headers(
@@ -218,7 +222,7 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     delete, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, pattern = r#"^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$"#, description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
     ),
     responses(
         (status = 204, description = "Removed"),
