@@ -22,7 +22,9 @@ fn help_lists_every_setting() {
         let output = run(service, &["--help"], &[]);
         let help = text(&output.stdout);
         assert!(output.status.success() && help.contains(service));
-        for expected in ["SERVER_PORT", "LOG_LEVEL, LOGGING_LEVEL_ROOT", "healthcheck", "--print-config", "78"] {
+        let tracing = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        for expected in ["SERVER_PORT", "LOG_LEVEL, LOGGING_LEVEL_ROOT", tracing, "healthcheck", "--print-config", "78"]
+        {
             assert!(help.contains(expected), "{service}: {expected}");
         }
         assert!(text(&run(service, &["--version"], &[]).stdout).starts_with(service));
@@ -37,6 +39,7 @@ fn every_wrong_setting_is_named_and_ends_with_78() {
         ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
         ("KAFKA_BOOTSTRAP_SERVERS", "nowhere"),
         ("BILLING_DEADLINE", "soon"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
         ("LOG_LEVEL", "loud"),
     ];
     let output = run("patient-service", &[], &wrong);
@@ -45,7 +48,7 @@ fn every_wrong_setting_is_named_and_ends_with_78() {
     for (name, _) in wrong {
         assert!(error.contains(&format!("{name}: expected ")), "{name} in {error}");
     }
-    assert!(error.starts_with("patient-service: 5 settings are wrong"), "{error}");
+    assert!(error.starts_with("patient-service: 6 settings are wrong"), "{error}");
     assert!(!error.contains("hunter2"), "{error}");
     let missing = run("billing-service", &[], &[]);
     assert_eq!(missing.status.code(), Some(78));
@@ -59,6 +62,8 @@ fn the_configuration_in_force_is_printed_without_secrets() {
         ("SPRING_DATASOURCE_PASSWORD", "hunter2"),
         ("SPRING_KAFKA_BOOTSTRAP_SERVERS", "kafka:9092"),
         ("LOGGING_LEVEL_ROOT", "DEBUG"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hunter2"),
     ];
     let output = run("patient-service", &["--print-config"], &environment);
     let config = text(&output.stdout);
@@ -69,6 +74,8 @@ fn the_configuration_in_force_is_printed_without_secrets() {
         "SPRING_DATASOURCE_PASSWORD=***",
         "KAFKA_BOOTSTRAP_SERVERS=kafka:9092",
         "LOG_LEVEL=DEBUG",
+        "OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS=***",
     ] {
         assert!(config.lines().any(|found| found == line), "{line} in {config}");
     }

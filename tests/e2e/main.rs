@@ -3,12 +3,14 @@
 //! It runs on ports of its own, beside a `just up`.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod collector;
 mod command_line;
 mod commands;
 mod contract;
 mod journey;
 mod operations;
 mod privacy;
+mod spans;
 mod stopping;
 mod support;
 mod traces;

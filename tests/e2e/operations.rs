@@ -50,6 +50,7 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
                 ],
             ),
         ];
+        let described = include_str!("../../docs/observability.md");
         for (service, lines) in expected {
             let client = service.client();
             for health in ["/actuator/health", "/actuator/health/liveness", "/actuator/health/readiness"] {
@@ -61,6 +62,10 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
                     client.get("/metrics").await.unwrap().text().lines().any(|found| found.starts_with(line))
                 })
                 .await;
+            }
+            let metrics = client.get("/metrics").await.unwrap().text();
+            for name in metrics.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()) {
+                assert!(described.contains(&format!("`{name}")), "{name} is not in docs/observability.md");
             }
             assert_eq!(client.get("/nothing").await.unwrap().header("content-type"), Some("application/problem+json"));
         }

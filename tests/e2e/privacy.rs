@@ -1,14 +1,17 @@
-//! What is logged and measured holds nothing about a person.
+//! What is logged, measured and exported holds nothing about a person.
 
 use serde_json::{Value as Json, json};
 use surf::http::Method;
 use testbed::broker::Kind;
 
-use crate::support::{PATIENCE, path, system, until};
+use crate::{
+    collector::Collector,
+    support::{PATIENCE, path, system, until},
+};
 
 testbed::on_each_broker!(a_marked_patient_leaves_no_mark);
 
-/// Each of these is looked for in everything that is logged or measured.
+/// Each of these is looked for in everything that is logged, measured or exported.
 const NAME: &str = "Zebediah Markworthy";
 const EMAIL: &str = "zebediah.markworthy@mark.example";
 const ADDRESS: &str = "77 Markington Lane";
@@ -17,7 +20,9 @@ const MARKS: [&str; 6] = ["Zebediah", "zebediah", "arkworthy", "mark.example", "
 
 fn a_marked_patient_leaves_no_mark(kind: Kind) {
     runtime::block_on(2, async {
-        let system = system(kind, &[("LOG_LEVEL", "trace")]).await;
+        let collector = Collector::start(0);
+        let endpoint = collector.endpoint();
+        let system = system(kind, &[("LOG_LEVEL", "trace"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]).await;
         let client = system.patient_client();
         let marked = json!({"name": NAME, "email": EMAIL, "address": ADDRESS, "dateOfBirth": BIRTH});
         let send = async |method: Method, path: &str, headers: &[(&str, &str)], body: Option<&Json>| {
@@ -53,6 +58,15 @@ fn a_marked_patient_leaves_no_mark(kind: Kind) {
                     assert_eq!(line, None, "{mark} in the {what} of {}", service.launch().label);
                 }
             }
+        }
+        // Each request has been exported, the last of them with all that it set off.
+        for name in ["DELETE /patients/:id", "BillingService/RecordTransaction", "close account", "reconcile billing"] {
+            until(name, async || collector.spans().iter().any(|span| span.message.name == name)).await;
+        }
+        let exported = collector.text();
+        assert!(exported.contains("\"search patients in order\"") && exported.contains("patients_email_key"));
+        for mark in MARKS {
+            assert!(!exported.contains(mark), "{mark} in a span");
         }
         let shown = system.analytics.client().get("/analytics/summary").await.unwrap().text();
         assert!(MARKS.iter().all(|mark| !shown.contains(mark)));

@@ -67,7 +67,7 @@ fn services_do_not_depend_on_what_tests_and_tools_use() {
         let tree = cargo(&["tree", "--locked", "-p", service, "-e", "normal", "--prefix", "none", "-f", "{p} {f}"]);
         for line in tree.lines() {
             let name = line.split(' ').next().unwrap();
-            assert!(!["testbed", "surf", "async-h1"].contains(&name), "{service} contains {name}");
+            assert!(!["testbed", "async-h1"].contains(&name), "{service} contains {name}");
             assert!(!(name.starts_with("sqlx") && line.contains("_rt-tokio")), "{service}: {line}");
         }
     }

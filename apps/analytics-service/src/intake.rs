@@ -5,6 +5,7 @@
 //! from what the file says.
 
 mod fetcher;
+mod processing;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -159,6 +160,14 @@ impl Intake {
 
     /// Applies batches in one transaction.
     async fn apply(&self, batches: Vec<Batch>) -> Result<(), StateError> {
+        let records = batches.iter().flat_map(|batch| batch.records.iter().map(|record| (batch.partition, record)));
+        let spans = processing::begin(&self.settings.topic, records);
+        let result = self.commit(batches).await;
+        processing::end(spans, &result);
+        result
+    }
+
+    async fn commit(&self, batches: Vec<Batch>) -> Result<(), StateError> {
         let mut commit = Commit::default();
         let mut events = Vec::new();
         for Batch { partition, records, next } in batches {

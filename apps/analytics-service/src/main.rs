@@ -13,5 +13,7 @@ fn main() -> ExitCode {
         settings: Settings::read,
         http_address: |settings| settings.http.address,
     };
-    program.main(|settings, shutdown| async { Service::build(settings)?.run(shutdown).await })
+    program.main(|settings, shutdown| {
+        otlp::exporting(settings.otlp.clone(), async { Service::build(settings)?.run(shutdown).await })
+    })
 }

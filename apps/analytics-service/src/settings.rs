@@ -19,6 +19,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// What to do when the next record is gone.
     pub on_offset_loss: OnOffsetLoss,
+    /// Where traces go.
+    pub otlp: otlp::Settings,
 }
 
 impl Settings {
@@ -33,7 +35,8 @@ impl Settings {
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
         let about = "what to do when records were deleted before they were read, or the topic was made anew";
         let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
-        Self { http, kafka, topic, dead_letter_topic, assignment, state: state.into(), on_offset_loss }
+        let otlp = otlp::Settings::read(reader, "analytics-service");
+        Self { http, kafka, topic, dead_letter_topic, assignment, state: state.into(), on_offset_loss, otlp }
     }
 }
 

@@ -100,12 +100,14 @@ impl BillingService for Billing {
         &self,
         request: Request<ListTransactionsRequest>,
     ) -> Result<Response<Self::ListTransactionsStream>, Status> {
+        let trace = ::grpc::trace(&request);
         let ListTransactionsRequest { patient_id, after_position, limit } = request.into_inner();
         let patient_id = parse_patient_id(&patient_id).map_err(Failure::from)?;
         self.store.find(patient_id).await.map_err(Failure::from)?.ok_or(Failure::NoAccount)?;
         let left = if limit == 0 { i64::MAX } else { i64::from(limit) };
         let (sender, receiver) = channel::bounded(WAITING);
-        runtime::spawn(send_list(self.store.clone(), patient_id, after_position, left, sender)).detach();
+        let send = send_list(self.store.clone(), patient_id, after_position, left, sender);
+        runtime::spawn(trace.scope(send)).detach();
         Ok(Response::new(Box::pin(receiver)))
     }
 }

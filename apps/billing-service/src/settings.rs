@@ -9,6 +9,8 @@ pub struct Settings {
     pub grpc: ::grpc::ServerSettings,
     /// The database.
     pub database: postgres::Settings,
+    /// Where traces go.
+    pub otlp: otlp::Settings,
 }
 
 impl Settings {
@@ -17,6 +19,7 @@ impl Settings {
         let http = web::Settings::read(reader, "4001");
         let grpc = ::grpc::ServerSettings::read(reader, "9001", http.limits.drain);
         let example = "postgres://billing:password@localhost:5432/billing";
-        Self { http, grpc, database: postgres::Settings::read(reader, example, "billing-service") }
+        let database = postgres::Settings::read(reader, example, "billing-service");
+        Self { http, grpc, database, otlp: otlp::Settings::read(reader, "billing-service") }
     }
 }

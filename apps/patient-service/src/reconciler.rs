@@ -11,8 +11,9 @@ use grpc::{CallError, Code};
 use runtime::{Backoff, Shutdown, Wake, within};
 use smol::channel::{self, Receiver, Sender};
 use telemetry::{
-    TraceContext,
+    Span, TraceContext,
     metrics::{self, IntCounterVec, IntGauge},
+    span::Kind,
 };
 use uuid::Uuid;
 
@@ -71,12 +72,20 @@ impl Reconciler {
 
     async fn attempt(&self, task: &Task) {
         let trace = TraceContext::continue_from(task.traceparent.as_deref());
+        let mut span = Span::start(trace, Kind::Internal, "reconcile billing");
+        match span.scope(self.attempt_in(task, trace)).await {
+            Ok(()) => span.end(),
+            Err(error) => span.fail(error.outcome()),
+        }
+    }
+
+    async fn attempt_in(&self, task: &Task, trace: TraceContext) -> Result<(), CallError> {
         let outcome = match task.action {
             Action::Open => self.billing.open(task.patient_id, &task.name, &task.email, trace).await.map(drop),
             Action::Close => self.close(task, trace).await,
         };
         // A database that fails here leaves the task to be claimed again, which changes nothing at billing.
-        let _ = match outcome {
+        let _ = match &outcome {
             Ok(()) => {
                 RECONCILED.with_label_values(&["done"]).inc();
                 let (patient_id, action, trace_id) = (task.patient_id, task.action, trace.trace_id());
@@ -92,6 +101,7 @@ impl Reconciler {
                 self.tasks.postpone(task, Backoff::after(task.attempts, PAUSES.0, PAUSES.1)).await
             }
         };
+        outcome
     }
 
     /// Closes an account. If there is none, a call to open it may still be under way and would leave an open account

@@ -7,6 +7,7 @@
 
 mod batch;
 mod lease;
+mod record;
 mod seen;
 
 use std::{
@@ -21,7 +22,7 @@ use runtime::{Backoff, Shutdown, Wake, within};
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
 use uuid::Uuid;
 
-use self::{batch::Batch, lease::Lease, seen::Seen};
+use self::{batch::Batch, lease::Lease, record::Sending, seen::Seen};
 use crate::outbox::{Backlog, Outbox, Pending, Wanted};
 
 /// Events that are read at once.
@@ -239,11 +240,17 @@ impl Relay {
             if !self.lease().is_ours() {
                 return Err(StepError::NotLeased);
             }
-            let records = batches.iter().map(|(&partition, batch)| (partition, batch.records())).collect();
+            let (mut sendings, mut records) = (BTreeMap::new(), BTreeMap::new());
+            for (&partition, batch) in &batches {
+                let (sending, batch) = Sending::begin(&self.settings.topic, partition, &batch.events);
+                sendings.insert(partition, sending);
+                records.insert(partition, batch);
+            }
             let mut acknowledged = Vec::new();
             let mut again = BTreeMap::new();
             for (partition, result) in self.producer.send(records).await {
                 let Some(batch) = batches.remove(&partition) else { continue };
+                sendings.remove(&partition).unwrap_or_default().end(&result);
                 match result {
                     Ok(_) => {
                         self.failing.remove(&partition);

@@ -17,6 +17,8 @@ pub struct Settings {
     pub relay: relay::Settings,
     /// How long an `Idempotency-Key` is remembered.
     pub key_retention: Duration,
+    /// Where traces go.
+    pub otlp: otlp::Settings,
 }
 
 impl Settings {
@@ -47,6 +49,7 @@ impl Settings {
         let key_retention = reader
             .variable(&["IDEMPOTENCY_KEY_RETENTION"], "time for which an Idempotency-Key is remembered")
             .or("24h");
-        Self { http, database, billing, relay, key_retention }
+        let otlp = otlp::Settings::read(reader, "patient-service");
+        Self { http, database, billing, relay, key_retention, otlp }
     }
 }

@@ -9,8 +9,9 @@ use async_compat::Compat;
 use config::{HostPort, Reader};
 use runtime::{Backoff, within};
 use telemetry::{
-    TraceContext,
+    Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec, IntGaugeVec},
+    span::Kind,
 };
 use tonic::{
     Code, Request, Status,
@@ -44,6 +45,8 @@ static BREAKER_OPEN: LazyLock<IntGaugeVec> = LazyLock::new(|| {
 pub struct ClientSettings {
     /// The name of the peer, for logs and metrics.
     pub peer: &'static str,
+    /// The name of the service that it offers, for traces.
+    pub service: &'static str,
     /// Its address.
     pub address: HostPort,
     /// The time for a call with all its retries.
@@ -57,7 +60,7 @@ impl ClientSettings {
         let port = reader.variable(&["BILLING_SERVICE_GRPC_PORT"], "gRPC port of the billing service").or("9001");
         let deadline =
             reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
-        Self { peer: "billing-service", address: HostPort { host, port }, deadline }
+        Self { peer: "billing-service", service: "BillingService", address: HostPort { host, port }, deadline }
     }
 }
 
@@ -108,7 +111,7 @@ impl Client {
     {
         let started = Instant::now();
         let result = if self.breaker.allows(started) {
-            let attempts = Compat::new(self.attempts(started, trace, attempt));
+            let attempts = Compat::new(self.attempts(started, method, trace, attempt));
             let result = within(self.settings.deadline, attempts).await;
             result.unwrap_or(Err(CallError::Late(self.settings.deadline)))
         } else {
@@ -127,6 +130,7 @@ impl Client {
     async fn attempts<T, F>(
         &self,
         started: Instant,
+        method: &'static str,
         trace: TraceContext,
         attempt: impl Fn(Outgoing) -> F,
     ) -> Result<T, CallError>
@@ -137,8 +141,15 @@ impl Client {
         for number in 1.. {
             let left = self.settings.deadline.saturating_sub(started.elapsed());
             let outgoing = Outgoing { channel: self.channel.clone(), left, trace: trace.child() };
+            let mut span = Span::start(outgoing.trace, Kind::Client, "gRPC");
+            if span.is_recorded() {
+                describe(&mut span, &format!("{}/{method}", self.settings.service));
+                span.set("peer.service", self.settings.peer);
+            }
             // Boxed, because a call's future takes kilobytes and would be part of every handler's.
-            match Box::pin(attempt(outgoing)).await {
+            let result = Box::pin(attempt(outgoing)).await;
+            end(span, &result);
+            match result {
                 Ok(answer) => {
                     self.budget.success();
                     return Ok(answer);
@@ -238,7 +249,8 @@ impl CallError {
         )
     }
 
-    fn outcome(&self) -> &'static str {
+    /// A short name for metrics and traces.
+    pub fn outcome(&self) -> &'static str {
         match self {
             Self::Status(status) => code_name(status.code()),
             Self::Late(_) => "late",
@@ -259,6 +271,25 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+/// What a span tells of a call to a method, written as `service/method`.
+pub(crate) fn describe(span: &mut Span, method: &str) {
+    span.rename(|| method.to_owned());
+    span.set("rpc.system", "grpc");
+    if let Some((service, method)) = method.rsplit_once('/').filter(|_| span.is_recorded()) {
+        span.set("rpc.service", service.to_owned());
+        span.set("rpc.method", method.to_owned());
+    }
+}
+
+/// The attribute with a call's status code.
+pub(crate) const STATUS_CODE: &str = "rpc.grpc.status_code";
+
+fn end<T>(mut span: Span, result: &Result<T, Status>) {
+    let code = result.as_ref().err().map_or(Code::Ok, Status::code);
+    span.set(STATUS_CODE, i64::from(code as i32));
+    if code == Code::Ok { span.end() } else { span.fail(code_name(code)) }
+}
 
 /// The name of a status code as gRPC writes it, in lower case.
 pub(crate) fn code_name(code: Code) -> &'static str {

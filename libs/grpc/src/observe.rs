@@ -9,8 +9,9 @@ use std::{
 };
 
 use telemetry::{
-    TraceContext,
+    Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec},
+    span::{self, Kind},
 };
 use tonic::{
     Code,
@@ -19,7 +20,7 @@ use tonic::{
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
-use crate::client::code_name;
+use crate::client::{STATUS_CODE, code_name, describe};
 
 static CALLS: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("grpc_server_calls_total", "gRPC calls answered.", &["method", "code"]));
@@ -61,10 +62,11 @@ where
         let trace = TraceContext::continue_from(header);
         request.extensions_mut().insert(trace);
         let method = request.uri().path().trim_start_matches('/').to_owned();
-        let span = tracing::info_span!("call", trace_id = trace.trace_id(), method);
-        let call = self.inner.call(request).instrument(span);
+        let mut span = server_span(trace, &method);
+        let lines = tracing::info_span!("call", trace_id = trace.trace_id(), method);
+        let call = self.inner.call(request).instrument(lines);
         Box::pin(async move {
-            let response = call.await?;
+            let response = span.scope(call).await?;
             // A call that fails before its first message says so in the head; the others end well, as far as is known.
             let code =
                 response.headers().get("grpc-status").map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()));
@@ -72,7 +74,26 @@ where
             let method = if code == Code::Unimplemented { "(none)" } else { &method };
             CALLS.with_label_values(&[method, code_name(code)]).inc();
             LATENCY.with_label_values(&[method]).observe(started.elapsed().as_secs_f64());
+            describe(&mut span, method);
+            span.set(STATUS_CODE, i64::from(code as i32));
+            if is_fault(code) {
+                span.fail(code_name(code))
+            } else {
+                span.end()
+            }
             Ok(response)
         })
     }
+}
+
+/// The span of a call, which gets its name once it is known that there is such a method. Probes would only be noise.
+fn server_span(trace: TraceContext, method: &str) -> Span {
+    let operation = method.starts_with("grpc.");
+    if operation || !span::is_collected() { Span::NONE } else { Span::start(trace, Kind::Server, "gRPC") }
+}
+
+/// Whether an answer tells of a fault of the server's, rather than of the call.
+fn is_fault(code: Code) -> bool {
+    use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+    matches!(code, DataLoss | DeadlineExceeded | Internal | Unavailable | Unimplemented | Unknown)
 }

@@ -87,7 +87,7 @@ impl BillingService for Scripted {
 
 fn client(address: SocketAddr) -> Client {
     let address = HostPort { host: address.ip().to_string(), port: address.port() };
-    Client::new(ClientSettings { peer: "test", address, deadline: DEADLINE }).unwrap()
+    Client::new(ClientSettings { peer: "test", service: "Test", address, deadline: DEADLINE }).unwrap()
 }
 
 async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<BillingResponse, CallError> {

@@ -19,8 +19,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// A short name for metrics.
-    pub(crate) fn outcome(&self) -> &'static str {
+    /// A short name for metrics and traces.
+    pub fn outcome(&self) -> &'static str {
         match self {
             Self::Refused(_) => "refused",
             Self::UnknownTopic => "unknown_topic",

@@ -13,10 +13,12 @@ use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection,
     migrate::{MigrateError, Migrator},
 };
+use telemetry::{Span, span::Kind};
 
 use crate::{
     Error, Settings,
     pool::{Pool, unavailable},
+    statement::UNNAMED,
 };
 
 /// Time for all migrations together. A large table takes long to index.
@@ -110,8 +112,14 @@ impl Database {
             return Err(unavailable("its schema is not migrated yet"));
         }
         let started = Instant::now();
-        let result = self.attempt(work).await;
+        let mut span = Span::child(Kind::Client, UNNAMED);
+        span.set("db.system.name", "postgresql");
+        let result = span.scope(self.attempt(work)).await;
         self.tell(started, &result);
+        match &result {
+            Ok(_) => span.end(),
+            Err(error) => span.fail(error.outcome()),
+        }
         result
     }
 

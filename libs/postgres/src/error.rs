@@ -12,6 +12,17 @@ pub enum Error {
     Query(sqlx::Error),
 }
 
+impl Error {
+    /// A short name for traces.
+    pub(crate) fn outcome(&self) -> Cow<'static, str> {
+        match self {
+            Self::Unavailable(_) => "unavailable".into(),
+            Self::Constraint(name) => name.clone().into(),
+            Self::Query(_) => "query".into(),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -11,8 +11,10 @@ mod database;
 mod error;
 mod pool;
 mod settings;
+mod statement;
 
 pub use database::{Database, MigrationError};
 pub use error::Error;
 pub use settings::{Settings, Url};
-pub use sqlx::{Acquire, PgConnection, Row, migrate::Migrator, postgres::PgRow, query};
+pub use sqlx::{Acquire, PgConnection, Row, migrate::Migrator, postgres::PgRow};
+pub use statement::query;

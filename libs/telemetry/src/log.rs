@@ -26,7 +26,7 @@ use tracing_subscriber::{
 };
 
 /// The crates whose lines `LOG_LEVEL` lets through, beside the service's own. Lines of others pass from WARN on.
-const OURS: [&str; 6] = ["grpc", "kafka", "postgres", "runtime", "telemetry", "web"];
+const OURS: [&str; 7] = ["grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "web"];
 
 /// What is logged, and in which form.
 #[derive(Clone, Debug)]

@@ -2,7 +2,8 @@ use std::fmt;
 
 /// Where a piece of work stands in its trace: the W3C Trace Context, version 00.
 ///
-/// It is a plain value. Whoever does work on behalf of a request passes it on; nothing hides in thread-locals.
+/// It is a plain value, which names a piece of work and the one that caused it. Whoever does work on behalf of a request
+/// passes it on; a [`Span`](crate::Span) records the work that it names.
 ///
 /// ```
 /// use telemetry::TraceContext;
@@ -16,6 +17,8 @@ use std::fmt;
 pub struct TraceContext {
     trace_id: u128,
     span_id: u64,
+    /// 0 where the trace begins.
+    parent_id: u64,
     sampled: bool,
 }
 
@@ -25,13 +28,13 @@ impl TraceContext {
 
     /// A new trace that begins here.
     pub fn root() -> Self {
-        Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), sampled: true }
+        Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), parent_id: 0, sampled: true }
     }
 
     /// The same trace, one span further.
     #[must_use]
     pub fn child(self) -> Self {
-        Self { span_id: fastrand::u64(1..), ..self }
+        Self { span_id: fastrand::u64(1..), parent_id: self.span_id, ..self }
     }
 
     /// The context that a caller sent, one span further; a new trace if there is none or it is malformed, as the
@@ -49,7 +52,7 @@ impl TraceContext {
         if version == 0xff || too_long || trace_id == 0 || span_id == 0 {
             return None;
         }
-        Some(Self { trace_id, span_id: span_id as u64, sampled: flags & 1 == 1 })
+        Some(Self { trace_id, span_id: span_id as u64, parent_id: 0, sampled: flags & 1 == 1 })
     }
 
     /// 32 lower-case hexadecimal digits.
@@ -65,6 +68,12 @@ impl TraceContext {
     /// Whether the caller wants the trace to be recorded.
     pub fn sampled(self) -> bool {
         self.sampled
+    }
+
+    /// The ids as bytes, in the order of the header: of the trace, of the span, and of its parent if it has one.
+    pub fn ids(self) -> ([u8; 16], [u8; 8], Option<[u8; 8]>) {
+        let parent = (self.parent_id != 0).then(|| self.parent_id.to_be_bytes());
+        (self.trace_id.to_be_bytes(), self.span_id.to_be_bytes(), parent)
     }
 }
 
@@ -117,6 +126,8 @@ mod tests {
         let child = TraceContext::continue_from(Some(PARENT));
         assert_eq!(child.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_ne!(child.span_id(), "00f067aa0ba902b7");
+        let (_, _, parent) = child.ids();
+        assert_eq!(parent.map(u64::from_be_bytes), Some(0x00f067aa0ba902b7));
         assert_ne!(TraceContext::continue_from(None).trace_id(), child.trace_id());
     }
 }

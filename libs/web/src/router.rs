@@ -11,7 +11,11 @@ use std::{
 };
 
 use futures_lite::FutureExt as _;
-use telemetry::metrics::{self, HistogramVec, IntCounterVec, IntGauge};
+use telemetry::{
+    Span, TraceContext,
+    metrics::{self, HistogramVec, IntCounterVec, IntGauge},
+    span,
+};
 use tide::{Endpoint, Request, Response, StatusCode, http::Method, utils::async_trait};
 use tracing::Instrument as _;
 
@@ -224,6 +228,24 @@ impl<S> Route<S> {
         Self { method: Method::Get, path, handler, limit: None }
     }
 
+    /// The span of a request, named by its route: a path can hold anything. Probes and scrapes would only be noise.
+    fn span(&self, trace: TraceContext, method: Method) -> Span {
+        let operation = self.limit.is_none() && self.path != NO_ROUTE;
+        if operation || !span::is_collected() {
+            return Span::NONE;
+        }
+        let mut span = Span::start(trace, span::Kind::Server, "HTTP");
+        if self.path == NO_ROUTE {
+            span.rename(|| method.to_string());
+        } else {
+            span.rename(|| format!("{method} {}", self.path));
+            span.set("http.route", self.path);
+        }
+        span.set("http.request.method", method.to_string());
+        span.set("url.scheme", "http");
+        span
+    }
+
     async fn handle(&self, request: Request<S>) -> Result<Response, Problem> {
         let _entered = match &self.limit {
             Some(in_flight) => match in_flight.enter() {
@@ -250,14 +272,22 @@ impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
         let method = if self.path == NO_ROUTE { "any" } else { self.method.as_ref() };
         // Only a problem shows it, and most answers are none.
         let path = request.url().path().to_owned();
-        let span = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);
-        let response = match self.handle(request).instrument(span).await {
+        let mut span = self.span(trace, request.method());
+        let lines = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);
+        let response = match span.scope(self.handle(request).instrument(lines)).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(&path, trace),
         };
         LATENCY.with_label_values(&[method, self.path]).observe(started.elapsed().as_secs_f64());
-        let status = u16::from(response.status()).to_string();
+        let code = u16::from(response.status());
+        let status = code.to_string();
         REQUESTS.with_label_values(&[method, self.path, &status]).inc();
+        span.set("http.response.status_code", i64::from(code));
+        if response.status().is_server_error() {
+            span.fail(status)
+        } else {
+            span.end()
+        }
         Ok(response)
     }
 }

@@ -50,7 +50,12 @@ impl Harness {
         let (grpc, http, shutdown) = (service.grpc_address(), service.http_address(), Shutdown::new());
         let running = runtime::spawn(service.run(shutdown.clone()));
         let address = HostPort { host: grpc.ip().to_string(), port: grpc.port() };
-        let settings = ClientSettings { peer: "billing-service", address, deadline: Duration::from_secs(5) };
+        let settings = ClientSettings {
+            peer: "billing-service",
+            service: "BillingService",
+            address,
+            deadline: Duration::from_secs(5),
+        };
         Self { client: Arc::new(Client::new(settings).unwrap()), http, shutdown, running }
     }
 

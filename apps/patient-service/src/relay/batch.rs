@@ -1,10 +1,4 @@
-use chrono::Utc;
-use codec::{
-    event::Kind,
-    headers::{self, Headers},
-};
-use kafka::Record;
-
+use super::record::record;
 use crate::outbox::Pending;
 
 /// Bytes of one batch at most: with its frame it has to stay below the 1 MiB that brokers take by default.
@@ -24,7 +18,7 @@ impl Batch {
     /// Adds an event unless the batch is full. An event that finds no room waits for the next step, and so does
     /// everything after it.
     pub(super) fn add(&mut self, event: Pending) {
-        let bytes = record(&event).approximate_size() + FRAME_BYTES;
+        let bytes = record(&event, event.traceparent.as_deref()).approximate_size() + FRAME_BYTES;
         self.full |= !self.events.is_empty() && self.bytes + bytes > BATCH_BYTES;
         if !self.full {
             self.bytes += bytes;
@@ -37,32 +31,12 @@ impl Batch {
         self.events.truncate(self.events.len() / 2);
         self
     }
-
-    /// What goes to the broker.
-    pub(super) fn records(&self) -> Vec<Record> {
-        self.events.iter().map(record).collect()
-    }
-}
-
-fn record(event: &Pending) -> Record {
-    Record {
-        key: Some(event.patient_id.to_string().into_bytes()),
-        value: Some(event.value.clone()),
-        headers: headers_of(event),
-        timestamp: Utc::now(),
-    }
-}
-
-fn headers_of(event: &Pending) -> Headers {
-    match event.event_type.parse::<Kind>() {
-        Ok(kind) => headers::of_event(event.event_id, kind, event.created_at, event.traceparent.as_deref()),
-        // A later version of this service wrote a kind that we do not know. Its value says all.
-        Err(_) => Headers::new(),
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::Utc;
+    use codec::event::Kind;
     use uuid::Uuid;
 
     use super::*;

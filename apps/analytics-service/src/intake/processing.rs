@@ -1,0 +1,45 @@
+//! The spans of records that are being applied, each in the trace that its record carries.
+
+use codec::headers::{self, TRACEPARENT};
+use kafka::RecordAndOffset;
+use telemetry::{
+    Span, TraceContext,
+    span::{self, Kind},
+};
+
+use crate::state::StateError;
+
+/// Who reads, where messaging has consumer groups; we are given our partitions.
+const GROUP: &str = "analytics-service";
+
+/// Begins to apply records, given with their partition; none if spans are not collected.
+pub(super) fn begin<'a>(topic: &str, records: impl Iterator<Item = (i32, &'a RecordAndOffset)>) -> Vec<Span> {
+    if !span::is_collected() {
+        return Vec::new();
+    }
+    let begin = |(partition, record): (i32, &RecordAndOffset)| {
+        let traceparent = headers::text(&record.record.headers, TRACEPARENT);
+        let mut span = Span::start(TraceContext::continue_from(traceparent), Kind::Consumer, "process");
+        if span.is_recorded() {
+            span.rename(|| format!("process {topic}"));
+            span.set("messaging.system", "kafka");
+            span.set("messaging.operation.type", "process");
+            span.set("messaging.destination.name", topic.to_owned());
+            span.set("messaging.destination.partition.id", partition.to_string());
+            span.set("messaging.consumer.group.name", GROUP);
+            span.set("messaging.kafka.offset", record.offset);
+        }
+        span
+    };
+    records.map(begin).filter(Span::is_recorded).collect()
+}
+
+/// Ends with the commit of what the records add up to.
+pub(super) fn end(spans: Vec<Span>, result: &Result<(), StateError>) {
+    for span in spans {
+        match result {
+            Ok(()) => span.end(),
+            Err(_) => span.fail("state"),
+        }
+    }
+}

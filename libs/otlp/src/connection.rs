@@ -1,0 +1,87 @@
+//! What surf speaks through here: hyper's http1 on smol, over one connection that is kept while it lasts.
+//!
+//! surf's own backends bring tokio's timers into a service, and look names up on the executor's thread, which stands still
+//! meanwhile.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    client::conn::http1::{self, SendRequest},
+    header::HOST,
+};
+use smol::{lock::Mutex, net::TcpStream};
+use smol_hyper::rt::FuturesIo;
+use surf::{
+    HttpClient, StatusCode, Url,
+    http::{Error, Request, Response},
+    utils::async_trait,
+};
+
+/// Bytes of an answer at most; a right one has hardly any.
+const LARGEST_ANSWER: usize = 64 * 1024;
+
+/// A backend of surf for one host. It has no deadline: whoever drops a request closes the connection.
+#[derive(Debug, Default)]
+pub(crate) struct OneConnection {
+    open: Mutex<Option<SendRequest<Full<Bytes>>>>,
+}
+
+#[async_trait]
+impl HttpClient for OneConnection {
+    async fn send(&self, mut request: Request) -> Result<Response, Error> {
+        let body = request.take_body().into_bytes().await?;
+        let message = message(&request, body)?;
+        let mut open = self.open.lock().await;
+        let mut connection = match ready(open.take()).await {
+            Some(connection) => connection,
+            None => connect(request.url()).await?,
+        };
+        let (head, body) = connection.send_request(message).await.map_err(away)?.into_parts();
+        let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(away)?.to_bytes();
+        *open = Some(connection);
+        let mut response = Response::new(StatusCode::try_from(head.status.as_u16())?);
+        for (name, value) in &head.headers {
+            // An answer's header that is no text says nothing to us.
+            if let Ok(value) = value.to_str() {
+                response.append_header(name.as_str(), value);
+            }
+        }
+        response.set_body(&*body);
+        Ok(response)
+    }
+}
+
+/// The connection, unless the other side has closed it.
+async fn ready(connection: Option<SendRequest<Full<Bytes>>>) -> Option<SendRequest<Full<Bytes>>> {
+    let mut connection = connection?;
+    connection.ready().await.is_ok().then_some(connection)
+}
+
+/// hyper's form of a request.
+fn message(request: &Request, body: Vec<u8>) -> Result<hyper::Request<Full<Bytes>>, Error> {
+    let url = request.url();
+    let target = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+    let host = url.host_str().unwrap_or_default();
+    let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let mut message = hyper::Request::builder().method(request.method().as_ref()).uri(target).header(HOST, host);
+    for (name, values) in request.iter() {
+        for value in values {
+            message = message.header(name.as_str(), value.as_str());
+        }
+    }
+    message.body(Full::from(body)).map_err(|error| Error::new(StatusCode::BadRequest, error))
+}
+
+async fn connect(url: &Url) -> Result<SendRequest<Full<Bytes>>, Error> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, url.port_or_known_default().unwrap_or(80))).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(away)?;
+    // It ends with the sender, or when the other side closes it; whoever waits for an answer hears of it.
+    runtime::spawn(async { drop(connection.await) }).detach();
+    Ok(sender)
+}
+
+fn away(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::from_str(StatusCode::BadGateway, error.into().to_string())
+}

@@ -1,0 +1,166 @@
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Instant, SystemTime},
+};
+
+use config::{Environment, Reader};
+use prost::Message as _;
+use surf::{StatusCode, Url};
+use telemetry::{TraceContext, span::Kind};
+use tide::{Request, Response};
+use web::{Limits, Problem, Router, Server};
+
+use super::*;
+use crate::proto::collector::trace::v1::ExportTraceServiceRequest;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a collector was sent, and what it answers.
+#[derive(Clone)]
+struct Books {
+    sent: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    calls: Arc<AtomicUsize>,
+    /// The status of the call with this number; none: no answer at all.
+    answer: fn(usize) -> Option<u16>,
+}
+
+impl Books {
+    fn sizes(&self) -> Vec<usize> {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.iter().map(|request| request.resource_spans[0].scope_spans[0].spans.len()).collect()
+    }
+}
+
+async fn take(mut request: Request<Books>) -> Result<Response, Problem> {
+    let body = web::read_body(&mut request, &Limits { body: 16 * 1024 * 1024, ..Limits::default() }).await?;
+    let books = request.state();
+    assert_eq!(request.header("content-type").map(|value| value.as_str()), Some("application/x-protobuf"));
+    assert_eq!(request.header("x-tenant").map(|value| value.as_str()), Some("a"));
+    let call = books.calls.fetch_add(1, Ordering::SeqCst);
+    let Some(status) = (books.answer)(call) else { return std::future::pending().await };
+    if status == 200 {
+        let message = ExportTraceServiceRequest::decode(&*body).unwrap();
+        books.sent.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    }
+    Ok(Response::new(StatusCode::try_from(status).unwrap()))
+}
+
+/// Runs a test on an exporter with a collector that answers like this; gives the collector's books afterwards, and how
+/// long the exporter took to stop.
+fn with_collector(answer: fn(usize) -> Option<u16>, test: impl AsyncFnOnce(&Queue, &Books)) -> (Books, Duration) {
+    let books = Books { sent: Arc::default(), calls: Arc::default(), answer };
+    let stopped_in = runtime::block_on(2, async {
+        let read = |name, value| Reader::new(Environment::empty().with(name, value));
+        let server = Server::bind(&web::Settings::read(&mut read("SERVER_PORT", "0"), "0")).unwrap();
+        // A name, so that it is looked up.
+        let url = Url::parse(&format!("http://localhost:{}/v1/traces", server.address().port())).unwrap();
+        let app = Router::new(books.clone()).post("/v1/traces", take).build();
+        let serving = runtime::spawn(server.serve(app, Shutdown::new()));
+        let settings = Settings::read(&mut read("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=a"), "test-service");
+        let (queue, exporter) = Exporter::new(Collector::new(url, settings.clone()), settings);
+        let stop = Shutdown::new();
+        let export = runtime::spawn(exporter.run(stop.clone()));
+        test(&queue, &books).await;
+        let stopping = Instant::now();
+        stop.trigger();
+        let _ = within(FLUSH_LIMIT, export).await;
+        drop(serving);
+        stopping.elapsed()
+    });
+    (books, stopped_in)
+}
+
+fn span() -> Finished {
+    Finished {
+        context: TraceContext::root(),
+        kind: Kind::Internal,
+        name: "work".into(),
+        started: SystemTime::now(),
+        lasted: Duration::from_millis(1),
+        attributes: Vec::new(),
+        events: Vec::new(),
+        error: None,
+    }
+}
+
+async fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < end, "it has not happened: {what}");
+        smol::Timer::after(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn full_batches_go_at_once_and_the_rest_at_the_stop() {
+    let (books, _) = with_collector(
+        |_| Some(200),
+        async |queue, books| {
+            (0..2 * BATCH).for_each(|_| queue.add(span()));
+            until("two batches", || books.sizes().len() == 2).await;
+            queue.add(span());
+        },
+    );
+    assert_eq!(books.sizes(), [BATCH, BATCH, 1]);
+}
+
+#[test]
+fn a_few_spans_do_not_wait_long_for_others() {
+    with_collector(
+        |_| Some(200),
+        async |queue, books| {
+            queue.add(span());
+            until("one batch", || books.sizes() == [1]).await;
+        },
+    );
+}
+
+#[test]
+fn a_collector_that_comes_back_gets_what_it_did_not_take() {
+    let (books, _) = with_collector(
+        |call| Some(if call < 2 { 503 } else { 200 }),
+        async |queue, books| {
+            queue.add(span());
+            until("one batch", || books.sizes() == [1]).await;
+        },
+    );
+    assert_eq!(books.calls.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn what_a_collector_refuses_for_good_is_not_sent_again() {
+    let (books, _) = with_collector(
+        |call| Some(if call == 0 { 400 } else { 200 }),
+        async |queue, books| {
+            queue.add(span());
+            until("a refusal", || books.calls.load(Ordering::SeqCst) == 1).await;
+            queue.add(span());
+            queue.add(span());
+            until("the next batch", || books.sizes() == [2]).await;
+        },
+    );
+    assert_eq!(books.calls.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_collector_that_hangs_costs_spans_and_no_more() {
+    let dropped = SPANS.with_label_values(&["dropped"]);
+    let (books, stopped_in) = with_collector(
+        |_| None,
+        async |queue, books| {
+            queue.add(span());
+            until("a call", || books.calls.load(Ordering::SeqCst) == 1).await;
+            let before = dropped.get();
+            let started = Instant::now();
+            (0..QUEUE + 1000).for_each(|_| queue.add(span()));
+            assert!(started.elapsed() < Duration::from_secs(1), "nobody waits for the collector");
+            assert_eq!(queue.sender.len(), QUEUE);
+            assert_eq!(dropped.get() - before, 1000);
+        },
+    );
+    assert!(books.sizes().is_empty());
+    assert!(stopped_in < FLUSH_LIMIT + Duration::from_secs(1), "{stopped_in:?}");
+}

@@ -1,0 +1,228 @@
+use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
+
+use config::{Reader, Secret, Value};
+use percent_encoding::percent_decode_str;
+use surf::{
+    Url,
+    http::headers::{HeaderName, HeaderValue},
+};
+
+/// Where spans go, by the variables of the OpenTelemetry specification.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The URL for traces; none: no span is recorded.
+    pub(crate) traces: Option<Url>,
+    pub(crate) headers: Secret<Headers>,
+    pub(crate) timeout: Duration,
+    /// What is true of every span of the process.
+    pub(crate) resource: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Reads the variables. `service` is the name of the service, unless they give another one.
+    pub fn read(reader: &mut Reader, service: &'static str) -> Self {
+        let base: Option<Endpoint> =
+            reader.variable(&["OTEL_EXPORTER_OTLP_ENDPOINT"], "collector that traces are sent to").optional();
+        let own: Option<Endpoint> = reader
+            .variable(&["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"], "the same, with the whole path for traces")
+            .optional();
+        let _: Protocol = reader
+            .variable(&["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent")
+            .or("http/protobuf");
+        let headers = reader
+            .variable(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector")
+            .optional();
+        let timeout = reader
+            .variable(&["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending")
+            .or("10s");
+        let name: Option<String> = reader
+            .variable(&["OTEL_SERVICE_NAME"], "name of the service in traces, instead of the program's")
+            .optional();
+        let attributes: Option<Pairs> =
+            reader.variable(&["OTEL_RESOURCE_ATTRIBUTES"], "what else is true of every span").optional();
+
+        let mut resource = BTreeMap::from(
+            [
+                ("service.name", service.to_owned()),
+                // Of the workspace, and so of each service.
+                ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+                ("service.instance.id", format!("{:032x}", fastrand::u128(..))),
+                ("telemetry.sdk.language", "rust".to_owned()),
+                ("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned()),
+                ("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value)),
+        );
+        resource.extend(attributes.unwrap_or_default().0);
+        resource.extend(name.map(|name| ("service.name".to_owned(), name)));
+        let traces = own.map(|Endpoint(url)| url).or_else(|| base.map(|base| base.below("v1/traces")));
+        Self { traces, headers: headers.unwrap_or_default(), timeout, resource }
+    }
+}
+
+/// The URL of a collector.
+#[derive(Clone, Debug)]
+struct Endpoint(Url);
+
+impl Endpoint {
+    /// The URL of one signal, as the specification has it: appended to the path, whether that ends with a slash or not.
+    fn below(self, signal: &str) -> Url {
+        let Self(mut url) = self;
+        let path = format!("{}/{signal}", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        url
+    }
+}
+
+impl Value for Endpoint {
+    const EXPECTED: &'static str = "http://host:port, with a path or without";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        // The parser's message can quote nothing of the URL; the URL itself is no secret unless it holds one.
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        if url.scheme() != "http" {
+            return Err("its scheme is not http; a collector beside the service can pass spans on over TLS".to_owned());
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err("it names no host".to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("it holds a user; use OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+        }
+        Ok(Self(url))
+    }
+}
+
+/// How OTLP is spoken.
+struct Protocol;
+
+impl Value for Protocol {
+    const EXPECTED: &'static str = "http/protobuf, the only one spoken here";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "http/protobuf" { Ok(Self) } else { Err("it is another one".to_owned()) }
+    }
+}
+
+/// Names with values: `name=value,name=value`, percent-encoded.
+#[derive(Clone, Debug, Default)]
+struct Pairs(BTreeMap<String, String>);
+
+impl Value for Pairs {
+    const EXPECTED: &'static str = "name=value, or several of them separated by commas; percent-encoded";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut pairs = BTreeMap::new();
+        for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or("a part of it has no =")?;
+            let decode = |text: &str| percent_decode_str(text.trim()).decode_utf8().map(|text| text.into_owned());
+            let (Ok(name), Ok(value)) = (decode(name), decode(value)) else {
+                return Err("a part of it is no text".to_owned());
+            };
+            if name.is_empty() {
+                return Err("a part of it has no name".to_owned());
+            }
+            pairs.insert(name, value);
+        }
+        Ok(Self(pairs))
+    }
+}
+
+/// Headers of HTTP.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Headers(pub(crate) Vec<(HeaderName, HeaderValue)>);
+
+impl Value for Headers {
+    const EXPECTED: &'static str = Pairs::EXPECTED;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let header = |(name, value): (String, String)| {
+            let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+            let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
+            // The types let any ASCII in, line breaks too.
+            let name = HeaderName::from_str(&name).ok().filter(|_| name.bytes().all(token));
+            let value = HeaderValue::from_str(&value).ok().filter(|_| value.bytes().all(printable));
+            name.zip(value).ok_or_else(|| "a part of it cannot be a header".to_owned())
+        };
+        Pairs::parse(text)?.0.into_iter().map(header).collect::<Result<_, String>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::Environment;
+
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<(Settings, String), String> {
+        let environment = variables.iter().fold(Environment::empty(), |all, (name, value)| all.with(*name, *value));
+        let mut reader = Reader::new(environment);
+        let settings = Settings::read(&mut reader, "test-service");
+        let (settings, report) = reader.finish(settings).map_err(|errors| errors.to_string())?;
+        Ok((settings, report.values()))
+    }
+
+    fn traces(variables: &[(&str, &str)]) -> Option<String> {
+        read(variables).unwrap().0.traces.map(String::from)
+    }
+
+    #[test]
+    fn the_path_for_traces_is_appended_to_the_endpoint_and_taken_as_it_is_from_its_own() {
+        assert_eq!(traces(&[]), None);
+        for (base, expected) in [
+            ("http://collector:4318", "http://collector:4318/v1/traces"),
+            ("http://collector:4318/", "http://collector:4318/v1/traces"),
+            ("http://collector/otlp", "http://collector/otlp/v1/traces"),
+            ("http://[::1]:4318/otlp/", "http://[::1]:4318/otlp/v1/traces"),
+        ] {
+            assert_eq!(traces(&[("OTEL_EXPORTER_OTLP_ENDPOINT", base)]).as_deref(), Some(expected));
+        }
+        for (own, expected) in [("http://other:1", "http://other:1/"), ("http://other:1/x", "http://other:1/x")] {
+            let variables =
+                [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"), ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", own)];
+            assert_eq!(traces(&variables).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn names_headers_and_attributes_are_decoded() {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=general"),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Basic%20dTpw, x-tenant=a%2Cb"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=other"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1500"),
+        ];
+        let (settings, shown) = read(&variables).unwrap();
+        let headers = settings.headers.expose().0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        assert_eq!(headers.collect::<Vec<_>>(), [("authorization", "Basic dTpw"), ("x-tenant", "a,b")]);
+        assert_eq!(settings.timeout, Duration::from_millis(1500));
+        assert_eq!(settings.resource["deployment.environment.name"], "test");
+        assert_eq!(settings.resource["service.name"], "other");
+        assert!(shown.contains("OTEL_EXPORTER_OTLP_TRACES_HEADERS=***\n"), "{shown}");
+        assert!(!format!("{settings:?}{shown}").contains("dTpw"));
+        let named = read(&[("OTEL_SERVICE_NAME", "mine"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=other")]);
+        assert_eq!(named.unwrap().0.resource["service.name"], "mine");
+        assert_eq!(read(&[]).unwrap().0.resource["service.name"], "test-service");
+    }
+
+    #[test]
+    fn every_wrong_value_is_named() {
+        let wrong = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "=x"),
+        ];
+        let errors = read(&wrong).err().unwrap();
+        for (name, _) in wrong {
+            assert!(errors.contains(&format!("{name}: expected ")), "{name} in {errors}");
+        }
+        assert!(!errors.contains("hunter2"), "{errors}");
+        for header in ["a b=c", "a=\u{e9}", "a=b%0d%0ac"] {
+            assert!(read(&[("OTEL_EXPORTER_OTLP_HEADERS", header)]).is_err(), "{header}");
+        }
+        assert!(read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hunter2@collector")]).is_err());
+    }
+}

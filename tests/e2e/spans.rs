@@ -1,0 +1,165 @@
+//! What the services export to a collector of OpenTelemetry.
+
+use std::time::{Duration, Instant};
+
+use surf::http::Method;
+use testbed::{broker::Kind, http::Client, ports};
+
+use crate::{
+    collector::{Collector, Span, edges},
+    support::{PATIENCE, path, patient, register, system, until},
+};
+
+testbed::on_each_broker!(
+    one_trace_has_a_span_for_each_step_with_its_parent,
+    a_transaction_and_what_it_sets_off_are_in_the_trace,
+    a_collector_that_is_away_costs_spans_and_nothing_else
+);
+
+/// The caller's span in each trace here.
+const PARENT: &str = "00f067aa0ba902b7";
+
+async fn send(client: &Client, method: Method, path: &str, trace_id: &str, flags: &str) -> serde_json::Value {
+    let parent = format!("00-{trace_id}-{PARENT}-{flags}");
+    let body = (method == Method::Post).then(|| patient("Jane Doe"));
+    let answer = client.send(method, path, &[("traceparent", &parent)], body.as_ref()).await.unwrap();
+    assert!(answer.status < 300, "{}", answer.text());
+    answer.json()
+}
+
+fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const UNWANTED: &str = "11111111111111111111111111111111";
+    runtime::block_on(2, async {
+        let collector = Collector::start(0);
+        let mut system = system(kind, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]).await;
+        let client = system.patient_client();
+        // The first event may have to wait for its topic, which would be a span more.
+        send(&client, Method::Post, "/patients", UNWANTED, "00").await;
+        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        let jane = send(&client, Method::Post, "/patients", TRACE, "01").await;
+        until("the trace is whole", async || collector.trace(TRACE).len() >= 7).await;
+
+        let trace = collector.trace(TRACE);
+        let topic = &system.ground().topic;
+        let mut expected = vec![
+            format!("patient-service SERVER POST /patients < {PARENT}"),
+            "patient-service CLIENT insert patient < patient-service SERVER POST /patients".to_owned(),
+            "patient-service CLIENT BillingService/CreateBillingAccount < patient-service SERVER POST /patients".to_owned(),
+            "billing-service SERVER BillingService/CreateBillingAccount < patient-service CLIENT BillingService/CreateBillingAccount".to_owned(),
+            "billing-service CLIENT open account < billing-service SERVER BillingService/CreateBillingAccount".to_owned(),
+            format!("patient-service PRODUCER send {topic} < patient-service SERVER POST /patients"),
+            format!("analytics-service CONSUMER process {topic} < patient-service PRODUCER send {topic}"),
+        ];
+        expected.sort();
+        assert_eq!(edges(&trace), expected);
+        let span = |title: &str| trace.iter().find(|span| span.title().contains(title)).unwrap();
+        let server = span("SERVER POST");
+        assert_eq!(server.text("http.route").as_deref(), Some("/patients"));
+        assert_eq!(server.number("http.response.status_code"), Some(201));
+        assert_eq!(span("insert patient").text("db.system.name").as_deref(), Some("postgresql"));
+        assert_eq!(span("billing-service SERVER").number("rpc.grpc.status_code"), Some(0));
+        assert_eq!(span("CLIENT BillingService").text("peer.service").as_deref(), Some("billing-service"));
+        // The same record, sent and read.
+        assert_eq!(
+            span("PRODUCER").number("messaging.kafka.offset"),
+            span("CONSUMER").number("messaging.kafka.offset")
+        );
+        assert!(span("PRODUCER").number("messaging.kafka.offset").is_some());
+        for span in &trace {
+            let message = &span.message;
+            assert!(message.status.is_none(), "{span:?}");
+            assert!(message.start_time_unix_nano < message.end_time_unix_nano, "{span:?}");
+            let within = |other: &Span| other.message.start_time_unix_nano <= message.start_time_unix_nano;
+            assert!(
+                trace.iter().filter(|other| other.message.span_id == message.parent_span_id).all(within),
+                "{span:?}"
+            );
+        }
+
+        // The last spans leave before the service does.
+        let (last, late) = ("22222222222222222222222222222222", collector.spans().len());
+        send(&client, Method::Get, &path(&jane), last, "01").await;
+        assert!(system.patients[0].stop().await.in_order());
+        assert!(collector.spans().len() > late);
+        let expected = [
+            "patient-service CLIENT find patient < patient-service SERVER GET /patients/:id".to_owned(),
+            format!("patient-service SERVER GET /patients/:id < {PARENT}"),
+        ];
+        assert_eq!(edges(&collector.trace(last)), expected);
+        assert!(collector.trace(UNWANTED).is_empty(), "its caller did not want it");
+        // Nobody called for these, but for the summary that this test itself waits for.
+        let mut own = collector.spans();
+        own.retain(|span| span.message.parent_span_id.is_empty() && span.message.name != "GET /analytics/summary");
+        assert!(own.is_empty(), "probes and what goes on by itself are no spans: {own:?}");
+    });
+}
+
+fn a_transaction_and_what_it_sets_off_are_in_the_trace(kind: Kind) {
+    const TRACE: &str = "33333333333333333333333333333333";
+    runtime::block_on(2, async {
+        let collector = Collector::start(0);
+        let system = system(kind, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]).await;
+        let client = system.patient_client();
+        let jane = register(&client, "Jane Doe").await;
+        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        send(&client, Method::Delete, &path(&jane), TRACE, "01").await;
+        until("the trace is whole", async || collector.trace(TRACE).len() >= 9).await;
+
+        let trace = collector.trace(TRACE);
+        let topic = &system.ground().topic;
+        let mut expected = vec![
+            format!("patient-service SERVER DELETE /patients/:id < {PARENT}"),
+            "patient-service CLIENT delete patient < patient-service SERVER DELETE /patients/:id".to_owned(),
+            format!("patient-service PRODUCER send {topic} < patient-service SERVER DELETE /patients/:id"),
+            format!("analytics-service CONSUMER process {topic} < patient-service PRODUCER send {topic}"),
+            "patient-service INTERNAL reconcile billing < patient-service SERVER DELETE /patients/:id".to_owned(),
+            "patient-service CLIENT BillingService/CloseBillingAccount < patient-service INTERNAL reconcile billing".to_owned(),
+            "billing-service SERVER BillingService/CloseBillingAccount < patient-service CLIENT BillingService/CloseBillingAccount".to_owned(),
+            "billing-service CLIENT close account < billing-service SERVER BillingService/CloseBillingAccount".to_owned(),
+            "patient-service CLIENT billing tasks done < patient-service INTERNAL reconcile billing".to_owned(),
+        ];
+        expected.sort();
+        assert_eq!(edges(&trace), expected);
+        let transaction = trace.iter().find(|span| span.message.name == "delete patient").unwrap();
+        let statements: Vec<_> = transaction.message.events.iter().map(|event| event.name.as_str()).collect();
+        assert_eq!(statements, ["enqueue event", "enqueue close"]);
+    });
+}
+
+fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
+    runtime::block_on(2, async {
+        let port = ports::free();
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let system = system(kind, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]).await;
+        let client = system.patient_client();
+        let jane = register(&client, "Jane Doe").await;
+        let logged = |line: &str| system.patients[0].log().lines().filter(|found| found.contains(line)).count();
+        let lost = async || {
+            let metrics = client.get("/metrics").await.unwrap().text();
+            metrics.lines().any(|line| {
+                line.strip_prefix("otlp_spans_total{outcome=\"failed\"} ").is_some_and(|count| count != "0")
+            })
+        };
+        let started = Instant::now();
+        let mut slowest = Duration::ZERO;
+        while !lost().await {
+            let asked = Instant::now();
+            assert_eq!(client.get(&path(&jane)).await.unwrap().status, 200);
+            slowest = slowest.max(asked.elapsed());
+            assert!(started.elapsed() < PATIENCE, "no span is given up");
+        }
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+        assert_eq!(logged("the collector takes no spans"), 1);
+        assert_eq!(logged("the collector takes spans again"), 0);
+
+        let collector = Collector::start(port);
+        until("the collector is told of", async || {
+            client.get(&path(&jane)).await.unwrap();
+            logged("the collector takes spans again") == 1
+        })
+        .await;
+        assert!(collector.spans().iter().any(|span| span.message.name == "GET /patients/:id"));
+        assert_eq!(logged("the collector takes no spans"), 1);
+    });
+}
