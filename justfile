@@ -13,10 +13,14 @@ cache := env("PATIENT_MANAGEMENT_CACHE", env("XDG_CACHE_HOME", env("HOME", "/tmp
 default:
     @{{ just }} --list --unsorted
 
-# Start everything, wait until it is ready, and say where it is
+# Start everything, wait until it is ready, and say where it is; --docker or --native chooses how
 [group("run")]
-up: _build
-    @{{ stack }} up
+up *args: (_build args)
+    @{{ stack }} up {{ args }}
+
+# The same in containers with several replicas of each service
+[group("run")]
+up-scaled: (up "--scaled")
 
 # Send one patient all the way and show each step with its time
 [group("run")]
@@ -32,6 +36,11 @@ ps: _stack
 [group("run")]
 logs *args: _stack
     @{{ stack }} logs {{ args }}
+
+# Kill a part as a crash does; up brings it back
+[group("run")]
+kill part: _stack
+    @{{ stack }} kill {{ part }}
 
 # Show the records that are no events; --resend [id...] sends them again once the cause is mended
 [group("run")]
@@ -67,11 +76,17 @@ contract:
     cargo build --locked --workspace --all-targets
     tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
 
-# Run the tests of the running system from outside
+# Run the tests from outside: on the system that is up, else on systems of their own
 [group("test")]
 e2e *filter:
-    cargo build --locked --workspace --all-targets
-    skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace --test e2e -- $skip {{ filter }}
+    if target=$({{ stack }} target 2>/dev/null); then \
+        env $target E2E_STACK="$(realpath {{ stack }})" \
+            cargo test --locked --workspace --test running -- --ignored {{ filter }}; \
+    else \
+        cargo build --locked --workspace --all-targets; \
+        skip=$({{ quote(target / "debug/stack") }} test-parts); \
+        cargo test --locked --workspace --test e2e -- $skip {{ filter }}; \
+    fi
 
 # Strike a system of its own with faults at random while clients write, then audit it; --seconds N, --seed S
 [group("test")]
@@ -79,12 +94,13 @@ chaos *args:
     cargo build --release --locked -p stack -p patient-service -p billing-service -p analytics-service -p chaos
     @{{ quote(target / "release/chaos") }} {{ args }}
 
-# Check format, lints, layers, licences and dependencies
+# Check format, lints, layers, compose files, licences and dependencies
 [group("test")]
 check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     cargo fmt --check
     cargo clippy --locked --workspace --all-targets -- -D warnings
-    cargo test --locked --quiet -p layers
+    cargo build --locked --quiet -p patient-service -p billing-service -p analytics-service
+    cargo test --locked --quiet -p layers -p compose
     cargo fetch --locked --quiet
     "{{ cache }}/tools/bin/cargo-deny" --offline --log-level error check bans licenses sources
     "{{ cache }}/tools/bin/cargo-machete"
@@ -94,9 +110,14 @@ check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
 fmt:
     cargo fmt
 
-# One build for all, so that what they share is built once
-_build:
-    cargo build --release --locked -p stack -p patient-service -p billing-service -p analytics-service
+# One build for all, so that what they share is built once. For containers, the services are built in their images.
+_build *args:
+    case " {{ args }} " in \
+        *" --native "*) services=yes ;; \
+        *" --docker "* | *" --scaled "*) services= ;; \
+        *) services=yes; ! timeout 5 docker version >/dev/null 2>&1 || services= ;; \
+    esac; \
+    cargo build --release --locked -p stack ${services:+-p patient-service -p billing-service -p analytics-service}
 
 _stack:
     @[ -x {{ stack }} ] || {{ just }} _build

@@ -2,10 +2,14 @@
 
 use crate::settings::Settings;
 
-/// Prints it.
-pub(crate) fn print(settings: &Settings) {
+/// Prints it. A scaled system does not publish billing's health at one address, and has two of analytics.
+pub(crate) fn print(settings: &Settings, scaled: bool) {
     let (patient, analytics) = (settings.patient_address(), settings.analytics_address());
-    let billing = settings.billing_address();
+    let health = if scaled {
+        format!("http://127.0.0.1:{}/actuator/health", settings.analytics_2_port)
+    } else {
+        format!("http://{}/actuator/health", settings.billing_address())
+    };
     println!(
         "
 The system runs.
@@ -14,8 +18,8 @@ The system runs.
   API to try    http://{patient}/swagger-ui/index.html
   Analytics     http://{analytics}/analytics/summary
   Health        http://{patient}/actuator/health
-                http://{billing}/actuator/health
                 http://{analytics}/actuator/health
+                {health}
   Billing       grpc://127.0.0.1:{grpc}  (reflection is on)
   Kafka         {kafka}  topic patient
 

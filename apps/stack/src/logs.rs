@@ -3,14 +3,16 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom, Write as _, stdout},
-    path::{Path, PathBuf},
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
     time::Duration,
 };
 
 use serde_json::Value as Json;
 
-use crate::{Failure, Outcome, home};
+use crate::{Failure, Outcome};
 
 /// Lines that are shown of each log.
 const LINES: usize = 50;
@@ -19,89 +21,178 @@ const TAIL: u64 = 64 * 1024;
 /// How often followed logs are looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Parts with their logs, in the folder of the data.
-pub(crate) const LOGS: [(&str, &str); 5] = [
-    ("patient-service", "patient-service.log"),
-    ("billing-service", "billing-service.log"),
-    ("analytics-service", "analytics-service.log"),
-    ("broker", "broker/broker.log"),
-    ("postgres", "postgres/postgres.log"),
-];
+/// The log of a part of the system.
+pub(crate) trait Log {
+    /// The name of the part.
+    fn part(&self) -> &str;
+    /// The last lines that there are, or all of them.
+    fn first_look(&mut self, all: bool) -> Outcome<Vec<String>>;
+    /// The lines that were added since the last look.
+    fn new_lines(&mut self) -> Outcome<Vec<String>>;
+}
 
-pub(crate) fn run(words: &[&str]) -> Outcome {
-    let follow = words.contains(&"-f");
-    let wanted: Vec<&str> = words.iter().filter(|word| **word != "-f").copied().collect();
-    let known = |name: &&str| LOGS.iter().any(|(part, _)| part == name);
-    if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
-        let names: Vec<_> = LOGS.iter().map(|(part, _)| *part).collect();
+/// Shows the logs: of the parts named in `words`, else of our services; `-f` follows them, `--all` shows them whole.
+pub(crate) fn run(words: &[&str], mut logs: Vec<Box<dyn Log>>) -> Outcome {
+    let (options, wanted): (Vec<&str>, Vec<&str>) = words.iter().copied().partition(|word| word.starts_with('-'));
+    if let Some(unknown) = options.iter().find(|option| !["-f", "--all"].contains(option)) {
+        return Err(Failure(format!("logs takes -f, --all and names of parts, not {unknown}.")));
+    }
+    if let Some(unknown) = wanted.iter().find(|name| !logs.iter().any(|log| log.part() == **name)) {
+        let mut names: Vec<_> = logs.iter().map(|log| log.part()).collect();
+        names.dedup();
         return Err(Failure(format!("There is no part {unknown:?}; there are {}.", names.join(", "))));
     }
-    let directory = home::directory()?;
-    // PostgreSQL and the broker speak only when asked for: newcomers look for our services' lines.
-    let shown = |part: &str| if wanted.is_empty() { part.ends_with("-service") } else { wanted.contains(&part) };
-    let mut files: Vec<Follow> = LOGS
-        .iter()
-        .filter(|(part, _)| shown(part))
-        .map(|(part, log)| Follow { part, path: directory.join(log), read: 0 })
-        .collect();
+    // The databases and the broker speak only when asked for: newcomers look for our services' lines.
+    logs.retain(|log| if wanted.is_empty() { log.part().contains("-service") } else { wanted.contains(&log.part()) });
     let mut lines = Vec::new();
-    for file in &mut files {
-        let (end, last) = last_lines(&file.path);
-        file.read = end;
-        lines.extend(last.into_iter().map(|line| (file.part, line)));
+    for log in &mut logs {
+        let part = log.part().to_owned();
+        lines.extend(log.first_look(options.contains(&"--all"))?.into_iter().map(|line| (part.clone(), line)));
     }
     // Lines of our services begin with their time; others stay where they are.
-    lines.sort_by_key(|(_, line)| time_of(line));
+    lines.sort_by_cached_key(|(_, line)| time_of(line));
     for (part, line) in lines {
-        print_line(part, &line);
+        print_line(&part, &line);
     }
-    if !follow {
-        return Ok(());
-    }
-    loop {
-        for file in &mut files {
-            for line in file.new_lines() {
-                print_line(file.part, &line);
+    while options.contains(&"-f") {
+        for log in &mut logs {
+            for line in log.new_lines()? {
+                print_line(log.part(), &line);
             }
         }
         thread::sleep(LOOK);
     }
+    Ok(())
 }
 
-struct Follow {
+/// The log of a process of ours.
+pub(crate) struct FileLog {
     part: &'static str,
     path: PathBuf,
     read: u64,
 }
 
-impl Follow {
-    fn new_lines(&mut self) -> Vec<String> {
-        let Ok(mut file) = File::open(&self.path) else { return Vec::new() };
+impl FileLog {
+    pub(crate) fn new(part: &'static str, path: PathBuf) -> Self {
+        Self { part, path, read: 0 }
+    }
+}
+
+impl Log for FileLog {
+    fn part(&self) -> &str {
+        self.part
+    }
+
+    fn first_look(&mut self, all: bool) -> Outcome<Vec<String>> {
+        let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
+        self.read = fs::metadata(&self.path)?.len();
+        let begin = if all { 0 } else { self.read.saturating_sub(TAIL) };
+        file.seek(SeekFrom::Start(begin))?;
+        let lines: Vec<_> = BufReader::new(file.take(self.read - begin)).lines().map_while(Result::ok).collect();
+        // The first one may have been cut.
+        let cut = usize::from(begin > 0 && !lines.is_empty());
+        let skip = if all { 0 } else { lines.len().saturating_sub(LINES).max(cut) };
+        Ok(lines.into_iter().skip(skip).collect())
+    }
+
+    fn new_lines(&mut self) -> Outcome<Vec<String>> {
+        let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
         if file.metadata().is_ok_and(|meta| meta.len() < self.read) {
             // It was begun anew.
             self.read = 0;
         }
         let mut text = String::new();
         if file.seek(SeekFrom::Start(self.read)).is_err() || file.read_to_string(&mut text).is_err() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         self.read += whole as u64;
-        text[..whole].lines().map(str::to_owned).collect()
+        Ok(text[..whole].lines().map(str::to_owned).collect())
     }
 }
 
-fn last_lines(path: &Path) -> (u64, Vec<String>) {
-    let Ok(mut file) = File::open(path) else { return (0, Vec::new()) };
-    let length = fs::metadata(path).map_or(0, |meta| meta.len());
-    let begin = length.saturating_sub(TAIL);
-    if file.seek(SeekFrom::Start(begin)).is_err() {
-        return (0, Vec::new());
+/// The log of a container, as the engine keeps it.
+pub(crate) struct ContainerLog {
+    service: String,
+    id: String,
+    /// The engine's time of the last line that was shown.
+    last: String,
+    following: Option<Receiver<String>>,
+}
+
+impl ContainerLog {
+    pub(crate) fn new(service: String, id: String) -> Self {
+        Self { service, id, last: String::new(), following: None }
     }
-    let lines: Vec<_> = BufReader::new(file).lines().map_while(Result::ok).collect();
-    // The first one may have been cut.
-    let skip = lines.len().saturating_sub(LINES).max(usize::from(begin > 0 && !lines.is_empty()));
-    (length, lines.into_iter().skip(skip).collect())
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        // A shell puts both outputs of the container into one, so that their order stays.
+        let mut command = Command::new("sh");
+        let script = r#"exec docker logs "$@" 2>&1"#;
+        command.args(["-c", script, "logs", "--timestamps"]).args(arguments).arg(&self.id).stdin(Stdio::null());
+        command
+    }
+
+    /// Takes the engine's time off a line; none if the line was shown already.
+    fn fresh(&mut self, line: &str) -> Option<String> {
+        let (time, text) = line.split_once(' ').unwrap_or((line, ""));
+        (time > self.last.as_str()).then(|| {
+            self.last = time.to_owned();
+            text.to_owned()
+        })
+    }
+
+    fn follow(&self) -> Outcome<Receiver<String>> {
+        let since = if self.last.is_empty() { "0" } else { &self.last };
+        let mut child = self.command(&["--follow", "--since", since]).stdout(Stdio::piped()).spawn()?;
+        let (sender, receiver) = channel();
+        let output = child.stdout.take();
+        thread::spawn(move || {
+            for line in output.into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+            // It ends with its container, or with us.
+            let _ = child.wait();
+        });
+        Ok(receiver)
+    }
+}
+
+impl Log for ContainerLog {
+    fn part(&self) -> &str {
+        &self.service
+    }
+
+    fn first_look(&mut self, all: bool) -> Outcome<Vec<String>> {
+        let lines = LINES.to_string();
+        let output = self.command(&["--tail", if all { "all" } else { &lines }]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            return Err(Failure(text));
+        }
+        Ok(text.lines().filter_map(|line| self.fresh(line)).collect())
+    }
+
+    fn new_lines(&mut self) -> Outcome<Vec<String>> {
+        let following = match self.following.take() {
+            Some(following) => following,
+            None => self.follow()?,
+        };
+        let mut lines = Vec::new();
+        loop {
+            match following.try_recv() {
+                Ok(line) => lines.extend(self.fresh(&line)),
+                Err(TryRecvError::Empty) => {
+                    self.following = Some(following);
+                    return Ok(lines);
+                }
+                // The container has ended, and may be started again.
+                Err(TryRecvError::Disconnected) => return Ok(lines),
+            }
+        }
+    }
 }
 
 fn time_of(line: &str) -> String {
@@ -126,5 +217,18 @@ fn print_line(part: &str, line: &str) {
     // A closed pipe (`just logs | head`) ends us.
     if writeln!(stdout(), "{text}").is_err() {
         std::process::exit(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_a_container_is_shown_once() {
+        let mut log = ContainerLog::new("kafka".to_owned(), "0123".to_owned());
+        assert_eq!(log.fresh("2026-11-22T17:00:00.000000001Z ready now"), Some("ready now".to_owned()));
+        assert_eq!(log.fresh("2026-11-22T17:00:00.000000001Z ready now"), None);
+        assert_eq!(log.fresh("2026-11-22T17:00:00.000000002Z "), Some(String::new()));
     }
 }

@@ -3,9 +3,11 @@
 use std::{fmt, process::ExitCode};
 
 mod analytics;
+mod backend;
 mod card;
 mod dead_letters;
 mod demo;
+mod docker;
 mod home;
 mod http;
 mod logs;
@@ -22,16 +24,21 @@ use settings::Settings;
 const USAGE: &str = "\
 Usage: stack COMMAND
 
-  up              start everything and wait until it is ready
+  up [--docker | --native | --scaled]
+                  start everything and wait until it is ready: in containers where a Docker engine answers, else
+                  natively; --scaled starts several replicas in containers
   down            stop everything; data stay
   ps              show what runs
-  logs [-f] [PART]  show the end of the logs; -f follows them
+  logs [-f] [--all] [PART]
+                  show the end of the logs; -f follows them
+  kill PART       kill a part as a crash does; up brings it back
   reset [--yes]   stop everything and delete all data
   demo            send one patient all the way and show where it was
   dead-letters [--resend [ID...]]
                   show the records that are no events; --resend sends them again
   rebuild-analytics [--anyway]
                   count all events again; --anyway also if the topic has lost the first of them
+  target          print where the system that is up is reached, as variables for tests
   test-parts      install what the tests need; print the arguments that leave out tests whose broker cannot be had
 ";
 
@@ -62,17 +69,22 @@ fn main() -> ExitCode {
 async fn run(words: &[&str]) -> Outcome {
     let settings = Settings::from_environment()?;
     match words {
-        ["up"] => native::up(&settings).await,
-        ["down"] => native::down(&settings).await,
-        ["ps"] => native::ps(&settings).await,
-        ["logs", rest @ ..] => logs::run(rest),
-        ["reset"] => native::reset(&settings, false).await,
-        ["reset", "--yes"] => native::reset(&settings, true).await,
+        ["up", rest @ ..] => backend::up(&settings, rest).await,
+        ["down"] => backend::down(&settings).await,
+        ["ps"] => backend::ps(&settings).await,
+        ["logs", rest @ ..] => backend::logs(rest).await,
+        ["kill", part] => backend::kill(&settings, part).await,
+        ["reset"] => backend::reset(&settings, false).await,
+        ["reset", "--yes"] => backend::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
+        ["target"] => {
+            println!("{}", backend::addresses(&settings).await?.as_variables());
+            Ok(())
+        }
         ["dead-letters"] => dead_letters::list(&settings).await,
         ["dead-letters", "--resend", ids @ ..] => dead_letters::resend(&settings, ids).await,
-        ["rebuild-analytics"] => rebuild::run(&settings, false).await,
-        ["rebuild-analytics", "--anyway"] => rebuild::run(&settings, true).await,
+        ["rebuild-analytics"] => backend::rebuild_analytics(&settings, false).await,
+        ["rebuild-analytics", "--anyway"] => backend::rebuild_analytics(&settings, true).await,
         ["test-parts"] => parts::for_tests(settings.broker.map(|broker| broker.0)).await,
         _ => Err(Failure(USAGE.to_owned())),
     }

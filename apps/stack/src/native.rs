@@ -2,8 +2,7 @@
 //! go on when this program ends. A later run finds them by their pid files.
 
 use std::{
-    fs,
-    io::{BufRead as _, Write as _, stdin, stdout},
+    env, fs,
     path::{Path, PathBuf},
     str::FromStr as _,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -11,30 +10,64 @@ use std::{
 
 use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 use testbed::{
+    Process,
     broker::{Broker, Kind, Size},
     postgres::{Cluster, Durability},
     service::{Launch, Service, binaries},
 };
 
-use crate::{Failure, Outcome, card, home, parts, port_owner, settings::Settings, show::step};
+use crate::{
+    Failure, Outcome, card, home,
+    logs::{FileLog, Log},
+    parts,
+    port_owner::{self, Wanted},
+    settings::Settings,
+    show::{Part, step},
+};
 
 /// A log above this size is begun anew by the next start; the old one is kept beside it.
 const LOG_BYTES: u64 = 10 * 1024 * 1024;
 /// Time for a given database server to answer.
 const DATABASE_LIMIT: Duration = Duration::from_secs(5);
+/// Time for everything to be compiled.
+const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+/// The logs of the parts, in the folder of the data.
+const LOGS: [(&str, &str); 5] = [
+    ("patient-service", "patient-service.log"),
+    ("billing-service", "billing-service.log"),
+    ("analytics-service", "analytics-service.log"),
+    ("broker", "broker/broker.log"),
+    ("postgres", "postgres/postgres.log"),
+];
+
+/// Builds the services, which the recipe has done unless they were going to run in containers. Beside a program that was
+/// not built for release, there are binaries of a test.
+pub(crate) async fn build() -> Outcome {
+    if !binaries()?.ends_with("release") || env::var_os("SERVICE_BINARIES").is_some() {
+        return Ok(());
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // The same packages together as in the recipe: others would have other features of what they share, and build anew.
+    let packages = ["stack", "patient-service", "billing-service", "analytics-service"];
+    let build = Process::prepare("cargo build", cargo, home::directory()?.join("build.log"))
+        .args(["build", "--release", "--locked", "--quiet"])
+        .args(packages.iter().flat_map(|package| ["-p", package]))
+        .run(BUILD_LIMIT);
+    Ok(step("Building the services", "", build).await?)
+}
 
 /// Starts what is not running yet and waits until everything is ready.
 pub(crate) async fn up(settings: &Settings) -> Outcome {
     let started = Instant::now();
     let home = home::directory()?;
-    check_ports(settings, &home).await?;
+    check_ports(settings, &home)?;
     let databases = databases(settings, &home).await?;
     let kafka = broker(settings, &home).await?;
     for launch in launches(settings, &home, &databases, &kafka) {
         let name = launch.name;
         step(&format!("Starting {name}"), "", start(launch)).await?;
     }
-    card::print(settings);
+    card::print(settings, false);
     println!("\n  Ready after {:.1} s. Data and logs are in {}.", started.elapsed().as_secs_f64(), home.display());
     Ok(())
 }
@@ -129,28 +162,23 @@ fn rotate(log: &Path) -> Outcome {
 }
 
 /// Says which port is taken by whom, unless it is by us.
-async fn check_ports(settings: &Settings, home: &Path) -> Outcome {
+fn check_ports(settings: &Settings, home: &Path) -> Outcome {
     let ours = |name: &'static str, port| {
-        Launch { name, port, environment: Vec::new(), directory: home.to_owned(), label: name.to_owned() }.running()
+        Launch { name, port, environment: Vec::new(), directory: home.to_owned(), label: name.to_owned() }
+            .running()
+            .is_some()
     };
-    let mut taken = Vec::new();
-    let mut check = |port: u16, variable: &str, ours: bool| {
-        if !ours && !testbed::ports::is_free(port) {
-            let owner = port_owner::find(port).unwrap_or_else(|| "a process that we may not see".to_owned());
-            taken.push(format!(
-                "Port {port} is taken by {owner}. Stop it, or choose another port: {variable}=... just up"
-            ));
-        }
-    };
-    check(settings.patient_port, "PATIENT_PORT", ours("patient-service", settings.patient_port).is_some());
-    let billing = ours("billing-service", settings.billing_port).is_some();
-    check(settings.billing_port, "BILLING_PORT", billing);
-    check(settings.billing_grpc_port, "BILLING_GRPC_PORT", billing);
-    check(settings.analytics_port, "ANALYTICS_PORT", ours("analytics-service", settings.analytics_port).is_some());
+    let billing = ours("billing-service", settings.billing_port);
+    let mut ports = vec![
+        (settings.patient_port, "PATIENT_PORT", ours("patient-service", settings.patient_port)),
+        (settings.billing_port, "BILLING_PORT", billing),
+        (settings.billing_grpc_port, "BILLING_GRPC_PORT", billing),
+        (settings.analytics_port, "ANALYTICS_PORT", ours("analytics-service", settings.analytics_port)),
+    ];
     if settings.kafka.is_none() {
-        check(settings.kafka_port, "KAFKA_PORT", running_broker(settings, home).is_some());
+        ports.push((settings.kafka_port, "KAFKA_PORT", running_broker(settings, home).is_some()));
     }
-    if taken.is_empty() { Ok(()) } else { Err(Failure(taken.join("\n"))) }
+    port_owner::refuse_taken(ports.into_iter().map(|(port, variable, ours)| Wanted { port, variable, ours }))
 }
 
 struct Databases {
@@ -300,50 +328,64 @@ fn services(settings: &Settings, home: &Path) -> [Option<Service>; 3] {
     launches(settings, home, &nowhere, "").map(Launch::running)
 }
 
-/// Shows what runs.
-pub(crate) async fn ps(settings: &Settings) -> Outcome {
-    let home = home::directory()?;
-    println!("{:<20}{:>9}  {:<8}{:>9}  where", "part", "process", "state", "memory");
-    let line = |part: &str, pid: Option<i32>, state: &str, place: String| {
-        let (pid, memory) = match pid {
-            Some(pid) => (pid.to_string(), memory(pid)),
-            None => ("-".to_owned(), "-".to_owned()),
-        };
-        println!("{part:<20}{pid:>9}  {state:<8}{memory:>9}  {place}");
+/// Whether one of the services runs.
+pub(crate) fn is_up(settings: &Settings) -> Outcome<bool> {
+    Ok(services(settings, &home::directory()?).iter().any(Option::is_some))
+}
+
+/// Kills a service, as a crash does.
+pub(crate) async fn kill(settings: &Settings, name: &str) -> Outcome {
+    let running = services(settings, &home::directory()?);
+    let Some(mut service) = running.into_iter().flatten().find(|service| service.launch().name == name) else {
+        return Err(Failure(format!("No service {name:?} is running.")));
     };
-    let running_or_not = |running: bool| if running { "running" } else { "stopped" };
-    match Cluster::running(&home.join("postgres"), Durability::Disk) {
-        _ if settings.database_url.is_some() => line("PostgreSQL", None, "given", "DATABASE_URL".to_owned()),
+    service.process().kill().await;
+    Ok(())
+}
+
+/// The logs of the parts.
+pub(crate) fn logs() -> Outcome<Vec<Box<dyn Log>>> {
+    let home = home::directory()?;
+    let log = |(part, file): (&'static str, &str)| -> Box<dyn Log> { Box::new(FileLog::new(part, home.join(file))) };
+    Ok(LOGS.map(log).into())
+}
+
+/// What runs.
+pub(crate) async fn ps(settings: &Settings) -> Outcome<Vec<Part>> {
+    let home = home::directory()?;
+    let part = |name: &str, pid: Option<i32>, state: &str, place: String| Part {
+        name: name.to_owned(),
+        process: pid.map_or("-".to_owned(), |pid| pid.to_string()),
+        state: state.to_owned(),
+        memory: pid.map_or("-".to_owned(), memory),
+        place,
+    };
+    let stopped = |name: &str| part(name, None, "stopped", String::new());
+    let mut parts = Vec::new();
+    parts.push(match Cluster::running(&home.join("postgres"), Durability::Disk) {
+        _ if settings.database_url.is_some() => part("PostgreSQL", None, "given", "DATABASE_URL".to_owned()),
         Some(mut cluster) => {
-            let socket = cluster.socket_directory().display().to_string();
-            line(
-                "PostgreSQL",
-                Some(cluster.process().pid()),
-                running_or_not(true),
-                format!("psql -U postgres -h {socket} patients"),
-            );
+            let place = format!("psql -U postgres -h {} patients", cluster.socket_directory().display());
+            part("PostgreSQL", Some(cluster.process().pid()), "running", place)
         }
-        None => line("PostgreSQL", None, running_or_not(false), String::new()),
-    }
-    match running_broker(settings, &home) {
-        _ if settings.kafka.is_some() => line("broker", None, "given", settings.kafka_address()),
-        Some(mut broker) => {
-            line(&broker_name(&home), Some(broker.process().pid()), running_or_not(true), broker.address())
-        }
-        None => line("broker", None, running_or_not(false), String::new()),
-    }
-    let names = launches(settings, &home, &Databases { patients: String::new(), billing: String::new() }, "");
-    for (launch, service) in names.iter().zip(services(settings, &home)) {
-        match service {
+        None => stopped("PostgreSQL"),
+    });
+    parts.push(match running_broker(settings, &home) {
+        _ if settings.kafka.is_some() => part("broker", None, "given", settings.kafka_address()),
+        Some(mut broker) => part(&broker_name(&home), Some(broker.process().pid()), "running", broker.address()),
+        None => stopped("broker"),
+    });
+    let launches = launches(settings, &home, &Databases { patients: String::new(), billing: String::new() }, "");
+    for (launch, service) in launches.iter().zip(services(settings, &home)) {
+        parts.push(match service {
             Some(mut service) => {
                 let state = if service.is_ready().await { "ready" } else { "unready" };
-                let place = format!("http://{}", service.address());
-                line(launch.name, Some(service.process().pid()), state, place);
+                part(launch.name, Some(service.process().pid()), state, format!("http://{}", service.address()))
             }
-            None => line(launch.name, None, running_or_not(false), String::new()),
-        }
+            None => stopped(launch.name),
+        });
     }
-    Ok(())
+    Ok(parts)
 }
 
 /// The resident memory of a process, without its children.
@@ -354,23 +396,8 @@ fn memory(pid: i32) -> String {
     kib.map_or("-".to_owned(), |kib| format!("{:.1} MB", kib / 1024.0))
 }
 
-/// Stops everything and deletes its data, once the user has agreed.
-pub(crate) async fn reset(settings: &Settings, agreed: bool) -> Outcome {
-    let home = home::directory()?;
-    if !agreed {
-        print!(
-            "This deletes every patient, account and event of this system, in {}.\nType yes to go on: ",
-            home.display()
-        );
-        stdout().flush()?;
-        let mut answer = String::new();
-        stdin().lock().read_line(&mut answer)?;
-        if answer.trim() != "yes" {
-            return Err(Failure("Nothing was deleted.".to_owned()));
-        }
-    }
+/// Stops everything and deletes its data.
+pub(crate) async fn delete(settings: &Settings) -> Outcome {
     down(settings).await?;
-    fs::remove_dir_all(&home)?;
-    println!("All data are deleted.");
-    Ok(())
+    Ok(fs::remove_dir_all(home::directory()?)?)
 }

@@ -2,8 +2,32 @@
 
 use std::fs;
 
+use crate::{Failure, Outcome};
+
+/// A port that the system is about to listen on.
+pub(crate) struct Wanted {
+    pub(crate) port: u16,
+    /// The variable that chooses it.
+    pub(crate) variable: &'static str,
+    /// Whether the system listens on it already.
+    pub(crate) ours: bool,
+}
+
+/// Says which ports are taken by whom, unless it is by us.
+pub(crate) fn refuse_taken(ports: impl IntoIterator<Item = Wanted>) -> Outcome {
+    let taken: Vec<_> = ports
+        .into_iter()
+        .filter(|wanted| !wanted.ours && !testbed::ports::is_free(wanted.port))
+        .map(|Wanted { port, variable, .. }| {
+            let owner = find(port).unwrap_or_else(|| "a process that we may not see".to_owned());
+            format!("Port {port} is taken by {owner}. Stop it, or choose another port: {variable}=... just up")
+        })
+        .collect();
+    if taken.is_empty() { Ok(()) } else { Err(Failure(taken.join("\n"))) }
+}
+
 /// The process that listens on a TCP port of this machine, as far as we may know: its id and name.
-pub(crate) fn find(port: u16) -> Option<String> {
+fn find(port: u16) -> Option<String> {
     let sockets = listening(port);
     for entry in fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };

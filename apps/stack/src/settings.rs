@@ -12,6 +12,7 @@ pub(crate) struct Settings {
     pub(crate) billing_port: u16,
     pub(crate) billing_grpc_port: u16,
     pub(crate) analytics_port: u16,
+    pub(crate) analytics_2_port: u16,
     pub(crate) kafka_port: u16,
     pub(crate) broker: Option<BrokerKind>,
     pub(crate) kafka: Option<HostPorts>,
@@ -42,6 +43,9 @@ impl Settings {
             billing_port: reader.variable(&["BILLING_PORT"], "HTTP port of billing-service").or("4001"),
             billing_grpc_port: reader.variable(&["BILLING_GRPC_PORT"], "gRPC port of billing-service").or("9001"),
             analytics_port: reader.variable(&["ANALYTICS_PORT"], "HTTP port of analytics-service").or("4002"),
+            analytics_2_port: reader
+                .variable(&["ANALYTICS_2_PORT"], "HTTP port of the second analytics-service of a scaled system")
+                .or("4003"),
             kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
             broker: reader.variable(&["BROKER"], "which broker to run").optional(),
             kafka: reader.variable(&["KAFKA_BOOTSTRAP_SERVERS"], "a broker that is there already").optional(),
@@ -49,6 +53,11 @@ impl Settings {
             log_level: reader.variable(&["LOG_LEVEL"], "the least severe lines to log").or("info"),
         };
         Ok(reader.finish(settings)?.0)
+    }
+
+    /// Whether a part is given, or chosen, that only the native way knows.
+    pub(crate) fn names_parts(&self) -> bool {
+        self.broker.is_some() || self.kafka.is_some() || self.database_url.is_some()
     }
 
     pub(crate) fn patient_address(&self) -> String {
@@ -61,6 +70,12 @@ impl Settings {
 
     pub(crate) fn analytics_address(&self) -> String {
         format!("127.0.0.1:{}", self.analytics_port)
+    }
+
+    /// Of every analytics-service: a scaled system has two.
+    pub(crate) fn analytics_addresses(&self, scaled: bool) -> Vec<String> {
+        let second = scaled.then(|| format!("127.0.0.1:{}", self.analytics_2_port));
+        std::iter::once(self.analytics_address()).chain(second).collect()
     }
 
     /// Where clients on this machine reach Kafka.

@@ -28,3 +28,22 @@ pub(crate) async fn step<T, E>(what: &str, expect: &str, work: impl Future<Outpu
     }
     result
 }
+
+/// A part of the system, as `ps` shows it.
+pub(crate) struct Part {
+    pub(crate) name: String,
+    /// The id of its process or its container.
+    pub(crate) process: String,
+    pub(crate) state: String,
+    pub(crate) memory: String,
+    /// Where it is reached.
+    pub(crate) place: String,
+}
+
+/// Prints the parts.
+pub(crate) fn table(parts: &[Part]) {
+    println!("{:<20}{:>14}  {:<9}{:>10}  where", "part", "process", "state", "memory");
+    for Part { name, process, state, memory, place } in parts {
+        println!("{name:<20}{process:>14}  {state:<9}{memory:>10}  {place}");
+    }
+}

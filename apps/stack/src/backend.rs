@@ -1,0 +1,256 @@
+//! The two ways in which the system runs, and which of them this checkout uses.
+
+use std::{
+    fmt, fs,
+    io::{BufRead as _, Write as _, stdin, stdout},
+};
+
+use crate::{
+    Failure, Outcome,
+    docker::{self, Docker, Layout},
+    home, logs, native, rebuild,
+    settings::Settings,
+    show,
+};
+
+/// A way to run the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// As processes on this machine.
+    Native,
+    /// In containers.
+    Docker(Layout),
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "natively",
+            Self::Docker(Layout::Single) => "in containers",
+            Self::Docker(Layout::Scaled) => "in containers, scaled",
+        })
+    }
+}
+
+/// In the folder of the data: what `up` chose last.
+const FILE: &str = "backend";
+
+const NAMES: [(&str, Backend); 3] = [
+    ("native", Backend::Native),
+    ("docker", Backend::Docker(Layout::Single)),
+    ("docker-scaled", Backend::Docker(Layout::Scaled)),
+];
+
+impl Backend {
+    /// The one that `up` used last in this checkout.
+    pub(crate) fn of_checkout() -> Outcome<Self> {
+        let name = fs::read_to_string(home::directory()?.join(FILE)).unwrap_or_default();
+        let known = NAMES.iter().find(|(known, _)| *known == name.trim());
+        Ok(known.map_or(Self::Native, |(_, backend)| *backend))
+    }
+
+    fn remember(self) -> Outcome {
+        let name = NAMES.iter().find(|(_, backend)| *backend == self).map_or("native", |(name, _)| *name);
+        Ok(fs::write(home::directory()?.join(FILE), format!("{name}\n"))?)
+    }
+
+    async fn is_up(self, settings: &Settings) -> Outcome<bool> {
+        match self {
+            Self::Native => native::is_up(settings),
+            // An engine that does not answer runs nothing for us.
+            Self::Docker(layout) => match Docker::find(layout).await {
+                Ok(docker) => docker.is_up().await,
+                Err(_) => Ok(false),
+            },
+        }
+    }
+}
+
+/// What the user asks `up` for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Any,
+    Only(Backend),
+}
+
+impl Wish {
+    fn parse(words: &[&str]) -> Outcome<Self> {
+        match words {
+            [] => Ok(Self::Any),
+            ["--native"] => Ok(Self::Only(Backend::Native)),
+            ["--docker"] => Ok(Self::Only(Backend::Docker(Layout::Single))),
+            ["--scaled"] | ["--docker", "--scaled"] => Ok(Self::Only(Backend::Docker(Layout::Scaled))),
+            _ => Err(Failure("up takes --docker, --native or --scaled.".to_owned())),
+        }
+    }
+}
+
+/// Starts what is not running yet and waits until everything is ready.
+pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
+    let wish = Wish::parse(words)?;
+    let last = Backend::of_checkout()?;
+    let is_up = last.is_up(settings).await?;
+    let choice = match wish {
+        Wish::Only(backend) => backend,
+        Wish::Any if is_up => last,
+        // Parts that are named are meant for processes of this machine.
+        Wish::Any if settings.names_parts() => Backend::Native,
+        Wish::Any if docker::answers().await => Backend::Docker(Layout::Single),
+        Wish::Any => Backend::Native,
+    };
+    if is_up && choice != last {
+        return Err(Failure(format!("The system is up already, {last}. Stop that one first: just down")));
+    }
+    if let Backend::Docker(layout) = choice {
+        let prepared = async {
+            let docker = Docker::find(layout).await?;
+            docker.fetch_images().await?;
+            Ok::<_, Failure>(docker)
+        };
+        match prepared.await {
+            Ok(docker) => {
+                choice.remember()?;
+                return docker.up(settings).await;
+            }
+            Err(failure) if wish == Wish::Only(choice) => return Err(failure),
+            Err(Failure(why)) => {
+                eprintln!("{why}\n\nSo the system is run natively. (just up --docker would have stopped here.)\n");
+            }
+        }
+    }
+    Backend::Native.remember()?;
+    native::build().await?;
+    native::up(settings).await
+}
+
+/// Stops everything; data stay.
+pub(crate) async fn down(settings: &Settings) -> Outcome {
+    match Backend::of_checkout()? {
+        Backend::Native => native::down(settings).await,
+        Backend::Docker(layout) => Docker::find(layout).await?.down().await,
+    }
+}
+
+/// Shows what runs.
+pub(crate) async fn ps(settings: &Settings) -> Outcome {
+    let parts = match Backend::of_checkout()? {
+        Backend::Native => native::ps(settings).await?,
+        Backend::Docker(layout) => Docker::find(layout).await?.ps().await?,
+    };
+    show::table(&parts);
+    Ok(())
+}
+
+/// Shows the logs.
+pub(crate) async fn logs(words: &[&str]) -> Outcome {
+    match Backend::of_checkout()? {
+        Backend::Native => logs::run(words, native::logs()?),
+        Backend::Docker(layout) => logs::run(words, Docker::find(layout).await?.logs().await?),
+    }
+}
+
+/// Kills a part as a crash does; `up` brings it back.
+pub(crate) async fn kill(settings: &Settings, part: &str) -> Outcome {
+    match Backend::of_checkout()? {
+        Backend::Native => native::kill(settings, part).await,
+        Backend::Docker(layout) => Docker::find(layout).await?.kill(part).await,
+    }
+}
+
+/// Where the system that is up is reached.
+pub(crate) async fn addresses(settings: &Settings) -> Outcome<Addresses> {
+    let backend = Backend::of_checkout()?;
+    if !backend.is_up(settings).await? {
+        return Err(Failure("Nothing is running: just up".to_owned()));
+    }
+    match backend {
+        Backend::Native => Ok(Addresses::of_single(settings)),
+        Backend::Docker(layout) => Docker::find(layout).await?.addresses(settings).await,
+    }
+}
+
+/// Rebuilds analytics' state from the topic.
+pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Outcome {
+    match Backend::of_checkout()? {
+        Backend::Native => rebuild::run(settings, anyway).await,
+        Backend::Docker(_) => Err(Failure(
+            "In containers, the state is a volume: just down, docker volume rm the one whose name ends in analytics, and \
+             just up reads the topic again."
+                .to_owned(),
+        )),
+    }
+}
+
+/// Where a running system is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) patients: String,
+    /// Every replica of patient-service by itself.
+    pub(crate) patient_replicas: Vec<String>,
+    /// Every replica of billing-service, over HTTP.
+    pub(crate) billing: Vec<String>,
+    /// Every analytics-service; each has partitions of its own.
+    pub(crate) analytics: Vec<String>,
+}
+
+impl Addresses {
+    /// Of a system that has one of each on the ports of the settings.
+    fn of_single(settings: &Settings) -> Self {
+        Self {
+            patients: settings.patient_address(),
+            patient_replicas: vec![settings.patient_address()],
+            billing: vec![settings.billing_address()],
+            analytics: settings.analytics_addresses(false),
+        }
+    }
+
+    /// For the tests of a running system.
+    pub(crate) fn as_variables(&self) -> String {
+        format!(
+            "E2E_PATIENTS={} E2E_PATIENT_REPLICAS={} E2E_BILLING={} E2E_ANALYTICS={}",
+            self.patients,
+            self.patient_replicas.join(","),
+            self.billing.join(","),
+            self.analytics.join(",")
+        )
+    }
+}
+
+/// Stops everything and deletes its data, once the user has agreed.
+pub(crate) async fn reset(settings: &Settings, agreed: bool) -> Outcome {
+    let backend = Backend::of_checkout()?;
+    let place = match backend {
+        Backend::Native => home::directory()?.display().to_string(),
+        Backend::Docker(_) => "the volumes of its containers".to_owned(),
+    };
+    if !agreed {
+        print!("This deletes every patient, account and event of this system, in {place}.\nType yes to go on: ");
+        stdout().flush()?;
+        let mut answer = String::new();
+        stdin().lock().read_line(&mut answer)?;
+        if answer.trim() != "yes" {
+            return Err(Failure("Nothing was deleted.".to_owned()));
+        }
+    }
+    match backend {
+        Backend::Native => native::delete(settings).await?,
+        Backend::Docker(layout) => Docker::find(layout).await?.delete().await?,
+    }
+    println!("All data are deleted.");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn up_takes_one_wish() {
+        assert_eq!(Wish::parse(&[]).unwrap(), Wish::Any);
+        assert_eq!(Wish::parse(&["--native"]).unwrap(), Wish::Only(Backend::Native));
+        assert_eq!(Wish::parse(&["--docker", "--scaled"]).unwrap(), Wish::Only(Backend::Docker(Layout::Scaled)));
+        for wrong in [&["--native", "--docker"][..], &["--nativ"], &["--native", "--scaled"]] {
+            assert!(Wish::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

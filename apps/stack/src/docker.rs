@@ -1,0 +1,334 @@
+//! The system in containers: what `docker compose` is told, and what the engine tells of it.
+
+use std::{
+    env,
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use testbed::Process;
+
+use crate::{
+    Failure, Outcome,
+    backend::Addresses,
+    card, home,
+    logs::{ContainerLog, Log},
+    port_owner::{self, Wanted},
+    settings::Settings,
+    show::{Part, step},
+};
+
+mod containers;
+mod images;
+
+use containers::{Container, inspect};
+
+/// Time for the engine to answer a question.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Time to tell that there is an engine at all.
+const ENGINE_LIMIT: Duration = Duration::from_secs(5);
+/// Time for our images to be built, with everything to compile.
+const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+/// Time for containers to be started, each once that it waits for is healthy, or stopped in order.
+const COMPOSE_LIMIT: Duration = Duration::from_secs(300);
+/// Time for the rest to become healthy.
+const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(250);
+/// Compose knows profiles since this version.
+const OLDEST_COMPOSE: (u32, u32) = (1, 28);
+/// Where the services send their spans when the profile `observability` is on.
+const COLLECTOR: &str = "http://observability:4318";
+
+/// How many containers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One of each.
+    Single,
+    /// Replicas behind a balancer, as docker-compose.scale.yaml says.
+    Scaled,
+}
+
+/// An engine that answers, with its compose.
+#[derive(Clone, Debug)]
+pub(crate) struct Docker {
+    /// `docker compose`, or `docker-compose`.
+    compose: &'static [&'static str],
+    layout: Layout,
+}
+
+/// Whether a Docker engine answers.
+pub(crate) async fn answers() -> bool {
+    runtime::within(ENGINE_LIMIT, run("docker", &["version", "--format", "{{.Server.Version}}"]))
+        .await
+        .is_ok_and(|answer| answer.is_ok())
+}
+
+impl Docker {
+    /// Looks for them.
+    ///
+    /// # Errors
+    /// If one is missing.
+    pub(crate) async fn find(layout: Layout) -> Outcome<Self> {
+        if !answers().await {
+            return Err(Failure("No Docker engine answers (docker version says why).".to_owned()));
+        }
+        for compose in [&["docker", "compose"][..], &["docker-compose"]] {
+            let arguments: Vec<_> = compose[1..].iter().copied().chain(["version", "--short"]).collect();
+            if let Ok(version) = run(compose[0], &arguments).await
+                && compose_version(&version) >= Some(OLDEST_COMPOSE)
+            {
+                return Ok(Self { compose, layout });
+            }
+        }
+        Err(Failure("A Docker engine answers, but there is no Docker Compose 1.28 or later.".to_owned()))
+    }
+
+    /// Pulls the images that are neither here nor ours.
+    pub(crate) async fn fetch_images(&self) -> Outcome {
+        let mut images = images::bases(|name| env::var(name).ok())?;
+        images.extend(images::of_config(&self.ask(&["config"]).await?));
+        images::fetch(&images).await
+    }
+
+    /// Builds our images, starts what is not running and waits until everything is ready.
+    pub(crate) async fn up(&self, settings: &Settings) -> Outcome {
+        let started = Instant::now();
+        let before = self.containers().await?;
+        self.refuse_foreign(&before)?;
+        self.check_ports(settings, &before)?;
+        step("Building the images", "(the first time it compiles everything)", self.work(&["build"], BUILD_LIMIT))
+            .await?;
+        let start = async {
+            self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await?;
+            self.until_ready().await
+        };
+        if let Err(Failure(why)) = step("Starting the containers", "", start).await {
+            return Err(Failure(format!("{why}{}", self.last_lines_of_unready().await)));
+        }
+        card::print(settings, self.layout == Layout::Scaled);
+        println!("\n  Ready after {:.1} s, in containers. Data are in their volumes.", started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Stops everything; the volumes stay.
+    pub(crate) async fn down(&self) -> Outcome {
+        if self.containers().await?.is_empty() {
+            println!("Nothing is running.");
+            return Ok(());
+        }
+        step("Stopping the containers", "", self.work(&["down", "--remove-orphans"], COMPOSE_LIMIT)).await
+    }
+
+    /// Stops everything and deletes the volumes.
+    pub(crate) async fn delete(&self) -> Outcome {
+        let delete = self.work(&["down", "--volumes", "--remove-orphans"], COMPOSE_LIMIT);
+        step("Removing the containers and volumes", "", delete).await
+    }
+
+    /// What runs.
+    pub(crate) async fn ps(&self) -> Outcome<Vec<Part>> {
+        let containers = self.containers().await?;
+        let running: Vec<_> = containers.iter().filter(|one| one.is_running()).map(|one| one.id.as_str()).collect();
+        let mut memory = String::new();
+        if !running.is_empty() {
+            let mut arguments = vec!["stats", "--no-stream", "--format", "{{.ID}} {{.MemUsage}}"];
+            arguments.extend(running);
+            memory = run("docker", &arguments).await?;
+        }
+        let part = |container: &Container| {
+            let used = memory.lines().find_map(|line| line.strip_prefix(container.id.as_str()));
+            Part {
+                name: name(container, &containers),
+                process: container.id.clone(),
+                state: if container.is_ready() { "ready".to_owned() } else { state(container) },
+                memory: used.and_then(|used| used.split('/').next()).unwrap_or("-").trim().to_owned(),
+                place: container.published.values().cloned().collect::<Vec<_>>().join(" "),
+            }
+        };
+        Ok(containers.iter().map(part).collect())
+    }
+
+    /// The log of each container.
+    pub(crate) async fn logs(&self) -> Outcome<Vec<Box<dyn Log>>> {
+        let containers = self.containers().await?;
+        let log = |container: &Container| -> Box<dyn Log> {
+            Box::new(ContainerLog::new(container.service.clone(), container.id.clone()))
+        };
+        Ok(containers.iter().map(log).collect())
+    }
+
+    /// Kills the first container of a service, as a crash does.
+    pub(crate) async fn kill(&self, service: &str) -> Outcome {
+        let containers = self.containers().await?;
+        let Some(container) = containers.iter().find(|one| one.service == service && one.is_running()) else {
+            return Err(Failure(format!("No container of {service:?} is running.")));
+        };
+        run("docker", &["kill", &container.id]).await.map(drop)
+    }
+
+    /// Whether anything of the system runs.
+    pub(crate) async fn is_up(&self) -> Outcome<bool> {
+        Ok(self.containers().await?.iter().any(Container::is_running))
+    }
+
+    /// Where the services are reached: every replica of its own, but patient-service through the balancer.
+    pub(crate) async fn addresses(&self, settings: &Settings) -> Outcome<Addresses> {
+        let containers = self.containers().await?;
+        let published = |service: &str, port: u16| {
+            let replicas = containers.iter().filter(|one| one.service.starts_with(service));
+            replicas.filter_map(|one| one.published.get(&port).cloned()).collect::<Vec<_>>()
+        };
+        Ok(Addresses {
+            patients: settings.patient_address(),
+            patient_replicas: published("patient-service", 4000),
+            billing: published("billing-service", 4001),
+            analytics: published("analytics-service", 4002),
+        })
+    }
+
+    /// Another checkout of the same name would have its containers replaced by ours.
+    fn refuse_foreign(&self, containers: &[Container]) -> Outcome {
+        let here = env::current_dir()?.canonicalize()?;
+        match containers.iter().find(|one| !one.checkout.is_empty() && here.as_os_str() != one.checkout.as_str()) {
+            Some(foreign) => Err(Failure(format!(
+                "Containers of the same name belong to {}. Stop them there, or choose another name here: \
+                 COMPOSE_PROJECT_NAME=... just up",
+                foreign.checkout
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ports(&self, settings: &Settings, containers: &[Container]) -> Outcome {
+        let mut ports = vec![
+            (settings.patient_port, "PATIENT_PORT"),
+            (settings.billing_grpc_port, "BILLING_GRPC_PORT"),
+            (settings.analytics_port, "ANALYTICS_PORT"),
+            (settings.kafka_port, "KAFKA_PORT"),
+        ];
+        ports.push(match self.layout {
+            Layout::Single => (settings.billing_port, "BILLING_PORT"),
+            Layout::Scaled => (settings.analytics_2_port, "ANALYTICS_2_PORT"),
+        });
+        let ours = |port| containers.iter().any(|one| one.is_running() && one.publishes(port));
+        port_owner::refuse_taken(ports.into_iter().map(|(port, variable)| Wanted { port, variable, ours: ours(port) }))
+    }
+
+    async fn until_ready(&self) -> Outcome {
+        let end = Instant::now() + HEALTHY_LIMIT;
+        loop {
+            let containers = self.containers().await?;
+            let unready: Vec<_> = containers.iter().filter(|one| !one.is_ready()).collect();
+            if unready.is_empty() && !containers.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                let names = unready.iter().map(|one| format!("{} is {}", name(one, &containers), state(one)));
+                return Err(Failure(names.collect::<Vec<_>>().join(", ")));
+            }
+            smol::Timer::after(LOOK).await;
+        }
+    }
+
+    /// What the containers that do not work said last.
+    async fn last_lines_of_unready(&self) -> String {
+        let mut text = String::new();
+        let containers = self.containers().await.unwrap_or_default();
+        for container in containers.iter().filter(|one| !one.is_ready() && one.status != "created") {
+            let _ = write!(text, "\n{} is {}:", name(container, &containers), state(container));
+            for line in run_both("docker", &["logs", "--tail", "15", &container.id]).await.unwrap_or_default().lines() {
+                let _ = write!(text, "\n  | {line}");
+            }
+        }
+        text
+    }
+
+    async fn containers(&self) -> Outcome<Vec<Container>> {
+        let ids = self.ask(&["ps", "-a", "-q"]).await?;
+        inspect(&ids.split_whitespace().collect::<Vec<_>>()).await
+    }
+
+    /// The arguments that choose our files, after those that make `docker compose` of `docker`.
+    fn arguments<'a>(&self, words: &[&'a str]) -> Vec<&'a str> {
+        let files: &[&str] = match self.layout {
+            // With the override file, which Compose finds by itself.
+            Layout::Single => &[],
+            Layout::Scaled => &["-f", "docker-compose.yaml", "-f", "docker-compose.scale.yaml"],
+        };
+        self.compose[1..].iter().chain(files).chain(words).copied().collect()
+    }
+
+    /// Asks compose something.
+    async fn ask(&self, words: &[&str]) -> Outcome<String> {
+        run(self.compose[0], &self.arguments(words)).await
+    }
+
+    /// Lets compose do something; its output goes to a log, the end of which is shown if it fails.
+    async fn work(&self, words: &[&str], limit: Duration) -> Outcome {
+        let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
+        let mut environment = vec![("BUILDKIT_PROGRESS", "plain".to_owned())];
+        if words.contains(&"down") {
+            environment.push(("COMPOSE_PROFILES", "tools,observability".to_owned()));
+        } else if profiles.split(',').any(|profile| profile == "observability")
+            && env::var("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or_default().is_empty()
+        {
+            environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT", COLLECTOR.to_owned()));
+        }
+        let name = format!("{} {}", self.compose.join(" "), words[0]);
+        Ok(Process::prepare(name, self.compose[0], home::directory()?.join("docker.log"))
+            .args(self.arguments(words))
+            .envs(environment)
+            .run(limit)
+            .await?)
+    }
+}
+
+/// The name of a part, numbered where there are several.
+fn name(container: &Container, all: &[Container]) -> String {
+    let replicas = all.iter().filter(|one| one.service == container.service).count();
+    if replicas == 1 { container.service.clone() } else { format!("{} #{}", container.service, container.number) }
+}
+
+fn state(container: &Container) -> String {
+    container.health.clone().filter(|_| container.status == "running").unwrap_or_else(|| container.status.clone())
+}
+
+/// What a program prints.
+async fn run(program: &str, arguments: &[&str]) -> Outcome<String> {
+    let output = output(program, arguments).await?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let error = String::from_utf8_lossy(&output.stderr);
+    Err(Failure(format!("{program} {}: {}", arguments.first().unwrap_or(&""), error.trim())))
+}
+
+/// What a program prints on either of its outputs.
+async fn run_both(program: &str, arguments: &[&str]) -> Outcome<String> {
+    let output = output(program, arguments).await?;
+    Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+async fn output(program: &str, arguments: &[&str]) -> Outcome<std::process::Output> {
+    let output = smol::process::Command::new(program).args(arguments).kill_on_drop(true).output();
+    Ok(runtime::within(ANSWER_LIMIT, output).await.map_err(|_| Failure(format!("{program} does not answer.")))??)
+}
+
+/// The major and minor number in `2.40.3`, `v2.40.3` or `1.29.2`.
+fn compose_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().trim_start_matches('v').split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compares_versions_of_compose() {
+        assert!(compose_version("v2.40.3\n") >= Some(OLDEST_COMPOSE));
+        assert!(compose_version("1.29.2") >= Some(OLDEST_COMPOSE));
+        assert!(compose_version("1.25.0") < Some(OLDEST_COMPOSE));
+        assert!(compose_version("unknown") < Some(OLDEST_COMPOSE));
+    }
+}

@@ -1,0 +1,94 @@
+//! What the engine tells about our containers.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value as Json;
+
+use crate::Outcome;
+
+use super::run;
+
+/// A container of the system.
+#[derive(Clone, Debug)]
+pub(super) struct Container {
+    pub(super) id: String,
+    /// The name of its service in the compose file.
+    pub(super) service: String,
+    /// Counted from 1 among the replicas of the service.
+    pub(super) number: u32,
+    /// Where its project's files are.
+    pub(super) checkout: String,
+    /// `running`, `exited` ...
+    pub(super) status: String,
+    /// `starting`, `healthy` or `unhealthy`, if it has a health check.
+    pub(super) health: Option<String>,
+    /// Ports of the container with the addresses on this machine that lead to them.
+    pub(super) published: BTreeMap<u16, String>,
+}
+
+impl Container {
+    pub(super) fn is_ready(&self) -> bool {
+        self.status == "running" && self.health.as_deref().is_none_or(|health| health == "healthy")
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        ["running", "restarting"].contains(&self.status.as_str())
+    }
+
+    pub(super) fn publishes(&self, port: u16) -> bool {
+        self.published.values().any(|address| address.rsplit(':').next() == Some(port.to_string().as_str()))
+    }
+}
+
+/// Asks about the containers with these ids.
+pub(super) async fn inspect(ids: &[&str]) -> Outcome<Vec<Container>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut arguments = vec!["inspect", "--type", "container", "--format", "{{json .}}"];
+    arguments.extend(ids);
+    let output = run("docker", &arguments).await?;
+    let mut containers: Vec<_> =
+        output.lines().filter_map(|line| serde_json::from_str(line).ok()).map(|json| container(&json)).collect();
+    containers.sort_by(|a, b| (&a.service, a.number).cmp(&(&b.service, b.number)));
+    Ok(containers)
+}
+
+fn container(json: &Json) -> Container {
+    let text = |json: &Json| json.as_str().unwrap_or_default().to_owned();
+    let label = |name: &str| text(&json["Config"]["Labels"][format!("com.docker.compose.{name}")]);
+    let published =
+        json["NetworkSettings"]["Ports"].as_object().into_iter().flatten().filter_map(|(port, bindings)| {
+            let binding = bindings.as_array()?.first()?;
+            let port = port.split('/').next()?.parse().ok()?;
+            Some((port, format!("{}:{}", text(&binding["HostIp"]), text(&binding["HostPort"]))))
+        });
+    Container {
+        id: text(&json["Id"]).chars().take(12).collect(),
+        service: label("service"),
+        number: label("container-number").parse().unwrap_or(1),
+        checkout: label("project.working_dir"),
+        status: text(&json["State"]["Status"]),
+        health: json["State"]["Health"]["Status"].as_str().map(str::to_owned),
+        published: published.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_engine_tells() {
+        let text = r#"{"Id":"0123456789abcdef","State":{"Status":"running","Health":{"Status":"starting"}},
+            "Config":{"Labels":{"com.docker.compose.service":"kafka","com.docker.compose.container-number":"2"}},
+            "NetworkSettings":{"Ports":{"9092/tcp":null,"19092/tcp":[{"HostIp":"127.0.0.1","HostPort":"9092"}]}}}"#;
+        let mut kafka = container(&serde_json::from_str(text).unwrap());
+        assert_eq!((kafka.id.as_str(), kafka.service.as_str(), kafka.number), ("0123456789ab", "kafka", 2));
+        assert!(kafka.publishes(9092) && !kafka.publishes(19092) && kafka.is_running() && !kafka.is_ready());
+        kafka.health = Some("healthy".to_owned());
+        assert!(kafka.is_ready());
+        kafka.status = "exited".to_owned();
+        assert!(!kafka.is_ready() && !kafka.is_running());
+    }
+}

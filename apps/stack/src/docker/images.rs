@@ -1,0 +1,81 @@
+//! The images that a registry has to give: those that are run as they are, and those that ours are built on.
+
+use std::{fs, time::Duration};
+
+use testbed::Process;
+
+use crate::{Failure, Outcome, home, show::step};
+
+use super::run;
+
+/// Time for an image to be pulled.
+const PULL_LIMIT: Duration = Duration::from_secs(900);
+
+/// Pulls those of `images` that the engine does not have.
+///
+/// # Errors
+/// If one of them cannot be had; says which, and what helps.
+pub(super) async fn fetch(images: &[String]) -> Outcome {
+    for image in images {
+        if run("docker", &["image", "inspect", image]).await.is_ok() {
+            continue;
+        }
+        let pull = Process::prepare("docker pull", "docker", home::directory()?.join("docker.log"))
+            .args(["pull", "--quiet", image])
+            .run(PULL_LIMIT);
+        step(&format!("Pulling {image}"), "", pull).await.map_err(|error| {
+            Failure(format!(
+                "The image {image} cannot be pulled:\n{error}\n\
+                 If a mirror has it, name the mirror: DOCKER_HUB=mirror.example.org (or GCR=...) in .env"
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// The images that the Dockerfile builds on, with mirrors as `variable` tells them.
+pub(super) fn bases(variable: impl Fn(&str) -> Option<String>) -> Outcome<Vec<String>> {
+    Ok(base_images(&fs::read_to_string("Dockerfile")?, variable))
+}
+
+/// The Dockerfile names them in arguments before its first stage: `ARG RUST_IMAGE=${DOCKER_HUB}/library/rust:1.95`.
+fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut known: Vec<(&str, String)> = Vec::new();
+    for line in dockerfile.lines().take_while(|line| !line.starts_with("FROM ")) {
+        let Some((name, default)) = line.strip_prefix("ARG ").and_then(|argument| argument.split_once('=')) else {
+            continue;
+        };
+        let default =
+            known.iter().fold(default.to_owned(), |text, (name, value)| text.replace(&format!("${{{name}}}"), value));
+        known.push((name, variable(name).filter(|value| !value.is_empty()).unwrap_or(default)));
+    }
+    known.into_iter().filter(|(name, _)| name.ends_with("_IMAGE")).map(|(_, image)| image).collect()
+}
+
+/// The images in the output of `docker compose config`.
+pub(super) fn of_config(config: &str) -> Vec<String> {
+    let mut images: Vec<_> =
+        config.lines().filter_map(|line| line.trim().strip_prefix("image: ")).map(str::to_owned).collect();
+    images.sort_unstable();
+    images.dedup();
+    images
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_images_that_ours_are_built_on() {
+        let dockerfile = "# A mirror\nARG HUB=docker.io\nARG A_IMAGE=${HUB}/library/a:1\nARG OTHER\nFROM ${A_IMAGE} AS a\nARG B_IMAGE=b\n";
+        assert_eq!(base_images(dockerfile, |_| None), ["docker.io/library/a:1"]);
+        let mirror = |name: &str| (name == "HUB").then(|| "mirror.example.org".to_owned());
+        assert_eq!(base_images(dockerfile, mirror), ["mirror.example.org/library/a:1"]);
+    }
+
+    #[test]
+    fn finds_the_images_that_are_run() {
+        let config = "services:\n  b:\n    image: b:1\n  c:\n    build:\n      context: .\n  a:\n    image: a:2\n  d:\n    image: b:1\n";
+        assert_eq!(of_config(config), ["a:2", "b:1"]);
+    }
+}
