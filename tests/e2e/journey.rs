@@ -1,68 +1,69 @@
 //! A patient travels all the way.
 
 use serde_json::json;
-use testbed::broker::Kind;
 
-use crate::support::{PATIENCE, path, patient, register, system};
+use crate::{
+    outside::{Counts, Outside},
+    support::{path, patient, register},
+};
 
-testbed::on_each_broker!(a_patient_travels_all_the_way, many_patients_are_stored_billed_and_counted_once);
+/// Registers, changes, bills and removes a patient.
+pub(crate) async fn of_one_patient(system: &Outside) {
+    let client = &system.patients;
+    let before = system.counts().await;
 
-fn a_patient_travels_all_the_way(kind: Kind) {
-    runtime::block_on(2, async {
-        let system = system(kind, &[]).await;
-        let client = system.patient_client();
-
-        let jane = register(&client, "Jane Doe").await;
-        assert_eq!(jane["billing"]["status"], "ACTIVE");
-        let summary = system.until_summary(PATIENCE, |summary| summary["activePatients"] == 1).await.unwrap();
-        assert_eq!((&summary["created"], &summary["updated"], &summary["deleted"]), (&json!(1), &json!(0), &json!(0)));
+    let jane = register(client, "Jane Doe").await;
+    assert_eq!(jane["billing"]["status"], "ACTIVE");
+    system.until_counted(before, Counts { active: 1, created: 1, ..Counts::default() }).await;
+    for analytics in &system.analytics {
+        let summary = analytics.get("/analytics/summary").await.unwrap().json();
         let bands = summary["ageBands"].as_array().unwrap();
-        assert_eq!(bands.iter().map(|band| band["patients"].as_i64().unwrap()).sum::<i64>(), 1);
+        let in_bands: i64 = bands.iter().map(|band| band["patients"].as_i64().unwrap()).sum();
+        assert_eq!(in_bands, summary["activePatients"]);
+    }
 
-        let answer = client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
-        assert_eq!((answer.status, answer.header("etag")), (200, Some("\"2\"")));
-        let transactions = format!("{}/billing/transactions", path(&jane));
-        for (id, kind, amount) in [("t-1", "CHARGE", 10_000), ("t-2", "PAYMENT", 4_000), ("t-2", "PAYMENT", 4_000)] {
-            let transaction = json!({"transactionId": id, "type": kind, "amount": amount, "currency": "EUR"});
-            assert_eq!(client.post(&transactions, &transaction).await.unwrap().status, 201);
-        }
-        let account = client.get(&format!("{}/billing", path(&jane))).await.unwrap().json();
-        assert_eq!(account["accountId"], jane["billing"]["accountId"]);
-        assert_eq!(account["balances"], json!([{"amount": 6_000, "currency": "EUR"}]));
-        assert_eq!(client.get(&transactions).await.unwrap().json().as_array().unwrap().len(), 2);
+    let answer = client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
+    assert_eq!((answer.status, answer.header("etag")), (200, Some("\"2\"")));
+    let transactions = format!("{}/billing/transactions", path(&jane));
+    for (id, kind, amount) in [("t-1", "CHARGE", 10_000), ("t-2", "PAYMENT", 4_000), ("t-2", "PAYMENT", 4_000)] {
+        let transaction = json!({"transactionId": id, "type": kind, "amount": amount, "currency": "EUR"});
+        assert_eq!(client.post(&transactions, &transaction).await.unwrap().status, 201);
+    }
+    let account = client.get(&format!("{}/billing", path(&jane))).await.unwrap().json();
+    assert_eq!(account["accountId"], jane["billing"]["accountId"]);
+    assert_eq!(account["balances"], json!([{"amount": 6_000, "currency": "EUR"}]));
+    assert_eq!(client.get(&transactions).await.unwrap().json().as_array().unwrap().len(), 2);
 
-        assert_eq!(client.delete(&path(&jane)).await.unwrap().status, 204);
-        let summary = system.until_summary(PATIENCE, |summary| summary["deleted"] == 1).await.unwrap();
-        assert_eq!((&summary["activePatients"], &summary["updated"]), (&json!(0), &json!(1)));
-        let registrations =
-            system.analytics.client().get("/analytics/registrations?interval=year").await.unwrap().json();
-        assert_eq!(registrations.as_array().unwrap().len(), 1);
-    });
+    assert_eq!(client.delete(&path(&jane)).await.unwrap().status, 204);
+    system.until_counted(before, Counts { active: 0, created: 1, updated: 1, deleted: 1 }).await;
+    let mut registrations = 0;
+    for analytics in &system.analytics {
+        let series = analytics.get("/analytics/registrations?interval=year").await.unwrap().json();
+        let years = series.as_array().unwrap().iter();
+        registrations += years.map(|year| year["registrations"].as_i64().unwrap()).sum::<i64>();
+    }
+    assert_eq!(registrations, before.created + 1);
 }
 
-fn many_patients_are_stored_billed_and_counted_once(kind: Kind) {
-    runtime::block_on(2, async {
-        let system = system(kind, &[]).await;
-        let client = system.patient_client();
-        let writers: Vec<_> = (0..10)
-            .map(|writer| {
-                let client = client.clone();
-                runtime::spawn(async move {
-                    for n in 0..20 {
-                        let patient = register(&client, &format!("Patient {writer} {n}")).await;
-                        if n % 4 == 0 {
-                            assert_eq!(client.delete(&path(&patient)).await.unwrap().status, 204);
-                        }
+/// Registers many at once and removes a quarter of them.
+pub(crate) async fn of_many_patients(system: &Outside) {
+    let (before, stored_before) = (system.counts().await, system.stored().await);
+    let writers: Vec<_> = (0..10)
+        .map(|writer| {
+            let client = system.patients.clone();
+            runtime::spawn(async move {
+                for n in 0..20 {
+                    let patient = register(&client, &format!("Patient {writer} {n}")).await;
+                    if n % 4 == 0 {
+                        assert_eq!(client.delete(&path(&patient)).await.unwrap().status, 204);
                     }
-                })
+                }
             })
-            .collect();
-        for writer in writers {
-            writer.await;
-        }
-        let summary = system.until_summary(PATIENCE, |s| s["created"] == 200 && s["deleted"] == 50).await.unwrap();
-        assert_eq!(summary["activePatients"], 150);
-        let page = client.get("/patients?page=1&size=1").await.unwrap().json();
-        assert_eq!(page["totalElements"], 150);
-    });
+        })
+        .collect();
+    for writer in writers {
+        writer.await;
+    }
+    system.until_counted(before, Counts { active: 150, created: 200, updated: 0, deleted: 50 }).await;
+    assert_eq!(system.stored().await - stored_before, 150);
 }

@@ -9,6 +9,8 @@ mod commands;
 mod contract;
 mod journey;
 mod operations;
+mod outside;
+mod own;
 mod privacy;
 mod spans;
 mod stopping;

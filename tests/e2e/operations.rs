@@ -7,7 +7,10 @@ use testbed::{
     system::{OwnGround, System},
 };
 
-use crate::support::{PATIENCE, path, patient, register, system, until};
+use crate::{
+    own::system,
+    support::{PATIENCE, path, patient, register, until},
+};
 
 testbed::on_each_broker!(every_service_shows_its_health_and_metrics, services_start_before_what_they_need);
 

@@ -8,7 +8,10 @@ use std::{
 
 use testbed::{Signal, broker::Kind, service::STOP_LIMIT};
 
-use crate::support::{patient, register, system};
+use crate::{
+    own::system,
+    support::{patient, register},
+};
 
 testbed::on_each_broker!(
     requests_in_flight_are_answered_and_every_service_ends_in_order,

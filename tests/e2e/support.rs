@@ -3,19 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
-use testbed::{
-    broker::Kind,
-    http::Client,
-    system::{Ground, System},
-};
+use testbed::http::Client;
 
 /// How long a test waits for what is going to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A system on the shared servers.
-pub(crate) async fn system(kind: Kind, extra: &[(&str, &str)]) -> System {
-    System::start(Ground::shared(kind).await, 1, extra).await.unwrap_or_else(|error| panic!("{error}"))
-}
 
 /// A patient as a client sends one, with an email of its own.
 pub(crate) fn patient(name: &str) -> Json {
@@ -27,7 +18,8 @@ pub(crate) fn patient(name: &str) -> Json {
     })
 }
 
-fn unique() -> u64 {
+/// A number that no other call gives.
+pub(crate) fn unique() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(0)
 }
