@@ -1,0 +1,99 @@
+//! The compose files as Compose reads them: variables put in, anchors merged, one file laid over the other.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use serde_json::{Map, Value as Json};
+use yaml_rust2::{Yaml, YamlLoader};
+
+/// A file of the repository.
+pub(crate) fn text(name: &str) -> String {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The variables of `.env`.
+pub(crate) fn variables() -> BTreeMap<String, String> {
+    let text = text(".env");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// What `docker compose up` runs.
+pub(crate) fn single() -> Json {
+    over(load("docker-compose.yaml"), load("docker-compose.override.yaml"))
+}
+
+/// What `just up-scaled` runs.
+pub(crate) fn scaled() -> Json {
+    over(load("docker-compose.yaml"), load("docker-compose.scale.yaml"))
+}
+
+/// The services of a system, those of profiles among them.
+pub(crate) fn services(system: &Json) -> impl Iterator<Item = (&String, &Json)> {
+    system["services"].as_object().unwrap().iter()
+}
+
+/// The strings of a list; none if there is no list.
+pub(crate) fn strings(json: &Json) -> Vec<&str> {
+    json.as_array().into_iter().flatten().map(|item| item.as_str().unwrap()).collect()
+}
+
+fn load(name: &str) -> Json {
+    let documents = YamlLoader::load_from_str(&put_in(&text(name))).unwrap_or_else(|error| panic!("{name}: {error}"));
+    json(&documents[0])
+}
+
+/// Puts the variables in: `${NAME:-default}`, the one form that our files use. `$$` stays a dollar.
+fn put_in(text: &str) -> String {
+    let variables = variables();
+    let mut result = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (expression, behind) = after.split_once('}').unwrap();
+        let (name, default) = expression.split_once(":-").unwrap_or_else(|| panic!("{expression} has no default"));
+        let set = variables.get(name).filter(|value| !value.is_empty());
+        result += before;
+        result += set.map_or(default, String::as_str);
+        rest = behind;
+    }
+    result + rest
+}
+
+fn json(yaml: &Yaml) -> Json {
+    match yaml {
+        Yaml::Hash(entries) => {
+            let mut object = Map::new();
+            // What is merged in counts less than what stands beside it.
+            for (_, merged) in entries.iter().filter(|(name, _)| name.as_str() == Some("<<")) {
+                object.extend(json(merged).as_object().unwrap().clone());
+            }
+            let own = entries.iter().filter(|(name, _)| name.as_str() != Some("<<"));
+            object.extend(own.map(|(name, value)| (name.as_str().unwrap().to_owned(), json(value))));
+            object.into()
+        }
+        Yaml::Array(items) => items.iter().map(json).collect::<Vec<_>>().into(),
+        Yaml::String(text) | Yaml::Real(text) => text.clone().into(),
+        Yaml::Integer(number) => (*number).into(),
+        Yaml::Boolean(truth) => (*truth).into(),
+        Yaml::Null => Json::Null,
+        Yaml::Alias(_) | Yaml::BadValue => panic!("{yaml:?}"),
+    }
+}
+
+/// Lays a file over another, by Compose's rules: maps are merged, lists are joined, single values replaced.
+fn over(below: Json, above: Json) -> Json {
+    match (below, above) {
+        (Json::Object(mut below), Json::Object(above)) => {
+            for (name, value) in above {
+                let value = match below.remove(&name) {
+                    Some(before) => over(before, value),
+                    None => value,
+                };
+                below.insert(name, value);
+            }
+            below.into()
+        }
+        (Json::Array(below), Json::Array(above)) => below.into_iter().chain(above).collect::<Vec<_>>().into(),
+        (_, above) => above,
+    }
+}

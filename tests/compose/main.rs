@@ -1,0 +1,307 @@
+//! Holds the compose files and the Dockerfile to what ARCHITECTURE.md promises of them.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod files;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+use files::{scaled, services, single, strings, text, variables};
+use serde_json::Value as Json;
+use testbed::{broker::KAFKA_VERSION, service::binaries};
+
+const OURS: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
+const MIB: u64 = 1024 * 1024;
+
+fn both() -> [Json; 2] {
+    [single(), scaled()]
+}
+
+fn is_default(service: &Json) -> bool {
+    service.get("profiles").is_none()
+}
+
+/// The binary that a service of ours runs.
+fn binary(service: &Json) -> Option<&str> {
+    service["build"]["target"].as_str()
+}
+
+/// The settings that a binary knows, with their defaults where they have one: all that `--help` lists.
+fn settings(binary: &str) -> BTreeMap<String, Option<String>> {
+    let program = binaries().unwrap().join(binary);
+    let output = Command::new(&program).arg("--help").output();
+    let output = output.unwrap_or_else(|error| panic!("{} is not built: {error}", program.display()));
+    let help = String::from_utf8(output.stdout).unwrap();
+    let mut known = BTreeMap::new();
+    let lines: Vec<_> = help.lines().collect();
+    for pair in lines.windows(2) {
+        let names: Vec<_> = pair[0].trim().split(", ").collect();
+        let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+        if pair[0].starts_with("  ") && !pair[0].starts_with("   ") && names.iter().all(is_name) {
+            let default = pair[1].rsplit_once("(default ").map(|(_, rest)| rest.trim_end_matches(')').to_owned());
+            known.extend(names.iter().map(|name| ((*name).to_owned(), default.clone())));
+        }
+    }
+    assert!(known.len() > 10, "{binary} --help has another form: {help}");
+    known
+}
+
+fn seconds(text: &str) -> u64 {
+    text.strip_suffix('s').and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{text} is not in seconds"))
+}
+
+fn bytes(text: &str) -> u64 {
+    let (number, unit) = text.split_at(text.len() - 1);
+    number.parse::<u64>().unwrap() * if unit == "g" { 1024 * MIB } else { MIB }
+}
+
+/// The port of this machine and the one in the container.
+fn ports(service: &Json) -> Vec<(&str, &str)> {
+    let parts = |port: &str| -> Vec<String> { port.split(':').map(str::to_owned).collect() };
+    for port in strings(&service["ports"]) {
+        assert_eq!((parts(port).len(), parts(port)[0].as_str()), (3, "127.0.0.1"), "{port} is reached from elsewhere");
+    }
+    strings(&service["ports"])
+        .into_iter()
+        .map(|port| port.trim_start_matches("127.0.0.1:").split_once(':').unwrap())
+        .collect()
+}
+
+#[test]
+fn every_service_is_asked_whether_it_is_ready() {
+    for system in both() {
+        for (name, service) in services(&system) {
+            // There is nothing in its image to ask with.
+            if name == "grpcui" {
+                continue;
+            }
+            let check = &service["healthcheck"];
+            let test = strings(&check["test"]);
+            assert_eq!(test.first(), Some(&"CMD"), "{name} has no health check, or one that needs a shell");
+            assert!(
+                check["timeout"].is_string() && check["interval"].is_string() && check["retries"].is_number(),
+                "{name}"
+            );
+            assert!(check.get("start_interval").is_none(), "{name}: older engines refuse start_interval");
+            if let Some(binary) = binary(service) {
+                assert_eq!(test[1..], [&format!("/usr/local/bin/{binary}"), "healthcheck"], "{name}");
+            }
+            if service["image"].as_str().unwrap_or_default().contains("postgres") {
+                assert!(
+                    test.windows(2).any(|pair| pair == ["-h", "127.0.0.1"]),
+                    "{name} is healthy before it is ready"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_service_waits_for_what_it_needs() {
+    for system in both() {
+        let names: BTreeSet<_> = services(&system).map(|(name, _)| name.clone()).collect();
+        for (name, service) in services(&system) {
+            for (needed, how) in service["depends_on"].as_object().into_iter().flatten() {
+                assert!(names.contains(needed) && how["condition"].is_string(), "{name} waits for {needed} {how}");
+            }
+        }
+        for (name, needs) in
+            [("patient-service", "patient-db"), ("billing-service", "billing-db"), ("analytics-service", "kafka")]
+        {
+            assert_eq!(system["services"][name]["depends_on"][needs]["condition"], "service_healthy", "{name}");
+        }
+    }
+}
+
+#[test]
+fn ports_are_published_on_this_machine_alone_and_no_two_are_the_same() {
+    for system in both() {
+        let published: Vec<_> =
+            services(&system).flat_map(|(_, service)| ports(service)).map(|(host, _)| host).collect();
+        let chosen: BTreeSet<_> = published.iter().filter(|host| !host.is_empty()).collect();
+        let left_to_docker = published.iter().filter(|host| host.is_empty()).count();
+        assert_eq!(chosen.len() + left_to_docker, published.len(), "{published:?}");
+    }
+    let system = single();
+    let hosts: BTreeSet<_> =
+        OURS.into_iter().chain(["kafka"]).flat_map(|name| ports(&system["services"][name])).collect();
+    let variables = variables();
+    let chosen: BTreeSet<_> = ["PATIENT_PORT", "BILLING_PORT", "BILLING_GRPC_PORT", "ANALYTICS_PORT", "KAFKA_PORT"]
+        .map(|name| variables[name].as_str())
+        .into();
+    assert_eq!(hosts.iter().map(|(host, _)| *host).collect::<BTreeSet<_>>(), chosen, ".env chooses every port");
+    let advertised = system["services"]["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].as_str().unwrap();
+    assert!(advertised.contains(&format!("OUTSIDE://127.0.0.1:{}", variables["KAFKA_PORT"])), "{advertised}");
+}
+
+#[test]
+fn containers_may_do_no_more_than_they_must() {
+    for system in both() {
+        for (name, service) in services(&system) {
+            assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
+            assert!(service.get("cap_add").is_none() && service.get("privileged").is_none(), "{name}");
+            assert_eq!(strings(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
+            assert!(service.get("network_mode").is_none() && service.get("pid").is_none(), "{name}");
+            assert!(service.get("container_name").is_none(), "{name}: a name of its own keeps a second one out");
+            // That image writes all over itself.
+            assert_eq!(service["read_only"], (name != "observability"), "{name}");
+            let user = service["user"].as_str();
+            assert!(
+                !is_default(service) || user.is_some_and(|user| !["root", "0", "0:0"].contains(&user)),
+                "{name}: {user:?}"
+            );
+            let options = &service["logging"]["options"];
+            assert!(options["max-size"].is_string() && options["max-file"].is_string(), "{name} logs without bound");
+        }
+    }
+}
+
+#[test]
+fn memory_is_limited_to_less_than_a_gibibyte_in_all() {
+    let system = single();
+    let limit = |service: &Json| bytes(service["mem_limit"].as_str().unwrap());
+    let all: u64 = services(&system).map(|(_, service)| service).filter(|one| is_default(one)).map(limit).sum();
+    assert!(all < 1024 * MIB, "{} MiB", all / MIB);
+    for (name, service) in services(&scaled()) {
+        assert!(service["mem_limit"].is_string(), "{name}");
+    }
+}
+
+#[test]
+fn services_have_the_time_to_stop_that_they_take() {
+    /// What a service adds to its drain for the work behind the requests.
+    const BACKGROUND: u64 = 5;
+    for system in both() {
+        for (name, service) in services(&system) {
+            let Some(binary) = binary(service) else { continue };
+            let drain = settings(binary)["SHUTDOWN_TIMEOUT"].clone().unwrap();
+            let grace = seconds(service["stop_grace_period"].as_str().unwrap());
+            assert!(grace > seconds(&drain) + BACKGROUND, "{name} is killed while it drains");
+        }
+    }
+}
+
+#[test]
+fn services_know_every_variable_that_they_are_given() {
+    for system in both() {
+        for (name, service) in services(&system) {
+            let Some(binary) = binary(service) else { continue };
+            let known = settings(binary);
+            let given: Vec<_> = service["environment"].as_object().unwrap().keys().collect();
+            assert!(given.len() > 1, "{name}");
+            for variable in given {
+                assert!(known.contains_key(variable), "{name} does not know {variable}");
+            }
+        }
+    }
+    let dockerfile = text("Dockerfile");
+    let run_time = dockerfile.split("AS service").nth(1).unwrap();
+    let set = run_time.lines().filter_map(|line| line.strip_prefix("ENV ")).flat_map(|line| line.split(' '));
+    let names: Vec<_> = set.map(|pair| pair.split_once('=').unwrap().0).collect();
+    assert!(names.contains(&"SERVER_ADDRESS"));
+    for name in names {
+        assert!(OURS.iter().any(|binary| settings(binary).contains_key(name)), "no service knows {name}");
+    }
+}
+
+#[test]
+fn versions_and_ports_agree() {
+    let system = single();
+    assert!(
+        system["services"]["kafka"]["image"].as_str().unwrap().ends_with(&format!("/apache/kafka:{KAFKA_VERSION}"))
+    );
+    let (dockerfile, manifest) = (text("Dockerfile"), text("Cargo.toml"));
+    let workspace = |key: &str| {
+        let line = manifest.lines().find(|line| line.starts_with(&format!("{key} = \""))).unwrap();
+        line.split('"').nth(1).unwrap().to_owned()
+    };
+    assert!(
+        dockerfile.contains(&format!("/library/rust:{}.", workspace("rust-version"))),
+        "the compiler is another one"
+    );
+    assert!(
+        dockerfile.contains(&format!("image.version=\"{}\"", workspace("version"))),
+        "the label is of another version"
+    );
+    for name in OURS {
+        let stage = dockerfile.split(&format!("AS {name}\n")).nth(1).unwrap();
+        let exposed: BTreeSet<_> =
+            stage.lines().find_map(|line| line.strip_prefix("EXPOSE ")).unwrap().split(' ').collect();
+        let published: BTreeSet<_> = ports(&system["services"][name]).into_iter().map(|(_, inside)| inside).collect();
+        assert_eq!(exposed, published, "{name}");
+        let known = settings(name);
+        let own = ["SERVER_PORT", "GRPC_SERVER_PORT"].map(|name| known.get(name).cloned().flatten());
+        assert_eq!(exposed, own.iter().flatten().map(String::as_str).collect(), "{name}");
+    }
+}
+
+#[test]
+fn images_are_named_once_with_a_version_and_a_registry_that_a_mirror_replaces() {
+    let dockerfile = text("Dockerfile");
+    let bases = dockerfile.lines().filter(|line| line.starts_with("ARG ") && line.contains("_IMAGE="));
+    let bases: Vec<_> = bases.map(|line| line.split_once('=').unwrap().1.to_owned()).collect();
+    assert!(bases.len() == 2 && bases.iter().all(|image| image.starts_with("${")), "{bases:?}");
+    let stages: BTreeSet<_> = dockerfile.lines().filter_map(|line| line.split(" AS ").nth(1)).collect();
+    for from in dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")) {
+        let base = from.split(' ').next().unwrap();
+        assert!(base.ends_with("_IMAGE}") || stages.contains(base), "{from}");
+    }
+    assert!(!dockerfile.contains("--mount"), "older engines do not know RUN --mount");
+    assert!(dockerfile.matches("cargo build").count() == dockerfile.matches("cargo build --release --locked").count());
+    let both = both();
+    let run = both.iter().flat_map(services).filter_map(|(_, service)| service["image"].as_str().map(str::to_owned));
+    for image in bases.into_iter().chain(run) {
+        let tag = image.rsplit_once(':').map(|(_, tag)| tag);
+        assert!(tag.is_some_and(|tag| tag != "latest" && !tag.contains('/')), "{image} has no version");
+    }
+    for file in ["docker-compose.yaml", "docker-compose.scale.yaml"] {
+        let text = text(file);
+        for image in text.lines().filter_map(|line| line.trim().strip_prefix("image: ")) {
+            assert!(image.starts_with("${DOCKER_HUB:-docker.io}/"), "{image} cannot come from a mirror");
+        }
+    }
+}
+
+#[test]
+fn data_are_in_named_volumes() {
+    for system in both() {
+        let declared: BTreeSet<_> = system["volumes"].as_object().unwrap().keys().map(String::as_str).collect();
+        let mut used = BTreeSet::new();
+        for (name, service) in services(&system) {
+            for volume in strings(&service["volumes"]) {
+                let (source, _) = volume.split_once(':').unwrap();
+                if source.starts_with("./") {
+                    assert!(volume.ends_with(":ro"), "{name} may write to {source}");
+                } else {
+                    assert!(used.insert(source), "{source} belongs to two services");
+                }
+            }
+        }
+        assert_eq!(used, declared);
+    }
+}
+
+#[test]
+fn a_scaled_system_has_replicas_and_every_partition_one_reader() {
+    let system = scaled();
+    assert_eq!(
+        (&system["services"]["patient-service"]["scale"], &system["services"]["billing-service"]["scale"]),
+        (&3.into(), &2.into())
+    );
+    let readers = services(&system).filter(|(name, _)| name.starts_with("analytics-service"));
+    let shares: BTreeSet<_> =
+        readers.map(|(_, service)| service["environment"]["PARTITIONS"].as_str().unwrap()).collect();
+    assert_eq!(shares, BTreeSet::from(["0/2", "1/2"]));
+    // A replica that is one of several publishes no port that another one would need too.
+    for name in ["patient-service", "billing-service"] {
+        assert!(ports(&system["services"][name]).iter().all(|(host, _)| host.is_empty()), "{name}");
+    }
+    let plain = single();
+    let (first, second) = (&plain["services"]["analytics-service"], &system["services"]["analytics-service-2"]);
+    for field in ["build", "user", "mem_limit", "stop_grace_period", "healthcheck", "depends_on", "logging", "restart"]
+    {
+        assert_eq!(first[field], second[field], "the second analytics-service differs in {field}");
+    }
+}
