@@ -4,7 +4,7 @@ use std::{env, path::Path, process::Command};
 
 use testbed::broker::Kind;
 
-use crate::support::system;
+use crate::own::system;
 
 mod on_kafka {
     #[test]

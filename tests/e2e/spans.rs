@@ -7,7 +7,8 @@ use testbed::{broker::Kind, http::Client, ports};
 
 use crate::{
     collector::{Collector, Span, edges},
-    support::{PATIENCE, path, patient, register, system, until},
+    own::system,
+    support::{PATIENCE, path, patient, register, until},
 };
 
 testbed::on_each_broker!(

@@ -86,7 +86,8 @@ impl Docker {
     /// Pulls the images that are neither here nor ours.
     pub(crate) async fn fetch_images(&self) -> Outcome {
         let mut images = images::bases(|name| env::var(name).ok())?;
-        images.extend(images::of_config(&self.ask(&["config"]).await?));
+        let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
+        images.extend(images::of_config(&self.ask(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>()));
         images::fetch(&images).await
     }
 

@@ -52,10 +52,24 @@ fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> V
     known.into_iter().filter(|(name, _)| name.ends_with("_IMAGE")).map(|(_, image)| image).collect()
 }
 
-/// The images in the output of `docker compose config`.
-pub(super) fn of_config(config: &str) -> Vec<String> {
-    let mut images: Vec<_> =
-        config.lines().filter_map(|line| line.trim().strip_prefix("image: ")).map(str::to_owned).collect();
+/// The images in the output of `docker compose config`, without those of profiles that are off: Compose v1 shows all.
+pub(super) fn of_config(config: &str, profiles: &[&str]) -> Vec<String> {
+    let mut images = Vec::new();
+    let lines: Vec<_> = config.lines().collect();
+    // A service begins with its name, two spaces in.
+    let begins = |line: &&str| line.starts_with("  ") && !line[2..].starts_with([' ', '-']);
+    for service in lines.chunk_by(|_, next| !begins(next)) {
+        let image = service.iter().find_map(|line| line.strip_prefix("    image: "));
+        let mut own = service
+            .iter()
+            .skip_while(|line| **line != "    profiles:")
+            .skip(1)
+            .map_while(|line| line.trim().strip_prefix("- "))
+            .peekable();
+        if own.peek().is_none() || own.any(|profile| profiles.contains(&profile)) {
+            images.extend(image.map(str::to_owned));
+        }
+    }
     images.sort_unstable();
     images.dedup();
     images
@@ -75,7 +89,9 @@ mod tests {
 
     #[test]
     fn finds_the_images_that_are_run() {
-        let config = "services:\n  b:\n    image: b:1\n  c:\n    build:\n      context: .\n  a:\n    image: a:2\n  d:\n    image: b:1\n";
-        assert_eq!(of_config(config), ["a:2", "b:1"]);
+        let config = "services:\n  b:\n    image: b:1\n  c:\n    build:\n      context: .\n    ports:\n    - 1:1\n  t:\n    image: t:1\n    \
+                      profiles:\n    - tools\n    restart: always\n  a:\n    image: a:2\n  d:\n    image: b:1\nvolumes:\n  v: {}\n";
+        assert_eq!(of_config(config, &[]), ["a:2", "b:1"]);
+        assert_eq!(of_config(config, &["tools"]), ["a:2", "b:1", "t:1"]);
     }
 }
