@@ -21,6 +21,8 @@ use crate::{
 const WRITERS: usize = 4;
 /// Patients registered before the fault, and once more after it.
 const PATIENTS: usize = 20;
+/// What a client waits between two patients, so that the test is about faults and not about load.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long a client tries again. `just up` takes a part of it.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -38,6 +40,7 @@ pub(crate) async fn of_a_killed(part: &'static str, system: &Outside) {
                 while !enough.load(Ordering::Relaxed) {
                     registered.push(register_surely(&client).await);
                     written.fetch_add(1, Ordering::Relaxed);
+                    smol::Timer::after(PAUSE).await;
                 }
                 registered
             })

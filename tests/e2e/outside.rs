@@ -35,13 +35,16 @@ impl Outside {
         counts
     }
 
-    /// Waits until analytics has counted so much more than `before`, and no more than that.
+    /// Waits until analytics has counted so much more than `before`, and no more than that; as long as it gets on.
     pub(crate) async fn until_counted(&self, before: Counts, more: Counts) {
-        let end = Instant::now() + PATIENCE;
+        let (mut last, mut end) = (Counts::default(), Instant::now() + PATIENCE);
         loop {
             let counts = self.counts().await - before;
             if counts == more {
                 return;
+            }
+            if counts != last {
+                (last, end) = (counts, Instant::now() + PATIENCE);
             }
             assert!(Instant::now() < end, "analytics counts {counts:?} more, not {more:?}");
             smol::Timer::after(Duration::from_millis(10)).await;
