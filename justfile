@@ -105,6 +105,12 @@ check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     "{{ cache }}/tools/bin/cargo-deny" --offline --log-level error check bans licenses sources
     "{{ cache }}/tools/bin/cargo-machete"
 
+# Measure a running system, or any implementation of the same calls; --help tells all options
+[group("measure")]
+load *args="--help":
+    cargo build --release --locked --quiet -p load
+    {{ quote(target / "release/load") }} {{ args }}
+
 # Format the code
 [group("test")]
 fmt:

@@ -1,0 +1,146 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, ValueEnum};
+use config::{HostPort, Value as _};
+
+use crate::processes::Watched;
+
+/// Measures an implementation of the patient registry from outside, over HTTP.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "load", version)]
+pub(crate) enum Options {
+    /// Find the peak: each connection sends its next request when it has the answer to the last one
+    Closed(RunOptions),
+    /// Find the latency at a fixed rate: a request counts from when it should have begun, also if it began later
+    Open {
+        /// Requests a second, all together
+        #[arg(long, value_parser = rate)]
+        rate: f64,
+        #[command(flatten)]
+        run: RunOptions,
+    },
+}
+
+impl Options {
+    /// What both ways to measure have in common.
+    pub(crate) fn run(&self) -> &RunOptions {
+        let (Self::Closed(run) | Self::Open { run, .. }) = self;
+        run
+    }
+
+    /// Requests a second, if that is fixed.
+    pub(crate) fn rate(&self) -> Option<f64> {
+        if let Self::Open { rate, .. } = self { Some(*rate) } else { None }
+    }
+}
+
+/// What both ways to measure have in common.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunOptions {
+    /// Base URL of the service
+    #[arg(default_value = "http://127.0.0.1:4000")]
+    pub(crate) url: String,
+    /// What is asked of it
+    #[arg(long, value_enum, default_value_t = Mix::Mixed)]
+    pub(crate) scenario: Mix,
+    /// GET this path instead of a scenario
+    #[arg(long, conflicts_with = "scenario")]
+    pub(crate) path: Option<String>,
+    /// Connections, and so requests in flight at most
+    #[arg(long, short, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) connections: u16,
+    /// Time measured, such as 30s
+    #[arg(long, short, default_value = "20s", value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// Time before that, in which everything warms up and nothing counts
+    #[arg(long, short, default_value = "5s", value_parser = duration_or_none)]
+    pub(crate) warm_up: Duration,
+    /// A request without an answer after this time has failed
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub(crate) limit: Duration,
+    /// Patients that are there already and may be read, found by way of the list, at most
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) known: usize,
+    /// Also measure from each POST until analytics has applied its event; needs --kafka
+    #[arg(long, requires = "kafka", value_name = "URL")]
+    pub(crate) analytics: Option<String>,
+    /// Broker whose topic tells which offset each patient's event has
+    #[arg(long, requires = "analytics", value_parser = broker, value_name = "HOST:PORT")]
+    pub(crate) kafka: Option<HostPort>,
+    /// Topic of patient events
+    #[arg(long, default_value = "patient")]
+    pub(crate) topic: String,
+    /// Report CPU time and memory of this process, and CPU time of those below it; may be repeated
+    #[arg(long, value_name = "NAME=PID")]
+    pub(crate) watch: Vec<Watched>,
+    /// Write the report to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Threads of the load generator itself
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) threads: u8,
+    /// Say nothing while it runs
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// What is asked of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mix {
+    /// 40 % read, 15 % list, 25 % create, 12 % update, 8 % delete
+    Mixed,
+    /// POST /patients
+    Create,
+    /// GET /patients/{id} of any known patient
+    Read,
+    /// GET /patients
+    List,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    Duration::parse(text).map_err(|why| format!("expected {}: {why}", Duration::EXPECTED))
+}
+
+fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if matches!(text, "0" | "0s") { Ok(Duration::ZERO) } else { duration(text) }
+}
+
+fn broker(text: &str) -> Result<HostPort, String> {
+    HostPort::parse(text).map_err(|why| format!("expected {}: {why}", HostPort::EXPECTED))
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    if (0.01..=1e6).contains(&rate) { Ok(rate) } else { Err("it must be from 0.01 to 1000000".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        let parse = |line: &str| Options::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+        for (line, why) in [
+            ("load open", "--rate"),
+            ("load open --rate 0", "from 0.01"),
+            ("load closed --duration soon", "expected"),
+            ("load closed --connections 0", "connections"),
+            ("load closed --analytics http://127.0.0.1:4002", "--kafka"),
+            ("load closed --watch postgres", "NAME=PID"),
+        ] {
+            assert!(parse(line).unwrap_err().contains(why), "{line}");
+        }
+        let options = parse("load open --rate 250.5 http://127.0.0.1:9 -c 8 -d 1500ms").unwrap();
+        assert_eq!((options.rate(), options.run().connections), (Some(250.5), 8));
+        assert_eq!(options.run().duration, Duration::from_millis(1500));
+    }
+}

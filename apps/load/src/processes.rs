@@ -1,0 +1,157 @@
+//! CPU time and memory of the processes that are measured.
+
+use std::{collections::BTreeMap, fs, str::FromStr, time::Duration};
+
+use serde::Serialize;
+
+/// How often memory is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A process to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Watched {
+    name: String,
+    pid: u32,
+}
+
+impl Watched {
+    /// Ourselves: what a generator takes, the measured cannot have.
+    pub(crate) fn ourselves() -> Self {
+        Self { name: "load".to_owned(), pid: std::process::id() }
+    }
+}
+
+impl FromStr for Watched {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('=').and_then(|(name, pid)| Some((name.to_owned(), pid.parse().ok()?)));
+        let (name, pid) = parts.ok_or_else(|| "expected NAME=PID".to_owned())?;
+        if cpu_ticks(pid, &children()).is_none() {
+            Err(format!("there is no process {pid}"))
+        } else {
+            Ok(Self { name, pid })
+        }
+    }
+}
+
+/// What a process took while it was measured.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Usage {
+    pub(crate) name: String,
+    /// Of it and all below it, in user and kernel.
+    pub(crate) cpu_seconds: f64,
+    /// The largest resident set that was seen, of itself alone, in MiB.
+    pub(crate) peak_rss_mib: f64,
+}
+
+/// Looks at processes from its making until its `finish`.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    watched: Vec<Watched>,
+    before: Vec<u64>,
+    peaks: Vec<f64>,
+}
+
+impl Watch {
+    pub(crate) fn new(watched: Vec<Watched>) -> Self {
+        let before = ticks_of(&watched);
+        let peaks = vec![0.0; watched.len()];
+        Self { watched, before, peaks }
+    }
+
+    /// Keeps an eye on memory until it is dropped.
+    pub(crate) async fn look<T>(&mut self) -> T {
+        loop {
+            for (peak, watched) in self.peaks.iter_mut().zip(&self.watched) {
+                *peak = peak.max(rss_mib(watched.pid));
+            }
+            smol::Timer::after(LOOK).await;
+        }
+    }
+
+    /// What each has taken since.
+    pub(crate) fn finish(self) -> Vec<Usage> {
+        let after = ticks_of(&self.watched);
+        let per_second = rustix::param::clock_ticks_per_second() as f64;
+        let both = self.before.into_iter().zip(after).zip(self.peaks);
+        self.watched
+            .into_iter()
+            .zip(both)
+            .map(|(watched, ((before, after), peak))| Usage {
+                name: watched.name,
+                cpu_seconds: after.saturating_sub(before) as f64 / per_second,
+                peak_rss_mib: (peak * 10.0).round() / 10.0,
+            })
+            .collect()
+    }
+}
+
+fn ticks_of(watched: &[Watched]) -> Vec<u64> {
+    let children = children();
+    watched.iter().map(|watched| cpu_ticks(watched.pid, &children).unwrap_or_default()).collect()
+}
+
+/// Processes by parent.
+fn children() -> BTreeMap<u32, Vec<u32>> {
+    let mut children = BTreeMap::<u32, Vec<u32>>::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some((pid, parent)) = pid.and_then(|pid| Some((pid, *stat(pid)?.get(1)?))) {
+            children.entry(parent as u32).or_default().push(pid);
+        }
+    }
+    children
+}
+
+/// The ticks of CPU time of a process, of those that it has waited for, and of all below it.
+fn cpu_ticks(pid: u32, children: &BTreeMap<u32, Vec<u32>>) -> Option<u64> {
+    // utime, stime, cutime and cstime.
+    let own: u64 = stat(pid)?.get(11..15)?.iter().sum();
+    let below = children.get(&pid).into_iter().flatten();
+    Some(own + below.filter_map(|child| cpu_ticks(*child, children)).sum::<u64>())
+}
+
+/// The fields of `/proc/<pid>/stat` after the name, counted from 0: 1 is the parent, 11 to 14 are CPU times. What is no
+/// number is 0.
+fn stat(pid: u32) -> Option<Vec<u64>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(|field| field.parse().unwrap_or_default()).collect())
+}
+
+fn rss_mib(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or_default() / 1024.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_our_own_work_and_memory() {
+        let mut watch = Watch::new(vec![Watched::ourselves()]);
+        let begin = std::time::Instant::now();
+        let mut sum = 0_u64;
+        while begin.elapsed() < Duration::from_millis(200) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        smol::block_on(smol::future::or(watch.look::<()>(), async {
+            smol::Timer::after(Duration::from_millis(5)).await;
+        }));
+        let usage = watch.finish().remove(0);
+        // How much of the time we got depends on who else runs.
+        assert!(usage.cpu_seconds > 0.01 && usage.peak_rss_mib > 1.0, "{usage:?}");
+    }
+
+    #[test]
+    fn a_process_must_be_there() {
+        assert!("x=4294967295".parse::<Watched>().unwrap_err().contains("no process"));
+        assert!("1234".parse::<Watched>().unwrap_err().contains("NAME=PID"));
+        let own: Watched = format!("us={}", std::process::id()).parse().unwrap();
+        assert_eq!(own.name, "us");
+    }
+}

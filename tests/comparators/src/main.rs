@@ -1,0 +1,25 @@
+//! The usual way to do what our libraries do: hyper and tonic on tokio's own runtime, with nothing around them.
+//!
+//! - `comparators http PORT`: a bare hyper server that answers as libs/web's example `hello` does;
+//! - `comparators grpc-serve PORT` and `comparators grpc-call PORT CALLERS SECONDS`: the two sides of libs/grpc's example
+//!   `unary`.
+
+use std::error::Error;
+
+mod http;
+mod unary;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["http", port] => http::serve(port.parse()?).await,
+        ["grpc-serve", port] => unary::serve(port.parse()?).await,
+        ["grpc-call", port, callers, seconds] => {
+            let rate = unary::call(port.parse()?, callers.parse()?, seconds.parse()?).await?;
+            println!("{rate:.0}");
+            Ok(())
+        }
+        _ => Err("usage: comparators http PORT | grpc-serve PORT | grpc-call PORT CALLERS SECONDS".into()),
+    }
+}
