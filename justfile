@@ -111,6 +111,11 @@ load *args="--help":
     cargo build --release --locked --quiet -p load
     {{ quote(target / "release/load") }} {{ args }}
 
+# Measure single steps: events, cursors, problem bodies, the HTTP edge
+[group("measure")]
+micro:
+    cargo bench --locked -p codec -p web -p patient-service --benches
+
 # Format the code
 [group("test")]
 fmt:

@@ -8,7 +8,7 @@ use crate::{billing::Billing, registry::Registry};
 
 mod billing;
 mod body;
-mod cursor;
+pub mod cursor;
 mod docs;
 mod openapi;
 mod patients;

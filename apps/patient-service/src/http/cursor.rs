@@ -10,7 +10,7 @@ use crate::store::{Order, Position, SortField};
 const ID_BYTES: usize = 16;
 
 /// The cursor of a position.
-pub(super) fn encode(position: &Position) -> String {
+pub fn encode(position: &Position) -> String {
     let mut bytes = position.id.as_bytes().to_vec();
     bytes.extend_from_slice(position.sort_key.as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)
@@ -20,7 +20,7 @@ pub(super) fn encode(position: &Position) -> String {
 ///
 /// # Errors
 /// If it is none that we gave out for such an order.
-pub(super) fn decode(cursor: &str, order: Order) -> Result<Position, String> {
+pub fn decode(cursor: &str, order: Order) -> Result<Position, String> {
     decode_any(cursor)
         .filter(|position| match order.field {
             SortField::Id => position.sort_key == position.id.to_string(),
