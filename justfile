@@ -111,6 +111,13 @@ load *args="--help":
     cargo build --release --locked --quiet -p load
     {{ quote(target / "release/load") }} {{ args }}
 
+# Compare the system with what it stands on, in one run; --quick fails on ratios far below docs/performance/results.json
+[group("measure")]
+bench *args:
+    cargo build --release --locked -p patient-service -p billing-service -p analytics-service -p load -p bench -p comparators
+    cargo build --release --locked -p web -p grpc --examples
+    {{ quote(target / "release/bench") }} {{ args }}
+
 # Measure single steps: events, cursors, problem bodies, the HTTP edge
 [group("measure")]
 micro:

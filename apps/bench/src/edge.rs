@@ -1,0 +1,47 @@
+//! A constant over HTTP: libs/web against a bare hyper server on tokio.
+
+use std::process::Command;
+
+use testbed::{Scratch, ports};
+
+use crate::{
+    Outcome,
+    load::{self, Time, figure, words},
+    results::{Pair, Results},
+    show::step,
+    tool::{self, Server},
+};
+
+pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
+    let scratch = Scratch::new()?;
+    let time = Time::of(quick);
+    let mut pair =
+        Pair::new("edge", "GET of a constant, 64 connections", "requests/s", "libs/web", "bare hyper on tokio");
+    for round in 0..2 {
+        let ours = async {
+            let port = ports::free();
+            let mut command = Command::new(tool::ours("examples/hello")?);
+            command.env("SERVER_PORT", port.to_string()).env("EXECUTOR_THREADS", "2");
+            let server = Server::start(command, port).await?;
+            rate(&scratch, &server, port, time).await
+        };
+        pair.ours(step(&format!("GET of a constant, libs/web ({})", round + 1), ours).await?);
+        let theirs = async {
+            let port = ports::free();
+            let mut command = Command::new(tool::ours("comparators")?);
+            command.arg("http").arg(port.to_string());
+            let server = Server::start(command, port).await?;
+            rate(&scratch, &server, port, time).await
+        };
+        pair.theirs(step(&format!("GET of a constant, bare hyper ({})", round + 1), theirs).await?);
+    }
+    results.pair(pair);
+    Ok(())
+}
+
+async fn rate(scratch: &Scratch, server: &Server, port: u16, time: Time) -> Outcome<f64> {
+    let pid = server.pid();
+    let arguments = words(&format!("closed http://127.0.0.1:{port} --path /hello -c 64 --watch server={pid}"));
+    let report = load::run(scratch.path(), &[arguments, time.arguments()].concat()).await?;
+    Ok(figure(&report, "/all/perSecond"))
+}

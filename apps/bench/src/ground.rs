@@ -1,0 +1,98 @@
+//! What everything is measured on: one PostgreSQL that keeps its promises to the disk, one Apache Kafka, and the services.
+
+use std::{path::Path, time::Duration};
+
+use testbed::{
+    Process, Scratch,
+    broker::{Broker, Kind, Size},
+    ports,
+    postgres::{Cluster, Durability},
+    system::{self, System},
+};
+
+use crate::{Outcome, show::step};
+
+/// The servers of a run. They end with it.
+pub(crate) struct Ground {
+    pub(crate) cluster: Cluster,
+    pub(crate) broker: Broker,
+    scratch: Scratch,
+}
+
+impl Ground {
+    pub(crate) async fn start() -> Outcome<Self> {
+        let scratch = Scratch::new()?;
+        let start = async {
+            let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Disk).await?;
+            scratch.guard(cluster.process())?;
+            let port = ports::free();
+            let mut broker = Broker::start(Kind::Kafka, &scratch.path().join("broker"), port, Size::Full, "").await?;
+            scratch.guard(broker.process())?;
+            Ok::<_, testbed::StartError>((cluster, broker))
+        };
+        let (cluster, broker) = step("Starting PostgreSQL and Apache Kafka", start).await?;
+        Ok(Self { cluster, broker, scratch })
+    }
+
+    /// Starts the services on databases and a topic of this name.
+    pub(crate) async fn system(&self, name: &str, extra: &[(&str, &str)]) -> Outcome<System> {
+        let (patients, billing) = (format!("{name}_patients"), format!("{name}_billing"));
+        for database in [&patients, &billing] {
+            self.cluster.create_database(database).await?;
+        }
+        let ground = system::Ground {
+            patients_database: self.cluster.url(&patients),
+            billing_database: self.cluster.url(&billing),
+            kafka: self.broker.address(),
+            topic: format!("{name}.patient"),
+        };
+        let system = System::start(ground, 1, extra);
+        Ok(step("Starting the services", system).await?)
+    }
+
+    /// Has this process killed when the run ends.
+    pub(crate) fn guard(&self, process: &Process) -> Outcome {
+        Ok(self.scratch.guard(process)?)
+    }
+
+    /// A directory for files of the run.
+    pub(crate) fn directory(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Puts so many patients into the database of a system of this name. Ids are known to [`crate::reads`].
+    pub(crate) async fn seed(&self, name: &str, from: u64, to: u64) -> Outcome {
+        const AT_ONCE: u64 = 25_000;
+        let database = format!("{name}_patients");
+        let work = async {
+            let mut begin = from;
+            while begin < to {
+                let end = (begin + AT_ONCE).min(to);
+                self.cluster.run(&database, &seed_statement(begin + 1, end)).await?;
+                begin = end;
+            }
+            // As autovacuum would in time.
+            self.cluster.run(&database, "vacuum analyze patients").await?;
+            self.cluster.run(&database, "checkpoint").await
+        };
+        Ok(step(&format!("Adding {} patients", to - from), work).await?)
+    }
+}
+
+/// Names and emails as varied as those of the load generator.
+fn seed_statement(from: u64, to: u64) -> String {
+    format!(
+        "insert into patients (id, name, email, address, date_of_birth, registered_date)
+         select md5(n::text)::uuid,
+                (array['Amara','Bruno','Chen','Dilnoza','Elif','Farid','Greta','Hiroshi','Ines','Jakub','Kirsten','Lwazi',
+                       'Maria','Noor','Olena','Pedro'])[1 + n % 16] || ' ' ||
+                (array['Abebe','Bianchi','Castillo','Dubois','Eriksson','Fischer','Garcia','Haddad','Ivanova','Jensen',
+                       'Kowalski','Lindgren','Mbeki','Nakamura','Okafor','Petrov'])[1 + n / 16 % 16] || ' ' || n,
+                'seed.' || n || '@example.org', n % 1000 || ' Main Street, Springfield',
+                date '1930-01-01' + (n * 7919 % 32000)::int, date '2020-01-01' + (n % 2000)::int
+         from generate_series({from}::bigint, {to}::bigint) n"
+    )
+}
+
+/// Time between two measurements in which what the first one left to do is done.
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);

@@ -1,0 +1,121 @@
+//! Measures the system against what it stands on: PostgreSQL by pgbench, hyper, librdkafka, tonic. Each pair is measured
+//! in one run on one machine, and the ratio is the result: ratios can be compared between machines, times cannot.
+//!
+//! See docs/performance.md for the method and the figures.
+
+use std::{fmt, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+mod chart;
+mod creates;
+mod edge;
+mod footprint;
+mod ground;
+mod growth;
+mod load;
+mod pgbench;
+mod reads;
+mod replay;
+mod results;
+mod show;
+mod tool;
+mod unary;
+
+use ground::Ground;
+use results::Results;
+
+/// Measures the system against what it stands on.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "bench", version)]
+struct Options {
+    /// Measure for a short time, and fail only if a ratio is far below what is recorded
+    #[arg(long)]
+    quick: bool,
+    /// Measure only these parts
+    #[arg(long, value_delimiter = ',', value_parser = PARTS)]
+    only: Vec<String>,
+    /// Measure instead how the cost grows with patients, connections and partitions, which takes about 15 minutes
+    #[arg(long)]
+    growth: bool,
+    /// Patients up to which growth is measured
+    #[arg(long, default_value_t = 1_000_000)]
+    most_patients: u64,
+    /// The recorded results: what --quick compares with, and what a full run replaces with --record
+    #[arg(long, default_value = "docs/performance/results.json")]
+    results: PathBuf,
+    /// Write the results down
+    #[arg(long)]
+    record: bool,
+}
+
+const PARTS: [&str; 5] = ["creates", "reads", "edge", "replay", "unary"];
+
+/// Why there is no measurement, as the user should read it.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: fmt::Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+type Outcome<T = ()> = Result<T, Failure>;
+
+fn main() -> ExitCode {
+    match runtime::block_on(1, run(&Options::parse())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(Failure(why)) => {
+            eprintln!("bench: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures; false if a ratio is far below what is recorded.
+async fn run(options: &Options) -> Outcome<bool> {
+    let recorded = Results::read(&options.results);
+    let mut results = Results::default();
+    if options.growth {
+        let ground = Ground::start().await?;
+        results.growth(growth::measure(&ground, options.most_patients).await?);
+        println!("{}", results.growth_table());
+        if options.record {
+            let chart = options.results.with_file_name("growth.svg");
+            results.clone().merged_over(recorded).write(&options.results)?;
+            std::fs::write(chart, chart::svg(results.series()))?;
+        }
+        return Ok(true);
+    }
+    let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|only| only == part);
+    let quick = options.quick;
+    if wanted("edge") {
+        edge::measure(quick, &mut results).await?;
+    }
+    if wanted("unary") {
+        unary::measure(quick, &mut results).await?;
+    }
+    if ["creates", "reads", "replay"].into_iter().any(wanted) {
+        let mut ground = Ground::start().await?;
+        if wanted("reads") {
+            reads::measure(&ground, quick, &mut results).await?;
+        }
+        if wanted("creates") {
+            creates::measure(&mut ground, quick, &mut results).await?;
+        }
+        if wanted("replay") {
+            replay::measure(&ground, quick, &mut results).await?;
+        }
+    }
+    println!("{}", results.table(recorded.as_ref()));
+    let regressions = if quick { results.far_below(recorded.as_ref()) } else { Vec::new() };
+    if options.record {
+        results.merged_over(recorded).write(&options.results)?;
+    }
+    for regression in &regressions {
+        eprintln!("{regression}");
+    }
+    Ok(regressions.is_empty())
+}

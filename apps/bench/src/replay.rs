@@ -1,0 +1,140 @@
+//! Replay of a whole topic into analytics, against reading the same topic with librdkafka's consumer (kcat).
+
+use std::{
+    collections::BTreeMap,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use chrono::{NaiveDate, TimeDelta, Utc};
+use codec::{
+    event::{Event, Kind},
+    headers, partition,
+};
+use kafka::{Producer, Record};
+use testbed::{ports, service::Launch};
+use uuid::Uuid;
+
+use crate::{
+    Failure, Outcome,
+    ground::Ground,
+    load::figure,
+    results::{Pair, Results},
+    show::step,
+    tool,
+};
+
+const PARTITIONS: i32 = 3;
+/// Events in one request to the broker, for all partitions together.
+const AT_ONCE: u64 = 3000;
+/// Time for a replay.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) async fn measure(ground: &Ground, quick: bool, results: &mut Results) -> Outcome {
+    let events = if quick { 200_000 } else { 1_000_000 };
+    let topic = "replay.patient";
+    step(&format!("Publishing {events} events"), publish(ground, topic, events)).await?;
+    let what = format!("replay of {events} events");
+    let mut pair = Pair::new("replay", &what, "events/s", "analytics, into its state", "kcat (librdkafka), read alone");
+    for round in 0..2 {
+        let theirs = read(ground, topic, events);
+        pair.theirs(step(&format!("Reading them with kcat ({})", round + 1), theirs).await?);
+        let ours = replay(ground, topic, events, round);
+        let (rate, rss) = step(&format!("Replaying them into analytics ({})", round + 1), ours).await?;
+        pair.ours(rate);
+        results.figure("replay-rate", &what, "events/s", rate);
+        results.figure("replay-rss", "memory of analytics-service after a replay", "MiB", rss);
+    }
+    results.pair(pair);
+    Ok(())
+}
+
+/// Publishes creations of so many patients, as the relay does.
+async fn publish(ground: &Ground, topic: &str, events: u64) -> Outcome {
+    let settings = ground.broker.settings("bench");
+    kafka::create_topic(&settings, topic, PARTITIONS).await?;
+    let mut producer = Producer::new(settings, topic);
+    let mut published = 0;
+    while published < events {
+        let mut batches = BTreeMap::<i32, Vec<Record>>::new();
+        for number in published..(published + AT_ONCE).min(events) {
+            let (partition, record) = record(number);
+            batches.entry(partition).or_default().push(record);
+        }
+        for (_, result) in producer.send(batches).await {
+            result?;
+        }
+        published += AT_ONCE;
+    }
+    Ok(())
+}
+
+fn record(number: u64) -> (i32, Record) {
+    let (id, patient_id, time) = (Uuid::now_v7(), Uuid::now_v7(), Utc::now());
+    let day = |first: NaiveDate, days: u64| first + TimeDelta::days((number * 7919 % days) as i64);
+    let event = Event {
+        id,
+        patient_id,
+        kind: Kind::Created,
+        version: 1,
+        time,
+        name: "Amara Abebe",
+        email: &format!("replay.{number}@example.org"),
+        registered_date: day(NaiveDate::from_ymd_opt(2020, 1, 1).unwrap_or_default(), 2000),
+        date_of_birth: day(NaiveDate::from_ymd_opt(1930, 1, 1).unwrap_or_default(), 32_000),
+    };
+    let key = patient_id.to_string().into_bytes();
+    let partition = partition::of_hash(partition::key_hash(&key), PARTITIONS);
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let headers = headers::of_event(id, Kind::Created, time, Some(traceparent));
+    (partition, Record { key: Some(key), value: Some(event.encode()), headers, timestamp: time })
+}
+
+/// Events a second of kcat, from its start to its end.
+async fn read(ground: &Ground, topic: &str, events: u64) -> Outcome<f64> {
+    let mut command = Command::new("kcat");
+    // One byte a message: it shall read, not print.
+    command.args(["-C", "-e", "-q", "-o", "beginning", "-f", ".", "-b", &ground.broker.address(), "-t", topic]);
+    let begin = Instant::now();
+    let printed = tool::output(command).await?;
+    let elapsed = begin.elapsed();
+    if printed.len() as u64 != events {
+        return Err(Failure(format!("kcat has read {} events of {events}", printed.len())));
+    }
+    Ok(events as f64 / elapsed.as_secs_f64())
+}
+
+/// Events a second of analytics with an empty state, from its start until it has applied them all; and its memory then.
+async fn replay(ground: &Ground, topic: &str, events: u64, round: u32) -> Outcome<(f64, f64)> {
+    let label = format!("analytics-service-replay-{round}");
+    let state = ground.directory().join(format!("{label}.sqlite"));
+    let environment = [
+        ("KAFKA_BOOTSTRAP_SERVERS", ground.broker.address()),
+        ("KAFKA_TOPIC", topic.to_owned()),
+        ("KAFKA_DEAD_LETTER_TOPIC", format!("{topic}.dlq")),
+        ("STATE_FILE", state.display().to_string()),
+        ("LOG_FORMAT", "json".to_owned()),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let directory = ground.directory().to_owned();
+    let launch = Launch { name: "analytics-service", port: ports::free(), environment, directory, label };
+    let begin = Instant::now();
+    let mut service = launch.start()?;
+    ground.guard(service.process())?;
+    let client = service.client();
+    loop {
+        // Until it listens there is no answer.
+        let summary = client.get("/analytics/summary").await.map(|answer| answer.json()).unwrap_or_default();
+        if figure(&summary, "/created") as u64 == events {
+            break;
+        }
+        if begin.elapsed() > LIMIT {
+            return Err(Failure(format!("analytics has not applied all events: {summary}")));
+        }
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
+    let elapsed = begin.elapsed();
+    let rss = crate::footprint::rss_mib(service.process().pid());
+    service.stop().await;
+    Ok((events as f64 / elapsed.as_secs_f64(), rss))
+}
