@@ -12,8 +12,8 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, any_instant, audit, billing, id, is_unavailable, logged, metric, patient, register, some_broker,
-    stop_and_audit, system, until, until_metric, until_readiness,
+    PATIENCE, any_instant, audit, billing, id, is_unavailable, logged, metric, patient, register, register_many,
+    some_broker, stop_and_audit, system, until, until_metric, until_readiness,
 };
 
 /// `BILLING_DEADLINE`, and what the rest of a request may take on a busy machine.
@@ -102,6 +102,9 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
                 metric(&system.patients[0], open).await == Some(1.0)
             })
             .await;
+            // Now and then one is let through to see whether billing is back; it costs the deadline.
+            let times = register_many(&client, &acknowledged, 5).await;
+            assert!(times[2] < DEADLINE / 2, "{fault:?}: {times:?}");
             assert!(pending.iter().all(|patient| patient["billing"]["status"] == "PENDING"), "{fault:?}: {pending:?}");
             let account = format!("/patients/{}/billing", id(&pending[0]));
             assert!(is_unavailable(&client.get(&account).await.unwrap()), "{fault:?}");

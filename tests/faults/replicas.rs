@@ -14,8 +14,6 @@ testbed::on_each_broker!(
 /// `RELAY_LEASE` here.
 const LEASE: Duration = Duration::from_secs(1);
 const SETTINGS: [(&str, &str); 1] = [("RELAY_LEASE", "1s")];
-/// Events that may be in flight when a holder is struck, which its follower sends again.
-const IN_FLIGHT: usize = 100;
 
 fn with_three_replicas_whose_lease_holders_freeze_and_die_order_holds(kind: Kind) {
     runtime::block_on(2, async {
@@ -39,7 +37,8 @@ fn with_three_replicas_whose_lease_holders_freeze_and_die_order_holds(kind: Kind
         }
         let (_, report) = stop_and_audit(writers, &system).await;
         assert!(report.acknowledged > 80, "{report}");
-        assert!(report.duplicates <= faults.len() * IN_FLIGHT, "{report}");
+        // Three relays that all send would repeat each event twice.
+        assert!(report.duplicates * 2 < report.events, "{report}");
     });
 }
 
