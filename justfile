@@ -79,7 +79,7 @@ contract:
 # Run the tests from outside: on the system that is up, else on systems of their own
 [group("test")]
 e2e *filter:
-    if target=$({{ stack }} target 2>/dev/null); then \
+    @if target=$({{ stack }} target 2>/dev/null); then \
         env $target E2E_STACK="$(realpath {{ stack }})" \
             cargo test --locked --workspace --test running -- --ignored {{ filter }}; \
     else \
@@ -130,7 +130,7 @@ fmt:
 
 # One build for all, so that what they share is built once. For containers, the services are built in their images.
 _build *args:
-    case " {{ args }} " in \
+    @case " {{ args }} " in \
         *" --native "*) services=yes ;; \
         *" --docker "* | *" --scaled "*) services= ;; \
         *) services=yes; ! timeout 5 docker version >/dev/null 2>&1 || services= ;; \
