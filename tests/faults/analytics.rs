@@ -166,8 +166,16 @@ async fn producer(system: &System) -> Producer {
 }
 
 async fn send(producer: &mut Producer, partition: i32, records: Vec<Record>) {
-    let sent = producer.send(BTreeMap::from([(partition, records)])).await;
-    sent.into_values().for_each(|result| drop(result.unwrap()));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match producer.send(BTreeMap::from([(partition, records.clone())])).await.remove(&partition).unwrap() {
+            Ok(_) => break,
+            // Nothing was stored: a busy Nisshi does not find a new topic at once.
+            Err(kafka::Error::UnknownTopic) if Instant::now() < end => {}
+            Err(error) => panic!("{error}"),
+        }
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
     smol::Timer::after(Duration::from_millis(1)).await;
 }
 
