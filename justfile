@@ -66,7 +66,7 @@ reset *args: _stack
 [group("test")]
 test *filter:
     cargo build --locked --workspace --all-targets
-    skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace -- $skip {{ filter }}
+    skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace --no-fail-fast -- $skip {{ filter }}
     tests/wire/run
     tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
 
