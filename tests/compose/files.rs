@@ -5,10 +5,14 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use serde_json::{Map, Value as Json};
 use yaml_rust2::{Yaml, YamlLoader};
 
+/// The folder of the repository.
+pub(crate) fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 /// A file of the repository.
 pub(crate) fn text(name: &str) -> String {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-    fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// The variables of `.env`.
