@@ -7,11 +7,17 @@ use std::{
 
 use config::{Environment, Reader};
 use otlp::proto::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{KeyValue, any_value::Value},
-    trace::v1::{Span as Message, span::SpanKind},
+    collector::{
+        logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest,
+        trace::v1::ExportTraceServiceRequest,
+    },
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    logs::v1::LogRecord,
+    metrics::v1::Metric,
+    resource::v1::Resource,
+    trace::v1::{Span as SpanMessage, span::SpanKind},
 };
-use prost::Message as _;
+use prost::Message;
 use runtime::Shutdown;
 use smol::Task;
 use tide::{Request, Response, StatusCode};
@@ -20,11 +26,19 @@ use web::{Limits, Problem, Router, Server};
 /// The largest request that is read.
 const MOST: usize = 16 * 1024 * 1024;
 
-type Requests = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
+/// What was sent, by signal.
+#[derive(Clone, Debug, Default)]
+struct Sent {
+    traces: Vec<ExportTraceServiceRequest>,
+    metrics: Vec<ExportMetricsServiceRequest>,
+    logs: Vec<ExportLogsServiceRequest>,
+}
+
+type Books = Arc<Mutex<Sent>>;
 
 /// A running collector.
 pub(crate) struct Collector {
-    requests: Requests,
+    books: Books,
     port: u16,
     _serving: Task<()>,
 }
@@ -33,7 +47,7 @@ pub(crate) struct Collector {
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     pub(crate) service: String,
-    pub(crate) message: Message,
+    pub(crate) message: SpanMessage,
 }
 
 impl Collector {
@@ -41,9 +55,13 @@ impl Collector {
     pub(crate) fn start(port: u16) -> Self {
         let environment = Environment::empty().with("SERVER_PORT", port.to_string());
         let server = Server::bind(&web::Settings::read(&mut Reader::new(environment), "0")).unwrap();
-        let (port, requests) = (server.address().port(), Requests::default());
-        let app = Router::new(requests.clone()).post("/v1/traces", take).build();
-        Self { requests, port, _serving: runtime::spawn(server.serve(app, Shutdown::new())) }
+        let (port, books) = (server.address().port(), Books::default());
+        let app = Router::new(books.clone())
+            .post("/v1/traces", |request| take(request, |sent| &mut sent.traces))
+            .post("/v1/metrics", |request| take(request, |sent| &mut sent.metrics))
+            .post("/v1/logs", |request| take(request, |sent| &mut sent.logs))
+            .build();
+        Self { books, port, _serving: runtime::spawn(server.serve(app, Shutdown::new())) }
     }
 
     /// What `OTEL_EXPORTER_OTLP_ENDPOINT` has to be.
@@ -51,28 +69,48 @@ impl Collector {
         format!("http://localhost:{}", self.port)
     }
 
-    fn requests(&self) -> Vec<ExportTraceServiceRequest> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn sent(&self) -> Sent {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Every text in everything that was sent.
     pub(crate) fn text(&self) -> String {
-        self.requests().iter().fold(String::new(), |mut text, request| {
-            writeln!(text, "{request:?}").unwrap();
-            text
-        })
+        let Sent { traces, metrics, logs } = self.sent();
+        let mut text = String::new();
+        traces.iter().for_each(|request| writeln!(text, "{request:?}").unwrap());
+        metrics.iter().for_each(|request| writeln!(text, "{request:?}").unwrap());
+        logs.iter().for_each(|request| writeln!(text, "{request:?}").unwrap());
+        text
     }
 
     /// Every span that was sent.
     pub(crate) fn spans(&self) -> Vec<Span> {
         let mut spans = Vec::new();
-        for resource in self.requests().into_iter().flat_map(|request| request.resource_spans) {
-            let service = text(&resource.resource.unwrap_or_default().attributes, "service.name").unwrap();
+        for resource in self.sent().traces.into_iter().flat_map(|request| request.resource_spans) {
+            let service = service(resource.resource);
             for message in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 spans.push(Span { service: service.clone(), message });
             }
         }
         spans
+    }
+
+    /// Every log line that was sent, with its service.
+    pub(crate) fn lines(&self) -> Vec<(String, LogRecord)> {
+        let mut lines = Vec::new();
+        for resource in self.sent().logs.into_iter().flat_map(|request| request.resource_logs) {
+            let service = service(resource.resource);
+            let records = resource.scope_logs.into_iter().flat_map(|scope| scope.log_records);
+            lines.extend(records.map(|record| (service.clone(), record)));
+        }
+        lines
+    }
+
+    /// The metrics of a service as they were sent last; none before.
+    pub(crate) fn metrics(&self, of: &str) -> Vec<Metric> {
+        let all = self.sent().metrics.into_iter().rev().flat_map(|request| request.resource_metrics);
+        let last = all.filter(|resource| service(resource.resource.clone()) == of).take(1);
+        last.flat_map(|resource| resource.scope_metrics).flat_map(|scope| scope.metrics).collect()
     }
 
     /// The spans of a trace, in the order of their beginnings.
@@ -116,11 +154,26 @@ pub(crate) fn edges(trace: &[Span]) -> Vec<String> {
     edges
 }
 
-async fn take(mut request: Request<Requests>) -> Result<Response, Problem> {
+async fn take<M: Message + Default>(
+    mut request: Request<Books>,
+    kept: fn(&mut Sent) -> &mut Vec<M>,
+) -> Result<Response, Problem> {
     let body = web::read_body(&mut request, &Limits { body: MOST, ..Limits::default() }).await?;
-    let message = ExportTraceServiceRequest::decode(&*body).map_err(|error| Problem::bad_request(error.to_string()))?;
-    request.state().lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    let message = M::decode(&*body).map_err(|error| Problem::bad_request(error.to_string()))?;
+    kept(&mut request.state().lock().unwrap_or_else(PoisonError::into_inner)).push(message);
     Ok(Response::new(StatusCode::Ok))
+}
+
+/// The text in a value; none if there is other than text.
+pub(crate) fn string(value: &Option<AnyValue>) -> Option<&str> {
+    match value.as_ref()?.value.as_ref()? {
+        Value::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn service(resource: Option<Resource>) -> String {
+    text(&resource.unwrap_or_default().attributes, "service.name").unwrap()
 }
 
 fn value(attributes: &[KeyValue], name: &str) -> Option<Value> {
@@ -134,7 +187,7 @@ fn text(attributes: &[KeyValue], name: &str) -> Option<String> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").unwrap();
         text

@@ -75,7 +75,7 @@ fn the_configuration_in_force_is_printed_without_secrets() {
         "KAFKA_BOOTSTRAP_SERVERS=kafka:9092",
         "LOG_LEVEL=DEBUG",
         "OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318",
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS=***",
+        "OTEL_EXPORTER_OTLP_HEADERS=***",
     ] {
         assert!(config.lines().any(|found| found == line), "{line} in {config}");
     }

@@ -2,13 +2,21 @@
 
 use std::{fs, path::PathBuf};
 
+use otlp::proto::logs::v1::LogRecord;
 use testbed::{
     broker::Kind,
     service::Service,
     system::{Ground, System},
 };
 
-use crate::{collector::Collector, journey, outside::Outside, privacy, support::until, traces};
+use crate::{
+    collector::{Collector, string},
+    journey,
+    outside::Outside,
+    privacy,
+    support::until,
+    traces,
+};
 
 testbed::on_each_broker!(
     a_patient_travels_all_the_way,
@@ -46,16 +54,24 @@ fn a_marked_patient_leaves_no_mark(kind: Kind) {
     runtime::block_on(2, async {
         let collector = Collector::start(0);
         let endpoint = collector.endpoint();
-        let system = system(kind, &[("LOG_LEVEL", "trace"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]).await;
+        let settings = [
+            ("LOG_LEVEL", "trace"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "200"),
+        ];
+        let system = system(kind, &settings).await;
         privacy::of_a_marked_patient(&outside(&system)).await;
         // Each request has been exported, the last of them with all that it set off.
         for name in ["DELETE /patients/:id", "BillingService/RecordTransaction", "close account", "reconcile billing"] {
             until(name, async || collector.spans().iter().any(|span| span.message.name == name)).await;
         }
+        let last = |(_, line): &(_, LogRecord)| string(&line.body) == Some("account closed");
+        until("the last line", async || collector.lines().iter().any(last)).await;
+        until("the metrics", async || !collector.metrics("billing-service").is_empty()).await;
         let exported = collector.text();
         assert!(exported.contains("\"search patients in order\"") && exported.contains("patients_email_key"));
         for mark in privacy::MARKS {
-            assert!(!exported.contains(mark), "{mark} in a span");
+            assert!(!exported.contains(mark), "{mark} in what was exported");
         }
     });
 }

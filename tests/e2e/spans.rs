@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use otlp::proto::{
+    logs::v1::LogRecord,
+    metrics::v1::{Metric, NumberDataPoint, metric::Data, number_data_point::Value as Number},
+};
 use surf::http::Method;
 use testbed::{broker::Kind, http::Client, ports};
 
 use crate::{
-    collector::{Collector, Span, edges},
+    collector::{Collector, Span, edges, hex, string},
     own::system,
     support::{PATIENCE, path, patient, register, until},
 };
@@ -14,6 +18,7 @@ use crate::{
 testbed::on_each_broker!(
     one_trace_has_a_span_for_each_step_with_its_parent,
     a_transaction_and_what_it_sets_off_are_in_the_trace,
+    log_lines_and_metrics_are_sent_as_they_are_shown,
     a_collector_that_is_away_costs_spans_and_nothing_else
 );
 
@@ -128,6 +133,58 @@ fn a_transaction_and_what_it_sets_off_are_in_the_trace(kind: Kind) {
     });
 }
 
+fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
+    const TRACE: &str = "44444444444444444444444444444444";
+    runtime::block_on(2, async {
+        let collector = Collector::start(0);
+        let often =
+            [("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint()), ("OTEL_METRIC_EXPORT_INTERVAL", "200".to_owned())];
+        let mut system = system(kind, &often.each_ref().map(|(name, value)| (*name, value.as_str()))).await;
+        let client = system.patient_client();
+        let jane = send(&client, Method::Post, "/patients", TRACE, "01").await;
+        send(&client, Method::Delete, &path(&jane), TRACE, "01").await;
+
+        // The same line on stdout and at the collector, in the same trace.
+        let closed = |line: &str| line.contains("account closed") && line.contains(TRACE);
+        until("the account is closed", async || system.billing.log().lines().any(closed)).await;
+        let is_closed = |(service, line): &(String, LogRecord)| {
+            service == "billing-service" && string(&line.body) == Some("account closed") && hex(&line.trace_id) == TRACE
+        };
+        until("the line is sent", async || collector.lines().iter().any(is_closed)).await;
+        let (_, line) = collector.lines().into_iter().find(is_closed).unwrap();
+        assert_eq!(line.severity_text, "INFO");
+        let calls = collector.trace(TRACE);
+        let call =
+            calls.iter().find(|span| span.title() == "billing-service SERVER BillingService/CloseBillingAccount");
+        assert_eq!(hex(&line.span_id), hex(&call.unwrap().message.span_id), "it was written within the call");
+        let patient = line.attributes.iter().find(|attribute| attribute.key == "patient_id").unwrap();
+        assert_eq!(string(&patient.value), jane["id"].as_str());
+
+        // Counted at the collector as on the page.
+        let created = |metrics: &[Metric]| {
+            let metric = metrics.iter().find(|metric| metric.name == "http_requests_total")?;
+            let Some(Data::Sum(sum)) = &metric.data else { panic!("{metric:?}") };
+            let post = |point: &&NumberDataPoint| point.attributes.iter().any(|one| string(&one.value) == Some("POST"));
+            sum.data_points.iter().find(post)?.value
+        };
+        until("the metrics are sent", async || created(&collector.metrics("patient-service")).is_some()).await;
+        assert_eq!(created(&collector.metrics("patient-service")), Some(Number::AsDouble(1.0)));
+        let page = client.get("/metrics").await.unwrap().text();
+        let mut shown: Vec<_> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned))
+            .collect();
+        // The last state leaves before the service does.
+        let before = collector.lines().len();
+        assert!(system.patients[0].stop().await.in_order());
+        assert!(collector.lines().len() > before, "that it stopped");
+        let mut sent: Vec<_> = collector.metrics("patient-service").into_iter().map(|metric| metric.name).collect();
+        shown.sort();
+        sent.sort();
+        assert_eq!(sent, shown);
+    });
+}
+
 fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
     runtime::block_on(2, async {
         let port = ports::free();
@@ -139,7 +196,8 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
         let lost = async || {
             let metrics = client.get("/metrics").await.unwrap().text();
             metrics.lines().any(|line| {
-                line.strip_prefix("otlp_spans_total{outcome=\"failed\"} ").is_some_and(|count| count != "0")
+                line.strip_prefix("otlp_items_total{outcome=\"failed\",signal=\"traces\"} ")
+                    .is_some_and(|count| count != "0")
             })
         };
         let started = Instant::now();

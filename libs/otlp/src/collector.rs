@@ -1,15 +1,13 @@
-//! One sending to the collector.
+//! One attempt at a delivery.
 
 use std::{fmt, time::Duration};
 
 use prost::Message as _;
 use runtime::within;
-use surf::{Client, StatusCode, Url, http::headers::CONTENT_TYPE};
+use surf::{Client, StatusCode, http::headers::CONTENT_TYPE};
 
 use crate::{
-    Settings,
-    connection::OneConnection,
-    proto::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    connection::OneConnection, proto::collector::trace::v1::ExportTraceServiceResponse, settings::Destination,
 };
 
 /// The media type of OTLP in protobuf.
@@ -21,11 +19,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Collector {
     client: Client,
-    url: Url,
-    settings: Settings,
+    destination: Destination,
 }
 
-/// Why spans were not delivered.
+/// Why something was not delivered.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The collector is away or overloaded; it may take them later.
@@ -42,31 +39,32 @@ impl fmt::Display for Failure {
 }
 
 impl Collector {
-    pub(crate) fn new(url: Url, settings: Settings) -> Self {
-        Self { client: Client::with_http_client(OneConnection::default()), url, settings }
+    pub(crate) fn new(destination: Destination) -> Self {
+        Self { client: Client::with_http_client(OneConnection::default()), destination }
     }
 
-    /// Delivers spans; gives how many of them the collector refused.
-    pub(crate) async fn deliver(&self, request: &ExportTraceServiceRequest) -> Result<i64, Failure> {
+    /// Delivers a message; gives how much of it the collector refused.
+    pub(crate) async fn deliver(&self, message: &[u8]) -> Result<i64, Failure> {
         let passing = |why: String| Failure::Passing { why, pause: None };
-        match within(self.settings.timeout, Box::pin(self.post(request.encode_to_vec()))).await {
+        match within(self.destination.timeout, Box::pin(self.post(message))).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Err(passing(error.to_string())),
             Err(elapsed) => Err(passing(elapsed.to_string())),
         }
     }
 
-    async fn post(&self, body: Vec<u8>) -> Result<Result<i64, Failure>, surf::Error> {
-        let mut request = self.client.post(&self.url).header(CONTENT_TYPE, PROTOBUF);
-        for (name, value) in &self.settings.headers.expose().0 {
+    async fn post(&self, message: &[u8]) -> Result<Result<i64, Failure>, surf::Error> {
+        let mut request = self.client.post(&self.destination.url).header(CONTENT_TYPE, PROTOBUF);
+        for (name, value) in &self.destination.headers.expose().0 {
             request = request.header(name, value.clone());
         }
-        let mut response = request.body(body).await?;
+        let mut response = request.body(message).await?;
         let status = response.status();
         let pause = response.header("retry-after").and_then(|value| value.as_str().parse().ok());
         let body = response.body_bytes().await?;
         if status.is_success() {
-            // What was refused is part of an answer that is a success otherwise.
+            // What was refused is part of an answer that is a success otherwise. The answers about metrics and logs are
+            // the same on the wire.
             let answer = ExportTraceServiceResponse::decode(&*body).unwrap_or_default();
             return Ok(Ok(answer.partial_success.map_or(0, |partial| partial.rejected_spans)));
         }

@@ -1,15 +1,16 @@
-//! Sends finished spans to an OpenTelemetry collector: OTLP over HTTP, in protobuf, without tokio.
+//! Sends spans, metrics and log lines to an OpenTelemetry collector: OTLP over HTTP, in protobuf, without tokio.
 //!
 //! Nothing is started and nothing is recorded unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set. A collector that is away
-//! costs spans, never a request: a bounded queue takes what ends, and drops and counts what finds no room.
+//! costs spans and lines, never a request: bounded queues take them, and drop and count what finds no room.
 //!
-//! What it does not do: TLS (a collector beside the service speaks it), gRPC, JSON, compression, the metrics and logs of
-//! OpenTelemetry.
+//! What it does not do: TLS (a collector beside the service speaks it), gRPC, JSON, compression.
 
 mod collector;
 mod connection;
-mod exporter;
+mod delivery;
+mod export;
 mod messages;
+mod queue;
 mod settings;
 
 #[expect(missing_docs, reason = "generated; the documentation is in the files below protos/")]
@@ -21,5 +22,5 @@ pub mod proto {
     pub use opentelemetry::proto::*;
 }
 
-pub use exporter::exporting;
+pub use export::exporting;
 pub use settings::Settings;

@@ -7,39 +7,91 @@ use surf::{
     http::headers::{HeaderName, HeaderValue},
 };
 
-/// Where spans go, by the variables of the OpenTelemetry specification.
+/// Where spans, metrics and log lines go, by the variables of the OpenTelemetry specification.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The URL for traces; none: no span is recorded.
-    pub(crate) traces: Option<Url>,
-    pub(crate) headers: Secret<Headers>,
-    pub(crate) timeout: Duration,
-    /// What is true of every span of the process.
+    /// None: no span is recorded.
+    pub(crate) traces: Option<Destination>,
+    pub(crate) metrics: Option<Destination>,
+    pub(crate) logs: Option<Destination>,
+    /// Between two deliveries of the metrics.
+    pub(crate) interval: Duration,
+    /// What is true of everything that the process sends.
     pub(crate) resource: BTreeMap<String, String>,
+}
+
+/// A collector of one signal.
+#[derive(Clone, Debug)]
+pub(crate) struct Destination {
+    pub(crate) url: Url,
+    pub(crate) headers: Secret<Headers>,
+    /// Time for one attempt.
+    pub(crate) timeout: Duration,
+}
+
+/// The variables about one signal alone.
+struct Signal {
+    path: &'static str,
+    exporter: &'static [&'static str],
+    endpoint: &'static [&'static str],
+    headers: &'static [&'static str],
+    timeout: &'static [&'static str],
+    protocol: &'static [&'static str],
+}
+
+const TRACES: Signal = Signal {
+    path: "v1/traces",
+    exporter: &["OTEL_TRACES_EXPORTER"],
+    endpoint: &["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"],
+    headers: &["OTEL_EXPORTER_OTLP_TRACES_HEADERS"],
+    timeout: &["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"],
+    protocol: &["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"],
+};
+
+const METRICS: Signal = Signal {
+    path: "v1/metrics",
+    exporter: &["OTEL_METRICS_EXPORTER"],
+    endpoint: &["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"],
+    headers: &["OTEL_EXPORTER_OTLP_METRICS_HEADERS"],
+    timeout: &["OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"],
+    protocol: &["OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"],
+};
+
+const LOGS: Signal = Signal {
+    path: "v1/logs",
+    exporter: &["OTEL_LOGS_EXPORTER"],
+    endpoint: &["OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"],
+    headers: &["OTEL_EXPORTER_OTLP_LOGS_HEADERS"],
+    timeout: &["OTEL_EXPORTER_OTLP_LOGS_TIMEOUT"],
+    protocol: &["OTEL_EXPORTER_OTLP_LOGS_PROTOCOL"],
+};
+
+/// What holds for every signal that has nothing of its own.
+struct General {
+    endpoint: Option<Endpoint>,
+    headers: Secret<Headers>,
+    timeout: Duration,
 }
 
 impl Settings {
     /// Reads the variables. `service` is the name of the service, unless they give another one.
     pub fn read(reader: &mut Reader, service: &'static str) -> Self {
-        let base: Option<Endpoint> =
-            reader.variable(&["OTEL_EXPORTER_OTLP_ENDPOINT"], "collector that traces are sent to").optional();
-        let own: Option<Endpoint> = reader
-            .variable(&["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"], "the same, with the whole path for traces")
-            .optional();
-        let _: Protocol = reader
-            .variable(&["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent")
-            .or("http/protobuf");
-        let headers = reader
-            .variable(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector")
-            .optional();
-        let timeout = reader
-            .variable(&["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending")
-            .or("10s");
+        let about = "collector that traces, metrics and log lines are sent to";
+        let endpoint = reader.variable(&["OTEL_EXPORTER_OTLP_ENDPOINT"], about).optional();
+        let headers = reader.variable(&["OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector").optional();
+        let timeout = reader.variable(&["OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending").or("10s");
+        let _: Protocol = reader.variable(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent").or("http/protobuf");
+        let general = General { endpoint, headers: headers.unwrap_or_default(), timeout };
+        let traces = general.signal(reader, &TRACES);
+        let metrics = general.signal(reader, &METRICS);
+        let logs = general.signal(reader, &LOGS);
+        let interval =
+            reader.variable(&["OTEL_METRIC_EXPORT_INTERVAL"], "time between two sendings of metrics").or("60s");
         let name: Option<String> = reader
-            .variable(&["OTEL_SERVICE_NAME"], "name of the service in traces, instead of the program's")
+            .variable(&["OTEL_SERVICE_NAME"], "name of the service in what is sent, instead of the program's")
             .optional();
         let attributes: Option<Pairs> =
-            reader.variable(&["OTEL_RESOURCE_ATTRIBUTES"], "what else is true of every span").optional();
+            reader.variable(&["OTEL_RESOURCE_ATTRIBUTES"], "what else is true of all that is sent").optional();
 
         let mut resource = BTreeMap::from(
             [
@@ -55,8 +107,42 @@ impl Settings {
         );
         resource.extend(attributes.unwrap_or_default().0);
         resource.extend(name.map(|name| ("service.name".to_owned(), name)));
-        let traces = own.map(|Endpoint(url)| url).or_else(|| base.map(|base| base.below("v1/traces")));
-        Self { traces, headers: headers.unwrap_or_default(), timeout, resource }
+        Self { traces, metrics, logs, interval, resource }
+    }
+}
+
+impl General {
+    /// Where this signal goes, if anywhere.
+    fn signal(&self, reader: &mut Reader, signal: &Signal) -> Option<Destination> {
+        let exporter: Exporter = reader.variable(signal.exporter, "none: this signal is not sent").or("otlp");
+        let own: Option<Endpoint> =
+            reader.variable(signal.endpoint, "collector of this signal alone, with the whole path").optional();
+        let headers = reader.variable(signal.headers, "headers for it").optional();
+        let timeout = reader.variable(signal.timeout, "time for one sending to it").optional();
+        let _: Option<Protocol> = reader.variable(signal.protocol, "form of what it is sent").optional();
+        let below = || self.endpoint.clone().map(|endpoint| endpoint.below(signal.path));
+        let url = own.map(|Endpoint(url)| url).or_else(below).filter(|_| exporter == Exporter::Otlp)?;
+        let headers = headers.unwrap_or_else(|| self.headers.clone());
+        Some(Destination { url, headers, timeout: timeout.unwrap_or(self.timeout) })
+    }
+}
+
+/// Whether a signal is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exporter {
+    Otlp,
+    None,
+}
+
+impl Value for Exporter {
+    const EXPECTED: &'static str = "otlp or none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "otlp" => Ok(Self::Otlp),
+            "none" => Ok(Self::None),
+            _ => Err("it is another exporter".to_owned()),
+        }
     }
 }
 
@@ -163,7 +249,7 @@ mod tests {
     }
 
     fn traces(variables: &[(&str, &str)]) -> Option<String> {
-        read(variables).unwrap().0.traces.map(String::from)
+        read(variables).unwrap().0.traces.map(|destination| destination.url.into())
     }
 
     #[test]
@@ -185,17 +271,35 @@ mod tests {
     }
 
     #[test]
+    fn each_signal_has_its_path_and_can_be_left_out() {
+        let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+        let (all, _) = read(&[base]).unwrap();
+        let urls = [all.traces, all.metrics, all.logs].map(|destination| destination.unwrap().url.to_string());
+        assert_eq!(urls, ["traces", "metrics", "logs"].map(|signal| format!("http://collector:4318/v1/{signal}")));
+        let (some, _) = read(&[base, ("OTEL_LOGS_EXPORTER", "none"), ("OTEL_METRICS_EXPORTER", "otlp")]).unwrap();
+        assert!(some.traces.is_some() && some.metrics.is_some() && some.logs.is_none());
+    }
+
+    #[test]
     fn names_headers_and_attributes_are_decoded() {
         let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=general"),
             ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Basic%20dTpw, x-tenant=a%2Cb"),
             ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=other"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "1500"),
         ];
         let (settings, shown) = read(&variables).unwrap();
-        let headers = settings.headers.expose().0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        assert_eq!(headers.collect::<Vec<_>>(), [("authorization", "Basic dTpw"), ("x-tenant", "a,b")]);
-        assert_eq!(settings.timeout, Duration::from_millis(1500));
+        let headers = |destination: &Option<Destination>| -> Vec<_> {
+            let headers = destination.as_ref().unwrap().headers.expose().0.iter();
+            headers.map(|(name, value)| (name.to_string(), value.to_string())).collect()
+        };
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<_> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        assert_eq!(headers(&settings.traces), pairs(&[("authorization", "Basic dTpw"), ("x-tenant", "a,b")]));
+        assert_eq!(headers(&settings.logs), pairs(&[("x-tenant", "general")]));
+        assert_eq!(settings.traces.as_ref().unwrap().timeout, Duration::from_millis(1500));
         assert_eq!(settings.resource["deployment.environment.name"], "test");
         assert_eq!(settings.resource["service.name"], "other");
         assert!(shown.contains("OTEL_EXPORTER_OTLP_TRACES_HEADERS=***\n"), "{shown}");
@@ -213,6 +317,8 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+            ("OTEL_METRICS_EXPORTER", "prometheus"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "often"),
             ("OTEL_RESOURCE_ATTRIBUTES", "=x"),
         ];
         let errors = read(&wrong).err().unwrap();

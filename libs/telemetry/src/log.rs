@@ -6,13 +6,15 @@
 use std::{
     fmt::{self, Write as _},
     io::{IsTerminal as _, Write as _},
+    sync::OnceLock,
     time::SystemTime,
 };
 
 use config::{Reader, Value};
 use serde_json::{Map, Value as Json};
+pub use tracing::Level;
 use tracing::{
-    Event, Level, Subscriber,
+    Event, Subscriber,
     field::{Field, Visit},
     level_filters::LevelFilter,
     span,
@@ -24,6 +26,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
+
+use crate::TraceContext;
 
 /// The crates whose lines `LOG_LEVEL` lets through, beside the service's own. Lines of others pass from WARN on.
 const OURS: [&str; 7] = ["grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "web"];
@@ -95,19 +99,35 @@ pub fn init(service: &'static str, settings: &Settings) {
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }
 
-/// What a line consists of.
-struct Line<'a> {
-    time: SystemTime,
-    level: Level,
-    service: &'a str,
-    target: &'a str,
-    /// Of the spans around the event, outermost first, then of the event: later ones win. `message` is among them.
-    fields: Map<String, Json>,
+static SINK: OnceLock<Sink> = OnceLock::new();
+
+type Sink = Box<dyn Fn(Line) + Send + Sync>;
+
+/// Gives every line from now on to `sink` too, which must not wait. The first call in a process counts.
+pub fn collect(sink: impl Fn(Line) + Send + Sync + 'static) {
+    // A second service in the process of a test is collected with the first.
+    let _ = SINK.set(Box::new(sink));
+}
+
+/// What a line consists of, beside the name of the service.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// When it was written.
+    pub time: SystemTime,
+    /// How severe it is.
+    pub level: Level,
+    /// The module that it comes from.
+    pub target: &'static str,
+    /// Of the spans around the event, outermost first, then of the event: later ones win. `message` is among them, and
+    /// `trace_id` if the line belongs to a request.
+    pub fields: Map<String, Json>,
+    /// The work that it was written in, if it is recorded.
+    pub span: Option<TraceContext>,
 }
 
 struct Lines {
     service: &'static str,
-    form: fn(Line<'_>) -> String,
+    form: fn(&str, Line) -> String,
     write: fn(&str),
 }
 
@@ -140,11 +160,14 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         let line = Line {
             time: SystemTime::now(),
             level: *meta.level(),
-            service: self.service,
             target: meta.target(),
             fields: fields.0,
+            span: TraceContext::current(),
         };
-        (self.write)(&(self.form)(line));
+        if let Some(sink) = SINK.get() {
+            sink(line.clone());
+        }
+        (self.write)(&(self.form)(self.service, line));
     }
 }
 
@@ -184,11 +207,11 @@ impl Visit for Fields {
     }
 }
 
-fn json_line(line: Line<'_>) -> String {
+fn json_line(service: &str, line: Line) -> String {
     let mut object = Map::new();
     object.insert("time".to_owned(), timestamp(line.time).into());
     object.insert("level".to_owned(), line.level.as_str().into());
-    object.insert("service".to_owned(), line.service.into());
+    object.insert("service".to_owned(), service.into());
     object.insert("target".to_owned(), line.target.into());
     object.extend(line.fields);
     let mut text = Json::Object(object).to_string();
@@ -196,7 +219,7 @@ fn json_line(line: Line<'_>) -> String {
     text
 }
 
-fn pretty_line(mut line: Line<'_>) -> String {
+fn pretty_line(service: &str, mut line: Line) -> String {
     let colour = match line.level {
         Level::ERROR => 31,
         Level::WARN => 33,
@@ -208,7 +231,7 @@ fn pretty_line(mut line: Line<'_>) -> String {
         "{} \x1b[{colour}m{:5}\x1b[0m {} {}",
         timestamp(line.time),
         line.level.as_str(),
-        line.service,
+        service,
         message.as_str().unwrap_or_default()
     );
     for (name, value) in &line.fields {
@@ -241,7 +264,7 @@ mod tests {
         static WRITTEN: RefCell<String> = const { RefCell::new(String::new()) };
     }
 
-    fn lines_of(form: fn(Line<'_>) -> String, work: impl FnOnce()) -> String {
+    fn lines_of(form: fn(&str, Line) -> String, work: impl FnOnce()) -> String {
         let write = |line: &str| WRITTEN.with_borrow_mut(|text| text.push_str(line));
         let subscriber = tracing_subscriber::registry().with(Lines { service: "test-service", form, write });
         tracing::subscriber::with_default(subscriber, work);

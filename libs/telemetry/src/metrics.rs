@@ -4,7 +4,10 @@
 //! Names follow the Prometheus conventions: base units, `_total` for counters.
 
 use prometheus::{Encoder, HistogramOpts, Opts, Registry, TextEncoder, core::Collector};
-pub use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+pub use prometheus::{
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    proto::{Metric as Sample, MetricFamily, MetricType},
+};
 
 /// Upper bounds, in seconds, of the buckets of a latency histogram: from a cached read to a lost database.
 const LATENCY_BUCKETS: [f64; 14] =
@@ -57,10 +60,15 @@ impl Drop for CountedIn {
     }
 }
 
+/// Every metric of the process, as it is now.
+pub fn gather() -> Vec<MetricFamily> {
+    registry().gather()
+}
+
 /// Every metric of the process in the Prometheus text format.
 pub fn render() -> Vec<u8> {
     let mut text = Vec::new();
-    TextEncoder::new().encode(&registry().gather(), &mut text).expect("writing to memory and to valid families");
+    TextEncoder::new().encode(&gather(), &mut text).expect("writing to memory and to valid families");
     text
 }
 

@@ -236,7 +236,11 @@ impl Drop for Span {
 impl TraceContext {
     /// That of the work around this call, as long as somebody collects spans.
     pub fn current() -> Option<Self> {
-        if is_collected() { CURRENT.with_borrow(|current| current.context) } else { None }
+        if !is_collected() {
+            return None;
+        }
+        // It is borrowed while a span is changed, and a line that is logged meanwhile has no place.
+        CURRENT.with(|current| current.try_borrow().ok()?.context)
     }
 
     /// Does `work` on behalf of this context: spans begun within are its children.

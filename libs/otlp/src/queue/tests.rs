@@ -8,13 +8,19 @@ use std::{
 
 use config::{Environment, Reader};
 use prost::Message as _;
-use surf::{StatusCode, Url};
-use telemetry::{TraceContext, span::Kind};
+use surf::StatusCode;
+use telemetry::{
+    TraceContext, metrics,
+    span::{Finished, Kind},
+};
 use tide::{Request, Response};
 use web::{Limits, Problem, Router, Server};
 
 use super::*;
-use crate::proto::collector::trace::v1::ExportTraceServiceRequest;
+use crate::{
+    Settings, collector::Collector, export::FLUSH_LIMIT, messages,
+    proto::collector::trace::v1::ExportTraceServiceRequest,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -50,19 +56,27 @@ async fn take(mut request: Request<Books>) -> Result<Response, Problem> {
 
 /// Runs a test on an exporter with a collector that answers like this; gives the collector's books afterwards, and how
 /// long the exporter took to stop.
-fn with_collector(answer: fn(usize) -> Option<u16>, test: impl AsyncFnOnce(&Queue, &Books)) -> (Books, Duration) {
+fn with_collector(
+    answer: fn(usize) -> Option<u16>,
+    test: impl AsyncFnOnce(&Queue<Finished>, &Books),
+) -> (Books, Duration) {
     let books = Books { sent: Arc::default(), calls: Arc::default(), answer };
     let stopped_in = runtime::block_on(2, async {
-        let read = |name, value| Reader::new(Environment::empty().with(name, value));
-        let server = Server::bind(&web::Settings::read(&mut read("SERVER_PORT", "0"), "0")).unwrap();
+        let port = Environment::empty().with("SERVER_PORT", "0");
+        let server = Server::bind(&web::Settings::read(&mut Reader::new(port), "0")).unwrap();
         // A name, so that it is looked up.
-        let url = Url::parse(&format!("http://localhost:{}/v1/traces", server.address().port())).unwrap();
+        let endpoint = format!("http://localhost:{}", server.address().port());
         let app = Router::new(books.clone()).post("/v1/traces", take).build();
         let serving = runtime::spawn(server.serve(app, Shutdown::new()));
-        let settings = Settings::read(&mut read("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=a"), "test-service");
-        let (queue, exporter) = Exporter::new(Collector::new(url, settings.clone()), settings);
+        let environment = Environment::empty()
+            .with("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+            .with("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=a");
+        let settings = Settings::read(&mut Reader::new(environment), "test-service");
+        let delivery = Delivery::new(Signal::Traces, Collector::new(settings.traces.unwrap()));
+        let message = move |spans| messages::traces(&settings.resource, spans).encode_to_vec();
+        let (queue, batches) = super::queue(delivery, message);
         let stop = Shutdown::new();
-        let export = runtime::spawn(exporter.run(stop.clone()));
+        let export = runtime::spawn(batches.run(stop.clone()));
         test(&queue, &books).await;
         let stopping = Instant::now();
         stop.trigger();
@@ -84,6 +98,13 @@ fn span() -> Finished {
         events: Vec::new(),
         error: None,
     }
+}
+
+/// Spans that found no room so far.
+fn dropped() -> u64 {
+    let text = String::from_utf8(metrics::render()).unwrap();
+    let name = "otlp_items_total{outcome=\"dropped\",signal=\"traces\"} ";
+    text.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
 }
 
 async fn until(what: &str, mut happened: impl FnMut() -> bool) {
@@ -147,18 +168,17 @@ fn what_a_collector_refuses_for_good_is_not_sent_again() {
 
 #[test]
 fn a_collector_that_hangs_costs_spans_and_no_more() {
-    let dropped = SPANS.with_label_values(&["dropped"]);
     let (books, stopped_in) = with_collector(
         |_| None,
         async |queue, books| {
             queue.add(span());
             until("a call", || books.calls.load(Ordering::SeqCst) == 1).await;
-            let before = dropped.get();
+            let before = dropped();
             let started = Instant::now();
             (0..QUEUE + 1000).for_each(|_| queue.add(span()));
             assert!(started.elapsed() < Duration::from_secs(1), "nobody waits for the collector");
             assert_eq!(queue.sender.len(), QUEUE);
-            assert_eq!(dropped.get() - before, 1000);
+            assert_eq!(dropped() - before, 1000);
         },
     );
     assert!(books.sizes().is_empty());
