@@ -93,5 +93,5 @@ fn a_service_that_is_killed_loses_nothing() {
 #[ignore = "needs a system that is up: just e2e"]
 fn replicas_share_the_work() {
     let _alone = alone();
-    runtime::block_on(2, replicas::of_a_scaled_system(&system()));
+    runtime::block_on(2, replicas::of_all_replicas(&system()));
 }
