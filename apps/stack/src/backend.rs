@@ -8,7 +8,8 @@ use std::{
 use crate::{
     Failure, Outcome,
     docker::{self, Docker, Layout},
-    home, logs, native, rebuild,
+    home, logs, native,
+    rebuild::{self, Runner},
     settings::Settings,
     show,
 };
@@ -171,14 +172,11 @@ pub(crate) async fn addresses(settings: &Settings) -> Outcome<Addresses> {
 
 /// Rebuilds analytics' state from the topic.
 pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Outcome {
-    match Backend::of_checkout()? {
-        Backend::Native => rebuild::run(settings, anyway).await,
-        Backend::Docker(_) => Err(Failure(
-            "In containers, the state is a volume: just down, docker volume rm the one whose name ends in analytics, and \
-             just up reads the topic again."
-                .to_owned(),
-        )),
-    }
+    let runner = match Backend::of_checkout()? {
+        Backend::Native => Runner::Native,
+        Backend::Docker(layout) => Runner::Docker(Docker::find(layout).await?),
+    };
+    rebuild::run(settings, &runner, anyway).await
 }
 
 /// Where a running system is reached.

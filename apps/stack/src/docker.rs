@@ -3,6 +3,7 @@
 use std::{
     env,
     fmt::Write as _,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,9 @@ const LOOK: Duration = Duration::from_millis(250);
 const OLDEST_COMPOSE: (u32, u32) = (1, 28);
 /// Where the services send their spans when the profile `observability` is on.
 const COLLECTOR: &str = "http://observability:4318";
+
+/// The service that keeps a state of its own, and the beginning of the names of its like.
+const ANALYTICS: &str = "analytics-service";
 
 /// How many containers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,11 +103,7 @@ impl Docker {
         self.check_ports(settings, &before)?;
         step("Building the images", "(the first time it compiles everything)", self.work(&["build"], BUILD_LIMIT))
             .await?;
-        let start = async {
-            self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await?;
-            self.until_ready().await
-        };
-        if let Err(Failure(why)) = step("Starting the containers", "", start).await {
+        if let Err(Failure(why)) = self.start_again().await {
             return Err(Failure(format!("{why}{}", self.last_lines_of_unready().await)));
         }
         card::print(settings, self.layout == Layout::Scaled);
@@ -165,6 +165,39 @@ impl Docker {
             return Err(Failure(format!("No container of {service:?} is running.")));
         };
         run("docker", &["kill", &container.id]).await.map(drop)
+    }
+
+    /// Stops every analytics-service, copies its state to a folder of its own in `to`, and deletes it.
+    pub(crate) async fn take_analytics_state(&self, to: &Path) -> Outcome<Vec<PathBuf>> {
+        let mut containers = self.containers().await?;
+        containers.retain(|one| one.service.starts_with(ANALYTICS));
+        let take = async {
+            let mut copies = Vec::new();
+            for container in &containers {
+                run("docker", &["stop", &container.id]).await?;
+                let copy = to.join(&container.service);
+                let from = format!("{}:/var/lib/{ANALYTICS}", container.id);
+                run("docker", &["cp", &from, &copy.to_string_lossy()]).await?;
+                copies.push(copy);
+            }
+            for container in &containers {
+                run("docker", &["rm", &container.id]).await?;
+                for volume in &container.volumes {
+                    run("docker", &["volume", "rm", volume]).await?;
+                }
+            }
+            Ok::<_, Failure>(copies)
+        };
+        step("Taking the state away", "", take).await
+    }
+
+    /// Starts what is missing and waits until everything is ready.
+    pub(crate) async fn start_again(&self) -> Outcome {
+        let start = async {
+            self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await?;
+            self.until_ready().await
+        };
+        step("Starting the containers", "", start).await
     }
 
     /// Whether anything of the system runs.

@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use crate::{
     Failure, Outcome,
     analytics::{Analytics, applied},
+    docker::Docker,
     home, native,
     settings::Settings,
     topic,
@@ -27,10 +28,15 @@ const SHOW: Duration = Duration::from_secs(5);
 /// The totals that are shown.
 const TOTALS: [&str; 5] = ["activePatients", "created", "updated", "deleted", "unknown"];
 
+/// Who runs analytics-service.
+pub(crate) enum Runner {
+    Native,
+    Docker(Docker),
+}
+
 /// Stops analytics-service, takes its state away, starts it again and waits until it has applied every event that there
 /// was; tells how fast it was. `anyway`: also if the topic does not hold all that the state had counted.
-pub(crate) async fn run(settings: &Settings, anyway: bool) -> Outcome {
-    let home = home::directory()?;
+pub(crate) async fn run(settings: &Settings, runner: &Runner, anyway: bool) -> Outcome {
     let analytics = Analytics::new(settings);
     // Before anything is taken away: without the topic there is nothing to rebuild from.
     let kafka = topic::kafka(settings, "rebuild")?;
@@ -47,17 +53,17 @@ pub(crate) async fn run(settings: &Settings, anyway: bool) -> Outcome {
         )));
     }
 
-    native::stop_analytics(settings, &home).await?;
-    let aside = Aside::take(&native::analytics_state(&home))?;
+    let aside = runner.take_state(settings).await?;
     let last = events.iter().map(|(partition, there)| (*partition, there.end - 1)).collect();
     let count: i64 = events.values().map(|there| there.end - there.start).sum();
     let first: BTreeMap<i32, i64> = events.iter().map(|(partition, there)| (*partition, there.start)).collect();
     let started = Instant::now();
-    native::start_analytics(settings, &home).await?;
+    runner.start(settings).await?;
     let ready = started.elapsed();
     let mut progress = Progress { first, count, shown: Instant::now() };
     let after = analytics.until_applied(&last, PATIENCE, LOOK, |summary| progress.show(summary)).await;
-    let after = after.map_err(|Failure(why)| Failure(format!("{why}\nThe state as it was is in {}.", aside.path)))?;
+    let after =
+        after.map_err(|Failure(why)| Failure(format!("{why}\nThe state as it was is in {}.", aside.path.display())))?;
     let took = started.elapsed();
     aside.remove()?;
 
@@ -95,13 +101,41 @@ impl Progress {
 
 /// The state as it was, kept until the new one is complete.
 struct Aside {
-    path: String,
+    path: PathBuf,
     files: Vec<PathBuf>,
+}
+
+impl Runner {
+    /// Stops the service and takes its state away.
+    async fn take_state(&self, settings: &Settings) -> Outcome<Aside> {
+        let home = home::directory()?;
+        match self {
+            Self::Native => {
+                native::stop_analytics(settings, &home).await?;
+                Aside::rename(&native::analytics_state(&home))
+            }
+            Self::Docker(docker) => {
+                let path = home.join("analytics.before");
+                let _ = fs::remove_dir_all(&path);
+                fs::create_dir_all(&path)?;
+                let files = docker.take_analytics_state(&path).await?;
+                Ok(Aside { path, files })
+            }
+        }
+    }
+
+    /// Starts it again, with no state.
+    async fn start(&self, settings: &Settings) -> Outcome {
+        match self {
+            Self::Native => native::start_analytics(settings, &home::directory()?).await,
+            Self::Docker(docker) => docker.start_again().await,
+        }
+    }
 }
 
 impl Aside {
     /// SQLite keeps what is not in the file yet beside it.
-    fn take(state: &Path) -> Outcome<Self> {
+    fn rename(state: &Path) -> Outcome<Self> {
         let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", state.display()));
         let mut files = Vec::new();
         for suffix in ["", "-wal", "-shm"] {
@@ -112,11 +146,13 @@ impl Aside {
                 files.push(to);
             }
         }
-        Ok(Self { path: beside(".before").display().to_string(), files })
+        Ok(Self { path: beside(".before"), files })
     }
 
     fn remove(self) -> Outcome {
-        self.files.iter().try_for_each(fs::remove_file)?;
+        for file in self.files {
+            if file.is_dir() { fs::remove_dir_all(file)? } else { fs::remove_file(file)? }
+        }
         Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Container {
     pub(super) health: Option<String>,
     /// Ports of the container with the addresses on this machine that lead to them.
     pub(super) published: BTreeMap<u16, String>,
+    /// Names of the volumes that it keeps data in.
+    pub(super) volumes: Vec<String>,
 }
 
 impl Container {
@@ -63,6 +65,7 @@ fn container(json: &Json) -> Container {
             let port = port.split('/').next()?.parse().ok()?;
             Some((port, format!("{}:{}", text(&binding["HostIp"]), text(&binding["HostPort"]))))
         });
+    let mounts = json["Mounts"].as_array().into_iter().flatten();
     Container {
         id: text(&json["Id"]).chars().take(12).collect(),
         service: label("service"),
@@ -71,6 +74,7 @@ fn container(json: &Json) -> Container {
         status: text(&json["State"]["Status"]),
         health: json["State"]["Health"]["Status"].as_str().map(str::to_owned),
         published: published.collect(),
+        volumes: mounts.filter(|mount| mount["Type"] == "volume").map(|mount| text(&mount["Name"])).collect(),
     }
 }
 
@@ -81,10 +85,12 @@ mod tests {
     #[test]
     fn reads_what_the_engine_tells() {
         let text = r#"{"Id":"0123456789abcdef","State":{"Status":"running","Health":{"Status":"starting"}},
+            "Mounts":[{"Type":"volume","Name":"kafka_data"},{"Type":"bind","Source":"/etc"}],
             "Config":{"Labels":{"com.docker.compose.service":"kafka","com.docker.compose.container-number":"2"}},
             "NetworkSettings":{"Ports":{"9092/tcp":null,"19092/tcp":[{"HostIp":"127.0.0.1","HostPort":"9092"}]}}}"#;
         let mut kafka = container(&serde_json::from_str(text).unwrap());
         assert_eq!((kafka.id.as_str(), kafka.service.as_str(), kafka.number), ("0123456789ab", "kafka", 2));
+        assert_eq!(kafka.volumes, ["kafka_data"]);
         assert!(kafka.publishes(9092) && !kafka.publishes(19092) && kafka.is_running() && !kafka.is_ready());
         kafka.health = Some("healthy".to_owned());
         assert!(kafka.is_ready());
