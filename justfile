@@ -79,8 +79,8 @@ contract:
 # Run the tests from outside: on the system that is up, else on systems of their own
 [group("test")]
 e2e *filter:
-    @if target=$({{ stack }} target 2>/dev/null); then \
-        env $target E2E_STACK="$(realpath {{ stack }})" \
+    @if {{ stack }} target >/dev/null 2>&1; then \
+        E2E_STACK="$(realpath {{ stack }})" \
             cargo test --locked --workspace --test running -- --ignored {{ filter }}; \
     else \
         cargo build --locked --workspace --all-targets; \

@@ -26,25 +26,29 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn variable(name: &str) -> String {
-    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run just e2e"))
-}
-
+/// Where everything is now. A container that was started again may have another port.
 fn system() -> Outside {
-    let clients = |name: &str| -> Vec<Client> { variable(name).split(',').map(Client::new).collect() };
+    let target = stack(&["target"]);
+    let clients = |name: &str| -> Vec<Client> {
+        let address =
+            |word: &str| word.split_once('=').filter(|(known, _)| *known == name).map(|(_, list)| list.to_owned());
+        let list = target.split_whitespace().find_map(address).unwrap_or_else(|| panic!("no {name} in {target}"));
+        list.split(',').map(Client::new).collect()
+    };
     Outside {
-        patients: Client::new(variable("E2E_PATIENTS")),
-        replicas: clients("E2E_PATIENT_REPLICAS"),
-        billing: clients("E2E_BILLING"),
-        analytics: clients("E2E_ANALYTICS"),
+        patients: clients("PATIENTS").remove(0),
+        replicas: clients("PATIENT_REPLICAS"),
+        billing: clients("BILLING"),
+        analytics: clients("ANALYTICS"),
         log: Box::new(|part| stack(&["logs", "--all", part])),
     }
 }
 
 /// Runs the program behind the recipes, in the checkout that the system belongs to.
 fn stack(words: &[&str]) -> String {
+    let program = env::var("E2E_STACK").expect("E2E_STACK is not set: run just e2e");
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    let output = Command::new(variable("E2E_STACK")).args(words).current_dir(root).output().unwrap();
+    let output = Command::new(program).args(words).current_dir(root).output().unwrap();
     assert!(output.status.success(), "stack {words:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

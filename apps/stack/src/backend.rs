@@ -203,9 +203,9 @@ impl Addresses {
     }
 
     /// For the tests of a running system.
-    pub(crate) fn as_variables(&self) -> String {
+    pub(crate) fn as_words(&self) -> String {
         format!(
-            "E2E_PATIENTS={} E2E_PATIENT_REPLICAS={} E2E_BILLING={} E2E_ANALYTICS={}",
+            "PATIENTS={} PATIENT_REPLICAS={} BILLING={} ANALYTICS={}",
             self.patients,
             self.patient_replicas.join(","),
             self.billing.join(","),

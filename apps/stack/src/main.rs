@@ -38,7 +38,7 @@ Usage: stack COMMAND
                   show the records that are no events; --resend sends them again
   rebuild-analytics [--anyway]
                   count all events again; --anyway also if the topic has lost the first of them
-  target          print where the system that is up is reached, as variables for tests
+  target          print where the system that is up is reached, for tests
   test-parts      install what the tests need; print the arguments that leave out tests whose broker cannot be had
 ";
 
@@ -78,7 +78,7 @@ async fn run(words: &[&str]) -> Outcome {
         ["reset", "--yes"] => backend::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
         ["target"] => {
-            println!("{}", backend::addresses(&settings).await?.as_variables());
+            println!("{}", backend::addresses(&settings).await?.as_words());
             Ok(())
         }
         ["dead-letters"] => dead_letters::list(&settings).await,
