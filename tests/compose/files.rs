@@ -90,6 +90,13 @@ fn over(below: Json, above: Json) -> Json {
         (Json::Object(mut below), Json::Object(above)) => {
             for (name, value) in above {
                 let value = match below.remove(&name) {
+                    // By the place in the container.
+                    Some(Json::Array(before)) if name == "volumes" => {
+                        let place = |volume: &Json| volume.as_str().unwrap().split(':').nth(1).map(str::to_owned);
+                        let places: Vec<_> = value.as_array().unwrap().iter().map(place).collect();
+                        let kept = before.into_iter().filter(|volume| !places.contains(&place(volume))).collect();
+                        over(Json::Array(kept), value)
+                    }
                     Some(before) => over(before, value),
                     None => value,
                 };

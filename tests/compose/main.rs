@@ -271,21 +271,29 @@ fn images_are_named_once_with_a_version_and_a_registry_that_a_mirror_replaces() 
 
 #[test]
 fn data_are_in_named_volumes() {
-    for system in both() {
-        let declared: BTreeSet<_> = system["volumes"].as_object().unwrap().keys().map(String::as_str).collect();
+    let volumes = |system: &Json| {
         let mut used = BTreeSet::new();
-        for (name, service) in services(&system) {
+        for (name, service) in services(system) {
             for volume in strings(&service["volumes"]) {
                 let (source, _) = volume.split_once(':').unwrap();
                 if source.starts_with("./") {
                     assert!(volume.ends_with(":ro"), "{name} may write to {source}");
                 } else {
-                    assert!(used.insert(source), "{source} belongs to two services");
+                    assert!(used.insert(source.to_owned()), "{source} belongs to two services");
                 }
             }
         }
-        assert_eq!(used, declared);
-    }
+        used
+    };
+    let (single, scaled) = both().map(|system| volumes(&system)).into();
+    let declared = |system: Json| system["volumes"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(single, declared(self::single()));
+    assert_eq!(single.union(&scaled).cloned().collect::<BTreeSet<_>>(), declared(self::scaled()));
+    // A state that has counted every partition is of no use to one who reads some of them, and the other way round.
+    let states = |volumes: &BTreeSet<String>| {
+        volumes.iter().filter(|volume| volume.starts_with("analytics")).cloned().collect::<BTreeSet<_>>()
+    };
+    assert!(states(&single).is_disjoint(&states(&scaled)));
 }
 
 #[test]

@@ -103,7 +103,11 @@ impl Docker {
         self.check_ports(settings, &before)?;
         step("Building the images", "(the first time it compiles everything)", self.work(&["build"], BUILD_LIMIT))
             .await?;
-        if let Err(Failure(why)) = self.start_again().await {
+        let start = async {
+            self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await?;
+            self.until_ready().await
+        };
+        if let Err(Failure(why)) = step("Starting the containers", "", start).await {
             return Err(Failure(format!("{why}{}", self.last_lines_of_unready().await)));
         }
         card::print(settings, self.layout == Layout::Scaled);
@@ -191,13 +195,9 @@ impl Docker {
         step("Taking the state away", "", take).await
     }
 
-    /// Starts what is missing and waits until everything is ready.
+    /// Starts what is missing; it need not be ready yet.
     pub(crate) async fn start_again(&self) -> Outcome {
-        let start = async {
-            self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await?;
-            self.until_ready().await
-        };
-        step("Starting the containers", "", start).await
+        step("Starting the containers", "", self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT)).await
     }
 
     /// Whether anything of the system runs.
