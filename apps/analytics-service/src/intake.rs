@@ -93,10 +93,16 @@ impl Intake {
 
     /// Reads and applies from what the state says on, until the state fails.
     async fn run_from(&self, saved: Saved, backoff: &mut Backoff) -> StateError {
-        self.tell_state(None);
         let mut partitions = self.assigned().await;
         partitions.sort_unstable();
         partitions.dedup();
+        let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
+        let others: Vec<_> = counted.filter(|partition| !partitions.contains(partition)).collect();
+        if !others.is_empty() {
+            // The tally cannot be told apart by partitions, and whoever reads these counts them too.
+            return StateError::shared(&others);
+        }
+        self.tell_state(None);
         let position = |partition: &i32| {
             let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
             (*partition, Position { next, end: next, halted: None })

@@ -102,6 +102,16 @@ pub struct Parked {
 #[derive(Debug)]
 pub struct StateError(String);
 
+impl StateError {
+    /// That what the state has counted belongs to other instances as well.
+    pub fn shared(partitions: &[i32]) -> Self {
+        Self(format!(
+            "it has counted partitions {partitions:?}, which PARTITIONS leaves to others: set PARTITIONS as before, or delete \
+             the state to count the topic again"
+        ))
+    }
+}
+
 impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

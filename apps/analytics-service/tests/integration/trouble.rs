@@ -16,6 +16,7 @@ testbed::on_each_broker!(
     a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing,
     a_state_that_cannot_be_opened_is_told_and_opened_later,
     a_second_service_on_the_same_state_counts_nothing,
+    a_state_with_partitions_of_others_is_refused,
 );
 
 fn a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing(kind: broker::Kind) {
@@ -99,5 +100,34 @@ fn a_second_service_on_the_same_state_counts_nothing(kind: broker::Kind) {
         first.stop().await;
         assert_eq!(second.until_applied(2).await["created"], json!(2), "it takes over");
         second.stop().await;
+    });
+}
+
+fn a_state_with_partitions_of_others_is_refused(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let patients: Vec<_> = (0..12).map(|_| (Uuid::now_v7(), Created, 1)).collect();
+        topic.publish(&patients).await;
+        let all = topic.start(&[]).await;
+        all.until_applied(12).await;
+        all.stop().await;
+
+        // Another instance has the odd partitions now, and counts them from their beginning.
+        let share = topic.start(&[("PARTITIONS", "0/2")]).await;
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let readiness = share.get("/actuator/health/readiness").await;
+            if readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN" {
+                break;
+            }
+            assert!(std::time::Instant::now() < end, "{}", readiness.text());
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+        assert_eq!(share.get("/analytics/summary").await.json()["created"], 0, "no number is better than a wrong one");
+        share.stop().await;
+
+        // With more partitions than before, nothing is counted twice.
+        let again = topic.start(&[]).await;
+        assert_eq!(again.until_applied(12).await["created"], json!(12));
+        again.stop().await;
     });
 }
