@@ -2,12 +2,12 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures_intrusive::sync::{Semaphore, SemaphoreReleaser};
 use runtime::within;
-use smol::lock::{Semaphore, SemaphoreGuardArc};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use telemetry::metrics::{self, IntGaugeVec};
 
@@ -25,7 +25,9 @@ static CONNECTIONS: LazyLock<IntGaugeVec> =
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: Settings,
-    places: Arc<Semaphore>,
+    /// Given in the order of asking. smol's semaphore lets newcomers overtake: at its limit, some would wait until their
+    /// deadline while others hardly wait at all.
+    places: Semaphore,
     idle: Mutex<Vec<Open>>,
 }
 
@@ -45,7 +47,7 @@ impl Pool {
             ("idle_in_transaction_session_timeout", statement.as_str()),
         ]);
         settings.url = config::Secret::new(crate::Url(options.log_statements(LOG_NOTHING)));
-        let places = Arc::new(Semaphore::new(settings.connections));
+        let places = Semaphore::new(true, settings.connections);
         CONNECTIONS.with_label_values(&["most"]).set(settings.connections as i64);
         Self { settings, places, idle: Mutex::default() }
     }
@@ -57,8 +59,8 @@ impl Pool {
     /// A connection at rest, or a new one.
     pub(crate) async fn lend(&self) -> Result<Lent<'_>, Error> {
         let Settings { acquire, .. } = self.settings;
-        let exhausted = |_| Error::Unavailable("every connection is in use".into());
-        let place = within(acquire, self.places.acquire_arc()).await.map_err(exhausted)?;
+        let exhausted = |_| unavailable("every connection is in use");
+        let place = within(acquire, self.places.acquire(1)).await.map_err(exhausted)?;
         let at_rest = self.take_idle();
         let open = match at_rest {
             Some(open) => open,
@@ -120,7 +122,7 @@ const LOG_NOTHING: log::LevelFilter = log::LevelFilter::Off;
 pub(crate) struct Lent<'a> {
     pool: &'a Pool,
     open: Option<Open>,
-    _place: SemaphoreGuardArc,
+    _place: SemaphoreReleaser<'a>,
 }
 
 impl Lent<'_> {
