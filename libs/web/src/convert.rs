@@ -16,6 +16,7 @@ use hyper::{
     header,
     http::request::Parts,
 };
+use telemetry::TraceContext;
 use tide::{
     StatusCode,
     http::{self, Method, Url},
@@ -63,6 +64,26 @@ fn copy_headers(from: &HeaderMap, to: &mut http::Request) -> Result<(), Problem>
     Ok(())
 }
 
+/// A problem as hyper's answer, without the way through tide's.
+pub(crate) fn problem(problem: &Problem, path: &str, trace: TraceContext) -> hyper::Response<ResponseBody> {
+    let mut answer = hyper::Response::new(ResponseBody::Whole(Some(problem.body(path, trace).into())));
+    *answer.status_mut() = status(problem.status());
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(Problem::CONTENT_TYPE));
+    let trace = trace.to_string();
+    let others = problem.headers().iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in others.chain([(TraceContext::HEADER, trace.as_str())]) {
+        if let Ok(value) = header::HeaderValue::from_str(value) {
+            headers.insert(header::HeaderName::from_static(name), value);
+        }
+    }
+    answer
+}
+
+fn status(status: StatusCode) -> hyper::StatusCode {
+    hyper::StatusCode::from_u16(status.into()).expect("tide's status codes are valid ones")
+}
+
 /// A hyper answer of a tide one.
 pub(crate) async fn response(mut response: http::Response) -> hyper::Response<ResponseBody> {
     let body = response.take_body();
@@ -78,8 +99,7 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
         length => ResponseBody::Stream { reader: body.into_reader(), left: length.map(|length| length as u64) },
     };
     let mut answer = hyper::Response::new(body);
-    *answer.status_mut() =
-        hyper::StatusCode::from_u16(response.status().into()).expect("tide's status codes are valid ones");
+    *answer.status_mut() = status(response.status());
     let headers = answer.headers_mut();
     for (name, values) in &response {
         let Ok(name) = header::HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };

@@ -79,6 +79,22 @@ impl Problem {
 
     /// The answer to the request for `path`.
     pub(crate) fn into_response(self, path: &str, trace: TraceContext) -> Response {
+        let mut response = Response::new(self.status);
+        response.set_body(self.body(path, trace));
+        response.insert_header("content-type", Self::CONTENT_TYPE);
+        for (name, value) in &self.headers {
+            response.insert_header(*name, value);
+        }
+        response
+    }
+
+    /// What `into_response` adds to the answer besides its body and its media type.
+    pub(crate) fn headers(&self) -> &[(&'static str, String)] {
+        &self.headers
+    }
+
+    /// The body of the answer.
+    pub(crate) fn body(&self, path: &str, trace: TraceContext) -> Vec<u8> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Body<'a> {
@@ -103,14 +119,7 @@ impl Problem {
             errors: &self.errors,
             trace_id: trace.trace_id(),
         };
-        let bytes = serde_json::to_vec(&body).expect("a problem consists of strings and a number");
-        let mut response = Response::new(self.status);
-        response.set_body(bytes);
-        response.insert_header("content-type", Self::CONTENT_TYPE);
-        for (name, value) in &self.headers {
-            response.insert_header(*name, value);
-        }
-        response
+        serde_json::to_vec(&body).expect("a problem consists of strings and a number")
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use std::{
 use futures_lite::FutureExt as _;
 use telemetry::{
     Span, TraceContext,
-    metrics::{self, HistogramVec, IntCounterVec, IntGauge},
+    metrics::{self, HistogramVec, IntCounter, IntCounterVec, IntGauge},
     span,
 };
 use tide::{Endpoint, Request, Response, StatusCode, http::Method, utils::async_trait};
@@ -24,6 +24,8 @@ use crate::{Health, Problem};
 static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters("http_requests_total", "HTTP requests answered.", &["method", "route", "status"])
 });
+/// Refused before it was known for which route.
+static REFUSED: LazyLock<IntCounter> = LazyLock::new(|| REQUESTS.with_label_values(&["any", NO_ROUTE, "503"]));
 static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
     metrics::latencies(
         "http_request_duration_seconds",
@@ -153,7 +155,9 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// The application that a [`Server`](crate::Server) serves.
     pub fn build(self) -> App<S> {
         let mut tide = tide::with_state(self.state);
-        let in_flight = Arc::new(InFlight { count: AtomicUsize::new(0), limit: self.in_flight_limit });
+        let in_flight = Arc::new(InFlight { limit: self.in_flight_limit, ..InFlight::default() });
+        let is_unlimited = |routes: &&Vec<Route<S>>| routes.iter().all(|route| route.limit.is_none());
+        let unlimited = self.routes.iter().filter(|(_, routes)| is_unlimited(routes)).map(|(path, _)| *path).collect();
         for (path, routes) in self.routes {
             let mut methods: Vec<&str> = routes.iter().map(|route| route.method.as_ref()).collect();
             methods.push(Method::Options.as_ref());
@@ -170,7 +174,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         for path in ["", "*"] {
             tide.at(path).all(Route::unlimited(NO_ROUTE, boxed(not_found)));
         }
-        App { tide }
+        App { tide, in_flight, unlimited }
     }
 }
 
@@ -178,6 +182,9 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
 #[derive(Clone)]
 pub struct App<S> {
     tide: tide::Server<S>,
+    in_flight: Arc<InFlight>,
+    /// Paths that are answered whatever is in flight.
+    unlimited: Arc<[&'static str]>,
 }
 
 impl<S: Clone + Send + Sync + 'static> App<S> {
@@ -189,6 +196,18 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
             tide::http::Response::new(StatusCode::InternalServerError)
         })
     }
+
+    /// Why a request for this path is not handled now, if as many as may be are being handled already.
+    ///
+    /// The routes' own look at the limit is the exact one. This one comes before any work is done for a request: a service
+    /// that is asked for a multiple of what it can do has no time for refusals.
+    pub(crate) fn refusal(&self, path: &str) -> Option<Problem> {
+        if !self.in_flight.is_full() || self.unlimited.contains(&path) {
+            return None;
+        }
+        REFUSED.inc();
+        Some(self.in_flight.refuse())
+    }
 }
 
 /// The requests being handled, and how many may be.
@@ -196,20 +215,38 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
 struct InFlight {
     count: AtomicUsize,
     limit: usize,
+    /// Whether requests are being refused. It is logged once, and so is its end.
+    refusing: AtomicBool,
 }
 
 impl InFlight {
+    fn is_full(&self) -> bool {
+        self.count.load(Ordering::Relaxed) >= self.limit
+    }
+
     fn enter(&self) -> Option<Entered<'_>> {
-        let entered = Entered(&self.count);
+        let entered = Entered(self);
         (self.count.fetch_add(1, Ordering::Relaxed) < self.limit).then_some(entered)
+    }
+
+    fn refuse(&self) -> Problem {
+        if !self.refusing.load(Ordering::Relaxed) && !self.refusing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(limit = self.limit, "too many requests in flight; more are refused");
+        }
+        Problem::unavailable("The service is at its limit.", OVERLOAD_PAUSE)
     }
 }
 
-struct Entered<'a>(&'a AtomicUsize);
+struct Entered<'a>(&'a InFlight);
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let InFlight { count, limit, refusing } = self.0;
+        let left = count.fetch_sub(1, Ordering::Relaxed) - 1;
+        // At the limit itself it begins and ends many times a second.
+        if refusing.load(Ordering::Relaxed) && left <= limit / 2 && refusing.swap(false, Ordering::Relaxed) {
+            tracing::info!("no more requests are refused");
+        }
     }
 }
 
@@ -250,7 +287,7 @@ impl<S> Route<S> {
         let _entered = match &self.limit {
             Some(in_flight) => match in_flight.enter() {
                 entered @ Some(_) => entered,
-                None => return Err(Problem::unavailable("The service is at its limit.", OVERLOAD_PAUSE)),
+                None => return Err(in_flight.refuse()),
             },
             None => None,
         };

@@ -165,6 +165,10 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         let (parts, body) = request.into_parts();
         let trace = parts.headers.get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
         let trace = TraceContext::continue_from(trace);
+        if let Some(problem) = self.app.refusal(parts.uri.path()) {
+            let refusal = convert::problem(&problem, parts.uri.path(), trace);
+            return Ok(refusal.map(|body| BusyBody { body, _busy: busy }));
+        }
         let mut response: tide::http::Response = match convert::request(&parts, body) {
             Err(problem) => problem.into_response(parts.uri.path(), trace).into(),
             Ok(mut request) => {
