@@ -16,7 +16,7 @@ pub struct Settings {
 impl Settings {
     /// Reads every setting.
     pub fn read(reader: &mut Reader) -> Self {
-        let http = web::Settings::read(reader, "4001");
+        let http = web::Settings::read_for_operations(reader, "4001");
         let grpc = ::grpc::ServerSettings::read(reader, "9001", http.limits.drain);
         let example = "postgres://billing:password@localhost:5432/billing";
         let database = postgres::Settings::read(reader, example, "billing-service");

@@ -16,17 +16,24 @@ pub struct Settings {
 impl Settings {
     /// Reads `SERVER_ADDRESS`, `SERVER_PORT` and the limits that an operator may want to turn.
     pub fn read(reader: &mut Reader, default_port: &'static str) -> Self {
+        let mut settings = Self::read_for_operations(reader, default_port);
+        let in_flight: Bounded<1, 100_000> =
+            reader.variable(&["HTTP_MAX_IN_FLIGHT"], "HTTP requests handled at once; more get 503").or("512");
+        settings.limits.in_flight = in_flight.size();
+        settings
+    }
+
+    /// The same for a service that serves nothing but health and metrics, which are never refused.
+    pub fn read_for_operations(reader: &mut Reader, default_port: &'static str) -> Self {
         let ip: IpAddr = reader.variable(&["SERVER_ADDRESS"], "address that the HTTP server binds").or("127.0.0.1");
         let port = reader.variable(&["SERVER_PORT"], "port of the HTTP server").or(default_port);
         let connections: Bounded<1, 100_000> =
             reader.variable(&["HTTP_MAX_CONNECTIONS"], "open HTTP connections").or("4096");
-        let in_flight: Bounded<1, 100_000> =
-            reader.variable(&["HTTP_MAX_IN_FLIGHT"], "HTTP requests handled at once; more get 503").or("512");
         let drain: Duration =
             reader.variable(&["SHUTDOWN_TIMEOUT"], "time for requests in flight after SIGTERM").or("10s");
         Self {
             address: SocketAddr::new(ip, port),
-            limits: Limits { connections: connections.size(), in_flight: in_flight.size(), drain, ..Limits::default() },
+            limits: Limits { connections: connections.size(), drain, ..Limits::default() },
         }
     }
 }
