@@ -5,6 +5,8 @@ use std::{
     io::{BufRead as _, Write as _, stdin, stdout},
 };
 
+use serde_json::Value as Json;
+
 use crate::{
     Failure, Outcome,
     docker::{self, Docker, Layout},
@@ -167,6 +169,33 @@ pub(crate) async fn addresses(settings: &Settings) -> Outcome<Addresses> {
     match backend {
         Backend::Native => Ok(Addresses::of_single(settings)),
         Backend::Docker(layout) => Docker::find(layout).await?.addresses(settings).await,
+    }
+}
+
+/// The database of patient-service, for what its operator has to see.
+pub(crate) enum PatientsDatabase {
+    At(String),
+    Container(Docker),
+}
+
+impl PatientsDatabase {
+    /// Of the system that this checkout runs.
+    pub(crate) async fn of(settings: &Settings) -> Outcome<Self> {
+        match Backend::of_checkout()? {
+            Backend::Native => Ok(Self::At(native::patients_database(settings)?)),
+            Backend::Docker(layout) => Docker::find(layout).await.map(Self::Container),
+        }
+    }
+
+    /// The rows of a statement that gives one column, a JSON object as text.
+    pub(crate) async fn ask(&self, statement: &str) -> Outcome<Vec<Json>> {
+        let rows = match self {
+            Self::At(url) => native::ask(url, statement).await?,
+            Self::Container(docker) => {
+                docker.ask_patients_database(statement).await?.lines().map(str::to_owned).collect()
+            }
+        };
+        Ok(rows.iter().map(|row| serde_json::from_str(row)).collect::<Result<_, _>>()?)
     }
 }
 

@@ -3,6 +3,8 @@
 //! The topic of dead letters is what counts: it has them all, with the original bytes, and outlives analytics' state. A
 //! letter that is sent again goes to the end of the partition that it came from; then a mark goes to the topic of dead
 //! letters, so that it is not sent a second time. A crash in between sends it twice, as any event may come twice.
+//!
+//! Events that the broker refused for good are in patient-service's outbox_dead_letters; `refused.rs` knows them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,6 +20,7 @@ use serde_json::Value as Json;
 use crate::{
     Failure, Outcome,
     analytics::Analytics,
+    refused::{self, Refused},
     settings::Settings,
     topic::{self, DEAD_LETTERS},
 };
@@ -54,13 +57,17 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
             Vec::new()
         }
     };
-    if letters.is_empty() && on_their_way.is_empty() {
+    let refused = refused::list(settings).await.unwrap_or_else(|Failure(why)| {
+        eprintln!("The events that the broker refused, which patient-service's database has, are not shown: {why}");
+        Vec::new()
+    });
+    if letters.is_empty() && on_their_way.is_empty() && refused.is_empty() {
         println!("There are no dead letters.");
         return Ok(());
     }
-    println!("{:>6}  {:<19}  {:<16}{:>9}  {:<20}why", "id", "since", "from", "bytes", "state");
+    println!("{:>10}  {:<19}  {:<16}{:>9}  {:<20}why", "id", "since", "from", "bytes", "state");
     let line = |id: &str, at: &str, from: &str, bytes: u64, state: &str, why: &str| {
-        println!("{id:>6}  {at:<19}  {from:<16}{bytes:>9}  {state:<20}{why}");
+        println!("{id:>10}  {at:<19}  {from:<16}{bytes:>9}  {state:<20}{why}");
     };
     for (id, Letter { origin, error, bytes, at, sent }) in &letters {
         let at = at.format("%Y-%m-%d %H:%M:%S").to_string();
@@ -73,7 +80,10 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
         let at = text("parkedAt").get(..19).unwrap_or_default().replace('T', " ");
         line("-", &at, &from, letter["valueBytes"].as_u64().unwrap_or_default(), "not on topic yet", &text("error"));
     }
-    if letters.values().any(|letter| letter.sent.is_none()) {
+    for event in &refused {
+        line(&event.name(), &event.since, &event.event_type, event.bytes, "refused", &event.error);
+    }
+    if !refused.is_empty() || letters.values().any(|letter| letter.sent.is_none()) {
         println!("\nOnce the cause is mended: just dead-letters --resend [ID...]; without an id, all that are dead.");
     }
     Ok(())
@@ -83,10 +93,19 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
 pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
     let kafka = topic::kafka(settings, "dead-letters")?;
     let letters = read(&kafka).await?;
-    let chosen = choose(&letters, ids)?;
-    if chosen.is_empty() {
+    let (of_outbox, of_topic): (Vec<&str>, Vec<&str>) = ids.iter().partition(|id| refused::is_one(id));
+    let refused = match (ids.is_empty(), of_outbox.is_empty()) {
+        (false, true) => Vec::new(),
+        _ => choose_refused(refused::list(settings).await?, &of_outbox)?,
+    };
+    let chosen = if ids.is_empty() || !of_topic.is_empty() { choose(&letters, &of_topic)? } else { Vec::new() };
+    if chosen.is_empty() && refused.is_empty() {
         println!("There is nothing to send again.");
         return Ok(());
+    }
+    let published = if refused.is_empty() { Ok(()) } else { refused::resend(settings, &refused).await };
+    if chosen.is_empty() {
+        return published;
     }
     let mut sender = Sender {
         consumer: Consumer::new(kafka.clone(), DEAD_LETTERS, PARTITION),
@@ -100,10 +119,19 @@ pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
             let done = sent.len();
             Failure(format!("{done} letters were sent again; letter {id} was not, or is not marked: {why}"))
         })?;
-        println!("{id:>6}  {} -> {}", place(&letters[&id].origin), place(&now));
+        println!("{id:>10}  {} -> {}", place(&letters[&id].origin), place(&now));
         sent.push((id, now));
     }
-    report(settings, sent).await
+    report(settings, sent).await.and(published)
+}
+
+/// The events to send, or all of them if none is named.
+fn choose_refused(refused: Vec<Refused>, names: &[&str]) -> Outcome<Vec<Refused>> {
+    if let Some(name) = names.iter().find(|name| !refused.iter().any(|event| event.name() == **name)) {
+        return Err(Failure(format!("There is no refused event {name:?}; nothing was sent. See just dead-letters.")));
+    }
+    let is_chosen = |event: &Refused| names.is_empty() || names.contains(&event.name().as_str());
+    Ok(refused.into_iter().filter(is_chosen).collect())
 }
 
 /// The ids to send, in the order of the topic, which is that of the partitions that they came from.
@@ -118,7 +146,7 @@ fn choose(letters: &BTreeMap<i64, Letter>, ids: &[&str]) -> Outcome<Vec<i64>> {
             return Err(Failure(format!("There is no dead letter {text:?}; nothing was sent. See just dead-letters.")));
         };
         match &letter.sent {
-            Some(now) => println!("{id:>6}  was sent again before: {}", place(now)),
+            Some(now) => println!("{id:>10}  was sent again before: {}", place(now)),
             None => chosen.push(id),
         }
     }
@@ -181,7 +209,7 @@ async fn report(settings: &Settings, sent: Vec<(i64, Origin)>) -> Outcome {
         let is_it = |letter: &&Json| letter["partition"] == now.partition && letter["offset"] == now.offset;
         if let Some(letter) = known.iter().find(is_it) {
             dead += 1;
-            println!("{id:>6}  is dead again: {}", letter["error"].as_str().unwrap_or_default());
+            println!("{id:>10}  is dead again: {}", letter["error"].as_str().unwrap_or_default());
         }
     }
     println!("{} sent again: {} accepted, {dead} dead again.", sent.len(), sent.len() - dead);

@@ -200,6 +200,12 @@ impl Docker {
         step("Starting the containers", "", self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT)).await
     }
 
+    /// What a statement on patient-service's database gives, a line for each row.
+    pub(crate) async fn ask_patients_database(&self, statement: &str) -> Outcome<String> {
+        let psql = ["exec", "-T", "patient-db", "psql", "-XAtq", "-U", "patients", "-d", "patients", "-c", statement];
+        self.ask(&psql).await
+    }
+
     /// Whether anything of the system runs.
     pub(crate) async fn is_up(&self) -> Outcome<bool> {
         Ok(self.containers().await?.iter().any(Container::is_running))

@@ -1,6 +1,9 @@
 //! What the just recipes do. See `just --list`, or this program without arguments.
 
-use std::{fmt, process::ExitCode};
+use std::{
+    fmt, panic,
+    process::{ExitCode, exit},
+};
 
 mod analytics;
 mod backend;
@@ -15,6 +18,7 @@ mod native;
 mod parts;
 mod port_owner;
 mod rebuild;
+mod refused;
 mod settings;
 mod show;
 mod topic;
@@ -35,7 +39,8 @@ Usage: stack COMMAND
   reset [--yes]   stop everything and delete all data
   demo            send one patient all the way and show where it was
   dead-letters [--resend [ID...]]
-                  show the records that are no events; --resend sends them again
+                  show the records that are no events, and the events that the broker refused; --resend sends them
+                  again
   rebuild-analytics [--anyway]
                   count all events again; --anyway also if the topic has lost the first of them
   target          print where the system that is up is reached, for tests
@@ -55,6 +60,7 @@ impl<E: fmt::Display> From<E> for Failure {
 type Outcome<T = ()> = Result<T, Failure>;
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match runtime::block_on(1, run(&words)) {
@@ -64,6 +70,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Lets the program end in silence when nobody reads its output any more, as in `just ps | head -3`.
+fn end_with_the_reader() {
+    let others = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            exit(0);
+        }
+        others(panic);
+    }));
 }
 
 async fn run(words: &[&str]) -> Outcome {

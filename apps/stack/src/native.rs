@@ -211,15 +211,37 @@ async fn databases(settings: &Settings, home: &Path) -> Outcome<Databases> {
     Ok(Databases { patients: cluster.url("patients"), billing: cluster.url("billing") })
 }
 
+/// The URL of patient-service's database.
+pub(crate) fn patients_database(settings: &Settings) -> Outcome<String> {
+    if let Some(url) = &settings.database_url {
+        return Ok(with_database(url.expose(), "patients"));
+    }
+    let cluster = Cluster::running(&home::directory()?.join("postgres"), Durability::Disk);
+    Ok(cluster.ok_or_else(|| Failure("PostgreSQL is not running: just up".to_owned()))?.url("patients"))
+}
+
+/// The first column, a text, of the rows that a statement gives.
+pub(crate) async fn ask(url: &str, statement: &str) -> Outcome<Vec<String>> {
+    let work = async {
+        let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
+        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_all(&mut connection).await?;
+        connection.close().await?;
+        Ok::<_, sqlx::Error>(rows)
+    };
+    Ok(runtime::within(DATABASE_LIMIT, work).await??)
+}
+
+/// A server's URL with the name of one of our databases.
+fn with_database(url: &str, name: &str) -> String {
+    let (before, query) = url.split_once('?').map_or((url, ""), |(before, query)| (before, query));
+    let scheme_end = before.find("://").map_or(0, |at| at + 3);
+    let authority_end = before[scheme_end..].find('/').map_or(before.len(), |at| scheme_end + at);
+    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+    format!("{}/{name}{query}", &before[..authority_end])
+}
+
 /// The two databases on a given server, which are made if they are not there.
 async fn given_databases(url: &str) -> Outcome<Databases> {
-    let with_database = |name: &str| {
-        let (before, query) = url.split_once('?').map_or((url, ""), |(before, query)| (before, query));
-        let scheme_end = before.find("://").map_or(0, |at| at + 3);
-        let authority_end = before[scheme_end..].find('/').map_or(before.len(), |at| scheme_end + at);
-        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-        format!("{}/{name}{query}", &before[..authority_end])
-    };
     let wrong = |_| Failure("DATABASE_URL is not a PostgreSQL URL (its value is not shown).".to_owned());
     let options = PgConnectOptions::from_str(url).map_err(wrong)?;
     let mut connection = runtime::within(DATABASE_LIMIT, options.connect()).await??;
@@ -231,7 +253,7 @@ async fn given_databases(url: &str) -> Outcome<Databases> {
         }
     }
     connection.close().await?;
-    Ok(Databases { patients: with_database("patients"), billing: with_database("billing") })
+    Ok(Databases { patients: with_database(url, "patients"), billing: with_database(url, "billing") })
 }
 
 fn broker_directory(home: &Path) -> PathBuf {
