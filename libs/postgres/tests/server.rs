@@ -121,6 +121,31 @@ fn an_exhausted_pool_says_so_in_time() {
 }
 
 #[test]
+fn a_database_whose_places_are_all_in_use_is_not_away_while_it_answers() {
+    runtime::block_on(1, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        // Whoever waits in line waits for 400 ms at least, which is longer than is asked of a ping.
+        let busy = |_| {
+            let database = database.clone();
+            runtime::spawn(async move {
+                loop {
+                    let _ = number(&database, "select 1 from pg_sleep(0.2)").await;
+                }
+            })
+        };
+        let _busy: Vec<_> = (0..3).map(busy).collect();
+        smol::Timer::after(DEADLINE).await;
+        let end = Instant::now() + DEADLINE * 3;
+        while Instant::now() < end {
+            let started = Instant::now();
+            database.ping().await.unwrap();
+            assert!(started.elapsed() < Duration::from_millis(250), "a ping does not wait in line");
+            smol::Timer::after(Duration::from_millis(10)).await;
+        }
+    });
+}
+
+#[test]
 fn a_constraint_is_told_by_its_name_and_costs_no_connection() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
