@@ -42,7 +42,7 @@ logs *args: _stack
 kill part: _stack
     @{{ stack }} kill {{ part }}
 
-# Show the records that are no events; --resend [id...] sends them again once the cause is mended
+# Show the records that are no events and the events that the broker refused; --resend [id...] sends them again once the cause is mended
 [group("run")]
 dead-letters *args: _stack
     @{{ stack }} dead-letters {{ args }}
@@ -88,11 +88,18 @@ e2e *filter:
         cargo test --locked --workspace --test e2e -- $skip {{ filter }}; \
     fi
 
-# Strike a system of its own with faults at random while clients write, then audit it; --seconds N, --seed S
+# Strike a system of its own with faults at random while clients write, then audit it; --seconds N, --seed S, --docker
 [group("test")]
 chaos *args:
-    cargo build --release --locked -p stack -p patient-service -p billing-service -p analytics-service -p chaos
+    @case " {{ args }} " in *" --docker "*) services= ;; *) services=yes ;; esac; \
+    cargo build --release --locked -p chaos ${services:+-p patient-service -p billing-service -p analytics-service}
     @{{ quote(target / "release/chaos") }} {{ args }}
+
+# Offer patient-service four times what it can do; for 60 s, or as long as is said
+[group("test")]
+overload seconds="60":
+    cargo build --release --locked -p patient-service -p billing-service -p analytics-service
+    OVERLOAD_SECONDS={{ seconds }} cargo test --release --locked -p faults --test overload -- --nocapture
 
 # Check format, lints, layers, compose files, licences and dependencies
 [group("test")]

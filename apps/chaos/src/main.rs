@@ -4,20 +4,25 @@ use std::{process::ExitCode, time::Duration};
 
 use testbed::broker::Kind;
 
+mod docker;
+mod hold;
 mod load;
+mod native;
 mod parts;
 mod run;
 mod schedule;
+mod subject;
 
 const USAGE: &str = "\
-Usage: chaos [--seconds N] [--seed S] [--clients N] [--broker kafka|nisshi]
+Usage: chaos [--seconds N] [--seed S] [--clients N] [--broker kafka|nisshi | --docker]
 
 Starts PostgreSQL, a broker, three patient-services, billing-service and analytics-service, apart from any `just up`. For
 N seconds (60) it kills, freezes and restarts them, one or two at a time, while clients (16) write and read; then it lets
 them heal and compares what clients were told with what PostgreSQL, the topic, billing and analytics hold. The same seed
-makes the same schedule.
+makes the same schedule. With --docker it does so to the containers that `just up --docker` or `just up-scaled` has started
+in this checkout, PostgreSQL and the balancer among them; they stay.
 
-Exit codes: 0 nothing lost, 1 something lost or not healed, 64 wrong arguments.
+Exit codes: 0 nothing lost, 1 something lost, not healed or not proven, 64 wrong arguments.
 ";
 
 /// Exit code of a wrong command line: `EX_USAGE` of sysexits.h.
@@ -30,22 +35,39 @@ struct Options {
     length: Duration,
     seed: u64,
     clients: usize,
-    /// None: Apache Kafka if it can be had, else Nisshi.
-    broker: Option<Kind>,
+    place: Place,
+}
+
+/// Which system is struck.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// One of its own on this machine. Without a wish for a broker: Apache Kafka if it can be had, else Nisshi.
+    Here(Option<Kind>),
+    /// The one that is up in containers.
+    Containers,
 }
 
 impl Options {
     fn parse(words: &[&str]) -> Option<Self> {
         // A short seed is easily typed again.
         let seed = u64::from(fastrand::u32(..));
-        let mut options = Self { length: Duration::from_secs(60), seed, clients: 16, broker: None };
-        for pair in words.chunks(2) {
+        let mut options = Self { length: Duration::from_secs(60), seed, clients: 16, place: Place::Here(None) };
+        if words.contains(&"--docker") {
+            options.place = Place::Containers;
+        }
+        let others: Vec<_> = words.iter().copied().filter(|word| *word != "--docker").collect();
+        for pair in others.chunks(2) {
             match pair {
                 ["--seconds", number] => options.length = Duration::from_secs(number.parse().ok()?),
                 ["--seed", number] => options.seed = number.parse().ok()?,
                 ["--clients", number] => options.clients = number.parse().ok().filter(|clients| *clients > 0)?,
-                ["--broker", "kafka"] => options.broker = Some(Kind::Kafka),
-                ["--broker", "nisshi"] => options.broker = Some(Kind::Nisshi),
+                ["--broker", kind] if matches!(options.place, Place::Here(_)) => {
+                    options.place = Place::Here(Some(match *kind {
+                        "kafka" => Kind::Kafka,
+                        "nisshi" => Kind::Nisshi,
+                        _ => return None,
+                    }));
+                }
                 _ => return None,
             }
         }

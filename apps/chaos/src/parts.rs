@@ -4,17 +4,18 @@ use std::time::Duration;
 
 use testbed::{Scratch, Signal, StartError, broker::Broker, postgres::Cluster, service::Service};
 
-use crate::schedule::Fault;
+use crate::{docker::Container, schedule::Fault};
 
 /// How often a part that does not come up is started.
 const STARTS: usize = 3;
 
-/// A part of the system as processes on this machine.
+/// A part of the system, as processes on this machine or as a container.
 #[derive(Debug)]
 pub(crate) enum Part {
     Service(Service),
     Broker(Broker),
     Postgres(Cluster),
+    Container(Container),
 }
 
 impl Part {
@@ -25,30 +26,29 @@ impl Part {
     pub(crate) async fn strike(&mut self, fault: Fault, scratch: &Scratch) -> Result<(), StartError> {
         match fault {
             Fault::Kill { down, again } => {
-                self.kill().await;
+                self.kill().await?;
                 smol::Timer::after(down).await;
                 self.start(scratch).await?;
                 if let Some(again) = again {
                     smol::Timer::after(again).await;
-                    self.kill().await;
+                    self.kill().await?;
                     self.start(scratch).await?;
                 }
                 Ok(())
             }
             Fault::Freeze(time) => {
-                self.signal(Signal::STOP);
+                self.freeze().await?;
                 smol::Timer::after(time).await;
-                self.signal(Signal::CONT);
-                Ok(())
+                self.thaw().await
             }
             Fault::Restart => {
-                self.stop().await;
+                self.stop().await?;
                 self.start(scratch).await
             }
         }
     }
 
-    async fn kill(&mut self) {
+    async fn kill(&mut self) -> Result<(), StartError> {
         match self {
             Self::Service(service) => service.process().kill().await,
             Self::Broker(broker) => broker.process().kill().await,
@@ -56,6 +56,28 @@ impl Part {
             Self::Postgres(cluster) => {
                 cluster.process().signal_all(Signal::KILL);
                 cluster.process().kill().await;
+            }
+            Self::Container(container) => container.kill().await?,
+        }
+        Ok(())
+    }
+
+    async fn freeze(&mut self) -> Result<(), StartError> {
+        match self {
+            Self::Container(container) => container.pause().await,
+            processes => {
+                processes.signal(Signal::STOP);
+                Ok(())
+            }
+        }
+    }
+
+    async fn thaw(&mut self) -> Result<(), StartError> {
+        match self {
+            Self::Container(container) => container.unpause().await,
+            processes => {
+                processes.signal(Signal::CONT);
+                Ok(())
             }
         }
     }
@@ -65,15 +87,18 @@ impl Part {
             Self::Service(service) => service.process().signal(signal),
             Self::Broker(broker) => broker.process().signal(signal),
             Self::Postgres(cluster) => cluster.process().signal_all(signal),
+            Self::Container(_) => {}
         }
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self) -> Result<(), StartError> {
         match self {
             Self::Service(service) => drop(service.stop().await),
             Self::Broker(broker) => broker.stop().await,
             Self::Postgres(cluster) => cluster.stop().await,
+            Self::Container(container) => container.stop().await?,
         }
+        Ok(())
     }
 
     async fn start(&mut self, scratch: &Scratch) -> Result<(), StartError> {
@@ -83,19 +108,21 @@ impl Part {
                 Self::Service(service) => service.restart(),
                 Self::Broker(broker) => broker.restart().await,
                 Self::Postgres(cluster) => cluster.restart().await,
+                Self::Container(container) => container.start().await,
             };
             match started {
                 Ok(()) => break,
                 Err(error) if attempt == STARTS => return Err(error),
                 Err(_) => attempt += 1,
             }
-            self.kill().await;
+            self.kill().await?;
             smol::Timer::after(Duration::from_secs(1)).await;
         }
         let process = match self {
             Self::Service(service) => service.process(),
             Self::Broker(broker) => broker.process(),
             Self::Postgres(cluster) => cluster.process(),
+            Self::Container(_) => return Ok(()),
         };
         Ok(scratch.guard(process)?)
     }
@@ -107,14 +134,18 @@ impl Part {
     pub(crate) async fn until_ready(&mut self) -> Result<(), StartError> {
         match self {
             Self::Service(service) => service.until_ready().await,
+            Self::Container(container) => container.until_ready().await,
             Self::Broker(_) | Self::Postgres(_) => Ok(()),
         }
     }
 
     /// Panics of a service, from its log.
-    pub(crate) fn panics(&self) -> Vec<String> {
-        let Self::Service(service) = self else { return Vec::new() };
-        let log = service.log();
+    pub(crate) async fn panics(&self) -> Vec<String> {
+        let log = match self {
+            Self::Service(service) => service.log(),
+            Self::Container(container) => container.log().await.unwrap_or_default(),
+            Self::Broker(_) | Self::Postgres(_) => String::new(),
+        };
         log.lines().filter(|line| line.contains("panicked at")).map(str::to_owned).collect()
     }
 }

@@ -1,7 +1,6 @@
 //! One run: load and faults, healing, drain, audit, verdict.
 
 use std::{
-    collections::HashMap,
     fs,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -10,23 +9,16 @@ use std::{
 
 use futures_util::future::join_all;
 use runtime::Shutdown;
-use testbed::{
-    Scratch, StartError,
-    audit::{Acknowledged, Places},
-    broker::{Broker, Kind},
-    postgres::{Cluster, Durability},
-    system::{Ground, System},
-};
+use testbed::{StartError, audit::Acknowledged};
 
 use crate::{
-    Options,
+    Options, Place, docker, hold,
     load::{Seen, Sums, Writer},
-    parts::Part,
-    schedule::{Round, Strike, Target, schedule},
+    native,
+    schedule::{Round, Strike, holds, schedule},
+    subject::Subject,
 };
 
-/// Replicas of patient-service.
-const REPLICAS: usize = 3;
 /// Time after the last fault for clients to get an answer to what they have begun. The longest pause of the
 /// reconciler, without which no transaction can be entered, is a part of it.
 const SETTLE: Duration = Duration::from_secs(90);
@@ -35,7 +27,8 @@ const DRAIN: Duration = Duration::from_secs(120);
 /// How often a long run says that it goes on.
 const SIGN: Duration = Duration::from_secs(60);
 
-type Parts = HashMap<Target, smol::lock::Mutex<Part>>;
+/// A run of this length has held some deletions.
+const PROVES_DUPLICATES: Duration = Duration::from_secs(30);
 
 /// Tells what happens, with its time.
 #[derive(Clone, Copy, Debug)]
@@ -52,40 +45,13 @@ impl Log {
 /// # Errors
 /// If the system cannot be started, struck or asked.
 pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
-    let Options { length, seed, clients, broker } = options;
-    let kind = had(broker).await?;
-    println!(
-        "chaos --seconds {} --seed {seed} --clients {clients}: {kind}, {REPLICAS} patient-services",
-        length.as_secs()
-    );
-    let scratch = Scratch::new()?;
-    let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await?;
-    scratch.guard(cluster.process())?;
-    for name in ["patients", "billing"] {
-        cluster.create_database(name).await?;
-    }
-    let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await?;
-    scratch.guard(broker.process())?;
-    let ground = Ground {
-        patients_database: cluster.url("patients"),
-        billing_database: cluster.url("billing"),
-        kafka: broker.address(),
-        topic: "patient".to_owned(),
+    let Options { length, seed, clients, .. } = options;
+    let subject = match options.place {
+        Place::Here(broker) => native::start(broker).await?,
+        Place::Containers => docker::find().await?,
     };
-    let system = System::start(ground, REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
-    let places = Places::of(&system);
-    let replicas: Vec<_> = system.patients.iter().map(|service| service.client()).collect();
-    let logs = system.directory().to_owned();
-    let mut parts = HashMap::from([
-        (Target::Broker, Part::Broker(broker)),
-        (Target::Postgres, Part::Postgres(cluster)),
-        (Target::Billing, Part::Service(system.billing)),
-        (Target::Analytics, Part::Service(system.analytics)),
-    ]);
-    parts.extend(
-        system.patients.into_iter().enumerate().map(|(n, service)| (Target::Patients(n), Part::Service(service))),
-    );
-    let parts: Parts = parts.into_iter().map(|(target, part)| (target, smol::lock::Mutex::new(part))).collect();
+    let Subject { what, parts, clients: replicas, .. } = &subject;
+    println!("chaos --seconds {} --seed {seed} --clients {clients}: {what}", length.as_secs());
 
     let log = Log(Instant::now());
     let (acknowledged, seen, stop) = (Acknowledged::default(), Seen::default(), Shutdown::new());
@@ -105,20 +71,22 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
         }
     };
     let faults = async {
-        let struck = strike_all(schedule(seed, length, REPLICAS), length, &parts, &scratch, log).await;
+        let rounds = strike_all(schedule(seed, length, parts.len()), length, &subject, log);
+        let (struck, held) = smol::future::zip(rounds, hold_all(holds(seed, length), length, &subject, log)).await;
         smol::Timer::at(log.0 + length).await;
-        struck
+        struck.map(|struck| (struck, held))
     };
-    let struck = smol::future::or(faults, sign).await?;
+    let (struck, held) = smol::future::or(faults, sign).await?;
     log.say("the faults are over; clients end what they have begun");
     stop.trigger();
     *give_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SETTLE);
     let healing = Instant::now();
     let writers = join_all(writers).await;
-    for part in parts.values() {
+    for (_, part) in parts {
         part.lock().await.until_ready().await?;
     }
     let healed = healing.elapsed();
+    let places = subject.places().await?;
     let drained = places.until_drained(DRAIN).await;
     join_all(writers.into_iter().flatten().map(Writer::check)).await;
     let report = places.audit(&acknowledged).await?;
@@ -136,46 +104,37 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
         }
         Err(error) => wrong.push(error.to_string()),
     }
-    for (target, part) in &parts {
-        wrong.extend(part.lock().await.panics().into_iter().map(|line| format!("{target}: {line}")));
+    for (name, part) in parts {
+        wrong.extend(part.lock().await.panics().await.into_iter().map(|line| format!("{name}: {line}")));
+    }
+    if held > 0 && report.duplicates == 0 {
+        wrong.push(format!("deletions of {held} published events were held, and none was published again"));
+    } else if held == 0 && length >= PROVES_DUPLICATES {
+        wrong.push("no deletion could be held: that duplicates are absorbed is not proven".to_owned());
     }
 
     tell(&sums);
     println!("  audit: {report}");
     wrong.iter().for_each(|wrong| println!("  WRONG: {wrong}"));
-    let verdict = if wrong.is_empty() { "nothing lost" } else { "LOST or not healed" };
+    let verdict = if wrong.is_empty() { "nothing lost" } else { "LOST, not healed or not proven" };
     println!(
-        "VERDICT: {verdict}: seed {seed}, {} s, {kind}, {struck} strikes, {} acknowledged writes, longest wait {:.1} s, \
-         {} duplicates absorbed",
+        "VERDICT: {verdict}: seed {seed}, {} s, {what}, {struck} strikes, {} acknowledged writes, longest wait {:.1} s, \
+         {} events delivered again and {} requests repeated, all absorbed",
         length.as_secs(),
         sums.created + sums.updated + sums.deleted + sums.entered,
         sums.patients_wait.time.max(sums.ledger_wait.time).as_secs_f64(),
-        report.duplicates + sums.done_unheard
+        report.duplicates,
+        sums.done_unheard
     );
-    if !wrong.is_empty() {
-        keep(&logs, seed)?;
+    if let Some(logs) = subject.logs.as_ref().filter(|_| !wrong.is_empty()) {
+        keep(logs, seed)?;
     }
     Ok(wrong.is_empty())
 }
 
-/// The broker to use, installed.
-async fn had(wanted: Option<Kind>) -> Result<Kind, StartError> {
-    match wanted {
-        Some(kind) => kind.install().await.map(|()| kind),
-        None if Kind::Kafka.install().await.is_ok() => Ok(Kind::Kafka),
-        None => Kind::Nisshi.install().await.map(|()| Kind::Nisshi),
-    }
-}
-
 /// Strikes round after round until `length` is over; gives how many strikes there were. Starts and stops take time that
 /// the schedule does not know: the pauses between rounds are kept, and the last rounds are left out.
-async fn strike_all(
-    rounds: Vec<Round>,
-    length: Duration,
-    parts: &Parts,
-    scratch: &Scratch,
-    log: Log,
-) -> Result<usize, StartError> {
+async fn strike_all(rounds: Vec<Round>, length: Duration, subject: &Subject, log: Log) -> Result<usize, StartError> {
     let (mut struck, mut end) = (0, Duration::ZERO);
     for round in rounds {
         smol::Timer::after(round.at - end).await;
@@ -186,10 +145,11 @@ async fn strike_all(
         struck += round.strikes.len();
         let strikes = round.strikes.into_iter().map(|Strike { after, target, fault }| async move {
             smol::Timer::after(after).await;
-            log.say(&format!("{target}: {fault}"));
+            let (name, part) = &subject.parts[target];
+            log.say(&format!("{name}: {fault}"));
             let began = Instant::now();
-            parts[&target].lock().await.strike(fault, scratch).await?;
-            log.say(&format!("{target}: runs again after {:.1} s", began.elapsed().as_secs_f64()));
+            part.lock().await.strike(fault, &subject.scratch).await?;
+            log.say(&format!("{name}: runs again after {:.1} s", began.elapsed().as_secs_f64()));
             Ok::<_, StartError>(())
         });
         for outcome in join_all(strikes).await {
@@ -197,6 +157,25 @@ async fn strike_all(
         }
     }
     Ok(struck)
+}
+
+/// Holds deletions from the outbox at each of these times; gives how many events were held.
+async fn hold_all(times: Vec<Duration>, length: Duration, subject: &Subject, log: Log) -> usize {
+    let mut all = 0;
+    for at in times {
+        smol::Timer::at(log.0 + at).await;
+        let Ok(places) = subject.places().await else { continue };
+        // What strikes PostgreSQL meanwhile ends it.
+        let held = hold::deletions(&places.patients_database, length.saturating_sub(at)).await.unwrap_or(0);
+        if held > 0 {
+            log.say(&format!(
+                "the outbox: the deletion of {held} events is held for {:.1} s",
+                hold::TIME.as_secs_f64()
+            ));
+        }
+        all += held;
+    }
+    all
 }
 
 fn tell(sums: &Sums) {

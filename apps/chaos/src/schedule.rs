@@ -4,28 +4,8 @@ use std::{fmt, time::Duration};
 
 use fastrand::Rng;
 
-/// A part of the system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Target {
-    /// The replica of patient-service with this number.
-    Patients(usize),
-    Billing,
-    Analytics,
-    Broker,
-    Postgres,
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Patients(number) => write!(f, "patient-service {number}"),
-            Self::Billing => f.write_str("billing-service"),
-            Self::Analytics => f.write_str("analytics-service"),
-            Self::Broker => f.write_str("the broker"),
-            Self::Postgres => f.write_str("PostgreSQL"),
-        }
-    }
-}
+/// A part of the system, by its number.
+pub(crate) type Target = usize;
 
 /// What happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,9 +81,19 @@ const FROZEN: std::ops::Range<u64> = 300..8_000;
 /// The second strike of a round comes so many milliseconds after the first.
 const SECOND: std::ops::Range<u64> = 0..1_000;
 
+/// Seconds from one time when deletions from the outbox are held to the next.
+const HELD_EVERY: std::ops::Range<u64> = 8..16;
+
+/// When deletions from the outbox are held, so that what was published is published again.
+pub(crate) fn holds(seed: u64, length: Duration) -> Vec<Duration> {
+    let mut rng = Rng::with_seed(!seed);
+    let mut next = || Duration::from_secs(rng.u64(HELD_EVERY));
+    std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
+}
+
 /// The rounds that begin within `length`. Every part is struck before one is struck a second time, and so on, but for
 /// a change of order that keeps the two of a round apart.
-pub(crate) fn schedule(seed: u64, length: Duration, replicas: usize) -> Vec<Round> {
+pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> {
     let mut rng = Rng::with_seed(seed);
     let mut bag = Vec::new();
     let mut at = millis(&mut rng, PAUSE);
@@ -113,7 +103,7 @@ pub(crate) fn schedule(seed: u64, length: Duration, replicas: usize) -> Vec<Roun
         let count = if rng.u8(..3) == 0 { 2 } else { 1 };
         while strikes.len() < count {
             let struck = strikes.first().map(|first| first.target);
-            let target = draw(&mut rng, &mut bag, replicas, struck);
+            let target = draw(&mut rng, &mut bag, parts, struck);
             let after = if struck.is_some() { millis(&mut rng, SECOND) } else { Duration::ZERO };
             strikes.push(Strike { after, target, fault: fault(&mut rng) });
         }
@@ -124,13 +114,12 @@ pub(crate) fn schedule(seed: u64, length: Duration, replicas: usize) -> Vec<Roun
     rounds
 }
 
-fn draw(rng: &mut Rng, bag: &mut Vec<Target>, replicas: usize, other_than: Option<Target>) -> Target {
+fn draw(rng: &mut Rng, bag: &mut Vec<Target>, parts: usize, other_than: Option<Target>) -> Target {
     loop {
         if let Some(at) = bag.iter().rposition(|target| Some(*target) != other_than) {
             return bag.remove(at);
         }
-        let mut all = vec![Target::Billing, Target::Analytics, Target::Broker, Target::Postgres];
-        all.extend((0..replicas).map(Target::Patients));
+        let mut all: Vec<_> = (0..parts).collect();
         rng.shuffle(&mut all);
         all.append(bag);
         *bag = all;
@@ -160,26 +149,27 @@ mod tests {
     use super::*;
 
     const LENGTH: Duration = Duration::from_secs(300);
+    const PARTS: usize = 7;
 
     #[test]
     fn the_seed_makes_the_schedule() {
         for seed in 0..50 {
-            assert_eq!(schedule(seed, LENGTH, 3), schedule(seed, LENGTH, 3));
-            let shorter = schedule(seed, LENGTH / 2, 3);
+            assert_eq!(schedule(seed, LENGTH, PARTS), schedule(seed, LENGTH, PARTS));
+            let shorter = schedule(seed, LENGTH / 2, PARTS);
             assert_eq!(
                 shorter,
-                schedule(seed, LENGTH, 3)[..shorter.len()],
+                schedule(seed, LENGTH, PARTS)[..shorter.len()],
                 "a shorter run is the begin of a longer one"
             );
         }
-        let different: HashSet<_> = (0..50).map(|seed| format!("{:?}", schedule(seed, LENGTH, 3))).collect();
+        let different: HashSet<_> = (0..50).map(|seed| format!("{:?}", schedule(seed, LENGTH, PARTS))).collect();
         assert_eq!(different.len(), 50);
     }
 
     /// A change of the generator would make every noted seed worthless.
     #[test]
     fn a_noted_seed_stays_what_it_was() {
-        let text: Vec<_> = schedule(1, Duration::from_secs(12), 3)
+        let text: Vec<_> = schedule(1, Duration::from_secs(12), PARTS)
             .iter()
             .flat_map(|round| {
                 let at = round.at;
@@ -189,18 +179,27 @@ mod tests {
             })
             .collect();
         let noted = [
-            "2799 analytics-service: kill -9, down 0.5 s",
-            "4355 patient-service 2: frozen for 1.1 s",
-            "7378 patient-service 1: kill -9, down 1.7 s",
-            "11731 patient-service 0: frozen for 7.5 s",
+            "2799 1: kill -9, down 0.5 s",
+            "4355 6: frozen for 1.1 s",
+            "7378 5: kill -9, down 1.7 s",
+            "11731 4: frozen for 7.5 s",
         ];
         assert_eq!(text, noted);
     }
 
     #[test]
+    fn deletions_are_held_now_and_then() {
+        for seed in 0..50 {
+            let holds = holds(seed, LENGTH);
+            assert!((18..=40).contains(&holds.len()) && holds.is_sorted(), "{holds:?}");
+            assert!(!super::holds(seed, Duration::from_secs(8)).is_empty(), "also in a short run");
+        }
+    }
+
+    #[test]
     fn one_or_two_parts_are_struck_at_a_time_and_all_in_turn() {
         for seed in 0..50 {
-            let rounds = schedule(seed, LENGTH, 3);
+            let rounds = schedule(seed, LENGTH, PARTS);
             assert!(rounds.iter().all(|round| round.at < LENGTH));
             for pair in rounds.windows(2) {
                 assert!(pair[0].end() < pair[1].at, "rounds do not overlap");
@@ -212,17 +211,17 @@ mod tests {
             let mut struck = HashMap::new();
             for strike in rounds.iter().flat_map(|round| &round.strikes) {
                 *struck.entry(strike.target).or_insert(0) += 1;
-                let fewest = if struck.len() < 7 { 0 } else { *struck.values().min().unwrap() };
+                let fewest = if struck.len() < PARTS { 0 } else { *struck.values().min().unwrap() };
                 // Two: one that a round of two has drawn before its turn.
                 assert!(struck.values().all(|times| times - fewest <= 2), "{struck:?}");
             }
-            assert_eq!(struck.len(), 7);
+            assert_eq!(struck.len(), PARTS);
         }
     }
 
     #[test]
     fn every_fault_comes() {
-        let rounds = schedule(1, LENGTH * 4, 3);
+        let rounds = schedule(1, LENGTH * 4, PARTS);
         let faults = || rounds.iter().flat_map(|round| &round.strikes).map(|strike| strike.fault);
         assert!(faults().any(|fault| fault == Fault::Restart));
         assert!(faults().any(|fault| matches!(fault, Fault::Freeze(time) if time > Duration::from_secs(6))));

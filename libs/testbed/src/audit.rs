@@ -20,7 +20,12 @@ use serde_json::Value as Json;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use crate::{StartError, http::Client, sql::rows, system::System};
+use crate::{
+    StartError,
+    http::Client,
+    sql::rows,
+    system::{Ground, System},
+};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -174,15 +179,25 @@ impl Places {
     /// # Panics
     /// If the system's broker has no address.
     pub fn of(system: &System) -> Self {
-        let ground = system.ground();
-        let bootstrap = HostPorts::parse(&ground.kafka).expect("the system runs with it");
-        Self {
-            patients_database: ground.patients_database.clone(),
-            billing_database: ground.billing_database.clone(),
-            kafka: kafka::Settings { bootstrap, deadline: DEADLINE, client_id: "audit" },
-            topic: ground.topic.clone(),
-            analytics: vec![system.analytics.client()],
-        }
+        let Ground { patients_database, billing_database, kafka, topic } = system.ground().clone();
+        let analytics = vec![system.analytics.client()];
+        Self::at(patients_database, billing_database, &kafka, &topic, analytics).expect("the system runs with it")
+    }
+
+    /// The places of a system that somebody else has started.
+    ///
+    /// # Errors
+    /// If the broker's address is none.
+    pub fn at(
+        patients_database: String,
+        billing_database: String,
+        kafka: &str,
+        topic: &str,
+        analytics: Vec<Client>,
+    ) -> Result<Self, StartError> {
+        let bootstrap = HostPorts::parse(kafka).map_err(StartError::new)?;
+        let kafka = kafka::Settings { bootstrap, deadline: DEADLINE, client_id: "audit" };
+        Ok(Self { patients_database, billing_database, kafka, topic: topic.to_owned(), analytics })
     }
 
     /// Waits until nothing is on its way any more: no event in the outbox, no task for billing, no record that analytics

@@ -38,8 +38,9 @@ pub struct System {
     pub billing: Service,
     /// analytics-service.
     pub analytics: Service,
+    /// The directory of logs and state; it kills the processes of this system when it is dropped.
+    pub scratch: Scratch,
     ground: Ground,
-    scratch: Scratch,
 }
 
 /// A PostgreSQL and a broker of one test, to be hurt.
@@ -193,11 +194,6 @@ impl System {
         let process = which(self).process();
         let (pid, started) = (process.pid(), process.started().unwrap_or_default());
         Ok(self.scratch.note(pid, &started)?)
-    }
-
-    /// The directory that kills the processes of this system when the test ends.
-    pub fn scratch(&self) -> &Scratch {
-        &self.scratch
     }
 
     /// A client of the first patient-service.

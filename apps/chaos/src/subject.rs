@@ -1,0 +1,39 @@
+//! The system that is struck.
+
+use std::path::PathBuf;
+
+use smol::lock::Mutex;
+use testbed::{Scratch, StartError, audit::Places, http::Client};
+
+use crate::{docker, parts::Part};
+
+/// A system that runs.
+pub(crate) struct Subject {
+    /// What it is, for the reader of a report.
+    pub(crate) what: String,
+    /// Its parts, with their names. The schedule knows them by their numbers.
+    pub(crate) parts: Vec<(String, Mutex<Part>)>,
+    /// Where clients reach patient-service: each replica, or all of them behind one address.
+    pub(crate) clients: Vec<Client>,
+    /// Where its parts keep what they know, if that stays the same.
+    pub(crate) fixed: Option<Places>,
+    /// The folder of its logs, if it is gone with the system.
+    pub(crate) logs: Option<PathBuf>,
+    /// Ends what was started for it.
+    pub(crate) scratch: Scratch,
+    /// What else lives as long as it does.
+    pub(crate) _kept: Option<Scratch>,
+}
+
+impl Subject {
+    /// Where its parts keep what they know. A container may have another address after a restart.
+    ///
+    /// # Errors
+    /// If that cannot be told.
+    pub(crate) async fn places(&self) -> Result<Places, StartError> {
+        match &self.fixed {
+            Some(places) => Ok(places.clone()),
+            None => docker::places().await,
+        }
+    }
+}
