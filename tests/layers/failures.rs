@@ -5,7 +5,7 @@ use std::fs;
 use crate::root;
 
 /// Faults that the page must have a row for, by words of it.
-const FAULTS: [&str; 23] = [
+const FAULTS: [&str; 24] = [
     "patient-service is killed at any instant",
     "between the broker's acknowledgement and the deletion",
     "analytics-service is killed",
@@ -29,6 +29,7 @@ const FAULTS: [&str; 23] = [
     "a handler panics",
     "disk of analytics' state is full",
     "clock of one service is an hour off",
+    "more requests than can be handled",
 ];
 
 #[test]
