@@ -34,7 +34,7 @@ pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Resu
     let mut peak = 0.0_f64;
     for round in 0..if quick { 1 } else { 2 } {
         settle(ground).await?;
-        let watched = watched(ground, &mut system);
+        let watched = ground.watched(&mut system);
         let url = format!("http://{}", system.patients[0].address());
         let arguments = words(&format!("closed {url} --scenario create -c 64 {watched}"));
         let arguments = [arguments, time.arguments()].concat();
@@ -72,18 +72,6 @@ fn open(ground: &Ground, system: &mut System, rate: f64, time: Time) -> Vec<Stri
     [arguments, time.arguments()].concat()
 }
 
-/// `--watch` for everything that has a part in the work.
-fn watched(ground: &mut Ground, system: &mut System) -> String {
-    let mut processes = vec![
-        ("postgresql", ground.cluster.process().pid()),
-        ("kafka", ground.broker.process().pid()),
-        ("patient-service", system.patients[0].process().pid()),
-    ];
-    processes.push(("billing-service", system.billing.process().pid()));
-    processes.push(("analytics-service", system.analytics.process().pid()));
-    processes.into_iter().map(|(name, pid)| format!("--watch {name}={pid} ")).collect()
-}
-
 /// Lets the servers finish what the last measurement left to do.
 async fn settle(ground: &Ground) -> Outcome {
     ground.cluster.run("postgres", "checkpoint").await?;
@@ -94,11 +82,9 @@ async fn settle(ground: &Ground) -> Outcome {
 fn note_closed(report: &Json, results: &mut Results) {
     results.machine_of(report);
     results.figure("creates-p99", "registration, 64 clients, p99", "ms", figure(report, "/all/p99Ms"));
-    let thousands = figure(report, "/all/count") / 1e3;
+    results.cpu_of(report, "registrations");
     for usage in report["processes"].as_array().into_iter().flatten() {
         let name = usage["name"].as_str().unwrap_or_default();
-        let per_thousand = usage["cpuSeconds"].as_f64().unwrap_or_default() / thousands;
-        results.figure(&format!("cpu-{name}"), &format!("CPU of {name} for 1,000 registrations"), "s", per_thousand);
         if name.ends_with("-service") {
             let rss = usage["peakRssMib"].as_f64().unwrap_or_default();
             results.figure(&format!("rss-load-{name}"), &format!("memory of {name} under load"), "MiB", rss);

@@ -16,11 +16,13 @@ use crate::{Outcome, show::step};
 pub(crate) struct Ground {
     pub(crate) cluster: Cluster,
     pub(crate) broker: Broker,
+    /// Given to every service besides its own settings.
+    settings: Vec<(String, String)>,
     scratch: Scratch,
 }
 
 impl Ground {
-    pub(crate) async fn start() -> Outcome<Self> {
+    pub(crate) async fn start(settings: &[(String, String)]) -> Outcome<Self> {
         let scratch = Scratch::new()?;
         let start = async {
             let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Disk).await?;
@@ -31,7 +33,7 @@ impl Ground {
             Ok::<_, testbed::StartError>((cluster, broker))
         };
         let (cluster, broker) = step("Starting PostgreSQL and Apache Kafka", start).await?;
-        Ok(Self { cluster, broker, scratch })
+        Ok(Self { cluster, broker, settings: settings.to_vec(), scratch })
     }
 
     /// Starts the services on databases and a topic of this name.
@@ -46,8 +48,22 @@ impl Ground {
             kafka: self.broker.address(),
             topic: format!("{name}.patient"),
         };
-        let system = System::start(ground, 1, extra);
+        let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let all: Vec<_> = extra.iter().copied().chain(settings).collect();
+        let system = System::start(ground, 1, &all);
         Ok(step("Starting the services", system).await?)
+    }
+
+    /// Arguments of `load` that watch everything that has a part in the work.
+    pub(crate) fn watched(&mut self, system: &mut System) -> String {
+        let processes = [
+            ("postgresql", self.cluster.process().pid()),
+            ("kafka", self.broker.process().pid()),
+            ("patient-service", system.patients[0].process().pid()),
+            ("billing-service", system.billing.process().pid()),
+            ("analytics-service", system.analytics.process().pid()),
+        ];
+        processes.into_iter().map(|(name, pid)| format!("--watch {name}={pid} ")).collect()
     }
 
     /// Has this process killed when the run ends.

@@ -35,6 +35,9 @@ struct Options {
     /// Measure only these parts
     #[arg(long, value_delimiter = ',', value_parser = PARTS)]
     only: Vec<String>,
+    /// A setting for every service, to try what it does; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, String)>,
     /// Measure instead how the cost grows with patients, connections and partitions, which takes about 15 minutes
     #[arg(long)]
     growth: bool,
@@ -47,6 +50,11 @@ struct Options {
     /// Write the results down
     #[arg(long)]
     record: bool,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').ok_or_else(|| "expected NAME=VALUE".to_owned())?;
+    Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
 const PARTS: [&str; 5] = ["creates", "reads", "edge", "replay", "unary"];
@@ -79,7 +87,7 @@ async fn run(options: &Options) -> Outcome<bool> {
     let recorded = Results::read(&options.results);
     let mut results = Results::default();
     if options.growth {
-        let ground = Ground::start().await?;
+        let ground = Ground::start(&options.settings).await?;
         results.growth(growth::measure(&ground, options.most_patients).await?);
         println!("{}", results.growth_table());
         if options.record {
@@ -98,9 +106,9 @@ async fn run(options: &Options) -> Outcome<bool> {
         unary::measure(quick, &mut results).await?;
     }
     if ["creates", "reads", "replay"].into_iter().any(wanted) {
-        let mut ground = Ground::start().await?;
+        let mut ground = Ground::start(&options.settings).await?;
         if wanted("reads") {
-            reads::measure(&ground, quick, &mut results).await?;
+            reads::measure(&mut ground, quick, &mut results).await?;
         }
         if wanted("creates") {
             creates::measure(&mut ground, quick, &mut results).await?;

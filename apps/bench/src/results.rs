@@ -133,6 +133,21 @@ impl Results {
         self.figures.insert(key.to_owned(), Figure { what: what.to_owned(), unit: unit.to_owned(), value });
     }
 
+    /// Notes the CPU time of each process of a load report, for a thousand requests.
+    pub(crate) fn cpu_of(&mut self, report: &Json, requests: &str) {
+        let thousands = report.pointer("/all/count").and_then(Json::as_f64).unwrap_or(f64::NAN) / 1e3;
+        for usage in report["processes"].as_array().into_iter().flatten() {
+            let name = usage["name"].as_str().unwrap_or_default();
+            let seconds = usage["cpuSeconds"].as_f64().unwrap_or_default() / thousands;
+            self.figure(
+                &format!("cpu-{requests}-{name}"),
+                &format!("CPU of {name} for 1,000 {requests}"),
+                "ms",
+                seconds * 1e3,
+            );
+        }
+    }
+
     pub(crate) fn growth(&mut self, growth: Vec<Series>) {
         self.growth = growth;
     }
