@@ -7,13 +7,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt::{self, Write as _},
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use codec::headers::Headers;
 use runtime::{Elapsed, within};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
@@ -30,6 +31,69 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Forwarded dead letters that are kept to be shown; the topic has them all.
 const KEPT_DEAD_LETTERS: i64 = 1000;
+/// Rows that one statement takes. Each statement is a way to SQLite's own thread and back, which costs more than a row
+/// does; of few shapes, each is prepared once.
+const ROWS: [usize; 4] = [512, 64, 8, 1];
+
+/// A statement for each number of rows.
+type Statements = LazyLock<[String; ROWS.len()]>;
+
+static FIND_PATIENTS: Statements = LazyLock::new(|| {
+    for_rows("?", |ids| {
+        format!(
+            "-- known patients
+            SELECT id, version, active, birth_year, registered FROM patients WHERE id IN ({ids})"
+        )
+    })
+});
+
+static REMEMBER_PATIENTS: Statements = LazyLock::new(|| {
+    for_rows("(?, ?, ?, ?, ?)", |patients| {
+        format!(
+            "-- remember patients
+            INSERT INTO patients (id, version, active, birth_year, registered) VALUES {patients}
+            ON CONFLICT (id) DO UPDATE SET version = excluded.version, active = excluded.active,
+                birth_year = excluded.birth_year, registered = excluded.registered"
+        )
+    })
+});
+
+static ADD_TO_BIRTHS: Statements = LazyLock::new(|| {
+    for_rows("(?, ?)", |births| {
+        format!(
+            "-- add to births
+            INSERT INTO births (year, patients) VALUES {births}
+            ON CONFLICT (year) DO UPDATE SET patients = patients + excluded.patients"
+        )
+    })
+});
+
+static ADD_TO_REGISTRATIONS: Statements = LazyLock::new(|| {
+    for_rows("(?, ?)", |registrations| {
+        format!(
+            "-- add to registrations
+            INSERT INTO registrations (date, patients) VALUES {registrations}
+            ON CONFLICT (date) DO UPDATE SET patients = patients + excluded.patients"
+        )
+    })
+});
+
+fn for_rows(row: &str, statement: impl Fn(String) -> String) -> [String; ROWS.len()] {
+    ROWS.map(|rows| statement(vec![row; rows].join(", ")))
+}
+
+/// Rows in parts, each with the statement that takes so many.
+fn parts<'a, T>(
+    statements: &'static [String; ROWS.len()],
+    mut rows: &'a [T],
+) -> impl Iterator<Item = (&'static str, &'a [T])> {
+    std::iter::from_fn(move || {
+        let (statement, length) = statements.iter().zip(ROWS).find(|(_, length)| *length <= rows.len())?;
+        let (part, rest) = rows.split_at(length);
+        rows = rest;
+        Some((statement.as_str(), part))
+    })
+}
 
 /// The open state.
 #[derive(Debug)]
@@ -168,14 +232,15 @@ impl State {
     /// # Errors
     /// If the state cannot be read.
     pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
-        let ids = Json::from_iter(ids.iter().map(|id| id.simple().to_string())).to_string();
-        let find = query(
-            "-- known patients
-            SELECT id, version, active, birth_year, registered FROM patients
-            WHERE id IN (SELECT unhex(value) FROM json_each(?))",
-        )
-        .bind(ids);
-        let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
+        let find = async {
+            let mut rows = Vec::new();
+            for (statement, part) in parts(&FIND_PATIENTS, ids) {
+                let find = part.iter().fold(query(statement), |find, id| find.bind(id.as_bytes().as_slice()));
+                rows.extend(find.fetch_all(&mut self.connection).await?);
+            }
+            Ok::<_, sqlx::Error>(rows)
+        };
+        let rows = within(DEADLINE, Box::pin(find)).await??;
         let mut known = HashMap::with_capacity(rows.len());
         for row in &rows {
             let id =
@@ -292,17 +357,19 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
 async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
     let Commit { tally, patients, positions, dead_letters } = commit;
     let mut transaction = connection.begin().await?;
-    if !patients.is_empty() {
-        query(
-            "-- remember patients
-            INSERT INTO patients (id, version, active, birth_year, registered)
-            SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?) WHERE true
-            ON CONFLICT (id) DO UPDATE SET version = excluded.version, active = excluded.active,
-                birth_year = excluded.birth_year, registered = excluded.registered",
-        )
-        .bind(patients_json(patients))
-        .execute(&mut *transaction)
-        .await?;
+    // In the order of the table, whose pages are then filled one after the other.
+    let mut patients: Vec<_> = patients.iter().collect();
+    patients.sort_unstable_by_key(|(id, _)| **id);
+    for (statement, part) in parts(&REMEMBER_PATIENTS, &patients) {
+        let remember = part.iter().fold(query(statement), |remember, (id, known)| {
+            remember
+                .bind(id.as_bytes().as_slice())
+                .bind(known.version)
+                .bind(known.active)
+                .bind(known.birth_year)
+                .bind(known.registered.map(day_of))
+        });
+        remember.execute(&mut *transaction).await?;
     }
     let counts = [
         ("active", tally.active),
@@ -331,27 +398,19 @@ async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(),
         .execute(&mut *transaction)
         .await?;
     }
-    for (year, patients) in tally.births.iter().filter(|(_, patients)| **patients != 0) {
-        query(
-            "-- add to births
-            INSERT INTO births (year, patients) VALUES (?, ?)
-            ON CONFLICT (year) DO UPDATE SET patients = patients + excluded.patients",
-        )
-        .bind(year.unwrap_or(NO_YEAR))
-        .bind(patients)
-        .execute(&mut *transaction)
-        .await?;
+    let births: Vec<_> = tally.births.iter().filter(|(_, patients)| **patients != 0).collect();
+    for (statement, part) in parts(&ADD_TO_BIRTHS, &births) {
+        let add = part
+            .iter()
+            .fold(query(statement), |add, (year, patients)| add.bind(year.unwrap_or(NO_YEAR)).bind(**patients));
+        add.execute(&mut *transaction).await?;
     }
-    for (date, patients) in tally.registrations.iter().filter(|(_, patients)| **patients != 0) {
-        query(
-            "-- add to registrations
-            INSERT INTO registrations (date, patients) VALUES (?, ?)
-            ON CONFLICT (date) DO UPDATE SET patients = patients + excluded.patients",
-        )
-        .bind(date.map_or(NO_DAY, day_of))
-        .bind(patients)
-        .execute(&mut *transaction)
-        .await?;
+    let registrations: Vec<_> = tally.registrations.iter().filter(|(_, patients)| **patients != 0).collect();
+    for (statement, part) in parts(&ADD_TO_REGISTRATIONS, &registrations) {
+        let add = part
+            .iter()
+            .fold(query(statement), |add, (date, patients)| add.bind(date.map_or(NO_DAY, day_of)).bind(**patients));
+        add.execute(&mut *transaction).await?;
     }
     for letter in dead_letters {
         query(
@@ -394,14 +453,6 @@ fn day_of(date: NaiveDate) -> i64 {
 
 fn date_of(day: i64) -> Option<NaiveDate> {
     NaiveDate::default().checked_add_signed(TimeDelta::try_days(day)?)
-}
-
-fn patients_json(patients: &HashMap<Uuid, Known>) -> String {
-    let row = |(id, known): (&Uuid, &Known)| {
-        let registered = known.registered.map(day_of);
-        json!([id.simple().to_string(), known.version, known.active, known.birth_year, registered])
-    };
-    Json::from_iter(patients.iter().map(row)).to_string()
 }
 
 fn headers_json(headers: &Headers) -> String {
@@ -489,6 +540,18 @@ impl SharedState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_row_is_in_one_part() {
+        for count in [0, 1, 7, 9, 511, 512, 1500] {
+            let rows: Vec<_> = (0..count).collect();
+            let all: Vec<_> = parts(&FIND_PATIENTS, &rows).flat_map(|(_, part)| part).copied().collect();
+            assert_eq!(all, rows);
+            for (statement, part) in parts(&FIND_PATIENTS, &rows) {
+                assert_eq!(statement.matches('?').count(), part.len());
+            }
+        }
+    }
 
     #[test]
     fn dates_are_days() {
