@@ -4,6 +4,7 @@
 //! transaction, so that a record counts once, however often it is read. When the state fails, everything is begun anew
 //! from what the file says.
 
+mod batch;
 mod fetcher;
 mod processing;
 
@@ -13,34 +14,29 @@ use std::{
     time::Duration,
 };
 
-use codec::{
-    event::Received,
-    headers::{self, TRACEPARENT},
-};
-use kafka::{Consumer, RecordAndOffset};
+use codec::event::Received;
+use kafka::Consumer;
 use runtime::{Backoff, Shutdown, Wake};
 use smol::{
     Task,
     channel::{self, Receiver},
 };
-use telemetry::{
-    TraceContext,
-    metrics::{self, IntCounter, IntCounterVec},
-};
+use telemetry::metrics::{self, IntCounter, IntCounterVec};
 use uuid::Uuid;
 
-use self::fetcher::Fetcher;
+use self::{batch::Batch, fetcher::Fetcher};
 use crate::{
     settings::Settings,
-    state::{Commit, DeadLetter, Saved, SavedPosition, SharedState, StateError},
+    state::{Commit, Saved, SharedState, StateError},
     tally::{Known, Outcome, Tally},
     view::{Position, View},
 };
 
-/// Fetched batches that wait to be applied, for all partitions together.
-const BATCHES_AHEAD: usize = 2;
-/// Records that one transaction takes, unless a single batch has more.
-const RECORDS_AT_ONCE: usize = 10_000;
+/// Fetched batches that wait to be applied, for all partitions together: enough for the next transaction to be large, so
+/// that what each one costs by itself (births, registrations, positions, the log's last page) is paid seldom.
+const BATCHES_AHEAD: usize = 16;
+/// Records that one transaction takes, unless a single batch has more: about 0.1 s.
+const RECORDS_AT_ONCE: usize = 30_000;
 /// Pauses after failures of the broker or the state.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 static APPLIED: LazyLock<IntCounterVec> =
@@ -56,15 +52,6 @@ pub struct Intake {
     state: Arc<SharedState>,
     view: View,
     dead_letters: Arc<Wake>,
-}
-
-/// A fetched batch of one partition.
-#[derive(Debug)]
-struct Batch {
-    partition: i32,
-    records: Vec<RecordAndOffset>,
-    /// The offset of the record that comes next.
-    next: i64,
 }
 
 impl Intake {
@@ -149,11 +136,11 @@ impl Intake {
     async fn apply_all(&self, receiver: &Receiver<Batch>, backoff: &mut Backoff) -> StateError {
         while let Ok(first) = receiver.recv().await {
             let mut batches = vec![first];
-            let mut records = batches[0].records.len();
+            let mut records = batches[0].len();
             while records < RECORDS_AT_ONCE
                 && let Ok(batch) = receiver.try_recv()
             {
-                records += batch.records.len();
+                records += batch.len();
                 batches.push(batch);
             }
             if let Err(error) = self.apply(batches).await {
@@ -166,31 +153,22 @@ impl Intake {
 
     /// Applies batches in one transaction.
     async fn apply(&self, batches: Vec<Batch>) -> Result<(), StateError> {
-        let records = batches.iter().flat_map(|batch| batch.records.iter().map(|record| (batch.partition, record)));
-        let spans = processing::begin(&self.settings.topic, records);
-        let result = self.commit(batches).await;
+        let mut commit = Commit::default();
+        let (mut events, mut spans) = (Vec::new(), Vec::new());
+        for batch in batches {
+            commit.positions.insert(batch.partition, batch.position);
+            commit.dead_letters.extend(batch.dead_letters);
+            events.extend(batch.events);
+            spans.extend(batch.spans);
+        }
+        let result = self.commit(&events, commit).await;
         processing::end(spans, &result);
         result
     }
 
-    async fn commit(&self, batches: Vec<Batch>) -> Result<(), StateError> {
-        let mut commit = Commit::default();
-        let mut events = Vec::new();
-        for Batch { partition, records, next } in batches {
-            let last_timestamp = records.last().map(|last| last.record.timestamp.timestamp_millis());
-            commit.positions.insert(partition, SavedPosition { next, last_timestamp });
-            for record in records {
-                match Received::decode(record.record.value.as_deref().unwrap_or_default()) {
-                    Ok(event) => {
-                        log_event(partition, &record, &event);
-                        events.push(event);
-                    }
-                    Err(error) => commit.dead_letters.push(dead_letter(partition, record, error.to_string())),
-                }
-            }
-        }
-        let known = self.state.with(async |state| state.known(&patients_of(&events)).await).await?;
-        let counted = fold(&events, known, &mut commit);
+    async fn commit(&self, events: &[Received], mut commit: Commit) -> Result<(), StateError> {
+        let known = self.state.with(async |state| state.known(&patients_of(events)).await).await?;
+        let counted = fold(events, known, &mut commit);
         self.state.with(async |state| state.commit(&commit).await).await?;
         counted.tell(commit.dead_letters.len());
         self.change(|shown| {
@@ -289,19 +267,4 @@ fn patients_of(events: &[Received]) -> Vec<Uuid> {
     ids.sort_unstable();
     ids.dedup();
     ids
-}
-
-fn dead_letter(partition: i32, record: RecordAndOffset, error: String) -> DeadLetter {
-    let offset = record.offset;
-    tracing::warn!(partition, offset, error, "a record is no event; it becomes a dead letter");
-    let kafka::Record { key, value, headers, .. } = record.record;
-    DeadLetter { partition, offset, key, value, headers, error }
-}
-
-fn log_event(partition: i32, record: &RecordAndOffset, event: &Received) {
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        let trace = TraceContext::continue_from(headers::text(&record.record.headers, TRACEPARENT));
-        let (trace_id, patient_id, version) = (trace.trace_id(), event.patient_id, event.version);
-        tracing::debug!(trace_id, %patient_id, version, kind = ?event.kind, partition, offset = record.offset, "event read");
-    }
 }

@@ -31,6 +31,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Forwarded dead letters that are kept to be shown; the topic has them all.
 const KEPT_DEAD_LETTERS: i64 = 1000;
+/// Pages of SQLite's log (4 KiB each) that are written back into the file together, with a wait for the disk. The same
+/// pages change again and again, so a longer log writes less.
+const LOG_PAGES: &str = "4000";
 /// Rows that one statement takes. Each statement is a way to SQLite's own thread and back, which costs more than a row
 /// does; of few shapes, each is prepared once.
 const ROWS: [usize; 4] = [512, 64, 8, 1];
@@ -216,6 +219,7 @@ impl State {
                 // Two processes that count the same events would count them twice.
                 .locking_mode(SqliteLockingMode::Exclusive)
                 .busy_timeout(Duration::from_secs(1))
+                .pragma("wal_autocheckpoint", LOG_PAGES)
                 .disable_statement_logging();
             let mut connection = options.connect().await?;
             let migrated = MIGRATIONS.run_direct(None, &mut connection, false).await;

@@ -12,12 +12,12 @@ use crate::state::StateError;
 /// Who reads, where messaging has consumer groups; we are given our partitions.
 const GROUP: &str = "analytics-service";
 
-/// Begins to apply records, given with their partition; none if spans are not collected.
-pub(super) fn begin<'a>(topic: &str, records: impl Iterator<Item = (i32, &'a RecordAndOffset)>) -> Vec<Span> {
+/// Begins to apply records of a partition; none if spans are not collected.
+pub(super) fn begin(topic: &str, partition: i32, records: &[RecordAndOffset]) -> Vec<Span> {
     if !span::is_collected() {
         return Vec::new();
     }
-    let begin = |(partition, record): (i32, &RecordAndOffset)| {
+    let begin = |record: &RecordAndOffset| {
         let traceparent = headers::text(&record.record.headers, TRACEPARENT);
         let mut span = Span::start(TraceContext::continue_from(traceparent), Kind::Consumer, "process");
         if span.is_recorded() {
@@ -31,7 +31,7 @@ pub(super) fn begin<'a>(topic: &str, records: impl Iterator<Item = (i32, &'a Rec
         }
         span
     };
-    records.map(begin).filter(Span::is_recorded).collect()
+    records.iter().map(begin).filter(Span::is_recorded).collect()
 }
 
 /// Ends with the commit of what the records add up to.

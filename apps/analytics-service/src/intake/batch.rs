@@ -1,0 +1,69 @@
+use codec::{
+    event::Received,
+    headers::{self, TRACEPARENT},
+};
+use kafka::{Fetched, RecordAndOffset};
+use telemetry::{Span, TraceContext};
+
+use super::processing;
+use crate::state::{DeadLetter, SavedPosition};
+
+/// What one fetch of a partition gave, decoded: a record takes many times the memory of its event, in many pieces.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) partition: i32,
+    pub(super) events: Vec<Received>,
+    pub(super) dead_letters: Vec<DeadLetter>,
+    /// Where the partition goes on afterwards.
+    pub(super) position: SavedPosition,
+    /// One for each record that is traced.
+    pub(super) spans: Vec<Span>,
+}
+
+impl Batch {
+    /// A batch of what was fetched.
+    pub(super) fn decode(topic: &str, partition: i32, fetched: Fetched) -> Self {
+        let Fetched { records, next, .. } = fetched;
+        let last_timestamp = records.last().map(|last| last.record.timestamp.timestamp_millis());
+        let mut batch = Self {
+            spans: processing::begin(topic, partition, &records),
+            events: Vec::with_capacity(records.len()),
+            ..Self::empty(partition, SavedPosition { next, last_timestamp })
+        };
+        for record in records {
+            match Received::decode(record.record.value.as_deref().unwrap_or_default()) {
+                Ok(event) => {
+                    log_event(partition, &record, &event);
+                    batch.events.push(event);
+                }
+                Err(error) => batch.dead_letters.push(dead_letter(partition, record, error.to_string())),
+            }
+        }
+        batch
+    }
+
+    /// A batch that only moves the position.
+    pub(super) fn empty(partition: i32, position: SavedPosition) -> Self {
+        Self { partition, events: Vec::new(), dead_letters: Vec::new(), position, spans: Vec::new() }
+    }
+
+    /// How many records it has.
+    pub(super) fn len(&self) -> usize {
+        self.events.len() + self.dead_letters.len()
+    }
+}
+
+fn dead_letter(partition: i32, record: RecordAndOffset, error: String) -> DeadLetter {
+    let offset = record.offset;
+    tracing::warn!(partition, offset, error, "a record is no event; it becomes a dead letter");
+    let kafka::Record { key, value, headers, .. } = record.record;
+    DeadLetter { partition, offset, key, value, headers, error }
+}
+
+fn log_event(partition: i32, record: &RecordAndOffset, event: &Received) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let trace = TraceContext::continue_from(headers::text(&record.record.headers, TRACEPARENT));
+        let (trace_id, patient_id, version) = (trace.trace_id(), event.patient_id, event.version);
+        tracing::debug!(trace_id, %patient_id, version, kind = ?event.kind, partition, offset = record.offset, "event read");
+    }
+}
