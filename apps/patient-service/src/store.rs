@@ -15,6 +15,7 @@ use crate::{
     patient::{Details, Patient},
 };
 
+mod find;
 mod list;
 
 pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
@@ -27,6 +28,7 @@ const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
+    finder: find::Finder,
 }
 
 /// A key under which a request may be repeated, and what the request was.
@@ -73,7 +75,7 @@ pub enum Change<T> {
 impl Store {
     /// The patients in this database.
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { finder: find::Finder::new(database.clone()), database }
     }
 
     /// Stores a new patient with its event, its task for billing and, if there is one, its key: one statement, one
@@ -186,17 +188,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn find(&self, id: Uuid) -> Result<Option<Patient>, Error> {
-        let find = self.database.run(async |connection| {
-            let row = query(
-                "-- find patient
-                SELECT id, name, email, address, date_of_birth, registered_date, version FROM patients WHERE id = $1",
-            )
-            .bind(id)
-            .fetch_optional(connection)
-            .await?;
-            row.as_ref().map(patient).transpose()
-        });
-        find.await
+        self.finder.find(id).await
     }
 
     /// Replaces a patient's data if the patient has one of `versions` (none: any), with the event of it.

@@ -179,6 +179,11 @@ impl Database {
         self.run(async |connection| connection.ping().await).await
     }
 
+    /// How long work waits for a free connection.
+    pub fn acquire_limit(&self) -> Duration {
+        self.inner.pool.settings().acquire
+    }
+
     /// Closes the connections that nobody uses.
     pub async fn close(&self) {
         self.inner.pool.close().await;

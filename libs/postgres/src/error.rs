@@ -13,6 +13,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same error for another who waited for the same work.
+    #[must_use]
+    pub fn for_another(&self) -> Self {
+        match self {
+            Self::Unavailable(why) => Self::Unavailable(why.clone()),
+            Self::Constraint(name) => Self::Constraint(name.clone()),
+            Self::Query(_) => Self::Query(sqlx::Error::Protocol(self.to_string())),
+        }
+    }
+
     /// A short name for traces.
     pub(crate) fn outcome(&self) -> Cow<'static, str> {
         match self {

@@ -1,8 +1,9 @@
 //! `GET /patients/{id}`.
 
+use futures_util::future::join_all;
 use surf::http::Method;
 
-use crate::harness::{path, with_service};
+use crate::harness::{path, patient, with_service};
 
 #[test]
 fn success() {
@@ -48,5 +49,41 @@ fn unknown_and_malformed_ids() {
             assert_eq!(answer.status, 400, "{malformed}");
             assert_eq!(answer.json()["errors"]["id"], "must be a UUID");
         }
+    });
+}
+
+#[test]
+fn of_many_who_ask_at_once_each_gets_its_own() {
+    with_service(|service| async move {
+        let names = (0..20).map(|number| format!("Patient {number}"));
+        let patients: Vec<_> = join_all(names.map(async |name| service.register(&name).await)).await;
+        // Each is asked for several times, and one that there is not in between.
+        let reads = (0..300).map(async |number| {
+            let Some(patient) = patients.get(number % (patients.len() + 1)) else {
+                assert_eq!(service.get(&format!("/patients/{}", uuid::Uuid::now_v7())).await.status, 404);
+                return;
+            };
+            let answer = service.get(&path(patient)).await;
+            assert_eq!((answer.status, &answer.json()["id"]), (200, &patient["id"]), "{}", answer.text());
+            assert_eq!(answer.json()["name"], patient["name"]);
+        });
+        join_all(reads).await;
+    });
+}
+
+#[test]
+fn what_was_answered_before_is_read() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let noise = join_all((0..50).map(async |_| service.get(&path(&jane)).await));
+        let writes = async {
+            for number in 0..20 {
+                let name = format!("Jane {number}");
+                let written = service.client.put(&path(&jane), &patient(&name)).await.unwrap();
+                assert_eq!(written.status, 200, "{}", written.text());
+                assert_eq!(service.get(&path(&jane)).await.json()["name"], name.as_str());
+            }
+        };
+        futures_lite::future::zip(noise, writes).await;
     });
 }
