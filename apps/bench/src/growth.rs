@@ -1,9 +1,11 @@
 //! How the cost grows: with patients, with connections, with partitions.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Outcome,
+    Options, Outcome,
     ground::{Ground, SETTLE},
     load::{self, figure, words},
     show::step,
@@ -53,19 +55,43 @@ impl Found {
     }
 }
 
-pub(crate) async fn measure(ground: &Ground, most_patients: u64) -> Outcome<Vec<Series>> {
+/// What can grow.
+pub(crate) const AXES: [&str; 3] = ["patients", "connections", "partitions"];
+
+pub(crate) async fn measure(ground: &Ground, options: &Options) -> Outcome<Vec<Series>> {
+    let wanted = |axis: &str| options.axis.is_empty() || options.axis.iter().any(|only| only == axis);
     let mut found = Found::default();
-    patients(ground, most_patients, &mut found).await?;
-    connections(ground, &mut found).await?;
-    partitions(ground, &mut found).await?;
+    if wanted("patients") {
+        patients(ground, options.least_patients..=options.most_patients, &mut found).await?;
+    }
+    if wanted("connections") {
+        connections(ground, &mut found).await?;
+    }
+    if wanted("partitions") {
+        partitions(ground, &mut found).await?;
+    }
     Ok(found.0)
 }
 
-async fn patients(ground: &Ground, most: u64, found: &mut Found) -> Outcome {
+/// Puts new points among those that were recorded, in the place of those of the same size.
+pub(crate) fn merge(recorded: &mut Vec<Series>, new: Vec<Series>) {
+    for Series { axis, what, points } in new {
+        match recorded.iter_mut().find(|series| series.axis == axis && series.what == what) {
+            Some(series) => {
+                series.points.retain(|old| points.iter().all(|new| new.at != old.at));
+                series.points.extend(points);
+                series.points.sort_by_key(|point| point.at);
+            }
+            None => recorded.push(Series { axis, what, points }),
+        }
+    }
+}
+
+async fn patients(ground: &Ground, sizes: RangeInclusive<u64>, found: &mut Found) -> Outcome {
     let system = ground.system("growth", &[]).await?;
     let url = format!("http://{}", system.patients[0].address());
     let mut there = 0;
-    for count in PATIENTS.into_iter().filter(|count| *count <= most) {
+    for count in PATIENTS.into_iter().filter(|count| sizes.contains(count)) {
         ground.seed("growth", there, count).await?;
         there = count;
         for scenario in ["read", "list", "create"] {
@@ -73,7 +99,6 @@ async fn patients(ground: &Ground, most: u64, found: &mut Found) -> Outcome {
             let point = point(ground, &arguments, count, &format!("{scenario}, {count} patients")).await?;
             found.add("patients", scenario, point);
         }
-        // Only one of the two dates has an index of its own shape; a name is what people look for.
         let arguments = format!("closed {url} --path /patients?search=okafor&limit=20 -c 16 {TIME}");
         let point = point(ground, &arguments, count, &format!("search, {count} patients")).await?;
         found.add("patients", "search", point);
@@ -125,4 +150,22 @@ async fn point(ground: &Ground, arguments: &str, at: u64, what: &str) -> Outcome
     let arguments = words(arguments);
     let report = step(what, load::run(ground.directory(), &arguments)).await?;
     Ok(Point { at, per_second: figure(&report, "/all/perSecond"), p99_ms: figure(&report, "/all/p99Ms") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_was_measured_again_takes_the_place_of_the_old_one() {
+        let series = |points: &[(u64, f64)]| {
+            let points = points.iter().map(|(at, per_second)| Point { at: *at, per_second: *per_second, p99_ms: 1.0 });
+            vec![Series { axis: "patients".to_owned(), what: "read".to_owned(), points: points.collect() }]
+        };
+        let mut recorded = Vec::new();
+        merge(&mut recorded, series(&[(1, 10.0), (100, 20.0)]));
+        merge(&mut recorded, series(&[(10, 15.0), (1, 11.0)]));
+        let points: Vec<_> = recorded[0].points.iter().map(|point| (point.at, point.per_second)).collect();
+        assert_eq!((recorded.len(), points), (1, vec![(1, 11.0), (10, 15.0), (100, 20.0)]));
+    }
 }

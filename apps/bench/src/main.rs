@@ -41,7 +41,13 @@ struct Options {
     /// Measure instead how the cost grows with patients, connections and partitions, which takes about 15 minutes
     #[arg(long)]
     growth: bool,
-    /// Patients up to which growth is measured
+    /// With --growth: measure only these axes, and leave what is recorded of the others
+    #[arg(long, value_delimiter = ',', value_parser = growth::AXES)]
+    axis: Vec<String>,
+    /// With --growth: patients from which on it is measured
+    #[arg(long, default_value_t = 0)]
+    least_patients: u64,
+    /// With --growth: patients up to which it is measured; it goes up to 5000000
     #[arg(long, default_value_t = 1_000_000)]
     most_patients: u64,
     /// The recorded results: what --quick compares with, and what a full run replaces with --record
@@ -88,12 +94,13 @@ async fn run(options: &Options) -> Outcome<bool> {
     let mut results = Results::default();
     if options.growth {
         let ground = Ground::start(&options.settings).await?;
-        results.growth(growth::measure(&ground, options.most_patients).await?);
+        results.growth(growth::measure(&ground, options).await?);
         println!("{}", results.growth_table());
         if options.record {
             let chart = options.results.with_file_name("growth.svg");
-            results.clone().merged_over(recorded).write(&options.results)?;
-            std::fs::write(chart, chart::svg(results.series()))?;
+            let merged = results.merged_over(recorded);
+            merged.write(&options.results)?;
+            std::fs::write(chart, chart::svg(merged.series()))?;
         }
         return Ok(true);
     }

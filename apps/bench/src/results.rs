@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::{Outcome, growth::Series};
+use crate::{
+    Outcome,
+    growth::{self, Series},
+};
 
 /// What a ratio may fall to, in parts of the recorded one, before it counts as a regression. A short run on a busy machine
 /// is far from exact, and the ratio of a slow path that was broken falls much deeper.
@@ -119,9 +122,7 @@ impl Results {
         merged.machine = self.machine.or(merged.machine);
         merged.pairs.extend(self.pairs);
         merged.figures.extend(self.figures);
-        if !self.growth.is_empty() {
-            merged.growth = self.growth;
-        }
+        growth::merge(&mut merged.growth, self.growth);
         merged
     }
 
