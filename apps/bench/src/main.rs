@@ -56,6 +56,9 @@ struct Options {
     /// Write the results down
     #[arg(long)]
     record: bool,
+    /// Print what is recorded, and measure nothing
+    #[arg(long)]
+    show: bool,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
@@ -91,6 +94,11 @@ fn main() -> ExitCode {
 /// Measures; false if a ratio is far below what is recorded.
 async fn run(options: &Options) -> Outcome<bool> {
     let recorded = Results::read(&options.results);
+    if options.show {
+        let recorded = recorded.ok_or_else(|| Failure(format!("{} cannot be read", options.results.display())))?;
+        println!("{}\n{}", recorded.table(None), recorded.growth_table());
+        return Ok(true);
+    }
     let mut results = Results::default();
     if options.growth {
         let ground = Ground::start(&options.settings).await?;
