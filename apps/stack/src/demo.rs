@@ -137,6 +137,7 @@ impl Published {
 
 impl Topic {
     async fn at_the_end(kafka: &kafka::Settings) -> Outcome<Self> {
+        topic::until_there(kafka).await;
         let consumers = topic::events(kafka).await?;
         let consumers = consumers.into_iter().map(|(partition, (consumer, there))| (partition, (consumer, there.end)));
         let consumers = consumers.collect();

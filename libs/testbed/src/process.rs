@@ -3,7 +3,7 @@ use std::{
     ffi::OsStr,
     fmt,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -43,6 +43,15 @@ impl Ended {
     /// Whether it ended in order, with exit code 0.
     pub fn in_order(self) -> bool {
         matches!(self, Self::With(status) if status.success())
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::With(status) => write!(f, "ended: {status}"),
+            Self::Unknown => f.write_str("ended"),
+        }
     }
 }
 
@@ -217,15 +226,14 @@ impl Process {
         let started = Instant::now();
         while !ready().await {
             let failure = match self.ended() {
-                Some(Ended::With(status)) => format!("{} ended: {status}", self.name),
-                Some(Ended::Unknown) => format!("{} ended", self.name),
+                Some(ended) => format!("{} {ended}", self.name),
                 None if started.elapsed() > limit => format!("{} is not ready after {limit:?}", self.name),
                 None => {
                     smol::Timer::after(LOOK).await;
                     continue;
                 }
             };
-            return Err(StartError { what: failure, log: last_lines(&self.log) });
+            return Err(StartError { what: failure, log: last_lines(&self.log, 0) });
         }
         Ok(())
     }
@@ -287,13 +295,15 @@ impl Starting {
     /// # Errors
     /// If it does not end in order; the error shows the end of its log.
     pub async fn run(self, limit: Duration) -> Result<(), StartError> {
+        // Others before it may have written to the same file.
+        let before = fs::metadata(&self.log).map_or(0, |log| log.len());
         let mut process = self.start()?;
         match process.wait(limit).await {
             Some(ended) if ended.in_order() => Ok(()),
             ended => {
                 process.kill().await;
-                let how = ended.map_or("did not end in time".to_owned(), |ended| format!("failed: {ended:?}"));
-                Err(StartError { what: format!("{} {how}", process.name), log: last_lines(&process.log) })
+                let how = ended.map_or("did not end in time".to_owned(), |ended| ended.to_string());
+                Err(StartError { what: format!("{} {how}", process.name), log: last_lines(&process.log, before) })
             }
         }
     }
@@ -331,8 +341,12 @@ fn stat_field(pid: Pid, number: usize) -> Option<String> {
     fields.split_whitespace().nth(number).map(str::to_owned)
 }
 
-fn last_lines(path: &Path) -> Vec<String> {
-    let Ok(file) = File::open(path) else { return Vec::new() };
+/// The last lines of a file, of those after so many bytes.
+fn last_lines(path: &Path, after: u64) -> Vec<String> {
+    let Ok(mut file) = File::open(path) else { return Vec::new() };
+    if file.seek(SeekFrom::Start(after)).is_err() {
+        return Vec::new();
+    }
     let mut lines = VecDeque::new();
     for line in BufReader::new(file).lines().map_while(Result::ok) {
         if lines.len() == LAST_LINES {
@@ -347,6 +361,19 @@ fn last_lines(path: &Path) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::Scratch;
+
+    #[test]
+    fn a_failure_shows_what_it_said_and_nothing_from_before() {
+        let scratch = Scratch::new().unwrap();
+        let log = scratch.path().join("log");
+        let run = |script: &str| {
+            let process = Process::prepare("sh", "sh", &log).args(["-c", script]);
+            smol::block_on(process.run(Duration::from_secs(20)))
+        };
+        run("echo before").unwrap();
+        let failure = run("echo now; exit 3").unwrap_err().to_string();
+        assert_eq!(failure, "sh ended: exit status: 3\n  | now");
+    }
 
     #[test]
     fn a_process_is_found_again_by_its_file_and_not_by_its_number_alone() {
