@@ -539,6 +539,8 @@ proptest! {
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let known = vec![
         "GET /hello HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET /hello HTTP/1.1\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
         "POST /json HTTP/1.1\r\n",
         "GET ",
         "/hello",
