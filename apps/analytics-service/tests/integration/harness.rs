@@ -20,7 +20,8 @@ use runtime::Shutdown;
 use serde_json::Value as Json;
 use smol::Task;
 use testbed::{
-    Scratch, broker,
+    Scratch,
+    broker::{self, Broker},
     http::{Answer, Client},
 };
 use uuid::Uuid;
@@ -50,6 +51,17 @@ pub(crate) fn with_topic<F: Future<Output = ()>>(kind: broker::Kind, test: impl 
     runtime::block_on(2, async {
         let kafka = testbed::shared_broker(kind).await;
         test(Harness::new(kafka).await).await;
+    });
+}
+
+/// Runs a test on a broker of its own, because it deletes topics: where Nisshi does so, it can lose others that are
+/// written meanwhile.
+pub(crate) fn with_topic_to_delete<F: Future<Output = ()>>(kind: broker::Kind, test: impl FnOnce(Harness) -> F) {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        test(Harness::new(broker.settings("test")).await).await;
     });
 }
 

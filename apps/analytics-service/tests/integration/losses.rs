@@ -5,7 +5,7 @@ use serde_json::json;
 use testbed::broker;
 use uuid::Uuid;
 
-use crate::harness::{Harness, PARTITIONS, with_topic};
+use crate::harness::{Harness, PARTITIONS, with_topic_to_delete};
 
 testbed::on_each_broker!(
     a_topic_made_anew_is_told_loudly_and_the_state_can_be_built_anew,
@@ -31,7 +31,7 @@ async fn make_anew(topic: &mut Harness, patients: usize) {
 }
 
 fn a_topic_made_anew_is_told_loudly_and_the_state_can_be_built_anew(kind: broker::Kind) {
-    with_topic(kind, |mut topic| async move {
+    with_topic_to_delete(kind, |mut topic| async move {
         let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
         topic.publish(&events).await;
         let service = topic.start(&[]).await;
@@ -67,7 +67,7 @@ fn a_topic_made_anew_is_told_loudly_and_the_state_can_be_built_anew(kind: broker
 }
 
 fn a_topic_made_anew_while_it_is_read_is_noticed(kind: broker::Kind) {
-    with_topic(kind, |mut topic| async move {
+    with_topic_to_delete(kind, |mut topic| async move {
         let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
         topic.publish(&events).await;
         let service = topic.start(&[]).await;
@@ -83,7 +83,7 @@ fn a_topic_made_anew_while_it_is_read_is_noticed(kind: broker::Kind) {
 }
 
 fn with_continue_it_goes_on(kind: broker::Kind) {
-    with_topic(kind, |mut topic| async move {
+    with_topic_to_delete(kind, |mut topic| async move {
         let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
         topic.publish(&events).await;
         let service = topic.start(&[]).await;
