@@ -44,11 +44,20 @@ const CONNECTIONS: usize = 1024;
 /// the slowest of a hundred (the others have `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE` and `BILLING_DEADLINE`),
 /// and of its refusals, half of them and nearly all (at the limit, or after `DATABASE_ACQUIRE_DEADLINE`); its memory, of which compose gives it as much; and the time for its health.
 ///
-/// A build without optimisation spends as much on refusals as it has left for work.
-const GOODPUT: f64 = if cfg!(debug_assertions) { 0.5 } else { 0.8 };
-const ACCEPTED_WITHIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(4));
-const REFUSED_WITHIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
-const MEMORY: u64 = 64 << 20;
+/// A build without optimisation spends as much on refusals as it has left for work; it is asked for less, and would still
+/// fail with a queue that grows.
+const SLOW: bool = cfg!(debug_assertions);
+const GOODPUT: f64 = if SLOW { 0.5 } else { 0.8 };
+const ACCEPTED_WITHIN: (Duration, Duration) = (Duration::from_secs(if SLOW { 3 } else { 2 }), Duration::from_secs(5));
+const REFUSED_WITHIN: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(if SLOW { 3 } else { 2 }));
+const MEMORY: u64 = if SLOW { 96 } else { 64 } << 20;
+/// What may be added right after to the usual time of one request, in the middle and of nine in ten.
+const RECOVERED: (Duration, Duration) = if SLOW {
+    (Duration::from_millis(50), Duration::from_millis(500))
+} else {
+    (Duration::from_millis(5), Duration::from_millis(50))
+};
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 /// Time for one answer: longer than any deadline of the service.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -118,8 +127,8 @@ fn at_four_times_the_peak_it_does_its_work_and_refuses_the_rest() {
         assert_eq!(counted, (1, 1), "it is logged once, and so is its end");
         assert_eq!(logged(&system.patients[0], "the database is away"), 0, "it was busy");
         // Afterwards it is as it was: the first requests succeed, as fast as ever.
-        assert!(at(&first, 0.5) < at(&usual, 0.5) * 3 + Duration::from_millis(5));
-        assert!(at(&first, 0.9) < at(&usual, 1.0) + Duration::from_millis(50));
+        assert!(at(&first, 0.5) < at(&usual, 0.5) * 3 + RECOVERED.0);
+        assert!(at(&first, 0.9) < at(&usual, 1.0) + RECOVERED.1);
         audit(&system, &acknowledged).await;
     });
 }
