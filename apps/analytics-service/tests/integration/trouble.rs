@@ -10,7 +10,7 @@ use testbed::{
 };
 use uuid::Uuid;
 
-use crate::harness::{Harness, with_topic};
+use crate::harness::{Harness, Running, with_topic};
 
 testbed::on_each_broker!(
     a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing,
@@ -58,6 +58,18 @@ fn a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing(kind: brok
     });
 }
 
+async fn until_its_state_is_down(service: &Running) {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let readiness = service.get("/actuator/health/readiness").await;
+        if readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN" {
+            return;
+        }
+        assert!(std::time::Instant::now() < end, "{}", readiness.text());
+        smol::Timer::after(Duration::from_millis(20)).await;
+    }
+}
+
 fn a_state_that_cannot_be_opened_is_told_and_opened_later(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
@@ -67,15 +79,7 @@ fn a_state_that_cannot_be_opened_is_told_and_opened_later(kind: broker::Kind) {
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o400)).unwrap();
         let file = directory.join("analytics.sqlite");
         let service = topic.start(&[("STATE_FILE", file.to_str().unwrap())]).await;
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            let readiness = service.get("/actuator/health/readiness").await;
-            if readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN" {
-                break;
-            }
-            assert!(std::time::Instant::now() < end, "{}", readiness.text());
-            smol::Timer::after(Duration::from_millis(20)).await;
-        }
+        until_its_state_is_down(&service).await;
         fs::remove_file(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
         assert_eq!(service.until_applied(1).await["activePatients"], 1);
@@ -113,15 +117,7 @@ fn a_state_with_partitions_of_others_is_refused(kind: broker::Kind) {
 
         // Another instance has the odd partitions now, and counts them from their beginning.
         let share = topic.start(&[("PARTITIONS", "0/2")]).await;
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            let readiness = share.get("/actuator/health/readiness").await;
-            if readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN" {
-                break;
-            }
-            assert!(std::time::Instant::now() < end, "{}", readiness.text());
-            smol::Timer::after(Duration::from_millis(20)).await;
-        }
+        until_its_state_is_down(&share).await;
         assert_eq!(share.get("/analytics/summary").await.json()["created"], 0, "no number is better than a wrong one");
         share.stop().await;
 
