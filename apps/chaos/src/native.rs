@@ -2,11 +2,10 @@
 
 use smol::lock::Mutex;
 use testbed::{
-    Scratch, StartError,
+    StartError,
     audit::Places,
-    broker::{Broker, Kind},
-    postgres::{Cluster, Durability},
-    system::{Ground, System},
+    broker::Kind,
+    system::{OwnGround, System},
 };
 
 use crate::{parts::Part, subject::Subject};
@@ -20,22 +19,10 @@ const REPLICAS: usize = 3;
 /// If a part does not come up.
 pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
     let kind = had(broker).await?;
-    let scratch = Scratch::new()?;
-    let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await?;
-    scratch.guard(cluster.process())?;
-    for name in ["patients", "billing"] {
-        cluster.create_database(name).await?;
-    }
-    let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await?;
-    scratch.guard(broker.process())?;
-    let ground = Ground {
-        patients_database: cluster.url("patients"),
-        billing_database: cluster.url("billing"),
-        kafka: broker.address(),
-        topic: "patient".to_owned(),
-    };
-    let system = System::start(ground, REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
+    let own = OwnGround::start(kind).await?;
+    let system = System::start(own.ground(), REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
     let (places, logs) = (Places::of(&system), system.directory().to_owned());
+    let OwnGround { cluster, broker, scratch } = own;
     let System { patients, billing, analytics, scratch: kept, .. } = system;
     let clients = patients.iter().map(|service| service.client()).collect();
     // A change of the order would make every noted seed worthless.

@@ -50,7 +50,8 @@ pub struct OwnGround {
     pub cluster: Cluster,
     /// The broker.
     pub broker: Broker,
-    scratch: Scratch,
+    /// Where they keep their data, and what ends them.
+    pub scratch: Scratch,
 }
 
 impl Ground {
