@@ -24,7 +24,7 @@ impl Error {
     }
 
     /// A short name for traces.
-    pub(crate) fn outcome(&self) -> Cow<'static, str> {
+    pub fn outcome(&self) -> Cow<'static, str> {
         match self {
             Self::Unavailable(_) => "unavailable".into(),
             Self::Constraint(name) => name.clone().into(),

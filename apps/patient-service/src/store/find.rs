@@ -62,7 +62,7 @@ impl Finder {
         let result = result.unwrap_or_else(|_| Err(Error::Unavailable("the statement was broken off".into())));
         match &result {
             Ok(_) => span.end(),
-            Err(_) => span.fail("failed"),
+            Err(error) => span.fail(error.outcome()),
         }
         result
     }
