@@ -104,7 +104,7 @@ impl Docker {
         step("Building the images", "(the first time it compiles everything)", self.work(&["build"], BUILD_LIMIT))
             .await?;
         let start = async {
-            self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await?;
+            self.start_missing().await?;
             self.until_ready().await
         };
         if let Err(Failure(why)) = step("Starting the containers", "", start).await {
@@ -197,7 +197,11 @@ impl Docker {
 
     /// Starts what is missing; it need not be ready yet.
     pub(crate) async fn start_again(&self) -> Outcome {
-        step("Starting the containers", "", self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT)).await
+        step("Starting the containers", "", self.start_missing()).await
+    }
+
+    async fn start_missing(&self) -> Outcome {
+        self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await
     }
 
     /// What a statement on patient-service's database gives, a line for each row.
