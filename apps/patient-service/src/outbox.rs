@@ -109,6 +109,8 @@ pub struct Wanted<'a> {
     pub from: i64,
     /// Partitions to leave out, of how many.
     pub without: (&'a [i32], i32),
+    /// Events that the broker has and that are being deleted.
+    pub acknowledged: &'a [i64],
     /// How many at most.
     pub limit: i64,
 }
@@ -148,13 +150,14 @@ impl Outbox {
             let rows = query(
                 "-- pending events
                 SELECT id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at FROM outbox
-                WHERE id >= $1 AND key_hash % $2 = $3 AND key_hash % $4 <> ALL($5) ORDER BY id LIMIT $6",
+                WHERE id >= $1 AND key_hash % $2 = $3 AND key_hash % $4 <> ALL($5) AND id <> ALL($6) ORDER BY id LIMIT $7",
             )
             .bind(wanted.from)
             .bind(wanted.shard.1)
             .bind(wanted.shard.0)
             .bind(wanted.without.1)
             .bind(wanted.without.0)
+            .bind(wanted.acknowledged)
             .bind(wanted.limit)
             .fetch_all(connection)
             .await?;

@@ -2,10 +2,12 @@
 //!
 //! One relay sends the events of a shard, the one that holds the shard's lease; the others stand by. It selects what is
 //! there rather than what came after the last one it saw: ids are given before commits, and a late commit would be
-//! skipped. It has one batch in flight for each partition, and forgets events after the broker's acknowledgement. A crash
-//! in between, a time-out of a batch that was stored, or a relay that was frozen while it sent make duplicates.
+//! skipped. It has one batch in flight for each partition, and forgets events after the broker's acknowledgement, while it
+//! reads and sends the next ones. A crash in between, a time-out of a batch that was stored, or a relay that was frozen
+//! while it sent make duplicates.
 
 mod batch;
+mod forgetting;
 mod lease;
 mod record;
 mod seen;
@@ -22,7 +24,7 @@ use runtime::{Backoff, Shutdown, Wake, within};
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
 use uuid::Uuid;
 
-use self::{batch::Batch, lease::Lease, record::Sending, seen::Seen};
+use self::{batch::Batch, forgetting::Forgetting, lease::Lease, record::Sending, seen::Seen};
 use crate::outbox::{Backlog, Outbox, Pending, Wanted};
 
 /// Events that are read at once.
@@ -107,6 +109,7 @@ pub struct Relay {
     /// Partitions that failed, and when they are tried again.
     failing: BTreeMap<i32, Failing>,
     seen: Seen,
+    forgetting: Forgetting,
     broker: BrokerState,
 }
 
@@ -146,6 +149,7 @@ impl Relay {
     /// A relay that has not got its lease yet.
     pub fn new(outbox: Outbox, settings: Settings, shard: i32, broker: BrokerState) -> Self {
         Self {
+            forgetting: Forgetting::new(outbox.clone()),
             outbox,
             producer: Producer::new(settings.kafka.clone(), &settings.topic),
             shard,
@@ -179,7 +183,8 @@ impl Relay {
     /// Publishes the oldest events of the shard, as many as fit one batch for each partition.
     ///
     /// # Errors
-    /// If the lease is not ours, or something failed; what was acknowledged before is forgotten all the same.
+    /// If the lease is not ours, or something failed, a deletion of what an earlier step has published too; what was
+    /// acknowledged before is forgotten all the same.
     pub async fn step(&mut self) -> Result<Step, StepError> {
         if !self.lease().is_ours() {
             return Err(StepError::NotLeased);
@@ -189,13 +194,16 @@ impl Relay {
             Err(kafka::Error::UnknownTopic) => self.create_topic().await.map_err(StepError::Kafka)?,
             Err(error) => return Err(StepError::Kafka(error)),
         };
+        self.forgetting.keep_up().await?;
         let now = Instant::now();
         let without: Vec<i32> =
             self.failing.iter().filter(|(_, failing)| failing.until > now).map(|(&partition, _)| partition).collect();
+        let acknowledged: Vec<i64> = self.forgetting.ids().collect();
         let wanted = Wanted {
             shard: (self.shard, self.settings.shards),
             from: self.seen.from(now),
             without: (&without, partitions),
+            acknowledged: &acknowledged,
             limit: READ_AT_ONCE,
         };
         let events = self.outbox.pending(&wanted).await?;
@@ -207,8 +215,10 @@ impl Relay {
             batches.entry(partition::of_hash(event.key_hash, partitions)).or_default().add(event);
         }
         let outcome = self.publish(batches, &mut left).await;
-        // What stays in the outbox, read or left out, must be read again before anything that comes after it.
-        let handled = if without.is_empty() { left.first().map(|id| id - 1).or(largest) } else { None };
+        // What stays in the outbox, read or left out, must be read again before anything that comes after it; so must what
+        // could not be deleted.
+        let first_left = left.first().copied().into_iter().chain(self.forgetting.ids()).min();
+        let handled = if without.is_empty() { first_left.map(|id| id - 1).or(largest) } else { None };
         self.seen.handled_up_to(handled, now);
         let error = outcome?;
         let published = read - left.len();
@@ -276,13 +286,11 @@ impl Relay {
                     }
                 }
             }
-            if !acknowledged.is_empty() {
-                PUBLISHED.inc_by(acknowledged.len() as u64);
-                self.outbox.delete(&acknowledged).await?;
-                for id in &acknowledged {
-                    left.remove(id);
-                }
+            PUBLISHED.inc_by(acknowledged.len() as u64);
+            for id in &acknowledged {
+                left.remove(id);
             }
+            self.forgetting.add(acknowledged);
             batches = again;
         }
         Ok(failure)
@@ -325,6 +333,8 @@ impl Relay {
         };
         let keep = runtime::spawn(keep);
         self.steps(&waker, &shutdown).await;
+        // What cannot be deleted now is published again.
+        let _ = self.forgetting.finish().await;
         keep.cancel().await;
         lease.release().await;
     }

@@ -13,6 +13,7 @@ use serde_json::json;
 use testbed::{
     Scratch,
     broker::{self, Broker},
+    sql::Session,
 };
 
 use crate::harness::{Harness, id, path, patient};
@@ -24,6 +25,7 @@ testbed::on_each_broker!(
     a_late_commit_is_not_skipped,
     a_broker_that_was_away_gets_everything,
     a_repeated_batch_repeats_events_and_loses_none,
+    a_deletion_that_waits_holds_up_no_event,
 );
 
 fn unique_topic() -> String {
@@ -45,8 +47,13 @@ fn settings(kafka: kafka::Settings, topic: &str) -> Settings {
 
 /// A service whose own relay stands by for ever, because a test does the relaying.
 async fn service_without_relay() -> Harness {
+    service_without_relay_on(&testbed::shared_database().await, "1s").await
+}
+
+async fn service_without_relay_on(database_url: &str, database_deadline: &str) -> Harness {
     // It asks for the lease at its start, and then not before the test is over.
-    let service = Harness::start(&testbed::shared_database().await, &[("RELAY_LEASE", "1h")]).await;
+    let settings = [("RELAY_LEASE", "1h"), ("DATABASE_DEADLINE", database_deadline)];
+    let service = Harness::start(database_url, &settings).await;
     let hold = async |connection: &mut PgConnection| {
         let statement = "INSERT INTO relay_leases VALUES (0, gen_random_uuid(), 'infinity')
             ON CONFLICT (shard) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at";
@@ -255,6 +262,36 @@ fn a_repeated_batch_repeats_events_and_loses_none(kind: broker::Kind) {
         assert_eq!(records.len(), 2);
         assert_eq!(records[0].record.value, records[1].record.value);
         assert_eq!(records[0].record.headers["ce_id"], records[1].record.headers["ce_id"]);
+        service.stop().await;
+    });
+}
+
+fn a_deletion_that_waits_holds_up_no_event(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let database = testbed::shared_database().await;
+        // Longer than the test takes, so that the deletion waits and does not fail.
+        let service = service_without_relay_on(&database, "30s").await;
+        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
+        free_lease(&service).await;
+        assert!(relay.hold_lease().await.unwrap());
+        let waiting = async || service.number("SELECT count(*) FROM outbox").await;
+
+        service.register("Jane Doe").await;
+        let mut session = Session::open(&database).await.unwrap();
+        session.execute("BEGIN; SELECT id FROM outbox FOR UPDATE").await.unwrap();
+        assert_eq!(relay.step().await.unwrap(), Step { read: 1, published: 1 });
+        service.register("John Doe").await;
+        assert_eq!(relay.step().await.unwrap(), Step { read: 1, published: 1 }, "the first is not read again");
+        assert_eq!(waiting().await, 2, "nothing could be deleted");
+
+        session.execute("ROLLBACK").await.unwrap();
+        service.until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        let mut records = 0;
+        for partition in 0..3 {
+            records += read_all(&kafka, &topic, partition).await.len();
+        }
+        assert_eq!(records, 2);
         service.stop().await;
     });
 }
