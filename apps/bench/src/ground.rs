@@ -23,6 +23,9 @@ pub(crate) struct Ground {
 
 impl Ground {
     pub(crate) async fn start(settings: &[(String, String)]) -> Outcome<Self> {
+        if !Kind::Kafka.is_installed() {
+            step("Fetching Apache Kafka", Kind::Kafka.install()).await?;
+        }
         let scratch = Scratch::new()?;
         let start = async {
             let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Disk).await?;
