@@ -106,8 +106,9 @@ overload seconds="60":
 check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     cargo fmt --check
     cargo clippy --locked --workspace --all-targets -- -D warnings
-    cargo build --locked --quiet -p patient-service -p billing-service -p analytics-service
-    cargo test --locked --quiet -p layers -p compose
+    # The build of the tests: of some packages alone, dependencies would be built again, with other features.
+    cargo build --locked --quiet --workspace --all-targets
+    cargo test --locked --quiet --workspace --test layers --test compose
     cargo fetch --locked --quiet
     "{{ cache }}/tools/bin/cargo-deny" --offline --log-level error check bans licenses sources
     "{{ cache }}/tools/bin/cargo-machete"
