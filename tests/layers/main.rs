@@ -39,14 +39,17 @@ fn members() -> BTreeMap<String, (PathBuf, BTreeSet<String>)> {
     metadata["packages"].as_array().unwrap().iter().map(member).collect()
 }
 
+/// Nor on tests, which may depend on all.
 #[test]
 fn libraries_and_apps_never_depend_on_apps() {
     let members = members();
-    let is_app =
-        |name: &String| members.get(name).is_some_and(|(directory, _)| directory.starts_with(root().join("apps")));
-    for (name, (_, dependencies)) in &members {
-        let apps: Vec<_> = dependencies.iter().filter(|dependency| is_app(dependency)).collect();
-        assert!(apps.is_empty(), "{name} depends on {apps:?}");
+    let is_below = |name: &String, folders: &[&str]| {
+        let directory = members.get(name).map(|(directory, _)| directory);
+        directory.is_some_and(|directory| folders.iter().any(|folder| directory.starts_with(root().join(folder))))
+    };
+    for (name, (_, dependencies)) in members.iter().filter(|(name, _)| !is_below(name, &["tests"])) {
+        let upward: Vec<_> = dependencies.iter().filter(|name| is_below(name, &["apps", "tests"])).collect();
+        assert!(upward.is_empty(), "{name} depends on {upward:?}");
     }
 }
 

@@ -15,6 +15,7 @@ mod patients;
 mod preconditions;
 mod problem;
 
+pub use body::PatientInput;
 pub use openapi::document;
 
 /// What every handler can use.

@@ -78,7 +78,7 @@ impl<'a> From<Option<&'a Account>> for AccountBody<'a> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = PatientInput)]
-pub(super) struct PatientInput {
+pub struct PatientInput {
     /// Not blank.
     #[serde(default)]
     #[schema(value_type = String, required, max_length = 100, pattern = "^[^\\x00]*[^\\s\\x00][^\\x00]*$", example = "Jane Doe")]
@@ -106,7 +106,7 @@ impl PatientInput {
     ///
     /// # Errors
     /// 400 with every field that is wrong.
-    pub(super) fn parse(self, today: NaiveDate) -> Result<Details, Problem> {
+    pub fn parse(self, today: NaiveDate) -> Result<Details, Problem> {
         let mut no_text = Vec::new();
         let mut take = |field, text| match text {
             Text::Missing => None,

@@ -1,0 +1,94 @@
+//! A server of `libs/web` with its real connections, and a client that sends anything.
+//!
+//! Both run on the calling thread and take turns, so that the same input always goes the same way.
+
+use std::{net::SocketAddr, sync::LazyLock, time::Duration};
+
+use config::{Environment, Reader};
+use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, future::yield_now, io::BufReader};
+use runtime::Shutdown;
+use serde_json::Value as Json;
+use smol::net::{Shutdown as Half, TcpStream};
+use tide::{Body, Request, Response, StatusCode};
+use web::{Limits, Problem, Router, Server, Settings};
+
+/// Bytes of a body that the server takes; few, so that inputs reach the limit.
+pub(crate) const BODY_LIMIT: usize = 200;
+/// The header of answers that are sent while the request still comes.
+pub(crate) const STREAMED: &str = "x-streamed";
+/// What `/echo` sends before what it is sent, so that no body begins like an answer.
+pub(crate) const ECHO: &str = ".";
+
+static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
+    let environment = Environment::empty().with("SERVER_PORT", "0");
+    let mut settings = Settings::read(&mut Reader::new(environment), "0");
+    let wait = Duration::from_secs(3);
+    settings.limits = Limits { body: BODY_LIMIT, head: 8 * 1024, head_wait: wait, body_wait: wait, ..settings.limits };
+    let app = Router::new(settings.limits.clone())
+        .get("/hello", hello)
+        .get("/items/:id", item)
+        .delete("/items/:id", delete)
+        .post("/json", json)
+        .post("/echo", echo)
+        .build();
+    let server = Server::bind(&settings).expect("loopback has a free port");
+    let address = server.address();
+    runtime::spawn(server.serve(app, Shutdown::new())).detach();
+    address
+});
+
+/// Sends the pieces, lets the server read after each, and gives all that it has answered when it closes the connection.
+///
+/// With `end` it is told that nothing more comes. Then it closes the connection, and may leave unanswered what it is at.
+pub(crate) fn talk(pieces: &[&[u8]], end: bool) -> Vec<u8> {
+    runtime::block_on(1, async {
+        let mut stream = TcpStream::connect(*SERVER).await.expect("the server accepts");
+        stream.set_nodelay(true).expect("it is TCP");
+        for piece in pieces {
+            // A server that has closed the connection has said why before.
+            if stream.write_all(piece).await.is_err() {
+                break;
+            }
+            for _ in 0..4 {
+                yield_now().await;
+            }
+        }
+        if end {
+            // It may be closed already.
+            let _ = stream.shutdown(Half::Write);
+        }
+        let mut answers = Vec::new();
+        // The connection of a client that sends on after its last answer is reset; what has come is still there.
+        let _ = stream.read_to_end(&mut answers).await;
+        answers
+    })
+}
+
+async fn hello(_: Request<Limits>) -> Result<Response, Problem> {
+    Ok(web::json(StatusCode::Ok, &"hello"))
+}
+
+async fn item(request: Request<Limits>) -> Result<Response, Problem> {
+    Ok(web::json(StatusCode::Ok, &request.param("id").unwrap_or_default()))
+}
+
+async fn delete(_: Request<Limits>) -> Result<Response, Problem> {
+    Ok(web::no_content())
+}
+
+/// Reads a whole body of JSON, within the limits.
+async fn json(mut request: Request<Limits>) -> Result<Response, Problem> {
+    let limits = request.state().clone();
+    let body: Json = web::read_json(&mut request, &limits).await?;
+    Ok(web::json(StatusCode::Ok, &[body]))
+}
+
+/// Gives back what comes while it comes.
+async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
+    let mut response = Response::new(StatusCode::Ok);
+    let length = request.len().map(|length| length + ECHO.len());
+    response.insert_header(STREAMED, "yes");
+    let body = futures_lite::AsyncReadExt::chain(ECHO.as_bytes(), request.take_body());
+    response.set_body(Body::from_reader(BufReader::new(body), length));
+    Ok(response)
+}

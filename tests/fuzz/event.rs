@@ -1,0 +1,48 @@
+//! The value of a record: read or refused, and what is read can be counted.
+
+use analytics_service::tally::{Interval, Known, Tally};
+use chrono::NaiveDate;
+use codec::event::{DecodeError, Event, Kind, Received};
+use uuid::Uuid;
+
+/// Reads the bytes as an event and counts it.
+pub fn check(bytes: &[u8]) {
+    let received = match Received::decode(bytes) {
+        Ok(received) => received,
+        Err(error) => return assert_eq!(error == DecodeError::Empty, bytes.is_empty(), "{error}"),
+    };
+    assert!(received.version.is_none_or(|version| version > 0) && received.birth_year != Some(0), "{received:?}");
+    if let Some(bytes) = written_anew(&received) {
+        assert_eq!(Received::decode(&bytes).as_ref(), Ok(&received));
+    }
+
+    // Once more as a repetition, then what may follow it.
+    let (mut tally, mut known) = (Tally::default(), Known::default());
+    let next = received.version.map(|version| version.saturating_add(1));
+    let deletion = Received { kind: Some(Kind::Deleted), version: next, birth_year: None, ..received.clone() };
+    for event in [&received, &received, &deletion, &received] {
+        tally.apply(&mut known, event);
+    }
+    assert_eq!(tally.active, tally.births.values().sum::<i64>());
+    assert_eq!(tally.active, tally.age_bands(2026).iter().map(|(_, patients)| patients).sum::<i64>());
+    assert_eq!(tally.active, i64::from(known.active));
+    for interval in [Interval::Day, Interval::Month, Interval::Year] {
+        tally.registrations(interval, None, None);
+    }
+}
+
+/// What we would have sent, if it is complete and could be ours.
+fn written_anew(received: &Received) -> Option<Vec<u8>> {
+    let event = Event {
+        id: Uuid::nil(),
+        patient_id: received.patient_id,
+        kind: received.kind?,
+        version: received.version?,
+        time: received.time?,
+        name: "",
+        email: "",
+        registered_date: received.registered_date?,
+        date_of_birth: NaiveDate::from_ymd_opt(received.birth_year?, 1, 1)?,
+    };
+    Some(event.encode())
+}

@@ -1,0 +1,124 @@
+//! The query of `GET /patients`, at the route table of patient-service: every parameter is right, and the database is
+//! asked, or each wrong one is named.
+
+use std::sync::{Arc, LazyLock};
+
+use config::{Environment, Reader};
+use form_urlencoded::parse;
+use patient_service::{
+    Settings,
+    billing::Billing,
+    http::{App, cursor, routes},
+    reconciler::done_queue,
+    registry::Registry,
+    relay::RelayWaker,
+    store::{Direction, Order, SortField, Store},
+};
+use postgres::Database;
+use runtime::Wake;
+use serde_json::Value as Json;
+use tide::http::{Method, Request, Url};
+
+const FIELDS: [(&str, SortField); 5] = [
+    ("id", SortField::Id),
+    ("name", SortField::Name),
+    ("email", SortField::Email),
+    ("dateOfBirth", SortField::DateOfBirth),
+    ("registeredDate", SortField::RegisteredDate),
+];
+
+/// The service on a database that is not there, so that 503 tells what it would have been asked for.
+static SERVICE: LazyLock<web::App<App>> = LazyLock::new(|| {
+    let environment = Environment::empty().with("DATABASE_URL", "postgres://x@localhost/x?host=/dev/null");
+    let settings = Settings::read(&mut Reader::new(environment));
+    let billing = Arc::new(Billing::new(settings.billing).expect("it has an address"));
+    let store = Store::new(Database::new(settings.database));
+    let (done, _) = done_queue();
+    let registry = Registry::new(store, billing.clone(), done, RelayWaker::new(1), Arc::new(Wake::new()));
+    routes(App::new(registry, billing, settings.http.limits)).build()
+});
+
+/// Asks for the list.
+pub fn check(bytes: &[u8]) {
+    let Ok(query) = std::str::from_utf8(bytes) else { return };
+    let Ok(url) = Url::parse(&format!("http://localhost/patients?{query}")) else { return };
+    let given = Given(parse(url.query().unwrap_or_default().as_bytes()).into_owned().collect());
+    let (status, body) = runtime::block_on(1, async {
+        let mut response = SERVICE.respond(Request::new(Method::Get, url)).await;
+        (u16::from(response.status()), response.take_body().into_bytes().await.expect("it is in memory"))
+    });
+    let body: Json = serde_json::from_slice(&body).expect("every answer is JSON");
+    let wrong = given.wrong();
+    match status {
+        // A search for nothing that can be found needs no database.
+        200 | 503 => assert!(wrong.is_empty(), "{wrong:?} should be refused: {body}"),
+        400 => {
+            let told: Vec<_> = body["errors"].as_object().expect("they are named").keys().collect();
+            assert!(told.iter().all(|name| wrong.contains(&name.as_str())), "{told:?} should be {wrong:?}");
+            assert_eq!(told.len(), wrong.len(), "{told:?} should be {wrong:?}");
+        }
+        _ => panic!("{status}: {body}"),
+    }
+}
+
+/// The parameters, read by what the OpenAPI document says of them.
+struct Given(Vec<(String, String)>);
+
+impl Given {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The last one that is not empty.
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.iter().rfind(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
+    }
+
+    /// The names of the parameters that are wrong, sorted.
+    fn wrong(&self) -> Vec<&'static str> {
+        let pages = self.get("page").is_some() || self.get("size").is_some();
+        let number = |name, most: i64| {
+            let Some(text) = self.get(name) else { return Some(None) };
+            text.parse().ok().filter(|number| (1..=most).contains(number)).map(Some)
+        };
+        let (limit, page, size) = (number("limit", 1000), number("page", 100_001), number("size", 1000));
+        let has_nul = |name| self.text(name).is_some_and(|text| text.contains('\0'));
+
+        let unless_given = if pages { "name" } else { "id" };
+        let field = field(self.text("sortField").unwrap_or(unless_given));
+        let order = match self.text("sort") {
+            None | Some("asc" | "desc") => Some(field),
+            Some(sort) => self::field(sort.strip_prefix('-').unwrap_or(sort)).map(Some),
+        };
+        let wrong_cursor = |text| {
+            let order = order.flatten().or(field).unwrap_or(if pages { SortField::Name } else { SortField::Id });
+            !is_cursor(text, order)
+        };
+        let skip = page.flatten().unwrap_or(1).saturating_sub(1) * size.flatten().unwrap_or(10);
+        [
+            ("limit", limit.is_none()),
+            ("page", pages && (page.is_none() || skip > 100_000)),
+            ("size", pages && size.is_none()),
+            ("sort", order.is_none()),
+            ("sortField", field.is_none()),
+            ("search", has_nul("search")),
+            ("searchValue", has_nul("searchValue")),
+            ("cursor", !pages && self.text("cursor").is_some_and(wrong_cursor)),
+        ]
+        .into_iter()
+        .filter_map(|(name, is_wrong)| is_wrong.then_some(name))
+        .collect()
+    }
+}
+
+fn field(name: &str) -> Option<SortField> {
+    FIELDS.iter().find(|(field, _)| *field == name).map(|(_, field)| *field)
+}
+
+/// Whether it is a cursor of this order. Then there is no other way to write the same place, and it can be asked for.
+fn is_cursor(text: &str, field: SortField) -> bool {
+    let Ok(position) = cursor::decode(text, Order { field, direction: Direction::Ascending }) else { return false };
+    assert_eq!(cursor::encode(&position), text);
+    assert!(!position.sort_key.contains('\0'), "{position:?}");
+    true
+}
