@@ -101,6 +101,11 @@ overload seconds="60":
     cargo build --release --locked -p patient-service -p billing-service -p analytics-service
     OVERLOAD_SECONDS={{ seconds }} cargo test --release --locked -p faults --test overload -- --nocapture
 
+# Have libFuzzer look for input that breaks a target of tests/fuzz, or each of them; for 60 s each, or as long as is said
+[group("test")]
+fuzz target="all" seconds="60": (_tool "cargo-fuzz" "0.13.2")
+    tests/fuzz/run {{ target }} {{ seconds }}
+
 # Check format, lints, layers, compose files, licences and dependencies
 [group("test")]
 check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
