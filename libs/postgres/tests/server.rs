@@ -1,7 +1,13 @@
 //! Our pool against a real server, well and ill.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
 
 use config::{Environment, Reader};
 use postgres::{Database, Error, Migrator, Row as _, Settings, query};
@@ -117,6 +123,32 @@ fn an_exhausted_pool_says_so_in_time() {
         assert!(started.elapsed() >= DEADLINE / 2);
         assert!(matches!(holding.await, Err(Error::Unavailable(_))));
         assert_eq!(number(&database, "select 1").await.unwrap(), 1);
+    });
+}
+
+#[test]
+fn who_asks_first_is_served_first() {
+    const GREEDY: usize = 3;
+    runtime::block_on(1, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        let served = Arc::new(AtomicUsize::new(0));
+        // Each asks again in the moment in which it gives its place back.
+        let greedy = |_| {
+            let (database, served) = (database.clone(), served.clone());
+            runtime::spawn(async move {
+                while number(&database, "select 1").await.is_ok() {
+                    served.fetch_add(1, SeqCst);
+                }
+            })
+        };
+        let _greedy: Vec<_> = (0..GREEDY).map(greedy).collect();
+        for _ in 0..50 {
+            let before = served.load(SeqCst);
+            number(&database, "select 1").await.unwrap();
+            let overtaken = served.load(SeqCst) - before;
+            // Each may be before us in line, and come again until we hear of our own answer.
+            assert!(overtaken <= GREEDY * 2, "{overtaken} were served before one who asked earlier");
+        }
     });
 }
 
