@@ -1,11 +1,15 @@
 //! Patient events: the typed form, its bytes, and the tolerant reading of what others publish on the same topic.
 
+mod fields;
+
 use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use prost::Message as _;
 use prost_types::Timestamp;
 use uuid::Uuid;
+
+use self::fields::Fields;
 
 #[expect(unreachable_pub, reason = "generated, and used in this module alone")]
 mod wire {
@@ -119,14 +123,14 @@ impl Received {
         if value.is_empty() {
             return Err(DecodeError::Empty);
         }
-        let message = wire::PatientEvent::decode(value).map_err(|error| DecodeError::Malformed(error.to_string()))?;
+        let fields = Fields::read(value).ok_or_else(|| DecodeError::Malformed(why_malformed(value)))?;
         Ok(Self {
-            patient_id: message.patient_id.parse().map_err(|_| DecodeError::NoPatient)?,
-            kind: message.event_type.parse().ok(),
-            version: (message.version > 0).then_some(message.version),
-            time: message.event_time.and_then(date_time),
-            registered_date: message.registered_date.parse().ok(),
-            birth_year: (message.birth_year != 0).then_some(message.birth_year),
+            patient_id: fields.patient_id.parse().map_err(|_| DecodeError::NoPatient)?,
+            kind: fields.event_type.parse().ok(),
+            version: (fields.version > 0).then_some(fields.version),
+            time: fields.event_time.and_then(date_time),
+            registered_date: date(fields.registered_date),
+            birth_year: (fields.birth_year != 0).then_some(fields.birth_year),
         })
     }
 }
@@ -154,10 +158,32 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
+/// The reason, in the words of the generated message.
+fn why_malformed(value: &[u8]) -> String {
+    wire::PatientEvent::decode(value).err().map_or_else(String::new, |error| error.to_string())
+}
+
 /// A point in time as protobuf has it.
 pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
     let nanos = i32::try_from(time.timestamp_subsec_nanos()).expect("less than two billion");
     Timestamp { seconds: time.timestamp(), nanos }
+}
+
+/// An ISO 8601 date. The general parser takes as long as the rest of an event, so it is left what is unusual.
+fn date(text: &str) -> Option<NaiveDate> {
+    usual_date(text.as_bytes()).or_else(|| text.parse().ok())
+}
+
+/// A date of the form 2024-02-29.
+fn usual_date(text: &[u8]) -> Option<NaiveDate> {
+    let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text else { return None };
+    let number = |digits: &[&u8]| {
+        digits
+            .iter()
+            .try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(**digit - b'0')))
+    };
+    let year = i32::try_from(number(&[y1, y2, y3, y4])?).ok()?;
+    NaiveDate::from_ymd_opt(year, number(&[m1, m2])?, number(&[d1, d2])?)
 }
 
 fn date_time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
@@ -224,7 +250,43 @@ mod tests {
         assert!(!error.to_string().contains("Secret"));
     }
 
+    #[test]
+    fn dates_are_read_as_the_general_parser_reads_them() {
+        let dates =
+            ["2024-02-29", "2023-02-29", "0000-01-01", "2024-13-01", "2024-1-1", "+12024-01-01", "-001-01-01", ""];
+        for text in dates.into_iter().chain(["2024/01/01", "20240-1-01", "2024-01-0x", "2024-01-01 "]) {
+            assert_eq!(date(text), text.parse().ok(), "{text:?}");
+        }
+    }
+
+    /// Both readings of the same bytes.
+    fn assert_read_alike(value: &[u8]) {
+        let message = wire::PatientEvent::decode(value).ok();
+        let generated = message.as_ref().map(|message| Fields {
+            patient_id: &message.patient_id,
+            event_type: &message.event_type,
+            version: message.version,
+            event_time: message.event_time,
+            registered_date: &message.registered_date,
+            birth_year: message.birth_year,
+        });
+        assert_eq!(Fields::read(value), generated, "{value:?}");
+    }
+
     proptest! {
+        #[test]
+        fn fields_are_those_of_the_generated_message(
+            damage in vec((any::<Index>(), any::<u8>()), 0..3), more in vec(any::<u8>(), 0..8), cut in any::<Index>(),
+        ) {
+            // Twice, because of fields that come again the last one counts, and the parts of a message together.
+            let mut bytes = [event().encode(), more, event().encode()].concat();
+            for (at, byte) in damage {
+                *at.get_mut(&mut bytes) = byte;
+            }
+            assert_read_alike(&bytes);
+            assert_read_alike(&bytes[..cut.index(bytes.len())]);
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..200)) {
             let _ = Received::decode(&bytes);
