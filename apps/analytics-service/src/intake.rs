@@ -28,7 +28,7 @@ use self::{batch::Batch, fetcher::Fetcher};
 use crate::{
     settings::Settings,
     state::{Commit, Saved, SharedState, StateError},
-    tally::{Known, Outcome, Tally},
+    tally::{Known, Outcome},
     view::{Position, View},
 };
 
@@ -152,23 +152,22 @@ impl Intake {
     }
 
     /// Applies batches in one transaction.
-    async fn apply(&self, batches: Vec<Batch>) -> Result<(), StateError> {
+    async fn apply(&self, mut batches: Vec<Batch>) -> Result<(), StateError> {
         let mut commit = Commit::default();
-        let (mut events, mut spans) = (Vec::new(), Vec::new());
-        for batch in batches {
+        let mut spans = Vec::new();
+        for batch in &mut batches {
             commit.positions.insert(batch.partition, batch.position);
-            commit.dead_letters.extend(batch.dead_letters);
-            events.extend(batch.events);
-            spans.extend(batch.spans);
+            commit.dead_letters.append(&mut batch.dead_letters);
+            spans.append(&mut batch.spans);
         }
-        let result = self.commit(&events, commit).await;
+        let result = self.commit(by_patient(&batches), commit).await;
         processing::end(spans, &result);
         result
     }
 
-    async fn commit(&self, events: &[Received], mut commit: Commit) -> Result<(), StateError> {
-        let known = self.state.with(async |state| state.known(&patients_of(events)).await).await?;
-        let counted = fold(events, known, &mut commit);
+    async fn commit(&self, events: Vec<&Received>, mut commit: Commit) -> Result<(), StateError> {
+        let known = self.state.with(async |state| state.known(&patients_of(&events)).await).await?;
+        let counted = fold(&events, &known, &mut commit);
         self.state.with(async |state| state.commit(&commit).await).await?;
         counted.tell(commit.dead_letters.len());
         self.change(|shown| {
@@ -244,27 +243,39 @@ impl Counted {
     }
 }
 
-/// Adds events to a commit, knowing what is known of their patients.
-fn fold(events: &[Received], mut known: HashMap<Uuid, Known>, commit: &mut Commit) -> Counted {
-    let mut counted = Counted::default();
-    let mut tally = Tally::default();
-    for event in events {
-        let patient = known.entry(event.patient_id).or_default();
-        match tally.apply(patient, event) {
-            Outcome::Applied => {
-                *counted.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
-                commit.patients.insert(event.patient_id, *patient);
-            }
-            Outcome::Duplicate => counted.duplicates += 1,
-        }
-    }
-    commit.tally = tally;
-    counted
+/// Events with those of a patient together, in the order of the topic: a patient's are in one partition. What different
+/// patients' events add up to does not depend on their order.
+fn by_patient(batches: &[Batch]) -> Vec<&Received> {
+    let mut events: Vec<_> = batches.iter().flat_map(|batch| &batch.events).collect();
+    events.sort_by_key(|event| event.patient_id);
+    events
 }
 
-fn patients_of(events: &[Received]) -> Vec<Uuid> {
+fn patients_of(events: &[&Received]) -> Vec<Uuid> {
     let mut ids: Vec<_> = events.iter().map(|event| event.patient_id).collect();
-    ids.sort_unstable();
     ids.dedup();
     ids
+}
+
+/// Adds events, by patient, to a commit, knowing what is known of their patients.
+fn fold(events: &[&Received], known: &HashMap<Uuid, Known>, commit: &mut Commit) -> Counted {
+    let mut counted = Counted::default();
+    for events in events.chunk_by(|one, next| one.patient_id == next.patient_id) {
+        let id = events[0].patient_id;
+        let mut patient = known.get(&id).copied().unwrap_or_default();
+        let mut changed = false;
+        for event in events {
+            match commit.tally.apply(&mut patient, event) {
+                Outcome::Applied => {
+                    *counted.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
+                    changed = true;
+                }
+                Outcome::Duplicate => counted.duplicates += 1,
+            }
+        }
+        if changed {
+            commit.patients.push((id, patient));
+        }
+    }
+    counted
 }

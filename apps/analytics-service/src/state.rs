@@ -127,8 +127,9 @@ pub struct SavedPosition {
 pub struct Commit {
     /// What the events add up to.
     pub tally: Tally,
-    /// What is known now of each patient they are about.
-    pub patients: HashMap<Uuid, Known>,
+    /// What is known now of each patient they are about, in the order of the ids: the table's, whose pages are then filled
+    /// one after the other.
+    pub patients: Vec<(Uuid, Known)>,
     /// Where each partition goes on.
     pub positions: BTreeMap<i32, SavedPosition>,
     /// Records that are no events.
@@ -361,10 +362,7 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
 async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
     let Commit { tally, patients, positions, dead_letters } = commit;
     let mut transaction = connection.begin().await?;
-    // In the order of the table, whose pages are then filled one after the other.
-    let mut patients: Vec<_> = patients.iter().collect();
-    patients.sort_unstable_by_key(|(id, _)| **id);
-    for (statement, part) in parts(&REMEMBER_PATIENTS, &patients) {
+    for (statement, part) in parts(&REMEMBER_PATIENTS, patients) {
         let remember = part.iter().fold(query(statement), |remember, (id, known)| {
             remember
                 .bind(id.as_bytes().as_slice())
