@@ -119,7 +119,7 @@ impl Stack {
     async fn record(&self, topic: &str, partition: i32, offset: i64) -> Record {
         let mut consumer = Consumer::new(self.kafka.clone(), topic, partition);
         let fetched = consumer.fetch(offset, 1 << 20, Duration::from_secs(1)).await.unwrap();
-        fetched.records.into_iter().find(|record| record.offset == offset).unwrap().record
+        fetched.records.iter().find(|record| record.offset == offset).unwrap().to_record().record
     }
 }
 

@@ -73,6 +73,13 @@ fn the_bridge_to_tokio_is_named_in_two_libraries_alone() {
 }
 
 #[test]
+fn kafka_protocol_is_named_in_one_library_alone() {
+    let members = members();
+    let users = members.iter().filter(|(_, (_, dependencies))| dependencies.contains("kafka-protocol"));
+    assert_eq!(users.map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["kafka"]);
+}
+
+#[test]
 fn services_do_not_depend_on_what_tests_and_tools_use() {
     for service in SERVICES {
         let tree = cargo(&["tree", "--locked", "-p", service, "-e", "normal", "--prefix", "none", "-f", "{p} {f}"]);

@@ -139,8 +139,8 @@ async fn read(mut consumer: Consumer, mut next: i64, seen: Arc<Mutex<Seen>>) -> 
         let fetched = consumer.fetch(next, FETCH_BYTES, FETCH_WAIT).await.map_err(|error| error.to_string())?;
         next = fetched.next;
         let mut seen = lock(&seen);
-        for record in fetched.records {
-            let event = record.record.value.as_deref().and_then(|value| Received::decode(value).ok());
+        for record in fetched.records.iter() {
+            let event = record.value.and_then(|value| Received::decode(value).ok());
             if let Some(event) = event.filter(|event| event.kind == Some(Kind::Created)) {
                 seen.published.entry(event.patient_id).or_insert((consumer.partition(), record.offset));
             }

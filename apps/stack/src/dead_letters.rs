@@ -166,8 +166,8 @@ struct Sender {
 impl Sender {
     async fn send(&mut self, id: i64, origin: &Origin) -> Outcome<Origin> {
         let fetched = self.consumer.fetch(id, FETCH_BYTES, FETCH_WAIT).await?;
-        let letter = fetched.records.into_iter().find(|record| record.offset == id);
-        let letter = letter.ok_or_else(|| Failure("it is not on its topic any more".to_owned()))?.record;
+        let letter = fetched.records.iter().find(|record| record.offset == id);
+        let letter = letter.ok_or_else(|| Failure("it is not on its topic any more".to_owned()))?.to_record().record;
         let key = letter.key.clone();
         let again = Record { headers: dead_letter::originals(letter.headers), timestamp: Utc::now(), ..letter };
         let topic = &origin.topic;
@@ -237,7 +237,7 @@ async fn read(kafka: &kafka::Settings) -> Outcome<BTreeMap<i64, Letter>> {
             return Err(Failure(format!("The topic {DEAD_LETTERS} cannot be read beyond offset {next}.")));
         }
         next = fetched.next;
-        fetched.records.iter().for_each(|record| found.add(record));
+        fetched.records.iter().for_each(|record| found.add(&record.to_record()));
     }
     Ok(found.letters)
 }

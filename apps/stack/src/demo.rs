@@ -153,10 +153,11 @@ impl Topic {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             let fetched = consumer.fetch(*next, 1 << 20, Duration::from_millis(200)).await?;
-            for record in fetched.records {
+            for record in fetched.records.iter() {
                 *next = record.offset + 1;
-                let event = record.record.value.as_deref().and_then(|value| Received::decode(value).ok());
+                let event = record.value.and_then(|value| Received::decode(value).ok());
                 if event.is_some_and(|event| event.patient_id.to_string() == id) {
+                    let record = record.to_record();
                     return Ok(Published { partition, record, seen_after: began.elapsed() });
                 }
             }

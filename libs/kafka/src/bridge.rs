@@ -1,22 +1,17 @@
 //! The one way into rskafka.
 
-use std::{future::Future, sync::LazyLock, time::Duration};
+use std::{future::Future, time::Duration};
 
 use async_compat::Compat;
 use rskafka::{
     BackoffConfig,
     client::{Client, ClientBuilder, error::Error as Rskafka},
 };
-use runtime::within;
-use telemetry::metrics::{self, IntCounterVec};
 
 use crate::{Error, Settings};
 
-/// Bytes of an answer at most; we fetch far less at a time.
+/// Bytes of an answer at most; what is produced or asked for through rskafka has far smaller ones.
 const MESSAGE_LIMIT: usize = 32 * 1024 * 1024;
-
-static CALLS: LazyLock<IntCounterVec> =
-    LazyLock::new(|| metrics::counters("kafka_calls_total", "Calls to Kafka, by outcome.", &["operation", "outcome"]));
 
 /// Does `work` inside the bridge and within `limit`. Work that is late is dropped inside the bridge too: rskafka spawns
 /// on tokio when a request is dropped.
@@ -26,13 +21,7 @@ pub(crate) async fn call<T>(
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     // Boxed, because rskafka's futures are deep and large, and would be part of every caller's.
-    let result = match within(limit, Compat::new(Box::pin(work))).await {
-        Ok(result) => result,
-        Err(elapsed) => Err(elapsed.into()),
-    };
-    let outcome = result.as_ref().err().map_or("ok", Error::outcome);
-    CALLS.with_label_values(&[operation, outcome]).inc();
-    result
+    crate::call::call(operation, limit, Compat::new(Box::pin(work))).await
 }
 
 /// Connects. To be used inside [`call`].

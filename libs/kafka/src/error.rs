@@ -1,7 +1,10 @@
-use std::{fmt, time::Duration};
+use std::{error::Error as StdError, fmt, io, time::Duration};
 
+use kafka_protocol::error::ResponseError;
 use rskafka::client::error::{Error as Rskafka, ProtocolError};
 use runtime::Elapsed;
+
+use crate::Malformed;
 
 /// Why a call to Kafka failed, by what the caller can do about it.
 #[derive(Debug)]
@@ -13,7 +16,9 @@ pub enum Error {
     /// There is no such offset (any more, or yet).
     OffsetOutOfRange,
     /// The broker cannot be reached or cannot serve now. Trying again later may help.
-    Away(Box<Rskafka>),
+    Away(Box<dyn StdError + Send + Sync>),
+    /// What the broker sent cannot be read. It may be sent the same way again.
+    Malformed(Malformed),
     /// There was no answer in time. The broker may have done what it was asked.
     Late(Duration),
 }
@@ -26,6 +31,7 @@ impl Error {
             Self::UnknownTopic => "unknown_topic",
             Self::OffsetOutOfRange => "offset_out_of_range",
             Self::Away(_) => "away",
+            Self::Malformed(_) => "malformed",
             Self::Late(_) => "late",
         }
     }
@@ -38,15 +44,17 @@ impl fmt::Display for Error {
             Self::UnknownTopic => f.write_str("the topic or partition does not exist"),
             Self::OffsetOutOfRange => f.write_str("the offset does not exist"),
             Self::Away(error) => write!(f, "the broker is away: {error}"),
+            Self::Malformed(error) => write!(f, "the broker's answer cannot be read: {error}"),
             Self::Late(limit) => write!(f, "the broker gave no answer within {} ms", limit.as_millis()),
         }
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::Away(error) => Some(error),
+            Self::Away(error) => Some(&**error),
+            Self::Malformed(error) => Some(error),
             _ => None,
         }
     }
@@ -66,6 +74,28 @@ impl From<Rskafka> for Error {
             },
             error => Self::Away(Box::new(error)),
         }
+    }
+}
+
+impl From<ResponseError> for Error {
+    fn from(error: ResponseError) -> Self {
+        match error {
+            ResponseError::UnknownTopicOrPartition => Self::UnknownTopic,
+            ResponseError::OffsetOutOfRange => Self::OffsetOutOfRange,
+            error => Self::Away(Box::new(error)),
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Away(Box::new(error))
+    }
+}
+
+impl From<Malformed> for Error {
+    fn from(error: Malformed) -> Self {
+        Self::Malformed(error)
     }
 }
 

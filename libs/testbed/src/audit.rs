@@ -285,8 +285,8 @@ impl Places {
             let mut next = offsets.start;
             while next < offsets.end {
                 let fetched = consumer.fetch(next, FETCH.0, FETCH.1).await.map_err(failed)?;
-                for record in fetched.records {
-                    let event = Received::decode(record.record.value.as_deref().unwrap_or_default());
+                for record in fetched.records.iter() {
+                    let event = Received::decode(record.value.unwrap_or_default());
                     let Some((patient_id, version, kind)) =
                         event.ok().and_then(|event| Some((event.patient_id, event.version?, event.kind)))
                     else {

@@ -1,14 +1,12 @@
-use codec::{
-    event::Received,
-    headers::{self, TRACEPARENT},
-};
-use kafka::{Fetched, RecordAndOffset};
+use codec::{event::Received, headers::TRACEPARENT};
+use kafka::{Fetched, RecordAndOffset, RecordRef};
 use telemetry::{Span, TraceContext};
 
 use super::processing;
 use crate::state::{DeadLetter, SavedPosition};
 
-/// What one fetch of a partition gave, decoded: a record takes many times the memory of its event, in many pieces.
+/// What one fetch of a partition gave, decoded: an event takes a fraction of its record's memory, which is then free for
+/// the next fetch.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) partition: i32,
@@ -24,19 +22,19 @@ impl Batch {
     /// A batch of what was fetched.
     pub(super) fn decode(topic: &str, partition: i32, fetched: Fetched) -> Self {
         let Fetched { records, next, .. } = fetched;
-        let last_timestamp = records.last().map(|last| last.record.timestamp.timestamp_millis());
         let mut batch = Self {
             spans: processing::begin(topic, partition, &records),
-            events: Vec::with_capacity(records.len()),
-            ..Self::empty(partition, SavedPosition { next, last_timestamp })
+            events: Vec::with_capacity(records.at_most()),
+            ..Self::empty(partition, SavedPosition { next, last_timestamp: None })
         };
-        for record in records {
-            match Received::decode(record.record.value.as_deref().unwrap_or_default()) {
+        for record in records.iter() {
+            batch.position.last_timestamp = Some(record.timestamp);
+            match Received::decode(record.value.unwrap_or_default()) {
                 Ok(event) => {
                     log_event(partition, &record, &event);
                     batch.events.push(event);
                 }
-                Err(error) => batch.dead_letters.push(dead_letter(partition, record, error.to_string())),
+                Err(error) => batch.dead_letters.push(dead_letter(partition, &record, error.to_string())),
             }
         }
         batch
@@ -53,16 +51,15 @@ impl Batch {
     }
 }
 
-fn dead_letter(partition: i32, record: RecordAndOffset, error: String) -> DeadLetter {
-    let offset = record.offset;
+fn dead_letter(partition: i32, record: &RecordRef<'_>, error: String) -> DeadLetter {
+    let RecordAndOffset { record: kafka::Record { key, value, headers, .. }, offset } = record.to_record();
     tracing::warn!(partition, offset, error, "a record is no event; it becomes a dead letter");
-    let kafka::Record { key, value, headers, .. } = record.record;
     DeadLetter { partition, offset, key, value, headers, error }
 }
 
-fn log_event(partition: i32, record: &RecordAndOffset, event: &Received) {
+fn log_event(partition: i32, record: &RecordRef<'_>, event: &Received) {
     if tracing::enabled!(tracing::Level::DEBUG) {
-        let trace = TraceContext::continue_from(headers::text(&record.record.headers, TRACEPARENT));
+        let trace = TraceContext::continue_from(record.header(TRACEPARENT));
         let (trace_id, patient_id, version) = (trace.trace_id(), event.patient_id, event.version);
         tracing::debug!(trace_id, %patient_id, version, kind = ?event.kind, partition, offset = record.offset, "event read");
     }

@@ -127,8 +127,8 @@ impl Fetcher {
         if let Some(expected) = last_timestamp.filter(|_| next > first) {
             // The record before must be the one that was applied last; after compaction it may be gone.
             let fetched = self.consumer.fetch(next - 1, FETCH_BYTES.1, FETCH_WAIT).await?;
-            let before = fetched.records.first().filter(|record| record.offset == next - 1);
-            if before.is_some_and(|record| record.record.timestamp.timestamp_millis() != expected) {
+            let before = fetched.records.iter().next().filter(|record| record.offset == next - 1);
+            if before.is_some_and(|record| record.timestamp != expected) {
                 return Ok((first, Some(Loss::OtherTopic)));
             }
         }

@@ -1,7 +1,7 @@
 //! The spans of records that are being applied, each in the trace that its record carries.
 
-use codec::headers::{self, TRACEPARENT};
-use kafka::RecordAndOffset;
+use codec::headers::TRACEPARENT;
+use kafka::{RecordRef, Records};
 use telemetry::{
     Span, TraceContext,
     span::{self, Kind},
@@ -13,13 +13,12 @@ use crate::state::StateError;
 const GROUP: &str = "analytics-service";
 
 /// Begins to apply records of a partition; none if spans are not collected.
-pub(super) fn begin(topic: &str, partition: i32, records: &[RecordAndOffset]) -> Vec<Span> {
+pub(super) fn begin(topic: &str, partition: i32, records: &Records) -> Vec<Span> {
     if !span::is_collected() {
         return Vec::new();
     }
-    let begin = |record: &RecordAndOffset| {
-        let traceparent = headers::text(&record.record.headers, TRACEPARENT);
-        let mut span = Span::start(TraceContext::continue_from(traceparent), Kind::Consumer, "process");
+    let begin = |record: RecordRef<'_>| {
+        let mut span = Span::start(TraceContext::continue_from(record.header(TRACEPARENT)), Kind::Consumer, "process");
         if span.is_recorded() {
             span.rename(|| format!("process {topic}"));
             span.set("messaging.system", "kafka");

@@ -113,7 +113,7 @@ fn records_that_are_no_events_become_dead_letters(kind: broker::Kind) {
             let mut consumer = Consumer::new(topic.kafka.clone(), topic.dead_letter_topic(), 0);
             let next = forwarded.len() as i64;
             match consumer.fetch(next, 1 << 21, Duration::from_millis(100)).await {
-                Ok(fetched) => forwarded.extend(fetched.records),
+                Ok(fetched) => forwarded.extend(fetched.records.iter().map(|record| record.to_record())),
                 Err(_) => drop(smol::Timer::after(Duration::from_millis(50)).await),
             }
         }

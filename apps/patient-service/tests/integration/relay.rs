@@ -90,7 +90,7 @@ async fn read_all(kafka: &kafka::Settings, topic: &str, partition: i32) -> Vec<R
     let (mut records, mut next) = (Vec::new(), 0);
     while next < end {
         let fetched = consumer.fetch(next, 1 << 20, Duration::from_millis(100)).await.unwrap();
-        records.extend(fetched.records);
+        records.extend(fetched.records.iter().map(|record| record.to_record()));
         next = fetched.next;
     }
     records

@@ -1,0 +1,184 @@
+//! A consumer's connections, against brokers that do what real ones seldom do.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use config::{HostPort, HostPorts};
+use kafka::{Consumer, Error, Fetched, Malformed, Settings};
+use smol::{
+    Task,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+const METADATA: i16 = 3;
+const NOT_LEADER: i16 = 6;
+const UNKNOWN_TOPIC: i16 = 3;
+
+/// A broker that answers a request, of which it gets the key and the correlation id, with these bytes.
+async fn broker(answer: impl Fn(i16, i32) -> Vec<u8> + Clone + Send + Sync + 'static) -> (HostPort, Task<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = async move |mut stream: TcpStream| {
+        let mut length = [0; 4];
+        while stream.read_exact(&mut length).await.is_ok() {
+            let mut request = vec![0; i32::from_be_bytes(length) as usize];
+            stream.read_exact(&mut request).await?;
+            let key = i16::from_be_bytes(request[..2].try_into().unwrap());
+            let correlation = i32::from_be_bytes(request[4..8].try_into().unwrap());
+            stream.write_all(&answer(key, correlation)).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let serve = Arc::new(serve);
+    let task = runtime::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let serve = serve.clone();
+            runtime::spawn(async move { drop(serve(stream).await) }).detach();
+        }
+    });
+    (HostPort { host: "127.0.0.1".to_owned(), port }, task)
+}
+
+/// One that takes connections and says nothing.
+async fn silent() -> (HostPort, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (HostPort { host: "127.0.0.1".to_owned(), port }, listener)
+}
+
+fn consumer(brokers: Vec<HostPort>) -> Consumer {
+    let settings = Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" };
+    Consumer::new(settings, "topic", 0)
+}
+
+async fn fetch(consumer: &mut Consumer) -> Result<Fetched, Error> {
+    consumer.fetch(0, 1 << 20, Duration::from_millis(10)).await
+}
+
+fn answer(correlation: i32, body: &[&[u8]]) -> Vec<u8> {
+    let body = body.concat();
+    [&(4 + body.len() as i32).to_be_bytes(), &correlation.to_be_bytes(), &body[..]].concat()
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as i16).to_be_bytes(), text.as_bytes()].concat()
+}
+
+/// Metadata in version 4: the topic, with its one partition led by whoever listens there.
+fn led_by(correlation: i32, host: &str, port: u16) -> Vec<u8> {
+    let (one, node, none) = (1_i32.to_be_bytes(), 7_i32.to_be_bytes(), (-1_i16).to_be_bytes());
+    let broker: [&[u8]; 4] = [&node, &text(host), &i32::from(port).to_be_bytes(), &none];
+    let partition: [&[u8]; 5] = [&[0; 2], &[0; 4], &node, &[0; 4], &[0; 4]];
+    let topic: [&[u8]; 5] = [&[0; 2], &text("topic"), &[0], &one, &partition.concat()];
+    answer(correlation, &[&[0; 4], &one, &broker.concat(), &none, &node, &one, &topic.concat()])
+}
+
+/// An answer to a fetch in version 4: nothing, up to the offset 0, or an error.
+fn fetched(correlation: i32, error: i16) -> Vec<u8> {
+    let one = 1_i32.to_be_bytes();
+    let partition: [&[u8]; 6] = [&[0; 4], &error.to_be_bytes(), &[0; 8], &[0; 8], &(-1_i32).to_be_bytes(), &[0; 4]];
+    answer(correlation, &[&[0; 4], &one, &text("topic"), &one, &partition.concat()])
+}
+
+#[test]
+fn a_leader_that_leads_no_longer_is_left_for_the_new_one() {
+    runtime::block_on(2, async {
+        let (old, _old) = broker(|_, correlation| fetched(correlation, NOT_LEADER)).await;
+        let (new, _new) = broker(|_, correlation| fetched(correlation, 0)).await;
+        let leader = Arc::new(AtomicU16::new(old.port));
+        let known = leader.clone();
+        // By a name, as brokers are told in many a network.
+        let (bootstrap, _bootstrap) =
+            broker(move |_, correlation| led_by(correlation, "localhost", known.load(SeqCst))).await;
+        let mut consumer = consumer(vec![bootstrap]);
+        for _ in 0..2 {
+            let moved = fetch(&mut consumer).await;
+            assert!(matches!(moved, Err(Error::Away(_))), "{moved:?}");
+        }
+        leader.store(new.port, SeqCst);
+        let fetched = fetch(&mut consumer).await.unwrap();
+        assert_eq!((fetched.next, fetched.high_watermark, fetched.records.is_empty()), (0, 0, true));
+    });
+}
+
+#[test]
+fn one_bootstrap_broker_that_answers_is_enough() {
+    runtime::block_on(2, async {
+        let gone = HostPort { host: "127.0.0.1".to_owned(), port: testbed::ports::free() };
+        let (silent, _silent) = silent().await;
+        let (leader, _leader) = broker(|_, correlation| fetched(correlation, 0)).await;
+        let port = leader.port;
+        let (bootstrap, _bootstrap) = broker(move |_, correlation| led_by(correlation, "127.0.0.1", port)).await;
+        fetch(&mut consumer(vec![gone.clone(), silent, bootstrap])).await.unwrap();
+        let away = fetch(&mut consumer(vec![gone])).await;
+        assert!(matches!(away, Err(Error::Away(_))), "{away:?}");
+    });
+}
+
+#[test]
+fn a_leader_that_says_nothing_costs_the_deadline() {
+    runtime::block_on(2, async {
+        let (silent, _silent) = silent().await;
+        let (bootstrap, _bootstrap) = broker(move |_, correlation| led_by(correlation, "127.0.0.1", silent.port)).await;
+        let mut consumer = consumer(vec![bootstrap]);
+        for late in [fetch(&mut consumer).await.err(), consumer.offsets().await.err()] {
+            assert!(matches!(late, Some(Error::Late(_))), "{late:?}");
+        }
+        let started = Instant::now();
+        assert!(fetch(&mut consumer).await.is_err());
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
+fn what_is_no_answer_is_told_and_the_next_call_begins_anew() {
+    type Wrong = fn(i32) -> Vec<u8>;
+    let wrong: [(&str, Wrong); 5] = [
+        ("another request's answer", |correlation| fetched(correlation + 1, 0)),
+        ("an answer that is too large", |_| (33_i32 << 20).to_be_bytes().to_vec()),
+        ("a negative length", |_| (-1_i32).to_be_bytes().to_vec()),
+        ("an answer about nothing", |correlation| answer(correlation, &[&[0; 8]])),
+        ("an answer that is cut off", |correlation| answer(correlation, &[&[0; 5]])),
+    ];
+    runtime::block_on(2, async {
+        for (what, wrong) in wrong {
+            let answered = AtomicU16::new(0);
+            let answered = Arc::new(answered);
+            let count = answered.clone();
+            let answer = move |_, correlation| match count.fetch_add(1, SeqCst) {
+                0 => wrong(correlation),
+                _ => fetched(correlation, 0),
+            };
+            let (leader, _leader) = broker(answer).await;
+            let (bootstrap, _bootstrap) =
+                broker(move |_, correlation| led_by(correlation, "127.0.0.1", leader.port)).await;
+            let mut consumer = consumer(vec![bootstrap]);
+            let refused = fetch(&mut consumer).await;
+            assert!(matches!(refused, Err(Error::Malformed(Malformed::Answer))), "{what}: {refused:?}");
+            fetch(&mut consumer).await.unwrap();
+            assert_eq!(answered.load(SeqCst), 2);
+        }
+    });
+}
+
+#[test]
+fn a_topic_that_is_gone_is_told_by_the_leader_too() {
+    runtime::block_on(2, async {
+        let (both, _both) = broker(|key, correlation| {
+            assert_ne!(key, METADATA);
+            fetched(correlation, UNKNOWN_TOPIC)
+        })
+        .await;
+        let (bootstrap, _bootstrap) = broker(move |_, correlation| led_by(correlation, "127.0.0.1", both.port)).await;
+        let gone = fetch(&mut consumer(vec![bootstrap])).await;
+        assert!(matches!(gone, Err(Error::UnknownTopic)), "{gone:?}");
+    });
+}
