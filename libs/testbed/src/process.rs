@@ -7,6 +7,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,8 @@ use crate::user::User;
 
 /// How often a condition outside our own process is looked at.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long a process may take to stop for a while.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// Lines of a log that an error shows.
 const LAST_LINES: usize = 15;
 
@@ -160,11 +163,18 @@ impl Process {
         &self.log
     }
 
-    /// Sends a signal. A process that has ended gets none.
+    /// Sends a signal. A process that has ended gets none; one that is to stop has stopped when this returns.
     pub fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
             // It may end in this very moment.
             let _ = kill_process(self.pid, signal);
+        }
+        if signal == Signal::STOP {
+            // A thread that waits for the disk stops after that, and may answer somebody in between.
+            let end = Instant::now() + STOP_LIMIT;
+            while self.ended().is_none() && !has_stopped(self.pid) && Instant::now() < end {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -309,6 +319,15 @@ impl Starting {
     }
 }
 
+/// Whether every thread of a process has stopped.
+fn has_stopped(pid: Pid) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default()).all(|stat| {
+        // One that has ended meanwhile is none any more.
+        stat.is_empty() || stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
+    })
+}
+
 /// The processes below `root`, children before their own.
 fn descendants(root: Pid) -> Vec<Pid> {
     let mut pairs = Vec::new();
@@ -389,6 +408,20 @@ mod tests {
 
         fs::write(&file, format!("{} 1\n", std::process::id())).unwrap();
         assert!(Process::from_pid_file("us", &file, &log).is_none());
+    }
+
+    #[test]
+    fn a_process_that_is_to_stop_has_stopped() {
+        let scratch = Scratch::new().unwrap();
+        let busy = "while :; do :; done";
+        let mut process =
+            Process::prepare("busy", "sh", scratch.path().join("log")).args(["-c", busy]).start().unwrap();
+        for _ in 0..20 {
+            process.signal(Signal::STOP);
+            assert!(has_stopped(process.pid));
+            process.signal(Signal::CONT);
+        }
+        smol::block_on(process.kill());
     }
 
     #[test]
