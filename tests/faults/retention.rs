@@ -1,0 +1,113 @@
+//! The broker deletes records before analytics has read them.
+
+use std::{collections::BTreeMap, path::Path};
+
+use chrono::Utc;
+use kafka::{Consumer, Producer, Record};
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use testbed::{
+    Scratch,
+    audit::{Acknowledged, Places},
+    broker::{Broker, Kind},
+    system::Ground,
+};
+
+use crate::support::{
+    PATIENCE, analytics, audit, logged, metric, register_many, start, until, until_metric, until_readiness,
+};
+
+testbed::on_each_broker!(records_deleted_before_they_were_read_halt_it_until_it_may_go_on);
+
+/// Kafka deletes a segment, which one record fills, as soon as there is another.
+const AT_ONCE: &str = "log.segment.bytes=1048576\n\
+    log.retention.bytes=1048576\n\
+    log.retention.check.interval.ms=200\n\
+    log.segment.delete.delay.ms=0\n\
+    log.initial.task.delay.ms=100";
+const PARTITION: i32 = 1;
+
+fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let directory = scratch.path().join("broker");
+        let started = Broker::start_anywhere(kind, &directory, AT_ONCE).await;
+        let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
+        scratch.guard(broker.process()).unwrap();
+        let ground = Ground {
+            patients_database: testbed::shared_database().await,
+            billing_database: testbed::shared_database().await,
+            kafka: broker.address(),
+            topic: "patient".to_owned(),
+        };
+        let mut system = start(ground, 1, &[]).await;
+        let acknowledged = Acknowledged::default();
+        register_many(&system.patient_client(), &acknowledged, 20).await;
+        audit(&system, &acknowledged).await;
+        system.analytics.stop().await;
+
+        let Places { kafka, topic, .. } = Places::of(&system);
+        let mut consumer = Consumer::new(kafka.clone(), &topic, PARTITION);
+        let mut producer = Producer::new(kafka, &topic);
+        let unread = consumer.offsets().await.unwrap().end;
+        for _ in 0..6 {
+            send(&mut producer, PARTITION, 900_000).await.unwrap();
+        }
+        if kind == Kind::Nisshi {
+            broker.stop().await;
+            delete_at_the_start(&directory.join("broker.db")).await;
+            broker.restart().await.unwrap();
+            scratch.guard(broker.process()).unwrap();
+        }
+        // Nisshi counts the offsets of a partition without any record from 0.
+        for partition in 0..3 {
+            until("a record is taken", async || send(&mut producer, partition, 100).await.is_ok()).await;
+        }
+        until("some are deleted", async || consumer.offsets().await.is_ok_and(|there| there.start > unread)).await;
+
+        system.revive(analytics).unwrap();
+        until_readiness(&system.analytics, "intake", 503, "DOWN").await;
+        let halted = format!("intake_halted{{partition=\"{PARTITION}\"}}");
+        until_metric(&system.analytics, &halted, |value| value == 1.0).await;
+        let message = "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue";
+        assert_eq!(logged(&system.analytics, message), 1, "{}", system.analytics.log());
+        assert!(system.analytics.log().contains("records were deleted before they were read"));
+        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        assert_eq!(summary["activePatients"], 20, "nothing was reset silently");
+
+        // The documented way on.
+        let before = consumer.offsets().await.unwrap();
+        let relaunched = system.relaunch(analytics, |mut launch| {
+            launch.environment.push(("ON_OFFSET_LOSS".to_owned(), "continue".to_owned()));
+            launch.start()
+        });
+        relaunched.await.unwrap();
+        let at_the_end = |summary: &serde_json::Value| {
+            summary["partitions"][PARTITION as usize]["appliedOffset"].as_i64() == Some(before.end - 1)
+        };
+        let summary = system.until_summary(PATIENCE, at_the_end).await.unwrap();
+        assert_eq!(summary["activePatients"], 20, "what is left is no event");
+        // The broker may have gone on to delete while analytics looked.
+        let after = consumer.offsets().await.unwrap();
+        let lost = metric(&system.analytics, "records_lost_total").await.unwrap() as i64;
+        assert!((before.start..=after.start).contains(&(unread + lost)), "{lost}, {unread}, {before:?}, {after:?}");
+        until_readiness(&system.analytics, "intake", 200, "UP").await;
+    });
+}
+
+/// Sends a record that is no event.
+async fn send(producer: &mut Producer, partition: i32, bytes: usize) -> Result<(), kafka::Error> {
+    let record = Record { key: None, value: Some(vec![0xff; bytes]), headers: BTreeMap::new(), timestamp: Utc::now() };
+    let mut sent = producer.send(BTreeMap::from([(partition, vec![record])])).await;
+    sent.remove(&partition).unwrap().map(drop)
+}
+
+/// Nisshi deletes what is older than a topic's `retention.ms` when it starts, and then every ten minutes. Our client
+/// cannot set that; the broker's own file can.
+async fn delete_at_the_start(file: &Path) {
+    let options = SqliteConnectOptions::new().filename(file);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    let configure = "INSERT INTO topic_configuration (topic, name, value)
+        SELECT id, 'cleanup.policy', 'delete' FROM topic UNION ALL SELECT id, 'retention.ms', '1' FROM topic";
+    sqlx::query(configure).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
