@@ -5,12 +5,13 @@ use std::fs;
 use crate::root;
 
 /// Faults that the page must have a row for, by words of it.
-const FAULTS: [&str; 24] = [
+const FAULTS: [&str; 25] = [
     "patient-service is killed at any instant",
     "between the broker's acknowledgement and the deletion",
     "analytics-service is killed",
     "billing-service is killed while it opens",
     "broker is away at the start, dies, freezes",
+    "leaders of the topic's partitions move",
     "billing is away, slow",
     "PostgreSQL is killed, frozen, restarted",
     "every connection to PostgreSQL is in use",

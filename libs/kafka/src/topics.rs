@@ -8,6 +8,9 @@ use crate::{
     bridge::{call, connect},
 };
 
+/// As many replicas as the brokers' `default.replication.factor` says.
+const DEFAULT_REPLICAS: i16 = -1;
+
 /// Makes a topic and waits until the broker knows it; true if it was not there before. An existing topic is left as it
 /// is, whatever its partitions.
 ///
@@ -16,8 +19,8 @@ use crate::{
 pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> Result<bool, Error> {
     let work = async {
         let client = connect(settings).await?;
-        // One replica, as one broker has room for. Where there are more, the operator makes the topic before.
-        let new = match client.controller_client()?.create_topic(topic, partitions, 1, millis(settings)).await {
+        let controller = client.controller_client()?;
+        let new = match controller.create_topic(topic, partitions, DEFAULT_REPLICAS, millis(settings)).await {
             Ok(()) => true,
             Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => false,
             Err(error) => return Err(error.into()),

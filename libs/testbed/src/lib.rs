@@ -4,7 +4,7 @@
 //! is part of a service.
 //!
 //! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged;
-//! - [`broker`]: Apache Kafka on the JVM, or Nisshi;
+//! - [`broker`]: Apache Kafka on the JVM, or Nisshi; [`pair`]: two nodes of the former;
 //! - [`service`]: our services' binaries; [`system`]: all of them together;
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
@@ -17,6 +17,7 @@ pub mod audit;
 pub mod broker;
 pub mod cache;
 pub mod http;
+pub mod pair;
 pub mod ports;
 pub mod postgres;
 mod process;

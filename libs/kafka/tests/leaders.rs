@@ -1,0 +1,174 @@
+//! Our client while the leaders of partitions move between real nodes of Apache Kafka.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use kafka::{Consumer, Producer, Record, Settings, create_topic};
+use testbed::{Scratch, Signal, pair::Pair};
+
+/// The time for a call, and what a busy machine may add.
+const DEADLINE: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_secs(1);
+/// How long a fetch waits for a record.
+const WAIT: Duration = Duration::from_millis(200);
+/// How long a test waits for what is going to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Each node leads half of them.
+const PARTITIONS: i32 = 2;
+const BATCH: u32 = 3;
+/// Between two batches, two looks, and after a failure.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How far writer and readers are in each partition, and whether they should go on.
+#[derive(Debug, Default)]
+struct Shared {
+    acknowledged: [AtomicU32; PARTITIONS as usize],
+    read: [AtomicU32; PARTITIONS as usize],
+    stopped: AtomicBool,
+}
+
+mod on_kafka_alone {
+    use super::*;
+
+    #[test]
+    fn leaders_that_move_cost_time_in_bounds_and_no_record() {
+        runtime::block_on(2, async {
+            let scratch = Scratch::new().unwrap();
+            let mut pair = Pair::start(&scratch).await.unwrap();
+            let settings = Settings { deadline: DEADLINE, ..pair.settings("test") };
+            create_topic(&pair.settings("test"), "moving", PARTITIONS).await.unwrap();
+            let shared = Arc::new(Shared::default());
+            let writing = runtime::spawn(write(Producer::new(settings.clone(), "moving"), shared.clone()));
+            let reading: Vec<_> = (0..PARTITIONS)
+                .map(|partition| {
+                    runtime::spawn(read(Consumer::new(settings.clone(), "moving", partition), shared.clone()))
+                })
+                .collect();
+
+            for fault in [Fault::Stop, Fault::Kill, Fault::Freeze] {
+                until("it leads one", async || pair.led_by_second("moving").await.unwrap() == 1).await;
+                both_get_on(&shared).await;
+                fault.strike(&mut pair).await;
+                until("the other node leads", async || pair.led_by_second("moving").await.unwrap() == 0).await;
+                both_get_on(&shared).await;
+                // The leader moves back, and the one that answers is not the leader any more.
+                fault.heal(&scratch, &mut pair).await;
+                until("it leads again", async || pair.led_by_second("moving").await.unwrap() == 1).await;
+                both_get_on(&shared).await;
+            }
+            shared.stopped.store(true, SeqCst);
+            let longest = writing.await;
+            assert!(longest < DEADLINE * 3 + REST, "connecting, finding the leaders, sending: {longest:?}");
+            for reading in reading {
+                let longest = reading.await;
+                assert!(longest < DEADLINE * 2 + WAIT + REST, "connecting, fetching: {longest:?}");
+            }
+        });
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// It hands over in order.
+    Stop,
+    /// It says nothing, and connections to it are refused.
+    Kill,
+    /// It says nothing, takes connections, and still believes to lead when it is thawed.
+    Freeze,
+}
+
+impl Fault {
+    async fn strike(self, pair: &mut Pair) {
+        match self {
+            Self::Stop => pair.second.stop().await,
+            Self::Kill => pair.second.process().kill().await,
+            Self::Freeze => pair.second.process().signal(Signal::STOP),
+        }
+    }
+
+    async fn heal(self, scratch: &Scratch, pair: &mut Pair) {
+        match self {
+            Self::Freeze => pair.second.process().signal(Signal::CONT),
+            Self::Stop | Self::Kill => {
+                pair.second.restart().await.unwrap();
+                scratch.guard(pair.second.process()).unwrap();
+            }
+        }
+    }
+}
+
+/// Sends numbers to each partition, each until it is acknowledged, as the relay does; gives the time of the longest
+/// call.
+async fn write(mut producer: Producer, shared: Arc<Shared>) -> Duration {
+    let mut longest = Duration::ZERO;
+    while !shared.stopped.load(SeqCst) {
+        let batches = (0..PARTITIONS).zip(&shared.acknowledged).map(|(partition, next)| {
+            let next = next.load(SeqCst);
+            let record = |n: u32| Record {
+                key: None,
+                value: Some(n.to_be_bytes().to_vec()),
+                headers: BTreeMap::new(),
+                timestamp: chrono::Utc::now(),
+            };
+            (partition, (next..next + BATCH).map(record).collect())
+        });
+        let started = Instant::now();
+        let results = producer.send(batches.collect()).await;
+        longest = longest.max(started.elapsed());
+        for (partition, result) in results {
+            if result.is_ok() {
+                shared.acknowledged[partition as usize].fetch_add(BATCH, SeqCst);
+            }
+        }
+        smol::Timer::after(PAUSE).await;
+    }
+    longest
+}
+
+/// Reads a partition, in which each number must follow the one before or be a repetition; gives the time of the longest
+/// call.
+async fn read(mut consumer: Consumer, shared: Arc<Shared>) -> Duration {
+    let read = &shared.read[consumer.partition() as usize];
+    let (mut longest, mut offset) = (Duration::ZERO, 0);
+    while !shared.stopped.load(SeqCst) {
+        let started = Instant::now();
+        let fetched = consumer.fetch(offset, 1 << 20, WAIT).await;
+        longest = longest.max(started.elapsed());
+        let Ok(fetched) = fetched else {
+            smol::Timer::after(PAUSE).await;
+            continue;
+        };
+        offset = fetched.next;
+        for record in fetched.records.iter() {
+            let number = u32::from_be_bytes(record.value.unwrap().try_into().unwrap());
+            let next = read.load(SeqCst);
+            assert!(number <= next, "{number} follows {next}: something between was lost");
+            read.fetch_max(number + 1, SeqCst);
+        }
+    }
+    longest
+}
+
+/// Waits until in each partition more was acknowledged, and all of it was read.
+async fn both_get_on(shared: &Shared) {
+    let numbers = |counts: &[AtomicU32]| -> Vec<u32> { counts.iter().map(|count| count.load(SeqCst)).collect() };
+    let wanted: Vec<u32> = numbers(&shared.acknowledged).iter().map(|before| before + 10 * BATCH).collect();
+    let reached = |counts: &[AtomicU32]| numbers(counts).iter().zip(&wanted).all(|(count, wanted)| count >= wanted);
+    let both = async || reached(&shared.acknowledged) && reached(&shared.read);
+    until("both partitions are written to and read", both).await;
+}
+
+async fn until(what: &str, happened: impl AsyncFn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !happened().await {
+        assert!(Instant::now() < end, "it has not happened: {what}");
+        smol::Timer::after(PAUSE).await;
+    }
+}
