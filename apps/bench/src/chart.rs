@@ -30,7 +30,8 @@ pub(crate) fn svg(all: &[Series]) -> String {
 /// Writes never fail on a string.
 fn panel(text: &mut String, left: f64, axis: &str, all: &[&Series]) {
     let (top, bottom) = (MARGIN.1, MARGIN.1 + PANEL.1);
-    let _ = writeln!(text, "<text x=\"{left}\" y=\"20\" font-weight=\"bold\">requests/s by {axis}, the first is 1</text>");
+    let _ =
+        writeln!(text, "<text x=\"{left}\" y=\"20\" font-weight=\"bold\">requests/s by {axis}, the first is 1</text>");
     for part in [0.0, 0.5, 1.0, 1.5] {
         let y = bottom - part / TOP * PANEL.1;
         let right = left + PANEL.0;
