@@ -15,11 +15,15 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use codec::headers::Headers;
 use runtime::{Elapsed, within};
 use serde_json::Value as Json;
+use smol::future::zip;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
+    ConnectOptions as _, Connection as _, Row as _, Sqlite, SqliteConnection,
     migrate::Migrator,
     query,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
+    query::Query,
+    sqlite::{
+        SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous,
+    },
 };
 use uuid::Uuid;
 
@@ -36,7 +40,7 @@ const KEPT_DEAD_LETTERS: i64 = 1000;
 const LOG_PAGES: &str = "4000";
 /// Rows that one statement takes. Each statement is a way to SQLite's own thread and back, which costs more than a row
 /// does; of few shapes, each is prepared once.
-const ROWS: [usize; 4] = [512, 64, 8, 1];
+const ROWS: [usize; 5] = [2048, 512, 64, 8, 1];
 
 /// A statement for each number of rows.
 type Statements = LazyLock<[String; ROWS.len()]>;
@@ -81,6 +85,9 @@ static ADD_TO_REGISTRATIONS: Statements = LazyLock::new(|| {
     })
 });
 
+/// A statement with its values, ready to be executed.
+type Bound = Query<'static, Sqlite, SqliteArguments>;
+
 fn for_rows(row: &str, statement: impl Fn(String) -> String) -> [String; ROWS.len()] {
     ROWS.map(|rows| statement(vec![row; rows].join(", ")))
 }
@@ -96,6 +103,30 @@ fn parts<'a, T>(
         rows = rest;
         Some((statement.as_str(), part))
     })
+}
+
+/// Statements for all rows, each bound when it is asked for. To be asked for while SQLite's thread executes the one
+/// before: neither then waits for the other.
+fn bound<'a, T>(
+    statements: &'static [String; ROWS.len()],
+    rows: &'a [T],
+    bind: impl Fn(Bound, &'a T) -> Bound,
+) -> impl Iterator<Item = Bound> {
+    parts(statements, rows).map(move |(statement, part)| part.iter().fold(query(statement), &bind))
+}
+
+/// Executes statements one after the other.
+async fn execute(
+    connection: &mut SqliteConnection,
+    mut statements: impl Iterator<Item = Bound>,
+) -> Result<(), sqlx::Error> {
+    let mut next = statements.next();
+    while let Some(statement) = next {
+        let (executed, following) = zip(statement.execute(&mut *connection), async { statements.next() }).await;
+        executed?;
+        next = following;
+    }
+    Ok(())
 }
 
 /// The open state.
@@ -239,9 +270,12 @@ impl State {
     pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
         let find = async {
             let mut rows = Vec::new();
-            for (statement, part) in parts(&FIND_PATIENTS, ids) {
-                let find = part.iter().fold(query(statement), |find, id| find.bind(id.as_bytes().as_slice()));
-                rows.extend(find.fetch_all(&mut self.connection).await?);
+            let mut finds = bound(&FIND_PATIENTS, ids, |find, id| find.bind(id.as_bytes().as_slice()));
+            let mut next = finds.next();
+            while let Some(find) = next {
+                let (found, following) = zip(find.fetch_all(&mut self.connection), async { finds.next() }).await;
+                rows.append(&mut found?);
+                next = following;
             }
             Ok::<_, sqlx::Error>(rows)
         };
@@ -362,17 +396,15 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
 async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
     let Commit { tally, patients, positions, dead_letters } = commit;
     let mut transaction = connection.begin().await?;
-    for (statement, part) in parts(&REMEMBER_PATIENTS, patients) {
-        let remember = part.iter().fold(query(statement), |remember, (id, known)| {
-            remember
-                .bind(id.as_bytes().as_slice())
-                .bind(known.version)
-                .bind(known.active)
-                .bind(known.birth_year)
-                .bind(known.registered.map(day_of))
-        });
-        remember.execute(&mut *transaction).await?;
-    }
+    let remember = bound(&REMEMBER_PATIENTS, patients, |remember, (id, known)| {
+        remember
+            .bind(id.as_bytes().as_slice())
+            .bind(known.version)
+            .bind(known.active)
+            .bind(known.birth_year)
+            .bind(known.registered.map(day_of))
+    });
+    execute(&mut transaction, remember).await?;
     let counts = [
         ("active", tally.active),
         ("created", tally.created),
@@ -401,19 +433,14 @@ async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(),
         .await?;
     }
     let births: Vec<_> = tally.births.iter().filter(|(_, patients)| **patients != 0).collect();
-    for (statement, part) in parts(&ADD_TO_BIRTHS, &births) {
-        let add = part
-            .iter()
-            .fold(query(statement), |add, (year, patients)| add.bind(year.unwrap_or(NO_YEAR)).bind(**patients));
-        add.execute(&mut *transaction).await?;
-    }
+    let add =
+        bound(&ADD_TO_BIRTHS, &births, |add, (year, patients)| add.bind(year.unwrap_or(NO_YEAR)).bind(**patients));
+    execute(&mut transaction, add).await?;
     let registrations: Vec<_> = tally.registrations.iter().filter(|(_, patients)| **patients != 0).collect();
-    for (statement, part) in parts(&ADD_TO_REGISTRATIONS, &registrations) {
-        let add = part
-            .iter()
-            .fold(query(statement), |add, (date, patients)| add.bind(date.map_or(NO_DAY, day_of)).bind(**patients));
-        add.execute(&mut *transaction).await?;
-    }
+    let add = bound(&ADD_TO_REGISTRATIONS, &registrations, |add, (date, patients)| {
+        add.bind(date.map_or(NO_DAY, day_of)).bind(**patients)
+    });
+    execute(&mut transaction, add).await?;
     for letter in dead_letters {
         query(
             "-- park dead letter
@@ -545,7 +572,7 @@ mod tests {
 
     #[test]
     fn every_row_is_in_one_part() {
-        for count in [0, 1, 7, 9, 511, 512, 1500] {
+        for count in [0, 1, 7, 9, 511, 512, 1500, 5000] {
             let rows: Vec<_> = (0..count).collect();
             let all: Vec<_> = parts(&FIND_PATIENTS, &rows).flat_map(|(_, part)| part).copied().collect();
             assert_eq!(all, rows);
