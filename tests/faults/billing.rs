@@ -52,7 +52,9 @@ fn killed_after_its_commit_and_before_its_answer_it_has_one_account() {
         let acknowledged = Acknowledged::default();
         let (client, noted) = (system.patient_client(), acknowledged.clone());
         let registering = runtime::spawn(async move { register(&client, &noted).await });
-        let opening = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '-- open account%' AND state = 'active'
+        // Not yet while the statement is only prepared: nothing would be inserted then.
+        let opening =
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '-- open account%' AND wait_event = 'PgSleep'
             AND datname = current_database()";
         until("billing opens the account", async || sql::number(&database, opening).await.unwrap() == 1).await;
         system.billing.process().kill().await;
