@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use rskafka::client::error::{Error as Rskafka, ProtocolError};
+use rskafka::client::{
+    error::{Error as Rskafka, ProtocolError},
+    partition::{OffsetAt, UnknownTopicHandling},
+};
 use runtime::Backoff;
 
 use crate::{
@@ -11,7 +14,7 @@ use crate::{
 /// As many replicas as the brokers' `default.replication.factor` says.
 const DEFAULT_REPLICAS: i16 = -1;
 
-/// Makes a topic and waits until the broker knows it; true if it was not there before. An existing topic is left as it
+/// Makes a topic and waits until its partitions can be used; true if it was not there before. An existing topic is left as it
 /// is, whatever its partitions.
 ///
 /// # Errors
@@ -27,8 +30,16 @@ pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> 
         };
         // A broker learns from the controller of it a little later than we do.
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
-        while matches!(count(&client, topic).await, Err(Error::UnknownTopic)) {
-            backoff.pause().await;
+        let known = loop {
+            match count(&client, topic).await {
+                Err(Error::UnknownTopic) => backoff.pause().await,
+                known => break known?,
+            }
+        };
+        // It may know who leads a partition before the leader does; rskafka asks until it answers.
+        for partition in 0..known {
+            let leader = client.partition_client(topic, partition, UnknownTopicHandling::Retry).await?;
+            leader.get_offset(OffsetAt::Latest).await?;
         }
         Ok(new)
     };
