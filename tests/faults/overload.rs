@@ -49,8 +49,11 @@ const CONNECTIONS: usize = 1024;
 const SLOW: bool = cfg!(debug_assertions);
 const GOODPUT: f64 = if SLOW { 0.5 } else { 0.8 };
 const ACCEPTED_WITHIN: (Duration, Duration) = (Duration::from_secs(if SLOW { 3 } else { 2 }), Duration::from_secs(5));
-const REFUSED_WITHIN: (Duration, Duration) =
-    (Duration::from_millis(250), Duration::from_secs(if SLOW { 3 } else { 2 }));
+const REFUSED_WITHIN: (Duration, Duration) = if SLOW {
+    (Duration::from_secs(2), Duration::from_secs(3))
+} else {
+    (Duration::from_millis(250), Duration::from_secs(2))
+};
 const MEMORY: u64 = if SLOW { 96 } else { 64 } << 20;
 /// What may be added right after to the usual time of one request, in the middle and of nine in ten.
 const RECOVERED: (Duration, Duration) = if SLOW {
