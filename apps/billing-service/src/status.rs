@@ -39,7 +39,9 @@ impl From<Failure> for Status {
             Failure::Closed => Self::failed_precondition("the account is closed and takes no charges"),
             Failure::OtherEntry => Self::already_exists("the transaction id was used for another transaction"),
             // `Database` has logged the outage.
-            Failure::Database(postgres::Error::Unavailable(_)) => Self::unavailable("the database cannot serve now"),
+            Failure::Database(postgres::Error::Unavailable(_) | postgres::Error::Locked) => {
+                Self::unavailable("the database cannot serve now")
+            }
             Failure::Database(error) => {
                 tracing::error!(%error, "a query failed");
                 Self::internal("the service failed to answer; the trace id leads to the cause")

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use postgres::{Database, Error, PgRow, Row as _, query};
+use postgres::{Batcher, Database, Error, PgRow, Row as _, query};
 use uuid::Uuid;
 
 use crate::{
@@ -10,10 +10,13 @@ use crate::{
     ledger::{Entry, Kind, Money, Recorded},
 };
 
+mod open;
+
 /// Accounts and their ledgers.
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
+    opener: Batcher<open::Open>,
 }
 
 /// What became of an entry.
@@ -32,7 +35,7 @@ pub enum Recording {
 impl Store {
     /// A store in this database.
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { opener: Batcher::new(database.clone()), database }
     }
 
     /// Opens the account of a patient, or gives the one that there is; true if it is new.
@@ -40,22 +43,7 @@ impl Store {
     /// # Errors
     /// If the database cannot do it.
     pub async fn open(&self, holder: &Holder) -> Result<(Account, bool), Error> {
-        let insert = self.database.run(async |connection| {
-            let row = query(
-                "-- open account
-                INSERT INTO accounts (patient_id, id, name, email) VALUES ($1, $2, $3, $4)
-                ON CONFLICT (patient_id) DO NOTHING
-                RETURNING id, status",
-            )
-            .bind(holder.patient_id)
-            .bind(Uuid::now_v7())
-            .bind(&holder.name)
-            .bind(&holder.email)
-            .fetch_optional(connection)
-            .await?;
-            row.as_ref().map(account).transpose()
-        });
-        if let Some(account) = insert.await? {
+        if let Some(account) = self.opener.ask(holder.clone()).await? {
             return Ok((account, true));
         }
         // The insert has waited for whoever made it, so a new snapshot sees it; accounts are never deleted.

@@ -123,7 +123,7 @@ impl Registry {
         let id = Uuid::now_v7();
         let patient = Patient { id, name, email, address, date_of_birth, registered_date, version: 1 };
         let billing_after = self.billing.deadline() + RECONCILE_AFTER;
-        let patient = match self.store.insert(&patient, key.as_ref(), billing_after, trace).await {
+        let patient = match self.store.insert(patient.clone(), key.clone(), billing_after, trace).await {
             Ok(()) => {
                 self.relay.notify();
                 tracing::info!(patient_id = %patient.id, "patient registered");

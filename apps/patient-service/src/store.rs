@@ -4,7 +4,7 @@
 
 use chrono::NaiveDate;
 use codec::event::Kind;
-use postgres::{Database, Error, PgConnection, PgRow, Row as _, query};
+use postgres::{Batcher, Database, Error, PgConnection, PgRow, Row as _, query};
 use sqlx::Acquire as _;
 use telemetry::TraceContext;
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod find;
+mod insert;
 mod list;
 
 pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
@@ -28,7 +29,8 @@ const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
-    finder: find::Finder,
+    finder: Batcher<find::Find>,
+    inserter: Batcher<insert::Insert>,
 }
 
 /// A key under which a request may be repeated, and what the request was.
@@ -75,73 +77,23 @@ pub enum Change<T> {
 impl Store {
     /// The patients in this database.
     pub fn new(database: Database) -> Self {
-        Self { finder: find::Finder::new(database.clone()), database }
+        Self { finder: Batcher::new(database.clone()), inserter: Batcher::new(database.clone()), database }
     }
 
-    /// Stores a new patient with its event, its task for billing and, if there is one, its key: one statement, one
-    /// commit. `billing_after` leaves the request itself time to call billing.
+    /// Stores a new patient with its event, its task for billing and, if there is one, its key, in one commit.
+    /// `billing_after` leaves the request itself time to call billing.
     ///
     /// # Errors
     /// If the email or the key is taken, or the database cannot do it.
     pub async fn insert(
         &self,
-        patient: &Patient,
-        key: Option<&IdempotencyKey>,
+        patient: Patient,
+        key: Option<IdempotencyKey>,
         billing_after: std::time::Duration,
         trace: TraceContext,
     ) -> Result<(), StoreError> {
-        let event = Outgoing::of(patient, Kind::Created, trace);
-        let traceparent = trace.to_string();
-        let insert = self.database.run(async |connection| {
-            // The key goes first and the patient is taken from it, so that of many requests with one key all but the
-            // first fail on the key, whatever else they have in common.
-            let statement = match key {
-                Some(_) => {
-                    "-- insert patient with key
-                    WITH key AS (
-                        INSERT INTO idempotency_keys (key, fingerprint, patient_id) VALUES ($12, $13, $1) RETURNING patient_id
-                    ), patient AS (
-                        INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
-                        SELECT patient_id, $2, $3, $4, $5, $6 FROM key RETURNING id
-                    ), event AS (
-                        INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
-                        SELECT id, $7, $8, 'PATIENT_CREATED', $9, $10 FROM patient
-                    )
-                    INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
-                    SELECT id, 'OPEN', $10, now() + make_interval(secs => $11) FROM patient"
-                }
-                None => {
-                    "-- insert patient
-                    WITH patient AS (
-                        INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
-                        VALUES ($1, $2, $3, $4, $5, $6) RETURNING id
-                    ), event AS (
-                        INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
-                        SELECT id, $7, $8, 'PATIENT_CREATED', $9, $10 FROM patient
-                    )
-                    INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
-                    SELECT id, 'OPEN', $10, now() + make_interval(secs => $11) FROM patient"
-                }
-            };
-            let mut insert = query(statement)
-                .bind(patient.id)
-                .bind(&patient.name)
-                .bind(&patient.email)
-                .bind(&patient.address)
-                .bind(patient.date_of_birth)
-                .bind(patient.registered_date)
-                .bind(event.key_hash)
-                .bind(event.event_id)
-                .bind(&event.value)
-                .bind(&traceparent)
-                .bind(billing_after.as_secs_f64());
-            if let Some(IdempotencyKey { key, fingerprint }) = key {
-                insert = insert.bind(key).bind(fingerprint);
-            }
-            insert.execute(connection).await
-        });
-        insert.await?;
-        Ok(())
+        let event = Outgoing::of(&patient, Kind::Created, trace);
+        Ok(self.inserter.ask(insert::New { patient, event, key, billing_after }).await?)
     }
 
     /// The fingerprint and the patient of the request that had this key, if there was one.
@@ -188,7 +140,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn find(&self, id: Uuid) -> Result<Option<Patient>, Error> {
-        self.finder.find(id).await
+        self.finder.ask(id).await
     }
 
     /// Replaces a patient's data if the patient has one of `versions` (none: any), with the event of it.

@@ -100,7 +100,7 @@ impl Database {
                 Ok(())
             }
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => match error.into() {
-                error @ Error::Unavailable(_) => Err(MigrationFailure::Passing(error)),
+                error @ (Error::Unavailable(_) | Error::Locked) => Err(MigrationFailure::Passing(error)),
                 error => Err(MigrationFailure::Final(error.to_string())),
             },
             Err(error) => Err(MigrationFailure::Final(error.to_string())),

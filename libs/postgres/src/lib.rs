@@ -5,14 +5,18 @@
 //! server for a sign of life after every use and can lose a place for ever when a connection dies silently
 //! (sqlx#4349), which is why sqlx gives the connections here and this library keeps them.
 //!
+//! [`Batcher`] has requests that come at the same time done by one statement.
+//!
 //! What it does not do: TLS, replicas, notifications.
 
+mod batcher;
 mod database;
 mod error;
 mod pool;
 mod settings;
 mod statement;
 
+pub use batcher::{Batcher, Statement};
 pub use database::{Database, MigrationError};
 pub use error::Error;
 pub use settings::{Settings, Url};

@@ -39,7 +39,7 @@ impl From<Error> for Problem {
                 Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
             }
             // `Database` has logged the outage.
-            Error::Database(postgres::Error::Unavailable(_)) => {
+            Error::Database(postgres::Error::Unavailable(_) | postgres::Error::Locked) => {
                 Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable")
             }
             Error::Database(error) => {

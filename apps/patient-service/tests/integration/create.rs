@@ -1,5 +1,8 @@
 //! `POST /patients`.
 
+use std::time::{Duration, Instant};
+
+use postgres::{Acquire as _, PgConnection};
 use serde_json::{Value as Json, json};
 use testbed::http::Answer;
 
@@ -89,6 +92,57 @@ fn fifty_concurrent_requests_for_one_email_make_one_patient() {
         assert_eq!(service.number("SELECT count(*) FROM patients").await, 1);
         assert_eq!(service.number("SELECT count(*) FROM outbox").await, 1);
         assert_eq!(service.billing.count(), 1);
+    });
+}
+
+/// A registration waits for whoever holds its email; those that are stored with it in one commit do not.
+#[test]
+fn an_email_that_is_held_holds_up_no_other_registration() {
+    with_service(|service| async move {
+        let held = patient("Patient 25");
+        let (holding, is_held) = smol::channel::bounded::<()>(1);
+        let (release, released) = smol::channel::bounded::<()>(1);
+        let (database, email) = (service.database.clone(), held["email"].as_str().unwrap().to_owned());
+        // As an update that has not been committed yet.
+        let holder = runtime::spawn(async move {
+            let hold = async |connection: &mut PgConnection| {
+                let mut transaction = connection.begin().await?;
+                postgres::query(
+                    "INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+                    VALUES (gen_random_uuid(), 'x', $1, 'x', now(), now())",
+                )
+                .bind(&email)
+                .execute(&mut *transaction)
+                .await?;
+                holding.send(()).await.unwrap();
+                released.recv().await.unwrap();
+                transaction.rollback().await
+            };
+            database.run(hold).await
+        });
+        is_held.recv().await.unwrap();
+        let (client, started) = (service.client.clone(), Instant::now());
+        let (sender, others) = smol::channel::unbounded();
+        let registering = at_once(50, move |n| {
+            let (client, sender) = (client.clone(), sender.clone());
+            async move {
+                let answer = client.post("/patients", &patient(&format!("Patient {n}"))).await.unwrap();
+                if n != 25 {
+                    sender.send(answer.status).await.unwrap();
+                }
+                answer.status
+            }
+        });
+        let registering = runtime::spawn(registering);
+        for _ in 0..49 {
+            assert_eq!(others.recv().await.unwrap(), 201);
+        }
+        let waited = started.elapsed();
+        release.send(()).await.unwrap();
+        // It ends before the database's deadline, or the one that waits would not have been waiting.
+        holder.await.unwrap();
+        assert!(registering.await.iter().all(|&status| status == 201));
+        assert!(waited < Duration::from_millis(800), "{waited:?}");
     });
 }
 

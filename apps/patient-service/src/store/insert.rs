@@ -1,0 +1,86 @@
+//! New patients. Registrations that come together are one statement and one commit.
+
+use std::time::Duration;
+
+use postgres::{Database, Error, Statement, query};
+
+use super::IdempotencyKey;
+use crate::{outbox::Outgoing, patient::Patient};
+
+/// A patient to be stored, with its event, its task for billing and, if there is one, its key.
+#[derive(Debug)]
+pub(super) struct New {
+    pub(super) patient: Patient,
+    pub(super) event: Outgoing,
+    pub(super) key: Option<IdempotencyKey>,
+    /// The task is due after this time.
+    pub(super) billing_after: Duration,
+}
+
+/// The statement for many of them.
+pub(super) enum Insert {}
+
+impl Statement for Insert {
+    type Request = New;
+    type Answer = ();
+    const NAME: &'static str = "insert patient";
+    const MOST: usize = 128;
+
+    async fn execute(database: &Database, new: &[New]) -> Result<Vec<()>, Error> {
+        fn column<'a, T>(new: &'a [New], field: impl Fn(&'a New) -> T) -> Vec<T> {
+            new.iter().map(field).collect()
+        }
+        let insert = database.run(async |connection| {
+            // A patient with a key is taken from the key's row, so that of many requests with one key all but the first
+            // fail on the key, whatever else they have in common.
+            //
+            // Together they wait for nobody long: an update that was frozen may hold an email, and then the others are
+            // done without the one that wants it.
+            query(
+                "-- insert patients
+                WITH new AS (
+                    SELECT new.* FROM unnest(
+                        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::date[], $6::date[],
+                        $7::integer[], $8::uuid[], $9::bytea[], $10::text[], $11::float8[], $12::text[], $13::bytea[]
+                    ) AS new (
+                        id, name, email, address, date_of_birth, registered_date,
+                        key_hash, event_id, value, traceparent, billing_after, key, fingerprint
+                    ), set_config(
+                        'lock_timeout',
+                        CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
+                        true
+                    )
+                ), key AS (
+                    INSERT INTO idempotency_keys (key, fingerprint, patient_id)
+                    SELECT key, fingerprint, id FROM new WHERE key IS NOT NULL RETURNING patient_id
+                ), patient AS (
+                    INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+                    SELECT id, name, email, address, date_of_birth, registered_date
+                    FROM new LEFT JOIN key ON key.patient_id = new.id WHERE new.key IS NULL OR key.patient_id IS NOT NULL
+                ), event AS (
+                    INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+                    SELECT id, key_hash, event_id, 'PATIENT_CREATED', value, traceparent FROM new
+                )
+                INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
+                SELECT id, 'OPEN', traceparent, now() + make_interval(secs => billing_after) FROM new",
+            )
+            .bind(column(new, |new| new.patient.id))
+            .bind(column(new, |new| &*new.patient.name))
+            .bind(column(new, |new| &*new.patient.email))
+            .bind(column(new, |new| &*new.patient.address))
+            .bind(column(new, |new| new.patient.date_of_birth))
+            .bind(column(new, |new| new.patient.registered_date))
+            .bind(column(new, |new| new.event.key_hash))
+            .bind(column(new, |new| new.event.event_id))
+            .bind(column(new, |new| &*new.event.value))
+            .bind(column(new, |new| &*new.event.traceparent))
+            .bind(column(new, |new| new.billing_after.as_secs_f64()))
+            .bind(column(new, |new| new.key.as_ref().map(|key| &*key.key)))
+            .bind(column(new, |new| new.key.as_ref().map(|key| &*key.fingerprint)))
+            .execute(connection)
+            .await
+        });
+        insert.await?;
+        Ok(vec![(); new.len()])
+    }
+}

@@ -1,0 +1,178 @@
+//! Work of one kind that many ask for at the same time, done by one statement.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use smol::channel::{self, Sender};
+use telemetry::{Span, span::Kind};
+
+use crate::{Database, Error};
+
+/// Statements at once: while the answers of one are handed out, the database works on another.
+const AT_ONCE: usize = 2;
+
+/// A statement that does for many what they have asked for.
+pub trait Statement: Send + Sync + 'static {
+    /// What one asks for.
+    type Request: Send + Sync + 'static;
+    /// What one is told.
+    type Answer: Send + 'static;
+    /// The name of the span that each request has.
+    const NAME: &'static str;
+    /// Requests that one statement takes, at most.
+    const MOST: usize;
+
+    /// Does it for all or, if it fails, for none of them; gives an answer for each, in their order.
+    fn execute(
+        database: &Database,
+        requests: &[Self::Request],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>, Error>> + Send;
+}
+
+/// Collects the requests that come while statements are under way, for the next one. A statement for many costs the
+/// database, and us, little more than one for a single request. A request that comes alone waits for nobody: its
+/// statement begins at once.
+///
+/// A request that makes a statement fail does not harm the others: each is then done by itself.
+pub struct Batcher<S: Statement> {
+    database: Database,
+    queue: Arc<Mutex<Queue<S>>>,
+}
+
+struct Queue<S: Statement> {
+    waiting: Vec<Waiting<S>>,
+    /// Statements under way.
+    running: usize,
+}
+
+/// A request, and who waits for its answer.
+struct Waiting<S: Statement> {
+    request: S::Request,
+    since: Instant,
+    answer: Sender<Result<S::Answer, Error>>,
+}
+
+impl<S: Statement> Clone for Batcher<S> {
+    fn clone(&self) -> Self {
+        Self { database: self.database.clone(), queue: self.queue.clone() }
+    }
+}
+
+impl<S: Statement> fmt::Debug for Batcher<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher").field("database", &self.database).finish_non_exhaustive()
+    }
+}
+
+impl<S: Statement> Batcher<S> {
+    /// A batcher for statements on this database.
+    pub fn new(database: Database) -> Self {
+        Self { database, queue: Arc::new(Mutex::new(Queue { waiting: Vec::new(), running: 0 })) }
+    }
+
+    /// The answer of a statement that begins after this call. A request that is given up before is never executed.
+    ///
+    /// # Errors
+    /// Why this request could not be done, or why the database could do none.
+    pub async fn ask(&self, request: S::Request) -> Result<S::Answer, Error> {
+        // The statement belongs to many requests, and each has a span of its own for it.
+        let mut span = Span::child(Kind::Client, S::NAME);
+        span.set("db.system.name", "postgresql");
+        span.set("db.query.summary", S::NAME);
+        let (answer, answered) = channel::bounded(1);
+        self.lock().waiting.push(Waiting { request, since: Instant::now(), answer });
+        self.start();
+        let result = answered.recv().await;
+        let result = result.unwrap_or_else(|_| Err(Error::Unavailable("the statement was broken off".into())));
+        match &result {
+            Ok(_) => span.end(),
+            Err(error) => span.fail(error.outcome()),
+        }
+        result
+    }
+
+    /// Begins a statement if somebody waits for one and it is not one too many.
+    fn start(&self) {
+        let mut queue = self.lock();
+        if !queue.waiting.is_empty() && queue.running < AT_ONCE {
+            queue.running += 1;
+            // A task of its own, because a request can be broken off and others wait for the same statement.
+            runtime::spawn(Running(self.clone()).answer_all()).detach();
+        }
+    }
+
+    /// Those who have waited longest; others than these wait for a later statement.
+    fn take(&self) -> Vec<Waiting<S>> {
+        let mut queue = self.lock();
+        let count = queue.waiting.len().min(S::MOST);
+        let rest = queue.waiting.split_off(count);
+        std::mem::replace(&mut queue.waiting, rest)
+    }
+
+    async fn answer(&self, mut waiting: Vec<Waiting<S>>) {
+        let limit = self.database.acquire_limit();
+        waiting.retain(|one| {
+            let late = one.since.elapsed() > limit;
+            if late {
+                tell(&one.answer, Err(Error::Unavailable("too many requests wait for the database".into())));
+            }
+            !late && !one.answer.is_closed()
+        });
+        if waiting.is_empty() {
+            return;
+        }
+        let (requests, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.request, one.answer)).unzip();
+        match S::execute(&self.database, &requests).await {
+            Ok(results) => answers.iter().zip(results).for_each(|(answer, result)| tell(answer, Ok(result))),
+            Err(error) if requests.len() > 1 && error.is_of_the_statement() => {
+                // Not here: whichever it is, it may fail slowly, and others wait for the next statement.
+                for (request, answer) in requests.into_iter().zip(answers) {
+                    runtime::spawn(alone::<S>(self.database.clone(), request, answer)).detach();
+                }
+            }
+            Err(error) => answers.iter().for_each(|answer| tell(answer, Err(error.for_another()))),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<S>> {
+        // Nothing panics while it is held.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn alone<S: Statement>(database: Database, request: S::Request, answer: Sender<Result<S::Answer, Error>>) {
+    let result = S::execute(&database, &[request]).await;
+    tell(&answer, result.and_then(|answers| answers.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))));
+}
+
+fn tell<T>(answer: &Sender<Result<T, Error>>, result: Result<T, Error>) {
+    // Whoever broke off needs no answer.
+    let _ = answer.try_send(result);
+}
+
+/// A place among the statements under way, given back whatever happens.
+struct Running<S: Statement>(Batcher<S>);
+
+impl<S: Statement> Running<S> {
+    async fn answer_all(self) {
+        loop {
+            let waiting = self.0.take();
+            if waiting.is_empty() {
+                return;
+            }
+            self.0.answer(waiting).await;
+        }
+    }
+}
+
+impl<S: Statement> Drop for Running<S> {
+    fn drop(&mut self) {
+        self.0.lock().running -= 1;
+        // Somebody may have come after the last look.
+        self.0.start();
+    }
+}

@@ -1,0 +1,138 @@
+//! Requests that come together, against a real server.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use config::{Environment, Reader};
+use postgres::{Acquire as _, Batcher, Database, Error, Migrator, PgConnection, Row as _, Settings, Statement, query};
+use runtime::Shutdown;
+
+/// Puts numbers into the table `numbers`, which takes each once and none below 0; the answer is the number.
+enum Put {}
+
+impl Statement for Put {
+    type Request = i32;
+    type Answer = i32;
+    const NAME: &'static str = "put number";
+    const MOST: usize = 20;
+
+    async fn execute(database: &Database, numbers: &[i32]) -> Result<Vec<i32>, Error> {
+        let put = database.run(async |connection| {
+            let statement = "INSERT INTO numbers SELECT n, txid_current() FROM unnest($1::int[]) n RETURNING n";
+            let rows = query(statement).bind(numbers).fetch_all(connection).await?;
+            rows.iter().map(|row| row.try_get(0)).collect()
+        });
+        put.await
+    }
+}
+
+async fn database() -> Database {
+    let environment = Environment::empty()
+        .with("DATABASE_URL", testbed::shared_database().await)
+        .with("DATABASE_DEADLINE", "2s")
+        .with("DATABASE_CONNECTIONS", "4");
+    let mut reader = Reader::new(environment);
+    let settings = Settings::read(&mut reader, "postgres://localhost/test", "test");
+    let database = Database::new(reader.finish(settings).unwrap().0);
+    database.migrate(&Migrator::DEFAULT, &Shutdown::new()).await.unwrap();
+    let table =
+        "CREATE TABLE numbers (n int CONSTRAINT once PRIMARY KEY CONSTRAINT positive CHECK (n >= 0), tx bigint)";
+    database.run(async |connection| query(table).execute(connection).await).await.unwrap();
+    database
+}
+
+async fn number(database: &Database, statement: &'static str) -> i64 {
+    database.run(async |connection| query(statement).fetch_one(connection).await?.try_get(0)).await.unwrap()
+}
+
+async fn put_all(batcher: &Batcher<Put>, numbers: impl Iterator<Item = i32>) -> Vec<(i32, Result<i32, Error>)> {
+    let put = |n| {
+        let batcher = batcher.clone();
+        runtime::spawn(async move { (n, batcher.ask(n).await) })
+    };
+    let mut answers = Vec::new();
+    for answer in numbers.map(put).collect::<Vec<_>>() {
+        answers.push(answer.await);
+    }
+    answers
+}
+
+#[test]
+fn requests_that_come_together_share_statements_and_each_gets_its_own_answer() {
+    runtime::block_on(1, async {
+        let database = database().await;
+        let batcher = Batcher::<Put>::new(database.clone());
+        for (n, answer) in put_all(&batcher, 0..100).await {
+            assert_eq!(answer.unwrap(), n);
+        }
+        assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 100);
+        let transactions = number(&database, "SELECT count(DISTINCT tx) FROM numbers").await;
+        // Two begin at once, and nobody takes more than twenty.
+        assert!((5..20).contains(&transactions), "{transactions} transactions");
+    });
+}
+
+#[test]
+fn one_that_fails_harms_no_other() {
+    runtime::block_on(1, async {
+        let database = database().await;
+        let batcher = Batcher::<Put>::new(database.clone());
+        for (n, answer) in put_all(&batcher, (-1..30).chain([7])).await {
+            match answer {
+                Ok(answer) => assert_eq!(answer, n),
+                Err(Error::Constraint(name)) => {
+                    assert!(matches!((n, &*name), (-1, "positive") | (7, "once")), "{n}: {name}");
+                }
+                Err(error) => panic!("{n}: {error}"),
+            }
+        }
+        assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 30);
+    });
+}
+
+#[test]
+fn one_that_is_given_up_before_its_statement_is_not_executed() {
+    runtime::block_on(1, async {
+        let database = database().await;
+        let batcher = Batcher::<Put>::new(database.clone());
+        let locker = database.clone();
+        let (locked, is_locked) = smol::channel::bounded::<()>(1);
+        let (released, release) = smol::channel::bounded::<()>(1);
+        let locking = runtime::spawn(async move {
+            let lock = async |connection: &mut PgConnection| {
+                let mut transaction = connection.begin().await?;
+                query("LOCK TABLE numbers").execute(&mut *transaction).await?;
+                locked.send(()).await.unwrap();
+                release.recv().await.unwrap();
+                transaction.commit().await
+            };
+            locker.run(lock).await
+        });
+        is_locked.recv().await.unwrap();
+        let mut busy = Vec::new();
+        for n in 0..2 {
+            let batcher = batcher.clone();
+            busy.push(runtime::spawn(async move { batcher.ask(n).await }));
+            until_waiting_for_the_table(&database, busy.len() as i64).await;
+        }
+        assert!(smol::future::poll_once(pin!(batcher.ask(2))).await.is_none(), "both places are taken");
+        released.send(()).await.unwrap();
+        locking.await.unwrap();
+        for (n, answer) in (0..).zip(busy) {
+            assert_eq!(answer.await.unwrap(), n);
+        }
+        assert_eq!(batcher.ask(3).await.unwrap(), 3);
+        assert_eq!(number(&database, "SELECT count(*) FROM numbers WHERE n = 2").await, 0);
+    });
+}
+
+async fn until_waiting_for_the_table(database: &Database, statements: i64) {
+    let started = Instant::now();
+    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'numbers'::regclass AND NOT granted";
+    while number(database, waiting).await < statements {
+        assert!(started.elapsed() < Duration::from_secs(1), "the statements have not begun");
+    }
+}
