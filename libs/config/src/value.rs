@@ -95,7 +95,7 @@ impl<const MIN: u32, const MAX: u32> Value for Bounded<MIN, MAX> {
 }
 
 /// A host name or address with a port, `host:port`; an IPv6 address stands in brackets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
     /// Name or address.
     pub host: String,

@@ -10,7 +10,7 @@ use rskafka::{
 
 use crate::{Error, Settings};
 
-/// Bytes of an answer at most; what is produced or asked for through rskafka has far smaller ones.
+/// Bytes of an answer at most; what is asked for through rskafka has far smaller ones.
 const MESSAGE_LIMIT: usize = 32 * 1024 * 1024;
 
 /// Does `work` inside the bridge and within `limit`. Work that is late is dropped inside the bridge too: rskafka spawns

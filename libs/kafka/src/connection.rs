@@ -69,7 +69,7 @@ impl Connection {
         let mut message = BytesMut::new();
         message.put_i32(0);
         let encoded = header.encode(&mut message, Q::header_version(version));
-        encoded.and_then(|()| request.encode(&mut message, version)).map_err(|error| Error::Away(error.into()))?;
+        encoded.and_then(|()| request.encode(&mut message, version)).map_err(io::Error::other)?;
         let length = i32::try_from(message.len() - 4).map_err(io::Error::other)?;
         message[..4].copy_from_slice(&length.to_be_bytes());
         Ok(self.stream.write_all(&message).await?)

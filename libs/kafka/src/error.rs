@@ -1,4 +1,4 @@
-use std::{error::Error as StdError, fmt, io, time::Duration};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use kafka_protocol::error::ResponseError;
 use rskafka::client::error::{Error as Rskafka, ProtocolError};
@@ -7,16 +7,16 @@ use runtime::Elapsed;
 use crate::Malformed;
 
 /// Why a call to Kafka failed, by what the caller can do about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Error {
     /// The broker will never take these records: too large, or malformed in its eyes.
-    Refused(ProtocolError),
+    Refused(ResponseError),
     /// The topic or the partition does not exist.
     UnknownTopic,
     /// There is no such offset (any more, or yet).
     OffsetOutOfRange,
     /// The broker cannot be reached or cannot serve now. Trying again later may help.
-    Away(Box<dyn StdError + Send + Sync>),
+    Away(Arc<dyn StdError + Send + Sync>),
     /// What the broker sent cannot be read. It may be sent the same way again.
     Malformed(Malformed),
     /// There was no answer in time. The broker may have done what it was asked.
@@ -64,15 +64,10 @@ impl From<Rskafka> for Error {
     fn from(error: Rskafka) -> Self {
         match error {
             Rskafka::ServerError { protocol_error, .. } => match protocol_error {
-                ProtocolError::MessageTooLarge
-                | ProtocolError::RecordListTooLarge
-                | ProtocolError::InvalidRecord
-                | ProtocolError::InvalidTimestamp => Self::Refused(protocol_error),
                 ProtocolError::UnknownTopicOrPartition => Self::UnknownTopic,
-                ProtocolError::OffsetOutOfRange => Self::OffsetOutOfRange,
-                _ => Self::Away(Box::new(error)),
+                _ => Self::Away(Arc::new(error)),
             },
-            error => Self::Away(Box::new(error)),
+            error => Self::Away(Arc::new(error)),
         }
     }
 }
@@ -80,16 +75,20 @@ impl From<Rskafka> for Error {
 impl From<ResponseError> for Error {
     fn from(error: ResponseError) -> Self {
         match error {
+            ResponseError::MessageTooLarge
+            | ResponseError::RecordListTooLarge
+            | ResponseError::InvalidRecord
+            | ResponseError::InvalidTimestamp => Self::Refused(error),
             ResponseError::UnknownTopicOrPartition => Self::UnknownTopic,
             ResponseError::OffsetOutOfRange => Self::OffsetOutOfRange,
-            error => Self::Away(Box::new(error)),
+            error => Self::Away(Arc::new(error)),
         }
     }
 }
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        Self::Away(Box::new(error))
+        Self::Away(Arc::new(error))
     }
 }
 

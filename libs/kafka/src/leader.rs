@@ -1,7 +1,10 @@
 use config::HostPort;
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
-    messages::{ApiKey, MetadataRequest, MetadataResponse, TopicName, metadata_request::MetadataRequestTopic},
+    messages::{
+        ApiKey, MetadataRequest, MetadataResponse, TopicName, metadata_request::MetadataRequestTopic,
+        metadata_response::MetadataResponsePartition,
+    },
     protocol::StrBytes,
 };
 use runtime::within;
@@ -11,46 +14,76 @@ use crate::{Error, Malformed, Settings, connection::Connection};
 /// Every broker since 0.11 speaks it, and it can be asked not to make the topic.
 const METADATA: i16 = 4;
 
-/// Connects to the leader of a partition, for which the bootstrap brokers are asked one after the other.
+/// Connects to the leader of a partition.
 pub(crate) async fn connect(settings: &Settings, topic: &TopicName, partition: i32) -> Result<Connection, Error> {
+    let leader = ask(settings, topic, |metadata| {
+        let found = partitions(metadata, topic)?.iter().find(|found| found.partition_index == partition);
+        leader(metadata, found.ok_or(Error::UnknownTopic)?)
+    });
+    let leader = leader.await?;
+    Ok(Connection::open(&leader.host, leader.port, settings.client_id).await?)
+}
+
+/// The leader of each partition, by number; none where there is none now.
+pub(crate) async fn of_all(settings: &Settings, topic: &TopicName) -> Result<Vec<Option<HostPort>>, Error> {
+    let leaders = ask(settings, topic, |metadata| {
+        let found = partitions(metadata, topic)?;
+        let leader_of = |number: usize| {
+            let found = found.iter().find(|found| usize::try_from(found.partition_index) == Ok(number))?;
+            leader(metadata, found).ok()
+        };
+        Ok((0..found.len()).map(leader_of).collect())
+    });
+    leaders.await
+}
+
+/// Asks the bootstrap brokers, one after the other, until the metadata of one can be used.
+async fn ask<T>(
+    settings: &Settings,
+    topic: &TopicName,
+    read: impl Fn(&MetadataResponse) -> Result<T, Error>,
+) -> Result<T, Error> {
     let brokers = &settings.bootstrap.0;
     // One that hangs leaves the others their part of the time.
     let share = settings.deadline / u32::try_from(brokers.len()).unwrap_or(u32::MAX).max(1);
     let mut result = Err(Error::UnknownTopic);
     for broker in brokers {
-        result = match within(share, find(settings, broker, topic, partition)).await {
-            Ok(found) => found,
+        // Boxed, because an answer with its connection is large, and would be part of every caller's future.
+        result = match within(share, Box::pin(metadata(settings, broker, topic))).await {
+            Ok(metadata) => metadata.and_then(|metadata| read(&metadata)),
             Err(elapsed) => Err(elapsed.into()),
         };
         if matches!(result, Ok(_) | Err(Error::UnknownTopic)) {
             break;
         }
     }
-    let leader = result?;
-    Ok(Connection::open(&leader.host, leader.port, settings.client_id).await?)
+    result
 }
 
-async fn find(settings: &Settings, broker: &HostPort, topic: &TopicName, partition: i32) -> Result<HostPort, Error> {
+async fn metadata(settings: &Settings, broker: &HostPort, topic: &TopicName) -> Result<MetadataResponse, Error> {
     let mut connection = Connection::open(&broker.host, broker.port, settings.client_id).await?;
     let request = MetadataRequest::default()
         .with_allow_auto_topic_creation(false)
         .with_topics(Some(vec![MetadataRequestTopic::default().with_name(Some(topic.clone()))]));
-    leader(connection.call(ApiKey::Metadata, METADATA, &request).await?, topic, partition)
+    connection.call(ApiKey::Metadata, METADATA, &request).await
 }
 
-fn leader(metadata: MetadataResponse, topic: &TopicName, partition: i32) -> Result<HostPort, Error> {
-    let found = metadata.topics.into_iter().find(|found| found.name.as_ref() == Some(topic));
+fn partitions<'a>(metadata: &'a MetadataResponse, topic: &TopicName) -> Result<&'a [MetadataResponsePartition], Error> {
+    let found = metadata.topics.iter().find(|found| found.name.as_ref() == Some(topic));
     let found = found.ok_or(Error::UnknownTopic)?;
-    if let Some(error) = found.error_code.err() {
+    match found.error_code.err() {
+        Some(error) => Err(error.into()),
+        None if found.partitions.is_empty() => Err(Error::UnknownTopic),
+        None => Ok(&found.partitions),
+    }
+}
+
+fn leader(metadata: &MetadataResponse, partition: &MetadataResponsePartition) -> Result<HostPort, Error> {
+    // Others, such as a replica that is away, do not matter.
+    if let Some(error @ ResponseError::LeaderNotAvailable) = partition.error_code.err() {
         return Err(error.into());
     }
-    let found = found.partitions.into_iter().find(|found| found.partition_index == partition);
-    let found = found.ok_or(Error::UnknownTopic)?;
-    // Others, such as a replica that is away, do not matter for reading.
-    if let Some(error @ ResponseError::LeaderNotAvailable) = found.error_code.err() {
-        return Err(error.into());
-    }
-    let leader = metadata.brokers.into_iter().find(|broker| broker.node_id == found.leader_id);
+    let leader = metadata.brokers.iter().find(|broker| broker.node_id == partition.leader_id);
     let leader = leader.ok_or(ResponseError::LeaderNotAvailable)?;
     let port = u16::try_from(leader.port).map_err(|_| Malformed::Answer)?;
     Ok(HostPort { host: StrBytes::to_string(&leader.host), port })

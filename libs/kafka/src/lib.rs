@@ -1,12 +1,11 @@
 //! Kafka for services.
 //!
-//! What is fetched comes over connections of our own on smol, and its records are read where they were received
-//! ([`Consumer`], [`Records`]); the messages around them are kafka-protocol's. rskafka, behind the tokio compat bridge,
-//! produces and looks after topics.
+//! Records go and come over connections of our own on smol ([`Producer`], [`Consumer`]), and those that come are read
+//! where they were received ([`Records`]); the messages around them are kafka-protocol's. rskafka, behind the tokio
+//! compat bridge, looks after topics, and a record that is sent or kept is its [`Record`].
 //!
-//! Every call has a deadline. rskafka has no time-outs of its own and retries for minutes, so a client that failed is
-//! thrown away and made anew with the next call, which also ends its loops on stale metadata. A consumer's connection is
-//! treated in the same way.
+//! Every call has a deadline. A connection that failed is thrown away, and what was known of who leads is asked anew.
+//! rskafka has no time-outs of its own and retries for minutes, so each of its clients serves one call.
 //!
 //! What it does not do: consumer groups (a consumer is given its partitions), transactions, idempotent production. A
 //! call that timed out may still reach the broker, so records are delivered at least once.

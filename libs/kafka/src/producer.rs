@@ -1,19 +1,35 @@
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use bytes::{Bytes, BytesMut};
+use config::HostPort;
 use futures_util::future::join_all;
-use rskafka::client::{
-    Client,
-    partition::{Compression, PartitionClient, UnknownTopicHandling},
+use kafka_protocol::{
+    error::{ParseResponseErrorCode as _, ResponseError},
+    indexmap::IndexMap,
+    messages::{
+        ApiKey, ProduceRequest, ProduceResponse, TopicName,
+        produce_request::{PartitionProduceData, TopicProduceData},
+    },
+    protocol::StrBytes,
+    records::{
+        Compression, NO_PARTITION_LEADER_EPOCH, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, Record as Encoded,
+        RecordBatchEncoder, RecordEncodeOptions, TimestampType,
+    },
 };
 
-use crate::{
-    Error, Record, Settings,
-    bridge::{call, connect},
-    topics,
-};
+use crate::{Error, Malformed, Record, Settings, call::call, connection::Connection, leader};
+
+/// Every broker since 0.11 speaks it.
+const PRODUCE: i16 = 3;
+/// The version of the format of batches.
+const FORMAT: i8 = 2;
+/// Acknowledged when every replica in sync has it.
+const ALL_REPLICAS: i16 = -1;
+/// A connection that has been idle for longer is not used again: brokers close them, by default after ten minutes.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Sends records to the partitions of one topic.
 ///
@@ -22,21 +38,30 @@ use crate::{
 #[derive(Debug)]
 pub struct Producer {
     settings: Settings,
-    topic: String,
-    connection: Option<Connection>,
+    topic: TopicName,
+    cluster: Option<Cluster>,
 }
 
+/// Who leads the partitions, and the connections to them that are of use.
 #[derive(Debug)]
-struct Connection {
-    client: Client,
-    count: i32,
-    partitions: HashMap<i32, Arc<PartitionClient>>,
+struct Cluster {
+    leaders: Vec<Option<HostPort>>,
+    connections: HashMap<HostPort, (Connection, Instant)>,
 }
+
+/// A batch as it is sent.
+#[derive(Clone, Debug)]
+struct Batch {
+    bytes: Bytes,
+    records: i64,
+}
+
+type Results = BTreeMap<i32, Result<Vec<i64>, Error>>;
 
 impl Producer {
     /// A producer that connects when it is first used, and again after a failure.
     pub fn new(settings: Settings, topic: impl Into<String>) -> Self {
-        Self { settings, topic: topic.into(), connection: None }
+        Self { settings, topic: TopicName(StrBytes::from_string(topic.into())), cluster: None }
     }
 
     /// How many partitions the topic has.
@@ -44,53 +69,157 @@ impl Producer {
     /// # Errors
     /// [`Error::UnknownTopic`] if there is no such topic; otherwise if the broker cannot be asked.
     pub async fn partitions(&mut self) -> Result<i32, Error> {
-        if let Some(connection) = &self.connection {
-            return Ok(connection.count);
-        }
-        let connection = call("connect", self.settings.deadline, async {
-            let client = connect(&self.settings).await?;
-            let count = topics::count(&client, &self.topic).await?;
-            Ok(Connection { client, count, partitions: HashMap::new() })
-        });
-        Ok(self.connection.insert(connection.await?).count)
+        let cluster = self.cluster().await?;
+        i32::try_from(cluster.leaders.len()).map_err(|_| Malformed::Answer.into())
     }
 
-    /// Sends one batch to each of several partitions, all at once, and gives each one's offsets or error. A batch is
-    /// stored whole or, as far as its error tells, not at all.
-    pub async fn send(&mut self, batches: BTreeMap<i32, Vec<Record>>) -> BTreeMap<i32, Result<Vec<i64>, Error>> {
-        let mut connected = BTreeMap::new();
+    async fn cluster(&mut self) -> Result<&mut Cluster, Error> {
+        let cluster = match self.cluster.take() {
+            Some(cluster) => cluster,
+            None => {
+                let leaders = leader::of_all(&self.settings, &self.topic);
+                let leaders = call("connect", self.settings.deadline, leaders).await?;
+                Cluster { leaders, connections: HashMap::new() }
+            }
+        };
+        Ok(self.cluster.insert(cluster))
+    }
+
+    /// Sends one batch to each of several partitions, with one request to each of their leaders, and gives each one's
+    /// offsets or error. A batch is stored whole or, as far as its error tells, not at all.
+    ///
+    /// What fails because of what was known of the brokers before is tried once more with what they say now.
+    pub async fn send(&mut self, batches: BTreeMap<i32, Vec<Record>>) -> Results {
+        let mut results = Results::new();
+        let mut encoded = BTreeMap::new();
         for (partition, records) in batches {
-            connected.insert(partition, (self.partition(partition).await, records));
+            match Batch::encode(records) {
+                Ok(batch) => drop(encoded.insert(partition, batch)),
+                Err(error) => drop(results.insert(partition, Err(error))),
+            }
         }
-        let limit = self.settings.deadline;
-        let sending = connected.into_iter().map(|(partition, (client, records))| async move {
-            let sent = async {
-                let client = client?;
-                let produce = async { Ok(client.produce(records, Compression::NoCompression).await?) };
-                call("produce", limit, produce).await
-            };
-            (partition, sent.await)
-        });
-        let results: BTreeMap<_, _> = join_all(sending).await.into_iter().collect();
+        let known = self.cluster.is_some();
+        results.extend(self.send_once(&encoded).await);
+        if known {
+            encoded.retain(|partition, _| matches!(results[partition], Err(Error::Away(_) | Error::UnknownTopic)));
+            if !encoded.is_empty() {
+                self.cluster = None;
+                results.extend(self.send_once(&encoded).await);
+            }
+        }
         let broken =
             |result: &Result<_, Error>| result.as_ref().is_err_and(|error| !matches!(error, Error::Refused(_)));
         if results.values().any(broken) {
-            self.connection = None;
+            self.cluster = None;
         }
         results
     }
 
-    async fn partition(&mut self, partition: i32) -> Result<Arc<PartitionClient>, Error> {
-        self.partitions().await?;
-        let connection = self.connection.as_mut().expect("`partitions` has connected");
-        if let Some(client) = connection.partitions.get(&partition) {
-            return Ok(client.clone());
+    async fn send_once(&mut self, batches: &BTreeMap<i32, Batch>) -> Results {
+        let (settings, topic) = (self.settings.clone(), self.topic.clone());
+        let cluster = match self.cluster().await {
+            Ok(cluster) => cluster,
+            Err(error) => return batches.keys().map(|&partition| (partition, Err(error.clone()))).collect(),
+        };
+        let mut results = Results::new();
+        let mut by_leader = HashMap::<HostPort, BTreeMap<i32, Batch>>::new();
+        for (&partition, batch) in batches {
+            let leader = usize::try_from(partition).ok().and_then(|partition| cluster.leaders.get(partition));
+            match leader {
+                Some(Some(leader)) => {
+                    by_leader.entry(leader.clone()).or_default().insert(partition, batch.clone());
+                }
+                Some(None) => drop(results.insert(partition, Err(ResponseError::LeaderNotAvailable.into()))),
+                None => drop(results.insert(partition, Err(Error::UnknownTopic))),
+            }
         }
-        let client = call("connect", self.settings.deadline, async {
-            Ok(connection.client.partition_client(&self.topic, partition, UnknownTopicHandling::Error).await?)
+        let sending = by_leader.into_iter().map(|(leader, batches)| {
+            let kept = cluster.connections.remove(&leader);
+            let connection = kept.filter(|(_, used)| used.elapsed() < IDLE).map(|(connection, _)| connection);
+            send_to(&settings, &topic, leader, connection, batches)
         });
-        let client = Arc::new(client.await?);
-        connection.partitions.insert(partition, client.clone());
-        Ok(client)
+        for (leader, connection, of_leader) in join_all(sending).await {
+            cluster.connections.extend(connection.map(|connection| (leader, (connection, Instant::now()))));
+            results.extend(of_leader);
+        }
+        results
+    }
+}
+
+/// Sends batches to their leader; gives the connection if it can be used again.
+async fn send_to(
+    settings: &Settings,
+    topic: &TopicName,
+    leader: HostPort,
+    connection: Option<Connection>,
+    batches: BTreeMap<i32, Batch>,
+) -> (HostPort, Option<Connection>, Results) {
+    let work = async {
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => Connection::open(&leader.host, leader.port, settings.client_id).await?,
+        };
+        let partition = |(&index, batch): (&i32, &Batch)| {
+            PartitionProduceData::default().with_index(index).with_records(Some(batch.bytes.clone()))
+        };
+        let topic = TopicProduceData::default()
+            .with_name(topic.clone())
+            .with_partition_data(batches.iter().map(partition).collect());
+        let request = ProduceRequest::default()
+            .with_acks(ALL_REPLICAS)
+            .with_timeout_ms(i32::try_from(settings.deadline.as_millis()).unwrap_or(i32::MAX))
+            .with_topic_data(vec![topic]);
+        let answer: ProduceResponse = connection.call(ApiKey::Produce, PRODUCE, &request).await?;
+        Ok((connection, answer))
+    };
+    // Boxed, because a request with its answer is large, and would be part of every caller's future.
+    match call("produce", settings.deadline, Box::pin(work)).await {
+        Ok((connection, answer)) => {
+            let results = batches.iter().map(|(&partition, batch)| (partition, offsets(&answer, partition, batch)));
+            let results = results.collect();
+            (leader, Some(connection), results)
+        }
+        Err(error) => (leader, None, batches.keys().map(|&partition| (partition, Err(error.clone()))).collect()),
+    }
+}
+
+fn offsets(answer: &ProduceResponse, partition: i32, batch: &Batch) -> Result<Vec<i64>, Error> {
+    let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
+    let found = partitions.find(|found| found.index == partition).ok_or(Malformed::Answer)?;
+    match found.error_code.err() {
+        Some(error) => Err(error.into()),
+        None => Ok((found.base_offset..found.base_offset + batch.records).collect()),
+    }
+}
+
+impl Batch {
+    fn encode(records: Vec<Record>) -> Result<Self, Error> {
+        let records: Vec<Encoded> = (0..).zip(records).map(|(number, record)| encoded(number, record)).collect();
+        let options = RecordEncodeOptions { version: FORMAT, compression: Compression::None };
+        let mut bytes = BytesMut::new();
+        RecordBatchEncoder::encode(&mut bytes, &records, &options)
+            .map_err(|_| Error::Refused(ResponseError::InvalidRecord))?;
+        Ok(Self { bytes: bytes.freeze(), records: records.len() as i64 })
+    }
+}
+
+fn encoded(number: i64, record: Record) -> Encoded {
+    let Record { key, value, headers, timestamp } = record;
+    let header = |(name, value): (String, Vec<u8>)| (StrBytes::from_string(name), Some(Bytes::from(value)));
+    Encoded {
+        transactional: false,
+        control: false,
+        delete_horizon: false,
+        partition_leader_epoch: NO_PARTITION_LEADER_EPOCH,
+        producer_id: NO_PRODUCER_ID,
+        producer_epoch: NO_PRODUCER_EPOCH,
+        timestamp_type: TimestampType::Creation,
+        offset: number,
+        // A batch has one sequence; that of its first record is -1, which is none.
+        sequence: number as i32 - 1,
+        timestamp: timestamp.timestamp_millis(),
+        key: key.map(Bytes::from),
+        value: value.map(Bytes::from),
+        headers: headers.into_iter().map(header).collect::<IndexMap<_, _>>(),
     }
 }

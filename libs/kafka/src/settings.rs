@@ -7,7 +7,7 @@ use config::{HostPorts, Reader};
 pub struct Settings {
     /// Brokers to ask for the others.
     pub bootstrap: HostPorts,
-    /// The time for a call, rskafka's own retries included.
+    /// The time for a call; of a topic's, with rskafka's own retries.
     pub deadline: Duration,
     /// How the service names itself to the broker.
     pub client_id: &'static str,

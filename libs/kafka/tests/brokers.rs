@@ -21,6 +21,7 @@ testbed::on_each_broker!(
     a_topic_is_made_once,
     a_frozen_broker_costs_the_deadline_and_is_found_again,
     a_restarted_broker_is_found_again,
+    a_broker_that_was_restarted_between_two_sends_is_no_failure,
 );
 
 const WAIT: Duration = Duration::from_millis(200);
@@ -186,6 +187,24 @@ fn a_restarted_broker_is_found_again(kind: Kind) {
         scratch.guard(broker.process()).unwrap();
         until_sent(&mut producer).await;
         assert_eq!(read(&mut consumer, 0, 2).await, ["before", "after"]);
+    });
+}
+
+fn a_broker_that_was_restarted_between_two_sends_is_no_failure(kind: Kind) {
+    runtime::block_on(2, async move {
+        let (scratch, mut broker, settings, topic) = own_broker(kind, "").await;
+        let mut producer = Producer::new(settings.clone(), &topic);
+        send(&mut producer, 0, vec![record("before")]).await.unwrap();
+        broker.process().kill().await;
+        broker.restart().await.unwrap();
+        scratch.guard(broker.process()).unwrap();
+        let mut consumer = Consumer::new(settings, &topic, 0);
+        let started = Instant::now();
+        while let Err(error) = consumer.offsets().await {
+            assert!(started.elapsed() < Duration::from_secs(60), "{error}");
+            smol::Timer::after(Duration::from_millis(50)).await;
+        }
+        assert_eq!(send(&mut producer, 0, vec![record("after")]).await.unwrap(), [1]);
     });
 }
 
