@@ -34,6 +34,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The quick look, for as long as there has been something within [`BUSY`]: other replicas are at work too.
 const QUICK_LOOK: Duration = Duration::from_millis(20);
 const BUSY: Duration = Duration::from_secs(1);
+/// Steps that have something to send begin so far apart at least. A step costs a statement, a request and fetches, however
+/// little it carries; one that comes alone does not wait.
+const PACE: Duration = Duration::from_millis(10);
 /// Pauses after failures.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often the backlog is told, and a quiet broker is asked for a sign of life.
@@ -360,6 +363,7 @@ impl Relay {
                 last_told = Some(Instant::now());
                 self.tell_backlog().await;
             }
+            let begun = Instant::now();
             let pause = match self.step().await {
                 Ok(step) => {
                     backoff.reset();
@@ -367,6 +371,7 @@ impl Relay {
                     if step.published > 0 {
                         (last_busy, last_sign) = (now, now);
                         self.broker.tell(Ok(()));
+                        smol::Timer::at(begun + PACE).await;
                         // More may have come while this batch was in flight.
                         continue;
                     }
