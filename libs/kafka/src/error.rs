@@ -24,6 +24,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the partition's leader is about to be another one; nothing was done.
+    pub(crate) fn is_of_moving_leaders(&self) -> bool {
+        let Self::Away(error) = self else { return false };
+        let error = error.downcast_ref::<ResponseError>();
+        matches!(error, Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable))
+    }
+
     /// A short name for metrics and traces.
     pub fn outcome(&self) -> &'static str {
         match self {

@@ -19,6 +19,7 @@ use kafka_protocol::{
         RecordBatchEncoder, RecordEncodeOptions, TimestampType,
     },
 };
+use runtime::Backoff;
 
 use crate::{Error, Malformed, Record, Settings, call::call, connection::Connection, leader};
 
@@ -30,6 +31,10 @@ const FORMAT: i8 = 2;
 const ALL_REPLICAS: i16 = -1;
 /// A connection that has been idle for longer is not used again: brokers close them, by default after ten minutes.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// For so long a send waits for a leader that knows it is one. It is a short moment after a topic was made, and after
+/// that the others should not wait for one partition.
+const MOVING: Duration = Duration::from_secs(1);
 
 /// Sends records to the partitions of one topic.
 ///
@@ -88,7 +93,8 @@ impl Producer {
     /// Sends one batch to each of several partitions, with one request to each of their leaders, and gives each one's
     /// offsets or error. A batch is stored whole or, as far as its error tells, not at all.
     ///
-    /// What fails because of what was known of the brokers before is tried once more with what they say now.
+    /// What fails because of what was known of the brokers before is tried once more with what they say now, and what has
+    /// no leader that knows it is one, for a moment.
     pub async fn send(&mut self, batches: BTreeMap<i32, Vec<Record>>) -> Results {
         let mut results = Results::new();
         let mut encoded = BTreeMap::new();
@@ -98,14 +104,23 @@ impl Producer {
                 Err(error) => drop(results.insert(partition, Err(error))),
             }
         }
-        let known = self.cluster.is_some();
-        results.extend(self.send_once(&encoded).await);
-        if known {
-            encoded.retain(|partition, _| matches!(results[partition], Err(Error::Away(_) | Error::UnknownTopic)));
-            if !encoded.is_empty() {
-                self.cluster = None;
-                results.extend(self.send_once(&encoded).await);
+        let (mut known, started) = (self.cluster.is_some(), Instant::now());
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
+        loop {
+            results.extend(self.send_once(&encoded).await);
+            encoded.retain(|partition, _| match &results[partition] {
+                Err(error) if error.is_of_moving_leaders() => started.elapsed() < MOVING,
+                Err(Error::Away(_) | Error::UnknownTopic) => known,
+                _ => false,
+            });
+            if encoded.is_empty() {
+                break;
             }
+            self.cluster = None;
+            if !known {
+                backoff.pause().await;
+            }
+            known = false;
         }
         let broken =
             |result: &Result<_, Error>| result.as_ref().is_err_and(|error| !matches!(error, Error::Refused(_)));

@@ -1,7 +1,8 @@
-//! A consumer's connections, against brokers that do what real ones seldom do.
+//! Connections of consumers and producers, against brokers that do what real ones seldom do.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering::SeqCst},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use config::{HostPort, HostPorts};
-use kafka::{Consumer, Error, Fetched, Malformed, Settings};
+use kafka::{Consumer, Error, Fetched, Malformed, Producer, Record, Settings};
 use smol::{
     Task,
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -54,9 +55,17 @@ async fn silent() -> (HostPort, TcpListener) {
     (HostPort { host: "127.0.0.1".to_owned(), port }, listener)
 }
 
+fn settings(brokers: Vec<HostPort>) -> Settings {
+    Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" }
+}
+
 fn consumer(brokers: Vec<HostPort>) -> Consumer {
-    let settings = Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" };
-    Consumer::new(settings, "topic", 0)
+    Consumer::new(settings(brokers), "topic", 0)
+}
+
+async fn send(producer: &mut Producer) -> Result<Vec<i64>, Error> {
+    let record = Record { key: None, value: None, headers: BTreeMap::new(), timestamp: chrono::Utc::now() };
+    producer.send(BTreeMap::from([(0, vec![record])])).await.remove(&0).unwrap()
 }
 
 async fn fetch(consumer: &mut Consumer) -> Result<Fetched, Error> {
@@ -86,6 +95,34 @@ fn fetched(correlation: i32, error: i16) -> Vec<u8> {
     let one = 1_i32.to_be_bytes();
     let partition: [&[u8]; 6] = [&[0; 4], &error.to_be_bytes(), &[0; 8], &[0; 8], &(-1_i32).to_be_bytes(), &[0; 4]];
     answer(correlation, &[&[0; 4], &one, &text("topic"), &one, &partition.concat()])
+}
+
+/// An answer to a request to produce in version 3: the offset 7, or an error.
+fn produced(correlation: i32, error: i16) -> Vec<u8> {
+    let one = 1_i32.to_be_bytes();
+    let partition: [&[u8]; 4] = [&[0; 4], &error.to_be_bytes(), &7_i64.to_be_bytes(), &[0xff; 8]];
+    answer(correlation, &[&one, &text("topic"), &one, &partition.concat(), &[0; 4]])
+}
+
+#[test]
+fn a_leader_that_does_not_know_it_yet_is_asked_again_for_a_moment() {
+    runtime::block_on(2, async {
+        for (not_yet, in_time) in [(3, true), (u16::MAX, false)] {
+            let asked = Arc::new(AtomicU16::new(0));
+            let count = asked.clone();
+            let answer = move |_, correlation| {
+                let knows = count.fetch_add(1, SeqCst) >= not_yet;
+                produced(correlation, if knows { 0 } else { NOT_LEADER })
+            };
+            let (leader, _leader) = broker(answer).await;
+            let (bootstrap, _bootstrap) =
+                broker(move |_, correlation| led_by(correlation, "127.0.0.1", leader.port)).await;
+            let started = Instant::now();
+            let sent = send(&mut Producer::new(settings(vec![bootstrap]), "topic")).await;
+            assert_eq!(sent.as_ref().ok(), in_time.then(|| vec![7]).as_ref(), "{sent:?}");
+            assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        }
+    });
 }
 
 #[test]
