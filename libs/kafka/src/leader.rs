@@ -2,21 +2,40 @@ use config::HostPort;
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
-        ApiKey, MetadataRequest, MetadataResponse, TopicName, metadata_request::MetadataRequestTopic,
-        metadata_response::MetadataResponsePartition,
+        ApiKey, MetadataRequest, MetadataResponse, TopicName,
+        metadata_request::MetadataRequestTopic,
+        metadata_response::{MetadataResponseBroker, MetadataResponsePartition},
     },
     protocol::StrBytes,
 };
 use runtime::within;
 
-use crate::{Error, Malformed, Settings, connection::Connection};
+use crate::{Error, Malformed, Settings, call::call, connection::Connection};
 
 /// Every broker since 0.11 speaks it, and it can be asked not to make the topic.
 const METADATA: i16 = 4;
 
+/// The brokers that there are, as one of those that settings name knows.
+///
+/// # Errors
+/// If none of those can be asked.
+pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
+    let brokers = ask(settings, None, |metadata| metadata.brokers.iter().map(address).collect());
+    call("brokers", settings.deadline, brokers).await
+}
+
+/// The leader of each partition of a topic, by number; none where there is none now.
+///
+/// # Errors
+/// [`Error::UnknownTopic`] if there is no such topic; otherwise if the brokers cannot be asked.
+pub async fn leaders(settings: &Settings, topic: &str) -> Result<Vec<Option<HostPort>>, Error> {
+    let topic = TopicName(StrBytes::from_string(topic.to_owned()));
+    call("leaders", settings.deadline, of_all(settings, &topic)).await
+}
+
 /// Connects to the leader of a partition.
 pub(crate) async fn connect(settings: &Settings, topic: &TopicName, partition: i32) -> Result<Connection, Error> {
-    let leader = ask(settings, topic, |metadata| {
+    let leader = ask(settings, Some(topic), |metadata| {
         let found = partitions(metadata, topic)?.iter().find(|found| found.partition_index == partition);
         leader(metadata, found.ok_or(Error::UnknownTopic)?)
     });
@@ -24,9 +43,9 @@ pub(crate) async fn connect(settings: &Settings, topic: &TopicName, partition: i
     Ok(Connection::open(&leader.host, leader.port, settings.client_id).await?)
 }
 
-/// The leader of each partition, by number; none where there is none now.
+/// See [`leaders`]; to be used inside [`call`].
 pub(crate) async fn of_all(settings: &Settings, topic: &TopicName) -> Result<Vec<Option<HostPort>>, Error> {
-    let leaders = ask(settings, topic, |metadata| {
+    let leaders = ask(settings, Some(topic), |metadata| {
         let found = partitions(metadata, topic)?;
         let leader_of = |number: usize| {
             let found = found.iter().find(|found| usize::try_from(found.partition_index) == Ok(number))?;
@@ -40,7 +59,7 @@ pub(crate) async fn of_all(settings: &Settings, topic: &TopicName) -> Result<Vec
 /// Asks the bootstrap brokers, one after the other, until the metadata of one can be used.
 async fn ask<T>(
     settings: &Settings,
-    topic: &TopicName,
+    topic: Option<&TopicName>,
     read: impl Fn(&MetadataResponse) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let brokers = &settings.bootstrap.0;
@@ -60,11 +79,16 @@ async fn ask<T>(
     result
 }
 
-async fn metadata(settings: &Settings, broker: &HostPort, topic: &TopicName) -> Result<MetadataResponse, Error> {
+async fn metadata(
+    settings: &Settings,
+    broker: &HostPort,
+    topic: Option<&TopicName>,
+) -> Result<MetadataResponse, Error> {
     let mut connection = Connection::open(&broker.host, broker.port, settings.client_id).await?;
+    let topics = topic.map(|topic| MetadataRequestTopic::default().with_name(Some(topic.clone())));
     let request = MetadataRequest::default()
         .with_allow_auto_topic_creation(false)
-        .with_topics(Some(vec![MetadataRequestTopic::default().with_name(Some(topic.clone()))]));
+        .with_topics(Some(topics.into_iter().collect()));
     connection.call(ApiKey::Metadata, METADATA, &request).await
 }
 
@@ -84,7 +108,10 @@ fn leader(metadata: &MetadataResponse, partition: &MetadataResponsePartition) ->
         return Err(error.into());
     }
     let leader = metadata.brokers.iter().find(|broker| broker.node_id == partition.leader_id);
-    let leader = leader.ok_or(ResponseError::LeaderNotAvailable)?;
-    let port = u16::try_from(leader.port).map_err(|_| Malformed::Answer)?;
-    Ok(HostPort { host: StrBytes::to_string(&leader.host), port })
+    address(leader.ok_or(ResponseError::LeaderNotAvailable)?)
+}
+
+fn address(broker: &MetadataResponseBroker) -> Result<HostPort, Error> {
+    let port = u16::try_from(broker.port).map_err(|_| Malformed::Answer)?;
+    Ok(HostPort { host: StrBytes::to_string(&broker.host), port })
 }

@@ -27,6 +27,7 @@ mod topics;
 
 pub use consumer::{Consumer, Fetched};
 pub use error::Error;
+pub use leader::{brokers, leaders};
 pub use malformed::Malformed;
 pub use producer::Producer;
 pub use record::RecordRef;

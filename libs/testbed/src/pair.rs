@@ -1,8 +1,6 @@
 //! Two nodes of Apache Kafka that keep every record twice, so that the leader of a partition can move.
 
-mod metadata;
-
-use std::{io, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use config::HostPorts;
 use smol::future::zip;
@@ -54,9 +52,8 @@ impl Pair {
         }
         let (first, mut second) = (first?, second?);
         // A node answers before it may lead, and a topic that is made by then is led by the other one alone.
-        let port = first.port();
-        let both =
-            || async move { smol::unblock(move || metadata::ask(port, &[])).await.is_ok_and(|known| known.nodes == 2) };
+        let settings = first.settings("pair");
+        let both = || async { kafka::brokers(&settings).await.is_ok_and(|brokers| brokers.len() == 2) };
         second.process().until(JOIN_LIMIT, both).await?;
         Ok(Self { first, second })
     }
@@ -74,14 +71,17 @@ impl Pair {
         kafka::Settings { bootstrap, ..first }
     }
 
-    /// How many partitions of a topic the second node leads, as the first one knows.
+    /// How many partitions of a topic the second node leads, as the first one knows; none before there is the topic.
     ///
     /// # Errors
     /// If the first node does not answer.
-    pub async fn led_by_second(&self, topic: &str) -> io::Result<usize> {
-        let (port, topic) = (self.first.port(), topic.to_owned());
-        let leaders = smol::unblock(move || metadata::ask(port, &[&topic])).await?.leaders;
-        Ok(leaders.into_iter().filter(|leader| *leader == SECOND).count())
+    pub async fn led_by_second(&self, topic: &str) -> Result<usize, kafka::Error> {
+        let leaders = match kafka::leaders(&self.first.settings("pair"), topic).await {
+            Err(kafka::Error::UnknownTopic) => Vec::new(),
+            leaders => leaders?,
+        };
+        let second = self.second.port();
+        Ok(leaders.iter().flatten().filter(|leader| leader.port == second).count())
     }
 }
 
