@@ -31,7 +31,6 @@ const FORMAT: i8 = 2;
 const ALL_REPLICAS: i16 = -1;
 /// A connection that has been idle for longer is not used again: brokers close them, by default after ten minutes.
 const IDLE: Duration = Duration::from_secs(60);
-
 /// For so long a send waits for a leader that knows it is one. It is a short moment after a topic was made, and after
 /// that the others should not wait for one partition.
 const MOVING: Duration = Duration::from_secs(1);
