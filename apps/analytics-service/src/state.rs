@@ -115,18 +115,19 @@ fn bound<'a, T>(
     parts(statements, rows).map(move |(statement, part)| part.iter().fold(query(statement), &bind))
 }
 
-/// Executes statements one after the other.
+/// Executes statements one after the other; gives what they find.
 async fn execute(
     connection: &mut SqliteConnection,
     mut statements: impl Iterator<Item = Bound>,
-) -> Result<(), sqlx::Error> {
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    let mut rows = Vec::new();
     let mut next = statements.next();
     while let Some(statement) = next {
-        let (executed, following) = zip(statement.execute(&mut *connection), async { statements.next() }).await;
-        executed?;
+        let (found, following) = zip(statement.fetch_all(&mut *connection), async { statements.next() }).await;
+        rows.append(&mut found?);
         next = following;
     }
-    Ok(())
+    Ok(rows)
 }
 
 /// The open state.
@@ -268,18 +269,8 @@ impl State {
     /// # Errors
     /// If the state cannot be read.
     pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
-        let find = async {
-            let mut rows = Vec::new();
-            let mut finds = bound(&FIND_PATIENTS, ids, |find, id| find.bind(id.as_bytes().as_slice()));
-            let mut next = finds.next();
-            while let Some(find) = next {
-                let (found, following) = zip(find.fetch_all(&mut self.connection), async { finds.next() }).await;
-                rows.append(&mut found?);
-                next = following;
-            }
-            Ok::<_, sqlx::Error>(rows)
-        };
-        let rows = within(DEADLINE, Box::pin(find)).await??;
+        let finds = bound(&FIND_PATIENTS, ids, |find, id| find.bind(id.as_bytes().as_slice()));
+        let rows = within(DEADLINE, Box::pin(execute(&mut self.connection, finds))).await??;
         let mut known = HashMap::with_capacity(rows.len());
         for row in &rows {
             let id =
