@@ -10,6 +10,11 @@ use crate::Error;
 static CALLS: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("kafka_calls_total", "Calls to Kafka, by outcome.", &["operation", "outcome"]));
 
+/// A time as Kafka has it in requests.
+pub(crate) fn millis(time: Duration) -> i32 {
+    i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
+}
+
 /// Does `work` within `limit`; what is late is dropped.
 pub(crate) async fn call<T>(
     operation: &'static str,

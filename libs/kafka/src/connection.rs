@@ -1,6 +1,7 @@
 use std::io;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use config::HostPort;
 use kafka_protocol::{
     messages::{ApiKey, RequestHeader, ResponseHeader},
     protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
@@ -31,8 +32,8 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects; a host name is looked up on a thread of its own.
-    pub(crate) async fn open(host: &str, port: u16, client_id: &'static str) -> io::Result<Self> {
-        let stream = TcpStream::connect((host, port)).await?;
+    pub(crate) async fn open(broker: &HostPort, client_id: &'static str) -> io::Result<Self> {
+        let stream = TcpStream::connect((broker.host.as_str(), broker.port)).await?;
         stream.set_nodelay(true)?;
         let client_id = StrBytes::from_static_str(client_id);
         Ok(Self { stream, client_id, correlation_id: 0, buffer: BytesMut::new() })

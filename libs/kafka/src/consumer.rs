@@ -10,7 +10,12 @@ use kafka_protocol::{
     protocol::StrBytes,
 };
 
-use crate::{Error, Malformed, Records, Settings, call::call, connection::Connection, leader};
+use crate::{
+    Error, Malformed, Records, Settings,
+    call::{call, millis},
+    connection::Connection,
+    leader,
+};
 
 /// Every broker since 0.11 speaks these.
 const FETCH: i16 = 4;
@@ -103,7 +108,7 @@ impl Consumer {
             .with_partition_max_bytes(max_bytes);
         let request = FetchRequest::default()
             // Some brokers take 0 for "no answer at all".
-            .with_max_wait_ms(i32::try_from(wait.as_millis()).unwrap_or(i32::MAX).max(1))
+            .with_max_wait_ms(millis(wait).max(1))
             .with_min_bytes(1)
             .with_max_bytes(max_bytes)
             .with_isolation_level(READ_COMMITTED)

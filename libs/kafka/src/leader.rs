@@ -40,7 +40,7 @@ pub(crate) async fn connect(settings: &Settings, topic: &TopicName, partition: i
         leader(metadata, found.ok_or(Error::UnknownTopic)?)
     });
     let leader = leader.await?;
-    Ok(Connection::open(&leader.host, leader.port, settings.client_id).await?)
+    Ok(Connection::open(&leader, settings.client_id).await?)
 }
 
 /// See [`leaders`]; to be used inside [`call`].
@@ -84,7 +84,7 @@ async fn metadata(
     broker: &HostPort,
     topic: Option<&TopicName>,
 ) -> Result<MetadataResponse, Error> {
-    let mut connection = Connection::open(&broker.host, broker.port, settings.client_id).await?;
+    let mut connection = Connection::open(broker, settings.client_id).await?;
     let topics = topic.map(|topic| MetadataRequestTopic::default().with_name(Some(topic.clone())));
     let request = MetadataRequest::default()
         .with_allow_auto_topic_creation(false)

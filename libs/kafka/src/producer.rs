@@ -21,7 +21,12 @@ use kafka_protocol::{
 };
 use runtime::Backoff;
 
-use crate::{Error, Malformed, Record, Settings, call::call, connection::Connection, leader};
+use crate::{
+    Error, Malformed, Record, Settings,
+    call::{call, millis},
+    connection::Connection,
+    leader,
+};
 
 /// Every broker since 0.11 speaks it.
 const PRODUCE: i16 = 3;
@@ -171,7 +176,7 @@ async fn send_to(
     let work = async {
         let mut connection = match connection {
             Some(connection) => connection,
-            None => Connection::open(&leader.host, leader.port, settings.client_id).await?,
+            None => Connection::open(&leader, settings.client_id).await?,
         };
         let partition = |(&index, batch): (&i32, &Batch)| {
             PartitionProduceData::default().with_index(index).with_records(Some(batch.bytes.clone()))
@@ -181,7 +186,7 @@ async fn send_to(
             .with_partition_data(batches.iter().map(partition).collect());
         let request = ProduceRequest::default()
             .with_acks(ALL_REPLICAS)
-            .with_timeout_ms(i32::try_from(settings.deadline.as_millis()).unwrap_or(i32::MAX))
+            .with_timeout_ms(millis(settings.deadline))
             .with_topic_data(vec![topic]);
         let answer: ProduceResponse = connection.call(ApiKey::Produce, PRODUCE, &request).await?;
         Ok((connection, answer))

@@ -9,6 +9,7 @@ use runtime::Backoff;
 use crate::{
     Error, Settings,
     bridge::{call, connect},
+    call::millis,
 };
 
 /// As many replicas as the brokers' `default.replication.factor` says.
@@ -23,7 +24,7 @@ pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> 
     let work = async {
         let client = connect(settings).await?;
         let controller = client.controller_client()?;
-        let new = match controller.create_topic(topic, partitions, DEFAULT_REPLICAS, millis(settings)).await {
+        let new = match controller.create_topic(topic, partitions, DEFAULT_REPLICAS, millis(settings.deadline)).await {
             Ok(()) => true,
             Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => false,
             Err(error) => return Err(error.into()),
@@ -53,7 +54,7 @@ pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> 
 pub async fn delete_topic(settings: &Settings, topic: &str) -> Result<(), Error> {
     let work = async {
         let controller = connect(settings).await?.controller_client()?;
-        Ok(controller.delete_topic(topic, millis(settings)).await?)
+        Ok(controller.delete_topic(topic, millis(settings.deadline)).await?)
     };
     call("delete_topic", settings.deadline, work).await
 }
@@ -67,12 +68,8 @@ pub async fn partitions(settings: &Settings, topic: &str) -> Result<i32, Error> 
 }
 
 /// To be used inside [`call`].
-pub(crate) async fn count(client: &rskafka::client::Client, topic: &str) -> Result<i32, Error> {
+async fn count(client: &rskafka::client::Client, topic: &str) -> Result<i32, Error> {
     let topics = client.list_topics().await?;
     let found = topics.iter().find(|found| found.name == topic).filter(|found| !found.partitions.is_empty());
     found.map(|found| found.partitions.len() as i32).ok_or(Error::UnknownTopic)
-}
-
-fn millis(settings: &Settings) -> i32 {
-    i32::try_from(settings.deadline.as_millis()).unwrap_or(i32::MAX)
 }
