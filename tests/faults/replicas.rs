@@ -35,16 +35,21 @@ fn with_three_replicas_whose_lease_holders_freeze_and_die_order_holds(kind: Kind
                 }
             }
         }
-        let (_, report) = stop_and_audit(writers, &system).await;
-        assert!(report.acknowledged > 80, "{report}");
-        // Three relays that all send would repeat each event twice.
-        assert!(report.duplicates * 2 < report.events, "{report}");
+        let (_, struck) = stop_and_audit(writers, &system).await;
+        assert!(struck.acknowledged > 80, "{struck}");
+        // How many events were repeated tells nothing so far: a slow broker has many of them under way at each fault. After
+        // the faults, relays that all send would repeat each event more than once; a lease that moves, a few.
+        let writers = Writers::start(&addresses(&system), 6);
+        writers.until(60, PATIENCE).await.unwrap();
+        let (_, quiet) = stop_and_audit(writers, &system).await;
+        let (events, repeated) = (quiet.events - struck.events, quiet.duplicates - struck.duplicates);
+        assert!(events > 60 && repeated * 2 < events, "{repeated} of {events} repeated\n{quiet}");
     });
 }
 
 fn two_replicas_share_the_work(kind: Kind) {
     runtime::block_on(2, async {
-        let system = system(kind, 2, &SETTINGS).await;
+        let system = system(kind, 2, &[]).await;
         let writers = Writers::start(&addresses(&system), 6);
         writers.until(200, PATIENCE).await.unwrap();
         let (written, report) = stop_and_audit(writers, &system).await;
