@@ -1,34 +1,27 @@
-//! From Kafka into the state: fetch, decode, fold, commit.
+//! From Kafka into the state: fetch, decode, count, commit.
 //!
 //! One task fetches each partition, a little ahead of the one task that applies. The tally and the next offsets are one
 //! transaction, so that a record counts once, however often it is read. When the state fails, everything is begun anew
 //! from what the file says.
 
 mod batch;
+mod counting;
 mod fetcher;
 mod processing;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use codec::event::Received;
 use kafka::Consumer;
 use runtime::{Backoff, Shutdown, Wake};
 use smol::{
     Task,
     channel::{self, Receiver},
 };
-use telemetry::metrics::{self, IntCounter, IntCounterVec};
-use uuid::Uuid;
 
-use self::{batch::Batch, fetcher::Fetcher};
+use self::{batch::Batch, counting::Counted, fetcher::Fetcher};
 use crate::{
     settings::Settings,
-    state::{Commit, Saved, SharedState, StateError},
-    tally::{Known, Outcome},
+    state::{Commit, Saved, SharedState, State, StateError},
     view::{Position, View},
 };
 
@@ -39,12 +32,7 @@ const BATCHES_AHEAD: usize = 16;
 const RECORDS_AT_ONCE: usize = 30_000;
 /// Pauses after failures of the broker or the state.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-static APPLIED: LazyLock<IntCounterVec> =
-    LazyLock::new(|| metrics::counters("events_applied_total", "Events that count, by kind.", &["kind"]));
-static DUPLICATES: LazyLock<IntCounter> =
-    LazyLock::new(|| metrics::counter("events_duplicate_total", "Events of a version that had been seen."));
-static DEAD: LazyLock<IntCounter> =
-    LazyLock::new(|| metrics::counter("events_dead_total", "Records that are no events."));
+
 /// Reads the partitions of this instance into the state.
 #[derive(Clone, Debug)]
 pub struct Intake {
@@ -160,16 +148,15 @@ impl Intake {
             commit.dead_letters.append(&mut batch.dead_letters);
             spans.append(&mut batch.spans);
         }
-        let result = self.commit(by_patient(&batches), commit).await;
+        let result = self.commit(&batches, commit).await;
         processing::end(spans, &result);
         result
     }
 
-    async fn commit(&self, events: Vec<&Received>, mut commit: Commit) -> Result<(), StateError> {
-        let known = self.state.with(async |state| state.known(&patients_of(&events)).await).await?;
-        let counted = fold(&events, &known, &mut commit);
-        self.state.with(async |state| state.commit(&commit).await).await?;
-        counted.tell(commit.dead_letters.len());
+    async fn commit(&self, batches: &[Batch], mut commit: Commit) -> Result<(), StateError> {
+        let store = async |state: &mut State| Counted::store(state, batches, &mut commit).await;
+        let counted = self.state.with(store).await?;
+        counted.tell();
         self.change(|shown| {
             shown.tally += &commit.tally;
             for (partition, saved) in &commit.positions {
@@ -224,58 +211,4 @@ impl Intake {
             _ => {}
         }
     }
-}
-
-/// How many events of a batch did what.
-#[derive(Default)]
-struct Counted {
-    duplicates: u64,
-    applied: BTreeMap<&'static str, u64>,
-}
-
-impl Counted {
-    fn tell(&self, dead: usize) {
-        for (kind, count) in &self.applied {
-            APPLIED.with_label_values(&[kind]).inc_by(*count);
-        }
-        DUPLICATES.inc_by(self.duplicates);
-        DEAD.inc_by(dead as u64);
-    }
-}
-
-/// Events with those of a patient together, in the order of the topic: a patient's are in one partition. What different
-/// patients' events add up to does not depend on their order.
-fn by_patient(batches: &[Batch]) -> Vec<&Received> {
-    let mut events: Vec<_> = batches.iter().flat_map(|batch| &batch.events).collect();
-    events.sort_by_key(|event| event.patient_id);
-    events
-}
-
-fn patients_of(events: &[&Received]) -> Vec<Uuid> {
-    let mut ids: Vec<_> = events.iter().map(|event| event.patient_id).collect();
-    ids.dedup();
-    ids
-}
-
-/// Adds events, by patient, to a commit, knowing what is known of their patients.
-fn fold(events: &[&Received], known: &HashMap<Uuid, Known>, commit: &mut Commit) -> Counted {
-    let mut counted = Counted::default();
-    for events in events.chunk_by(|one, next| one.patient_id == next.patient_id) {
-        let id = events[0].patient_id;
-        let mut patient = known.get(&id).copied().unwrap_or_default();
-        let mut changed = false;
-        for event in events {
-            match commit.tally.apply(&mut patient, event) {
-                Outcome::Applied => {
-                    *counted.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
-                    changed = true;
-                }
-                Outcome::Duplicate => counted.duplicates += 1,
-            }
-        }
-        if changed {
-            commit.patients.push((id, patient));
-        }
-    }
-    counted
 }

@@ -3,11 +3,13 @@
 //! The file is a cache of the topic. It is opened by one process at a time, and whatever goes wrong with it, it is opened
 //! anew and its positions tell what is still to be applied.
 
+mod columns;
+mod transaction;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt::{self, Write as _},
     path::{Path, PathBuf},
-    sync::LazyLock,
     time::Duration,
 };
 
@@ -15,120 +17,25 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use codec::headers::Headers;
 use runtime::{Elapsed, within};
 use serde_json::Value as Json;
-use smol::future::zip;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Row as _, Sqlite, SqliteConnection,
+    ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
     query,
-    query::Query,
-    sqlite::{
-        SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous,
-    },
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
 };
-use uuid::Uuid;
 
-use crate::tally::{Known, Tally};
+pub use self::transaction::{Commit, Remember, Transaction};
+use crate::tally::Tally;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Time for one transaction. A disk that takes longer is as good as none.
+/// Time for one step of a transaction. A disk that takes longer is as good as none.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Forwarded dead letters that are kept to be shown; the topic has them all.
 const KEPT_DEAD_LETTERS: i64 = 1000;
 /// Pages of SQLite's log (4 KiB each) that are written back into the file together, with a wait for the disk. The same
 /// pages change again and again, so a longer log writes less.
 const LOG_PAGES: &str = "4000";
-/// Rows that one statement takes. Each statement is a way to SQLite's own thread and back, which costs more than a row
-/// does; of few shapes, each is prepared once.
-const ROWS: [usize; 5] = [2048, 512, 64, 8, 1];
-
-/// A statement for each number of rows.
-type Statements = LazyLock<[String; ROWS.len()]>;
-
-static FIND_PATIENTS: Statements = LazyLock::new(|| {
-    for_rows("?", |ids| {
-        format!(
-            "-- known patients
-            SELECT id, version, active, birth_year, registered FROM patients WHERE id IN ({ids})"
-        )
-    })
-});
-
-static REMEMBER_PATIENTS: Statements = LazyLock::new(|| {
-    for_rows("(?, ?, ?, ?, ?)", |patients| {
-        format!(
-            "-- remember patients
-            INSERT INTO patients (id, version, active, birth_year, registered) VALUES {patients}
-            ON CONFLICT (id) DO UPDATE SET version = excluded.version, active = excluded.active,
-                birth_year = excluded.birth_year, registered = excluded.registered"
-        )
-    })
-});
-
-static ADD_TO_BIRTHS: Statements = LazyLock::new(|| {
-    for_rows("(?, ?)", |births| {
-        format!(
-            "-- add to births
-            INSERT INTO births (year, patients) VALUES {births}
-            ON CONFLICT (year) DO UPDATE SET patients = patients + excluded.patients"
-        )
-    })
-});
-
-static ADD_TO_REGISTRATIONS: Statements = LazyLock::new(|| {
-    for_rows("(?, ?)", |registrations| {
-        format!(
-            "-- add to registrations
-            INSERT INTO registrations (date, patients) VALUES {registrations}
-            ON CONFLICT (date) DO UPDATE SET patients = patients + excluded.patients"
-        )
-    })
-});
-
-/// A statement with its values, ready to be executed.
-type Bound = Query<'static, Sqlite, SqliteArguments>;
-
-fn for_rows(row: &str, statement: impl Fn(String) -> String) -> [String; ROWS.len()] {
-    ROWS.map(|rows| statement(vec![row; rows].join(", ")))
-}
-
-/// Rows in parts, each with the statement that takes so many.
-fn parts<'a, T>(
-    statements: &'static [String; ROWS.len()],
-    mut rows: &'a [T],
-) -> impl Iterator<Item = (&'static str, &'a [T])> {
-    std::iter::from_fn(move || {
-        let (statement, length) = statements.iter().zip(ROWS).find(|(_, length)| *length <= rows.len())?;
-        let (part, rest) = rows.split_at(length);
-        rows = rest;
-        Some((statement.as_str(), part))
-    })
-}
-
-/// Statements for all rows, each bound when it is asked for. To be asked for while SQLite's thread executes the one
-/// before: neither then waits for the other.
-fn bound<'a, T>(
-    statements: &'static [String; ROWS.len()],
-    rows: &'a [T],
-    bind: impl Fn(Bound, &'a T) -> Bound,
-) -> impl Iterator<Item = Bound> {
-    parts(statements, rows).map(move |(statement, part)| part.iter().fold(query(statement), &bind))
-}
-
-/// Executes statements one after the other; gives what they find.
-async fn execute(
-    connection: &mut SqliteConnection,
-    mut statements: impl Iterator<Item = Bound>,
-) -> Result<Vec<SqliteRow>, sqlx::Error> {
-    let mut rows = Vec::new();
-    let mut next = statements.next();
-    while let Some(statement) = next {
-        let (found, following) = zip(statement.fetch_all(&mut *connection), async { statements.next() }).await;
-        rows.append(&mut found?);
-        next = following;
-    }
-    Ok(rows)
-}
 
 /// The open state.
 #[derive(Debug)]
@@ -152,20 +59,6 @@ pub struct SavedPosition {
     pub next: i64,
     /// The timestamp, in milliseconds, of the record before it.
     pub last_timestamp: Option<i64>,
-}
-
-/// What one transaction adds.
-#[derive(Clone, Debug, Default)]
-pub struct Commit {
-    /// What the events add up to.
-    pub tally: Tally,
-    /// What is known now of each patient they are about, in the order of the ids: the table's, whose pages are then filled
-    /// one after the other.
-    pub patients: Vec<(Uuid, Known)>,
-    /// Where each partition goes on.
-    pub positions: BTreeMap<i32, SavedPosition>,
-    /// Records that are no events.
-    pub dead_letters: Vec<DeadLetter>,
 }
 
 /// A record that is no event.
@@ -257,6 +150,7 @@ impl State {
             let mut connection = options.connect().await?;
             let migrated = MIGRATIONS.run_direct(None, &mut connection, false).await;
             migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
+            columns::prepare(&mut connection).await?;
             let saved = load(&mut connection).await?;
             Ok((Self { connection }, saved))
         };
@@ -264,36 +158,12 @@ impl State {
         within(DEADLINE, Box::pin(open)).await.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(failed)
     }
 
-    /// What is known of these patients; nothing of those who are not in the result.
+    /// Begins a transaction.
     ///
     /// # Errors
-    /// If the state cannot be read.
-    pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
-        let finds = bound(&FIND_PATIENTS, ids, |find, id| find.bind(id.as_bytes().as_slice()));
-        let rows = within(DEADLINE, Box::pin(execute(&mut self.connection, finds))).await??;
-        let mut known = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let id =
-                Uuid::from_slice(row.try_get("id")?).map_err(|_| StateError("a patient's id is none".to_owned()))?;
-            let registered = row.try_get::<Option<i64>, _>("registered")?;
-            let patient = Known {
-                version: row.try_get("version")?,
-                active: row.try_get("active")?,
-                birth_year: row.try_get("birth_year")?,
-                registered: registered.and_then(date_of),
-            };
-            known.insert(id, patient);
-        }
-        Ok(known)
-    }
-
-    /// Adds what a batch of records adds up to, all or nothing.
-    ///
-    /// # Errors
-    /// If the state cannot be written. Whether it was, only opening it anew tells.
-    pub async fn commit(&mut self, commit: &Commit) -> Result<(), StateError> {
-        within(DEADLINE, Box::pin(write(&mut self.connection, commit))).await??;
-        Ok(())
+    /// If the state cannot be used.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>, StateError> {
+        Ok(Transaction(within(DEADLINE, self.connection.begin()).await??))
     }
 
     /// The oldest dead letters that are not on their topic yet.
@@ -382,84 +252,6 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
         saved.positions.insert(row.try_get("partition")?, position);
     }
     Ok(saved)
-}
-
-async fn write(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
-    let Commit { tally, patients, positions, dead_letters } = commit;
-    let mut transaction = connection.begin().await?;
-    let remember = bound(&REMEMBER_PATIENTS, patients, |remember, (id, known)| {
-        remember
-            .bind(id.as_bytes().as_slice())
-            .bind(known.version)
-            .bind(known.active)
-            .bind(known.birth_year)
-            .bind(known.registered.map(day_of))
-    });
-    execute(&mut transaction, remember).await?;
-    let counts = [
-        ("active", tally.active),
-        ("created", tally.created),
-        ("updated", tally.updated),
-        ("deleted", tally.deleted),
-        ("unknown", tally.unknown),
-    ];
-    for (name, amount) in counts.into_iter().filter(|(_, amount)| *amount != 0) {
-        query(
-            "-- add to total
-            INSERT INTO totals (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-        )
-        .bind(name)
-        .bind(amount)
-        .execute(&mut *transaction)
-        .await?;
-    }
-    if let Some(last_event) = tally.last_event {
-        query(
-            "-- last event
-            INSERT INTO totals (name, value) VALUES ('last_event', ?)
-            ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
-        )
-        .bind(last_event.timestamp_millis())
-        .execute(&mut *transaction)
-        .await?;
-    }
-    let births: Vec<_> = tally.births.iter().filter(|(_, patients)| **patients != 0).collect();
-    let add =
-        bound(&ADD_TO_BIRTHS, &births, |add, (year, patients)| add.bind(year.unwrap_or(NO_YEAR)).bind(**patients));
-    execute(&mut transaction, add).await?;
-    let registrations: Vec<_> = tally.registrations.iter().filter(|(_, patients)| **patients != 0).collect();
-    let add = bound(&ADD_TO_REGISTRATIONS, &registrations, |add, (date, patients)| {
-        add.bind(date.map_or(NO_DAY, day_of)).bind(**patients)
-    });
-    execute(&mut transaction, add).await?;
-    for letter in dead_letters {
-        query(
-            "-- park dead letter
-            INSERT INTO dead_letters (partition, \"offset\", key, value, headers, error, parked_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(letter.partition)
-        .bind(letter.offset)
-        .bind(&letter.key)
-        .bind(&letter.value)
-        .bind(headers_json(&letter.headers))
-        .bind(&letter.error)
-        .bind(Utc::now().timestamp_millis())
-        .execute(&mut *transaction)
-        .await?;
-    }
-    for (partition, position) in positions {
-        query(
-            "-- move position
-            INSERT INTO positions (partition, next, last_timestamp) VALUES (?, ?, ?)
-            ON CONFLICT (partition) DO UPDATE SET next = excluded.next, last_timestamp = excluded.last_timestamp",
-        )
-        .bind(partition)
-        .bind(position.next)
-        .bind(position.last_timestamp)
-        .execute(&mut *transaction)
-        .await?;
-    }
-    transaction.commit().await
 }
 
 /// Stands for a year of birth that is not known: there was no year 0.
@@ -560,18 +352,6 @@ impl SharedState {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_row_is_in_one_part() {
-        for count in [0, 1, 7, 9, 511, 512, 1500, 5000] {
-            let rows: Vec<_> = (0..count).collect();
-            let all: Vec<_> = parts(&FIND_PATIENTS, &rows).flat_map(|(_, part)| part).copied().collect();
-            assert_eq!(all, rows);
-            for (statement, part) in parts(&FIND_PATIENTS, &rows) {
-                assert_eq!(statement.matches('?').count(), part.len());
-            }
-        }
-    }
 
     #[test]
     fn dates_are_days() {

@@ -1,0 +1,155 @@
+//! What events come to, counted in a transaction of the state.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
+
+use codec::event::Received;
+use smol::future::zip;
+use telemetry::metrics::{self, IntCounter, IntCounterVec};
+use uuid::Uuid;
+
+use super::batch::Batch;
+use crate::{
+    state::{Commit, Remember, State, StateError, Transaction},
+    tally::{Known, Outcome, Tally},
+};
+
+static APPLIED: LazyLock<IntCounterVec> =
+    LazyLock::new(|| metrics::counters("events_applied_total", "Events that count, by kind.", &["kind"]));
+static DUPLICATES: LazyLock<IntCounter> =
+    LazyLock::new(|| metrics::counter("events_duplicate_total", "Events of a version that had been seen."));
+static DEAD: LazyLock<IntCounter> =
+    LazyLock::new(|| metrics::counter("events_dead_total", "Records that are no events."));
+
+/// How many records of a transaction were what.
+#[derive(Default)]
+pub(super) struct Counted {
+    applied: BTreeMap<&'static str, u64>,
+    duplicates: u64,
+    dead: u64,
+}
+
+impl Counted {
+    /// Counts the events of batches into `commit`, and commits it with what is known of their patients afterwards.
+    ///
+    /// # Errors
+    /// If the state fails; then nothing of it is stored, or all.
+    pub(super) async fn store(state: &mut State, batches: &[Batch], commit: &mut Commit) -> Result<Self, StateError> {
+        let mut counted = Self { dead: commit.dead_letters.len() as u64, ..Self::default() };
+        let events = by_patient(batches);
+        let patients: Vec<_> = events.chunk_by(|one, next| one.patient_id == next.patient_id).collect();
+        let mut parts = patients.chunks(Transaction::PATIENTS).peekable();
+        let mut transaction = state.begin().await?;
+        let mut known = transaction.known(&ids(parts.peek())).await?;
+        while let Some(part) = parts.next() {
+            let next = ids(parts.peek());
+            // SQLite's thread looks for the next patients while this one counts what happened to these.
+            let count = async { Remember::new(&counted.add(part, &known, &mut commit.tally)) };
+            let (found, remember) = zip(transaction.known(&next), count).await;
+            transaction.remember(remember).await?;
+            known = found?;
+        }
+        transaction.commit(commit).await?;
+        Ok(counted)
+    }
+
+    /// Counts the events of some patients, knowing what is known of them; gives what is known now of those that changed,
+    /// in the same order.
+    fn add(
+        &mut self,
+        patients: &[&[&Received]],
+        known: &HashMap<Uuid, Known>,
+        tally: &mut Tally,
+    ) -> Vec<(Uuid, Known)> {
+        let mut changed = Vec::with_capacity(patients.len());
+        for events in patients {
+            let id = events[0].patient_id;
+            let mut patient = known.get(&id).copied().unwrap_or_default();
+            let mut changes = false;
+            for event in *events {
+                match tally.apply(&mut patient, event) {
+                    Outcome::Applied => {
+                        *self.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
+                        changes = true;
+                    }
+                    Outcome::Duplicate => self.duplicates += 1,
+                }
+            }
+            if changes {
+                changed.push((id, patient));
+            }
+        }
+        changed
+    }
+
+    /// Tells the metrics.
+    pub(super) fn tell(&self) {
+        for (kind, count) in &self.applied {
+            APPLIED.with_label_values(&[kind]).inc_by(*count);
+        }
+        DUPLICATES.inc_by(self.duplicates);
+        DEAD.inc_by(self.dead);
+    }
+}
+
+/// Events with those of a patient together, in the order of the topic: a patient's are in one partition. What different
+/// patients' events add up to does not depend on their order.
+fn by_patient(batches: &[Batch]) -> Vec<&Received> {
+    let mut events: Vec<_> = batches.iter().flat_map(|batch| &batch.events).collect();
+    events.sort_by_key(|event| event.patient_id);
+    events
+}
+
+/// The ids of patients, whose events these are; none if there are none.
+fn ids(patients: Option<&&[&[&Received]]>) -> Vec<Uuid> {
+    patients.into_iter().flat_map(|patients| patients.iter()).map(|events| events[0].patient_id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use codec::event::Kind::{self, Created, Updated};
+    use testbed::Scratch;
+
+    use super::*;
+    use crate::state::SavedPosition;
+
+    fn batch(events: impl Iterator<Item = (Uuid, Kind, i64)>) -> Batch {
+        let event = |(patient_id, kind, version)| Received {
+            patient_id,
+            kind: Some(kind),
+            version: Some(version),
+            time: None,
+            registered_date: None,
+            birth_year: Some(1900 + (patient_id.as_u128() % 100) as i32),
+        };
+        let mut batch = Batch::empty(0, SavedPosition { next: 0, last_timestamp: None });
+        batch.events = events.map(event).collect();
+        batch
+    }
+
+    #[test]
+    fn patients_are_known_again_however_many_come_at_once() {
+        let patients: Vec<Uuid> = (0..Transaction::PATIENTS as u128 * 2 + 100).map(Uuid::from_u128).collect();
+        let count = patients.len() as u64;
+        let directory = Scratch::new().unwrap();
+        let file = directory.path().join("state.sqlite");
+        smol::block_on(async {
+            let (mut state, _) = State::open(&file).await.unwrap();
+            let created = || patients.iter().map(|id| (*id, Created, 1));
+            let counted = Counted::store(&mut state, &[batch(created())], &mut Commit::default()).await.unwrap();
+            assert_eq!((counted.applied[Created.name()], counted.duplicates), (count, 0));
+            let updated = patients.iter().step_by(2).map(|id| (*id, Updated, 2));
+            let mut commit = Commit::default();
+            let batches = [batch(created()), batch(updated)];
+            let counted = Counted::store(&mut state, &batches, &mut commit).await.unwrap();
+            assert_eq!((counted.applied[Updated.name()], counted.duplicates), (count.div_ceil(2), count));
+            assert_eq!((commit.tally.active, commit.tally.updated), (0, count.div_ceil(2) as i64));
+            state.close().await;
+            let (_, saved) = State::open(&file).await.unwrap();
+            assert_eq!((saved.tally.active, saved.tally.created), (count as i64, count as i64));
+            assert_eq!(saved.tally.births.values().sum::<i64>(), count as i64);
+        });
+    }
+}

@@ -1,0 +1,219 @@
+//! What a batch of records changes, all or nothing.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
+
+use chrono::Utc;
+use runtime::within;
+use sqlx::{Row as _, Sqlite, SqliteConnection, query};
+use uuid::Uuid;
+
+use super::{
+    DEADLINE, DeadLetter, NO_DAY, NO_YEAR, SavedPosition, StateError,
+    columns::{self, AT_ONCE, Bound, ROWS, bind},
+    date_of, day_of, headers_json,
+};
+use crate::tally::{Known, Tally};
+
+static FIND_PATIENTS: LazyLock<String> = LazyLock::new(|| {
+    let id = columns::id(2);
+    format!(
+        "-- known patients
+        SELECT id, version, active, birth_year, registered
+        FROM (SELECT {id} AS wanted FROM {ROWS}) CROSS JOIN patients ON id = wanted"
+    )
+});
+
+/// Replaces whole rows, so that SQLite need not look for a conflict first.
+static REMEMBER_PATIENTS: LazyLock<String> = LazyLock::new(|| {
+    let (id, version, active) = (columns::id(2), columns::number(3), columns::number(4));
+    let (birth_year, registered) = (columns::number(5), columns::number(6));
+    format!(
+        "-- remember patients
+        INSERT OR REPLACE INTO patients (id, version, active, birth_year, registered)
+        SELECT {id}, {version}, {active}, nullif({birth_year}, {NO_YEAR}), nullif({registered}, {NO_DAY}) FROM {ROWS}"
+    )
+});
+
+static ADD_TO_BIRTHS: LazyLock<String> = LazyLock::new(|| {
+    let (year, patients) = (columns::number(2), columns::number(3));
+    format!(
+        "-- add to births
+        INSERT INTO births (year, patients) SELECT {year}, {patients} FROM {ROWS}
+        ON CONFLICT (year) DO UPDATE SET patients = patients + excluded.patients"
+    )
+});
+
+static ADD_TO_REGISTRATIONS: LazyLock<String> = LazyLock::new(|| {
+    let (date, patients) = (columns::number(2), columns::number(3));
+    format!(
+        "-- add to registrations
+        INSERT INTO registrations (date, patients) SELECT {date}, {patients} FROM {ROWS}
+        ON CONFLICT (date) DO UPDATE SET patients = patients + excluded.patients"
+    )
+});
+
+/// A transaction of the state. It is undone unless it is committed.
+#[derive(Debug)]
+pub struct Transaction<'a>(pub(super) sqlx::Transaction<'a, Sqlite>);
+
+/// What is known now of some patients, ready to be stored.
+pub struct Remember(Bound);
+
+/// What records add up to.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// What the events add up to.
+    pub tally: Tally,
+    /// Where each partition goes on.
+    pub positions: BTreeMap<i32, SavedPosition>,
+    /// Records that are no events.
+    pub dead_letters: Vec<DeadLetter>,
+}
+
+impl Remember {
+    /// At most [`Transaction::PATIENTS`], in the order of their ids: the table's, whose pages are then filled one after the
+    /// other.
+    pub fn new(patients: &[(Uuid, Known)]) -> Self {
+        let column = |number: fn(&Known) -> i64| columns::numbers(patients.iter().map(move |(_, known)| number(known)));
+        let columns = [
+            columns::ids(patients.iter().map(|(id, _)| *id)),
+            column(|known| known.version),
+            column(|known| known.active.into()),
+            column(|known| known.birth_year.unwrap_or(NO_YEAR).into()),
+            column(|known| known.registered.map_or(NO_DAY, day_of)),
+        ];
+        Self(bind(&REMEMBER_PATIENTS, patients.len(), columns))
+    }
+}
+
+impl Transaction<'_> {
+    /// Patients that are looked up or stored together, at most.
+    pub const PATIENTS: usize = AT_ONCE;
+
+    /// What is known of these patients, at most [`Transaction::PATIENTS`]; nothing of those who are not in the result.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let find = bind(&FIND_PATIENTS, ids.len(), [columns::ids(ids.iter().copied())]);
+        let rows = within(DEADLINE, find.fetch_all(&mut *self.0)).await??;
+        let mut known = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let id =
+                Uuid::from_slice(row.try_get("id")?).map_err(|_| StateError("a patient's id is none".to_owned()))?;
+            let registered = row.try_get::<Option<i64>, _>("registered")?;
+            let patient = Known {
+                version: row.try_get("version")?,
+                active: row.try_get("active")?,
+                birth_year: row.try_get("birth_year")?,
+                registered: registered.and_then(date_of),
+            };
+            known.insert(id, patient);
+        }
+        Ok(known)
+    }
+
+    /// Stores what is known of patients.
+    ///
+    /// # Errors
+    /// If the state cannot be written.
+    pub async fn remember(&mut self, patients: Remember) -> Result<(), StateError> {
+        within(DEADLINE, patients.0.execute(&mut *self.0)).await??;
+        Ok(())
+    }
+
+    /// Adds what the records add up to, and ends the transaction.
+    ///
+    /// # Errors
+    /// If the state cannot be written. Whether it was, only opening it anew tells.
+    pub async fn commit(mut self, commit: &Commit) -> Result<(), StateError> {
+        let work = async {
+            add(&mut self.0, commit).await?;
+            self.0.commit().await
+        };
+        within(DEADLINE, Box::pin(work)).await??;
+        Ok(())
+    }
+}
+
+async fn add(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
+    let Commit { tally, positions, dead_letters } = commit;
+    query(
+        "-- add to totals
+        INSERT INTO totals (name, value)
+        VALUES ('active', ?), ('created', ?), ('updated', ?), ('deleted', ?), ('unknown', ?)
+        ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    )
+    .bind(tally.active)
+    .bind(tally.created)
+    .bind(tally.updated)
+    .bind(tally.deleted)
+    .bind(tally.unknown)
+    .execute(&mut *connection)
+    .await?;
+    if let Some(last_event) = tally.last_event {
+        query(
+            "-- last event
+            INSERT INTO totals (name, value) VALUES ('last_event', ?)
+            ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+        )
+        .bind(last_event.timestamp_millis())
+        .execute(&mut *connection)
+        .await?;
+    }
+    add_counts(connection, &ADD_TO_BIRTHS, &tally.births, |year| year.unwrap_or(NO_YEAR).into()).await?;
+    add_counts(connection, &ADD_TO_REGISTRATIONS, &tally.registrations, |date| date.map_or(NO_DAY, day_of)).await?;
+    for letter in dead_letters {
+        query(
+            "-- park dead letter
+            INSERT INTO dead_letters (partition, \"offset\", key, value, headers, error, parked_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(letter.partition)
+        .bind(letter.offset)
+        .bind(&letter.key)
+        .bind(&letter.value)
+        .bind(headers_json(&letter.headers))
+        .bind(&letter.error)
+        .bind(Utc::now().timestamp_millis())
+        .execute(&mut *connection)
+        .await?;
+    }
+    for (partition, position) in positions {
+        query(
+            "-- move position
+            INSERT INTO positions (partition, next, last_timestamp) VALUES (?, ?, ?)
+            ON CONFLICT (partition) DO UPDATE SET next = excluded.next, last_timestamp = excluded.last_timestamp",
+        )
+        .bind(partition)
+        .bind(position.next)
+        .bind(position.last_timestamp)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Adds to counts by what is counted, which a number stands for.
+async fn add_counts<K: Copy>(
+    connection: &mut SqliteConnection,
+    statement: &'static str,
+    counts: &BTreeMap<K, i64>,
+    number: impl Fn(K) -> i64,
+) -> Result<(), sqlx::Error> {
+    let rows: Vec<_> =
+        counts.iter().filter(|(_, count)| **count != 0).map(|(&key, &count)| (number(key), count)).collect();
+    for part in rows.chunks(AT_ONCE) {
+        let columns = [
+            columns::numbers(part.iter().map(|(key, _)| *key)),
+            columns::numbers(part.iter().map(|(_, count)| *count)),
+        ];
+        bind(statement, part.len(), columns).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
