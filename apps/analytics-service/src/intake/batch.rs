@@ -1,9 +1,13 @@
 use codec::{event::Received, headers::TRACEPARENT};
 use kafka::{Fetched, RecordAndOffset, RecordRef};
+use smol::future::yield_now;
 use telemetry::{Span, TraceContext};
 
 use super::processing;
 use crate::state::{DeadLetter, SavedPosition};
+
+/// Records after which whoever else is ready gets the thread: among them the one that has SQLite's next statement.
+const DECODED_AT_ONCE: usize = 256;
 
 /// What one fetch of a partition gave, decoded: an event takes a fraction of its record's memory, which is then free for
 /// the next fetch.
@@ -20,7 +24,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// A batch of what was fetched.
-    pub(super) fn decode(topic: &str, partition: i32, fetched: Fetched) -> Self {
+    pub(super) async fn decode(topic: &str, partition: i32, fetched: Fetched) -> Self {
         let Fetched { records, next, .. } = fetched;
         let mut batch = Self {
             spans: processing::begin(topic, partition, &records),
@@ -28,6 +32,9 @@ impl Batch {
             ..Self::empty(partition, SavedPosition { next, last_timestamp: None })
         };
         for record in records.iter() {
+            if batch.len() % DECODED_AT_ONCE == DECODED_AT_ONCE - 1 {
+                yield_now().await;
+            }
             batch.position.last_timestamp = Some(record.timestamp);
             match Received::decode(record.value.unwrap_or_default()) {
                 Ok(event) => {

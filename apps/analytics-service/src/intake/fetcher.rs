@@ -70,7 +70,7 @@ impl Fetcher {
                         continue;
                     }
                     next = fetched.next;
-                    let batch = Batch::decode(&self.intake.settings.topic, self.partition, fetched);
+                    let batch = Batch::decode(&self.intake.settings.topic, self.partition, fetched).await;
                     // Whoever applies is gone: this task is about to be cancelled.
                     let _ = self.sender.send(batch).await;
                 }
