@@ -47,9 +47,9 @@ pub(crate) async fn measure(ground: &Ground, quick: bool, results: &mut Results)
         }
         pair.theirs(theirs);
         pair.ours(rate);
-        results.figure("replay-rate", &what, "events/s", rate);
         results.figure("replay-rss", "memory of analytics-service after a replay", "MiB", rss);
     }
+    results.figure("replay-rate", &what, "events/s", pair.rate());
     results.pair(pair);
     Ok(())
 }

@@ -94,6 +94,11 @@ impl Pair {
         self.theirs.push(rate);
     }
 
+    /// Our mean rate.
+    pub(crate) fn rate(&self) -> f64 {
+        mean(&self.ours)
+    }
+
     fn ratio(&self) -> f64 {
         mean(&self.ours) / mean(&self.theirs)
     }
