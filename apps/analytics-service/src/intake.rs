@@ -156,7 +156,7 @@ impl Intake {
     async fn commit(&self, batches: &[Batch], mut commit: Commit) -> Result<(), StateError> {
         let store = async |state: &mut State| Counted::store(state, batches, &mut commit).await;
         let counted = self.state.with(store).await?;
-        counted.tell();
+        counted.tell(commit.dead_letters.len());
         self.change(|shown| {
             shown.tally += &commit.tally;
             for (partition, saved) in &commit.positions {

@@ -100,7 +100,7 @@ impl Pair {
     }
 
     fn ratio(&self) -> f64 {
-        mean(&self.ours) / mean(&self.theirs)
+        self.rate() / mean(&self.theirs)
     }
 }
 

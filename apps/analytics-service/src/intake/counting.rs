@@ -23,12 +23,11 @@ static DUPLICATES: LazyLock<IntCounter> =
 static DEAD: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_dead_total", "Records that are no events."));
 
-/// How many records of a transaction were what.
+/// How many events of a transaction did what.
 #[derive(Default)]
 pub(super) struct Counted {
     applied: BTreeMap<&'static str, u64>,
     duplicates: u64,
-    dead: u64,
 }
 
 impl Counted {
@@ -37,7 +36,7 @@ impl Counted {
     /// # Errors
     /// If the state fails; then nothing of it is stored, or all.
     pub(super) async fn store(state: &mut State, batches: &[Batch], commit: &mut Commit) -> Result<Self, StateError> {
-        let mut counted = Self { dead: commit.dead_letters.len() as u64, ..Self::default() };
+        let mut counted = Self::default();
         let events = by_patient(batches);
         let patients: Vec<_> = events.chunk_by(|one, next| one.patient_id == next.patient_id).collect();
         let mut parts = patients.chunks(Transaction::PATIENTS).peekable();
@@ -84,13 +83,13 @@ impl Counted {
         changed
     }
 
-    /// Tells the metrics.
-    pub(super) fn tell(&self) {
+    /// Tells the metrics, with how many records were no events.
+    pub(super) fn tell(&self, dead: usize) {
         for (kind, count) in &self.applied {
             APPLIED.with_label_values(&[kind]).inc_by(*count);
         }
         DUPLICATES.inc_by(self.duplicates);
-        DEAD.inc_by(self.dead);
+        DEAD.inc_by(dead as u64);
     }
 }
 

@@ -37,23 +37,19 @@ static REMEMBER_PATIENTS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-static ADD_TO_BIRTHS: LazyLock<String> = LazyLock::new(|| {
-    let (year, patients) = (columns::number(2), columns::number(3));
-    format!(
-        "-- add to births
-        INSERT INTO births (year, patients) SELECT {year}, {patients} FROM {ROWS}
-        ON CONFLICT (year) DO UPDATE SET patients = patients + excluded.patients"
-    )
-});
+static ADD_TO_BIRTHS: LazyLock<String> = LazyLock::new(|| add_to("births", "year"));
 
-static ADD_TO_REGISTRATIONS: LazyLock<String> = LazyLock::new(|| {
-    let (date, patients) = (columns::number(2), columns::number(3));
+static ADD_TO_REGISTRATIONS: LazyLock<String> = LazyLock::new(|| add_to("registrations", "date"));
+
+/// The SQL that adds to numbers of patients, which a table has by its key.
+fn add_to(table: &str, key: &str) -> String {
+    let (counted, patients) = (columns::number(2), columns::number(3));
     format!(
-        "-- add to registrations
-        INSERT INTO registrations (date, patients) SELECT {date}, {patients} FROM {ROWS}
-        ON CONFLICT (date) DO UPDATE SET patients = patients + excluded.patients"
+        "-- add to {table}
+        INSERT INTO {table} ({key}, patients) SELECT {counted}, {patients} FROM {ROWS}
+        ON CONFLICT ({key}) DO UPDATE SET patients = patients + excluded.patients"
     )
-});
+}
 
 /// A transaction of the state. It is undone unless it is committed.
 #[derive(Debug)]
