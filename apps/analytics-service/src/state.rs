@@ -4,19 +4,19 @@
 //! anew and its positions tell what is still to be applied.
 
 mod columns;
+mod encoding;
 mod transaction;
 
 use std::{
     collections::BTreeMap,
-    fmt::{self, Write as _},
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use codec::headers::Headers;
 use runtime::{Elapsed, within};
-use serde_json::Value as Json;
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
@@ -24,6 +24,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
 };
 
+use self::encoding::{date_of, headers_of, year_of};
 pub use self::transaction::{Commit, Remember, Transaction};
 use crate::tally::Tally;
 
@@ -31,6 +32,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Time for one step of a transaction. A disk that takes longer is as good as none.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Time to bring the tables of an older version up to date, when each patient may have to be written anew.
+const MIGRATION_DEADLINE: Duration = Duration::from_secs(120);
 /// Forwarded dead letters that are kept to be shown; the topic has them all.
 const KEPT_DEAD_LETTERS: i64 = 1000;
 /// Pages of SQLite's log (4 KiB each) that are written back into the file together, with a wait for the disk. The same
@@ -135,27 +138,32 @@ impl State {
     /// # Errors
     /// If it cannot be read and written, or another process has it open.
     pub async fn open(path: &Path) -> Result<(Self, Saved), StateError> {
-        let open = async {
-            let options = SqliteConnectOptions::new()
-                .filename(path)
-                .create_if_missing(true)
-                .journal_mode(SqliteJournalMode::Wal)
-                // After a power cut the last transactions may be missing, their positions with them.
-                .synchronous(SqliteSynchronous::Normal)
-                // Two processes that count the same events would count them twice.
-                .locking_mode(SqliteLockingMode::Exclusive)
-                .busy_timeout(Duration::from_secs(1))
-                .pragma("wal_autocheckpoint", LOG_PAGES)
-                .disable_statement_logging();
-            let mut connection = options.connect().await?;
-            let migrated = MIGRATIONS.run_direct(None, &mut connection, false).await;
-            migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
-            columns::prepare(&mut connection).await?;
-            let saved = load(&mut connection).await?;
-            Ok((Self { connection }, saved))
-        };
         let failed = |error: StateError| StateError(format!("the state file {}: {error}", path.display()));
-        within(DEADLINE, Box::pin(open)).await.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(failed)
+        Self::open_file(path).await.map_err(failed)
+    }
+
+    async fn open_file(path: &Path) -> Result<(Self, Saved), StateError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // After a power cut the last transactions may be missing, their positions with them.
+            .synchronous(SqliteSynchronous::Normal)
+            // Two processes that count the same events would count them twice.
+            .locking_mode(SqliteLockingMode::Exclusive)
+            .busy_timeout(Duration::from_secs(1))
+            .pragma("wal_autocheckpoint", LOG_PAGES)
+            .disable_statement_logging();
+        let mut connection = within(DEADLINE, options.connect()).await??;
+        let migrate = Box::pin(MIGRATIONS.run_direct(None, &mut connection, false));
+        let migrated = within(MIGRATION_DEADLINE, migrate).await?;
+        migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
+        let load = async {
+            columns::prepare(&mut connection).await?;
+            load(&mut connection).await
+        };
+        let saved = within(DEADLINE, Box::pin(load)).await??;
+        Ok((Self { connection }, saved))
     }
 
     /// Begins a transaction.
@@ -238,13 +246,10 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
         }
     }
     for row in query("-- births\nSELECT year, patients FROM births").fetch_all(&mut *connection).await? {
-        let year: i32 = row.try_get("year")?;
-        tally.births.insert((year != NO_YEAR).then_some(year), row.try_get("patients")?);
+        tally.births.insert(year_of(row.try_get("year")?), row.try_get("patients")?);
     }
     for row in query("-- registrations\nSELECT date, patients FROM registrations").fetch_all(&mut *connection).await? {
-        let day: i64 = row.try_get("date")?;
-        let date = (day != NO_DAY).then(|| date_of(day)).flatten();
-        tally.registrations.insert(date, row.try_get("patients")?);
+        tally.registrations.insert(date_of(row.try_get("date")?), row.try_get("patients")?);
     }
     let positions = query("-- positions\nSELECT partition, next, last_timestamp FROM positions");
     for row in positions.fetch_all(connection).await? {
@@ -252,38 +257,6 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
         saved.positions.insert(row.try_get("partition")?, position);
     }
     Ok(saved)
-}
-
-/// Stands for a year of birth that is not known: there was no year 0.
-const NO_YEAR: i32 = 0;
-/// Stands for a date of registration that is not known: 0001-01-01.
-const NO_DAY: i64 = -719_162;
-
-fn day_of(date: NaiveDate) -> i64 {
-    date.signed_duration_since(NaiveDate::default()).num_days()
-}
-
-fn date_of(day: i64) -> Option<NaiveDate> {
-    NaiveDate::default().checked_add_signed(TimeDelta::try_days(day)?)
-}
-
-fn headers_json(headers: &Headers) -> String {
-    let hex = |bytes: &Vec<u8>| {
-        bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    };
-    Json::from_iter(headers.iter().map(|(name, value)| (name.clone(), hex(value)))).to_string()
-}
-
-fn headers_of(json: &str) -> Headers {
-    let unhex = |text: &str| {
-        let pairs = text.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
-        pairs.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
-    };
-    let headers: BTreeMap<String, String> = serde_json::from_str(json).unwrap_or_default();
-    headers.into_iter().map(|(name, text)| (name, unhex(&text))).collect()
 }
 
 fn parked(row: &SqliteRow) -> Result<Parked, StateError> {
@@ -351,20 +324,46 @@ impl SharedState {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
+    use chrono::NaiveDate;
+    use sqlx::Executor as _;
+    use testbed::Scratch;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::tally::Known;
 
     #[test]
-    fn dates_are_days() {
-        for text in ["1970-01-01", "2024-02-29", "1900-12-31", "9999-12-31"] {
-            let date: NaiveDate = text.parse().unwrap();
-            assert_eq!(date_of(day_of(date)), Some(date));
-        }
-        assert_eq!(date_of(NO_DAY), NaiveDate::from_ymd_opt(1, 1, 1));
-    }
+    fn a_state_of_the_first_schema_goes_on() {
+        let directory = Scratch::new().unwrap();
+        let file = directory.path().join("state.sqlite");
+        smol::block_on(async {
+            let options = SqliteConnectOptions::new().filename(&file).create_if_missing(true);
+            let mut old = options.connect().await.unwrap();
+            let first = Migrator { migrations: Cow::Borrowed(&MIGRATIONS.migrations[..1]), ..Migrator::DEFAULT };
+            first.run_direct(None, &mut old, false).await.unwrap();
+            let fill = "INSERT INTO patients (id, version, active, birth_year, registered) VALUES
+                    (x'00000000000000000000000000000001', 9223372036854775807, 1, 1969, -1),
+                    (x'ffffffffffffffffffffffffffffffff', 0, 0, NULL, NULL),
+                    (x'00000000000000000000000000000002', 3, 0, -44, 19782);
+                INSERT INTO positions (partition, next, last_timestamp) VALUES (1, 7, 8);
+                INSERT INTO totals (name, value) VALUES ('created', 2)";
+            old.execute(fill).await.unwrap();
+            old.close().await.unwrap();
 
-    #[test]
-    fn headers_survive_whatever_their_bytes() {
-        let headers = Headers::from([("a".to_owned(), vec![0, 255, 16]), ("b".to_owned(), vec![])]);
-        assert_eq!(headers_of(&headers_json(&headers)), headers);
+            let (mut state, saved) = State::open(&file).await.unwrap();
+            assert_eq!(saved.positions, BTreeMap::from([(1, SavedPosition { next: 7, last_timestamp: Some(8) })]));
+            assert_eq!(saved.tally, Tally { created: 2, ..Tally::default() });
+            let date = |text: &str| Some(text.parse::<NaiveDate>().unwrap());
+            let expected = [
+                (1, Known { version: i64::MAX, active: true, birth_year: Some(1969), registered: date("1969-12-31") }),
+                (u128::MAX, Known::default()),
+                (2, Known { version: 3, active: false, birth_year: Some(-44), registered: date("2024-02-29") }),
+            ];
+            let expected = expected.map(|(id, known)| (Uuid::from_u128(id), known));
+            let mut transaction = state.begin().await.unwrap();
+            assert_eq!(transaction.known(&expected.map(|(id, _)| id)).await.unwrap(), expected.into());
+        });
     }
 }

@@ -7,13 +7,11 @@
 use std::io::Write as _;
 
 use sqlx::{Executor as _, Sqlite, SqliteConnection, query, query::Query, sqlite::SqliteArguments};
-use uuid::Uuid;
 
 /// Rows that one statement takes, at most. More at once are not faster, and take memory.
 pub(super) const AT_ONCE: usize = 4096;
 /// Digits and sign of any number.
 const NUMBER_WIDTH: usize = 20;
-const ID_WIDTH: usize = size_of::<Uuid>();
 
 /// What a statement selects from: the numbers of its rows, of which there are `?1`.
 pub(super) const ROWS: &str = "temp.numbers WHERE n < ?1";
@@ -30,22 +28,22 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> Result<(), sql
     Ok(())
 }
 
-/// The SQL of a row's id in a column that [`ids`] has made.
-pub(super) fn id(parameter: usize) -> String {
-    format!("substr(?{parameter}, n * {ID_WIDTH} + 1, {ID_WIDTH})")
+/// The SQL of a row's bytes, so many, in a column that [`bytes`] has made.
+pub(super) fn bytes_of(parameter: usize, width: usize) -> String {
+    format!("substr(?{parameter}, n * {width} + 1, {width})")
 }
 
 /// The SQL of a row's number in a column that [`numbers`] has made.
-pub(super) fn number(parameter: usize) -> String {
-    format!("CAST(substr(?{parameter}, n * {NUMBER_WIDTH} + 1, {NUMBER_WIDTH}) AS INTEGER)")
+pub(super) fn number_of(parameter: usize) -> String {
+    format!("CAST({} AS INTEGER)", bytes_of(parameter, NUMBER_WIDTH))
 }
 
-/// A column of ids.
-pub(super) fn ids(ids: impl Iterator<Item = Uuid>) -> Vec<u8> {
-    ids.flat_map(Uuid::into_bytes).collect()
+/// A column of values that are bytes, each as many.
+pub(super) fn bytes<const WIDTH: usize>(values: impl Iterator<Item = [u8; WIDTH]>) -> Vec<u8> {
+    values.flatten().collect()
 }
 
-/// A column of numbers.
+/// A column of numbers. One costs SQLite twice as much as some bytes, because it has to be read.
 pub(super) fn numbers(numbers: impl ExactSizeIterator<Item = i64>) -> Vec<u8> {
     // A cast ends with the last digit.
     let mut column = vec![0; numbers.len() * NUMBER_WIDTH];
@@ -69,16 +67,16 @@ mod tests {
     #[test]
     fn rows_come_out_as_they_went_in() {
         let numbers_in = [0, -1, 7, i64::MIN, i64::MAX, -719_162];
-        let ids_in: Vec<Uuid> = (0..numbers_in.len() as u128).map(|id| Uuid::from_u128(u128::MAX - id)).collect();
-        let statement = format!("SELECT {}, {} FROM {ROWS} ORDER BY n", id(2), number(3)).leak();
+        let bytes_in: Vec<[u8; 3]> = (0..numbers_in.len() as u8).map(|n| [n, 0, u8::MAX - n]).collect();
+        let statement = format!("SELECT {}, {} FROM {ROWS} ORDER BY n", bytes_of(2, 3), number_of(3)).leak();
         let rows = smol::block_on(async {
             let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
             prepare(&mut connection).await.unwrap();
-            let columns = [ids(ids_in.iter().copied()), numbers(numbers_in.into_iter())];
+            let columns = [bytes(bytes_in.iter().copied()), numbers(numbers_in.into_iter())];
             bind(statement, numbers_in.len(), columns).fetch_all(&mut connection).await.unwrap()
         });
-        let rows: Vec<(Uuid, i64)> =
-            rows.iter().map(|row| (Uuid::from_slice(row.get(0)).unwrap(), row.get(1))).collect();
-        assert_eq!(rows, ids_in.into_iter().zip(numbers_in).collect::<Vec<_>>());
+        let rows: Vec<([u8; 3], i64)> =
+            rows.iter().map(|row| (row.get::<&[u8], _>(0).try_into().unwrap(), row.get(1))).collect();
+        assert_eq!(rows, bytes_in.into_iter().zip(numbers_in).collect::<Vec<_>>());
     }
 }

@@ -11,29 +11,26 @@ use sqlx::{Row as _, Sqlite, SqliteConnection, query};
 use uuid::Uuid;
 
 use super::{
-    DEADLINE, DeadLetter, NO_DAY, NO_YEAR, SavedPosition, StateError,
+    DEADLINE, DeadLetter, SavedPosition, StateError,
     columns::{self, AT_ONCE, Bound, ROWS, bind},
-    date_of, day_of, headers_json,
+    encoding::{KNOWN_BYTES, day_number, headers_json, known_bytes, known_of, year_number},
 };
 use crate::tally::{Known, Tally};
 
 static FIND_PATIENTS: LazyLock<String> = LazyLock::new(|| {
-    let id = columns::id(2);
+    let id = columns::bytes_of(2, size_of::<Uuid>());
     format!(
         "-- known patients
-        SELECT id, version, active, birth_year, registered
-        FROM (SELECT {id} AS wanted FROM {ROWS}) CROSS JOIN patients ON id = wanted"
+        SELECT id, known FROM (SELECT {id} AS wanted FROM {ROWS}) CROSS JOIN patients ON id = wanted"
     )
 });
 
 /// Replaces whole rows, so that SQLite need not look for a conflict first.
 static REMEMBER_PATIENTS: LazyLock<String> = LazyLock::new(|| {
-    let (id, version, active) = (columns::id(2), columns::number(3), columns::number(4));
-    let (birth_year, registered) = (columns::number(5), columns::number(6));
+    let (id, known) = (columns::bytes_of(2, size_of::<Uuid>()), columns::bytes_of(3, KNOWN_BYTES));
     format!(
         "-- remember patients
-        INSERT OR REPLACE INTO patients (id, version, active, birth_year, registered)
-        SELECT {id}, {version}, {active}, nullif({birth_year}, {NO_YEAR}), nullif({registered}, {NO_DAY}) FROM {ROWS}"
+        INSERT OR REPLACE INTO patients (id, known) SELECT {id}, {known} FROM {ROWS}"
     )
 });
 
@@ -43,7 +40,7 @@ static ADD_TO_REGISTRATIONS: LazyLock<String> = LazyLock::new(|| add_to("registr
 
 /// The SQL that adds to numbers of patients, which a table has by its key.
 fn add_to(table: &str, key: &str) -> String {
-    let (counted, patients) = (columns::number(2), columns::number(3));
+    let (counted, patients) = (columns::number_of(2), columns::number_of(3));
     format!(
         "-- add to {table}
         INSERT INTO {table} ({key}, patients) SELECT {counted}, {patients} FROM {ROWS}
@@ -73,13 +70,9 @@ impl Remember {
     /// At most [`Transaction::PATIENTS`], in the order of their ids: the table's, whose pages are then filled one after the
     /// other.
     pub fn new(patients: &[(Uuid, Known)]) -> Self {
-        let column = |number: fn(&Known) -> i64| columns::numbers(patients.iter().map(move |(_, known)| number(known)));
         let columns = [
-            columns::ids(patients.iter().map(|(id, _)| *id)),
-            column(|known| known.version),
-            column(|known| known.active.into()),
-            column(|known| known.birth_year.unwrap_or(NO_YEAR).into()),
-            column(|known| known.registered.map_or(NO_DAY, day_of)),
+            columns::bytes(patients.iter().map(|(id, _)| id.into_bytes())),
+            columns::bytes(patients.iter().map(|(_, known)| known_bytes(known))),
         ];
         Self(bind(&REMEMBER_PATIENTS, patients.len(), columns))
     }
@@ -97,20 +90,14 @@ impl Transaction<'_> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let find = bind(&FIND_PATIENTS, ids.len(), [columns::ids(ids.iter().copied())]);
-        let rows = within(DEADLINE, find.fetch_all(&mut *self.0)).await??;
+        let column = columns::bytes(ids.iter().map(|id| id.into_bytes()));
+        let rows = within(DEADLINE, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(&mut *self.0)).await??;
         let mut known = HashMap::with_capacity(rows.len());
         for row in &rows {
-            let id =
-                Uuid::from_slice(row.try_get("id")?).map_err(|_| StateError("a patient's id is none".to_owned()))?;
-            let registered = row.try_get::<Option<i64>, _>("registered")?;
-            let patient = Known {
-                version: row.try_get("version")?,
-                active: row.try_get("active")?,
-                birth_year: row.try_get("birth_year")?,
-                registered: registered.and_then(date_of),
-            };
-            known.insert(id, patient);
+            let (id, bytes) = (row.try_get("id")?, row.try_get::<&[u8], _>("known")?);
+            let id = Uuid::from_slice(id).map_err(|_| StateError("a patient's id is none".to_owned()))?;
+            let broken = || StateError("what is known of a patient cannot be read".to_owned());
+            known.insert(id, known_of(bytes).ok_or_else(broken)?);
         }
         Ok(known)
     }
@@ -163,8 +150,8 @@ async fn add(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), s
         .execute(&mut *connection)
         .await?;
     }
-    add_counts(connection, &ADD_TO_BIRTHS, &tally.births, |year| year.unwrap_or(NO_YEAR).into()).await?;
-    add_counts(connection, &ADD_TO_REGISTRATIONS, &tally.registrations, |date| date.map_or(NO_DAY, day_of)).await?;
+    add_counts(connection, &ADD_TO_BIRTHS, &tally.births, year_number).await?;
+    add_counts(connection, &ADD_TO_REGISTRATIONS, &tally.registrations, day_number).await?;
     for letter in dead_letters {
         query(
             "-- park dead letter
@@ -200,10 +187,10 @@ async fn add_counts<K: Copy>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     counts: &BTreeMap<K, i64>,
-    number: impl Fn(K) -> i64,
+    number: fn(K) -> i32,
 ) -> Result<(), sqlx::Error> {
     let rows: Vec<_> =
-        counts.iter().filter(|(_, count)| **count != 0).map(|(&key, &count)| (number(key), count)).collect();
+        counts.iter().filter(|(_, count)| **count != 0).map(|(&key, &count)| (number(key).into(), count)).collect();
     for part in rows.chunks(AT_ONCE) {
         let columns = [
             columns::numbers(part.iter().map(|(key, _)| *key)),
