@@ -42,13 +42,24 @@ impl Counted {
         let mut parts = patients.chunks(Transaction::PATIENTS).peekable();
         let mut transaction = state.begin().await?;
         let mut known = transaction.known(&ids(parts.peek())).await?;
+        let mut to_store = None;
         while let Some(part) = parts.next() {
             let next = ids(parts.peek());
-            // SQLite's thread looks for the next patients while this one counts what happened to these.
+            // SQLite's thread stores the patients before, and looks for the next, while this one counts what happened to
+            // these.
+            let store = async {
+                if let Some(patients) = to_store.take() {
+                    transaction.remember(patients).await?;
+                }
+                transaction.known(&next).await
+            };
             let count = async { Remember::new(&counted.add(part, &known, &mut commit.tally)) };
-            let (found, remember) = zip(transaction.known(&next), count).await;
-            transaction.remember(remember).await?;
+            let (found, remember) = zip(store, count).await;
+            to_store = Some(remember);
             known = found?;
+        }
+        if let Some(patients) = to_store {
+            transaction.remember(patients).await?;
         }
         transaction.commit(commit).await?;
         Ok(counted)
