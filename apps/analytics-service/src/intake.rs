@@ -27,7 +27,7 @@ use crate::{
 
 /// Fetched batches that wait to be applied, for all partitions together: enough for the next transaction to be large, so
 /// that what each one costs by itself (births, registrations, positions, the log's last page) is paid seldom.
-const BATCHES_AHEAD: usize = 16;
+const BATCHES_AHEAD: usize = 32;
 /// Records that one transaction takes, unless a single batch has more: about 0.1 s.
 const RECORDS_AT_ONCE: usize = 30_000;
 /// Pauses after failures of the broker or the state.
