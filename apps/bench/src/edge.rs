@@ -6,7 +6,7 @@ use testbed::{Scratch, ports};
 
 use crate::{
     Outcome,
-    load::{self, Time, figure, words},
+    load::{self, Time, figure, turns, words},
     results::{Pair, Results},
     show::step,
     tool::{self, Server},
@@ -14,34 +14,33 @@ use crate::{
 
 pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
     let scratch = Scratch::new()?;
-    let time = Time::of(quick);
     let mut pair =
         Pair::new("edge", "GET of a constant, 64 connections", "requests/s", "libs/web", "bare hyper on tokio");
-    for round in 0..2 {
+    for turn in turns(quick) {
         let ours = async {
             let port = ports::free();
             let mut command = Command::new(tool::ours("examples/hello")?);
             command.env("SERVER_PORT", port.to_string()).env("EXECUTOR_THREADS", "2");
             let server = Server::start(command, port).await?;
-            rate(&scratch, &server, port, time).await
+            rate(&scratch, &server, port).await
         };
-        pair.ours(step(&format!("GET of a constant, libs/web ({})", round + 1), ours).await?);
+        pair.ours(step(&format!("GET of a constant, libs/web ({turn})"), ours).await?);
         let theirs = async {
             let port = ports::free();
             let mut command = Command::new(tool::ours("comparators")?);
             command.arg("http").arg(port.to_string());
             let server = Server::start(command, port).await?;
-            rate(&scratch, &server, port, time).await
+            rate(&scratch, &server, port).await
         };
-        pair.theirs(step(&format!("GET of a constant, bare hyper ({})", round + 1), theirs).await?);
+        pair.theirs(step(&format!("GET of a constant, bare hyper ({turn})"), theirs).await?);
     }
     results.pair(pair);
     Ok(())
 }
 
-async fn rate(scratch: &Scratch, server: &Server, port: u16, time: Time) -> Outcome<f64> {
+async fn rate(scratch: &Scratch, server: &Server, port: u16) -> Outcome<f64> {
     let pid = server.pid();
     let arguments = words(&format!("closed http://127.0.0.1:{port} --path /hello -c 64 --watch server={pid}"));
-    let report = load::run(scratch.path(), &[arguments, time.arguments()].concat()).await?;
+    let report = load::run(scratch.path(), &[arguments, Time::TURN.arguments()].concat()).await?;
     Ok(figure(&report, "/all/perSecond"))
 }

@@ -1,6 +1,6 @@
 //! Runs of apps/load.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{ops::RangeInclusive, path::Path, process::Command, time::Duration};
 
 use serde_json::Value as Json;
 
@@ -36,6 +36,9 @@ pub(crate) struct Time {
 }
 
 impl Time {
+    /// Of one turn of [`turns`].
+    pub(crate) const TURN: Self = Self { warm_up: Duration::from_secs(2), measured: Duration::from_secs(4) };
+
     pub(crate) fn of(quick: bool) -> Self {
         let (warm_up, measured) = if quick { (2, 4) } else { (5, 20) };
         Self { warm_up: Duration::from_secs(warm_up), measured: Duration::from_secs(measured) }
@@ -44,6 +47,11 @@ impl Time {
     pub(crate) fn arguments(self) -> Vec<String> {
         words(&format!("-w {}s -d {}s", self.warm_up.as_secs(), self.measured.as_secs()))
     }
+}
+
+/// The turns that ours and theirs take: many and short, because the machine's own speed changes within minutes.
+pub(crate) fn turns(quick: bool) -> RangeInclusive<u32> {
+    1..=if quick { 2 } else { 6 }
 }
 
 /// A figure of a report, by its JSON pointer; 0 if it is not there.

@@ -3,7 +3,7 @@
 use crate::{
     Outcome,
     ground::Ground,
-    load::{self, Time, figure, words},
+    load::{self, Time, figure, turns, words},
     pgbench,
     results::{Pair, Results},
     show::step,
@@ -13,26 +13,24 @@ use crate::{
 const PATIENTS: u64 = 100_000;
 
 pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Results) -> Outcome {
-    let mut time = Time::of(quick);
-    time.measured /= 2;
     let mut system = ground.system("reads", &[]).await?;
     let patients = if quick { PATIENTS / 4 } else { PATIENTS };
     ground.seed("reads", 0, patients).await?;
     let mut pair =
         Pair::new("reads", "reads by id, 64 clients", "reads/s", "GET /patients/{id}", "pgbench, the same select");
-    for round in 0..2 {
+    for turn in turns(quick) {
         let watched = ground.watched(&mut system);
         let url = format!("http://{}", system.patients[0].address());
         let arguments = words(&format!("closed {url} --scenario read -c 64 --known {patients} {watched}"));
-        let arguments = [arguments, time.arguments()].concat();
+        let arguments = [arguments, Time::TURN.arguments()].concat();
         let run = load::run(ground.directory(), &arguments);
-        let report = step(&format!("Reads by id, HTTP ({})", round + 1), run).await?;
+        let report = step(&format!("Reads by id, HTTP ({turn})"), run).await?;
         pair.ours(figure(&report, "/all/perSecond"));
         results.figure("reads-p99", "read by id, 64 clients, p99", "ms", figure(&report, "/all/p99Ms"));
         results.cpu_of(&report, "reads");
         let script = pgbench::read(patients);
-        let theirs = pgbench::rate(ground, "reads_patients", &script, time);
-        pair.theirs(step(&format!("Reads by id, pgbench ({})", round + 1), theirs).await?);
+        let theirs = pgbench::rate(ground, "reads_patients", &script, Time::TURN);
+        pair.theirs(step(&format!("Reads by id, pgbench ({turn})"), theirs).await?);
     }
     results.pair(pair);
     Ok(())

@@ -6,7 +6,7 @@ use testbed::ports;
 
 use crate::{
     Failure, Outcome,
-    load::Time,
+    load::{Time, turns},
     results::{Pair, Results},
     show::step,
     tool::{self, Server},
@@ -16,14 +16,14 @@ use crate::{
 const CALLERS: u32 = 64;
 
 pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
-    let seconds = Time::of(quick).measured.as_secs().min(10);
+    let seconds = Time::TURN.measured.as_secs();
     let mut pair =
         Pair::new("unary", "unary gRPC, 64 callers", "calls/s", "libs/grpc (smol, bridge)", "tonic on tokio");
-    for round in 0..2 {
+    for turn in turns(quick) {
         let ours = calls("examples/unary", ["serve", "call"], seconds);
-        pair.ours(step(&format!("Unary gRPC through the bridge ({})", round + 1), ours).await?);
+        pair.ours(step(&format!("Unary gRPC through the bridge ({turn})"), ours).await?);
         let theirs = calls("comparators", ["grpc-serve", "grpc-call"], seconds);
-        pair.theirs(step(&format!("Unary gRPC on plain tokio ({})", round + 1), theirs).await?);
+        pair.theirs(step(&format!("Unary gRPC on plain tokio ({turn})"), theirs).await?);
     }
     results.pair(pair);
     Ok(())
