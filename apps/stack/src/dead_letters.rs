@@ -65,9 +65,9 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
         println!("There are no dead letters.");
         return Ok(());
     }
-    println!("{:>10}  {:<19}  {:<16}{:>9}  {:<20}why", "id", "since", "from", "bytes", "state");
+    println!("{:>10}  {:<19}  {:<16}{:>9}  {:<26}why", "id", "since", "from", "bytes", "state");
     let line = |id: &str, at: &str, from: &str, bytes: u64, state: &str, why: &str| {
-        println!("{id:>10}  {at:<19}  {from:<16}{bytes:>9}  {state:<20}{why}");
+        println!("{id:>10}  {at:<19}  {from:<16}{bytes:>9}  {state:<24}  {why}");
     };
     for (id, Letter { origin, error, bytes, at, sent }) in &letters {
         let at = at.format("%Y-%m-%d %H:%M:%S").to_string();
