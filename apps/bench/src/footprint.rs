@@ -1,13 +1,13 @@
-//! What the services take before they do anything: memory, time to be ready, the size of their binaries.
+//! What the services take before they do anything: memory, time to be ready, the size of their binaries and images.
 
-use std::{fs, time::Instant};
+use std::{fs, process::Command, time::Instant};
 
 use testbed::{
     service::{Service, binaries},
     system::System,
 };
 
-use crate::{Failure, Outcome, ground::SETTLE, results::Results, show::step};
+use crate::{Failure, Outcome, ground::SETTLE, results::Results, show::step, tool};
 
 /// A service of a system.
 type Which = fn(&mut System) -> &mut Service;
@@ -36,6 +36,29 @@ pub(crate) async fn measure(system: &mut System, results: &mut Results) -> Outco
         Ok::<_, Failure>(())
     };
     step("Footprint of the services", work).await
+}
+
+/// The sizes of the images; says so if there are none here.
+pub(crate) async fn images(results: &mut Results) {
+    for name in ["patient-service", "billing-service", "analytics-service"] {
+        match image(name).await {
+            Ok(size) => results.figure(&format!("image-{name}"), &format!("{name}, size of the image"), "MiB", size),
+            Err(Failure(why)) => eprintln!("The image of {name} is not measured: {why}"),
+        }
+    }
+}
+
+/// MiB of a service's image that was built last, with all its layers.
+async fn image(name: &str) -> Outcome<f64> {
+    let mut list = Command::new("docker");
+    list.args(["image", "ls", "--quiet", "--filter", &format!("label=org.opencontainers.image.title={name}")]);
+    let images = tool::output(list).await?;
+    // The newest is the first.
+    let image = images.lines().next().ok_or("`just up --docker` builds it")?;
+    let mut inspect = Command::new("docker");
+    inspect.args(["image", "inspect", "--format", "{{.Size}}", image]);
+    let bytes: f64 = tool::output(inspect).await?.trim().parse()?;
+    Ok(bytes / 1024.0 / 1024.0)
 }
 
 /// The resident set of a process.

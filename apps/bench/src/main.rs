@@ -66,7 +66,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
-const PARTS: [&str; 5] = ["creates", "reads", "edge", "replay", "unary"];
+const PARTS: [&str; 6] = ["creates", "reads", "edge", "replay", "unary", "images"];
 
 /// Why there is no measurement, as the user should read it.
 #[derive(Debug)]
@@ -114,6 +114,9 @@ async fn run(options: &Options) -> Outcome<bool> {
     }
     let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|only| only == part);
     let quick = options.quick;
+    if wanted("images") {
+        footprint::images(&mut results).await;
+    }
     if wanted("edge") {
         edge::measure(quick, &mut results).await?;
     }
