@@ -43,7 +43,7 @@ pub(super) fn bytes<const WIDTH: usize>(values: impl Iterator<Item = [u8; WIDTH]
     values.flatten().collect()
 }
 
-/// A column of numbers. One costs SQLite twice as much as some bytes, because it has to be read.
+/// A column of numbers. SQLite has to read each of them, so that bytes, where they do, cost it less.
 pub(super) fn numbers(numbers: impl ExactSizeIterator<Item = i64>) -> Vec<u8> {
     // A cast ends with the last digit.
     let mut column = vec![0; numbers.len() * NUMBER_WIDTH];
