@@ -33,9 +33,12 @@ mod support;
 
 use support::{audit, fast_broker, logged, register_many, system};
 
-/// Clients whose closed loop finds the peak, and for how long.
+/// Clients whose closed loop finds the peak, for how long, and how often at most: until it is hardly faster than before. A
+/// broker that was just started gets faster for many seconds, and four times too little is no overload.
 const PEAK_CLIENTS: usize = 64;
 const PEAK: Duration = Duration::from_secs(5);
+const PEAK_LOOPS: usize = 6;
+const HARDLY_FASTER: f64 = 1.1;
 /// Offered, as a multiple of the peak.
 const OVERLOAD: f64 = 4.0;
 /// Connections of the open loop: those that wait for an answer, and enough for the others to be on time.
@@ -85,8 +88,17 @@ fn at_four_times_the_peak_it_does_its_work_and_refuses_the_rest() {
         let load = |connections, rate, length| offer(address.clone(), connections, rate, length, acknowledged.clone());
 
         let usual = register_many(&system.patient_client(), &acknowledged, 50).await;
-        load(PEAK_CLIENTS, None, Duration::from_secs(2)).await;
-        let before = load(PEAK_CLIENTS, None, PEAK).await;
+        let mut before = load(PEAK_CLIENTS, None, PEAK).await;
+        for _ in 1..PEAK_LOOPS {
+            let next = load(PEAK_CLIENTS, None, PEAK).await;
+            let faster = next.goodput(PEAK) / before.goodput(PEAK);
+            if faster > 1.0 {
+                before = next;
+            }
+            if faster < HARDLY_FASTER {
+                break;
+            }
+        }
         let peak = before.goodput(PEAK);
         let probe = Probe::start(&system);
         let offered = peak * OVERLOAD;
