@@ -20,7 +20,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
         let ours = async {
             let port = ports::free();
             let mut command = Command::new(tool::ours("examples/hello")?);
-            command.env("SERVER_PORT", port.to_string()).env("EXECUTOR_THREADS", "2");
+            command.env("SERVER_PORT", port.to_string());
             let server = Server::start(command, port).await?;
             rate(&scratch, &server, port).await
         };

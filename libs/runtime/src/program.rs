@@ -59,7 +59,8 @@ impl<S: Send + 'static> Program<S> {
     fn read(&self, reader: &mut Reader) -> Settings<S> {
         Settings {
             own: (self.settings)(reader),
-            threads: reader.variable(&["EXECUTOR_THREADS"], "threads that run the service's own work").or("2"),
+            // Two wake each other for each small piece of work, and win little even at the peak (docs/performance.md).
+            threads: reader.variable(&["EXECUTOR_THREADS"], "threads that run the service's own work").or("1"),
             log: log::Settings::read(reader),
         }
     }
