@@ -23,7 +23,7 @@ use runtime::Shutdown;
 use telemetry::TraceContext;
 
 /// Threads of each side, as the services have them.
-const THREADS: usize = 2;
+const THREADS: usize = 1;
 
 /// Answers at once.
 struct Constant;

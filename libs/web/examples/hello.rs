@@ -13,7 +13,7 @@ fn main() {
     let mut reader = Reader::new(Environment::process());
     let settings = Settings::read(&mut reader, "4000");
     let (settings, _) = reader.finish(settings).expect("the environment is right");
-    runtime::block_on(2, async move {
+    runtime::block_on(1, async move {
         let shutdown = Shutdown::new();
         shutdown.trigger_on_signals().expect("signals can be handled");
         let server = Server::bind(&settings).expect("the port is free");
