@@ -125,9 +125,11 @@ fn health(database: Database, broker: &BrokerState, billing: &Arc<Billing>, shut
             async move { trouble.map_or_else(Component::up, Component::degraded) }
         })
         .component("billing", move || {
-            let away = billing.is_away();
+            let away = billing.is_away().then(|| billing.address());
             async move {
-                if away { Component::degraded("the billing service does not answer") } else { Component::up() }
+                away.map_or_else(Component::up, |address| {
+                    Component::degraded(format!("the billing service does not answer at {address}"))
+                })
             }
         })
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_compat::Compat;
-use config::{HostPort, Reader};
+use config::{Authority, Bounded, HostPort, Reader};
 use runtime::{Backoff, within};
 use telemetry::{
     Span, TraceContext,
@@ -18,8 +18,11 @@ use tonic::{
     transport::{Channel, Endpoint, Error},
 };
 
-use crate::{Breaker, budget::Budget};
+use crate::{Breaker, Target, budget::Budget};
 
+/// The variable with the billing service's port, and the port unless it is set anywhere.
+const PORT: &str = "BILLING_SERVICE_GRPC_PORT";
+const DEFAULT_PORT: u16 = 9001;
 /// Attempts at one call, the first one included.
 const ATTEMPTS: u32 = 3;
 /// The first pause between attempts, and the longest.
@@ -56,11 +59,21 @@ pub struct ClientSettings {
 impl ClientSettings {
     /// Reads `BILLING_SERVICE_ADDRESS`, `BILLING_SERVICE_GRPC_PORT` and `BILLING_DEADLINE`.
     pub fn read_billing(reader: &mut Reader) -> Self {
-        let host: String = reader.variable(&["BILLING_SERVICE_ADDRESS"], "host of the billing service").or("localhost");
-        let port = reader.variable(&["BILLING_SERVICE_GRPC_PORT"], "gRPC port of the billing service").or("9001");
+        let Target(Authority { host, port: own }) =
+            reader.variable(&["BILLING_SERVICE_ADDRESS"], "where the billing service is").or("localhost");
+        let about = "gRPC port of the billing service, if its address has none; 9001 if neither has one";
+        let port: Option<Bounded<1, 65_535>> = reader.variable(&[PORT], about).optional();
+        let port = port.map(|port| port.get() as u16);
+        if let (Some(own), Some(port)) = (own, port)
+            && own != port
+        {
+            let why = format!("BILLING_SERVICE_ADDRESS has the port {own} and this one is {port}");
+            reader.reject(PORT, "the port of BILLING_SERVICE_ADDRESS, or none", why);
+        }
+        let address = HostPort { host, port: own.or(port).unwrap_or(DEFAULT_PORT) };
         let deadline =
             reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
-        Self { peer: "billing-service", service: "BillingService", address: HostPort { host, port }, deadline }
+        Self { peer: "billing-service", service: "BillingService", address, deadline }
     }
 }
 
@@ -89,6 +102,11 @@ impl Client {
         let channel = smol::block_on(Compat::new(async { endpoint.connect_lazy() }));
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
         Ok(Self { channel, breaker: Breaker::default(), budget: Budget::full(), settings })
+    }
+
+    /// Where the peer is.
+    pub fn address(&self) -> &HostPort {
+        &self.settings.address
     }
 
     /// Whether the breaker is open: the peer has not answered for a while.
@@ -170,19 +188,19 @@ impl Client {
     }
 
     fn tell_breaker<T>(&self, result: &Result<T, CallError>) {
-        let peer = self.settings.peer;
+        let (peer, address) = (self.settings.peer, &self.settings.address);
         match result {
             Err(CallError::BreakerOpen) => {}
             Err(error) if error.is_outage() => {
                 if self.breaker.failure(Instant::now()) {
                     BREAKER_OPEN.with_label_values(&[peer]).set(1);
-                    tracing::warn!(peer, %error, "the peer is away; calls to it fail at once until it is back");
+                    tracing::warn!(peer, %address, %error, "the peer is away; calls to it fail at once until it is back");
                 }
             }
             _ => {
                 if self.breaker.success() {
                     BREAKER_OPEN.with_label_values(&[peer]).set(0);
-                    tracing::info!(peer, "the peer is back");
+                    tracing::info!(peer, %address, "the peer is back");
                 }
             }
         }

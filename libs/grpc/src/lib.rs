@@ -16,10 +16,12 @@ mod budget;
 mod client;
 mod observe;
 mod server;
+mod target;
 
 pub use breaker::Breaker;
 pub use client::{CallError, Client, ClientSettings, Outgoing};
 pub use server::{Health, Server, ServerSettings};
+pub use target::Target;
 pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
 
 /// The trace that a call belongs to.
