@@ -38,15 +38,11 @@ pub(crate) async fn postgres() -> Outcome {
 
 /// Installs the wanted broker; without a wish, Apache Kafka if it can be had, else Nisshi.
 pub(crate) async fn broker(wanted: Option<Kind>) -> Outcome<Kind> {
-    let order: &[Kind] = match wanted {
-        Some(Kind::Kafka) => &[Kind::Kafka],
-        Some(Kind::Nisshi) => &[Kind::Nisshi],
-        None => &[Kind::Kafka, Kind::Nisshi],
-    };
+    let order = wanted.map_or(vec![Kind::Kafka, Kind::Nisshi], |wanted| vec![wanted]);
     let mut reasons = Vec::new();
     for kind in order {
-        match install(*kind).await {
-            Ok(()) => return Ok(*kind),
+        match install(kind).await {
+            Ok(()) => return Ok(kind),
             Err(Failure(reason)) => reasons.push(format!("{kind} cannot be had: {reason}")),
         }
     }
@@ -59,6 +55,7 @@ async fn install(kind: Kind) -> Outcome {
     }
     let (what, expect) = match kind {
         Kind::Kafka => ("Fetching Apache Kafka", "(Maven, about 45 MB)"),
+        Kind::OlderKafka => ("Fetching Apache Kafka 3.9, for tests", "(Maven, about 45 MB)"),
         Kind::Nisshi => ("Building Nisshi", "(once, about 7 minutes on two cores)"),
     };
     Ok(step(what, expect, kind.install()).await?)
@@ -70,9 +67,12 @@ pub(crate) async fn for_tests(wanted: Option<Kind>) -> Outcome {
     postgres().await?;
     let mut left_out = Vec::new();
     let mut had = false;
-    for (kind, tests) in [(Kind::Kafka, "on_kafka"), (Kind::Nisshi, "on_nisshi")] {
+    let brokers = [(Kind::Kafka, "on_kafka"), (Kind::OlderKafka, "on_older_kafka"), (Kind::Nisshi, "on_nisshi")];
+    for (kind, tests) in brokers {
+        // Whoever asks for Apache Kafka is tested with both of its versions.
+        let asked = if kind == Kind::OlderKafka { Kind::Kafka } else { kind };
         let outcome = match wanted {
-            Some(wanted) if wanted != kind => Err(Failure(format!("BROKER asks for {wanted}"))),
+            Some(wanted) if wanted != asked => Err(Failure(format!("BROKER asks for {wanted}"))),
             _ => install(kind).await,
         };
         match outcome {

@@ -13,6 +13,8 @@ use crate::{Process, StartError, cache, ports};
 
 /// The Kafka that is run: the same version as in docker-compose.yaml.
 pub const KAFKA_VERSION: &str = "4.1.1";
+/// The Kafka before version 4, which many clusters still run.
+pub const OLDER_KAFKA_VERSION: &str = "3.9.1";
 /// The newest Nisshi that builds with our Rust version.
 pub const NISSHI_VERSION: &str = "0.7.0-pre.2";
 /// The oldest Java that Kafka 4's broker runs on.
@@ -33,6 +35,8 @@ const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
 pub enum Kind {
     /// Apache Kafka. Needs Java and, once, Maven.
     Kafka,
+    /// Apache Kafka before version 4. Needs the same.
+    OlderKafka,
     /// Nisshi. Needs, once, some minutes of building.
     Nisshi,
 }
@@ -41,6 +45,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kafka => "Apache Kafka",
+            Self::OlderKafka => "Apache Kafka 3.9",
             Self::Nisshi => "Nisshi",
         })
     }
@@ -49,9 +54,18 @@ impl fmt::Display for Kind {
 impl Kind {
     /// Whether everything it needs is installed.
     pub fn is_installed(self) -> bool {
+        match self.kafka_version() {
+            Some(version) => jars(version).join("complete").is_file() && java().is_ok(),
+            None => nisshi().is_file(),
+        }
+    }
+
+    /// The version of Apache Kafka; none if it is another broker.
+    fn kafka_version(self) -> Option<&'static str> {
         match self {
-            Self::Kafka => jars().join("complete").is_file() && java().is_ok(),
-            Self::Nisshi => nisshi().is_file(),
+            Self::Kafka => Some(KAFKA_VERSION),
+            Self::OlderKafka => Some(OLDER_KAFKA_VERSION),
+            Self::Nisshi => None,
         }
     }
 
@@ -64,9 +78,9 @@ impl Kind {
             return Ok(());
         }
         fs::create_dir_all(cache::directory())?;
-        match self {
-            Self::Kafka => install_kafka().await,
-            Self::Nisshi => install_nisshi().await,
+        match self.kafka_version() {
+            Some(version) => install_kafka(version).await,
+            None => install_nisshi().await,
         }
     }
 }
@@ -191,9 +205,9 @@ async fn launch(kind: Kind, directory: &Path, port: u16, how: &How) -> Result<Pr
     if !ports::is_free(port) {
         return Err(StartError::new(format!("the broker's port {port} is taken")));
     }
-    let mut process = match kind {
-        Kind::Kafka => launch_kafka(directory, port, how).await?,
-        Kind::Nisshi => launch_nisshi(directory, port, how.advertised)?,
+    let mut process = match kind.kafka_version() {
+        Some(version) => launch_kafka(version, directory, port, how).await?,
+        None => launch_nisshi(directory, port, how.advertised)?,
     };
     let settings = client_settings(port, "testbed");
     process.write_pid_file(&pid_file(directory))?;
@@ -213,7 +227,7 @@ fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
     kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id }
 }
 
-async fn launch_kafka(directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
+async fn launch_kafka(version: &str, directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
     let java = java()?;
     let data = directory.join("data");
     let properties = directory.join("server.properties");
@@ -228,7 +242,7 @@ async fn launch_kafka(directory: &Path, port: u16, how: &How) -> Result<Process,
         Process::prepare("Apache Kafka", &java, directory.join("broker.log"))
             .args(memory)
             .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
-            .args([jars().join("*")])
+            .args([jars(version).join("*")])
             .args([class])
             .directory(directory)
     };
@@ -300,24 +314,24 @@ fn java_version(output: &str) -> Option<u32> {
     quoted.split(['.', '-', '+']).next()?.parse().ok()
 }
 
-fn jars() -> PathBuf {
-    cache::directory().join(format!("kafka-{KAFKA_VERSION}"))
+fn jars(version: &str) -> PathBuf {
+    cache::directory().join(format!("kafka-{version}"))
 }
 
 fn nisshi() -> PathBuf {
     cache::directory().join(format!("nisshi-{NISSHI_VERSION}/bin/nisshi"))
 }
 
-async fn install_kafka() -> Result<(), StartError> {
+async fn install_kafka(version: &str) -> Result<(), StartError> {
     java()?;
-    let (jars, pom) = (jars(), cache::directory().join("kafka-pom.xml"));
+    let (jars, pom) = (jars(version), cache::directory().join(format!("kafka-{version}-pom.xml")));
     fs::write(
         &pom,
         format!(
             "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">\n\
              <modelVersion>4.0.0</modelVersion><groupId>stack</groupId><artifactId>kafka</artifactId><version>1</version>\n\
              <dependencies>\n\
-             <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>\n\
+             <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>\n\
              <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>\n\
              </dependencies></project>\n"
         ),

@@ -65,3 +65,29 @@ macro_rules! on_each_broker {
         }
     };
 }
+
+/// Makes each test, an `fn(testbed::broker::Kind)`, into two, for what Nisshi does not do or depends on the version: one in
+/// a module `on_kafka`, one in `on_older_kafka`.
+#[macro_export]
+macro_rules! on_each_kafka {
+    ($($test:ident),* $(,)?) => {
+        mod on_kafka {
+            $(#[test] fn $test() { super::$test($crate::broker::Kind::Kafka) })*
+        }
+        mod on_older_kafka {
+            $(#[test] fn $test() { super::$test($crate::broker::Kind::OlderKafka) })*
+        }
+    };
+}
+
+/// Makes each test, an `fn(testbed::broker::Kind)`, into three: as [`on_each_kafka`](crate::on_each_kafka), and one in
+/// `on_nisshi`.
+#[macro_export]
+macro_rules! on_each_version {
+    ($($test:ident),* $(,)?) => {
+        $crate::on_each_kafka!($($test),*);
+        mod on_nisshi {
+            $(#[test] fn $test() { super::$test($crate::broker::Kind::Nisshi) })*
+        }
+    };
+}
