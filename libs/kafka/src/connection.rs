@@ -3,20 +3,26 @@ use std::io;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use config::HostPort;
 use kafka_protocol::{
-    messages::{ApiKey, RequestHeader, ResponseHeader},
-    protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
+    error::ResponseError,
+    messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader},
+    protocol::{Decodable, Encodable as _, HeaderVersion as _, StrBytes},
 };
 use smol::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use crate::{Error, Malformed};
+use crate::{
+    Error, Malformed,
+    versions::{Request, Versions},
+};
 
 /// Bytes of an answer at most.
 const LARGEST_ANSWER: usize = 32 * 1024 * 1024;
 /// Bytes of an answer that is read into the connection's own buffer, which is kept.
 const KEPT_BUFFER: usize = 1024 * 1024;
+/// How this client names its software to a broker.
+const SOFTWARE: (&str, &str) = ("patient-management", env!("CARGO_PKG_VERSION"));
 
 /// A connection to one broker: one request after the other. After an error, or when a call was dropped half-way, it is
 /// of no use any more.
@@ -25,45 +31,94 @@ pub(crate) struct Connection {
     stream: TcpStream,
     client_id: StrBytes,
     correlation_id: i32,
+    versions: Versions,
     /// Every answer is read into the same memory, as soon as nobody holds the one before: memory that is allocated anew
     /// for each fetch is given back to the system each time, and its pages are faulted in again.
     buffer: BytesMut,
 }
 
 impl Connection {
-    /// Connects; a host name is looked up on a thread of its own.
-    pub(crate) async fn open(broker: &HostPort, client_id: &'static str) -> io::Result<Self> {
+    /// Connects, and asks which versions the broker speaks; a host name is looked up on a thread of its own.
+    pub(crate) async fn open(broker: &HostPort, client_id: &'static str) -> Result<Self, Error> {
         let stream = TcpStream::connect((broker.host.as_str(), broker.port)).await?;
         stream.set_nodelay(true)?;
-        let client_id = StrBytes::from_static_str(client_id);
-        Ok(Self { stream, client_id, correlation_id: 0, buffer: BytesMut::new() })
+        let mut connection = Self {
+            stream,
+            client_id: StrBytes::from_static_str(client_id),
+            correlation_id: 0,
+            versions: Versions::default(),
+            buffer: BytesMut::new(),
+        };
+        connection.versions = connection.negotiate().await?;
+        Ok(connection)
     }
 
-    /// Sends a request and reads its answer, whose byte fields share the answer's memory.
-    pub(crate) async fn call<Q, A>(&mut self, key: ApiKey, version: i16, request: &Q) -> Result<A, Error>
-    where
-        Q: Encodable + HeaderVersion,
-        A: Decodable + HeaderVersion,
-    {
-        self.correlation_id = self.correlation_id.wrapping_add(1);
-        self.send(key, version, request).await?;
-        let mut answer = self.receive().await?;
-        let unreadable = |_| Malformed::Answer;
-        let header = ResponseHeader::decode(&mut answer, A::header_version(version)).map_err(unreadable)?;
-        if header.correlation_id != self.correlation_id {
-            return Err(Malformed::Answer.into());
+    /// The highest version of a request, up to `most`, that both ends speak.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn version<Q: Request>(&self, most: i16) -> Result<i16, Error> {
+        self.versions.highest::<Q>(most).ok_or_else(|| {
+            let ours = Q::SPOKEN;
+            let theirs = self.versions.describe::<Q>();
+            let text = format!("it speaks {theirs}, and this client {} to {}", ours.start(), most.min(*ours.end()));
+            io::Error::new(io::ErrorKind::Unsupported, text).into()
+        })
+    }
+
+    /// Sends a request in the highest version that both ends speak, and reads its answer, whose byte fields share the
+    /// answer's memory.
+    pub(crate) async fn call<Q: Request>(&mut self, request: &Q) -> Result<Q::Answer, Error> {
+        let version = self.version::<Q>(i16::MAX)?;
+        self.call_in(version, request).await
+    }
+
+    /// As [`call`](Self::call), in a version that [`version`](Self::version) gave.
+    pub(crate) async fn call_in<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Q::Answer, Error> {
+        let mut answer = self.exchange(version, request).await?;
+        Ok(Q::Answer::decode(&mut answer, version).map_err(|_| Malformed::Answer)?)
+    }
+
+    /// Asks for the versions that the broker speaks, in the highest version of this very request that it knows.
+    async fn negotiate(&mut self) -> Result<Versions, Error> {
+        let (name, version) = SOFTWARE;
+        let request = ApiVersionsRequest::default()
+            .with_client_software_name(StrBytes::from_static_str(name))
+            .with_client_software_version(StrBytes::from_static_str(version));
+        let mut version = *ApiVersionsRequest::SPOKEN.end();
+        loop {
+            let mut answer = self.exchange(version, &request).await?;
+            let error = answer.get(..2).map(|code| i16::from_be_bytes([code[0], code[1]])).ok_or(Malformed::Answer)?;
+            // A broker that does not know this version says so in version 0, and most say what they know instead.
+            let is_unknown = error == ResponseError::UnsupportedVersion.code();
+            let decoded = ApiVersionsResponse::decode(&mut answer, if is_unknown { 0 } else { version });
+            let decoded = decoded.map_err(|_| Malformed::Answer)?;
+            let versions = Versions::new(&decoded);
+            match ResponseError::try_from_code(error) {
+                None => return Ok(versions),
+                Some(_) if is_unknown && version > 0 => {
+                    version = versions.highest::<ApiVersionsRequest>(version - 1).unwrap_or(0);
+                }
+                Some(error) => return Err(error.into()),
+            }
         }
-        Ok(A::decode(&mut answer, version).map_err(unreadable)?)
     }
 
-    async fn send<Q: Encodable + HeaderVersion>(
-        &mut self,
-        key: ApiKey,
-        version: i16,
-        request: &Q,
-    ) -> Result<(), Error> {
+    /// Sends a request, and reads its answer up to where the header ends.
+    async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Bytes, Error> {
+        self.correlation_id = self.correlation_id.wrapping_add(1);
+        self.send(version, request).await?;
+        let mut answer = self.receive().await?;
+        let header = ResponseHeader::decode(&mut answer, Q::Answer::header_version(version));
+        match header {
+            Ok(header) if header.correlation_id == self.correlation_id => Ok(answer),
+            _ => Err(Malformed::Answer.into()),
+        }
+    }
+
+    async fn send<Q: Request>(&mut self, version: i16, request: &Q) -> Result<(), Error> {
         let header = RequestHeader::default()
-            .with_request_api_key(key as i16)
+            .with_request_api_key(Q::KEY as i16)
             .with_request_api_version(version)
             .with_correlation_id(self.correlation_id)
             .with_client_id(Some(self.client_id.clone()));

@@ -3,23 +3,23 @@ use std::{ops::Range, time::Duration};
 use kafka_protocol::{
     error::ParseResponseErrorCode as _,
     messages::{
-        ApiKey, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, TopicName,
+        FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, TopicName,
         fetch_request::{FetchPartition, FetchTopic},
+        fetch_response::FetchableTopicResponse,
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
     },
     protocol::StrBytes,
 };
+use uuid::Uuid;
 
 use crate::{
     Error, Malformed, Records, Settings,
     call::{call, millis},
     connection::Connection,
-    leader,
+    leader::{self, Leader},
+    versions::FETCH_BY_NAME,
 };
 
-/// Every broker since 0.11 speaks these.
-const FETCH: i16 = 4;
-const LIST_OFFSETS: i16 = 2;
 /// Only what is committed, if it was sent in a transaction.
 const READ_COMMITTED: i8 = 1;
 /// Bytes of the largest batch that is read.
@@ -27,16 +27,38 @@ const LARGEST_BATCH: i32 = 16 * 1024 * 1024;
 /// Stand for the first offset and the one after the last, in the place of a timestamp.
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
+/// In a request: no leader epoch is known, and the broker checks none.
+const NO_EPOCH: i32 = -1;
+/// In a request: no fetch session, the answer has all that was asked for.
+const NO_SESSION: i32 = -1;
 
 /// Reads one partition of a topic. It keeps no position: the caller says which offset it wants.
 ///
 /// It has a connection of its own to the partition's leader. After any failure it connects anew, and asks who leads.
+///
+/// # Which topic it is
+///
+/// A topic can be deleted and made again with the same name, and then an offset of the one means nothing in the other.
+/// Brokers since Apache Kafka 2.8, with metadata in KRaft or of `inter.broker.protocol.version` 2.8, give each topic an
+/// id. The consumer remembers the id of the topic that it has read first, or the one that it was told to expect
+/// ([`expect_topic_id`](Self::expect_topic_id)), and from then on reads no other: it fetches by that id, and compares it
+/// whenever it connects. Who stores an offset stores [`topic_id`](Self::topic_id) with it.
+///
+/// Some brokers have no topic ids, and then it is none. What such a caller can do is compare the timestamp of the record
+/// before the stored offset. There, a [`leader_epoch`](Self::leader_epoch) below the stored one tells of another topic
+/// too, but an equal or a higher one tells nothing.
 #[derive(Debug)]
 pub struct Consumer {
     settings: Settings,
     topic: TopicName,
     partition: i32,
     connection: Option<Connection>,
+    /// The topic that is read; none until it is known.
+    topic_id: Option<Uuid>,
+    /// Its id, if the brokers that it was connected through knew it.
+    fetched_by: Option<Uuid>,
+    /// The last leader's.
+    leader_epoch: Option<i32>,
 }
 
 /// What a fetch gave.
@@ -54,7 +76,7 @@ impl Consumer {
     /// A consumer that connects when it is first used, and again after a failure.
     pub fn new(settings: Settings, topic: impl Into<String>, partition: i32) -> Self {
         let topic = TopicName(StrBytes::from_string(topic.into()));
-        Self { settings, topic, partition, connection: None }
+        Self { settings, topic, partition, connection: None, topic_id: None, fetched_by: None, leader_epoch: None }
     }
 
     /// The partition that it reads.
@@ -62,10 +84,30 @@ impl Consumer {
         self.partition
     }
 
+    /// The id of the topic that it reads, to be stored with an offset. None before the first call that succeeds, and where
+    /// the brokers have no topic ids.
+    pub fn topic_id(&self) -> Option<Uuid> {
+        self.topic_id
+    }
+
+    /// How often a leader of the partition had been elected when it connected last. None before the first call that
+    /// succeeds, and where the brokers do not tell.
+    pub fn leader_epoch(&self) -> Option<i32> {
+        self.leader_epoch
+    }
+
+    /// Reads the topic with this id from now on and no other of the same name; with none, whichever there is when it
+    /// connects next.
+    pub fn expect_topic_id(&mut self, topic_id: Option<Uuid>) {
+        if self.topic_id != topic_id {
+            (self.topic_id, self.leader_epoch, self.connection) = (topic_id, None, None);
+        }
+    }
+
     /// The offsets that there are: from the first record kept to after the last.
     ///
     /// # Errors
-    /// If the broker cannot be asked, or has no such partition.
+    /// As [`fetch`](Self::fetch).
     pub async fn offsets(&mut self) -> Result<Range<i64>, Error> {
         let mut connection = self.connection().await?;
         let work = async {
@@ -79,8 +121,9 @@ impl Consumer {
     /// Fetches about `max_bytes` from `offset` on, waiting up to `wait` for a first record.
     ///
     /// # Errors
-    /// [`Error::OffsetOutOfRange`] if there is no such offset, where the broker says so; [`Error::Malformed`] if a record
-    /// cannot be read; otherwise if the broker cannot be asked.
+    /// [`Error::OffsetOutOfRange`] if there is no such offset, where the broker says so; [`Error::TopicChanged`] if another
+    /// topic has the name now; [`Error::UnknownTopicId`] and [`Error::FencedLeaderEpoch`] if that is about to turn out;
+    /// [`Error::Malformed`] if a record cannot be read; otherwise if the broker cannot be asked.
     pub async fn fetch(&mut self, offset: i64, max_bytes: i32, wait: Duration) -> Result<Fetched, Error> {
         let mut connection = self.connection().await?;
         let work = async {
@@ -102,19 +145,34 @@ impl Consumer {
         max_bytes: i32,
         wait: Duration,
     ) -> Result<Fetched, Error> {
+        let version = connection.version::<FetchRequest>(self.fetched_by.map_or(FETCH_BY_NAME, |_| i16::MAX))?;
+        let by_id = self.fetched_by.filter(|_| version > FETCH_BY_NAME);
         let partition = FetchPartition::default()
             .with_partition(self.partition)
+            .with_current_leader_epoch(self.leader_epoch.unwrap_or(NO_EPOCH))
             .with_fetch_offset(offset)
             .with_partition_max_bytes(max_bytes);
+        let topic = match by_id {
+            Some(id) => FetchTopic::default().with_topic_id(id),
+            None => FetchTopic::default().with_topic(self.topic.clone()),
+        };
         let request = FetchRequest::default()
             // Some brokers take 0 for "no answer at all".
             .with_max_wait_ms(millis(wait).max(1))
             .with_min_bytes(1)
             .with_max_bytes(max_bytes)
             .with_isolation_level(READ_COMMITTED)
-            .with_topics(vec![FetchTopic::default().with_topic(self.topic.clone()).with_partitions(vec![partition])]);
-        let answer: FetchResponse = connection.call(ApiKey::Fetch, FETCH, &request).await?;
-        let topic = answer.responses.into_iter().find(|found| found.topic == self.topic);
+            .with_session_epoch(NO_SESSION)
+            .with_topics(vec![topic.with_partitions(vec![partition])]);
+        let answer: FetchResponse = connection.call_in(version, &request).await?;
+        if let Some(error) = answer.error_code.err() {
+            return Err(error.into());
+        }
+        let is_it = |found: &FetchableTopicResponse| match by_id {
+            Some(id) => found.topic_id == id,
+            None => found.topic == self.topic,
+        };
+        let topic = answer.responses.into_iter().find(is_it);
         let mut partitions = topic.into_iter().flat_map(|topic| topic.partitions);
         let found = partitions.find(|found| found.partition_index == self.partition).ok_or(Malformed::Answer)?;
         if let Some(error) = found.error_code.err() {
@@ -125,13 +183,17 @@ impl Consumer {
     }
 
     async fn list_offset(&self, connection: &mut Connection, which: i64) -> Result<i64, Error> {
-        let partition = ListOffsetsPartition::default().with_partition_index(self.partition).with_timestamp(which);
+        let partition = ListOffsetsPartition::default()
+            .with_partition_index(self.partition)
+            .with_current_leader_epoch(self.leader_epoch.unwrap_or(NO_EPOCH))
+            .with_timestamp(which);
         let topic = ListOffsetsTopic::default().with_name(self.topic.clone()).with_partitions(vec![partition]);
         let request = ListOffsetsRequest::default()
             .with_replica_id((-1).into())
             .with_isolation_level(READ_COMMITTED)
-            .with_topics(vec![topic]);
-        let answer: ListOffsetsResponse = connection.call(ApiKey::ListOffsets, LIST_OFFSETS, &request).await?;
+            .with_topics(vec![topic])
+            .with_timeout_ms(millis(self.settings.deadline));
+        let answer: ListOffsetsResponse = connection.call(&request).await?;
         let topic = answer.topics.into_iter().find(|found| found.name == self.topic);
         let mut partitions = topic.into_iter().flat_map(|topic| topic.partitions);
         let found = partitions.find(|found| found.partition_index == self.partition).ok_or(Malformed::Answer)?;
@@ -145,8 +207,22 @@ impl Consumer {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        // Some brokers answer fetches of a topic that they do not have, with nothing; the metadata tell.
-        call("connect", self.settings.deadline, leader::connect(&self.settings, &self.topic, self.partition)).await
+        let connect = async {
+            // Some brokers answer fetches of a topic that they do not have, with nothing; the metadata tell.
+            let Leader { broker, epoch, topic_id } =
+                leader::of_partition(&self.settings, &self.topic, self.partition).await?;
+            if let (Some(expected), Some(found)) = (self.topic_id, topic_id)
+                && expected != found
+            {
+                return Err(Error::TopicChanged { expected, found });
+            }
+            let connection = Connection::open(&broker, self.settings.client_id).await?;
+            Ok((connection, epoch, topic_id))
+        };
+        let (connection, epoch, topic_id) = call("connect", self.settings.deadline, Box::pin(connect)).await?;
+        (self.leader_epoch, self.fetched_by) = (epoch, topic_id);
+        self.topic_id = self.topic_id.or(topic_id);
+        Ok(connection)
     }
 
     fn keep_if_well<T>(&mut self, connection: Connection, result: Result<T, Error>) -> Result<T, Error> {

@@ -3,6 +3,7 @@ use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 use kafka_protocol::error::ResponseError;
 use rskafka::client::error::{Error as Rskafka, ProtocolError};
 use runtime::Elapsed;
+use uuid::Uuid;
 
 use crate::Malformed;
 
@@ -15,6 +16,21 @@ pub enum Error {
     UnknownTopic,
     /// There is no such offset (any more, or yet).
     OffsetOutOfRange,
+    /// Another topic has the name of the one that was read, which was deleted and made again. Its offsets mean nothing in
+    /// this one. It stays so until the caller decides which topic to read.
+    TopicChanged {
+        /// The topic that was read.
+        expected: Uuid,
+        /// The topic that there is.
+        found: Uuid,
+    },
+    /// The leader does not have the topic that is read: it was deleted, or the leader does not know it yet. What it is turns
+    /// out at the next call, which asks anew: [`Error::UnknownTopic`], [`Error::TopicChanged`] or success.
+    UnknownTopicId,
+    /// The leader's log of the partition belongs to another topic than the one that is read. As [`Error::UnknownTopicId`].
+    InconsistentTopicId,
+    /// Another leader was elected since this one became known. The next call asks who leads.
+    FencedLeaderEpoch,
     /// The broker cannot be reached or cannot serve now. Trying again later may help.
     Away(Arc<dyn StdError + Send + Sync>),
     /// What the broker sent cannot be read. It may be sent the same way again.
@@ -37,6 +53,10 @@ impl Error {
             Self::Refused(_) => "refused",
             Self::UnknownTopic => "unknown_topic",
             Self::OffsetOutOfRange => "offset_out_of_range",
+            Self::TopicChanged { .. } => "topic_changed",
+            Self::UnknownTopicId => "unknown_topic_id",
+            Self::InconsistentTopicId => "inconsistent_topic_id",
+            Self::FencedLeaderEpoch => "fenced_leader_epoch",
             Self::Away(_) => "away",
             Self::Malformed(_) => "malformed",
             Self::Late(_) => "late",
@@ -50,6 +70,12 @@ impl fmt::Display for Error {
             Self::Refused(error) => write!(f, "the broker refuses the records for good: {error:?}"),
             Self::UnknownTopic => f.write_str("the topic or partition does not exist"),
             Self::OffsetOutOfRange => f.write_str("the offset does not exist"),
+            Self::TopicChanged { expected, found } => {
+                write!(f, "the topic was deleted and made again: its id was {expected} and is {found}")
+            }
+            Self::UnknownTopicId => f.write_str("the partition's leader does not have the topic with the id that is read"),
+            Self::InconsistentTopicId => f.write_str("the partition's log belongs to another topic than the one that is read"),
+            Self::FencedLeaderEpoch => f.write_str("another leader of the partition was elected"),
             Self::Away(error) => write!(f, "the broker is away: {error}"),
             Self::Malformed(error) => write!(f, "the broker's answer cannot be read: {error}"),
             Self::Late(limit) => write!(f, "the broker gave no answer within {} ms", limit.as_millis()),
@@ -88,6 +114,9 @@ impl From<ResponseError> for Error {
             | ResponseError::InvalidTimestamp => Self::Refused(error),
             ResponseError::UnknownTopicOrPartition => Self::UnknownTopic,
             ResponseError::OffsetOutOfRange => Self::OffsetOutOfRange,
+            ResponseError::UnknownTopicId => Self::UnknownTopicId,
+            ResponseError::InconsistentTopicId => Self::InconsistentTopicId,
+            ResponseError::FencedLeaderEpoch => Self::FencedLeaderEpoch,
             error => Self::Away(Arc::new(error)),
         }
     }

@@ -2,18 +2,35 @@ use config::HostPort;
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
-        ApiKey, MetadataRequest, MetadataResponse, TopicName,
+        MetadataRequest, MetadataResponse, TopicName,
         metadata_request::MetadataRequestTopic,
-        metadata_response::{MetadataResponseBroker, MetadataResponsePartition},
+        metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
     },
     protocol::StrBytes,
 };
 use runtime::within;
+use uuid::Uuid;
 
 use crate::{Error, Malformed, Settings, call::call, connection::Connection};
 
-/// Every broker since 0.11 speaks it, and it can be asked not to make the topic.
-const METADATA: i16 = 4;
+/// A topic as a broker knows it.
+#[derive(Debug)]
+pub(crate) struct Topic {
+    /// Its id; none where brokers have none.
+    pub(crate) id: Option<Uuid>,
+    /// The leader of each partition, by number; none where there is none now.
+    pub(crate) leaders: Vec<Option<HostPort>>,
+}
+
+/// The leader of a partition.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    pub(crate) broker: HostPort,
+    /// How often a leader was elected before; none where brokers do not tell.
+    pub(crate) epoch: Option<i32>,
+    /// The topic's id; none where brokers have none.
+    pub(crate) topic_id: Option<Uuid>,
+}
 
 /// The brokers that there are, as one of those that settings name knows.
 ///
@@ -29,31 +46,33 @@ pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
 /// # Errors
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if the brokers cannot be asked.
 pub async fn leaders(settings: &Settings, topic: &str) -> Result<Vec<Option<HostPort>>, Error> {
-    let topic = TopicName(StrBytes::from_string(topic.to_owned()));
-    call("leaders", settings.deadline, of_all(settings, &topic)).await
+    let name = TopicName(StrBytes::from_string(topic.to_owned()));
+    Ok(call("leaders", settings.deadline, topic_of(settings, &name)).await?.leaders)
 }
 
-/// Connects to the leader of a partition.
-pub(crate) async fn connect(settings: &Settings, topic: &TopicName, partition: i32) -> Result<Connection, Error> {
-    let leader = ask(settings, Some(topic), |metadata| {
-        let found = partitions(metadata, topic)?.iter().find(|found| found.partition_index == partition);
-        leader(metadata, found.ok_or(Error::UnknownTopic)?)
+/// Who leads a partition, and whom it belongs to; to be used inside [`call`].
+pub(crate) async fn of_partition(settings: &Settings, name: &TopicName, partition: i32) -> Result<Leader, Error> {
+    let leader = ask(settings, Some(name), |metadata| {
+        let topic = topic(metadata, name)?;
+        let found = topic.partitions.iter().find(|found| found.partition_index == partition);
+        let found = found.ok_or(Error::UnknownTopic)?;
+        let broker = leader(metadata, found)?;
+        Ok(Leader { broker, epoch: (found.leader_epoch >= 0).then_some(found.leader_epoch), topic_id: id(topic) })
     });
-    let leader = leader.await?;
-    Ok(Connection::open(&leader, settings.client_id).await?)
+    leader.await
 }
 
-/// See [`leaders`]; to be used inside [`call`].
-pub(crate) async fn of_all(settings: &Settings, topic: &TopicName) -> Result<Vec<Option<HostPort>>, Error> {
-    let leaders = ask(settings, Some(topic), |metadata| {
-        let found = partitions(metadata, topic)?;
+/// A topic with all its leaders; to be used inside [`call`].
+pub(crate) async fn topic_of(settings: &Settings, name: &TopicName) -> Result<Topic, Error> {
+    let topic = ask(settings, Some(name), |metadata| {
+        let topic = topic(metadata, name)?;
         let leader_of = |number: usize| {
-            let found = found.iter().find(|found| usize::try_from(found.partition_index) == Ok(number))?;
-            leader(metadata, found).ok()
+            let is_it = |found: &&MetadataResponsePartition| usize::try_from(found.partition_index) == Ok(number);
+            leader(metadata, topic.partitions.iter().find(is_it)?).ok()
         };
-        Ok((0..found.len()).map(leader_of).collect())
+        Ok(Topic { id: id(topic), leaders: (0..topic.partitions.len()).map(leader_of).collect() })
     });
-    leaders.await
+    topic.await
 }
 
 /// Asks the bootstrap brokers, one after the other, until the metadata of one can be used.
@@ -89,17 +108,25 @@ async fn metadata(
     let request = MetadataRequest::default()
         .with_allow_auto_topic_creation(false)
         .with_topics(Some(topics.into_iter().collect()));
-    connection.call(ApiKey::Metadata, METADATA, &request).await
+    let metadata = connection.call(&request).await?;
+    match metadata.error_code.err() {
+        Some(error) => Err(error.into()),
+        None => Ok(metadata),
+    }
 }
 
-fn partitions<'a>(metadata: &'a MetadataResponse, topic: &TopicName) -> Result<&'a [MetadataResponsePartition], Error> {
-    let found = metadata.topics.iter().find(|found| found.name.as_ref() == Some(topic));
+fn topic<'a>(metadata: &'a MetadataResponse, name: &TopicName) -> Result<&'a MetadataResponseTopic, Error> {
+    let found = metadata.topics.iter().find(|found| found.name.as_ref() == Some(name));
     let found = found.ok_or(Error::UnknownTopic)?;
     match found.error_code.err() {
         Some(error) => Err(error.into()),
         None if found.partitions.is_empty() => Err(Error::UnknownTopic),
-        None => Ok(&found.partitions),
+        None => Ok(found),
     }
+}
+
+fn id(topic: &MetadataResponseTopic) -> Option<Uuid> {
+    Some(topic.topic_id).filter(|id| !id.is_nil())
 }
 
 fn leader(metadata: &MetadataResponse, partition: &MetadataResponsePartition) -> Result<HostPort, Error> {

@@ -4,6 +4,10 @@
 //! where they were received ([`Records`]); the messages around them are kafka-protocol's. rskafka, behind the tokio
 //! compat bridge, looks after topics, and a record that is sent or kept is its [`Record`].
 //!
+//! On each connection the broker is asked which versions it speaks (ApiVersions), and each request is sent in the highest
+//! version that both ends speak. Tested are Apache Kafka 3.9 and 4.1, and Nisshi; from Apache Kafka 0.11 on, every broker
+//! has versions that this client speaks.
+//!
 //! Every call has a deadline. A connection that failed is thrown away, and what was known of who leads is asked anew.
 //! rskafka has no time-outs of its own and retries for minutes, so each of its clients serves one call.
 //!
@@ -24,6 +28,7 @@ mod record;
 mod records;
 mod settings;
 mod topics;
+mod versions;
 
 pub use consumer::{Consumer, Fetched};
 pub use error::Error;

@@ -10,7 +10,7 @@ use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     indexmap::IndexMap,
     messages::{
-        ApiKey, ProduceRequest, ProduceResponse, TopicName,
+        ProduceRequest, ProduceResponse, TopicName,
         produce_request::{PartitionProduceData, TopicProduceData},
     },
     protocol::StrBytes,
@@ -20,16 +20,16 @@ use kafka_protocol::{
     },
 };
 use runtime::Backoff;
+use uuid::Uuid;
 
 use crate::{
     Error, Malformed, Record, Settings,
     call::{call, millis},
     connection::Connection,
     leader,
+    versions::PRODUCE_BY_NAME,
 };
 
-/// Every broker since 0.11 speaks it.
-const PRODUCE: i16 = 3;
 /// The version of the format of batches.
 const FORMAT: i8 = 2;
 /// Acknowledged when every replica in sync has it.
@@ -54,6 +54,7 @@ pub struct Producer {
 /// Who leads the partitions, and the connections to them that are of use.
 #[derive(Debug)]
 struct Cluster {
+    topic_id: Option<Uuid>,
     leaders: Vec<Option<HostPort>>,
     connections: HashMap<HostPort, (Connection, Instant)>,
 }
@@ -86,9 +87,9 @@ impl Producer {
         let cluster = match self.cluster.take() {
             Some(cluster) => cluster,
             None => {
-                let leaders = leader::of_all(&self.settings, &self.topic);
-                let leaders = call("connect", self.settings.deadline, leaders).await?;
-                Cluster { leaders, connections: HashMap::new() }
+                let topic = leader::topic_of(&self.settings, &self.topic);
+                let topic = call("connect", self.settings.deadline, topic).await?;
+                Cluster { topic_id: topic.id, leaders: topic.leaders, connections: HashMap::new() }
             }
         };
         Ok(self.cluster.insert(cluster))
@@ -114,7 +115,7 @@ impl Producer {
             results.extend(self.send_once(&encoded).await);
             encoded.retain(|partition, _| match &results[partition] {
                 Err(error) if error.is_of_moving_leaders() => started.elapsed() < MOVING,
-                Err(Error::Away(_) | Error::UnknownTopic) => known,
+                Err(Error::Away(_) | Error::UnknownTopic | Error::UnknownTopicId) => known,
                 _ => false,
             });
             if encoded.is_empty() {
@@ -155,7 +156,7 @@ impl Producer {
         let sending = by_leader.into_iter().map(|(leader, batches)| {
             let kept = cluster.connections.remove(&leader);
             let connection = kept.filter(|(_, used)| used.elapsed() < IDLE).map(|(connection, _)| connection);
-            send_to(&settings, &topic, leader, connection, batches)
+            send_to(&settings, &topic, cluster.topic_id, leader, connection, batches)
         });
         for (leader, connection, of_leader) in join_all(sending).await {
             cluster.connections.extend(connection.map(|connection| (leader, (connection, Instant::now()))));
@@ -169,6 +170,7 @@ impl Producer {
 async fn send_to(
     settings: &Settings,
     topic: &TopicName,
+    topic_id: Option<Uuid>,
     leader: HostPort,
     connection: Option<Connection>,
     batches: BTreeMap<i32, Batch>,
@@ -181,14 +183,17 @@ async fn send_to(
         let partition = |(&index, batch): (&i32, &Batch)| {
             PartitionProduceData::default().with_index(index).with_records(Some(batch.bytes.clone()))
         };
-        let topic = TopicProduceData::default()
-            .with_name(topic.clone())
-            .with_partition_data(batches.iter().map(partition).collect());
+        let version = connection.version::<ProduceRequest>(topic_id.map_or(PRODUCE_BY_NAME, |_| i16::MAX))?;
+        let topic = match topic_id.filter(|_| version > PRODUCE_BY_NAME) {
+            Some(id) => TopicProduceData::default().with_topic_id(id),
+            None => TopicProduceData::default().with_name(topic.clone()),
+        };
+        let topic = topic.with_partition_data(batches.iter().map(partition).collect());
         let request = ProduceRequest::default()
             .with_acks(ALL_REPLICAS)
             .with_timeout_ms(millis(settings.deadline))
             .with_topic_data(vec![topic]);
-        let answer: ProduceResponse = connection.call(ApiKey::Produce, PRODUCE, &request).await?;
+        let answer: ProduceResponse = connection.call_in(version, &request).await?;
         Ok((connection, answer))
     };
     // Boxed, because a request with its answer is large, and would be part of every caller's future.
