@@ -57,6 +57,9 @@ fn every_row_of_the_failures_names_tests_that_exist() {
     }
 }
 
+/// What runs the tests in its list on several brokers.
+const EACH: [&str; 3] = ["on_each_broker!(", "on_each_kafka!(", "on_each_version!("];
+
 /// Whether a file has a test of this name: a function with `#[test]`, or one that is run on each broker.
 fn is_test(source: &str, name: &str) -> bool {
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
@@ -64,14 +67,17 @@ fn is_test(source: &str, name: &str) -> bool {
     let marked = defined.is_some_and(|line| {
         lines[..line].iter().rev().take_while(|line| !line.is_empty()).any(|line| *line == "#[test]")
     });
-    let listed = source.split("on_each_broker!(").nth(1).and_then(|rest| rest.split(')').next());
-    let on_each = listed.is_some_and(|list| list.split(',').any(|listed| listed.trim() == name));
+    let on_each = EACH.iter().flat_map(|each| source.split(each).skip(1)).any(|rest| {
+        let listed = rest.split(')').next().unwrap_or_default();
+        listed.split(',').any(|listed| listed.trim() == name)
+    });
     defined.is_some() && (marked || on_each)
 }
 
 #[test]
 fn a_test_is_told_from_another_function() {
-    let source = "on_each_broker!(one,\n two);\nfn one(kind: Kind) {}\n\n#[test]\nfn three() {}\n\nfn four() {}\n";
-    assert!(is_test(source, "one") && is_test(source, "three"));
+    let source = "on_each_broker!(one,\n two);\nfn one(kind: Kind) {}\n\n#[test]\nfn three() {}\n\nfn four() {}\n\
+        on_each_kafka!(five);\nfn five() {}\n";
+    assert!(is_test(source, "one") && is_test(source, "three") && is_test(source, "five"));
     assert!(!is_test(source, "two") && !is_test(source, "four") && !is_test(source, "thre"));
 }

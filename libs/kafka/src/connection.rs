@@ -9,18 +9,22 @@ use kafka_protocol::{
 };
 use smol::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    lock::SemaphoreGuard,
     net::TcpStream,
 };
 
 use crate::{
-    Error, Malformed,
+    Error, Malformed, memory,
+    records::LARGEST_BATCH,
     versions::{Request, Versions},
 };
 
-/// Bytes of an answer at most.
-const LARGEST_ANSWER: usize = 32 * 1024 * 1024;
+/// Bytes of an answer at most: a batch, and what says where it belongs.
+const LARGEST_ANSWER: usize = LARGEST_BATCH + 1024 * 1024;
 /// Bytes of an answer that is read into the connection's own buffer, which is kept.
-const KEPT_BUFFER: usize = 1024 * 1024;
+const KEPT_BUFFER: usize = 1024 * 1024 + 64 * 1024;
+/// Bytes that are read of an answer that is too large: enough to know what it would have been.
+const BEGINNING: usize = 64 * 1024;
 /// How this client names its software to a broker.
 const SOFTWARE: (&str, &str) = ("patient-management", env!("CARGO_PKG_VERSION"));
 
@@ -35,6 +39,26 @@ pub(crate) struct Connection {
     /// Every answer is read into the same memory, as soon as nobody holds the one before: memory that is allocated anew
     /// for each fetch is given back to the system each time, and its pages are faulted in again.
     buffer: BytesMut,
+}
+
+/// An answer, up to where its header ends.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) body: Bytes,
+    /// The bytes of all of it, if it is too large and only its beginning is here; then the connection is of no use any more.
+    pub(crate) cut_off: Option<usize>,
+    /// The right to the memory of a large one.
+    pub(crate) large: Option<SemaphoreGuard<'static>>,
+}
+
+impl Answer {
+    /// The whole body.
+    ///
+    /// # Errors
+    /// If it is too large.
+    fn whole(self) -> Result<Bytes, Malformed> {
+        self.cut_off.map_or(Ok(self.body), |length| Err(Malformed::AnswerTooLarge(length)))
+    }
 }
 
 impl Connection {
@@ -75,7 +99,7 @@ impl Connection {
 
     /// As [`call`](Self::call), in a version that [`version`](Self::version) gave.
     pub(crate) async fn call_in<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Q::Answer, Error> {
-        let mut answer = self.exchange(version, request).await?;
+        let mut answer = self.exchange(version, request).await?.whole()?;
         Ok(Q::Answer::decode(&mut answer, version).map_err(|_| Malformed::Answer)?)
     }
 
@@ -87,7 +111,7 @@ impl Connection {
             .with_client_software_version(StrBytes::from_static_str(version));
         let mut version = *ApiVersionsRequest::SPOKEN.end();
         loop {
-            let mut answer = self.exchange(version, &request).await?;
+            let mut answer = self.exchange(version, &request).await?.whole()?;
             let error = answer.get(..2).map(|code| i16::from_be_bytes([code[0], code[1]])).ok_or(Malformed::Answer)?;
             // A broker that does not know this version says so in version 0, and most say what they know instead.
             let is_unknown = error == ResponseError::UnsupportedVersion.code();
@@ -104,12 +128,12 @@ impl Connection {
         }
     }
 
-    /// Sends a request, and reads its answer up to where the header ends.
-    async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Bytes, Error> {
+    /// Sends a request in a version that [`version`](Self::version) gave, and reads its answer without decoding it.
+    pub(crate) async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Answer, Error> {
         self.correlation_id = self.correlation_id.wrapping_add(1);
         self.send(version, request).await?;
         let mut answer = self.receive().await?;
-        let header = ResponseHeader::decode(&mut answer, Q::Answer::header_version(version));
+        let header = ResponseHeader::decode(&mut answer.body, Q::Answer::header_version(version));
         match header {
             Ok(header) if header.correlation_id == self.correlation_id => Ok(answer),
             _ => Err(Malformed::Answer.into()),
@@ -131,17 +155,18 @@ impl Connection {
         Ok(self.stream.write_all(&message).await?)
     }
 
-    async fn receive(&mut self) -> Result<Bytes, Error> {
+    async fn receive(&mut self) -> Result<Answer, Error> {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).await?;
         let length = usize::try_from(i32::from_be_bytes(length)).map_err(|_| Malformed::Answer)?;
-        if length > LARGEST_ANSWER {
-            return Err(Malformed::Answer.into());
-        }
-        let mut large = BytesMut::new();
-        let buffer = if length > KEPT_BUFFER { &mut large } else { &mut self.buffer };
+        let cut_off = (length > LARGEST_ANSWER).then_some(length);
+        let length = if cut_off.is_some() { BEGINNING } else { length };
+        let is_large = length > KEPT_BUFFER;
+        let large = if is_large { Some(memory::large().await) } else { None };
+        let mut own = BytesMut::new();
+        let buffer = if is_large { &mut own } else { &mut self.buffer };
         buffer.resize(length, 0);
         self.stream.read_exact(buffer).await?;
-        Ok(buffer.split().freeze())
+        Ok(Answer { body: buffer.split().freeze(), cut_off, large })
     }
 }

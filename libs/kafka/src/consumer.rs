@@ -1,29 +1,35 @@
 use std::{ops::Range, time::Duration};
 
+use bytes::Bytes;
 use kafka_protocol::{
     error::ParseResponseErrorCode as _,
     messages::{
-        FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, TopicName,
+        FetchRequest, ListOffsetsRequest, ListOffsetsResponse, TopicName,
         fetch_request::{FetchPartition, FetchTopic},
-        fetch_response::FetchableTopicResponse,
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
     },
     protocol::StrBytes,
 };
+use smol::lock::SemaphoreGuard;
 use uuid::Uuid;
 
 use crate::{
-    Error, Malformed, Records, Settings,
+    Error, Malformed, Records, Settings, Unreadable,
+    batch::RawBatch,
     call::{call, millis},
-    connection::Connection,
+    connection::{Answer, Connection},
+    fetch_answer::{FetchAnswer, Partition},
     leader::{self, Leader},
+    memory,
+    records::{DECOMPRESSED_AT_ONCE, LARGEST_BATCH, Read},
     versions::FETCH_BY_NAME,
 };
 
 /// Only what is committed, if it was sent in a transaction.
 const READ_COMMITTED: i8 = 1;
-/// Bytes of the largest batch that is read.
-const LARGEST_BATCH: i32 = 16 * 1024 * 1024;
+/// So often a batch whose checksum is wrong is fetched, each time over a new connection to whoever leads then, before it
+/// is passed as unreadable: damage on the way does not come again, and damage on a disk may have healed.
+const CHECKSUM_ATTEMPTS: u32 = 5;
 /// Stand for the first offset and the one after the last, in the place of a timestamp.
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
@@ -59,24 +65,50 @@ pub struct Consumer {
     fetched_by: Option<Uuid>,
     /// The last leader's.
     leader_epoch: Option<i32>,
+    /// The offset of a batch whose checksum is wrong, and how often it was.
+    damaged: Option<(i64, u32)>,
 }
 
 /// What a fetch gave.
 #[derive(Debug)]
 pub struct Fetched {
-    /// Records from the asked offset on, in order.
+    /// Records from the asked offset on, in order. What an aborted transaction has sent is not among them, nor are the
+    /// markers at the ends of transactions, which have offsets too.
     pub records: Records,
-    /// The offset to ask for next.
+    /// The offset to ask for next. If it is not the one that was asked for, what is before it is done with, even if there
+    /// are no records.
     pub next: i64,
-    /// The offset after the last record of the partition.
+    /// The offset after the last record of the partition, or after the marker at the end of the last transaction.
     pub high_watermark: i64,
+    /// The first offset of the oldest transaction that is not ended; as the high watermark if there is none. Nothing is
+    /// given from here on, as some of it may turn out to be aborted.
+    pub last_stable_offset: i64,
+    /// A batch before `next` that cannot be read, now or later. Then there are no records: those before it came before.
+    pub unreadable: Option<Unreadable>,
+}
+
+impl Fetched {
+    /// Whether all was read that may be, and a transaction that is not ended holds up the rest. Brokers end it when its
+    /// time is up, by default after a minute, at most after 15.
+    pub fn is_held_up(&self) -> bool {
+        self.next >= self.last_stable_offset && self.last_stable_offset < self.high_watermark
+    }
 }
 
 impl Consumer {
     /// A consumer that connects when it is first used, and again after a failure.
     pub fn new(settings: Settings, topic: impl Into<String>, partition: i32) -> Self {
         let topic = TopicName(StrBytes::from_string(topic.into()));
-        Self { settings, topic, partition, connection: None, topic_id: None, fetched_by: None, leader_epoch: None }
+        Self {
+            settings,
+            topic,
+            partition,
+            connection: None,
+            topic_id: None,
+            fetched_by: None,
+            leader_epoch: None,
+            damaged: None,
+        }
     }
 
     /// The partition that it reads.
@@ -123,18 +155,34 @@ impl Consumer {
     /// # Errors
     /// [`Error::OffsetOutOfRange`] if there is no such offset, where the broker says so; [`Error::TopicChanged`] if another
     /// topic has the name now; [`Error::UnknownTopicId`] and [`Error::FencedLeaderEpoch`] if that is about to turn out;
-    /// [`Error::Malformed`] if a record cannot be read; otherwise if the broker cannot be asked.
+    /// [`Error::Malformed`] if the answer cannot be read, or a batch may yet be; otherwise if the broker cannot be asked.
     pub async fn fetch(&mut self, offset: i64, max_bytes: i32, wait: Duration) -> Result<Fetched, Error> {
         let mut connection = self.connection().await?;
+        let damaged = self.damaged;
         let work = async {
-            let fetched = self.fetch_once(&mut connection, offset, max_bytes, wait).await?;
-            if fetched.next == offset && fetched.high_watermark > offset {
+            let mut fetched = self.fetch_once(&mut connection, offset, max_bytes, wait).await?;
+            let gives_nothing = |fetched: &Fetched| fetched.next == offset && fetched.last_stable_offset > offset;
+            if gives_nothing(&fetched) {
                 // Some brokers give nothing of a batch that is larger than asked for.
-                return self.fetch_once(&mut connection, offset, LARGEST_BATCH, wait).await;
+                fetched = self.fetch_once(&mut connection, offset, LARGEST_BATCH as i32, wait).await?;
+                if gives_nothing(&fetched) {
+                    return Err(Malformed::NothingGiven.into());
+                }
             }
-            Ok(fetched)
+            let damaged = attempts(&fetched, damaged);
+            Ok((fetched, damaged))
         };
-        let result = call("fetch", self.settings.deadline + wait, work).await;
+        let result = match call("fetch", self.settings.deadline + wait, work).await {
+            Ok((_, Some((offset, attempts)))) if attempts < CHECKSUM_ATTEMPTS => {
+                self.damaged = Some((offset, attempts));
+                Err(Malformed::Checksum.into())
+            }
+            Ok((fetched, _)) => {
+                self.damaged = None;
+                Ok(fetched)
+            }
+            Err(error) => Err(error),
+        };
         self.keep_if_well(connection, result)
     }
 
@@ -164,22 +212,27 @@ impl Consumer {
             .with_isolation_level(READ_COMMITTED)
             .with_session_epoch(NO_SESSION)
             .with_topics(vec![topic.with_partitions(vec![partition])]);
-        let answer: FetchResponse = connection.call_in(version, &request).await?;
+        let Answer { body, cut_off, large } = connection.exchange(version, &request).await?;
+        let answer = FetchAnswer::read(version, body, self.partition)?;
         if let Some(error) = answer.error_code.err() {
             return Err(error.into());
         }
-        let is_it = |found: &FetchableTopicResponse| match by_id {
-            Some(id) => found.topic_id == id,
-            None => found.topic == self.topic,
-        };
-        let topic = answer.responses.into_iter().find(is_it);
-        let mut partitions = topic.into_iter().flat_map(|topic| topic.partitions);
-        let found = partitions.find(|found| found.partition_index == self.partition).ok_or(Malformed::Answer)?;
-        if let Some(error) = found.error_code.err() {
+        let Partition { error_code, high_watermark, last_stable_offset, aborted, records } =
+            answer.partition.ok_or(Malformed::Answer)?;
+        if let Some(error) = error_code.err() {
             return Err(error.into());
         }
-        let (records, next) = Records::read(found.records.unwrap_or_default(), offset)?;
-        Ok(Fetched { records, next, high_watermark: found.high_watermark })
+        let Read { records, next, unreadable } = match cut_off {
+            Some(length) => {
+                Read::too_large(RawBatch::peek(&records).map_err(|_| Malformed::AnswerTooLarge(length))?, offset)
+            }
+            None => read(records, offset, aborted, large).await?,
+        };
+        // Some brokers know of no transactions.
+        let last_stable_offset = if last_stable_offset < 0 { high_watermark } else { last_stable_offset };
+        // The end of a batch that is damaged may be wrong.
+        let next = if unreadable.is_some() { next.min(high_watermark).max(offset + 1) } else { next };
+        Ok(Fetched { records, next, high_watermark, last_stable_offset, unreadable })
     }
 
     async fn list_offset(&self, connection: &mut Connection, which: i64) -> Result<i64, Error> {
@@ -231,4 +284,32 @@ impl Consumer {
         }
         result
     }
+}
+
+/// The offset of a batch whose checksum is wrong, and how often it was with this fetch; none if there is none.
+fn attempts(fetched: &Fetched, before: Option<(i64, u32)>) -> Option<(i64, u32)> {
+    let damaged = fetched.unreadable.filter(|unreadable| unreadable.reason == Malformed::Checksum)?;
+    let before = before.filter(|(offset, _)| *offset == damaged.first_offset);
+    Some((damaged.first_offset, before.map_or(0, |(_, attempts)| attempts) + 1))
+}
+
+/// Reads what was fetched; a first batch that takes much memory when it is decompressed waits for its turn.
+async fn read(
+    bytes: Bytes,
+    from: i64,
+    aborted: Vec<(i64, i64)>,
+    large: Option<SemaphoreGuard<'static>>,
+) -> Result<Read, Malformed> {
+    let is_large = large.is_some();
+    let largest = if is_large { LARGEST_BATCH } else { DECOMPRESSED_AT_ONCE };
+    let read = Records::read(bytes.clone(), from, aborted.clone(), largest)?;
+    let needs_more = read.unreadable.is_some_and(|unreadable| unreadable.reason == Malformed::TooLarge);
+    let (mut read, large) = if needs_more && !is_large {
+        let large = memory::large().await;
+        (Records::read(bytes, from, aborted, LARGEST_BATCH)?, Some(large))
+    } else {
+        (read, large)
+    };
+    read.records.large = large;
+    Ok(read)
 }

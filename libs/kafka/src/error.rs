@@ -73,8 +73,12 @@ impl fmt::Display for Error {
             Self::TopicChanged { expected, found } => {
                 write!(f, "the topic was deleted and made again: its id was {expected} and is {found}")
             }
-            Self::UnknownTopicId => f.write_str("the partition's leader does not have the topic with the id that is read"),
-            Self::InconsistentTopicId => f.write_str("the partition's log belongs to another topic than the one that is read"),
+            Self::UnknownTopicId => {
+                f.write_str("the partition's leader does not have the topic with the id that is read")
+            }
+            Self::InconsistentTopicId => {
+                f.write_str("the partition's log belongs to another topic than the one that is read")
+            }
             Self::FencedLeaderEpoch => f.write_str("another leader of the partition was elected"),
             Self::Away(error) => write!(f, "the broker is away: {error}"),
             Self::Malformed(error) => write!(f, "the broker's answer cannot be read: {error}"),

@@ -11,6 +11,13 @@
 //! Every call has a deadline. A connection that failed is thrown away, and what was known of who leads is asked anew.
 //! rskafka has no time-outs of its own and retries for minutes, so each of its clients serves one call.
 //!
+//! # Memory
+//!
+//! A consumer holds an answer of about as many bytes as it asked for, and beside it up to 2 MiB of decompressed records. A
+//! single batch may be larger, up to 16 MiB as it is sent and as it is decompressed; of those there is one at a time in the
+//! whole process, as long as its [`Records`] live. What is larger than that is never taken into memory, whatever its codec:
+//! it is told as [`Unreadable`] and passed. A fetch gives 16,384 records at most.
+//!
 //! What it does not do: consumer groups (a consumer is given its partitions), transactions, idempotent production. A
 //! call that timed out may still reach the broker, so records are delivered at least once.
 
@@ -20,13 +27,19 @@ mod call;
 mod connection;
 mod consumer;
 mod cursor;
+mod decompress;
+mod encode;
 mod error;
+mod fetch_answer;
 mod leader;
 mod malformed;
+mod memory;
 mod producer;
 mod record;
 mod records;
 mod settings;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod topics;
 mod versions;
 
@@ -36,7 +49,7 @@ pub use leader::{brokers, leaders};
 pub use malformed::Malformed;
 pub use producer::Producer;
 pub use record::RecordRef;
-pub use records::Records;
+pub use records::{Records, Unreadable};
 pub use rskafka::record::{Record, RecordAndOffset};
 pub use settings::Settings;
 pub use topics::{create_topic, delete_topic, partitions};

@@ -3,21 +3,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use config::HostPort;
 use futures_util::future::join_all;
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
-    indexmap::IndexMap,
     messages::{
         ProduceRequest, ProduceResponse, TopicName,
         produce_request::{PartitionProduceData, TopicProduceData},
     },
     protocol::StrBytes,
-    records::{
-        Compression, NO_PARTITION_LEADER_EPOCH, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, Record as Encoded,
-        RecordBatchEncoder, RecordEncodeOptions, TimestampType,
-    },
 };
 use runtime::Backoff;
 use uuid::Uuid;
@@ -26,12 +21,10 @@ use crate::{
     Error, Malformed, Record, Settings,
     call::{call, millis},
     connection::Connection,
-    leader,
+    encode, leader,
     versions::PRODUCE_BY_NAME,
 };
 
-/// The version of the format of batches.
-const FORMAT: i8 = 2;
 /// Acknowledged when every replica in sync has it.
 const ALL_REPLICAS: i16 = -1;
 /// A connection that has been idle for longer is not used again: brokers close them, by default after ten minutes.
@@ -104,7 +97,7 @@ impl Producer {
         let mut results = Results::new();
         let mut encoded = BTreeMap::new();
         for (partition, records) in batches {
-            match Batch::encode(records) {
+            match Batch::encode(&records) {
                 Ok(batch) => drop(encoded.insert(partition, batch)),
                 Err(error) => drop(results.insert(partition, Err(error))),
             }
@@ -217,33 +210,8 @@ fn offsets(answer: &ProduceResponse, partition: i32, batch: &Batch) -> Result<Ve
 }
 
 impl Batch {
-    fn encode(records: Vec<Record>) -> Result<Self, Error> {
-        let records: Vec<Encoded> = (0..).zip(records).map(|(number, record)| encoded(number, record)).collect();
-        let options = RecordEncodeOptions { version: FORMAT, compression: Compression::None };
-        let mut bytes = BytesMut::new();
-        RecordBatchEncoder::encode(&mut bytes, &records, &options)
-            .map_err(|_| Error::Refused(ResponseError::InvalidRecord))?;
-        Ok(Self { bytes: bytes.freeze(), records: records.len() as i64 })
-    }
-}
-
-fn encoded(number: i64, record: Record) -> Encoded {
-    let Record { key, value, headers, timestamp } = record;
-    let header = |(name, value): (String, Vec<u8>)| (StrBytes::from_string(name), Some(Bytes::from(value)));
-    Encoded {
-        transactional: false,
-        control: false,
-        delete_horizon: false,
-        partition_leader_epoch: NO_PARTITION_LEADER_EPOCH,
-        producer_id: NO_PRODUCER_ID,
-        producer_epoch: NO_PRODUCER_EPOCH,
-        timestamp_type: TimestampType::Creation,
-        offset: number,
-        // A batch has one sequence; that of its first record is -1, which is none.
-        sequence: number as i32 - 1,
-        timestamp: timestamp.timestamp_millis(),
-        key: key.map(Bytes::from),
-        value: value.map(Bytes::from),
-        headers: headers.into_iter().map(header).collect::<IndexMap<_, _>>(),
+    fn encode(records: &[Record]) -> Result<Self, Error> {
+        let bytes = encode::batch(records).ok_or(Error::Refused(ResponseError::MessageTooLarge))?;
+        Ok(Self { bytes, records: records.len() as i64 })
     }
 }

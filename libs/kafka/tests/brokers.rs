@@ -1,6 +1,11 @@
 //! Our client against real brokers.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+#[path = "brokers/bombs.rs"]
+mod bombs;
+#[path = "brokers/transactions.rs"]
+mod transactions;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -13,7 +18,7 @@ use testbed::{
     broker::{Broker, Kind},
 };
 
-testbed::on_each_broker!(
+testbed::on_each_version!(
     records_come_back_in_order,
     a_fetch_begins_in_the_middle_of_a_batch,
     a_fetch_at_the_end_waits_for_the_next_record,
@@ -22,6 +27,7 @@ testbed::on_each_broker!(
     a_frozen_broker_costs_the_deadline_and_is_found_again,
     a_restarted_broker_is_found_again,
     a_broker_that_was_restarted_between_two_sends_is_no_failure,
+    a_topic_that_is_made_again_is_another_one,
 );
 
 const WAIT: Duration = Duration::from_millis(200);
@@ -193,6 +199,8 @@ fn a_restarted_broker_is_found_again(kind: Kind) {
 fn a_broker_that_was_restarted_between_two_sends_is_no_failure(kind: Kind) {
     runtime::block_on(2, async move {
         let (scratch, mut broker, settings, topic) = own_broker(kind, "").await;
+        // Time enough for a broker that has just been started.
+        let settings = Settings { deadline: Duration::from_secs(20), ..settings };
         let mut producer = Producer::new(settings.clone(), &topic);
         send(&mut producer, 0, vec![record("before")]).await.unwrap();
         broker.process().kill().await;
@@ -208,16 +216,62 @@ fn a_broker_that_was_restarted_between_two_sends_is_no_failure(kind: Kind) {
     });
 }
 
+/// While it is read, and before: a consumer that was told which topic it has read.
+fn a_topic_that_is_made_again_is_another_one(kind: Kind) {
+    runtime::block_on(2, async move {
+        let (_scratch, _broker, settings, topic) = own_broker(kind, "").await;
+        let mut producer = Producer::new(settings.clone(), &topic);
+        send(&mut producer, 0, numbered(0..3)).await.unwrap();
+        let mut consumer = Consumer::new(settings.clone(), &topic, 0);
+        assert_eq!(read(&mut consumer, 0, 3).await, ["0", "1", "2"]);
+        let before = consumer.topic_id();
+        println!("{kind}: topic id {before:?}, leader epoch {:?}", consumer.leader_epoch());
+        assert!(before.is_some(), "{kind} has topic ids");
+
+        let settings = Settings { deadline: Duration::from_secs(10), ..settings };
+        delete_topic(&settings, &topic).await.unwrap();
+        while !matches!(create_topic(&settings, &topic, 1).await, Ok(true)) {
+            smol::Timer::after(Duration::from_millis(50)).await;
+        }
+        let mut producer = Producer::new(settings.clone(), &topic);
+        send(&mut producer, 0, numbered(10..14)).await.unwrap();
+
+        let started = Instant::now();
+        loop {
+            match consumer.fetch(3, 1 << 20, WAIT).await {
+                Err(Error::TopicChanged { expected, found }) => {
+                    assert!(Some(expected) == before && expected != found);
+                    break;
+                }
+                Err(Error::UnknownTopicId | Error::UnknownTopic | Error::Away(_)) => {}
+                other => panic!("{other:?}"),
+            }
+            assert!(started.elapsed() < Duration::from_secs(30));
+        }
+        let mut told = Consumer::new(settings, &topic, 0);
+        told.expect_topic_id(before);
+        let changed = told.fetch(3, 1 << 20, WAIT).await;
+        assert!(matches!(changed, Err(Error::TopicChanged { .. })), "{changed:?}");
+        consumer.expect_topic_id(None);
+        assert_eq!(read(&mut consumer, 0, 4).await, ["10", "11", "12", "13"]);
+        assert!(consumer.topic_id() != before && consumer.topic_id().is_some());
+    });
+}
+
 mod on_kafka_alone {
     use super::*;
 
-    /// Nisshi compresses nothing. The broker does it here, as a topic may be set up to.
     #[test]
     fn compressed_batches_are_read() {
+        read_compressed(Kind::Kafka);
+    }
+
+    /// Nisshi compresses nothing. The broker does it here, as a topic may be set up to.
+    pub(super) fn read_compressed(kind: Kind) {
         runtime::block_on(2, async {
-            for compression in ["lz4", "snappy"] {
+            for compression in ["gzip", "lz4", "snappy", "zstd"] {
                 let extra = format!("compression.type={compression}");
-                let (scratch, _broker, settings, topic) = own_broker(Kind::Kafka, &extra).await;
+                let (scratch, _broker, settings, topic) = own_broker(kind, &extra).await;
                 let sent: Vec<_> = (0..1000).map(|n| record(format!("{n} {}", "x".repeat(100)))).collect();
                 send(&mut Producer::new(settings.clone(), &topic), 0, sent).await.unwrap();
                 let mut consumer = Consumer::new(settings, &topic, 0);
@@ -267,5 +321,15 @@ mod on_kafka_alone {
             let fetched = consumer.fetch(5, 1 << 20, WAIT).await;
             assert!(matches!(fetched, Err(Error::OffsetOutOfRange)), "{fetched:?}");
         });
+    }
+}
+
+mod on_older_kafka_alone {
+    use super::*;
+
+    /// It gives zstd to nobody who fetches in a version below 10.
+    #[test]
+    fn compressed_batches_are_read() {
+        on_kafka_alone::read_compressed(Kind::OlderKafka);
     }
 }

@@ -1,6 +1,15 @@
 //! Connections of consumers and producers, against brokers that do what real ones seldom do.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+#[path = "connections/broker.rs"]
+mod broker;
+#[path = "connections/damage.rs"]
+mod damage;
+#[path = "connections/identity.rs"]
+mod identity;
+#[path = "connections/versions.rs"]
+mod versions;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -10,54 +19,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::{HostPort, HostPorts};
-use kafka::{Consumer, Error, Fetched, Malformed, Producer, Record, Settings};
-use smol::{
-    Task,
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
+use config::HostPort;
+use kafka::{Consumer, Error, Fetched, Malformed, Producer, Record};
+use kafka_protocol::messages::ApiKey;
 
-const METADATA: i16 = 3;
+use self::broker::{Asked, broker, loopback, settings, silent};
+
 const NOT_LEADER: i16 = 6;
 const UNKNOWN_TOPIC: i16 = 3;
-
-/// A broker that answers a request, of which it gets the key and the correlation id, with these bytes.
-async fn broker(answer: impl Fn(i16, i32) -> Vec<u8> + Clone + Send + Sync + 'static) -> (HostPort, Task<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let serve = async move |mut stream: TcpStream| {
-        let mut length = [0; 4];
-        while stream.read_exact(&mut length).await.is_ok() {
-            let mut request = vec![0; i32::from_be_bytes(length) as usize];
-            stream.read_exact(&mut request).await?;
-            let key = i16::from_be_bytes(request[..2].try_into().unwrap());
-            let correlation = i32::from_be_bytes(request[4..8].try_into().unwrap());
-            stream.write_all(&answer(key, correlation)).await?;
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    let serve = Arc::new(serve);
-    let task = runtime::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let serve = serve.clone();
-            runtime::spawn(async move { drop(serve(stream).await) }).detach();
-        }
-    });
-    (HostPort { host: "127.0.0.1".to_owned(), port }, task)
-}
-
-/// One that takes connections and says nothing.
-async fn silent() -> (HostPort, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    (HostPort { host: "127.0.0.1".to_owned(), port }, listener)
-}
-
-fn settings(brokers: Vec<HostPort>) -> Settings {
-    Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" }
-}
 
 fn consumer(brokers: Vec<HostPort>) -> Consumer {
     Consumer::new(settings(brokers), "topic", 0)
@@ -110,13 +79,13 @@ fn a_leader_that_does_not_know_it_yet_is_asked_again_for_a_moment() {
         for (not_yet, in_time) in [(3, true), (u16::MAX, false)] {
             let asked = Arc::new(AtomicU16::new(0));
             let count = asked.clone();
-            let answer = move |_, correlation| {
+            let answer = move |asked: &Asked| {
                 let knows = count.fetch_add(1, SeqCst) >= not_yet;
-                produced(correlation, if knows { 0 } else { NOT_LEADER })
+                produced(asked.correlation, if knows { 0 } else { NOT_LEADER })
             };
             let (leader, _leader) = broker(answer).await;
             let (bootstrap, _bootstrap) =
-                broker(move |_, correlation| led_by(correlation, "127.0.0.1", leader.port)).await;
+                broker(move |asked| led_by(asked.correlation, "127.0.0.1", leader.port)).await;
             let started = Instant::now();
             let sent = send(&mut Producer::new(settings(vec![bootstrap]), "topic")).await;
             assert_eq!(sent.as_ref().ok(), in_time.then(|| vec![7]).as_ref(), "{sent:?}");
@@ -128,13 +97,13 @@ fn a_leader_that_does_not_know_it_yet_is_asked_again_for_a_moment() {
 #[test]
 fn a_leader_that_leads_no_longer_is_left_for_the_new_one() {
     runtime::block_on(2, async {
-        let (old, _old) = broker(|_, correlation| fetched(correlation, NOT_LEADER)).await;
-        let (new, _new) = broker(|_, correlation| fetched(correlation, 0)).await;
+        let (old, _old) = broker(|asked| fetched(asked.correlation, NOT_LEADER)).await;
+        let (new, _new) = broker(|asked| fetched(asked.correlation, 0)).await;
         let leader = Arc::new(AtomicU16::new(old.port));
         let known = leader.clone();
         // By a name, as brokers are told in many a network.
         let (bootstrap, _bootstrap) =
-            broker(move |_, correlation| led_by(correlation, "localhost", known.load(SeqCst))).await;
+            broker(move |asked| led_by(asked.correlation, "localhost", known.load(SeqCst))).await;
         let mut consumer = consumer(vec![bootstrap]);
         for _ in 0..2 {
             let moved = fetch(&mut consumer).await;
@@ -149,11 +118,11 @@ fn a_leader_that_leads_no_longer_is_left_for_the_new_one() {
 #[test]
 fn one_bootstrap_broker_that_answers_is_enough() {
     runtime::block_on(2, async {
-        let gone = HostPort { host: "127.0.0.1".to_owned(), port: testbed::ports::free() };
+        let gone = loopback(testbed::ports::free());
         let (silent, _silent) = silent().await;
-        let (leader, _leader) = broker(|_, correlation| fetched(correlation, 0)).await;
+        let (leader, _leader) = broker(|asked| fetched(asked.correlation, 0)).await;
         let port = leader.port;
-        let (bootstrap, _bootstrap) = broker(move |_, correlation| led_by(correlation, "127.0.0.1", port)).await;
+        let (bootstrap, _bootstrap) = broker(move |asked| led_by(asked.correlation, "127.0.0.1", port)).await;
         fetch(&mut consumer(vec![gone.clone(), silent, bootstrap])).await.unwrap();
         let away = fetch(&mut consumer(vec![gone])).await;
         assert!(matches!(away, Err(Error::Away(_))), "{away:?}");
@@ -164,7 +133,7 @@ fn one_bootstrap_broker_that_answers_is_enough() {
 fn a_leader_that_says_nothing_costs_the_deadline() {
     runtime::block_on(2, async {
         let (silent, _silent) = silent().await;
-        let (bootstrap, _bootstrap) = broker(move |_, correlation| led_by(correlation, "127.0.0.1", silent.port)).await;
+        let (bootstrap, _bootstrap) = broker(move |asked| led_by(asked.correlation, "127.0.0.1", silent.port)).await;
         let mut consumer = consumer(vec![bootstrap]);
         for late in [fetch(&mut consumer).await.err(), consumer.offsets().await.err()] {
             assert!(matches!(late, Some(Error::Late(_))), "{late:?}");
@@ -180,7 +149,9 @@ fn what_is_no_answer_is_told_and_the_next_call_begins_anew() {
     type Wrong = fn(i32) -> Vec<u8>;
     let wrong: [(&str, Wrong); 5] = [
         ("another request's answer", |correlation| fetched(correlation + 1, 0)),
-        ("an answer that is too large", |_| (33_i32 << 20).to_be_bytes().to_vec()),
+        ("an answer that is too large", |correlation| {
+            [&(33_i32 << 20).to_be_bytes()[..], &correlation.to_be_bytes(), &[0; 100_000]].concat()
+        }),
         ("a negative length", |_| (-1_i32).to_be_bytes().to_vec()),
         ("an answer about nothing", |correlation| answer(correlation, &[&[0; 8]])),
         ("an answer that is cut off", |correlation| answer(correlation, &[&[0; 5]])),
@@ -190,13 +161,13 @@ fn what_is_no_answer_is_told_and_the_next_call_begins_anew() {
             let answered = AtomicU16::new(0);
             let answered = Arc::new(answered);
             let count = answered.clone();
-            let answer = move |_, correlation| match count.fetch_add(1, SeqCst) {
-                0 => wrong(correlation),
-                _ => fetched(correlation, 0),
+            let answer = move |asked: &Asked| match count.fetch_add(1, SeqCst) {
+                0 => wrong(asked.correlation),
+                _ => fetched(asked.correlation, 0),
             };
             let (leader, _leader) = broker(answer).await;
             let (bootstrap, _bootstrap) =
-                broker(move |_, correlation| led_by(correlation, "127.0.0.1", leader.port)).await;
+                broker(move |asked| led_by(asked.correlation, "127.0.0.1", leader.port)).await;
             let mut consumer = consumer(vec![bootstrap]);
             let refused = fetch(&mut consumer).await;
             assert!(matches!(refused, Err(Error::Malformed(Malformed::Answer))), "{what}: {refused:?}");
@@ -209,12 +180,12 @@ fn what_is_no_answer_is_told_and_the_next_call_begins_anew() {
 #[test]
 fn a_topic_that_is_gone_is_told_by_the_leader_too() {
     runtime::block_on(2, async {
-        let (both, _both) = broker(|key, correlation| {
-            assert_ne!(key, METADATA);
-            fetched(correlation, UNKNOWN_TOPIC)
+        let (both, _both) = broker(|asked| {
+            assert_ne!(asked.key, ApiKey::Metadata);
+            fetched(asked.correlation, UNKNOWN_TOPIC)
         })
         .await;
-        let (bootstrap, _bootstrap) = broker(move |_, correlation| led_by(correlation, "127.0.0.1", both.port)).await;
+        let (bootstrap, _bootstrap) = broker(move |asked| led_by(asked.correlation, "127.0.0.1", both.port)).await;
         let gone = fetch(&mut consumer(vec![bootstrap])).await;
         assert!(matches!(gone, Err(Error::UnknownTopic)), "{gone:?}");
     });

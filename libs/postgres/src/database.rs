@@ -17,7 +17,7 @@ use telemetry::{Span, span::Kind};
 
 use crate::{
     Error, Settings,
-    pool::{Pool, Pools, unavailable},
+    pool::{Pool, unavailable},
     statement::UNNAMED,
 };
 
@@ -27,22 +27,15 @@ const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
 /// For so long after an answer the database is known to be there, and need not be asked.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The name of the pool that a database begins with.
-const REQUESTS: &str = "requests";
-
-/// A database, ready to be used once its schema is migrated. Clones share one pool of connections; [`reserve`] gives
-/// another one.
-///
-/// [`reserve`]: Self::reserve
+/// A database, ready to be used once its schema is migrated. Clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Database {
     inner: Arc<Inner>,
-    pool: Arc<Pool>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    pools: Arc<Pools>,
+    pool: Pool,
     migrated: AtomicBool,
     /// Whether the outage has been logged; it is logged once, and so is its end.
     away: AtomicBool,
@@ -56,27 +49,15 @@ struct Inner {
 impl Database {
     /// A database that is connected to when it is first used.
     pub fn new(settings: Settings) -> Self {
-        let connections = settings.connections;
-        let pools = Pools::new(settings);
-        let pool = pools.pool(REQUESTS, connections);
         let inner = Inner {
-            pools,
+            pool: Pool::new(settings),
             migrated: AtomicBool::new(false),
             away: AtomicBool::new(false),
             turned: Mutex::default(),
             created: Instant::now(),
             answered: AtomicU64::new(0),
         };
-        Self { inner: Arc::new(inner), pool }
-    }
-
-    /// The same database over connections of its own, so many at most, besides those that there are. Work of one kind
-    /// that is slow, or waits, then takes none from work of another kind: searches cannot keep a lease from being renewed.
-    ///
-    /// `name` is the pool's in the metric `db_pool_connections`.
-    #[must_use]
-    pub fn reserve(&self, name: &'static str, connections: usize) -> Self {
-        Self { inner: self.inner.clone(), pool: self.inner.pools.pool(name, connections) }
+        Self { inner: Arc::new(inner) }
     }
 
     /// Brings the schema up to date, trying again until the database is there. Several instances may do it at once.
@@ -106,7 +87,7 @@ impl Database {
     }
 
     async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
-        let settings = self.inner.pools.settings();
+        let settings = self.inner.pool.settings();
         // A connection of its own, because a statement here may take longer than any of the service's work.
         let options = settings.url.expose().0.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
         let connecting = within(settings.acquire, options.connect()).await;
@@ -162,26 +143,26 @@ impl Database {
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     {
-        let mut connection = self.pool.acquire().await?;
-        match within(self.inner.pools.settings().deadline, work(connection.get())).await {
+        let mut lent = self.inner.pool.lend().await?;
+        match within(self.inner.pool.settings().deadline, work(lent.connection())).await {
             Ok(Ok(value)) => {
-                connection.give_back();
+                lent.give_back();
                 Ok(value)
             }
             Ok(Err(error @ sqlx::Error::Database(_))) if !ends_session(&error) => {
                 // It may be in the middle of a transaction, whose rollback goes out with the next message.
-                match within(self.inner.pools.settings().deadline, connection.get().ping()).await {
-                    Ok(Ok(())) => connection.give_back(),
-                    _ => connection.discard(),
+                match within(self.inner.pool.settings().deadline, lent.connection().ping()).await {
+                    Ok(Ok(())) => lent.give_back(),
+                    _ => lent.discard(),
                 }
                 Err(error.into())
             }
             Ok(Err(error)) => {
-                connection.discard();
+                lent.discard();
                 Err(error.into())
             }
             Err(late) => {
-                connection.discard();
+                lent.discard();
                 Err(unavailable(late.to_string()))
             }
         }
@@ -200,12 +181,12 @@ impl Database {
 
     /// How long work waits for a free connection.
     pub fn acquire_limit(&self) -> Duration {
-        self.inner.pools.settings().acquire
+        self.inner.pool.settings().acquire
     }
 
     /// Closes the connections that nobody uses.
     pub async fn close(&self) {
-        self.inner.pools.close().await;
+        self.inner.pool.close().await;
     }
 
     /// Logs an outage and its end, as work that began at `started` has found it.

@@ -1,5 +1,8 @@
-use codec::{event::Received, headers::TRACEPARENT};
-use kafka::{Fetched, RecordAndOffset, RecordRef};
+use codec::{
+    event::Received,
+    headers::{Headers, TRACEPARENT},
+};
+use kafka::{Fetched, RecordAndOffset, RecordRef, Unreadable};
 use smol::future::yield_now;
 use telemetry::{Span, TraceContext};
 
@@ -44,6 +47,17 @@ impl Batch {
                 Err(error) => batch.dead_letters.push(dead_letter(partition, &record, error.to_string())),
             }
         }
+        batch
+    }
+
+    /// A batch of Kafka's that cannot be read, now or later: one dead letter stands for it. It has no bytes of it, which are
+    /// too many to be kept, or damaged; the reason says which offsets they have on the topic.
+    pub(super) fn unreadable(partition: i32, unreadable: Unreadable, next: i64) -> Self {
+        let (offset, error) = (unreadable.first_offset, unreadable.to_string());
+        tracing::error!(partition, offset, error, "a batch cannot be read; it becomes a dead letter");
+        let letter = DeadLetter { partition, offset, key: None, value: None, headers: Headers::new(), error };
+        let mut batch = Self::empty(partition, SavedPosition { next, last_timestamp: None });
+        batch.dead_letters.push(letter);
         batch
     }
 

@@ -70,11 +70,16 @@ impl Fetcher {
                         continue;
                     }
                     next = fetched.next;
-                    let batch = Batch::decode(&self.intake.settings.topic, self.partition, fetched).await;
+                    let batch = match fetched.unreadable {
+                        Some(unreadable) => Batch::unreadable(self.partition, unreadable, next),
+                        None => Batch::decode(&self.intake.settings.topic, self.partition, fetched).await,
+                    };
                     // Whoever applies is gone: this task is about to be cancelled.
                     let _ = self.sender.send(batch).await;
                 }
-                Err(kafka::Error::OffsetOutOfRange) => next = self.again(next, &mut backoff).await,
+                Err(kafka::Error::OffsetOutOfRange | kafka::Error::TopicChanged { .. }) => {
+                    next = self.again(next, &mut backoff).await;
+                }
                 Err(error) => {
                     self.intake.tell_kafka(Some(self.partition), Some(error.to_string()));
                     backoff.pause().await;
@@ -114,7 +119,10 @@ impl Fetcher {
 
     /// The offset to read from; with a loss, the first that there is.
     async fn check(&mut self, saved: Option<SavedPosition>) -> Result<(i64, Option<Loss>), kafka::Error> {
-        let offsets = self.consumer.offsets().await?;
+        let offsets = match self.consumer.offsets().await {
+            Err(kafka::Error::TopicChanged { .. }) => return self.other_topic().await,
+            offsets => offsets?,
+        };
         self.tell_end(offsets.end);
         let first = offsets.start;
         let Some(SavedPosition { next, last_timestamp }) = saved else { return Ok((first, None)) };
@@ -133,6 +141,18 @@ impl Fetcher {
             }
         }
         Ok((next, None))
+    }
+
+    /// Another topic has the name now. It is not read before somebody has decided so.
+    async fn other_topic(&mut self) -> Result<(i64, Option<Loss>), kafka::Error> {
+        let first = match self.intake.settings.on_offset_loss {
+            OnOffsetLoss::Halt => 0,
+            OnOffsetLoss::Continue => {
+                self.consumer.expect_topic_id(None);
+                self.consumer.offsets().await?.start
+            }
+        };
+        Ok((first, Some(Loss::OtherTopic)))
     }
 
     async fn go_on(&self, first: i64, loss: Loss) {

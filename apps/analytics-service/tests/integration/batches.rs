@@ -1,0 +1,52 @@
+//! Batches that are not what they seem: parts of transactions, and those that cannot be read.
+
+use std::time::Duration;
+
+use codec::event::Kind::{Created, Updated};
+use kafka::testing::{Codec, TransactionalProducer, bomb, send_batch};
+use serde_json::json;
+use testbed::broker;
+use uuid::Uuid;
+
+use crate::harness::{record, with_topic};
+
+// Nisshi gives what was aborted like anything else, and no batch that is larger than asked for.
+testbed::on_each_kafka!(what_was_aborted_does_not_count_and_leaves_no_lag, a_bomb_is_a_dead_letter_and_holds_up_nothing);
+
+fn what_was_aborted_does_not_count_and_leaves_no_lag(kind: broker::Kind) {
+    with_topic(kind, |topic| async move {
+        let (aborted, committed) = (Uuid::now_v7(), Uuid::now_v7());
+        let mut producer =
+            TransactionalProducer::new(topic.kafka.clone(), &topic.topic, Duration::from_secs(60)).await.unwrap();
+        let events: Vec<_> = (1..4).map(|version| record(aborted, Updated, version)).collect();
+        producer.send(&topic.topic, 0, &events).await.unwrap();
+        producer.end(false).await.unwrap();
+        producer.send(&topic.topic, 0, &[record(committed, Created, 1)]).await.unwrap();
+        producer.end(true).await.unwrap();
+        let service = topic.start(&[]).await;
+        // Four events and two markers.
+        let summary = service.until_applied(6).await;
+        assert_eq!(
+            (&summary["activePatients"], &summary["created"], &summary["updated"]),
+            (&json!(1), &json!(1), &json!(0))
+        );
+        assert!(summary["partitions"].as_array().unwrap().iter().all(|partition| partition["lag"] == 0), "{summary}");
+        service.stop().await;
+    });
+}
+
+fn a_bomb_is_a_dead_letter_and_holds_up_nothing(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let kafka = kafka::Settings { deadline: Duration::from_secs(30), ..topic.kafka.clone() };
+        send_batch(&kafka, &topic.topic, 0, bomb(Codec::Zstd, 100 << 20)).await.unwrap();
+        topic.send(0, vec![record(Uuid::now_v7(), Created, 1)]).await;
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(2).await;
+        assert_eq!(summary["created"], 1);
+        let letters = service.get("/analytics/dead-letters").await.json();
+        let error = letters[0]["error"].as_str().unwrap();
+        assert_eq!((&letters[0]["partition"], &letters[0]["offset"]), (&json!(0), &json!(0)));
+        assert!(error.contains("the batch of offsets 0 to 0") && error.contains("16 MiB"), "{error}");
+        service.stop().await;
+    });
+}

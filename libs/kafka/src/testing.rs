@@ -1,0 +1,359 @@
+//! What tests need of brokers and services do not: transactions, quotas, settings of topics, and batches as hostile senders
+//! would make them. Only with the feature `testing`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _, Write},
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use kafka_protocol::{
+    error::{ParseResponseErrorCode as _, ResponseError},
+    messages::{
+        AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, AlterClientQuotasRequest, AlterClientQuotasResponse,
+        ApiKey, BrokerId, EndTxnRequest, EndTxnResponse, FindCoordinatorRequest, FindCoordinatorResponse,
+        IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, InitProducerIdRequest, InitProducerIdResponse,
+        ProduceRequest, ProducerId, TopicName, TransactionalId,
+        add_partitions_to_txn_request::AddPartitionsToTxnTopic,
+        alter_client_quotas_request::{EntityData, EntryData, OpData},
+        incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
+        produce_request::{PartitionProduceData, TopicProduceData},
+    },
+    protocol::StrBytes,
+};
+
+use crate::{
+    Error, Malformed, Record, Settings,
+    call::{call, millis},
+    connection::Connection,
+    encode::{Sender, frame, put_record, put_varint},
+    leader,
+    versions::{PRODUCE_BY_NAME, Request},
+};
+
+/// Bits of a batch's attributes.
+const TRANSACTIONAL: i16 = 1 << 4;
+/// Of a resource whose settings are changed.
+const TOPIC: i8 = 2;
+/// What a coordinator is looked for by.
+const TRANSACTION: i8 = 1;
+/// How long the coordinator of transactions may take to be there, and the end of the transaction before.
+const COORDINATOR_LIMIT: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
+
+macro_rules! requests {
+    ($($request:ident => $answer:ident, $key:ident, $versions:expr;)*) => {
+        $(impl Request for $request {
+            const KEY: ApiKey = ApiKey::$key;
+            const SPOKEN: RangeInclusive<i16> = $versions;
+            type Answer = $answer;
+        })*
+    };
+}
+
+requests! {
+    AlterClientQuotasRequest => AlterClientQuotasResponse, AlterClientQuotas, 0..=1;
+    IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse, IncrementalAlterConfigs, 0..=1;
+    FindCoordinatorRequest => FindCoordinatorResponse, FindCoordinator, 1..=3;
+    InitProducerIdRequest => InitProducerIdResponse, InitProducerId, 0..=4;
+    AddPartitionsToTxnRequest => AddPartitionsToTxnResponse, AddPartitionsToTxn, 0..=3;
+    EndTxnRequest => EndTxnResponse, EndTxn, 0..=3;
+}
+
+fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+fn outcome(code: i16) -> Result<(), Error> {
+    code.err().map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// A connection to the first bootstrap broker.
+async fn connect(settings: &Settings) -> Result<Connection, Error> {
+    let broker = settings.bootstrap.0.first().ok_or(Error::UnknownTopic)?;
+    Connection::open(broker, settings.client_id).await
+}
+
+/// Sets how many bytes a second clients with this id may send and be sent; none is no bound.
+///
+/// # Errors
+/// If the broker cannot be asked, or refuses.
+pub async fn set_quotas(
+    settings: &Settings,
+    client_id: &str,
+    sent: Option<f64>,
+    received: Option<f64>,
+) -> Result<(), Error> {
+    let client = EntityData::default().with_entity_type(text("client-id")).with_entity_name(Some(text(client_id)));
+    let change = |(name, rate): (&str, Option<f64>)| {
+        OpData::default().with_key(text(name)).with_value(rate.unwrap_or_default()).with_remove(rate.is_none())
+    };
+    let changes = [("producer_byte_rate", sent), ("consumer_byte_rate", received)].map(change).to_vec();
+    let entry = EntryData::default().with_entity(vec![client]).with_ops(changes);
+    let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
+    let work = async {
+        let answer = connect(settings).await?.call(&request).await?;
+        answer.entries.iter().try_for_each(|entry| outcome(entry.error_code))
+    };
+    call("testing", settings.deadline, Box::pin(work)).await
+}
+
+/// Sets a setting of a topic, such as `max.message.bytes`.
+///
+/// # Errors
+/// If the broker cannot be asked, or refuses.
+pub async fn set_topic_setting(settings: &Settings, topic: &str, name: &str, value: &str) -> Result<(), Error> {
+    let setting = AlterableConfig::default().with_name(text(name)).with_value(Some(text(value)));
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(TOPIC)
+        .with_resource_name(text(topic))
+        .with_configs(vec![setting]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    let work = async {
+        let answer = connect(settings).await?.call(&request).await?;
+        answer.responses.iter().try_for_each(|response| outcome(response.error_code))
+    };
+    call("testing", settings.deadline, Box::pin(work)).await
+}
+
+/// Sends a batch as it is; gives its first offset.
+///
+/// # Errors
+/// If the broker cannot be asked, or refuses.
+pub async fn send_batch(settings: &Settings, topic: &str, partition: i32, batch: Bytes) -> Result<i64, Error> {
+    let name = TopicName(text(topic));
+    let work = async {
+        let leader = leader::of_partition(settings, &name, partition).await?;
+        let mut connection = Connection::open(&leader.broker, settings.client_id).await?;
+        produce(&mut connection, settings, None, &name, partition, batch).await
+    };
+    call("testing", settings.deadline, Box::pin(work)).await
+}
+
+async fn produce(
+    connection: &mut Connection,
+    settings: &Settings,
+    transactional_id: Option<TransactionalId>,
+    topic: &TopicName,
+    partition: i32,
+    batch: Bytes,
+) -> Result<i64, Error> {
+    let version = connection.version::<ProduceRequest>(PRODUCE_BY_NAME)?;
+    let data = PartitionProduceData::default().with_index(partition).with_records(Some(batch));
+    let topic = TopicProduceData::default().with_name(topic.clone()).with_partition_data(vec![data]);
+    let request = ProduceRequest::default()
+        .with_transactional_id(transactional_id)
+        .with_acks(-1)
+        .with_timeout_ms(millis(settings.deadline))
+        .with_topic_data(vec![topic]);
+    let answer = connection.call_in(version, &request).await?;
+    let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
+    let partition = partitions.next().ok_or(Malformed::Answer)?;
+    outcome(partition.error_code).map(|()| partition.base_offset)
+}
+
+/// Sends records in transactions, to the partitions that one broker leads: the first bootstrap broker.
+#[derive(Debug)]
+pub struct TransactionalProducer {
+    settings: Settings,
+    connection: Connection,
+    id: TransactionalId,
+    producer: (ProducerId, i16),
+    /// The next sequence of each topic's partition.
+    sequences: BTreeMap<(String, i32), i32>,
+}
+
+impl TransactionalProducer {
+    /// A producer with this name, whose transactions the broker aborts after `limit`.
+    ///
+    /// # Errors
+    /// If the broker cannot be asked, or knows of no transactions.
+    pub async fn new(settings: Settings, id: &str, limit: Duration) -> Result<Self, Error> {
+        let id = TransactionalId(text(id));
+        let find = FindCoordinatorRequest::default().with_key(id.0.clone()).with_key_type(TRANSACTION);
+        let init = InitProducerIdRequest::default()
+            .with_transactional_id(Some(id.clone()))
+            .with_transaction_timeout_ms(millis(limit))
+            .with_producer_id((-1).into())
+            .with_producer_epoch(-1);
+        let mut connection = connect(&settings).await?;
+        let started = Instant::now();
+        let producer = loop {
+            let found = connection.call(&find).await?;
+            let code = match found.error_code {
+                0 => {
+                    let answer = connection.call(&init).await?;
+                    if answer.error_code == 0 {
+                        break (answer.producer_id, answer.producer_epoch);
+                    }
+                    answer.error_code
+                }
+                code => code,
+            };
+            // The topic of transactions is made now.
+            let is_coming = code.err().is_some_and(|error| error.is_retriable()) && found.node_id != BrokerId(-2);
+            if !is_coming || started.elapsed() > COORDINATOR_LIMIT {
+                return Err(outcome(code).err().unwrap_or(Malformed::Answer.into()));
+            }
+            smol::Timer::after(LOOK).await;
+        };
+        Ok(Self { settings, connection, id, producer, sequences: BTreeMap::new() })
+    }
+
+    /// Sends records in the transaction that is open, or in a new one; gives the first offset.
+    ///
+    /// # Errors
+    /// If the broker cannot be asked, or refuses.
+    pub async fn send(&mut self, topic: &str, partition: i32, records: &[Record]) -> Result<i64, Error> {
+        let name = TopicName(text(topic));
+        let (producer_id, producer_epoch) = self.producer;
+        let added = AddPartitionsToTxnTopic::default().with_name(name.clone()).with_partitions(vec![partition]);
+        let add = AddPartitionsToTxnRequest::default()
+            .with_v3_and_below_transactional_id(self.id.clone())
+            .with_v3_and_below_producer_id(producer_id)
+            .with_v3_and_below_producer_epoch(producer_epoch)
+            .with_v3_and_below_topics(vec![added]);
+        let started = Instant::now();
+        loop {
+            let answer = self.connection.call(&add).await?;
+            let mut results = answer.results_by_topic_v3_and_below.iter().flat_map(|topic| &topic.results_by_partition);
+            let code = results.next().ok_or(Malformed::Answer)?.partition_error_code;
+            // The end of the one before is still being written.
+            let waits = code == ResponseError::ConcurrentTransactions.code() && started.elapsed() < COORDINATOR_LIMIT;
+            if !waits {
+                outcome(code)?;
+                break;
+            }
+            smol::Timer::after(LOOK).await;
+        }
+        let sequence = self.sequences.entry((topic.to_owned(), partition)).or_default();
+        let sender =
+            Sender { attributes: TRANSACTIONAL, producer_id: producer_id.0, producer_epoch, base_sequence: *sequence };
+        let batch = encoded(sender, Codec::None, records);
+        let id = Some(self.id.clone());
+        let offset = produce(&mut self.connection, &self.settings, id, &name, partition, batch).await?;
+        *sequence += records.len() as i32;
+        Ok(offset)
+    }
+
+    /// Ends the transaction: commits or aborts it.
+    ///
+    /// # Errors
+    /// If the broker cannot be asked, or refuses.
+    pub async fn end(&mut self, committed: bool) -> Result<(), Error> {
+        let (producer_id, producer_epoch) = self.producer;
+        let request = EndTxnRequest::default()
+            .with_transactional_id(self.id.clone())
+            .with_producer_id(producer_id)
+            .with_producer_epoch(producer_epoch)
+            .with_committed(committed);
+        outcome(self.connection.call(&request).await?.error_code)
+    }
+}
+
+/// How the records of a batch are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// Not at all.
+    None,
+    /// By gzip.
+    Gzip,
+    /// By snappy, in one block.
+    Snappy,
+    /// By snappy, in blocks as snappy-java frames them.
+    SnappyFramed,
+    /// By lz4.
+    Lz4,
+    /// By zstd.
+    Zstd,
+}
+
+impl Codec {
+    /// All that there are.
+    pub const ALL: [Self; 6] = [Self::None, Self::Gzip, Self::Snappy, Self::SnappyFramed, Self::Lz4, Self::Zstd];
+
+    fn attribute(self) -> i16 {
+        match self {
+            Self::None => 0,
+            Self::Gzip => 1,
+            Self::Snappy | Self::SnappyFramed => 2,
+            Self::Lz4 => 3,
+            Self::Zstd => 4,
+        }
+    }
+
+    /// Compresses what is read, without ever having all of it in memory where the codec allows it.
+    fn compress(self, mut from: impl io::Read) -> io::Result<Vec<u8>> {
+        let mut to = Vec::new();
+        match self {
+            Self::None => drop(from.read_to_end(&mut to)?),
+            Self::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(&mut to, flate2::Compression::default());
+                io::copy(&mut from, &mut encoder)?;
+                encoder.finish()?;
+            }
+            Self::Snappy => {
+                let mut whole = Vec::new();
+                from.read_to_end(&mut whole)?;
+                to = snap::raw::Encoder::new().compress_vec(&whole)?;
+            }
+            Self::SnappyFramed => {
+                to.extend(b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01");
+                loop {
+                    let mut block = Vec::new();
+                    if from.by_ref().take(32 * 1024).read_to_end(&mut block)? == 0 {
+                        break;
+                    }
+                    let block = snap::raw::Encoder::new().compress_vec(&block)?;
+                    to.write_all(&(block.len() as i32).to_be_bytes())?;
+                    to.extend(block);
+                }
+            }
+            Self::Lz4 => {
+                // As Java's client writes them; it reads no others.
+                let independent = lz4::BlockMode::Independent;
+                let mut encoder = lz4::EncoderBuilder::new().block_mode(independent).build(&mut to)?;
+                io::copy(&mut from, &mut encoder)?;
+                encoder.finish().1?;
+            }
+            Self::Zstd => zstd::stream::copy_encode(from, &mut to, 3)?,
+        }
+        Ok(to)
+    }
+}
+
+/// A batch of these records, with the timestamps that they have.
+pub fn batch(codec: Codec, records: &[Record]) -> Bytes {
+    encoded(Sender::default(), codec, records)
+}
+
+/// A batch of one record whose value is so many zeros, which are never all in memory unless the codec demands it.
+pub fn bomb(codec: Codec, length: usize) -> Bytes {
+    let mut body = BytesMut::new();
+    // Attributes, timestamp, offset, no key.
+    body.put_slice(&[0, 0, 0, 1]);
+    put_varint(&mut body, length as i64);
+    let mut head = BytesMut::new();
+    // The number of headers comes after the value.
+    put_varint(&mut head, (body.len() + length + 1) as i64);
+    head.put_slice(&body);
+    let record = io::Cursor::new(head).chain(io::repeat(0).take(length as u64 + 1));
+    let now = chrono::Utc::now().timestamp_millis();
+    let payload = codec.compress(record).expect("memory takes everything");
+    let sender = Sender { attributes: codec.attribute(), ..Sender::default() };
+    frame(sender, 1, (now, now), &payload).expect("it is small")
+}
+
+fn encoded(sender: Sender, codec: Codec, records: &[Record]) -> Bytes {
+    let first = records.first().map_or(0, |record| record.timestamp.timestamp_millis());
+    let last = records.iter().map(|record| record.timestamp.timestamp_millis()).max().unwrap_or(first);
+    let mut payload = BytesMut::new();
+    for (number, record) in (0..).zip(records) {
+        put_record(&mut payload, number, record.timestamp.timestamp_millis() - first, record);
+    }
+    let payload = codec.compress(&payload[..]).expect("memory takes everything");
+    let sender = Sender { attributes: sender.attributes | codec.attribute(), ..sender };
+    frame(sender, records.len(), (first, last), &payload).expect("a test's batch is small")
+}

@@ -1,0 +1,146 @@
+//! What fetches take of memory. A process of its own, whose highest use so far the system tells.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "connections/broker.rs"]
+mod broker;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use broker::{Asked, any_broker, loopback, settings, speaking};
+use bytes::Bytes;
+use config::HostPort;
+use futures_util::future::join_all;
+use kafka::{
+    Consumer, Malformed, Record, Unreadable,
+    testing::{Codec, batch, bomb},
+};
+use kafka_protocol::{
+    messages::{
+        ApiKey, BrokerId, FetchRequest, FetchResponse, MetadataResponse, TopicName,
+        fetch_response::{FetchableTopicResponse, PartitionData},
+        metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
+    },
+    protocol::StrBytes,
+};
+use smol::Task;
+
+const MIB: usize = 1 << 20;
+const WAIT: Duration = Duration::from_millis(10);
+
+/// The most memory that this process has had, in bytes.
+fn most() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// A broker that leads eight partitions, each with this batch; with `announced`, the answer says that it has so many bytes
+/// and breaks off.
+async fn leading(batch: Bytes, announced: Option<usize>) -> (HostPort, Task<()>) {
+    let port = Arc::new(Mutex::new(0));
+    let own_port = port.clone();
+    let answer = move |asked: &Asked| match asked.key {
+        ApiKey::ApiVersions => asked.answer(&speaking(&[(ApiKey::Metadata, 4..=12), (ApiKey::Fetch, 4..=17)])),
+        ApiKey::Metadata => asked.answer(&metadata(*own_port.lock().unwrap())),
+        _ => {
+            let request: FetchRequest = asked.request();
+            let partition = PartitionData::default()
+                .with_partition_index(request.topics[0].partitions[0].partition)
+                .with_high_watermark(1)
+                .with_last_stable_offset(1)
+                .with_records(Some(batch.clone()));
+            let found = FetchableTopicResponse::default()
+                .with_topic(request.topics[0].topic.clone())
+                .with_partitions(vec![partition]);
+            let mut answer = asked.answer(&FetchResponse::default().with_responses(vec![found]));
+            if let Some(announced) = announced {
+                answer[..4].copy_from_slice(&(announced as i32).to_be_bytes());
+            }
+            answer
+        }
+    };
+    let (address, task) = any_broker(answer).await;
+    *port.lock().unwrap() = address.port;
+    (loopback(address.port), task)
+}
+
+fn metadata(port: u16) -> MetadataResponse {
+    let broker = MetadataResponseBroker::default()
+        .with_node_id(BrokerId(7))
+        .with_host(StrBytes::from_static_str("127.0.0.1"))
+        .with_port(port.into());
+    let partition =
+        |index| MetadataResponsePartition::default().with_partition_index(index).with_leader_id(BrokerId(7));
+    let topic = MetadataResponseTopic::default()
+        .with_name(Some(TopicName(StrBytes::from_static_str("topic"))))
+        .with_partitions((0..8).map(partition).collect());
+    MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![topic])
+}
+
+async fn first_unreadable(broker: &HostPort) -> Unreadable {
+    let mut consumer = Consumer::new(settings(vec![broker.clone()]), "topic", 0);
+    let fetched = consumer.fetch(0, MIB as i32, WAIT).await.unwrap();
+    assert!(fetched.records.is_empty() && fetched.next == 1);
+    fetched.unreadable.unwrap()
+}
+
+/// One after the other in one test: what the system tells is the most of all.
+#[test]
+fn what_a_fetch_takes_is_bounded_whatever_is_sent() {
+    runtime::block_on(2, async {
+        // As large as may be, for all partitions at once: one at a time.
+        let (broker, _broker) = leading(batch(Codec::Zstd, &[record(15 * MIB)]), None).await;
+        let before = most();
+        let read = (0..8).map(async |partition| {
+            let settings = kafka::Settings { deadline: Duration::from_secs(60), ..settings(vec![broker.clone()]) };
+            let mut consumer = Consumer::new(settings, "topic", partition);
+            let fetched = consumer.fetch(0, MIB as i32, WAIT).await.unwrap();
+            assert_eq!(fetched.records.iter().next().unwrap().value.unwrap().len(), 15 * MIB);
+        });
+        join_all(read).await;
+        let taken = most() - before;
+        println!("eight of 15 MiB at once: {} KiB", taken / 1024);
+        assert!(taken < 40 * MIB, "{taken} bytes");
+
+        for codec in [Codec::Gzip, Codec::SnappyFramed, Codec::Lz4, Codec::Zstd] {
+            let bomb = bomb(codec, 300 * MIB);
+            println!("{codec:?}: {} bytes stand for {}", bomb.len(), 300 * MIB);
+            let (broker, _broker) = leading(bomb, None).await;
+            let before = most();
+            assert_eq!(first_unreadable(&broker).await.reason, Malformed::TooLarge, "{codec:?}");
+            let taken = most() - before;
+            println!("{codec:?}: {} KiB", taken / 1024);
+            assert!(taken < 48 * MIB, "{codec:?} took {taken} bytes");
+        }
+
+        // The format of snappy tells a length first, which is a lie here.
+        let mut lie = batch(Codec::Snappy, &[record(100)]).to_vec();
+        lie.splice(61..62, *b"\xff\xff\xff\xff\x0f");
+        let length = lie.len() as i32 - 12;
+        lie[8..12].copy_from_slice(&length.to_be_bytes());
+        let checksum = crc32c::crc32c(&lie[21..]).to_be_bytes();
+        lie[17..21].copy_from_slice(&checksum);
+        let (broker, _broker) = leading(lie.into(), None).await;
+        let before = most();
+        assert_eq!(first_unreadable(&broker).await.reason, Malformed::TooLarge);
+        assert!(most() - before < 4 * MIB);
+
+        // A batch that is too large for an answer is known by its beginning.
+        let mut large = batch(Codec::None, &[record(100_000)]).to_vec();
+        large[8..12].copy_from_slice(&(200 * MIB as i32).to_be_bytes());
+        let (broker, _broker) = leading(large.into(), Some(200 * MIB)).await;
+        let before = most();
+        let unreadable = first_unreadable(&broker).await;
+        assert_eq!((unreadable.reason, unreadable.bytes), (Malformed::TooLarge, 200 * MIB + 12));
+        assert!(most() - before < 4 * MIB);
+    });
+}
+
+fn record(length: usize) -> Record {
+    let value = (0..length).map(|n| (n / 64) as u8).collect();
+    Record { key: None, value: Some(value), headers: Default::default(), timestamp: chrono::Utc::now() }
+}
