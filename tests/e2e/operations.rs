@@ -32,14 +32,14 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
                     "outbox_oldest_age_seconds{shard=\"0\"} 0",
                     "relay_published_total 2",
                     "grpc_client_calls_total{method=\"CreateBillingAccount\",outcome=\"ok\"} 1",
-                    "db_pool_connections{state=\"",
+                    "db_pool_connections{pool=\"requests\",state=\"",
                 ],
             ),
             (
                 &system.billing,
                 &[
                     "grpc_server_calls_total{code=\"ok\",method=\"BillingService/CreateBillingAccount\"} 1",
-                    "db_pool_connections{state=\"",
+                    "db_pool_connections{pool=\"requests\",state=\"",
                 ],
             ),
             (

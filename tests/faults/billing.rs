@@ -112,6 +112,9 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
             assert!(is_unavailable(&client.get(&account).await.unwrap()), "{fault:?}");
             until_readiness(&system.patients[0], "billing", 200, "DEGRADED").await;
             assert_eq!(logged(&system.patients[0], away), outages, "{fault:?}: an outage is logged once");
+            let log = system.patients[0].log();
+            let line = log.lines().rfind(|line| line.contains(away)).unwrap();
+            assert!(line.contains(&format!("\"127.0.0.1:{port}\"")), "it names the address that it tried: {line}");
 
             proxy.set(Mode::Pass);
             system.billing.process().signal(Signal::CONT);

@@ -191,6 +191,7 @@ async fn every_connection_works(system: &System, connections: usize) {
     for status in reading {
         assert_eq!(status.await, 200);
     }
-    until_metric(&system.patients[0], "db_pool_connections{state=\"used\"}", |used| used <= 1.0).await;
+    until_metric(&system.patients[0], "db_pool_connections{pool=\"requests\",state=\"used\"}", |used| used <= 1.0)
+        .await;
     assert_eq!(readiness(&system.patients[0], "database").await, (200, "UP".to_owned()));
 }

@@ -44,6 +44,86 @@ fn every_wrong_value_of_every_service_is_named_and_ends_it_with_78() {
 }
 
 #[test]
+fn every_form_of_an_address_is_taken_or_refused_at_the_start() {
+    let database = ("DATABASE_URL", "postgres://nobody@localhost/nothing");
+    let output = |service: &str, name: &str, value: &str, arguments: &[&str]| {
+        let mut command = Command::new(binaries().unwrap().join(service));
+        command.env_clear().envs([database, (name, value)]).args(arguments).output().unwrap()
+    };
+    let cases: [(&str, &str, &[&str], &[&str]); 5] = [
+        (
+            "patient-service",
+            "BILLING_SERVICE_ADDRESS",
+            &[
+                "billing-service",
+                "billing-service:9001",
+                "http://billing-service",
+                "http://billing-service:9001/",
+                "dns:///billing-service:9001",
+                "[::1]:9001",
+                "ipv4:127.0.0.1:9001",
+            ],
+            &[
+                "https://billing-service:9001",
+                "billing-service:0",
+                "::1",
+                "http://billing-service/api",
+                "unix:/run/billing.sock",
+                "a:1,b:1",
+                "http://user:hunter2@billing-service",
+            ],
+        ),
+        (
+            "analytics-service",
+            "KAFKA_BOOTSTRAP_SERVERS",
+            &["kafka:9092", "PLAINTEXT://kafka:9092", "kafka-1:9092,PLAINTEXT://[::1]:9093"],
+            &[
+                "kafka",
+                "SSL://kafka:9093",
+                "SASL_PLAINTEXT://kafka:9092",
+                "http://kafka:9092",
+                "::1:9092",
+                "kafka:9092,",
+            ],
+        ),
+        (
+            "billing-service",
+            "GRPC_SERVER_ADDRESS",
+            &["0.0.0.0", "::", "[::1]", "localhost"],
+            &["0.0.0.0:9001", "billing.example.org", "*", "http://0.0.0.0"],
+        ),
+        ("analytics-service", "SERVER_ADDRESS", &["127.0.0.1", "[::]"], &["127.0.0.1:4002", "example.org"]),
+        (
+            "analytics-service",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            &["http://collector:4318", "http://[::1]:4318/otlp"],
+            &["https://collector:4318", "collector:4318", "http://", "http://user:hunter2@collector:4318"],
+        ),
+    ];
+    for (service, name, right, wrong) in cases {
+        for value in right {
+            let output = output(service, name, value, &["--print-config"]);
+            assert!(output.status.success(), "{name}={value}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        for value in wrong {
+            let output = output(service, name, value, &[]);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(78), "{name}={value}: {error}");
+            assert!(
+                error.contains(&format!("{name}: expected ")) && !error.contains("hunter2"),
+                "{name}={value}: {error}"
+            );
+        }
+    }
+    // An address and a port that contradict each other.
+    let mut both = Command::new(binaries().unwrap().join("patient-service"));
+    both.env_clear().envs([database, ("BILLING_SERVICE_ADDRESS", "b:9002"), ("BILLING_SERVICE_GRPC_PORT", "9001")]);
+    let output = both.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(78) && error.contains("BILLING_SERVICE_GRPC_PORT: expected "), "{error}");
+}
+
+#[test]
 fn what_cannot_be_reached_is_tried_again_and_said_once() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();

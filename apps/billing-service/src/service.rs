@@ -16,6 +16,9 @@ const MESSAGE_LIMIT: usize = 64 * 1024;
 /// How often the database is looked at for gRPC's health.
 const WATCH: Duration = Duration::from_secs(1);
 
+/// Connections that calls cannot use up, besides `DATABASE_CONNECTIONS`: for readiness and gRPC's health.
+const HEALTH_CONNECTIONS: usize = 1;
+
 /// A service with its ports bound.
 pub struct Service {
     http: web::Server,
@@ -53,7 +56,8 @@ impl Service {
         let Self { http, grpc, database, settings } = self;
         tracing::info!(http = %http.address(), grpc = %grpc.address(), "listening");
 
-        let probe = database.clone();
+        let probe = database.reserve("health", HEALTH_CONNECTIONS);
+        let watched = probe.clone();
         let health = web::Health::new(shutdown.clone()).component("database", move || {
             let database = probe.clone();
             async move {
@@ -68,7 +72,7 @@ impl Service {
 
         let mut parts = Parts::new(shutdown.clone());
         parts.start("http", http.serve(app, shutdown.clone()));
-        parts.start("database", watch_database(database.clone(), serving.clone(), shutdown.clone()));
+        parts.start("database", watch_database(watched, serving.clone(), shutdown.clone()));
         let calls = grpc.serve(routes, serving, codec::billing::DESCRIPTORS, shutdown);
         parts.start("grpc", async {
             if let Err(error) = calls.await {

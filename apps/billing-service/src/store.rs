@@ -1,8 +1,10 @@
 //! Every query of the service.
 
-use std::str::FromStr;
+use std::{str::FromStr, sync::Arc};
 
 use postgres::{Batcher, Database, Error, PgRow, Row as _, query};
+use runtime::{Elapsed, within};
+use smol::lock::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::{
@@ -12,11 +14,17 @@ use crate::{
 
 mod open;
 
+/// Queues for entries: those of one account share one. More of them than connections, so that accounts seldom share a queue.
+const QUEUES: usize = 256;
+
 /// Accounts and their ledgers.
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
     opener: Batcher<open::Open>,
+    /// Entries of one account are made one after the other. Those that wait their turn wait here, where they hold no
+    /// connection that others could use, and not for the account's row in PostgreSQL.
+    queues: Arc<[Mutex<()>]>,
 }
 
 /// What became of an entry.
@@ -35,7 +43,8 @@ pub enum Recording {
 impl Store {
     /// A store in this database.
     pub fn new(database: Database) -> Self {
-        Self { opener: Batcher::new(database.clone()), database }
+        let queues = (0..QUEUES).map(|_| Mutex::new(())).collect();
+        Self { opener: Batcher::new(database.clone()), database, queues }
     }
 
     /// Opens the account of a patient, or gives the one that there is; true if it is new.
@@ -103,12 +112,15 @@ impl Store {
     /// If the database cannot do it.
     pub async fn record(&self, entry: &Entry) -> Result<Recording, Error> {
         let Entry { patient_id, transaction_id, kind, amount } = entry;
+        let turn = self.turn(*patient_id).await?;
         let insert = self.database.run(async |connection| {
-            // The share lock keeps the account from being closed between the check and the commit.
+            // Under the account's lock an entry takes its position and is committed before the next one takes its own, so
+            // that whoever has read up to a position has read all before it. The lock also keeps the account from being
+            // closed in between. The position is taken after the lock, because the insert reads what the lock gives.
             let row = query(
                 "-- record transaction
                 WITH account AS (
-                    SELECT patient_id, status FROM accounts WHERE patient_id = $1 FOR SHARE
+                    SELECT patient_id, status FROM accounts WHERE patient_id = $1 FOR NO KEY UPDATE
                 ), entry AS (
                     INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
                     SELECT patient_id, $2, $3, $4, $5 FROM account WHERE status = 'ACTIVE' OR $3 <> 'CHARGE'
@@ -132,7 +144,9 @@ impl Store {
             let new = row.try_get::<Option<i64>, _>("position")?.is_some();
             if new { Ok(Some(Recording::Recorded(recorded(&row)?))) } else { Ok(None) }
         });
-        if let Some(recording) = insert.await? {
+        let inserted = insert.await?;
+        drop(turn);
+        if let Some(recording) = inserted {
             return Ok(recording);
         }
         // Either the id was there before, or the account is closed.
@@ -141,6 +155,15 @@ impl Store {
             Some(_) => Recording::OtherEntry,
             None => Recording::Closed,
         })
+    }
+
+    /// Waits for an account's turn to be written to.
+    async fn turn(&self, patient_id: Uuid) -> Result<MutexGuard<'_, ()>, Error> {
+        // The last bits of a UUID are random in every version that is in use.
+        let queue = &self.queues[patient_id.as_bytes()[15] as usize % self.queues.len()];
+        let busy =
+            |late: Elapsed| Error::Unavailable(format!("waiting for the account's other entries: {late}").into());
+        within(self.database.acquire_limit(), queue.lock()).await.map_err(busy)
     }
 
     async fn find_entry(&self, patient_id: Uuid, transaction_id: &str) -> Result<Option<Recorded>, Error> {

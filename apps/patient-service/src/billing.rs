@@ -43,6 +43,11 @@ impl Billing {
         self.deadline
     }
 
+    /// Where it is, as `host:port`.
+    pub fn address(&self) -> String {
+        self.client.address().to_string()
+    }
+
     /// Whether it has not answered for a while.
     pub fn is_away(&self) -> bool {
         self.client.is_peer_away()

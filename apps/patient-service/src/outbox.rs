@@ -119,6 +119,7 @@ pub struct Wanted<'a> {
 #[derive(Clone, Debug)]
 pub struct Outbox {
     database: Database,
+    leases: Database,
 }
 
 /// How full the outbox is.
@@ -138,7 +139,13 @@ impl Backlog {
 impl Outbox {
     /// The outbox of this database.
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { leases: database.clone(), database }
+    }
+
+    /// Has the leases renewed over these connections, where they wait for no other statement.
+    #[must_use]
+    pub fn with_leases_on(self, leases: Database) -> Self {
+        Self { leases, ..self }
     }
 
     /// The oldest waiting events, in the order of their ids.
@@ -243,7 +250,7 @@ impl Outbox {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn hold_lease(&self, shard: i32, holder: Uuid, duration: Duration) -> Result<bool, Error> {
-        let hold = self.database.run(async |connection| {
+        let hold = self.leases.run(async |connection| {
             let row = query(
                 "-- hold relay lease
                 INSERT INTO relay_leases AS lease (shard, holder, expires_at)
@@ -267,7 +274,7 @@ impl Outbox {
     /// # Errors
     /// If the database cannot do it.
     pub async fn release_lease(&self, shard: i32, holder: Uuid) -> Result<(), Error> {
-        let release = self.database.run(async |connection| {
+        let release = self.leases.run(async |connection| {
             query("-- release relay lease\nDELETE FROM relay_leases WHERE shard = $1 AND holder = $2")
                 .bind(shard)
                 .bind(holder)

@@ -24,6 +24,13 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 /// Time for what goes on behind the requests to end after the last request: a batch in flight, and what it leads to.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(6);
 
+/// Connections that requests cannot use up, besides `DATABASE_CONNECTIONS`: for a shard's relay, which reads while it
+/// deletes, and for the relays together at most; for the tasks of billing and old keys; for the leases; for readiness.
+const RELAY_CONNECTIONS: (usize, usize) = (2, 8);
+const TASK_CONNECTIONS: usize = 2;
+const LEASE_CONNECTIONS: usize = 1;
+const HEALTH_CONNECTIONS: usize = 1;
+
 /// A service with its port bound.
 pub struct Service {
     server: web::Server,
@@ -56,13 +63,17 @@ impl Service {
         let Self { server, database, billing, settings } = self;
         tracing::info!(http = %server.address(), "listening");
 
-        let (store, tasks) = (Store::new(database.clone()), BillingTasks::new(database.clone()));
+        // Slow requests cannot keep events from being published, accounts from being opened or a lease from being renewed.
+        let for_tasks = database.reserve("tasks", TASK_CONNECTIONS);
+        let relay_connections = (RELAY_CONNECTIONS.0 * settings.relay.shards as usize).min(RELAY_CONNECTIONS.1);
+        let for_leases = database.reserve("leases", LEASE_CONNECTIONS);
+        let outbox = Outbox::new(database.reserve("relay", relay_connections)).with_leases_on(for_leases);
+        let (store, tasks) = (Store::new(database.clone()), BillingTasks::new(for_tasks.clone()));
         let (wake_relays, wake_reconciler) = (RelayWaker::new(settings.relay.shards), Arc::new(Wake::new()));
         let (done, undone) = done_queue();
-        let registry =
-            Registry::new(store.clone(), billing.clone(), done, wake_relays.clone(), wake_reconciler.clone());
+        let registry = Registry::new(store, billing.clone(), done, wake_relays.clone(), wake_reconciler.clone());
         let broker = BrokerState::default();
-        let health = health(&database, &broker, &billing, shutdown.clone());
+        let health = health(database.reserve("health", HEALTH_CONNECTIONS), &broker, &billing, shutdown.clone());
         let app = App::new(registry, billing.clone(), settings.http.limits.clone());
         let app = http::routes(app).operations(health).build();
 
@@ -80,12 +91,12 @@ impl Service {
         parts.start("http", serve);
         parts.start("migration", migrate(database.clone(), shutdown));
         for shard in 0..settings.relay.shards {
-            let relay = Relay::new(Outbox::new(database.clone()), settings.relay.clone(), shard, broker.clone());
+            let relay = Relay::new(outbox.clone(), settings.relay.clone(), shard, broker.clone());
             parts.start("relay", relay.run(wake_relays.clone(), background.clone()));
         }
         parts.start("reconciler", Reconciler::new(tasks.clone(), billing).run(wake_reconciler, background.clone()));
         parts.start("billing tasks", undone.run(tasks, background.clone()));
-        parts.start("housekeeping", housekeeping::run(store, settings.key_retention, background));
+        parts.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
         let outcome = parts.join(drain).await;
         database.close().await;
         outcome
@@ -100,8 +111,8 @@ async fn migrate(database: Database, shutdown: Shutdown) {
     }
 }
 
-fn health(database: &Database, broker: &BrokerState, billing: &Arc<Billing>, shutdown: Shutdown) -> Health {
-    let (database, broker, billing) = (database.clone(), broker.clone(), billing.clone());
+fn health(database: Database, broker: &BrokerState, billing: &Arc<Billing>, shutdown: Shutdown) -> Health {
+    let (broker, billing) = (broker.clone(), billing.clone());
     Health::new(shutdown)
         .component("database", move || {
             let database = database.clone();
@@ -114,9 +125,11 @@ fn health(database: &Database, broker: &BrokerState, billing: &Arc<Billing>, shu
             async move { trouble.map_or_else(Component::up, Component::degraded) }
         })
         .component("billing", move || {
-            let away = billing.is_away();
+            let away = billing.is_away().then(|| billing.address());
             async move {
-                if away { Component::degraded("the billing service does not answer") } else { Component::up() }
+                away.map_or_else(Component::up, |address| {
+                    Component::degraded(format!("the billing service does not answer at {address}"))
+                })
             }
         })
 }

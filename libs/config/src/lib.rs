@@ -18,12 +18,14 @@
 //! assert_eq!(settings.port, 8080);
 //! ```
 
+mod address;
 mod environment;
 mod reader;
 mod secret;
 mod value;
 
+pub use address::{Authority, HostPort, HostPorts};
 pub use environment::Environment;
 pub use reader::{Errors, Field, Invalid, Reader, Report, Variable};
 pub use secret::Secret;
-pub use value::{Bounded, HostPort, HostPorts, Value};
+pub use value::{Bounded, Value};

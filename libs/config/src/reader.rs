@@ -177,7 +177,9 @@ impl fmt::Display for Errors {
 impl std::error::Error for Errors {}
 
 fn quote<T: Value>(text: &str, why: &str) -> String {
-    if T::SECRET { format!("in the value (not shown), {why}") } else { format!("in {text:?}, {why}") }
+    // A URL in the wrong variable may hold a password.
+    let secret = T::SECRET || text.contains('@');
+    if secret { format!("in the value (not shown), {why}") } else { format!("in {text:?}, {why}") }
 }
 
 fn parse_own<T: Value>(text: &str) -> T {
@@ -249,6 +251,15 @@ mod tests {
         let (_, report) = read(Environment::empty().with("PASSWORD", "77s")).unwrap();
         assert!(!format!("{} {} {report:?}", report.help(), report.values()).contains("77s"));
         assert!(report.values().contains("PASSWORD=***\n"));
+    }
+
+    #[test]
+    fn never_shows_a_user_in_a_wrong_address() {
+        let environment = Environment::empty().with("BROKERS", "http://user:hunter2@localhost:9092");
+        let mut reader = Reader::new(environment);
+        let _: crate::HostPorts = reader.variable(&["BROKERS"], "brokers").or("localhost:9092");
+        let text = reader.finish(()).err().unwrap().to_string();
+        assert!(text.contains("BROKERS: expected host:port") && !text.contains("hunter2"), "{text}");
     }
 
     #[test]

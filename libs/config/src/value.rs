@@ -1,4 +1,4 @@
-use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// A type that a setting can have.
 pub trait Value: Sized {
@@ -29,14 +29,6 @@ impl Value for bool {
 
 impl Value for u16 {
     const EXPECTED: &'static str = "a port number from 0 (any free port) to 65535";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        from_str(text)
-    }
-}
-
-impl Value for IpAddr {
-    const EXPECTED: &'static str = "an IP address";
 
     fn parse(text: &str) -> Result<Self, String> {
         from_str(text)
@@ -94,51 +86,7 @@ impl<const MIN: u32, const MAX: u32> Value for Bounded<MIN, MAX> {
     }
 }
 
-/// A host name or address with a port, `host:port`; an IPv6 address stands in brackets.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// Name or address.
-    pub host: String,
-    /// Port, never 0.
-    pub port: u16,
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
-    }
-}
-
-impl Value for HostPort {
-    const EXPECTED: &'static str = "host:port";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() || host.contains(['/', '@', ' ']) {
-            return Err("its host is not a host name".to_owned());
-        }
-        match from_str::<u16>(port).map_err(|why| format!("in its port, {why}"))? {
-            0 => Err("its port is 0".to_owned()),
-            port => Ok(Self { host: host.to_owned(), port }),
-        }
-    }
-}
-
-/// One or more [`HostPort`]s, separated by commas.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPorts(pub Vec<HostPort>);
-
-impl Value for HostPorts {
-    const EXPECTED: &'static str = "host:port, or several of them separated by commas";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        text.split(',').map(|one| HostPort::parse(one.trim())).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-fn from_str<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
+pub(crate) fn from_str<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())
 }
 
@@ -164,17 +112,5 @@ mod tests {
         assert_eq!(Few::parse("0"), Err("it is less than 1".to_owned()));
         assert_eq!(Few::parse("4"), Err("it is more than 3".to_owned()));
         assert!(Few::parse("two").is_err());
-    }
-
-    #[test]
-    fn addresses_need_a_port() {
-        let address = HostPort::parse("[::1]:9092").unwrap();
-        assert_eq!((address.host.as_str(), address.port), ("::1", 9092));
-        assert_eq!(address.to_string(), "[::1]:9092");
-        for wrong in ["localhost", "localhost:", ":9092", "http://x:1", "localhost:0", "localhost:99999"] {
-            assert!(HostPort::parse(wrong).is_err(), "{wrong:?}");
-        }
-        assert_eq!(HostPorts::parse("a:1, b:2").unwrap().0.len(), 2);
-        assert!(HostPorts::parse("a:1,,b:2").is_err());
     }
 }

@@ -21,48 +21,78 @@ pub struct Breaker {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Failures in a row while it is closed.
     failures: u32,
-    /// While it is open: the time of the next probe.
-    probe_at: Option<Instant>,
+    open: Option<Open>,
+    /// Grows whenever it opens or closes: a failure of a call that was admitted before says nothing of now.
+    period: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    pause: Duration,
+    probe_at: Instant,
+}
+
+/// A call that the breaker has let through, to be given back with its failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    period: u64,
 }
 
 impl Breaker {
-    /// Whether a call may be made now. A call let through must be followed by [`success`](Self::success) or
+    /// Lets a call through, or none while it is open. A call let through is followed by [`success`](Self::success) or
     /// [`failure`](Self::failure); if it is not, the next probe comes after the pause all the same.
-    pub fn allows(&self, now: Instant) -> bool {
+    pub fn admit(&self, now: Instant) -> Option<Admission> {
         let mut state = self.lock();
-        match state.probe_at {
-            None => true,
-            Some(at) if now < at => false,
-            // This one is the probe. Others wait for its outcome, or for the pause if it never tells.
-            Some(_) => {
-                state.probe_at = Some(now + pause(state.failures));
-                true
+        let period = state.period;
+        if let Some(open) = &mut state.open {
+            if now < open.probe_at {
+                return None;
             }
+            // This one is the probe. Others wait for its outcome, or for the pause if it never tells.
+            open.probe_at = now + open.pause;
         }
+        Some(Admission { period })
     }
 
-    /// A call was answered; true if that closed an open breaker.
+    /// A call was answered; true if that closed an open breaker. Any answer will do, also to a call that was admitted
+    /// before it opened.
     pub fn success(&self) -> bool {
         let mut state = self.lock();
         state.failures = 0;
-        state.probe_at.take().is_some()
+        let was_open = state.open.take().is_some();
+        state.period += u64::from(was_open);
+        was_open
     }
 
     /// A call failed; true if that opened a closed breaker.
-    pub fn failure(&self, now: Instant) -> bool {
+    ///
+    /// Many calls are under way when a peer goes away, and all of them fail late: those that open it count once, and
+    /// those that come after that neither prolong the pause nor open it again. Only a probe that fails does.
+    pub fn failure(&self, admission: Admission, now: Instant) -> bool {
         let mut state = self.lock();
-        state.failures = state.failures.saturating_add(1);
-        let was_open = state.probe_at.is_some();
-        if state.failures >= THRESHOLD {
-            state.probe_at = Some(now + pause(state.failures));
+        if admission.period != state.period {
+            return false;
         }
-        !was_open && state.probe_at.is_some()
+        if let Some(open) = &mut state.open {
+            // While it is open, only probes are admitted.
+            open.pause = (open.pause * 2).min(LONGEST_PAUSE);
+            open.probe_at = now + open.pause;
+            return false;
+        }
+        state.failures += 1;
+        let opens = state.failures >= THRESHOLD;
+        if opens {
+            state.open = Some(Open { pause: FIRST_PAUSE, probe_at: now + FIRST_PAUSE });
+            state.period += 1;
+        }
+        opens
     }
 
     /// Whether it refuses calls, except for a probe.
     pub fn is_open(&self) -> bool {
-        self.lock().probe_at.is_some()
+        self.lock().open.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -71,21 +101,28 @@ impl Breaker {
     }
 }
 
-fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures.saturating_sub(THRESHOLD))).min(LONGEST_PAUSE)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn admitted(breaker: &Breaker, now: Instant) -> Admission {
+        breaker.admit(now).expect("a call is let through")
+    }
+
     fn opened(now: Instant) -> Breaker {
         let breaker = Breaker::default();
         for failure in 1..=THRESHOLD {
-            assert!(breaker.allows(now));
-            assert_eq!(breaker.failure(now), failure == THRESHOLD);
+            let admission = admitted(&breaker, now);
+            assert_eq!(breaker.failure(admission, now), failure == THRESHOLD);
         }
         breaker
+    }
+
+    /// How long after `now` the next probe is let through, found in steps of a hundredth of the first pause.
+    fn pause(breaker: &Breaker, now: Instant) -> Duration {
+        let step = FIRST_PAUSE / 100;
+        let times = (0..).map(|n| step * n);
+        times.take(10_000).find(|after| breaker.admit(now + *after).is_some()).expect("it ends")
     }
 
     #[test]
@@ -93,22 +130,22 @@ mod tests {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..3 {
             for _ in 1..THRESHOLD {
-                breaker.failure(now);
+                breaker.failure(admitted(&breaker, now), now);
             }
             assert!(!breaker.success());
         }
-        assert!(breaker.allows(now));
+        assert!(breaker.admit(now).is_some());
     }
 
     #[test]
     fn open_it_lets_one_probe_through_after_the_pause() {
         let now = Instant::now();
         let breaker = opened(now);
-        assert!(!breaker.allows(now) && breaker.is_open());
-        assert!(breaker.allows(now + FIRST_PAUSE));
-        assert!(!breaker.allows(now + FIRST_PAUSE), "the probe is under way");
+        assert!(breaker.admit(now).is_none() && breaker.is_open());
+        assert!(breaker.admit(now + FIRST_PAUSE).is_some());
+        assert!(breaker.admit(now + FIRST_PAUSE).is_none(), "the probe is under way");
         assert!(breaker.success());
-        assert!(breaker.allows(now) && !breaker.is_open());
+        assert!(breaker.admit(now).is_some() && !breaker.is_open());
     }
 
     #[test]
@@ -116,10 +153,47 @@ mod tests {
         let now = Instant::now();
         let breaker = opened(now);
         let probe = now + FIRST_PAUSE;
-        assert!(breaker.allows(probe));
-        assert!(!breaker.failure(probe), "it was open before");
-        assert!(!breaker.allows(probe + FIRST_PAUSE));
-        assert!(breaker.allows(probe + FIRST_PAUSE * 2));
-        assert!(breaker.allows(probe + LONGEST_PAUSE * 2), "that probe never told");
+        assert!(!breaker.failure(admitted(&breaker, probe), probe), "it was open before");
+        assert!(breaker.admit(probe + FIRST_PAUSE).is_none());
+        assert!(breaker.admit(probe + FIRST_PAUSE * 2).is_some());
+        assert!(breaker.admit(probe + LONGEST_PAUSE * 2).is_some(), "that probe never told");
+        let mut now = probe + LONGEST_PAUSE * 4;
+        for _ in 0..100 {
+            breaker.failure(admitted(&breaker, now), now);
+            now += LONGEST_PAUSE;
+        }
+        assert!(breaker.admit(now).is_some(), "a pause has a longest length");
+    }
+
+    #[test]
+    fn calls_that_were_under_way_together_cost_one_pause_however_many_they_are() {
+        for calls in [5, 6, 9, 200] {
+            let (breaker, now) = (Breaker::default(), Instant::now());
+            let admissions: Vec<_> = (0..calls).map(|_| admitted(&breaker, now)).collect();
+            let late = now + Duration::from_secs(1);
+            let opened = admissions.into_iter().filter(|admission| breaker.failure(*admission, late)).count();
+            assert_eq!(opened, 1, "an outage is told once");
+            assert_eq!(pause(&breaker, late), FIRST_PAUSE, "after {calls} calls");
+        }
+    }
+
+    #[test]
+    fn calls_from_before_an_outage_do_not_bring_it_back() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        let before: Vec<_> = (0..THRESHOLD * 4).map(|_| admitted(&breaker, now)).collect();
+        let (opening, late) = before.split_at(THRESHOLD as usize);
+        for admission in opening {
+            breaker.failure(*admission, now);
+        }
+        let probe = now + FIRST_PAUSE;
+        let probing = admitted(&breaker, probe);
+        for admission in late {
+            assert!(!breaker.failure(*admission, probe));
+        }
+        assert!(breaker.success(), "the probe was answered");
+        for admission in late.iter().chain([&probing]) {
+            assert!(!breaker.failure(*admission, probe));
+        }
+        assert!(!breaker.is_open());
     }
 }

@@ -1,12 +1,11 @@
 use std::{
-    fmt,
     future::Future,
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
 use async_compat::Compat;
-use config::{HostPort, Reader};
+use config::{Authority, Bounded, HostPort, Reader};
 use runtime::{Backoff, within};
 use telemetry::{
     Span, TraceContext,
@@ -18,8 +17,11 @@ use tonic::{
     transport::{Channel, Endpoint, Error},
 };
 
-use crate::{Breaker, budget::Budget};
+use crate::{Breaker, CallError, FailureKind, Target, breaker::Admission, budget::Budget};
 
+/// The variable with the billing service's port, and the port unless it is set anywhere.
+const PORT: &str = "BILLING_SERVICE_GRPC_PORT";
+const DEFAULT_PORT: u16 = 9001;
 /// Attempts at one call, the first one included.
 const ATTEMPTS: u32 = 3;
 /// The first pause between attempts, and the longest.
@@ -56,16 +58,27 @@ pub struct ClientSettings {
 impl ClientSettings {
     /// Reads `BILLING_SERVICE_ADDRESS`, `BILLING_SERVICE_GRPC_PORT` and `BILLING_DEADLINE`.
     pub fn read_billing(reader: &mut Reader) -> Self {
-        let host: String = reader.variable(&["BILLING_SERVICE_ADDRESS"], "host of the billing service").or("localhost");
-        let port = reader.variable(&["BILLING_SERVICE_GRPC_PORT"], "gRPC port of the billing service").or("9001");
+        let Target(Authority { host, port: own }) =
+            reader.variable(&["BILLING_SERVICE_ADDRESS"], "where the billing service is").or("localhost");
+        let about = "gRPC port of the billing service, if its address has none; 9001 if neither has one";
+        let port: Option<Bounded<1, 65_535>> = reader.variable(&[PORT], about).optional();
+        let port = port.map(|port| port.get() as u16);
+        if let (Some(own), Some(port)) = (own, port)
+            && own != port
+        {
+            let why = format!("BILLING_SERVICE_ADDRESS has the port {own} and this one is {port}");
+            reader.reject(PORT, "the port of BILLING_SERVICE_ADDRESS, or none", why);
+        }
+        let address = HostPort { host, port: own.or(port).unwrap_or(DEFAULT_PORT) };
         let deadline =
             reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
-        Self { peer: "billing-service", service: "BillingService", address: HostPort { host, port }, deadline }
+        Self { peer: "billing-service", service: "BillingService", address, deadline }
     }
 }
 
 /// A client of one gRPC service. Each call has one deadline over all its attempts; it is tried again only when the peer
-/// said UNAVAILABLE and retries are within budget; it fails at once while the circuit breaker is open.
+/// said UNAVAILABLE or the connection broke, and retries are within budget; it fails at once while the circuit breaker is
+/// open. A call may therefore arrive twice, and its method must be one that a repetition does not harm.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel,
@@ -91,6 +104,11 @@ impl Client {
         Ok(Self { channel, breaker: Breaker::default(), budget: Budget::full(), settings })
     }
 
+    /// Where the peer is.
+    pub fn address(&self) -> &HostPort {
+        &self.settings.address
+    }
+
     /// Whether the breaker is open: the peer has not answered for a while.
     pub fn is_peer_away(&self) -> bool {
         self.breaker.is_open()
@@ -110,14 +128,16 @@ impl Client {
         F: Future<Output = Result<T, Status>>,
     {
         let started = Instant::now();
-        let result = if self.breaker.allows(started) {
-            let attempts = Compat::new(self.attempts(started, method, trace, attempt));
-            let result = within(self.settings.deadline, attempts).await;
-            result.unwrap_or(Err(CallError::Late(self.settings.deadline)))
-        } else {
-            Err(CallError::BreakerOpen)
+        let result = match self.breaker.admit(started) {
+            Some(admission) => {
+                let attempts = Compat::new(self.attempts(started, method, trace, attempt));
+                let result = within(self.settings.deadline, attempts).await;
+                let result = result.unwrap_or(Err(CallError::Late(self.settings.deadline)));
+                self.tell_breaker(admission, result.as_ref().err());
+                result
+            }
+            None => Err(CallError::BreakerOpen),
         };
-        self.tell_breaker(&result);
         let outcome = match &result {
             Ok(_) => "ok",
             Err(error) => error.outcome(),
@@ -155,12 +175,14 @@ impl Client {
                     return Ok(answer);
                 }
                 Err(status) => {
-                    let retry = status.code() == Code::Unavailable && number < ATTEMPTS;
-                    if status.code() == Code::Unavailable {
+                    let error = CallError::from_status(status);
+                    // A peer that let the deadline pass is not asked again: nothing is left of it, and the peer is busy.
+                    let may_retry = matches!(error.code(), None | Some(Code::Unavailable));
+                    if may_retry {
                         self.budget.failure();
                     }
-                    if !retry || !self.budget.allows_retry() {
-                        return Err(CallError::Status(Box::new(status)));
+                    if !may_retry || number >= ATTEMPTS || !self.budget.allows_retry() {
+                        return Err(error);
                     }
                 }
             }
@@ -169,20 +191,25 @@ impl Client {
         unreachable!("the last attempt returns")
     }
 
-    fn tell_breaker<T>(&self, result: &Result<T, CallError>) {
-        let peer = self.settings.peer;
-        match result {
-            Err(CallError::BreakerOpen) => {}
-            Err(error) if error.is_outage() => {
-                if self.breaker.failure(Instant::now()) {
+    fn tell_breaker(&self, admission: Admission, error: Option<&CallError>) {
+        let (peer, address) = (self.settings.peer, &self.settings.address);
+        match error {
+            Some(error) if error.kind() == FailureKind::Unavailable => {
+                if self.breaker.failure(admission, Instant::now()) {
                     BREAKER_OPEN.with_label_values(&[peer]).set(1);
-                    tracing::warn!(peer, %error, "the peer is away; calls to it fail at once until it is back");
+                    tracing::warn!(
+                        peer,
+                        %address,
+                        %error,
+                        "the peer is away; calls to it fail at once until it is back"
+                    );
                 }
             }
+            // An answer, whatever it says, is a sign of life.
             _ => {
                 if self.breaker.success() {
                     BREAKER_OPEN.with_label_values(&[peer]).set(0);
-                    tracing::info!(peer, "the peer is back");
+                    tracing::info!(peer, %address, "the peer is back");
                 }
             }
         }
@@ -212,65 +239,6 @@ impl Outgoing {
         request
     }
 }
-
-/// Why a call has no result.
-#[derive(Debug)]
-pub enum CallError {
-    /// The peer answered with an error, or could not be reached.
-    Status(Box<Status>),
-    /// The deadline passed. The peer may have done what it was asked, or may still do it.
-    Late(Duration),
-    /// The call was not made, because the peer has been away.
-    BreakerOpen,
-}
-
-impl CallError {
-    /// The peer's status, if it gave one.
-    pub fn code(&self) -> Option<Code> {
-        match self {
-            Self::Status(status) => Some(status.code()),
-            Self::Late(_) | Self::BreakerOpen => None,
-        }
-    }
-
-    /// Whether the peer could not do its work: it was away, late or failing. Otherwise it refused this very request.
-    pub fn is_outage(&self) -> bool {
-        !matches!(
-            self.code(),
-            Some(
-                Code::InvalidArgument
-                    | Code::NotFound
-                    | Code::AlreadyExists
-                    | Code::FailedPrecondition
-                    | Code::OutOfRange
-                    | Code::PermissionDenied
-                    | Code::Unauthenticated
-            )
-        )
-    }
-
-    /// A short name for metrics and traces.
-    pub fn outcome(&self) -> &'static str {
-        match self {
-            Self::Status(status) => code_name(status.code()),
-            Self::Late(_) => "late",
-            Self::BreakerOpen => "breaker_open",
-        }
-    }
-}
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            // A message of the peer could quote what it was sent; the code says enough.
-            Self::Status(status) => write!(f, "the peer answered {}", code_name(status.code())),
-            Self::Late(limit) => write!(f, "no answer within {} ms", limit.as_millis()),
-            Self::BreakerOpen => f.write_str("not called, because the peer has been away"),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
 
 /// What a span tells of a call to a method, written as `service/method`.
 pub(crate) fn describe(span: &mut Span, method: &str) {

@@ -14,12 +14,16 @@ pub mod billing {
 mod breaker;
 mod budget;
 mod client;
+mod failure;
 mod observe;
 mod server;
+mod target;
 
-pub use breaker::Breaker;
-pub use client::{CallError, Client, ClientSettings, Outgoing};
+pub use breaker::{Admission, Breaker};
+pub use client::{Client, ClientSettings, Outgoing};
+pub use failure::{CallError, FailureKind};
 pub use server::{Health, Server, ServerSettings};
+pub use target::Target;
 pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
 
 /// The trace that a call belongs to.

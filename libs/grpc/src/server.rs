@@ -56,7 +56,9 @@ impl Server {
     /// # Errors
     /// If the address cannot be bound; the error names it.
     pub fn bind(settings: &ServerSettings) -> io::Result<Self> {
-        let listener = runtime::listen(settings.address)?;
+        let listener = runtime::listen(settings.address).map_err(|error| {
+            io::Error::new(error.kind(), format!("{error} (GRPC_SERVER_ADDRESS, GRPC_SERVER_PORT)"))
+        })?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address, drain: settings.drain })
     }

@@ -17,7 +17,7 @@ use telemetry::{Span, span::Kind};
 
 use crate::{
     Error, Settings,
-    pool::{Pool, unavailable},
+    pool::{Pool, Pools, unavailable},
     statement::UNNAMED,
 };
 
@@ -27,15 +27,22 @@ const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
 /// For so long after an answer the database is known to be there, and need not be asked.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A database, ready to be used once its schema is migrated. Clones share one pool.
+/// The name of the pool that a database begins with.
+const REQUESTS: &str = "requests";
+
+/// A database, ready to be used once its schema is migrated. Clones share one pool of connections; [`reserve`] gives
+/// another one.
+///
+/// [`reserve`]: Self::reserve
 #[derive(Clone, Debug)]
 pub struct Database {
     inner: Arc<Inner>,
+    pool: Arc<Pool>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    pool: Pool,
+    pools: Arc<Pools>,
     migrated: AtomicBool,
     /// Whether the outage has been logged; it is logged once, and so is its end.
     away: AtomicBool,
@@ -49,15 +56,27 @@ struct Inner {
 impl Database {
     /// A database that is connected to when it is first used.
     pub fn new(settings: Settings) -> Self {
+        let connections = settings.connections;
+        let pools = Pools::new(settings);
+        let pool = pools.pool(REQUESTS, connections);
         let inner = Inner {
-            pool: Pool::new(settings),
+            pools,
             migrated: AtomicBool::new(false),
             away: AtomicBool::new(false),
             turned: Mutex::default(),
             created: Instant::now(),
             answered: AtomicU64::new(0),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), pool }
+    }
+
+    /// The same database over connections of its own, so many at most, besides those that there are. Work of one kind
+    /// that is slow, or waits, then takes none from work of another kind: searches cannot keep a lease from being renewed.
+    ///
+    /// `name` is the pool's in the metric `db_pool_connections`.
+    #[must_use]
+    pub fn reserve(&self, name: &'static str, connections: usize) -> Self {
+        Self { inner: self.inner.clone(), pool: self.inner.pools.pool(name, connections) }
     }
 
     /// Brings the schema up to date, trying again until the database is there. Several instances may do it at once.
@@ -87,7 +106,7 @@ impl Database {
     }
 
     async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
-        let settings = self.inner.pool.settings();
+        let settings = self.inner.pools.settings();
         // A connection of its own, because a statement here may take longer than any of the service's work.
         let options = settings.url.expose().0.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
         let connecting = within(settings.acquire, options.connect()).await;
@@ -143,26 +162,26 @@ impl Database {
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     {
-        let mut lent = self.inner.pool.lend().await?;
-        match within(self.inner.pool.settings().deadline, work(lent.connection())).await {
+        let mut connection = self.pool.acquire().await?;
+        match within(self.inner.pools.settings().deadline, work(connection.get())).await {
             Ok(Ok(value)) => {
-                lent.give_back();
+                connection.give_back();
                 Ok(value)
             }
             Ok(Err(error @ sqlx::Error::Database(_))) if !ends_session(&error) => {
                 // It may be in the middle of a transaction, whose rollback goes out with the next message.
-                match within(self.inner.pool.settings().deadline, lent.connection().ping()).await {
-                    Ok(Ok(())) => lent.give_back(),
-                    _ => lent.discard(),
+                match within(self.inner.pools.settings().deadline, connection.get().ping()).await {
+                    Ok(Ok(())) => connection.give_back(),
+                    _ => connection.discard(),
                 }
                 Err(error.into())
             }
             Ok(Err(error)) => {
-                lent.discard();
+                connection.discard();
                 Err(error.into())
             }
             Err(late) => {
-                lent.discard();
+                connection.discard();
                 Err(unavailable(late.to_string()))
             }
         }
@@ -181,12 +200,12 @@ impl Database {
 
     /// How long work waits for a free connection.
     pub fn acquire_limit(&self) -> Duration {
-        self.inner.pool.settings().acquire
+        self.inner.pools.settings().acquire
     }
 
     /// Closes the connections that nobody uses.
     pub async fn close(&self) {
-        self.inner.pool.close().await;
+        self.inner.pools.close().await;
     }
 
     /// Logs an outage and its end, as work that began at `started` has found it.

@@ -127,6 +127,32 @@ fn an_exhausted_pool_says_so_in_time() {
 }
 
 #[test]
+fn reserved_connections_are_free_while_every_other_is_in_use() {
+    runtime::block_on(2, async {
+        let database = open(&testbed::shared_database().await, "1").await;
+        let reserved = database.reserve("reserved", 1);
+        for (slow, quick) in [(&database, &reserved), (&reserved, &database)] {
+            let sleeping = slow.clone();
+            let sleeping = runtime::spawn(async move { number(&sleeping, "select 1 from pg_sleep(0.3)").await });
+            until_sleeping(quick).await;
+            let waiting = within(DEADLINE / 10, number(slow, "select 1"));
+            assert!(waiting.await.is_err(), "its own place is taken");
+            assert_eq!(number(quick, "select 1").await.unwrap(), 1);
+            assert_eq!(sleeping.await.unwrap(), 1);
+        }
+    });
+}
+
+async fn until_sleeping(database: &Database) {
+    let started = Instant::now();
+    let sleeping =
+        "select count(*)::int from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+    while number(database, sleeping).await.unwrap() == 0 {
+        assert!(started.elapsed() < DEADLINE, "nobody sleeps");
+    }
+}
+
+#[test]
 fn who_asks_first_is_served_first() {
     const GREEDY: usize = 3;
     runtime::block_on(1, async {

@@ -21,7 +21,11 @@ use uuid::Uuid;
 type Stub = BillingServiceClient<grpc::Channel>;
 
 pub(crate) struct Harness {
+    /// The service's own database, for looking behind it.
+    pub(crate) database: String,
     client: Arc<Client>,
+    /// Where gRPC is served.
+    pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
     shutdown: Shutdown,
     running: Task<Result<(), String>>,
@@ -37,6 +41,12 @@ pub(crate) fn with_service<F: Future<Output = ()>>(test: impl FnOnce(Arc<Harness
     });
 }
 
+/// A client whose calls have so much time.
+fn client(address: SocketAddr, deadline: Duration) -> Client {
+    let address = HostPort { host: address.ip().to_string(), port: address.port() };
+    Client::new(ClientSettings { peer: "billing-service", service: "BillingService", address, deadline }).unwrap()
+}
+
 impl Harness {
     pub(crate) async fn start(database_url: &str) -> Self {
         let environment = Environment::empty()
@@ -49,14 +59,14 @@ impl Harness {
         let service = Service::build(reader.finish(settings).unwrap().0).await.unwrap();
         let (grpc, http, shutdown) = (service.grpc_address(), service.http_address(), Shutdown::new());
         let running = runtime::spawn(service.run(shutdown.clone()));
-        let address = HostPort { host: grpc.ip().to_string(), port: grpc.port() };
-        let settings = ClientSettings {
-            peer: "billing-service",
-            service: "BillingService",
-            address,
-            deadline: Duration::from_secs(5),
-        };
-        Self { client: Arc::new(Client::new(settings).unwrap()), http, shutdown, running }
+        Self {
+            database: database_url.to_owned(),
+            client: Arc::new(client(grpc, Duration::from_secs(5))),
+            grpc,
+            http,
+            shutdown,
+            running,
+        }
     }
 
     pub(crate) async fn stop(self) {
@@ -64,10 +74,19 @@ impl Harness {
         self.running.await.unwrap();
     }
 
-    /// Waits until calls are served.
+    /// Waits until calls are served, with clients whose breaker knows nothing of the time before.
     pub(crate) async fn until_serving(&self) {
         let limit = std::time::Instant::now() + Duration::from_secs(30);
-        while matches!(self.get(Uuid::nil()).await, Err(Code::Unavailable)) {
+        let get = |outgoing: Outgoing| async move {
+            let request = outgoing.request(GetBillingAccountRequest { patient_id: Uuid::nil().to_string() });
+            BillingServiceClient::new(outgoing.channel()).get_billing_account(request).await.map(drop)
+        };
+        loop {
+            let client = client(self.grpc, Duration::from_secs(5));
+            let served = client.call("GetBillingAccount", TraceContext::root(), get).await;
+            if served.err().is_none_or(|error| !error.is_outage()) {
+                return;
+            }
             assert!(std::time::Instant::now() < limit, "the service does not serve");
             smol::Timer::after(Duration::from_millis(10)).await;
         }

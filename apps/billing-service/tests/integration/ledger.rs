@@ -1,10 +1,13 @@
 //! Charges, payments, refunds and what they add up to.
 
+use std::time::{Duration, Instant};
+
 use codec::billing::TransactionType::{Charge, Payment, Refund};
 use grpc::Code;
+use testbed::sql;
 use uuid::Uuid;
 
-use crate::harness::with_service;
+use crate::harness::{Harness, with_service};
 
 #[test]
 fn entries_add_up_by_currency() {
@@ -129,5 +132,84 @@ fn a_long_ledger_is_listed_whole_and_in_parts() {
         assert!(all.iter().enumerate().all(|(n, entry)| entry.transaction_id == format!("t-{n}")));
         assert_eq!(billing.list(patient, all[700].position, 5).await.unwrap(), all[701..706]);
         assert_eq!(billing.list(patient, all[1_202].position, 0).await.unwrap(), []);
+    });
+}
+
+/// Makes the transaction that enters `slow` take a while after it has taken its position, and before it is committed.
+const SLOW: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.transaction_id = 'slow' THEN PERFORM pg_sleep(0.3); END IF; RETURN NULL; END $$;
+    CREATE TRIGGER slow AFTER INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION slow()";
+const SLEEPING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+
+/// Waits until the slow entry has its position.
+async fn until_slow_has_its_position(database: &str) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while sql::number(database, SLEEPING).await.unwrap() == 0 {
+        assert!(Instant::now() < end, "the slow entry is not made");
+    }
+}
+
+#[test]
+fn whoever_follows_a_ledger_passes_no_entry_of_concurrent_transactions() {
+    with_service(|billing| async move {
+        let patient = Uuid::now_v7();
+        billing.create(patient, "Jane Doe").await.unwrap();
+        sql::execute(&billing.database, SLOW).await.unwrap();
+        // Two replicas, because what only waits within one process would pass for a lock.
+        let other = Harness::start(&billing.database).await;
+        other.until_serving().await;
+
+        let one = billing.clone();
+        let slow = runtime::spawn(async move { one.record(patient, "slow", Charge, 1, "EUR").await.unwrap() });
+        until_slow_has_its_position(&billing.database).await;
+        let fast = async {
+            // In another currency, so that the two share no balance.
+            other.record(patient, "fast", Charge, 1, "USD").await.unwrap();
+        };
+        let mut followed = Vec::new();
+        let follow = async {
+            let end = Instant::now() + Duration::from_secs(10);
+            while followed.len() < 2 && Instant::now() < end {
+                let after = followed.last().map_or(0, |entry: &codec::billing::Transaction| entry.position);
+                followed.extend(billing.list(patient, after, 0).await.unwrap());
+            }
+        };
+        smol::future::zip(fast, follow).await;
+        slow.await;
+        let ids: Vec<_> = followed.iter().map(|entry| &*entry.transaction_id).collect();
+        assert_eq!(ids, ["slow", "fast"], "a position is passed only when all before it are there");
+        other.stop().await;
+    });
+}
+
+#[test]
+fn entries_of_one_account_hold_up_no_other_account() {
+    with_service(|billing| async move {
+        // Two accounts may share a queue within the service, by their last byte.
+        let busy = Uuid::now_v7();
+        let quiet = std::iter::repeat_with(Uuid::now_v7).find(|id| id.as_bytes()[15] != busy.as_bytes()[15]).unwrap();
+        for patient in [busy, quiet] {
+            billing.create(patient, "Jane Doe").await.unwrap();
+        }
+        sql::execute(&billing.database, SLOW).await.unwrap();
+        let one = billing.clone();
+        let slow = runtime::spawn(async move { one.record(busy, "slow", Charge, 1, "EUR").await });
+        until_slow_has_its_position(&billing.database).await;
+        // More than there are connections wait for their turn.
+        let waiting: Vec<_> = (0..20)
+            .map(|n| {
+                let billing = billing.clone();
+                runtime::spawn(async move { billing.record(busy, &format!("w-{n}"), Charge, 1, "EUR").await })
+            })
+            .collect();
+        let started = Instant::now();
+        billing.record(quiet, "t-1", Charge, 1, "EUR").await.unwrap();
+        assert!(!slow.is_finished(), "the other account waited: {:?}", started.elapsed());
+        slow.await.unwrap();
+        for entry in waiting {
+            entry.await.unwrap();
+        }
+        assert_eq!(billing.balance(busy, "EUR").await, 21);
     });
 }

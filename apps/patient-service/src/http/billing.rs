@@ -26,6 +26,7 @@ const LIMIT: (u32, u32) = (100, 1000);
         (status = 200, description = "The account and what the patient owes", body = StatementBody),
         (status = 400, response = super::openapi::BadRequest),
         (status = 404, response = super::openapi::NotFound),
+        (status = 501, response = super::openapi::NotImplemented),
         (status = 503, response = super::openapi::Unavailable),
     )
 )]
@@ -54,6 +55,7 @@ pub(super) async fn account(request: Request) -> Result<Response, Problem> {
         (status = 409, response = super::openapi::Conflict),
         (status = 413, response = super::openapi::TooLarge),
         (status = 415, response = super::openapi::UnsupportedMediaType),
+        (status = 501, response = super::openapi::NotImplemented),
         (status = 503, response = super::openapi::Unavailable),
     )
 )]
@@ -84,6 +86,7 @@ pub(super) async fn record(mut request: Request) -> Result<Response, Problem> {
             ("Link" = Option<String>, description = "The next transactions, rel=\"next\""))),
         (status = 400, response = super::openapi::BadRequest),
         (status = 404, response = super::openapi::NotFound),
+        (status = 501, response = super::openapi::NotImplemented),
         (status = 503, response = super::openapi::Unavailable),
     )
 )]

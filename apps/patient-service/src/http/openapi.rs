@@ -29,7 +29,7 @@ use super::{billing, body, patients};
     ),
     components(
         schemas(body::PatientBody, body::PageBody, ProblemBody),
-        responses(BadRequest, NotFound, Conflict, PreconditionFailed, TooLarge, UnsupportedMediaType, KeyReused, Unavailable)
+        responses(BadRequest, NotFound, Conflict, PreconditionFailed, TooLarge, UnsupportedMediaType, KeyReused, NotImplemented, Unavailable)
     )
 )]
 struct Document;
@@ -110,5 +110,6 @@ problems! {
     TooLarge: "The body is too large",
     UnsupportedMediaType: "The body is not application/json",
     KeyReused: "The Idempotency-Key was used for another request",
+    NotImplemented: "The billing service has no such call; an original's opens accounts and does nothing else",
     Unavailable: "Something that the service needs is away; Retry-After says when to come back",
 }

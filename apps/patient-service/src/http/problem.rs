@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use grpc::{CallError, Code};
+use grpc::{CallError, Code, FailureKind};
 use tide::StatusCode;
 use web::Problem;
 
@@ -50,27 +50,36 @@ impl From<Error> for Problem {
     }
 }
 
-/// The answer when billing gave none, or refused.
+/// The answer when billing gave none, or refused. What a code means is decided in one place, `grpc::FailureKind`; here only
+/// those are told apart that a client can do something about.
 pub(super) fn of_call(error: &CallError) -> Problem {
-    match error.code() {
-        Some(Code::InvalidArgument) => match error {
-            // Billing's own words on a field; they hold no value.
-            CallError::Status(status) => Problem::bad_request(status.message()).kind("invalid-transaction"),
-            _ => Problem::internal(),
+    match (error.kind(), error) {
+        // Billing's own words on a field; they hold no value.
+        (FailureKind::Invalid, CallError::Status(status)) => {
+            Problem::bad_request(status.message()).kind("invalid-transaction")
+        }
+        (FailureKind::Unsupported, _) => {
+            let detail = "The billing service has no such call: it opens accounts and does nothing else with them.";
+            Problem::new(StatusCode::NotImplemented, detail).kind("billing-not-supported")
+        }
+        (FailureKind::Unavailable, _) => {
+            Problem::unavailable("The billing service does not answer.", RETRY_AFTER).kind("billing-unavailable")
+        }
+        (_, error) => match error.code() {
+            Some(Code::NotFound) => {
+                let detail = "The patient's billing account is not open yet.";
+                Problem::unavailable(detail, RETRY_AFTER).kind("billing-account-pending")
+            }
+            Some(Code::FailedPrecondition) => {
+                Problem::new(StatusCode::Conflict, "The billing account is closed and takes no charges.")
+                    .kind("billing-account-closed")
+            }
+            Some(Code::AlreadyExists) => {
+                Problem::new(StatusCode::Conflict, "The transaction id was used for another transaction.")
+                    .kind("transaction-id-reused")
+            }
+            _ => Problem::unavailable("The billing service failed to answer.", RETRY_AFTER).kind("billing-unavailable"),
         },
-        Some(Code::NotFound) => {
-            let detail = "The patient's billing account is not open yet.";
-            Problem::unavailable(detail, RETRY_AFTER).kind("billing-account-pending")
-        }
-        Some(Code::FailedPrecondition) => {
-            Problem::new(StatusCode::Conflict, "The billing account is closed and takes no charges.")
-                .kind("billing-account-closed")
-        }
-        Some(Code::AlreadyExists) => {
-            Problem::new(StatusCode::Conflict, "The transaction id was used for another transaction.")
-                .kind("transaction-id-reused")
-        }
-        _ => Problem::unavailable("The billing service does not answer.", RETRY_AFTER).kind("billing-unavailable"),
     }
 }
 

@@ -94,3 +94,51 @@ fn billing_away_is_503_and_an_account_not_opened_yet_is_pending() {
         service.until("the account is open", async || service.get(&account).await.json()["status"] == "ACTIVE").await;
     });
 }
+
+#[test]
+fn against_an_original_billing_registrations_stay_active_and_the_rest_is_not_implemented() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Original);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(jane["billing"]["status"], "ACTIVE");
+        let account = format!("{}/billing", path(&jane));
+        let transactions = format!("{account}/transactions");
+        for round in 0..10 {
+            for answer in [
+                service.get(&account).await,
+                service.get(&transactions).await,
+                record(&service, &jane, &charge("t-1", 1)).await,
+            ] {
+                assert_eq!(answer.status, 501, "{}", answer.text());
+                assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+                assert_eq!(answer.json()["type"], "urn:problem-type:billing-not-supported");
+            }
+            let john = service.register(&format!("John {round}")).await;
+            assert_eq!(john["billing"]["status"], "ACTIVE", "reads that are not supported are no outage");
+        }
+        let readiness = service.get("/actuator/health/readiness").await.json();
+        assert_eq!(readiness["components"]["billing"]["status"], "UP", "{readiness}");
+        assert!(service.get("/metrics").await.text().contains("grpc_client_breaker_open{peer=\"billing-service\"} 0"));
+        assert_eq!(service.get("/patients/00000000-0000-7000-8000-000000000000/billing").await.status, 404);
+    });
+}
+
+#[test]
+fn a_ledger_that_breaks_off_is_503_and_no_part_of_it_is_shown() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        for n in 0..3 {
+            record(&service, &jane, &charge(&format!("t-{n}"), 1)).await;
+        }
+        let transactions = format!("{}/billing/transactions", path(&jane));
+        for mood in [Mood::BreaksOff, Mood::Stalls] {
+            service.billing.set(mood);
+            let answer = service.get(&transactions).await;
+            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")), "{mood:?}: {}", answer.text());
+            assert!(!answer.text().contains("t-0"), "{}", answer.text());
+        }
+        service.billing.set(Mood::Well);
+        service.until("the ledger is whole", async || service.get(&transactions).await.status == 200).await;
+        assert_eq!(service.get(&transactions).await.json().as_array().unwrap().len(), 3);
+    });
+}

@@ -17,7 +17,7 @@ use codec::billing::{
     ListTransactionsRequest, Money, RecordTransactionRequest, Transaction, TransactionType,
 };
 use config::{Environment, Reader};
-use futures_lite::{Stream, stream};
+use futures_lite::{Stream, StreamExt as _, stream};
 use grpc::{
     Request, Response, Routes, Server, ServerSettings, Status,
     billing::billing_service_server::{BillingService, BillingServiceServer},
@@ -200,9 +200,23 @@ pub(crate) enum Mood {
     Silent,
     /// It does its work and never answers.
     SilentAfterwards,
+    /// It is an original's, which opens accounts and has no other call.
+    Original,
+    /// Its lists break off with an error after their first entry.
+    BreaksOff,
+    /// Its lists give their first entry and then nothing more.
+    Stalls,
 }
 
-const MOODS: [Mood; 4] = [Mood::Well, Mood::Unavailable, Mood::Silent, Mood::SilentAfterwards];
+const MOODS: [Mood; 7] = [
+    Mood::Well,
+    Mood::Unavailable,
+    Mood::Silent,
+    Mood::SilentAfterwards,
+    Mood::Original,
+    Mood::BreaksOff,
+    Mood::Stalls,
+];
 
 /// Accounts with their ledgers, by patient.
 type Accounts = HashMap<String, (BillingAccount, Vec<Transaction>)>;
@@ -228,8 +242,20 @@ impl Books {
         self.accounts.lock().unwrap().len()
     }
 
+    /// As [`with`](Self::with), for a call that the originals do not have.
+    async fn with_more<T>(&self, work: impl FnOnce(&mut Accounts) -> Result<T, Status>) -> Result<Response<T>, Status> {
+        if self.mood() == Mood::Original {
+            return Err(Status::unimplemented("Method not found"));
+        }
+        self.with(work).await
+    }
+
+    fn mood(&self) -> Mood {
+        MOODS[usize::from(self.mood.load(Ordering::SeqCst))]
+    }
+
     async fn with<T>(&self, work: impl FnOnce(&mut Accounts) -> Result<T, Status>) -> Result<Response<T>, Status> {
-        let mood = MOODS[usize::from(self.mood.load(Ordering::SeqCst))];
+        let mood = self.mood();
         if mood == Mood::Unavailable {
             return Err(Status::unavailable("as the test wants it"));
         }
@@ -274,7 +300,7 @@ impl BillingService for Books {
         request: Request<GetBillingAccountRequest>,
     ) -> Result<Response<BillingAccount>, Status> {
         let patient_id = request.into_inner().patient_id;
-        self.with(|accounts| {
+        self.with_more(|accounts| {
             accounts.get(&patient_id).map(|(account, _)| account.clone()).ok_or_else(|| Status::not_found("none"))
         })
         .await
@@ -285,7 +311,7 @@ impl BillingService for Books {
         request: Request<CloseBillingAccountRequest>,
     ) -> Result<Response<BillingResponse>, Status> {
         let patient_id = request.into_inner().patient_id;
-        self.with(|accounts| {
+        self.with_more(|accounts| {
             let (account, _) = accounts.get_mut(&patient_id).ok_or_else(|| Status::not_found("none"))?;
             account.status = "CLOSED".to_owned();
             Ok(BillingResponse { account_id: account.account_id.clone(), status: account.status.clone() })
@@ -299,7 +325,7 @@ impl BillingService for Books {
     ) -> Result<Response<Transaction>, Status> {
         let request = request.into_inner();
         let (kind, money) = (request.r#type(), request.amount.unwrap_or_default());
-        self.with(|accounts| {
+        self.with_more(|accounts| {
             let (account, ledger) = accounts.get_mut(&request.patient_id).ok_or_else(|| Status::not_found("none"))?;
             if money.amount < 1 {
                 return Err(Status::invalid_argument("the amount must be from 1 to 1000000000000 minor units"));
@@ -334,11 +360,17 @@ impl BillingService for Books {
         request: Request<ListTransactionsRequest>,
     ) -> Result<Response<Self::ListTransactionsStream>, Status> {
         let request = request.into_inner();
-        self.with(|accounts| {
+        self.with_more(|accounts| {
             let (_, ledger) = accounts.get(&request.patient_id).ok_or_else(|| Status::not_found("none"))?;
             let after = ledger.iter().filter(|entry| entry.position > request.after_position).cloned();
             let entries: Vec<_> = after.take(request.limit as usize).map(Ok).collect();
-            Ok(Box::pin(stream::iter(entries)) as Self::ListTransactionsStream)
+            let entries = stream::iter(entries);
+            let broken = Err(Status::unavailable("as the test wants it"));
+            Ok::<Self::ListTransactionsStream, _>(match self.mood() {
+                Mood::BreaksOff => Box::pin(entries.take(1).chain(stream::once(broken))),
+                Mood::Stalls => Box::pin(entries.take(1).chain(stream::pending())),
+                _ => Box::pin(entries),
+            })
         })
         .await
     }

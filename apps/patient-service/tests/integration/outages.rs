@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use testbed::{
     Scratch, Signal,
     postgres::{Cluster, Durability},
+    sql::{self, Session},
 };
 
-use crate::harness::{Harness, patient, with_service};
+use crate::harness::{Harness, path, patient, with_service};
 
 #[test]
 fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
@@ -39,6 +40,51 @@ fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
         scratch.guard(cluster.process()).unwrap();
         service.until("it is back", async || service.get("/patients").await.status == 200).await;
         assert_eq!(service.get("/patients?search=jane").await.json().as_array().unwrap().len(), 1);
+        service.stop().await;
+    });
+}
+
+#[test]
+fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_nor_readiness() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let settings = [("DATABASE_CONNECTIONS", "4"), ("RELAY_LEASE", "2s")];
+        let service = Harness::start(&url, &settings).await;
+        let jane = path(&service.register("Jane Doe").await);
+        let mut session = Session::open(&url).await.unwrap();
+        session.execute("BEGIN; SELECT id FROM patients FOR UPDATE").await.unwrap();
+        // Three times as many as there are connections, and each comes again when it is refused.
+        let change = |n| {
+            let (client, jane) = (service.client.clone(), jane.clone());
+            runtime::spawn(async move {
+                loop {
+                    let answer = client.put(&jane, &patient(&format!("Jane {n}"))).await.unwrap();
+                    assert_eq!(answer.status, 503, "{}", answer.text());
+                }
+            })
+        };
+        let changing: Vec<_> = (0..12).map(change).collect();
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        service.until("every connection waits", async || sql::number(&url, waiting).await.unwrap() >= 4).await;
+        let task = "INSERT INTO billing_tasks (patient_id, action, name, email, next_attempt_at)
+            VALUES (gen_random_uuid(), 'CLOSE', 'John Doe', 'john@example.org', now())";
+        sql::execute(&url, task).await.unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            let held = "SELECT count(*) FROM relay_leases WHERE expires_at > now()";
+            assert_eq!(sql::number(&url, held).await.unwrap(), 1, "the lease has run out");
+            let asked = Instant::now();
+            assert_eq!(service.get("/actuator/health/readiness").await.status, 200);
+            assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+            smol::Timer::after(Duration::from_millis(50)).await;
+        }
+        let closing = "SELECT count(*) FROM billing_tasks WHERE action = 'CLOSE'";
+        assert_eq!(sql::number(&url, closing).await.unwrap(), 0, "the task is done");
+        for change in changing {
+            change.cancel().await;
+        }
+        session.execute("ROLLBACK").await.unwrap();
         service.stop().await;
     });
 }
