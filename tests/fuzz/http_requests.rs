@@ -189,7 +189,11 @@ impl Request<'_> {
     fn due(&self) -> Due {
         let ascii = self.headers().all(|value| value.is_ascii());
         // HTTP/1.0 knows no Host.
-        let refused = !ascii || (self.hosts != Hosts::One && self.ending != Ending::Old);
+        let refused = match self.hosts {
+            Hosts::One => false,
+            Hosts::None => self.ending != Ending::Old,
+            Hosts::Two => true,
+        };
         let content = match &self.call {
             Call::Json(content) | Call::Echo(content) => Some(content.bytes()),
             _ => None,

@@ -14,7 +14,7 @@ use hyper::{
     HeaderMap,
     body::{Body as _, Frame, Incoming, SizeHint},
     header,
-    http::request::Parts,
+    http::{request::Parts, uri::Authority},
 };
 use telemetry::TraceContext;
 use tide::{
@@ -28,15 +28,16 @@ use crate::Problem;
 const ONE_PIECE: usize = 64 * 1024;
 /// Bytes that one frame of a streamed answer holds at most.
 const FRAME: usize = 16 * 1024;
+/// Stands for each byte of a header's value that is not ASCII, which tide cannot hold. hyper takes no value with it, so
+/// that it is never mistaken for what a client sent.
+const OPAQUE: u8 = 0x7f;
 
 /// A tide request of a hyper one.
 ///
 /// # Errors
-/// The answer to a request that HTTP allows to be written and forbids to be meant.
+/// 400 for a well-formed but invalid request, such as two Host headers.
 pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Problem> {
-    if parts.version == hyper::Version::HTTP_11 && parts.headers.get_all(header::HOST).iter().count() != 1 {
-        return Err(Problem::bad_request("A request must have exactly one Host header."));
-    }
+    check_host(parts)?;
     let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
     // tide cannot hold any other method. No route answers TRACE, so that the request gets its 404, or 405 with `Allow`.
     let method = method.unwrap_or(Method::Trace);
@@ -45,7 +46,7 @@ pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Pr
     let url = Url::parse(&format!("http://localhost{target}"))
         .map_err(|_| Problem::bad_request("The request target is not a valid path."))?;
     let mut request = http::Request::new(method, url);
-    copy_headers(&parts.headers, &mut request)?;
+    copy_headers(&parts.headers, &mut request);
     if !body.is_end_stream() {
         let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
         request.set_body(http::Body::from_reader(RequestBody { incoming: body, chunk: Bytes::new() }, length));
@@ -53,15 +54,36 @@ pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Pr
     Ok(request)
 }
 
-fn copy_headers(from: &HeaderMap, to: &mut http::Request) -> Result<(), Problem> {
-    for (name, value) in from {
-        let value = HeaderValue::from_bytes(value.as_bytes().to_vec());
-        let (Ok(name), Ok(value)) = (HeaderName::from_str(name.as_str()), value) else {
-            return Err(Problem::bad_request(format!("The header {name} is not ASCII.")));
-        };
-        to.append_header(name, value);
+/// RFC 9112, section 3.2: one Host with a valid value, and none only from clients older than it.
+fn check_host(parts: &Parts) -> Result<(), Problem> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let is_valid = |host: &header::HeaderValue| host.is_empty() || Authority::try_from(host.as_bytes()).is_ok();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if is_valid(host) => Ok(()),
+        (Some(_), None) => Err(Problem::bad_request("The Host header is not valid.")),
+        (None, _) if parts.version != hyper::Version::HTTP_11 => Ok(()),
+        _ => Err(Problem::bad_request("A request must have exactly one Host header.")),
     }
-    Ok(())
+}
+
+/// Copies every header. A value may hold any bytes (RFC 9110, section 5.5): those of a header that nobody reads mean
+/// nothing, and who reads one finds [`OPAQUE`] in it, which no valid value has.
+fn copy_headers(from: &HeaderMap, to: &mut http::Request) {
+    for (name, value) in from {
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = OPAQUE);
+        // Both are ASCII now.
+        if let (Ok(name), Ok(value)) = (HeaderName::from_str(name.as_str()), HeaderValue::from_bytes(bytes)) {
+            to.append_header(name, value);
+        }
+    }
+}
+
+/// The value of a header that must not come twice; none if it does, or is not visible ASCII.
+pub(crate) fn only_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
 }
 
 /// A problem as hyper's answer, without the way through tide's.
@@ -98,11 +120,16 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
         },
         length => ResponseBody::Stream { reader: body.into_reader(), left: length.map(|length| length as u64) },
     };
+    let is_empty = body.is_end_stream();
     let mut answer = hyper::Response::new(body);
     *answer.status_mut() = status(response.status());
     let headers = answer.headers_mut();
     for (name, values) in &response {
         let Ok(name) = header::HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
+        // tide gives every answer a media type, one without a body too.
+        if is_empty && name == header::CONTENT_TYPE {
+            continue;
+        }
         for value in values {
             // A value with a line break would be a hole; http-types lets only ASCII in, this lets only valid ones out.
             if let Ok(value) = header::HeaderValue::from_str(value.as_str()) {

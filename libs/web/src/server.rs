@@ -163,8 +163,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         busy: Busy,
     ) -> Result<hyper::Response<BusyBody>, Infallible> {
         let (parts, body) = request.into_parts();
-        let trace = parts.headers.get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
-        let trace = TraceContext::continue_from(trace);
+        let trace = TraceContext::continue_from(convert::only_value(&parts.headers, TraceContext::HEADER));
         if let Some(problem) = self.app.refusal(parts.uri.path()) {
             let refusal = convert::problem(&problem, parts.uri.path(), trace);
             return Ok(refusal.map(|body| BusyBody { body, _busy: busy }));

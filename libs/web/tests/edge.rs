@@ -29,6 +29,10 @@ async fn slow(_: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::json(StatusCode::Ok, &"slow"))
 }
 
+async fn unchanged(_: Request<Limits>) -> Result<Response, Problem> {
+    Ok(Response::new(StatusCode::NotModified))
+}
+
 /// Reads a whole body of JSON, within the limits.
 async fn json(mut request: Request<Limits>) -> Result<Response, Problem> {
     let limits = request.state().clone();
@@ -87,6 +91,7 @@ impl Edge {
                 .get("/hello", hello)
                 .get("/panics", panics)
                 .get("/slow", slow)
+                .get("/unchanged", unchanged)
                 .post("/json", json)
                 .post("/echo", echo)
                 .get("/endless", endless)
@@ -281,6 +286,8 @@ fn requests_that_mean_two_things_never_desynchronise() {
         ("host: x\r\nbad\u{0}name: 0\r\n", 400),
     ] {
         let answer = edge.raw(with(headers).as_bytes());
+        ("host: São\r\ncontent-length: 0\r\n", 400),
+        ("host: x y\r\ncontent-length: 0\r\n", 400),
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers:?}: {answer}");
         assert!(!answer.contains(" 500 ") || headers.contains("content-length: 0\r\n"), "{headers:?}: {answer}");
     }
@@ -295,6 +302,50 @@ fn nonsense_is_answered_or_closed() {
     let edge = Edge::start();
     for nonsense in [
         "\r\n\r\n\r\n",
+#[test]
+fn values_of_headers_that_nobody_reads_are_opaque() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    for value in ["São Paulo", "\u{80}", "Größe;\t\"", "日本"].map(str::as_bytes).into_iter().chain([&b"\xe3\xff"[..]])
+    {
+        client.send(&[b"GET /hello HTTP/1.1\r\nhost: x\r\ncf-ipcity: ", value, b"\r\n\r\n"].concat());
+        assert_eq!(client.answer(false).unwrap().status, 200, "{}", value.escape_ascii());
+    }
+    // One that is read is taken for what it is: not the media type that is wanted.
+    client.send(
+        "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/jsonß\r\ncontent-length: 2\r\n\r\n[]".as_bytes(),
+    );
+    assert_eq!(client.answer(false).unwrap().status, 415);
+}
+
+#[test]
+fn a_trace_goes_on_from_one_valid_header_alone() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mut ask = |headers: &[&str]| {
+        let headers: String = headers.iter().map(|value| format!("traceparent: {value}\r\n")).collect();
+        let answer = client.ask(&format!("GET /hello HTTP/1.1\r\nhost: x\r\n{headers}\r\n"));
+        assert_eq!(answer.status, 200, "{headers}");
+        answer.header("traceparent").unwrap().contains("4bf92f3577b34da6a3ce929d0e0e4736")
+    };
+    assert!(ask(&[trace]));
+    for wrong in [&[trace, trace][..], &["é"], &["00-é"], &[""], &["nonsense"]] {
+        assert!(!ask(wrong), "{wrong:?}");
+    }
+}
+
+#[test]
+fn answers_without_a_body_have_no_media_type() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    for (request, status) in [("OPTIONS /hello", 204), ("GET /unchanged", 304)] {
+        client.send(format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
+        let answer = client.answer(true).unwrap();
+        assert_eq!((answer.status, answer.header("content-type")), (status, None), "{request}");
+    }
+}
+
         "hello",
         "GET\r\n\r\n",
         "GET /hello\r\n\r\n",

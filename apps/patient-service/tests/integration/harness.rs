@@ -17,7 +17,7 @@ use codec::billing::{
     ListTransactionsRequest, Money, RecordTransactionRequest, Transaction, TransactionType,
 };
 use config::{Environment, Reader};
-use futures_lite::{Stream, StreamExt as _, stream};
+use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, Stream, StreamExt as _, stream};
 use grpc::{
     Request, Response, Routes, Server, ServerSettings, Status,
     billing::billing_service_server::{BillingService, BillingServiceServer},
@@ -131,6 +131,21 @@ impl Harness {
         let answer = self.post("/patients", &patient(name)).await;
         assert_eq!(answer.status, 201, "{}", answer.text());
         answer.json()
+    }
+
+    /// The status of the answer to a request of any bytes that asks for the connection to be closed.
+    pub(crate) async fn raw(&self, request: &[u8]) -> u16 {
+        let answer = self.raw_answer(request).await;
+        answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no answer: {answer:?}"))
+    }
+
+    /// The whole answer, as surf does not show it.
+    pub(crate) async fn raw_answer(&self, request: &[u8]) -> String {
+        let mut stream = smol::net::TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        runtime::within(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     /// Waits for something that is going to happen.
