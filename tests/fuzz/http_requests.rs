@@ -187,7 +187,6 @@ impl Request<'_> {
     }
 
     fn due(&self) -> Due {
-        let ascii = self.headers().all(|value| value.is_ascii());
         // HTTP/1.0 knows no Host.
         let refused = match self.hosts {
             Hosts::One => false,
@@ -207,7 +206,7 @@ impl Request<'_> {
             (Call::Item(id), _) => (200, json(json!(encoded(id)))),
             (Call::WrongMethod | Call::UnknownMethod, _) => (405, None),
             (Call::Json(_), Some(content)) if content.len() > BODY_LIMIT => (413, None),
-            (Call::Json(_), Some(content)) => match serde_json::from_slice::<Json>(&content) {
+            (Call::Json(_), Some(content)) => match serde_json::from_slice::<Json>(json_of(&content)) {
                 Ok(value) => (200, json(json!([value]))),
                 Err(_) => (400, None),
             },
@@ -280,6 +279,11 @@ impl Ambiguous {
             "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}\r\n\r\n0\r\n\r\n{SMUGGLED}"
         )
     }
+}
+
+/// The bytes without a byte order mark.
+fn json_of(content: &[u8]) -> &[u8] {
+    content.strip_prefix("\u{feff}".as_bytes()).unwrap_or(content)
 }
 
 /// A part of a path that every reader takes as it stands.

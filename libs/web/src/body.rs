@@ -10,21 +10,25 @@ use crate::{Limits, Problem};
 /// Bytes of a body too large that are read and thrown away, and for how long.
 const DISCARD: u64 = 4 * 1024 * 1024;
 const DISCARD_WAIT: Duration = Duration::from_secs(2);
+/// The UTF-8 byte order mark, which editors put before a text. RFC 8259 lets a reader ignore it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Reads a JSON body of the media type `application/json`.
+/// Reads a JSON body of the media type `application/json`, perhaps with a byte order mark before it.
 ///
 /// # Errors
-/// 415 for another media type, 413 for too many bytes (by `Content-Length`, or as they come), 408 when they do not come
-/// in time, 400 for what is not JSON or not a `T`.
+/// 415 for another media type or a content coding, 413 for too many bytes (by `Content-Length`, or as they come), 408
+/// when they do not come in time, 400 for what is not JSON or not a `T`.
 pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits: &Limits) -> Result<T, Problem> {
-    let media_type = request.header("content-type").map_or("", |values| values.last().as_str());
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    let mut media_types = request.header("content-type").into_iter().flatten().map(|value| value.as_str());
+    let essence = |media_type: &str| media_type.split(';').next().unwrap_or_default().trim().to_owned();
+    // Of two, neither is surely that of the body.
+    let essence = media_types.next().map(essence).filter(|_| media_types.next().is_none());
+    if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         let problem = Problem::new(StatusCode::UnsupportedMediaType, "The body must be application/json.");
         return Err(problem.header("accept", "application/json"));
     }
     let bytes = read_body(request, limits).await?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+    serde_json::from_slice(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes)).map_err(|error| {
         // serde_json's own message can quote the body, and bodies are personal data.
         let (line, column) = (error.line(), error.column());
         let what = if error.is_data() { "does not have the expected form" } else { "is not valid JSON" };
@@ -35,8 +39,9 @@ pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits:
 /// Reads the whole body.
 ///
 /// # Errors
-/// 413 for too many bytes, 408 when they do not come in time, 400 when the client breaks off.
+/// 415 for a content coding, 413 for too many bytes, 408 when they do not come in time, 400 when the client breaks off.
 pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<Vec<u8>, Problem> {
+    refuse_codings(request)?;
     let too_large = || {
         let detail = format!("The body must not be longer than {} bytes.", limits.body);
         Problem::new(StatusCode::PayloadTooLarge, detail)
@@ -61,6 +66,17 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
         }
         Ok(Ok(_)) => Ok(bytes),
     }
+}
+
+/// Refuses a body in a content coding such as gzip: read as it comes it would be taken for what it is not.
+fn refuse_codings<S>(request: &Request<S>) -> Result<(), Problem> {
+    let values = request.header("content-encoding").into_iter().flatten();
+    let mut codings = values.flat_map(|value| value.as_str().split(',')).map(str::trim);
+    if codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity")) {
+        return Ok(());
+    }
+    let problem = Problem::new(StatusCode::UnsupportedMediaType, "The body must be sent without a content coding.");
+    Err(problem.kind("unsupported-content-coding").header("accept-encoding", "identity"))
 }
 
 /// Reads some of what nobody wants: many clients read no answer before they have sent all, and a connection closed in the

@@ -281,13 +281,13 @@ fn requests_that_mean_two_things_never_desynchronise() {
         ("host: x\r\ntransfer-encoding: chunked, gzip\r\n", 400),
         ("content-length: 0\r\n", 400),
         ("host: x\r\nhost: y\r\ncontent-length: 0\r\n", 400),
+        ("host: São\r\ncontent-length: 0\r\n", 400),
+        ("host: x y\r\ncontent-length: 0\r\n", 400),
         ("host: x\r\ncontent-length : 0\r\n", 400),
         ("host: x\r\n folded: 0\r\n", 400),
         ("host: x\r\nbad\u{0}name: 0\r\n", 400),
     ] {
         let answer = edge.raw(with(headers).as_bytes());
-        ("host: São\r\ncontent-length: 0\r\n", 400),
-        ("host: x y\r\ncontent-length: 0\r\n", 400),
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers:?}: {answer}");
         assert!(!answer.contains(" 500 ") || headers.contains("content-length: 0\r\n"), "{headers:?}: {answer}");
     }
@@ -297,11 +297,6 @@ fn requests_that_mean_two_things_never_desynchronise() {
     assert!(answer.starts_with("HTTP/1.1 400") || answer.contains("\r\n\r\n[]"), "{answer}");
 }
 
-#[test]
-fn nonsense_is_answered_or_closed() {
-    let edge = Edge::start();
-    for nonsense in [
-        "\r\n\r\n\r\n",
 #[test]
 fn values_of_headers_that_nobody_reads_are_opaque() {
     let edge = Edge::start();
@@ -346,6 +341,11 @@ fn answers_without_a_body_have_no_media_type() {
     }
 }
 
+#[test]
+fn nonsense_is_answered_or_closed() {
+    let edge = Edge::start();
+    for nonsense in [
+        "\r\n\r\n\r\n",
         "hello",
         "GET\r\n\r\n",
         "GET /hello\r\n\r\n",
@@ -451,6 +451,46 @@ fn bodies_that_are_no_json_are_refused_and_the_connection_goes_on() {
     let untyped = client.ask("POST /json HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n[]");
     assert_eq!(untyped.status, 415);
     assert_eq!(client.ask(HELLO).status, 200);
+}
+
+#[test]
+fn a_byte_order_mark_before_json_is_ignored() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    for (body, status) in [
+        ("\u{feff}[1]", 200),
+        ("\u{feff} {}", 200),
+        ("\u{feff}", 400),
+        ("\u{feff}\u{feff}[1]", 400),
+        ("[\u{feff}1]", 400),
+        ("[1]\u{feff}", 400),
+    ] {
+        let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+        let answer = client.ask(&format!("{head}content-length: {}\r\n\r\n{body}", body.len()));
+        assert_eq!(answer.status, status, "{body:?}");
+    }
+}
+
+#[test]
+fn bodies_in_a_content_coding_are_refused_whatever_they_hold() {
+    let edge = Edge::start();
+    let mut client = edge.connect();
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x8b\x8e\x05\0\x29\xbb\x4c\x0d\x02\0\0\0";
+    for (codings, body, status) in [
+        ("content-encoding: gzip\r\n", &gzip[..], 415),
+        ("content-encoding: gzip\r\n", b"[]", 415),
+        ("content-encoding: identity, br\r\n", b"[]", 415),
+        ("content-encoding: identity\r\ncontent-encoding: x\r\n", b"[]", 415),
+        ("content-encoding: gzîp\r\n", b"[]", 415),
+        ("content-encoding: Identity\r\n", b"[]", 200),
+        ("content-encoding: \r\n", b"[]", 200),
+    ] {
+        let head = format!("POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{codings}");
+        client.send(&[format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat());
+        let answer = client.answer(false).unwrap();
+        assert_eq!(answer.status, status, "{codings}");
+        assert_eq!(answer.header("accept-encoding"), (status == 415).then_some("identity"));
+    }
 }
 
 #[test]
