@@ -120,5 +120,10 @@ fn is_cursor(text: &str, field: SortField) -> bool {
     let Ok(position) = cursor::decode(text, Order { field, direction: Direction::Ascending }) else { return false };
     assert_eq!(cursor::encode(&position), text);
     assert!(!position.sort_key.contains('\0'), "{position:?}");
+    if matches!(field, SortField::DateOfBirth | SortField::RegisteredDate) {
+        // As PostgreSQL reads it, which knows no year 0.
+        let year: Option<u16> = position.sort_key.get(..4).and_then(|year| year.parse().ok());
+        assert!(position.sort_key.len() == 10 && year.is_some_and(|year| year > 0), "{position:?}");
+    }
     true
 }

@@ -136,7 +136,11 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
         "year" => Ok(Interval::Year),
         _ => Err("must be day, month or year".to_owned()),
     });
-    let date = |text: &str| text.parse::<NaiveDate>().map_err(|_| "must be a date such as 2024-02-29".to_owned());
+    // chrono alone would take "2024-1-1" and years of any length.
+    let date = |text: &str| {
+        let date = text.parse::<NaiveDate>().ok().filter(|date| date.to_string() == text && date.year() <= 9999);
+        date.ok_or_else(|| "must be a date such as 2024-02-29".to_owned())
+    };
     let (from, to) = (query.parsed("from", date), query.parsed("to", date));
     let interval = query.finish(interval.unwrap_or(Interval::Month))?;
     let series = request.state().view.read(|shown| shown.tally.registrations(interval, from, to));

@@ -90,11 +90,11 @@ impl Field {
 pub type FieldErrors = Vec<(Field, String)>;
 
 impl Details {
-    /// Checks a client's data. `today` is the last day that is not in the future.
+    /// Checks a client's data. `latest_day` is the last one that is not in the future.
     ///
     /// # Errors
     /// All fields that are wrong, not only the first.
-    pub fn parse(input: Input, today: NaiveDate) -> Result<Self, FieldErrors> {
+    pub fn parse(input: Input, latest_day: NaiveDate) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::new();
         let name = text(Field::Name, input.name, NAME_LENGTH, &mut errors);
         let email = email(input.email, &mut errors);
@@ -103,8 +103,8 @@ impl Details {
         if date_of_birth.is_none() {
             errors.push((Field::DateOfBirth, "Date of birth is required".to_owned()));
         }
-        let date_of_birth = date(Field::DateOfBirth, date_of_birth, today, &mut errors);
-        let registered_date = date(Field::RegisteredDate, input.registered_date, today, &mut errors);
+        let date_of_birth = date(Field::DateOfBirth, date_of_birth, latest_day, &mut errors);
+        let registered_date = date(Field::RegisteredDate, input.registered_date, latest_day, &mut errors);
         match (name, email, address, date_of_birth) {
             (Some(name), Some(email), Some(address), Some(date_of_birth)) if errors.is_empty() => {
                 Ok(Self { name, email, address, date_of_birth, registered_date })
@@ -144,14 +144,19 @@ fn email(value: Option<String>, errors: &mut FieldErrors) -> Option<String> {
     Some(value)
 }
 
-fn date(field: Field, value: Option<String>, today: NaiveDate, errors: &mut FieldErrors) -> Option<NaiveDate> {
+/// A date as patients have it: ISO 8601 with a year from 0001 to 9999, which PostgreSQL can hold.
+pub fn parse_date(text: &str) -> Option<NaiveDate> {
+    // chrono alone would take "2024-1-1" and years of any length.
+    let date = text.parse::<NaiveDate>().ok().filter(|date| date.to_string() == text)?;
+    (1..=9999).contains(&date.year()).then_some(date)
+}
+
+fn date(field: Field, value: Option<String>, latest_day: NaiveDate, errors: &mut FieldErrors) -> Option<NaiveDate> {
     let value = value?;
     let title = field.title();
-    // chrono alone would take "2024-1-1" and years of any length.
-    let parsed = value.parse::<NaiveDate>().ok().filter(|date| date.to_string() == value);
-    match parsed.filter(|date| (1..=9999).contains(&date.year())) {
+    match parse_date(&value) {
         None => errors.push((field, format!("{title} must be a date such as 2024-02-29"))),
-        Some(date) if date > today => errors.push((field, format!("{title} must not lie in the future"))),
+        Some(date) if date > latest_day => errors.push((field, format!("{title} must not lie in the future"))),
         Some(date) => return Some(date),
     }
     None

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{NaiveDate, Utc};
+use chrono::{NaiveDate, TimeDelta, Utc};
 use runtime::Wake;
 use sha2::{Digest as _, Sha256};
 use telemetry::TraceContext;
@@ -22,6 +22,9 @@ use crate::{
 
 /// The time after the end of a request's own call to billing before the reconciler makes it again.
 const RECONCILE_AFTER: Duration = Duration::from_secs(4);
+
+/// How far before UTC a day begins where it begins first (Kiritimati).
+const EARLIEST_DAY: TimeDelta = TimeDelta::hours(14);
 
 /// The registry of patients.
 #[derive(Clone)]
@@ -100,9 +103,10 @@ impl Registry {
         Self { store, billing, done, relay, reconciler }
     }
 
-    /// The last day that is not in the future, in UTC.
-    pub fn today(&self) -> NaiveDate {
-        Utc::now().date_naive()
+    /// The last day that is not in the future: the one that it is where days begin first, at UTC+14. A patient may be born
+    /// there, and registered by somebody there, while it is still yesterday elsewhere.
+    pub fn latest_day(&self) -> NaiveDate {
+        (Utc::now() + EARLIEST_DAY).date_naive()
     }
 
     /// Registers a patient. With a key, repetitions of the request give the patient that the first one made.
@@ -119,7 +123,7 @@ impl Registry {
         let started = Instant::now();
         let key = key.map(|key| IdempotencyKey { key, fingerprint: fingerprint(&details) });
         let Details { name, email, address, date_of_birth, registered_date } = details;
-        let registered_date = registered_date.unwrap_or_else(|| self.today());
+        let registered_date = registered_date.unwrap_or_else(|| Utc::now().date_naive());
         let id = Uuid::now_v7();
         let patient = Patient { id, name, email, address, date_of_birth, registered_date, version: 1 };
         let billing_after = self.billing.deadline() + RECONCILE_AFTER;

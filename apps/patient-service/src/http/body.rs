@@ -91,7 +91,7 @@ pub struct PatientInput {
     #[serde(default)]
     #[schema(value_type = String, required, max_length = 255, pattern = "^[^\\x00]*[^\\s\\x00][^\\x00]*$", example = "1 Main Street, Springfield")]
     address: Text,
-    /// Not in the future.
+    /// Not in the future: somewhere on earth it is that day already.
     #[serde(default)]
     #[schema(value_type = String, required, format = Date, example = "1990-12-31")]
     date_of_birth: Text,
@@ -106,7 +106,7 @@ impl PatientInput {
     ///
     /// # Errors
     /// 400 with every field that is wrong.
-    pub fn parse(self, today: NaiveDate) -> Result<Details, Problem> {
+    pub fn parse(self, latest_day: NaiveDate) -> Result<Details, Problem> {
         let mut no_text = Vec::new();
         let mut take = |field, text| match text {
             Text::Missing => None,
@@ -123,7 +123,7 @@ impl PatientInput {
             date_of_birth: take(Field::DateOfBirth, self.date_of_birth),
             registered_date: take(Field::RegisteredDate, self.registered_date),
         };
-        let details = Details::parse(input, today);
+        let details = Details::parse(input, latest_day);
         if no_text.is_empty() {
             return details.map_err(of_fields);
         }

@@ -1,10 +1,12 @@
 //! Cursors: where a list goes on, as text that clients pass back unread.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use chrono::NaiveDate;
 use uuid::Uuid;
 
-use crate::store::{Order, Position, SortField};
+use crate::{
+    patient::parse_date,
+    store::{Order, Position, SortField},
+};
 
 /// The bytes of an id before the sort key.
 const ID_BYTES: usize = 16;
@@ -25,7 +27,8 @@ pub fn decode(cursor: &str, order: Order) -> Result<Position, String> {
         .filter(|position| match order.field {
             SortField::Id => position.sort_key == position.id.to_string(),
             SortField::Name | SortField::Email => !position.sort_key.contains('\0'),
-            SortField::DateOfBirth | SortField::RegisteredDate => position.sort_key.parse::<NaiveDate>().is_ok(),
+            // Only dates that a patient can have: PostgreSQL refuses others of those that chrono takes, such as the year 0.
+            SortField::DateOfBirth | SortField::RegisteredDate => parse_date(&position.sort_key).is_some(),
         })
         .ok_or_else(|| "must be the cursor of an earlier answer with the same sort".to_owned())
 }
@@ -74,6 +77,14 @@ mod tests {
             (&text, SortField::DateOfBirth),
         ] {
             assert!(decode(cursor, by(field)).is_err(), "{cursor:?}");
+        }
+        for no_date in
+            ["0000-01-01", "-0001-01-01", "+10000-01-01", "+262142-12-31", "2024-1-1", " 2024-01-01", "today"]
+        {
+            let cursor = encode(&Position { id: Uuid::nil(), sort_key: no_date.to_owned() });
+            for field in [SortField::DateOfBirth, SortField::RegisteredDate] {
+                assert!(decode(&cursor, by(field)).is_err(), "{no_date:?}");
+            }
         }
     }
 

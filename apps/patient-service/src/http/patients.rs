@@ -50,7 +50,7 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
     let app = request.state().clone();
     let key = idempotency_key(&request)?;
     let input: PatientInput = read_json(&mut request, app.limits()).await?;
-    let details = input.parse(app.registry().today())?;
+    let details = input.parse(app.registry().latest_day())?;
     let registered = app.registry().register(details, key, trace).await?;
     let body = RegisteredBody {
         patient: PatientBody::from(&registered.patient),
@@ -211,8 +211,8 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     let id = patient_id(&request)?;
     let versions = if_match(&request)?;
     let input: PatientInput = read_json(&mut request, app.limits()).await?;
-    let details = input.parse(app.registry().today())?;
-    Ok(with_patient(&app.registry().update(id, versions.as_deref(), details, trace).await?))
+    let details = input.parse(app.registry().latest_day())?;
+    Ok(with_patient(&app.registry().update(id, &condition, details, trace).await?))
 }
 
 /// Remove a patient

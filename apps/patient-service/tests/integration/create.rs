@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{Days, NaiveDate, TimeDelta, Utc};
 use postgres::{Acquire as _, PgConnection};
 use serde_json::{Value as Json, json};
 use testbed::http::Answer;
@@ -32,6 +33,38 @@ fn success() {
         let order: Vec<_> = body.as_object().unwrap().keys().collect();
         assert_eq!(order, ["id", "name", "email", "address", "dateOfBirth", "registeredDate", "billing"]);
         assert!(answer.header("server-timing").unwrap().contains("billing;dur="));
+    });
+}
+
+#[test]
+fn a_day_that_has_begun_anywhere_on_earth_is_not_in_the_future() {
+    with_service(|service| async move {
+        // Where days begin first it is this one.
+        let latest_day = || (Utc::now() + TimeDelta::hours(14)).date_naive();
+        let answers = async |date: NaiveDate| {
+            let mut born = patient(&format!("Born {date}"));
+            (born["dateOfBirth"], born["registeredDate"]) = (json!(date), json!(date));
+            service.post("/patients", &born).await
+        };
+        // It must not end meanwhile.
+        let (begun, to_come) = loop {
+            let day = latest_day();
+            let pair = (answers(day).await, answers(day + Days::new(1)).await);
+            if day == latest_day() {
+                break pair;
+            }
+        };
+        assert_eq!(begun.status, 201, "{}", begun.text());
+        assert_eq!(to_come.status, 400);
+        let errors = to_come.json()["errors"].clone();
+        assert_eq!(errors["dateOfBirth"], "Date of birth must not lie in the future");
+        assert_eq!(errors["registeredDate"], "Registered date must not lie in the future");
+        let mut now = patient("Registered Now");
+        now.as_object_mut().unwrap().remove("registeredDate");
+        let answer = service.post("/patients", &now).await;
+        let today = Utc::now().date_naive();
+        let registered = answer.json()["registeredDate"].as_str().unwrap().parse::<NaiveDate>().unwrap();
+        assert!(registered == today || registered + Days::new(1) == today, "unless given, it is the day in UTC");
     });
 }
 

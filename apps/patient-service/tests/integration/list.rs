@@ -1,6 +1,8 @@
 //! `GET /patients`.
 
+use patient_service::{http::cursor, store::Position};
 use serde_json::Value as Json;
+use uuid::Uuid;
 
 use crate::harness::{Harness, with_service};
 
@@ -106,6 +108,32 @@ fn search_finds_parts_of_names_and_emails() {
             [vec!["John Doe"], vec!["Jane Doe"]]
         );
         assert_eq!(walk(&service, "/patients?search=").await.concat().len(), all);
+    });
+}
+
+#[test]
+fn crafted_cursors_never_reach_what_postgresql_refuses() {
+    with_service(|service| async move {
+        service.register("Jane Doe").await;
+        let id = Uuid::now_v7();
+        let crafted = |sort_key: &str| cursor::encode(&Position { id, sort_key: sort_key.to_owned() });
+        for sort in ["dateOfBirth", "registeredDate", "-dateOfBirth"] {
+            for date in ["0000-01-01", "-0044-03-15", "+10000-01-01", "+262142-12-31", "-262143-01-01", "2024-1-1"] {
+                let answer = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
+                assert_eq!(answer.status, 400, "{sort} {date}: {}", answer.text());
+                assert!(answer.json()["errors"]["cursor"].is_string());
+            }
+            for date in ["0001-01-01", "9999-12-31", "2024-02-29"] {
+                let answer = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
+                assert_eq!(answer.status, 200, "{sort} {date}: {}", answer.text());
+            }
+        }
+        for text in ["", "\u{10ffff}", "\u{1f}%_\\", &"é".repeat(4_000)] {
+            for sort in ["name", "-email"] {
+                let answer = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(text))).await;
+                assert_eq!(answer.status, 200, "{sort} {text:?}: {}", answer.text());
+            }
+        }
     });
 }
 
