@@ -17,7 +17,7 @@ use crate::{
     patient::{Details, Patient},
     reconciler::DoneSender,
     relay::RelayWaker,
-    store::{Change, IdempotencyKey, List, Listed, Search, Store, StoreError},
+    store::{Change, IdempotencyKey, List, Listed, Search, Store, StoreError, VersionCondition},
 };
 
 /// The time after the end of a request's own call to billing before the reconciler makes it again.
@@ -56,7 +56,7 @@ pub enum Error {
     NotFound,
     /// Another patient has the email.
     EmailTaken,
-    /// The patient has been changed since the version that the client knows.
+    /// The patient's version is none that the client wants to change.
     OtherVersion,
     /// The idempotency key was used for another request.
     KeyReused,
@@ -73,7 +73,7 @@ impl fmt::Display for Error {
         match self {
             Self::NotFound => f.write_str("there is no such patient"),
             Self::EmailTaken => f.write_str("another patient has this email"),
-            Self::OtherVersion => f.write_str("the patient has been changed since"),
+            Self::OtherVersion => f.write_str("the patient has another version"),
             Self::KeyReused => f.write_str("the idempotency key was used for another request"),
             Self::KeyForgotten => f.write_str("the idempotency key was forgotten while it was looked up"),
             Self::KeySpent => f.write_str("the patient that this idempotency key made has been deleted"),
@@ -189,18 +189,18 @@ impl Registry {
         Ok(self.store.count(search).await?)
     }
 
-    /// Replaces a patient's data, if the patient has one of `versions` (none: any).
+    /// Replaces a patient's data, if the version is one that the change is for.
     ///
     /// # Errors
     /// If there is no such patient or version, the email is taken, or the database cannot do it.
     pub async fn update(
         &self,
         id: Uuid,
-        versions: Option<&[i64]>,
+        condition: &VersionCondition,
         details: Details,
         trace: TraceContext,
     ) -> Result<Patient, Error> {
-        let change = self.store.update(id, versions, &details, trace).await.map_err(|error| match error {
+        let change = self.store.update(id, condition, &details, trace).await.map_err(|error| match error {
             StoreError::EmailTaken => Error::EmailTaken,
             StoreError::KeyUsed => unreachable!("an update has no idempotency key"),
             StoreError::Database(error) => Error::Database(error),
@@ -211,12 +211,12 @@ impl Registry {
         Ok(patient)
     }
 
-    /// Deletes a patient, if it has one of `versions` (none: any). Its billing account is closed soon after.
+    /// Deletes a patient, if the version is one that the change is for. Its billing account is closed soon after.
     ///
     /// # Errors
     /// If there is no such patient or version, or the database cannot do it.
-    pub async fn delete(&self, id: Uuid, versions: Option<&[i64]>, trace: TraceContext) -> Result<(), Error> {
-        changed(self.store.delete(id, versions, trace).await?)?;
+    pub async fn delete(&self, id: Uuid, condition: &VersionCondition, trace: TraceContext) -> Result<(), Error> {
+        changed(self.store.delete(id, condition, trace).await?)?;
         self.relay.notify();
         self.reconciler.notify();
         tracing::info!(patient_id = %id, "patient deleted");

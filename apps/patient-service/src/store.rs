@@ -63,6 +63,15 @@ impl From<Error> for StoreError {
     }
 }
 
+/// Which versions of a patient a change is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VersionCondition {
+    /// One of these; none means any.
+    pub only: Option<Vec<i64>>,
+    /// None of these.
+    pub not: Vec<i64>,
+}
+
 /// What became of a change of one patient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<T> {
@@ -70,7 +79,7 @@ pub enum Change<T> {
     Done(T),
     /// There is no such patient.
     NotFound,
-    /// The patient has another version than the client expects.
+    /// The patient's version is none that the change is for.
     OtherVersion,
 }
 
@@ -143,14 +152,14 @@ impl Store {
         self.finder.ask(id).await
     }
 
-    /// Replaces a patient's data if the patient has one of `versions` (none: any), with the event of it.
+    /// Replaces a patient's data if the version is one that the change is for, with the event of it.
     ///
     /// # Errors
     /// If the email is taken, or the database cannot do it.
     pub async fn update(
         &self,
         id: Uuid,
-        versions: Option<&[i64]>,
+        condition: &VersionCondition,
         details: &Details,
         trace: TraceContext,
     ) -> Result<Change<Patient>, StoreError> {
@@ -161,16 +170,17 @@ impl Store {
                 UPDATE patients
                 SET name = $3, email = $4, address = $5, date_of_birth = $6,
                     registered_date = coalesce($7, registered_date), version = version + 1
-                WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
+                WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) AND version <> ALL($8::bigint[])
                 RETURNING id, name, email, address, date_of_birth, registered_date, version",
             )
             .bind(id)
-            .bind(versions)
+            .bind(condition.only.as_deref())
             .bind(&details.name)
             .bind(&details.email)
             .bind(&details.address)
             .bind(details.date_of_birth)
             .bind(details.registered_date)
+            .bind(&*condition.not)
             .fetch_optional(&mut *transaction)
             .await?;
             let Some(row) = row else {
@@ -187,20 +197,28 @@ impl Store {
         Ok(update.await?)
     }
 
-    /// Deletes a patient if it has one of `versions` (none: any), with the event of it and the task to close its account.
+    /// Deletes a patient if the version is one that the change is for, with the event of it and the task to close its
+    /// account.
     ///
     /// # Errors
     /// If the database cannot do it.
-    pub async fn delete(&self, id: Uuid, versions: Option<&[i64]>, trace: TraceContext) -> Result<Change<()>, Error> {
+    pub async fn delete(
+        &self,
+        id: Uuid,
+        condition: &VersionCondition,
+        trace: TraceContext,
+    ) -> Result<Change<()>, Error> {
         let delete = self.database.run(async |connection| {
             let mut transaction = connection.begin().await?;
             let row = query(
                 "-- delete patient
-                DELETE FROM patients WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2))
+                DELETE FROM patients
+                WHERE id = $1 AND ($2::bigint[] IS NULL OR version = ANY($2)) AND version <> ALL($3::bigint[])
                 RETURNING id, name, email, address, date_of_birth, registered_date, version + 1 AS version",
             )
             .bind(id)
-            .bind(versions)
+            .bind(condition.only.as_deref())
+            .bind(&*condition.not)
             .fetch_optional(&mut *transaction)
             .await?;
             let Some(row) = row else {

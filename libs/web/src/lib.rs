@@ -6,7 +6,7 @@
 //! - [`Limits`]: of connections, requests in flight, heads, bodies and every wait for a client;
 //! - [`Router`]: a route table whose every answer is well formed: 404, 405 with `Allow`, 500 after a panic, 503 under
 //!   overload, each as problem+json, measured and traced;
-//! - [`Problem`]: RFC 9457;
+//! - [`Problem`]: RFC 9457; [`Preconditions`]: RFC 9110, section 13;
 //! - [`Health`], [`metrics_page`], [`events`]: what each service serves besides its own routes.
 
 mod body;
@@ -15,6 +15,7 @@ mod convert;
 mod events;
 mod health;
 mod limits;
+mod preconditions;
 mod problem;
 mod query;
 mod response;
@@ -26,6 +27,7 @@ pub use body::{read_body, read_json};
 pub use events::{EventSender, events};
 pub use health::{Component, Health, Status};
 pub use limits::Limits;
+pub use preconditions::{EntityTag, EntityTags, Preconditions};
 pub use problem::Problem;
 pub use query::Query;
 pub use response::{json, no_content, text};

@@ -19,7 +19,7 @@ use telemetry::{
 use tide::{Endpoint, Request, Response, StatusCode, http::Method, utils::async_trait};
 use tracing::Instrument as _;
 
-use crate::{Health, Problem};
+use crate::{Health, Preconditions, Problem, preconditions};
 
 static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters("http_requests_total", "HTTP requests answered.", &["method", "route", "status"])
@@ -286,6 +286,16 @@ impl<S> Route<S> {
     async fn handle(&self, request: Request<S>) -> Result<Response, Problem> {
         let _entered = match &self.limit {
             Some(in_flight) => match in_flight.enter() {
+        // Nothing is selected where no route is, and other methods evaluate theirs where they make the change.
+        let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
+        if !evaluated || !preconditions::are_in(&request) {
+            return self.answer(request).await;
+        }
+        let required = Preconditions::of(&request);
+        preconditions::apply(required, self.answer(request).await?)
+    }
+
+    async fn answer(&self, request: Request<S>) -> Result<Response, Problem> {
                 entered @ Some(_) => entered,
                 None => return Err(in_flight.refuse()),
             },

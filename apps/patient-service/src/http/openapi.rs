@@ -106,7 +106,7 @@ problems! {
     BadRequest: "The request is malformed, or its data are not valid",
     NotFound: "There is no such patient",
     Conflict: "It contradicts what is stored, such as an email that another patient has",
-    PreconditionFailed: "The patient has been changed since",
+    PreconditionFailed: "The patient is not in the state that If-Match or If-None-Match requires",
     TooLarge: "The body is too large",
     UnsupportedMediaType: "The body is not application/json",
     KeyReused: "The Idempotency-Key was used for another request",

@@ -9,7 +9,7 @@ use super::{
     Request,
     body::{AccountBody, PageBody, PatientBody, PatientInput, RegisteredBody},
     cursor,
-    preconditions::{client_has, entity_tag, if_match},
+    preconditions::{entity_tag, version_condition},
 };
 use crate::{
     patient::Patient,
@@ -164,6 +164,7 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
     get, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
+        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is wanted; any version unless given", example = "\"1\""),
         ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that the client has", example = "\"1\""),
     ),
     responses(
@@ -172,18 +173,13 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
         (status = 304, description = "The client has this version"),
         (status = 400, response = super::openapi::BadRequest),
         (status = 404, response = super::openapi::NotFound),
+        (status = 412, response = super::openapi::PreconditionFailed),
         (status = 503, response = super::openapi::Unavailable),
     )
 )]
 pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     let id = patient_id(&request)?;
-    let patient = request.state().registry().find(id).await?;
-    if client_has(&request, patient.version)? {
-        let mut response = Response::new(StatusCode::NotModified);
-        response.insert_header("etag", entity_tag(patient.version));
-        return Ok(response);
-    }
-    Ok(with_patient(&patient))
+    Ok(with_patient(&request.state().registry().find(id).await?))
 }
 
 /// Replace a patient's data
@@ -192,6 +188,7 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
         ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
+        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETags of versions that are not replaced; with * none is", example = "\"1\""),
     ),
     responses(
         (status = 200, description = "The patient as it is now", body = PatientBody, headers(
@@ -209,7 +206,7 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     let trace = web::trace(&request);
     let app = request.state().clone();
     let id = patient_id(&request)?;
-    let versions = if_match(&request)?;
+    let condition = version_condition(&request)?;
     let input: PatientInput = read_json(&mut request, app.limits()).await?;
     let details = input.parse(app.registry().latest_day())?;
     Ok(with_patient(&app.registry().update(id, &condition, details, trace).await?))
@@ -223,6 +220,7 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
         ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
+        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETags of versions that are not removed; with * none is", example = "\"1\""),
     ),
     responses(
         (status = 204, description = "Removed"),
@@ -235,8 +233,8 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
 pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
     let trace = web::trace(&request);
     let id = patient_id(&request)?;
-    let versions = if_match(&request)?;
-    request.state().registry().delete(id, versions.as_deref(), trace).await?;
+    let condition = version_condition(&request)?;
+    request.state().registry().delete(id, &condition, trace).await?;
     Ok(no_content())
 }
 

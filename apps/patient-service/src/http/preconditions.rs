@@ -1,90 +1,70 @@
-//! Entity tags: a patient's version, and what clients require of it (RFC 9110, section 13).
+//! Entity tags of patients: the version in quotes.
 
-use tide::StatusCode;
-use web::Problem;
+use web::{EntityTags, Preconditions, Problem};
 
 use super::Request;
+use crate::store::VersionCondition;
 
 /// The entity tag of a version.
 pub(super) fn entity_tag(version: i64) -> String {
     format!("\"{version}\"")
 }
 
-/// The versions that `If-Match` allows; none allows all.
+/// Which versions of the patient a request may change, by its preconditions.
 ///
 /// # Errors
-/// 400 if the header is malformed.
-pub(super) fn if_match(request: &Request) -> Result<Option<Vec<i64>>, Problem> {
-    let Some(tags) = tags(request, "if-match")? else { return Ok(None) };
-    // Weak tags never match here, and neither do tags that are none of ours.
-    Ok(Some(tags.into_iter().filter(|tag| !tag.weak).filter_map(|tag| tag.value.parse().ok()).collect()))
+/// 400 if one is malformed.
+pub(super) fn version_condition(request: &Request) -> Result<VersionCondition, Problem> {
+    Preconditions::of(request).map(|preconditions| of_preconditions(&preconditions))
 }
 
-/// Whether `If-None-Match` says that the client has this version.
-///
-/// # Errors
-/// 400 if the header is malformed.
-pub(super) fn client_has(request: &Request, version: i64) -> Result<bool, Problem> {
-    let header = request.header("if-none-match").map(|values| values.as_str());
-    if header == Some("*") {
-        return Ok(true);
-    }
-    let version = version.to_string();
-    Ok(tags(request, "if-none-match")?.is_some_and(|tags| tags.iter().any(|tag| tag.value == version)))
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Tag {
-    weak: bool,
-    value: String,
-}
-
-fn tags(request: &Request, name: &'static str) -> Result<Option<Vec<Tag>>, Problem> {
-    let Some(values) = request.header(name) else { return Ok(None) };
-    let list = values.iter().map(|value| value.as_str()).collect::<Vec<_>>().join(",");
-    if list.trim() == "*" {
-        return Ok(None);
-    }
-    let malformed = || {
-        let detail = format!("The header {name} must be * or a list of entity tags such as \"1\".");
-        Problem::new(StatusCode::BadRequest, detail)
+fn of_preconditions(Preconditions { if_match, if_none_match }: &Preconditions) -> VersionCondition {
+    // `If-Match: *` is met by every patient that there is, and `If-None-Match: *` by none.
+    let mut condition = VersionCondition {
+        only: if_match.as_ref().and_then(EntityTags::strong).map(|tags| tags.filter_map(version).collect()),
+        not: Vec::new(),
     };
-    parse(&list).map(Some).ok_or_else(malformed)
+    match if_none_match.as_ref().map(EntityTags::weak) {
+        None => {}
+        Some(None) => condition.only = Some(Vec::new()),
+        Some(Some(tags)) => condition.not = tags.filter_map(version).collect(),
+    }
+    condition
 }
 
-/// A list of entity tags, each in quotes, perhaps with `W/` before it.
-fn parse(mut list: &str) -> Option<Vec<Tag>> {
-    let mut tags = Vec::new();
-    loop {
-        list = list.trim_start_matches([' ', '\t', ',']);
-        if list.is_empty() {
-            return (!tags.is_empty()).then_some(tags);
-        }
-        let strong = list.strip_prefix("W/");
-        let weak = strong.is_some();
-        let (value, rest) = strong.unwrap_or(list).strip_prefix('"')?.split_once('"')?;
-        tags.push(Tag { weak, value: value.to_owned() });
-        list = rest.trim_start_matches([' ', '\t']);
-        if !list.is_empty() && !list.starts_with(',') {
-            return None;
-        }
-    }
+/// The version whose entity tag has this between its quotes. Tags are compared as strings: "+1" is no version's.
+fn version(opaque: &str) -> Option<i64> {
+    opaque.parse().ok().filter(|version: &i64| version.to_string() == opaque)
 }
 
 #[cfg(test)]
 mod tests {
+    use web::EntityTag;
+
     use super::*;
 
-    fn tag(weak: bool, value: &str) -> Tag {
-        Tag { weak, value: value.to_owned() }
+    fn list(tags: &[(bool, &str)]) -> Option<EntityTags> {
+        let tags = tags.iter().map(|(weak, opaque)| EntityTag { weak: *weak, opaque: (*opaque).to_owned() });
+        Some(EntityTags::List(tags.collect()))
+    }
+
+    fn condition(if_match: Option<EntityTags>, if_none_match: Option<EntityTags>) -> (Option<Vec<i64>>, Vec<i64>) {
+        let VersionCondition { only, not } = of_preconditions(&Preconditions { if_match, if_none_match });
+        (only, not)
     }
 
     #[test]
-    fn reads_lists_of_tags() {
-        assert_eq!(parse("\"1\""), Some(vec![tag(false, "1")]));
-        assert_eq!(parse(" \"1\" , W/\"2,3\",\"\""), Some(vec![tag(false, "1"), tag(true, "2,3"), tag(false, "")]));
-        for wrong in ["", " , ", "1", "\"1", "\"1\" \"2\"", "w/\"1\"", "*, \"1\""] {
-            assert_eq!(parse(wrong), None, "{wrong:?}");
-        }
+    fn tags_are_compared_as_strings() {
+        let tags = list(&[(false, "1"), (false, "+1"), (false, "01"), (false, " 1"), (false, "1é"), (true, "2")]);
+        assert_eq!(condition(tags.clone(), None), (Some(vec![1]), vec![]), "strongly for If-Match");
+        assert_eq!(condition(None, tags), (None, vec![1, 2]), "weakly for If-None-Match");
+    }
+
+    #[test]
+    fn an_asterisk_means_every_patient_that_there_is() {
+        assert_eq!(condition(None, None), (None, vec![]));
+        assert_eq!(condition(Some(EntityTags::Any), None), (None, vec![]));
+        assert_eq!(condition(None, Some(EntityTags::Any)), (Some(vec![]), vec![]));
+        assert_eq!(condition(list(&[(false, "1")]), Some(EntityTags::Any)), (Some(vec![]), vec![]));
     }
 }

@@ -22,8 +22,8 @@ impl From<Error> for Problem {
                 .kind("email-taken")
                 .field("email", "A patient with this email already exists"),
             Error::OtherVersion => {
-                let detail =
-                    "The patient has been changed since. Read it again and repeat the request with its new ETag.";
+                let detail = "The patient is not in the state that If-Match or If-None-Match requires. Read it again and \
+                              repeat the request with its new ETag.";
                 Self::new(StatusCode::PreconditionFailed, detail).kind("version-mismatch")
             }
             Error::KeyReused => {

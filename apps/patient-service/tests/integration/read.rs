@@ -40,6 +40,36 @@ fn a_client_with_this_version_gets_304() {
 }
 
 #[test]
+fn a_client_that_wants_a_version_gets_it_or_412() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let unknown = "/patients/00000000-0000-7000-8000-000000000000".to_owned();
+        for (headers, status) in [
+            (&[("if-match", "\"1\"")][..], 200),
+            (&[("if-match", "*")], 200),
+            (&[("if-match", "\"+1\"")], 412),
+            (&[("if-match", "W/\"1\"")], 412),
+            (&[("if-match", "\"2\"")], 412),
+            (&[("if-match", "nonsense")], 400),
+            (&[("if-none-match", "\"+1\"")], 200),
+            (&[("if-match", "\"1\""), ("if-none-match", "\"1\"")], 304),
+            (&[("if-match", "\"2\""), ("if-none-match", "\"1\"")], 412),
+        ] {
+            let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            for method in ["GET", "HEAD"] {
+                for (path, status) in [(path(&jane), status), (unknown.clone(), 404)] {
+                    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{lines}\r\n");
+                    assert_eq!(service.raw(head.as_bytes()).await, status, "{method} {path} {headers:?}");
+                }
+            }
+        }
+        // What has no entity tag matches none.
+        let list = service.client.send(Method::Get, "/patients", &[("if-match", "\"1\"")], None).await.unwrap();
+        assert_eq!(list.status, 412);
+    });
+}
+
+#[test]
 fn unknown_and_malformed_ids() {
     with_service(|service| async move {
         let unknown = service.get("/patients/00000000-0000-7000-8000-000000000000").await;

@@ -38,6 +38,55 @@ fn the_version_must_match_if_the_client_says_so() {
 }
 
 #[test]
+fn preconditions_keep_what_they_are_to_keep() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let unknown = "/patients/00000000-0000-7000-8000-000000000000".to_owned();
+        for (headers, status) in [
+            // Entity tags are strings: none of these is the patient's.
+            (&[("if-match", "\"+1\"")][..], 412),
+            (&[("if-match", "\"01\"")], 412),
+            (&[("if-match", "\"1 \"")], 412),
+            (&[("if-match", "\"18446744073709551617\"")], 412),
+            // `*` is met by what there is, and forbids to overwrite it.
+            (&[("if-none-match", "*")], 412),
+            (&[("if-match", "*"), ("if-none-match", "*")], 412),
+            (&[("if-match", "\"1\""), ("if-none-match", "*")], 412),
+            // Weakly for If-None-Match, strongly for If-Match.
+            (&[("if-none-match", "\"1\"")], 412),
+            (&[("if-none-match", "W/\"1\"")], 412),
+            (&[("if-none-match", "\"7\", \"1\"")], 412),
+            (&[("if-match", "\"1\""), ("if-none-match", "\"1\"")], 412),
+            (&[("if-none-match", "1")], 400),
+            (&[("if-match", "*, \"1\"")], 400),
+            // Its time of change is not told, so that these are ignored.
+            (&[("if-unmodified-since", "Mon, 01 Jan 1990 00:00:00 GMT"), ("if-none-match", "*")], 412),
+        ] {
+            for method in [Method::Put, Method::Delete] {
+                let body = (method == Method::Put).then(|| patient("Jane Smith"));
+                let answer = service.client.send(method, &path(&jane), headers, body.as_ref()).await.unwrap();
+                assert_eq!(answer.status, status, "{method} {headers:?}: {}", answer.text());
+                // Without them it would be 404, which they do not change.
+                if status == 412 {
+                    let answer = service.client.send(method, &unknown, headers, body.as_ref()).await.unwrap();
+                    assert_eq!(answer.status, 404, "{method} {headers:?}: {}", answer.text());
+                }
+            }
+        }
+        assert_eq!(service.get(&path(&jane)).await.header("etag"), Some("\"1\""), "nothing was changed");
+        let tags = [("if-match", "\"1\""), ("if-none-match", "\"2\", W/\"+1\"")];
+        let met = service.client.send(Method::Put, &path(&jane), &tags, Some(&patient("Jane Smith"))).await.unwrap();
+        assert_eq!((met.status, met.header("etag")), (200, Some("\"2\"")));
+        // Bytes beyond ASCII are allowed in a tag, and no patient has one with them.
+        let head = format!("DELETE {} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n", path(&jane));
+        assert_eq!(service.raw(format!("{head}if-match: \"2é\"\r\n\r\n").as_bytes()).await, 412);
+        // Several headers are one list.
+        let lists = format!("{head}if-match: \"1\"\r\nif-match: \"2\"\r\nif-none-match: \"3\"\r\n\r\n");
+        assert_eq!(service.raw(lists.as_bytes()).await, 204);
+    });
+}
+
+#[test]
 fn fifty_concurrent_changes_of_one_version_make_one() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
