@@ -66,5 +66,6 @@ pub fn routes(app: App) -> Router<App> {
         .get("/patients/:id/billing/transactions", billing::list)
         .get("/v3/api-docs", docs::document)
         .get("/swagger-ui", docs::redirect)
+        .get("/swagger-ui.html", docs::redirect)
         .get("/swagger-ui/:file", docs::file)
 }

@@ -17,6 +17,7 @@ use tide::{Response, StatusCode};
 pub struct Problem {
     status: StatusCode,
     kind: Option<&'static str>,
+    message: Option<&'static str>,
     detail: String,
     errors: Vec<(String, String)>,
     headers: Vec<(&'static str, String)>,
@@ -28,7 +29,7 @@ impl Problem {
 
     /// A problem of this status. `detail` is read by people: what is wrong and what to do, never internals.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, kind: None, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
+        Self { status, kind: None, message: None, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
     }
 
     /// 404: there is nothing at this path.
@@ -56,6 +57,13 @@ impl Problem {
     #[must_use]
     pub fn kind(self, kind: &'static str) -> Self {
         Self { kind: Some(kind), ..self }
+    }
+
+    /// What the member `message` says, for clients that compare it with the original services' words. Without it, it is the
+    /// detail.
+    #[must_use]
+    pub fn message(self, message: &'static str) -> Self {
+        Self { message: Some(message), ..self }
     }
 
     /// Adds what is wrong with one field of the request.
@@ -102,6 +110,7 @@ impl Problem {
             title: &'static str,
             status: u16,
             detail: &'a str,
+            message: &'a str,
             instance: &'a str,
             #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "as_object")]
             errors: &'a [(String, String)],
@@ -115,6 +124,7 @@ impl Problem {
             title: self.status.canonical_reason(),
             status: self.status.into(),
             detail: &self.detail,
+            message: self.message.unwrap_or(&self.detail),
             instance: path,
             errors: &self.errors,
             trace_id: trace.trace_id(),
@@ -143,10 +153,17 @@ mod tests {
         assert_eq!(body["type"], "urn:problem-type:invalid-patient");
         assert_eq!(body["title"], "Bad Request");
         assert_eq!(body["status"], 400);
-        assert_eq!(body["detail"], "No.");
+        assert_eq!((&body["detail"], &body["message"]), (&Value::from("No."), &Value::from("No.")));
         assert_eq!(body["instance"], "/patients");
         assert_eq!(body["errors"]["name"], "Name is required");
         assert_eq!(body["traceId"].as_str().map(str::len), Some(32));
+    }
+
+    #[test]
+    fn a_message_of_its_own_leaves_the_detail_as_it_is() {
+        let (_, body) = body_of(Problem::not_found("There is no patient with this id.").message("Patient not found"));
+        assert_eq!(body["message"], "Patient not found");
+        assert_eq!(body["detail"], "There is no patient with this id.");
     }
 
     #[test]

@@ -133,6 +133,8 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
             .route(Method::Get, "/actuator/health/readiness", boxed(readiness.clone()), false)
             .route(Method::Get, "/actuator/health", boxed(readiness), false)
             .route(Method::Get, "/metrics", boxed(metrics_page), false)
+            // Where Spring Boot has it, and scrapers of the original services look for it.
+            .route(Method::Get, "/actuator/prometheus", boxed(metrics_page), false)
     }
 
     /// The methods and paths of the table, for a test that compares it with a document.
@@ -284,8 +286,6 @@ impl<S> Route<S> {
     }
 
     async fn handle(&self, request: Request<S>) -> Result<Response, Problem> {
-        let _entered = match &self.limit {
-            Some(in_flight) => match in_flight.enter() {
         // Nothing is selected where no route is, and other methods evaluate theirs where they make the change.
         let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
         if !evaluated || !preconditions::are_in(&request) {
@@ -296,6 +296,8 @@ impl<S> Route<S> {
     }
 
     async fn answer(&self, request: Request<S>) -> Result<Response, Problem> {
+        let _entered = match &self.limit {
+            Some(in_flight) => match in_flight.enter() {
                 entered @ Some(_) => entered,
                 None => return Err(in_flight.refuse()),
             },

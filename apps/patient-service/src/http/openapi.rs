@@ -73,6 +73,9 @@ pub(super) struct ProblemBody {
     status: u16,
     /// What is wrong and what to do.
     detail: String,
+    /// The words of the original service where it has some, else the detail.
+    #[schema(example = "Patient not found")]
+    message: String,
     /// Path of the request.
     #[schema(example = "/patients")]
     instance: String,
@@ -108,7 +111,7 @@ problems! {
     Conflict: "It contradicts what is stored, such as an email that another patient has",
     PreconditionFailed: "The patient is not in the state that If-Match or If-None-Match requires",
     TooLarge: "The body is too large",
-    UnsupportedMediaType: "The body is not application/json",
+    UnsupportedMediaType: "The body is not application/json, or it is in a content coding",
     KeyReused: "The Idempotency-Key was used for another request",
     NotImplemented: "The billing service has no such call; an original's opens accounts and does nothing else",
     Unavailable: "Something that the service needs is away; Retry-After says when to come back",

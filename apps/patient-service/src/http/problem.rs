@@ -17,9 +17,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
-            Error::NotFound => Self::not_found("There is no patient with this id.").kind("patient-not-found"),
+            // Messages are the original service's words, which its clients may compare.
+            Error::NotFound => Self::not_found("There is no patient with this id.")
+                .kind("patient-not-found")
+                .message("Patient not found"),
             Error::EmailTaken => Self::new(StatusCode::Conflict, "Another patient has this email.")
                 .kind("email-taken")
+                .message("Email address already exists")
                 .field("email", "A patient with this email already exists"),
             Error::OtherVersion => {
                 let detail = "The patient is not in the state that If-Match or If-None-Match requires. Read it again and \

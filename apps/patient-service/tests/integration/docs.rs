@@ -52,7 +52,9 @@ fn swagger_ui_is_served_from_the_binary() {
             assert_eq!(answer.body[..2], [0x1f, 0x8b], "gzip's mark");
         }
         assert_eq!(service.get("/swagger-ui/nothing.js").await.status, 404);
-        let redirect = service.get("/swagger-ui").await;
-        assert_eq!((redirect.status, redirect.header("location")), (308, Some("/swagger-ui/index.html")));
+        for old in ["/swagger-ui", "/swagger-ui.html"] {
+            let redirect = service.get(old).await;
+            assert_eq!((redirect.status, redirect.header("location")), (308, Some("/swagger-ui/index.html")));
+        }
     });
 }

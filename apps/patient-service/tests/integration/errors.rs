@@ -29,6 +29,49 @@ fn every_error_is_a_problem() {
 }
 
 #[test]
+fn problems_carry_the_words_of_the_original_service() {
+    with_service(|service| async move {
+        service.register("Jane Doe").await;
+        let taken = service.post("/patients", &patient("Jane Doe")).await;
+        assert_eq!((taken.status, &taken.json()["message"]), (409, &json!("Email address already exists")));
+        let unknown = service.get("/patients/00000000-0000-7000-8000-000000000000").await;
+        assert_eq!((unknown.status, &unknown.json()["message"]), (404, &json!("Patient not found")));
+        let other = service.get("/patients/42").await.json();
+        assert_eq!((&other["message"], other["message"].is_string()), (&other["detail"], true));
+    });
+}
+
+#[test]
+fn headers_that_are_read_are_checked_and_others_are_not() {
+    with_service(|service| async move {
+        let ask = async |headers: &str| {
+            let head = "GET /patients HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+            service.raw(format!("{head}{headers}\r\n\r\n").as_bytes()).await
+        };
+        for opaque in
+            ["cf-ipcity: São Paulo", "user-agent: Größe", "cookie: a=\"é\"", "idempotency-key: é", "x: \t\u{80}"]
+        {
+            assert_eq!(ask(opaque).await, 200, "{opaque}");
+        }
+        for ignored in ["traceparent: é", "x-forwarded-prefix: é", "if-modified-since: é", "accept: é/é"] {
+            assert_eq!(ask(ignored).await, 200, "{ignored}");
+        }
+        let body = patient("Jane Doe").to_string();
+        let create = async |headers: &str| {
+            let length = body.len();
+            let head =
+                format!("POST /patients HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n");
+            service.raw(format!("{head}{headers}\r\n\r\n{body}").as_bytes()).await
+        };
+        assert_eq!(create("content-type: application/jsoné").await, 415);
+        assert_eq!(create("content-type: application/json\r\ncontent-type: text/plain").await, 415);
+        assert_eq!(create("content-type: application/json\r\nidempotency-key: é").await, 400);
+        assert_eq!(create("content-type: application/json\r\nidempotency-key: a\r\nidempotency-key: b").await, 400);
+        assert_eq!(create("content-type: application/json; charset=é\r\ncf-ipcity: São Paulo").await, 201);
+    });
+}
+
+#[test]
 fn bodies_must_be_json_of_a_bounded_size() {
     with_service(|service| async move {
         let send = async |content_type: &str, body: Vec<u8>| {
