@@ -1,31 +1,38 @@
-//! One service's clock is an hour off.
+//! The clock of a service, or of PostgreSQL, is off or steps.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
-use testbed::{audit::Acknowledged, broker::Kind, service::Service, system::System};
+use testbed::{
+    Scratch, Signal,
+    audit::Acknowledged,
+    broker::Kind,
+    clock::SteppedClock,
+    postgres::{Cluster, Durability},
+    service::Service,
+    sql,
+    system::{Ground, System},
+};
 
-use crate::support::{PATIENCE, analytics, audit, id, metric, patient, patients, register, system, until};
+use crate::support::{
+    PATIENCE, analytics, audit, billing, id, metric, patient, patients, register, some_broker, start, system, until,
+};
 
 testbed::on_each_broker!(an_hour_off_versions_decide_and_no_time);
 
-/// Moves the clock of the calendar, not the one that deadlines are measured by. `cc` is there wherever Rust links.
-const SHIFT: &str = r"
-#include <time.h>
-#include <unistd.h>
-#include <sys/syscall.h>
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int result = (int)syscall(SYS_clock_gettime, clock, now);
-    if (result == 0 && clock == CLOCK_REALTIME) now->tv_sec += SECONDS;
-    return result;
-}";
+/// In seconds.
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
 
 fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
     runtime::block_on(2, async {
         let mut system = system(kind, 2, &[("RELAY_LEASE", "1s")]).await;
-        let directory = system.directory().to_owned();
-        let (ahead, behind) = (shift(&directory, 3600), shift(&directory, -3600));
+        let [ahead, behind] = [HOUR, -HOUR].map(|offset| {
+            let clock = SteppedClock::new(system.directory()).unwrap();
+            clock.set(offset).unwrap();
+            clock
+        });
         relaunch(&mut system, patients, &ahead).await;
         relaunch(&mut system, analytics, &behind).await;
         let acknowledged = Acknowledged::default();
@@ -55,7 +62,7 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
         for survivor in [1, 0] {
             system.patients[1 - survivor].process().kill().await;
             register(&system.patients[survivor].client(), &acknowledged).await;
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             audit(&system, &acknowledged).await;
             assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
             system.restart(|system| &mut system.patients[1 - survivor]).await.unwrap();
@@ -63,23 +70,75 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
     });
 }
 
-/// A library that moves the clock of the process that it is loaded into.
-fn shift(directory: &Path, seconds: i64) -> String {
-    let (source, library) = (directory.join("shift.c"), directory.join(format!("shift{seconds}.so")));
-    std::fs::write(&source, SHIFT).unwrap();
-    let define = format!("-DSECONDS={seconds}");
-    let mut command = Command::new("cc");
-    command.args(["-shared", "-fPIC", "-O1", &define, "-o"]).arg(&library).arg(&source);
-    assert!(command.status().unwrap().success());
-    library.display().to_string()
-}
-
-async fn relaunch(system: &mut System, which: fn(&mut System) -> &mut Service, library: &str) {
-    let preload = ("LD_PRELOAD".to_owned(), library.to_owned());
+async fn relaunch(system: &mut System, which: fn(&mut System) -> &mut Service, clock: &SteppedClock) {
+    let clock = clock.environment();
     let relaunched = system.relaunch(which, |mut launch| {
-        launch.environment.push(preload);
+        launch.environment.extend(clock);
         launch.start()
     });
     relaunched.await.unwrap();
     which(system).until_ready().await.unwrap();
+}
+
+/// PostgreSQL is started on another host, whose clock is another, or somebody sets its clock.
+#[test]
+fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_time_and_no_more() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let clock = SteppedClock::new(scratch.path()).unwrap();
+        let mut cluster =
+            Cluster::start_with_clock(&scratch.path().join("postgres"), Durability::Process, &clock).await.unwrap();
+        scratch.guard(cluster.process()).unwrap();
+        for name in ["patients", "billing"] {
+            cluster.create_database(name).await.unwrap();
+        }
+        let ground = Ground {
+            patients_database: cluster.url("patients"),
+            billing_database: cluster.url("billing"),
+            ..Ground::shared(some_broker()).await
+        };
+        let mut system = start(ground, 2, &[]).await;
+        let acknowledged = Acknowledged::default();
+        let database = system.ground().patients_database.clone();
+        for (number, offset) in [0, -HOUR, HOUR, -3 * DAY, 3 * DAY, 0].into_iter().enumerate() {
+            // Both die: the one that holds the lease, and what has claimed tasks that billing could not be told.
+            system.billing.process().kill().await;
+            let tasks = async || sql::number(&database, "SELECT count(*) FROM billing_tasks").await.unwrap();
+            for service in &system.patients {
+                register(&service.client(), &acknowledged).await;
+            }
+            until("tasks were tried", async || {
+                let tried = "SELECT count(*) FROM billing_tasks WHERE attempts > 0";
+                sql::number(&database, tried).await.unwrap() > 0
+            })
+            .await;
+            assert!(tasks().await >= 2);
+            for number in 0..2 {
+                system.patients[number].process().kill().await;
+            }
+            clock.set(offset).unwrap();
+            if number % 2 == 0 {
+                cluster.process().signal_all(Signal::KILL);
+                cluster.process().kill().await;
+                cluster.restart().await.unwrap();
+                scratch.guard(cluster.process()).unwrap();
+            }
+            system.restart(billing).await.unwrap();
+            for number in 0..2 {
+                system.restart(|system| &mut system.patients[number]).await.unwrap();
+            }
+            let started = Instant::now();
+            register(&system.patient_client(), &acknowledged).await;
+            let outbox = async || sql::number(&database, "SELECT count(*) FROM outbox").await.unwrap();
+            until("the events are published", async || outbox().await == 0).await;
+            let published = started.elapsed();
+            until("the tasks are done", async || tasks().await == 0).await;
+            let done = started.elapsed();
+            println!("{offset} s: events published after {published:.1?}, tasks done after {done:.1?}");
+            // RELAY_LEASE, and what the new replicas need to begin; the longest pause of a task.
+            assert!(published < Duration::from_secs(3 + 7), "{offset}: {published:?}");
+            assert!(done < Duration::from_secs(31 + 9), "{offset}: {done:?}");
+            audit(&system, &acknowledged).await;
+        }
+    });
 }

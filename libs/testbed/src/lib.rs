@@ -9,13 +9,14 @@
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
 //! - [`audit`]: whether anything was lost; [`writers`]: the load under which that is asked;
-//! - [`proxy`]: connections that fail; [`sql`]: a look behind a service;
+//! - [`proxy`]: connections that fail; [`clock`]: a clock that steps; [`sql`]: a look behind a service;
 //! - [`http`]: an HTTP client with a deadline for every call;
 //! - [`cache`]: where downloaded parts are kept.
 
 pub mod audit;
 pub mod broker;
 pub mod cache;
+pub mod clock;
 pub mod http;
 pub mod pair;
 pub mod ports;

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     Process, StartError,
+    clock::SteppedClock,
     process::Signal,
     user::{User, private_directory},
 };
@@ -61,6 +62,8 @@ pub struct Cluster {
     directory: PathBuf,
     process: Process,
     durability: Durability,
+    /// Whether its clock is another than this machine's.
+    clock: Option<SteppedClock>,
 }
 
 impl Cluster {
@@ -70,6 +73,26 @@ impl Cluster {
     /// # Errors
     /// If there is no PostgreSQL, or it does not come up.
     pub async fn start(directory: &Path, durability: Durability) -> Result<Self, StartError> {
+        Self::start_by(directory, durability, None).await
+    }
+
+    /// Starts the cluster as [`start`](Self::start) does, with a clock of its own.
+    ///
+    /// # Errors
+    /// If there is no PostgreSQL, or it does not come up.
+    pub async fn start_with_clock(
+        directory: &Path,
+        durability: Durability,
+        clock: &SteppedClock,
+    ) -> Result<Self, StartError> {
+        Self::start_by(directory, durability, Some(clock.clone())).await
+    }
+
+    async fn start_by(
+        directory: &Path,
+        durability: Durability,
+        clock: Option<SteppedClock>,
+    ) -> Result<Self, StartError> {
         let binaries = binaries().ok_or_else(|| {
             StartError::new("no PostgreSQL found: neither on the PATH nor in /usr/lib/postgresql/*/bin")
         })?;
@@ -87,11 +110,16 @@ impl Cluster {
                 .run(INIT_LIMIT)
                 .await?;
         }
-        let process = Self::start_server(&binaries, directory, durability).await?;
-        Ok(Self { binaries, directory: directory.to_owned(), process, durability })
+        let process = Self::start_server(&binaries, directory, durability, clock.as_ref()).await?;
+        Ok(Self { binaries, directory: directory.to_owned(), process, durability, clock })
     }
 
-    async fn start_server(binaries: &Path, directory: &Path, durability: Durability) -> Result<Process, StartError> {
+    async fn start_server(
+        binaries: &Path,
+        directory: &Path,
+        durability: Durability,
+        clock: Option<&SteppedClock>,
+    ) -> Result<Process, StartError> {
         let settings: &[&str] = match durability {
             Durability::Disk => &[],
             Durability::Process => &["fsync=off", "full_page_writes=off"],
@@ -100,6 +128,7 @@ impl Cluster {
             .args(["-D".as_ref(), directory.join("data").as_os_str(), "-k".as_ref(), directory.as_os_str()])
             .args(["-h", "", "-p", PORT, "-c", "max_connections=300"])
             .args(settings.iter().flat_map(|setting| ["-c", setting]))
+            .envs(clock.map(SteppedClock::environment).into_iter().flatten())
             .directory(directory)
             .user(User::unprivileged())
             .start()?;
@@ -116,7 +145,7 @@ impl Cluster {
     pub fn running(directory: &Path, durability: Durability) -> Option<Self> {
         let log = directory.join("postgres.log");
         let process = Process::from_pid_file("PostgreSQL", &pid_file(directory), log)?;
-        Some(Self { binaries: binaries()?, directory: directory.to_owned(), process, durability })
+        Some(Self { binaries: binaries()?, directory: directory.to_owned(), process, durability, clock: None })
     }
 
     /// The server's process, to be guarded, frozen, thawed or killed.
@@ -159,7 +188,8 @@ impl Cluster {
     /// # Errors
     /// If it does not come up.
     pub async fn restart(&mut self) -> Result<(), StartError> {
-        self.process = Self::start_server(&self.binaries, &self.directory, self.durability).await?;
+        self.process =
+            Self::start_server(&self.binaries, &self.directory, self.durability, self.clock.as_ref()).await?;
         Ok(())
     }
 
