@@ -5,13 +5,13 @@ use std::{process::ExitCode, time::Duration};
 use testbed::broker::Kind;
 
 mod docker;
-mod hold;
 mod load;
 mod native;
 mod parts;
 mod run;
 mod schedule;
 mod subject;
+mod undo_deletes;
 
 const USAGE: &str = "\
 Usage: chaos [--seconds N] [--seed S] [--clients N] [--broker kafka|nisshi | --docker]

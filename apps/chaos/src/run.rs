@@ -12,11 +12,12 @@ use runtime::Shutdown;
 use testbed::{StartError, audit::Acknowledged};
 
 use crate::{
-    Options, Place, docker, hold,
+    Options, Place, docker,
     load::{Seen, Sums, Writer},
     native,
-    schedule::{Round, Strike, holds, schedule},
+    schedule::{Round, Strike, schedule, undos},
     subject::Subject,
+    undo_deletes::undo_deletes,
 };
 
 /// Time after the last fault for clients to get an answer to what they have begun. The longest pause of the
@@ -27,7 +28,7 @@ const DRAIN: Duration = Duration::from_secs(120);
 /// How often a long run says that it goes on.
 const SIGN: Duration = Duration::from_secs(60);
 
-/// A run of this length has held some deletions.
+/// A run of this length has undone some deletions.
 const PROVES_DUPLICATES: Duration = Duration::from_secs(30);
 
 /// Tells what happens, with its time.
@@ -72,11 +73,11 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
     };
     let faults = async {
         let rounds = strike_all(schedule(seed, length, parts.len()), length, &subject, log);
-        let (struck, held) = smol::future::zip(rounds, hold_all(holds(seed, length), length, &subject, log)).await;
+        let (struck, undone) = smol::future::zip(rounds, undo_all(undos(seed, length), length, &subject, log)).await;
         smol::Timer::at(log.0 + length).await;
-        struck.map(|struck| (struck, held))
+        struck.map(|struck| (struck, undone))
     };
-    let (struck, held) = smol::future::or(faults, sign).await?;
+    let (struck, undone) = smol::future::or(faults, sign).await?;
     log.say("the faults are over; clients end what they have begun");
     stop.trigger();
     *give_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SETTLE);
@@ -107,10 +108,10 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
     for (name, part) in parts {
         wrong.extend(part.lock().await.panics().await.into_iter().map(|line| format!("{name}: {line}")));
     }
-    if held > 0 && report.duplicates == 0 {
-        wrong.push(format!("deletions of {held} published events were held, and none was published again"));
-    } else if held == 0 && length >= PROVES_DUPLICATES {
-        wrong.push("no deletion could be held: that duplicates are absorbed is not proven".to_owned());
+    if undone > 0 && report.duplicates == 0 {
+        wrong.push(format!("deletions of {undone} published events were undone, and none was published again"));
+    } else if undone == 0 && length >= PROVES_DUPLICATES {
+        wrong.push("no deletion could be undone: that duplicates are absorbed is not proven".to_owned());
     }
 
     tell(&sums);
@@ -159,21 +160,18 @@ async fn strike_all(rounds: Vec<Round>, length: Duration, subject: &Subject, log
     Ok(struck)
 }
 
-/// Holds deletions from the outbox at each of these times; gives how many events were held.
-async fn hold_all(times: Vec<Duration>, length: Duration, subject: &Subject, log: Log) -> usize {
+/// Undoes deletions from the outbox at each of these times; gives how many.
+async fn undo_all(times: Vec<Duration>, length: Duration, subject: &Subject, log: Log) -> usize {
     let mut all = 0;
     for at in times {
         smol::Timer::at(log.0 + at).await;
         let Ok(places) = subject.places().await else { continue };
         // What strikes PostgreSQL meanwhile ends it.
-        let held = hold::deletions(&places.patients_database, length.saturating_sub(at)).await.unwrap_or(0);
-        if held > 0 {
-            log.say(&format!(
-                "the outbox: the deletion of {held} events is held for {:.1} s",
-                hold::TIME.as_secs_f64()
-            ));
+        let undone = undo_deletes(&places.patients_database, length.saturating_sub(at)).await.unwrap_or(0);
+        if undone > 0 {
+            log.say(&format!("the outbox: the deletion of {undone} events is undone"));
         }
-        all += held;
+        all += undone;
     }
     all
 }

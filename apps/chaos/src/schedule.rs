@@ -81,13 +81,13 @@ const FROZEN: std::ops::Range<u64> = 300..8_000;
 /// The second strike of a round comes so many milliseconds after the first.
 const SECOND: std::ops::Range<u64> = 0..1_000;
 
-/// Seconds from one time when deletions from the outbox are held to the next.
-const HELD_EVERY: std::ops::Range<u64> = 8..16;
+/// Seconds from one time when deletions from the outbox are undone to the next.
+const UNDONE_EVERY: std::ops::Range<u64> = 8..16;
 
-/// When deletions from the outbox are held, so that what was published is published again.
-pub(crate) fn holds(seed: u64, length: Duration) -> Vec<Duration> {
+/// When deletions from the outbox are undone, so that what was published is published again.
+pub(crate) fn undos(seed: u64, length: Duration) -> Vec<Duration> {
     let mut rng = Rng::with_seed(!seed);
-    let mut next = || Duration::from_secs(rng.u64(HELD_EVERY));
+    let mut next = || Duration::from_secs(rng.u64(UNDONE_EVERY));
     std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
 }
 
@@ -188,11 +188,11 @@ mod tests {
     }
 
     #[test]
-    fn deletions_are_held_now_and_then() {
+    fn deletions_are_undone_now_and_then() {
         for seed in 0..50 {
-            let holds = holds(seed, LENGTH);
-            assert!((18..=40).contains(&holds.len()) && holds.is_sorted(), "{holds:?}");
-            assert!(!super::holds(seed, Duration::from_secs(8)).is_empty(), "also in a short run");
+            let undos = undos(seed, LENGTH);
+            assert!((18..=40).contains(&undos.len()) && undos.is_sorted(), "{undos:?}");
+            assert!(!super::undos(seed, Duration::from_secs(8)).is_empty(), "also in a short run");
         }
     }
 

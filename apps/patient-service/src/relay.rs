@@ -2,19 +2,19 @@
 //!
 //! One relay sends the events of a shard, the one that holds the shard's lease; the others stand by. It selects what is
 //! there rather than what came after the last one it saw: ids are given before commits, and a late commit would be
-//! skipped. It has one batch in flight for each partition, and forgets events after the broker's acknowledgement, while it
+//! skipped. It has one batch in flight for each partition, and deletes events after the broker's acknowledgement, while it
 //! reads and sends the next ones. A crash in between, a time-out of a batch that was stored, or a relay that was frozen
 //! while it sent make duplicates.
 
+mod acked_deleter;
 mod batch;
-mod forgetting;
 mod lease;
+mod low_watermark;
 mod record;
-mod seen;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,13 +22,20 @@ use codec::partition;
 use kafka::Producer;
 use runtime::{Backoff, Shutdown, Wake, within};
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
-use uuid::Uuid;
 
-use self::{batch::Batch, forgetting::Forgetting, lease::Lease, record::Sending, seen::Seen};
-use crate::outbox::{Backlog, Outbox, Pending, Wanted};
+use self::{
+    acked_deleter::AckedDeleter,
+    batch::Batch,
+    lease::Lease,
+    low_watermark::{Ids, LowWatermark},
+    record::Sending,
+};
+use crate::outbox::{Backlog, Outbox, OutboxRow, PendingQuery};
 
 /// Events that are read at once.
-const READ_AT_ONCE: i64 = 1000;
+const MAX_ROWS: i64 = 1000;
+/// Reads of the outbox in one step: one more if it turns out to be another outbox, and one if a connection was stale.
+const MAX_READS: usize = 3;
 /// The slow look for events that nobody has woken us for: those of other replicas.
 const LOOK: Duration = Duration::from_millis(500);
 /// The quick look, for as long as there has been something within [`BUSY`]: other replicas are at work too.
@@ -47,10 +54,14 @@ static PUBLISHED: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("relay_published_total", "Events acknowledged by the broker."));
 static REFUSED: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("relay_refused_total", "Events that the broker refused for good."));
+static ID_REGRESSIONS: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter("outbox_id_regressions_total", "Times that the ids of the outbox went back, as after a restore.")
+});
 static LEASES: LazyLock<IntGauge> =
     LazyLock::new(|| metrics::gauge("relay_leases_held", "Shards of the outbox that this instance sends."));
 static PENDING: LazyLock<IntGaugeVec> = LazyLock::new(|| {
-    let help = "Events that wait to be published, counted up to 100000 by the holder of the shard's lease.";
+    let help = "Events that wait to be published, counted up to 100000 by the holder of the shard's lease, or by every \
+                replica while nobody renews it.";
     metrics::gauges("outbox_pending", help, &["shard"])
 });
 static OLDEST: LazyLock<IntGaugeVec> = LazyLock::new(|| {
@@ -75,27 +86,39 @@ pub struct Settings {
     pub late_commit: Duration,
 }
 
-/// How the broker is, as far as the relay knows.
+/// How the broker is, as far as the relays know. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerState {
-    /// Why it cannot be used; none if it can, or if it has not been tried.
-    trouble: Arc<Mutex<Option<String>>>,
+    /// Why events of a shard cannot be published; those without trouble, or without a try so far, are left out.
+    troubles: Arc<Mutex<BTreeMap<i32, String>>>,
 }
 
 impl BrokerState {
-    /// Why the broker cannot be used, if it cannot.
+    /// Why events cannot be published, if there are some that cannot.
     pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().values().next().cloned()
     }
 
-    fn tell(&self, outcome: Result<(), String>) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*trouble, &outcome) {
-            (None, Err(error)) => tracing::warn!(error, "events cannot be published; they wait in the outbox"),
-            (Some(_), Ok(())) => tracing::info!("events can be published again"),
-            _ => {}
+    /// Notes how it is for a shard. The begin of an outage is logged once for all shards, and so is its end.
+    fn report(&self, shard: i32, trouble: Option<String>) {
+        let mut troubles = self.lock();
+        let before = !troubles.is_empty();
+        match trouble {
+            Some(error) if before => drop(troubles.insert(shard, error)),
+            Some(error) => {
+                tracing::warn!(error, "events cannot be published; they wait in the outbox");
+                troubles.insert(shard, error);
+            }
+            None => drop(troubles.remove(&shard)),
         }
-        *trouble = outcome.err();
+        if before && troubles.is_empty() {
+            tracing::info!("events can be published again");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, String>> {
+        // Nothing panics while it is held.
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,13 +129,13 @@ pub struct Relay {
     producer: Producer,
     settings: Settings,
     shard: i32,
-    holder: Uuid,
-    /// Until when the lease is ours without doubt, by our own monotonic clock; none if it is not.
-    leased_until: Arc<Mutex<Option<Instant>>>,
+    lease: Lease,
     /// Partitions that failed, and when they are tried again.
     failing: BTreeMap<i32, Failing>,
-    seen: Seen,
-    forgetting: Forgetting,
+    watermark: LowWatermark,
+    acked: AckedDeleter,
+    /// The event that waits longest, and since when we have seen it: its age by a clock that does not step.
+    oldest: Option<(i64, Instant)>,
     broker: BrokerState,
 }
 
@@ -120,6 +143,7 @@ pub struct Relay {
 struct Failing {
     backoff: Backoff,
     until: Instant,
+    error: String,
 }
 
 /// What a step did.
@@ -152,14 +176,14 @@ impl Relay {
     /// A relay that has not got its lease yet.
     pub fn new(outbox: Outbox, settings: Settings, shard: i32, broker: BrokerState) -> Self {
         Self {
-            forgetting: Forgetting::new(outbox.clone()),
+            lease: Lease::new(outbox.clone(), shard, settings.lease),
+            acked: AckedDeleter::new(outbox.clone()),
             outbox,
             producer: Producer::new(settings.kafka.clone(), &settings.topic),
             shard,
-            holder: Uuid::now_v7(),
-            leased_until: Arc::default(),
             failing: BTreeMap::new(),
-            seen: Seen::new(settings.late_commit),
+            watermark: LowWatermark::new(settings.late_commit),
+            oldest: None,
             settings,
             broker,
         }
@@ -170,26 +194,19 @@ impl Relay {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn hold_lease(&self) -> Result<bool, postgres::Error> {
-        self.lease().hold().await
+        self.lease.hold().await
     }
 
-    fn lease(&self) -> Lease {
-        Lease {
-            outbox: self.outbox.clone(),
-            shard: self.shard,
-            holder: self.holder,
-            duration: self.settings.lease,
-            until: self.leased_until.clone(),
-        }
-    }
-
-    /// Publishes the oldest events of the shard, as many as fit one batch for each partition.
+    /// Publishes the oldest events of the shard, as many as fit one batch for each partition. Whatever comes in between,
+    /// what the broker has acknowledged is counted, and deleted in this step or a later one.
     ///
     /// # Errors
-    /// If the lease is not ours, or something failed, a deletion of what an earlier step has published too; what was
-    /// acknowledged before is forgotten all the same.
+    /// If the lease is not ours, or something failed that kept everything from being published.
     pub async fn step(&mut self) -> Result<Step, StepError> {
-        if !self.lease().is_ours() {
+        // Whoever holds the lease now and however the broker is: what it has acknowledged need not be sent again.
+        self.acked.keep_up().await?;
+        if !self.lease.is_ours() {
+            self.failing.clear();
             return Err(StepError::NotLeased);
         }
         let partitions = match self.producer.partitions().await {
@@ -197,19 +214,14 @@ impl Relay {
             Err(kafka::Error::UnknownTopic) => self.create_topic().await.map_err(StepError::Kafka)?,
             Err(error) => return Err(StepError::Kafka(error)),
         };
-        self.forgetting.keep_up().await?;
         let now = Instant::now();
+        self.failing.retain(|&partition, _| partition < partitions);
         let without: Vec<i32> =
             self.failing.iter().filter(|(_, failing)| failing.until > now).map(|(&partition, _)| partition).collect();
-        let acknowledged: Vec<i64> = self.forgetting.ids().collect();
-        let wanted = Wanted {
-            shard: (self.shard, self.settings.shards),
-            from: self.seen.from(now),
-            without: (&without, partitions),
-            acknowledged: &acknowledged,
-            limit: READ_AT_ONCE,
-        };
-        let events = self.outbox.pending(&wanted).await?;
+        if without.len() as i32 == partitions {
+            return Ok(Step::default());
+        }
+        let events = self.read((&without, partitions), now).await?;
         let read = events.len();
         let mut left: BTreeSet<i64> = events.iter().map(|event| event.id).collect();
         let largest = left.last().copied();
@@ -217,19 +229,51 @@ impl Relay {
         for event in events {
             batches.entry(partition::of_hash(event.key_hash, partitions)).or_default().add(event);
         }
+        // A partition that failed and has nothing left to send has no trouble any more.
+        self.failing.retain(|partition, failing| failing.until > now || batches.contains_key(partition));
         let outcome = self.publish(batches, &mut left).await;
         // What stays in the outbox, read or left out, must be read again before anything that comes after it; so must what
         // could not be deleted.
-        let first_left = left.first().copied().into_iter().chain(self.forgetting.ids()).min();
-        let handled = if without.is_empty() { first_left.map(|id| id - 1).or(largest) } else { None };
-        self.seen.handled_up_to(handled, now);
-        let error = outcome?;
+        let first_left = left.first().copied().into_iter().chain(self.acked.rows().map(|row| row.id)).min();
+        let published_up_to = if without.is_empty() { first_left.map(|id| id - 1).or(largest) } else { None };
+        self.watermark.published_up_to(published_up_to, now);
         let published = read - left.len();
-        match error {
-            // An error of every partition is one of the broker.
-            Some(error) if published == 0 => Err(StepError::Kafka(error)),
+        match outcome {
+            // An error of every partition is one of the broker, or of the database.
+            Err(error) if published == 0 => Err(error),
             _ => Ok(Step { read, published }),
         }
+    }
+
+    /// The events to publish next.
+    async fn read(&mut self, without: (&[i32], i32), now: Instant) -> Result<Vec<OutboxRow>, StepError> {
+        let acked = self.acked.event_ids();
+        for _ in 0..MAX_READS {
+            let query = PendingQuery {
+                shard: (self.shard, self.settings.shards),
+                from: self.watermark.from(now),
+                without,
+                acked: &acked,
+                limit: MAX_ROWS,
+            };
+            let (source, events) = self.outbox.pending(&query).await?;
+            let last_id = source.last_id;
+            // Where the ids do not go on as before, these events are dropped: what has to be sent before them may have
+            // smaller ids than those that were read.
+            match self.watermark.check(source) {
+                Ids::Continue => return Ok(events),
+                Ids::OtherSource => {
+                    tracing::info!(last_id, "PostgreSQL was started anew or replaced; the whole outbox is read again");
+                }
+                Ids::WentBack => {
+                    ID_REGRESSIONS.inc();
+                    let message = "ids of the outbox went back, as after a restore or a failover to a replica that \
+                                   lagged: changes may be lost; the whole outbox is read again";
+                    tracing::warn!(last_id, "{message}");
+                }
+            }
+        }
+        Err(postgres::Error::Unavailable("connections lead to different servers in turn".into()).into())
     }
 
     async fn create_topic(&mut self) -> Result<i32, kafka::Error> {
@@ -240,17 +284,15 @@ impl Relay {
         self.producer.partitions().await
     }
 
-    /// Sends a batch to each partition at once. Takes from `left` what need not be sent again, and gives a partition's
-    /// error.
-    async fn publish(
-        &mut self,
-        mut batches: BTreeMap<i32, Batch>,
-        left: &mut BTreeSet<i64>,
-    ) -> Result<Option<kafka::Error>, StepError> {
-        let mut failure = None;
+    /// Sends a batch to each partition at once. Takes from `left` what need not be sent again.
+    ///
+    /// # Errors
+    /// That of one partition if some failed, after all have been tried; or that the lease is not ours any more.
+    async fn publish(&mut self, mut batches: BTreeMap<i32, Batch>, left: &mut BTreeSet<i64>) -> Result<(), StepError> {
+        let mut outcome = Ok(());
         while !batches.is_empty() {
             // We may have been frozen since the step began; whoever took over has sent these events.
-            if !self.lease().is_ours() {
+            if !self.lease.is_ours() {
                 return Err(StepError::NotLeased);
             }
             let (mut sendings, mut records) = (BTreeMap::new(), BTreeMap::new());
@@ -259,100 +301,111 @@ impl Relay {
                 sendings.insert(partition, sending);
                 records.insert(partition, batch);
             }
-            let mut acknowledged = Vec::new();
-            let mut again = BTreeMap::new();
+            let (mut again, mut rejected) = (BTreeMap::new(), Vec::new());
             for (partition, result) in self.producer.send(records).await {
                 let Some(batch) = batches.remove(&partition) else { continue };
                 sendings.remove(&partition).unwrap_or_default().end(&result);
                 match result {
                     Ok(_) => {
                         self.failing.remove(&partition);
-                        acknowledged.extend(batch.events.iter().map(|event| event.id));
+                        PUBLISHED.inc_by(batch.events.len() as u64);
+                        for event in &batch.events {
+                            left.remove(&event.id);
+                        }
+                        self.acked.add(batch.events.iter().map(OutboxRow::key));
                     }
                     // Too large a batch may be made of small records: halves find the one that is to blame.
                     Err(kafka::Error::Refused(_)) if batch.events.len() > 1 => {
                         again.insert(partition, batch.first_half());
                     }
                     Err(error @ kafka::Error::Refused(_)) => {
-                        for event in batch.events {
-                            self.bury(&event, &error).await?;
-                            left.remove(&event.id);
-                        }
+                        rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
                     }
                     Err(error) => {
-                        let failing = self.failing.entry(partition).or_insert_with(|| Failing {
-                            backoff: Backoff::new(PAUSES.0, PAUSES.1),
-                            until: Instant::now(),
-                        });
-                        failing.until = Instant::now() + failing.backoff.next_pause();
-                        failure = Some(error);
+                        self.fail(partition, error.to_string());
+                        outcome = Err(StepError::Kafka(error));
                     }
                 }
             }
-            PUBLISHED.inc_by(acknowledged.len() as u64);
-            for id in &acknowledged {
-                left.remove(id);
+            // Only now, when the outcome of every partition is noted: this can fail too.
+            for (partition, event, error) in rejected {
+                match self.dead_letter(&event, &error).await {
+                    Ok(()) => {
+                        self.failing.remove(&partition);
+                        left.remove(&event.id);
+                    }
+                    Err(error) => {
+                        self.fail(partition, format!("an event cannot be dead-lettered: {error}"));
+                        outcome = Err(StepError::Database(error));
+                    }
+                }
             }
-            self.forgetting.add(acknowledged);
             batches = again;
         }
-        Ok(failure)
+        outcome
     }
 
-    async fn bury(&self, event: &Pending, error: &kafka::Error) -> Result<(), postgres::Error> {
-        self.outbox.bury(event.id, &error.to_string()).await?;
+    /// Leaves a partition out for a while.
+    fn fail(&mut self, partition: i32, error: String) {
+        let backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let failing = Failing { backoff, until: Instant::now(), error: String::new() };
+        let failing = self.failing.entry(partition).or_insert(failing);
+        failing.until = Instant::now() + failing.backoff.next_pause();
+        failing.error = error;
+    }
+
+    /// Why some partition cannot be published to.
+    fn trouble(&self) -> Option<String> {
+        let (partition, failing) = self.failing.iter().next()?;
+        Some(format!("partition {partition}: {}", failing.error))
+    }
+
+    async fn dead_letter(&self, event: &OutboxRow, error: &kafka::Error) -> Result<(), postgres::Error> {
+        self.outbox.dead_letter(event.key(), &error.to_string()).await?;
         REFUSED.inc();
-        let Pending { patient_id, event_id, .. } = event;
+        let OutboxRow { patient_id, event_id, .. } = event;
         tracing::error!(%patient_id, %event_id, %error, "event refused by the broker; it is in outbox_dead_letters");
         Ok(())
     }
 
     /// Publishes until the shutdown, then finishes its batch and gives up the lease. `waker` cuts the pauses short.
     pub async fn run(mut self, waker: RelayWaker, shutdown: Shutdown) {
-        let lease = self.lease();
-        let keep = {
-            let (lease, waker) = (lease.clone(), waker.clone());
-            async move {
-                let mut held = false;
-                let mut backoff = Backoff::new(PAUSES.0, lease.duration / 3);
-                loop {
-                    let pause = match lease.hold().await {
-                        Ok(holds) => {
-                            if holds != held {
-                                held = holds;
-                                LEASES.add(if held { 1 } else { -1 });
-                                tracing::info!(shard = lease.shard, held, "relay lease");
-                                waker.notify();
-                            }
-                            backoff.reset();
-                            lease.duration / 3
-                        }
-                        // The lease runs out by itself meanwhile.
-                        Err(_) => backoff.next_pause(),
-                    };
-                    smol::Timer::after(pause).await;
-                }
-            }
-        };
-        let keep = runtime::spawn(keep);
+        let keep = runtime::spawn(keep_lease(self.lease.clone(), self.shard, waker.clone()));
         self.steps(&waker, &shutdown).await;
-        // What cannot be deleted now is published again.
-        let _ = self.forgetting.finish().await;
+        self.acked.finish().await;
         keep.cancel().await;
-        lease.release().await;
+        self.lease.release().await;
     }
 
-    async fn tell_backlog(&mut self) {
+    /// Shows how full the outbox is. A replica that knows that another one holds the lease leaves it to that one, and shows
+    /// nothing rather than a number that it does not know.
+    async fn report_backlog(&mut self) {
         let shard = self.shard.to_string();
-        let backlog = if self.lease().is_ours() {
-            self.outbox.backlog((self.shard, self.settings.shards), self.seen.settled + 1).await
-        } else {
-            Ok(Backlog::default())
+        let from = match (self.lease.is_ours(), self.lease.is_renewed_by_another()) {
+            (true, _) => self.watermark.next_id(),
+            (false, false) => 0,
+            (false, true) => {
+                self.oldest = None;
+                // It may not have been shown.
+                let _ = PENDING.remove_label_values(&[&shard]);
+                let _ = OLDEST.remove_label_values(&[&shard]);
+                return;
+            }
         };
-        if let Ok(Backlog { events, oldest_seconds }) = backlog {
-            PENDING.with_label_values(&[&shard]).set(events);
-            OLDEST.with_label_values(&[&shard]).set(oldest_seconds as i64);
+        let Ok(backlog) = self.outbox.backlog((self.shard, self.settings.shards), from).await else { return };
+        let Backlog { events, first_id, oldest_seconds, ids_behind } = backlog;
+        if let Some(largest_id) = ids_behind {
+            tracing::warn!(largest_id, "the sequence of the outbox's ids is behind them; it is moved past them");
+            // An outage is logged, and the next report finds it again.
+            let _ = self.outbox.move_ids_past(largest_id).await;
         }
+        let now = Instant::now();
+        let seen_before = self.oldest.filter(|(id, _)| Some(*id) == first_id);
+        self.oldest = seen_before.or(first_id.map(|id| (id, now)));
+        // The database's clock may have been set back since the event was stored; what we have seen is certain.
+        let seen_for = self.oldest.map_or(Duration::ZERO, |(_, since)| now.duration_since(since));
+        PENDING.with_label_values(&[&shard]).set(events);
+        OLDEST.with_label_values(&[&shard]).set(oldest_seconds.max(seen_for.as_secs_f64()) as i64);
     }
 
     async fn steps(&mut self, waker: &RelayWaker, shutdown: &Shutdown) {
@@ -361,7 +414,7 @@ impl Relay {
         while !shutdown.is_triggered() {
             if last_told.is_none_or(|told| told.elapsed() > TELL) {
                 last_told = Some(Instant::now());
-                self.tell_backlog().await;
+                self.report_backlog().await;
             }
             let begun = Instant::now();
             let pause = match self.step().await {
@@ -370,34 +423,67 @@ impl Relay {
                     let now = Instant::now();
                     if step.published > 0 {
                         (last_busy, last_sign) = (now, now);
-                        self.broker.tell(Ok(()));
+                        self.broker.report(self.shard, self.trouble());
                         smol::Timer::at(begun + PACE).await;
                         // More may have come while this batch was in flight.
                         continue;
                     }
-                    if now.duration_since(last_sign) > SIGN_OF_LIFE {
+                    if let Some(trouble) = self.trouble() {
+                        self.broker.report(self.shard, Some(trouble));
+                    } else if now.duration_since(last_sign) > SIGN_OF_LIFE {
                         last_sign = now;
                         let Settings { kafka, topic, .. } = &self.settings;
                         let sign = kafka::partitions(kafka, topic).await;
-                        self.broker.tell(sign.map(drop).map_err(|error| error.to_string()));
+                        self.broker.report(self.shard, sign.err().map(|error| error.to_string()));
                     }
                     if now.duration_since(last_busy) < BUSY { QUICK_LOOK } else { LOOK }
                 }
                 Err(StepError::Kafka(error)) => {
-                    self.broker.tell(Err(error.to_string()));
+                    let trouble = self.trouble().unwrap_or_else(|| error.to_string());
+                    self.broker.report(self.shard, Some(trouble));
                     backoff.next_pause()
                 }
                 // `Database` has logged the outage; nothing can be read meanwhile.
-                Err(StepError::Database(_)) => backoff.next_pause(),
+                Err(StepError::Database(_)) => {
+                    if let Some(trouble) = self.trouble() {
+                        self.broker.report(self.shard, Some(trouble));
+                    }
+                    backoff.next_pause()
+                }
                 Err(StepError::NotLeased) => {
-                    self.broker.tell(Ok(()));
-                    self.settings.lease / 10
+                    self.broker.report(self.shard, None);
+                    (self.settings.lease / 10).min(LOOK)
                 }
             };
             let wait = within(pause, waker.wait(self.shard));
             // The outcome does not matter: time, a tap, or the end.
             let _ = shutdown.or_stop(wait).await;
         }
+    }
+}
+
+/// Takes the lease, and renews it for as long as it is polled.
+async fn keep_lease(lease: Lease, shard: i32, waker: RelayWaker) {
+    let mut held = false;
+    let mut backoff = Backoff::new(PAUSES.0, lease.renewal_interval());
+    loop {
+        let renewed = lease.hold().await;
+        let holds = lease.is_ours();
+        if holds != held {
+            held = holds;
+            LEASES.add(if held { 1 } else { -1 });
+            tracing::info!(shard, held, "relay lease");
+            waker.notify();
+        }
+        let pause = match renewed {
+            Ok(_) => {
+                backoff.reset();
+                lease.pause()
+            }
+            // The lease runs out by itself meanwhile.
+            Err(_) => backoff.next_pause(),
+        };
+        smol::Timer::after(pause).await;
     }
 }
 

@@ -1,5 +1,5 @@
 use super::record::record;
-use crate::outbox::Pending;
+use crate::outbox::OutboxRow;
 
 /// Bytes of one batch at most: with its frame it has to stay below the 1 MiB that brokers take by default.
 const BATCH_BYTES: usize = 900_000;
@@ -9,7 +9,7 @@ const FRAME_BYTES: usize = 64;
 /// Events for one partition, in order.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) events: Vec<Pending>,
+    pub(super) events: Vec<OutboxRow>,
     bytes: usize,
     full: bool,
 }
@@ -17,7 +17,7 @@ pub(super) struct Batch {
 impl Batch {
     /// Adds an event unless the batch is full. An event that finds no room waits for the next step, and so does
     /// everything after it.
-    pub(super) fn add(&mut self, event: Pending) {
+    pub(super) fn add(&mut self, event: OutboxRow) {
         let bytes = record(&event, event.traceparent.as_deref()).approximate_size() + FRAME_BYTES;
         self.full |= !self.events.is_empty() && self.bytes + bytes > BATCH_BYTES;
         if !self.full {
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn a_batch_ends_before_what_does_not_fit_and_takes_nothing_after_it() {
-        let event = |id, bytes| Pending {
+        let event = |id, bytes| OutboxRow {
             id,
             patient_id: Uuid::nil(),
             key_hash: 0,

@@ -8,10 +8,10 @@ use codec::{
 use kafka::{Error, Record};
 use telemetry::{Span, TraceContext, span};
 
-use crate::outbox::Pending;
+use crate::outbox::OutboxRow;
 
 /// The record of an event. Whoever reads it goes on with the trace `traceparent`.
-pub(super) fn record(event: &Pending, traceparent: Option<&str>) -> Record {
+pub(super) fn record(event: &OutboxRow, traceparent: Option<&str>) -> Record {
     Record {
         key: Some(event.patient_id.to_string().into_bytes()),
         value: Some(event.value.clone()),
@@ -20,7 +20,7 @@ pub(super) fn record(event: &Pending, traceparent: Option<&str>) -> Record {
     }
 }
 
-fn headers_of(event: &Pending, traceparent: Option<&str>) -> Headers {
+fn headers_of(event: &OutboxRow, traceparent: Option<&str>) -> Headers {
     match event.event_type.parse::<Kind>() {
         Ok(kind) => headers::of_event(event.event_id, kind, event.created_at, traceparent),
         // A later version of this service wrote a kind that we do not know. Its value says all.
@@ -37,12 +37,12 @@ pub(super) struct Sending {
 
 impl Sending {
     /// Begins to send events to a partition; gives their records, which carry the traces on.
-    pub(super) fn begin(topic: &str, partition: i32, events: &[Pending]) -> (Self, Vec<Record>) {
+    pub(super) fn begin(topic: &str, partition: i32, events: &[OutboxRow]) -> (Self, Vec<Record>) {
         if !span::is_collected() {
             let records = events.iter().map(|event| record(event, event.traceparent.as_deref())).collect();
             return (Self::default(), records);
         }
-        let begin = |event: &Pending| {
+        let begin = |event: &OutboxRow| {
             let stored = event.traceparent.as_deref();
             let Some(context) = stored.and_then(TraceContext::parse).map(TraceContext::child) else {
                 return (None, record(event, stored));

@@ -29,6 +29,9 @@ testbed::on_each_broker!(
     a_broker_that_was_away_gets_everything,
     a_repeated_batch_repeats_events_and_loses_none,
     a_deletion_that_waits_holds_up_no_event,
+    what_cannot_be_deleted_is_kept_for_later_and_not_sent_again,
+    an_event_with_the_id_of_one_that_was_published_is_published_too,
+    ids_that_go_back_hold_up_no_event,
 );
 
 fn unique_topic() -> String {
@@ -46,6 +49,12 @@ fn settings(kafka: kafka::Settings, topic: &str) -> Settings {
         lease: Duration::from_secs(3),
         late_commit: Duration::from_secs(10),
     }
+}
+
+/// Nobody listens there.
+fn no_broker() -> kafka::Settings {
+    let nobody = config::HostPort { host: "127.0.0.1".to_owned(), port: 9 };
+    kafka::Settings { bootstrap: config::HostPorts(vec![nobody]), deadline: Duration::from_secs(1), client_id: "test" }
 }
 
 /// A service whose own relay stands by for ever, because a test does the relaying.
@@ -66,10 +75,13 @@ async fn service_without_relay_on(database_url: &str, database_deadline: &str) -
     service
 }
 
+async fn execute(service: &Harness, statement: &'static str) {
+    let execute = async |connection: &mut PgConnection| postgres::query(statement).execute(connection).await;
+    service.database.run(execute).await.unwrap();
+}
+
 async fn free_lease(service: &Harness) {
-    let free =
-        async |connection: &mut PgConnection| postgres::query("DELETE FROM relay_leases").execute(connection).await;
-    service.database.run(free).await.unwrap();
+    execute(service, "DELETE FROM relay_leases").await;
 }
 
 /// Takes the lease from whoever has it: another relay of the test, or the service's own, which asks at its start and may be
@@ -92,6 +104,15 @@ async fn drain(service: &Harness, relay: &mut Relay) -> usize {
         published += relay.step().await.unwrap().published;
     }
     published
+}
+
+/// How many records a topic of three partitions has.
+async fn count_all(kafka: &kafka::Settings, topic: &str) -> usize {
+    let mut count = 0;
+    for partition in 0..3 {
+        count += read_all(kafka, topic, partition).await.len();
+    }
+    count
 }
 
 async fn read_all(kafka: &kafka::Settings, topic: &str, partition: i32) -> Vec<RecordAndOffset> {
@@ -301,17 +322,244 @@ fn a_deletion_that_waits_holds_up_no_event(kind: broker::Kind) {
 
         session.execute("ROLLBACK").await.unwrap();
         service.until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
-        let mut records = 0;
-        for partition in 0..3 {
-            records += read_all(&kafka, &topic, partition).await.len();
+        assert_eq!(count_all(&kafka, &topic).await, 2);
+        service.stop().await;
+    });
+}
+
+fn what_cannot_be_deleted_is_kept_for_later_and_not_sent_again(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let database = testbed::shared_database().await;
+        let service = service_without_relay_on(&database, "1s").await;
+        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
+        take_lease(&service, &relay).await;
+        let waiting = async || service.number("SELECT count(*) FROM outbox").await;
+
+        // One row is locked for longer than a deletion takes, the other is deleted around it.
+        service.register("Jane Doe").await;
+        let mut session = Session::open(&database).await.unwrap();
+        session.execute("BEGIN; SELECT id FROM outbox FOR UPDATE").await.unwrap();
+        service.register("John Doe").await;
+        assert_eq!(relay.step().await.unwrap(), Step { read: 2, published: 2 });
+        let one_left = async || relay.step().await.unwrap().read == 0 && waiting().await == 1;
+        service.until("the one that nobody has locked is deleted", one_left).await;
+        session.execute("ROLLBACK").await.unwrap();
+        service.until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+
+        // Deletions fail.
+        let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'as the test wants it'; END $$;
+            CREATE TRIGGER fail BEFORE DELETE ON outbox FOR EACH STATEMENT EXECUTE FUNCTION fail()";
+        session.execute(fail).await.unwrap();
+        service.register("Jim Doe").await;
+        assert_eq!(relay.step().await.unwrap(), Step { read: 1, published: 1 });
+        for _ in 0..20 {
+            assert_eq!(relay.step().await.unwrap(), Step::default());
+            smol::Timer::after(Duration::from_millis(50)).await;
         }
-        assert_eq!(records, 2);
+        assert_eq!(waiting().await, 1);
+        session.execute("DROP TRIGGER fail ON outbox").await.unwrap();
+        service.until("it is deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        assert_eq!(count_all(&kafka, &topic).await, 3, "each was sent once");
+        service.stop().await;
+    });
+}
+
+/// After a restore, or a failover to a replica that lagged, ids are given a second time.
+fn an_event_with_the_id_of_one_that_was_published_is_published_too(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let database = testbed::shared_database().await;
+        // Longer than the test takes, so that the deletion waits and does not fail.
+        let service = service_without_relay_on(&database, "30s").await;
+        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
+        take_lease(&service, &relay).await;
+        service.register("Jane Doe").await;
+        let mut session = Session::open(&database).await.unwrap();
+        session.execute("BEGIN; SELECT id FROM outbox FOR UPDATE").await.unwrap();
+        assert_eq!(relay.step().await.unwrap(), Step { read: 1, published: 1 });
+        // While its deletion waits, another event takes its place.
+        session.execute("UPDATE outbox SET event_id = gen_random_uuid(); COMMIT").await.unwrap();
+        let waiting = async || service.number("SELECT count(*) FROM outbox").await;
+        service.until("it is published", async || relay.step().await.unwrap().published == 1).await;
+        service.until("it is deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        assert_eq!(count_all(&kafka, &topic).await, 2);
+        service.stop().await;
+    });
+}
+
+fn ids_that_go_back_hold_up_no_event(kind: broker::Kind) {
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        let service = service_without_relay().await;
+        let settings = Settings {
+            lease: Duration::from_secs(60),
+            // Soon after an event is published, reading begins behind it.
+            late_commit: Duration::from_millis(100),
+            ..settings(kafka.clone(), &topic)
+        };
+        let mut relay = relay(&service, settings);
+        take_lease(&service, &relay).await;
+        let ways = [
+            "SELECT setval('outbox_id_seq', 1, false)",
+            "SELECT setval('outbox_id_seq', 1, true)",
+            "ALTER SEQUENCE outbox_id_seq RESTART",
+            "TRUNCATE outbox RESTART IDENTITY",
+        ];
+        for (number, way) in ways.into_iter().enumerate() {
+            for n in 0..3 {
+                service.register(&format!("Patient {number} {n}")).await;
+            }
+            let waiting = async || service.number("SELECT count(*) FROM outbox").await;
+            let all_published = async || relay.step().await.unwrap().read == 0 && waiting().await == 0;
+            service.until("all are published", all_published).await;
+            // The time of `late_commit`, in which the database answers.
+            for _ in 0..4 {
+                smol::Timer::after(Duration::from_millis(50)).await;
+                relay.step().await.unwrap();
+            }
+            execute(&service, way).await;
+            service.register(&format!("Patient {number} after it")).await;
+            assert_eq!(relay.step().await.unwrap(), Step { read: 1, published: 1 }, "{way}");
+        }
+        service.stop().await;
+    });
+}
+
+#[test]
+fn a_sequence_that_is_behind_the_outbox_is_moved_past_it() {
+    runtime::block_on(2, async {
+        // No broker: events wait.
+        let service = Harness::start(&testbed::shared_database().await, &[]).await;
+        for n in 0..5 {
+            service.register(&format!("Patient {n}")).await;
+        }
+        execute(&service, "SELECT setval('outbox_id_seq', 1, false)").await;
+        service.until("it is moved", async || service.number("SELECT last_value FROM outbox_id_seq").await > 5).await;
+        service.register("Jane Doe").await;
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 6);
+        service.stop().await;
+    });
+}
+
+/// PostgreSQL's clock was set back or forward after the holder died, or has stopped to mean anything.
+#[test]
+fn the_lease_of_a_dead_holder_is_taken_over_in_its_length_whatever_time_it_names() {
+    runtime::block_on(2, async {
+        let service = service_without_relay().await;
+        let lease = Duration::from_secs(1);
+        let dead = [
+            "UPDATE relay_leases SET holder = gen_random_uuid(), expires_at = now() + interval '59 minutes'",
+            "UPDATE relay_leases SET holder = gen_random_uuid(), expires_at = now() + interval '3 days'",
+            "UPDATE relay_leases SET holder = gen_random_uuid(), expires_at = 'infinity'",
+            "UPDATE relay_leases SET holder = gen_random_uuid(), expires_at = now() - interval '3 days'",
+        ];
+        for dead in dead {
+            let relay = relay(&service, Settings { lease, ..settings(no_broker(), "none") });
+            execute(&service, dead).await;
+            let started = Instant::now();
+            assert!(!relay.hold_lease().await.unwrap(), "it may be alive: {dead}");
+            service.until("it is taken over", async || relay.hold_lease().await.unwrap()).await;
+            let took = started.elapsed();
+            assert!(took >= lease && took < lease + Duration::from_secs(2), "{took:?}: {dead}");
+        }
+        service.stop().await;
+    });
+}
+
+/// PostgreSQL's clock was set forward while the holder renews its lease.
+#[test]
+fn a_lease_that_is_renewed_stays_with_its_holder_whatever_time_it_names() {
+    runtime::block_on(2, async {
+        let service = service_without_relay().await;
+        let lease = Duration::from_secs(2);
+        let relays = [0, 1].map(|_| relay(&service, Settings { lease, ..settings(no_broker(), "none") }));
+        take_lease(&service, &relays[0]).await;
+        let end = Instant::now() + lease * 3;
+        while Instant::now() < end {
+            execute(&service, "UPDATE relay_leases SET expires_at = now() - interval '1 hour'").await;
+            assert!(!relays[1].hold_lease().await.unwrap());
+            assert!(relays[0].hold_lease().await.unwrap());
+            smol::Timer::after(Duration::from_millis(100)).await;
+        }
+        service.stop().await;
+    });
+}
+
+/// Otherwise a gauge of 0 would hide that events wait for as long as the lease lasts.
+#[test]
+fn what_waits_is_told_while_nobody_renews_the_lease() {
+    runtime::block_on(2, async {
+        let service = service_without_relay().await;
+        for n in 0..7 {
+            service.register(&format!("Patient {n}")).await;
+        }
+        let pending = async || service.get("/metrics").await.text().contains("outbox_pending{shard=\"0\"} 7\n");
+        service.until("the outbox is told", pending).await;
         service.stop().await;
     });
 }
 
 mod on_kafka_alone {
     use super::*;
+
+    #[test]
+    fn what_other_partitions_got_is_noted_although_a_dead_letter_fails() {
+        runtime::block_on(2, async {
+            let scratch = Scratch::new().unwrap();
+            let extra = "message.max.bytes=1500";
+            let mut broker =
+                Broker::start_anywhere(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+            scratch.guard(broker.process()).unwrap();
+            let (kafka, topic) = (broker.settings("test"), unique_topic());
+            let service = service_without_relay().await;
+            let mut relay =
+                relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
+            take_lease(&service, &relay).await;
+            // One that is too large, and a good one behind it, on one partition; others on all three.
+            let jane = service.register("Jane Doe").await;
+            execute(&service, "UPDATE outbox SET value = decode(repeat('00', 3000), 'hex')").await;
+            service.client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
+            for n in 0..12 {
+                service.register(&format!("Patient {n}")).await;
+            }
+            let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'as the test wants it'; END $$";
+            execute(&service, fail).await;
+            let trigger =
+                "CREATE TRIGGER fail BEFORE INSERT ON outbox_dead_letters FOR EACH ROW EXECUTE FUNCTION fail()";
+            execute(&service, trigger).await;
+            let waiting = async || service.number("SELECT count(*) FROM outbox").await;
+            assert!(relay.step().await.unwrap().published > 0);
+            // The partition of the one that is too large waits; the others get all of theirs.
+            let for_others = "SELECT count(*) FROM outbox
+                WHERE key_hash % 3 <> (SELECT key_hash % 3 FROM outbox ORDER BY id LIMIT 1)";
+            let others_done = async || {
+                let _ = relay.step().await;
+                service.number(for_others).await == 0
+            };
+            service.until("the others are published and deleted", others_done).await;
+            let sent = count_all(&kafka, &topic).await;
+            assert_eq!(sent as i64, 14 - waiting().await);
+            for _ in 0..20 {
+                let step = relay.step().await;
+                assert!(matches!(step, Ok(Step { published: 0, .. }) | Err(StepError::Database(_))), "{step:?}");
+                smol::Timer::after(Duration::from_millis(20)).await;
+            }
+            assert_eq!(count_all(&kafka, &topic).await, sent, "none was sent again");
+
+            execute(&service, "DROP TRIGGER fail ON outbox_dead_letters").await;
+            let drained = async || {
+                let _ = relay.step().await;
+                waiting().await == 0
+            };
+            service.until("the rest goes on", drained).await;
+            assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters").await, 1);
+            assert_eq!(count_all(&kafka, &topic).await, 13, "each was sent once");
+            service.stop().await;
+        });
+    }
 
     /// Nisshi takes records of any size.
     #[test]
