@@ -26,7 +26,8 @@ impl Action {
     }
 }
 
-/// Leaves the task to close a patient's account in the caller's transaction. It replaces one to open it.
+/// Leaves the task to close a patient's account in the caller's transaction. It replaces one to open it, also one that
+/// billing has rejected for good.
 ///
 /// # Errors
 /// If the database cannot do it.
@@ -37,11 +38,12 @@ pub async fn enqueue_close(
 ) -> Result<(), sqlx::Error> {
     query(
         "-- enqueue close
+        WITH superseded AS (DELETE FROM billing_task_dead_letters WHERE patient_id = $1)
         INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)
         VALUES ($1, 'CLOSE', $2, $3, $4, now())
         ON CONFLICT (patient_id) DO UPDATE
         SET action = excluded.action, name = excluded.name, email = excluded.email, traceparent = excluded.traceparent,
-            attempts = 0, next_attempt_at = excluded.next_attempt_at",
+            attempts = 0, rejections = 0, next_attempt_at = excluded.next_attempt_at",
     )
     .bind(patient.id)
     .bind(&patient.name)
@@ -67,6 +69,22 @@ pub struct Task {
     pub traceparent: Option<String>,
     /// Earlier attempts that failed.
     pub attempts: u32,
+    /// Those of them in which billing rejected the task itself.
+    pub rejections: u32,
+}
+
+/// How many tasks there are, each counted up to [`Counts::MAX`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tasks that wait for an attempt.
+    pub pending: i64,
+    /// Tasks that billing has rejected for good.
+    pub dead_letters: i64,
+}
+
+impl Counts {
+    /// Where the counting stops, because it costs the more the more there are.
+    pub const MAX: i64 = 100_000;
 }
 
 /// The tasks in a database.
@@ -84,26 +102,35 @@ impl BillingTasks {
     /// Takes tasks that are due, at most `limit`. For the time `lease` no other instance gets them, and nothing is
     /// locked meanwhile.
     ///
+    /// A task that seems due later than `longest_wait` from now is due: nobody postpones one for longer, so that the
+    /// database's clock was set back since.
+    ///
     /// # Errors
     /// If the database cannot do it.
-    pub async fn claim(&self, limit: i64, lease: Duration) -> Result<Vec<Task>, Error> {
+    pub async fn claim(&self, limit: i64, lease: Duration, longest_wait: Duration) -> Result<Vec<Task>, Error> {
         let claim = self.database.run(async |connection| {
             let rows = query(
                 "-- claim billing tasks
                 WITH due AS (
-                    SELECT patient_id FROM billing_tasks WHERE next_attempt_at <= now()
+                    SELECT patient_id, next_attempt_at FROM billing_tasks WHERE next_attempt_at <= now()
+                    ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
+                ), stranded AS (
+                    SELECT patient_id, next_attempt_at FROM billing_tasks
+                    WHERE next_attempt_at > now() + make_interval(secs => $3)
                     ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
                 ), claimed AS (
                     UPDATE billing_tasks t SET next_attempt_at = now() + make_interval(secs => $2), attempts = attempts + 1
-                    FROM due WHERE t.patient_id = due.patient_id
-                    RETURNING t.patient_id, t.action, t.name, t.email, t.traceparent, t.attempts - 1 AS attempts
+                    FROM (SELECT * FROM due UNION ALL SELECT * FROM stranded ORDER BY next_attempt_at LIMIT $1) next
+                    WHERE t.patient_id = next.patient_id
+                    RETURNING t.patient_id, t.action, t.name, t.email, t.traceparent, t.attempts - 1 AS attempts, t.rejections
                 )
                 SELECT patient_id, action, coalesce(c.name, p.name, '') AS name, coalesce(c.email, p.email, '') AS email,
-                       traceparent, attempts
+                       traceparent, attempts, rejections
                 FROM claimed c LEFT JOIN patients p ON p.id = c.patient_id",
             )
             .bind(limit)
             .bind(lease.as_secs_f64())
+            .bind(longest_wait.as_secs_f64())
             .fetch_all(connection)
             .await?;
             let read = |row: &postgres::PgRow| {
@@ -115,6 +142,7 @@ impl BillingTasks {
                     email: row.try_get("email")?,
                     traceparent: row.try_get("traceparent")?,
                     attempts: row.try_get::<i32, _>("attempts")?.unsigned_abs(),
+                    rejections: row.try_get::<i32, _>("rejections")?.unsigned_abs(),
                 })
             };
             rows.iter().map(read).collect()
@@ -137,37 +165,73 @@ impl BillingTasks {
         done.await.map(drop)
     }
 
-    /// Says when a task that failed is tried again, unless it has been replaced by another action meanwhile.
+    /// Says when a task that failed is tried again, and whether billing rejected it, unless it has been replaced by another
+    /// action meanwhile.
     ///
     /// # Errors
     /// If the database cannot do it: then it is tried again when its claim ends.
-    pub async fn postpone(&self, task: &Task, pause: Duration) -> Result<(), Error> {
+    pub async fn postpone(&self, task: &Task, pause: Duration, rejected: bool) -> Result<(), Error> {
         let postpone = self.database.run(async |connection| {
             query(
                 "-- postpone billing task
-                UPDATE billing_tasks SET next_attempt_at = now() + make_interval(secs => $3)
+                UPDATE billing_tasks
+                SET next_attempt_at = now() + make_interval(secs => $3), rejections = rejections + $4
                 WHERE patient_id = $1 AND action = $2",
             )
             .bind(task.patient_id)
             .bind(task.action.name())
             .bind(pause.as_secs_f64())
+            .bind(i32::from(rejected))
             .execute(connection)
             .await
         });
         postpone.await.map(drop)
     }
 
-    /// How many tasks there are, counted up to `most`.
+    /// Moves a task that billing rejects for good to the dead letters, unless it has been replaced by another action
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// If the database cannot do it: then it is tried once more when its claim ends.
+    pub async fn dead_letter(&self, task: &Task, error: &str) -> Result<(), Error> {
+        let dead_letter = self.database.run(async |connection| {
+            query(
+                "-- dead-letter billing task
+                WITH rejected AS (
+                    DELETE FROM billing_tasks WHERE patient_id = $1 AND action = $2
+                    RETURNING patient_id, action, name, email, traceparent, attempts
+                )
+                INSERT INTO billing_task_dead_letters (patient_id, action, name, email, traceparent, attempts, error)
+                SELECT *, $3 FROM rejected
+                ON CONFLICT (patient_id) DO UPDATE
+                SET action = excluded.action, name = excluded.name, email = excluded.email,
+                    traceparent = excluded.traceparent, attempts = excluded.attempts, error = excluded.error,
+                    dead_lettered_at = excluded.dead_lettered_at",
+            )
+            .bind(task.patient_id)
+            .bind(task.action.name())
+            .bind(error)
+            .execute(connection)
+            .await
+        });
+        dead_letter.await.map(drop)
+    }
+
+    /// How many tasks there are.
     ///
     /// # Errors
     /// If the database cannot be asked.
-    pub async fn count(&self, most: i64) -> Result<i64, Error> {
+    pub async fn count(&self) -> Result<Counts, Error> {
         let count = self.database.run(async |connection| {
-            query("-- count billing tasks\nSELECT count(*) FROM (SELECT 1 FROM billing_tasks LIMIT $1) tasks")
-                .bind(most)
-                .fetch_one(connection)
-                .await?
-                .try_get(0)
+            let row = query(
+                "-- count billing tasks
+                SELECT (SELECT count(*) FROM (SELECT 1 FROM billing_tasks LIMIT $1) tasks),
+                       (SELECT count(*) FROM (SELECT 1 FROM billing_task_dead_letters LIMIT $1) dead_letters)",
+            )
+            .bind(Counts::MAX)
+            .fetch_one(connection)
+            .await?;
+            Ok(Counts { pending: row.try_get(0)?, dead_letters: row.try_get(1)? })
         });
         count.await
     }

@@ -1,5 +1,6 @@
 //! Tells billing what a request could not tell it in time: opens accounts that are `PENDING`, closes those of patients
-//! who are gone. It tries until it is done, with growing pauses.
+//! who are gone. It tries until it is done, with growing pauses, or until billing has rejected the task itself so often that
+//! it can never succeed; then the task becomes a dead letter.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -19,7 +20,8 @@ use uuid::Uuid;
 
 use crate::{
     billing::Billing,
-    billing_tasks::{Action, BillingTasks, Task},
+    billing_tasks::{Action, BillingTasks, Counts, Task},
+    registry::RECONCILE_AFTER,
 };
 
 /// Tasks that are tried at once.
@@ -28,17 +30,27 @@ const AT_ONCE: i64 = 16;
 const LOOK: Duration = Duration::from_millis(500);
 /// The pause after a first failure, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How often the number of tasks is told, and up to where it is counted.
+/// How often the number of tasks is told.
 const TELL: Duration = Duration::from_secs(2);
-const COUNTED: i64 = 100_000;
+/// Rejections after which a task is a dead letter: more than one, because for a moment, such as in the middle of a rollout,
+/// something else may answer in billing's place.
+const MAX_REJECTIONS: u32 = 5;
 /// Accounts opened by requests whose tasks wait to be forgotten. Beyond it they are left to the reconciler.
 const DONE_WAITING: usize = 4096;
 /// Tasks that are forgotten with one statement, and how long the first of them waits for the others.
 const DONE_AT_ONCE: usize = 500;
 const DONE_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause while the database cannot forget them.
+const MAX_DONE_PAUSE: Duration = Duration::from_secs(1);
 
 static TASKS: LazyLock<IntGauge> =
     LazyLock::new(|| metrics::gauge("billing_tasks_pending", "Tasks that billing has not been told yet."));
+static DEAD_LETTERS: LazyLock<IntGauge> = LazyLock::new(|| {
+    metrics::gauge(
+        "billing_task_dead_letters",
+        "Tasks that billing has rejected for good, in billing_task_dead_letters.",
+    )
+});
 static RECONCILED: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters("billing_tasks_total", "Tasks tried by the reconciler, by outcome.", &["outcome"])
 });
@@ -61,11 +73,14 @@ impl Reconciler {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn step(&self) -> Result<usize, postgres::Error> {
+        let deadline = self.billing.deadline();
         // The claim outlasts the calls, so that no other instance makes the same ones meanwhile.
-        let lease = self.billing.deadline() * 3 + Duration::from_secs(1);
+        let lease = deadline * 3 + Duration::from_secs(1);
+        // A little more than any task is postponed for, so that a clock that is adjusted by milliseconds strands none.
+        let longest_wait = lease.max(PAUSES.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
         // While billing is away, its breaker lets one probe through now and then; more tasks would only fail.
         let limit = if self.billing.is_away() { 1 } else { AT_ONCE };
-        let tasks = self.tasks.claim(limit, lease).await?;
+        let tasks = self.tasks.claim(limit, lease, longest_wait).await?;
         join_all(tasks.iter().map(|task| self.attempt(task))).await;
         Ok(tasks.len())
     }
@@ -85,20 +100,31 @@ impl Reconciler {
             Action::Close => self.close(task, trace).await,
         };
         // A database that fails here leaves the task to be claimed again, which changes nothing at billing.
+        let (patient_id, action, trace_id, attempts) =
+            (task.patient_id, task.action, trace.trace_id(), task.attempts.saturating_add(1));
         let _ = match &outcome {
             Ok(()) => {
                 RECONCILED.with_label_values(&["done"]).inc();
-                let (patient_id, action, trace_id) = (task.patient_id, task.action, trace.trace_id());
-                tracing::info!(trace_id, %patient_id, ?action, attempts = task.attempts + 1, "billing reconciled");
+                tracing::info!(trace_id, %patient_id, ?action, attempts, "billing reconciled");
                 self.tasks.done(task.action, &[task.patient_id]).await
+            }
+            Err(error) if is_final(error) && task.rejections + 1 >= MAX_REJECTIONS => {
+                let moved = self.tasks.dead_letter(task, &error.to_string()).await;
+                if moved.is_ok() {
+                    RECONCILED.with_label_values(&["dead_lettered"]).inc();
+                    tracing::error!(trace_id, %patient_id, ?action, %error, attempts,
+                        "billing rejects a task for good; it is in billing_task_dead_letters");
+                }
+                moved
             }
             Err(error) => {
                 RECONCILED.with_label_values(&["failed"]).inc();
-                if !error.is_outage() {
-                    let (patient_id, action, trace_id) = (task.patient_id, task.action, trace.trace_id());
-                    tracing::error!(trace_id, %patient_id, ?action, %error, "billing refuses what it has to be told");
+                let rejected = is_rejection(error);
+                if rejected && task.rejections == 0 {
+                    tracing::warn!(trace_id, %patient_id, ?action, %error,
+                        "billing rejected a reconciliation call; it is tried again");
                 }
-                self.tasks.postpone(task, Backoff::after(task.attempts, PAUSES.0, PAUSES.1)).await
+                self.tasks.postpone(task, Backoff::after(task.attempts, PAUSES.0, PAUSES.1), rejected).await
             }
         };
         outcome
@@ -128,8 +154,9 @@ impl Reconciler {
         };
         let tell = async {
             loop {
-                if let Ok(count) = self.tasks.count(COUNTED).await {
-                    TASKS.set(count);
+                if let Ok(Counts { pending, dead_letters }) = self.tasks.count().await {
+                    TASKS.set(pending);
+                    DEAD_LETTERS.set(dead_letters);
                 }
                 smol::Timer::after(TELL).await;
             }
@@ -137,6 +164,28 @@ impl Reconciler {
         // A claim that is broken off here ends by itself.
         shutdown.or_stop(futures_lite::future::or(work, tell)).await;
     }
+}
+
+/// Whether billing answered, and rejected what it was asked.
+fn is_rejection(error: &CallError) -> bool {
+    is_final(error) || matches!(error.code(), Some(Code::PermissionDenied | Code::Unauthenticated))
+}
+
+/// Whether billing gives this answer to this task each time, whatever its state: it does not have the call, as an original's
+/// billing-service has only one, or does not take what is in it. Rights come with the configuration of either side and heal
+/// for all tasks at once.
+fn is_final(error: &CallError) -> bool {
+    matches!(
+        error.code(),
+        Some(
+            Code::Unimplemented
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::FailedPrecondition
+                | Code::OutOfRange
+        )
+    )
 }
 
 /// Takes the patients whose account was opened by the request itself.
@@ -162,16 +211,27 @@ pub fn done_queue() -> (DoneSender, DoneReceiver) {
 }
 
 impl DoneReceiver {
-    /// Forgets the tasks that are done, many with one statement, until the shutdown; then those that are left.
+    /// Forgets the tasks that are done, many with one statement, until the shutdown; then those that are left. Those that
+    /// the database could not forget are tried again, so that their calls are not made once more meanwhile.
     pub async fn run(self, tasks: BillingTasks, shutdown: Shutdown) {
-        while let Some(Ok(first)) = shutdown.or_stop(self.0.recv()).await {
-            shutdown.or_stop(smol::Timer::after(DONE_PAUSE)).await;
-            self.forget(&tasks, vec![first]).await;
+        let (mut done, mut backoff) = (Vec::new(), Backoff::new(DONE_PAUSE, MAX_DONE_PAUSE));
+        while !shutdown.is_triggered() {
+            if done.is_empty() {
+                let Some(Ok(first)) = shutdown.or_stop(self.0.recv()).await else { break };
+                done.push(first);
+                backoff.reset();
+            }
+            // More come meanwhile, and go with it.
+            shutdown.or_stop(backoff.pause()).await;
+            // A failure is an outage, which `Database` logs.
+            let _ = self.forget(&tasks, &mut done).await;
         }
-        self.forget(&tasks, Vec::new()).await;
+        // What is left now is done again by a reconciler, which changes nothing at billing.
+        let _ = self.forget(&tasks, &mut done).await;
     }
 
-    async fn forget(&self, tasks: &BillingTasks, mut done: Vec<Uuid>) {
+    /// Forgets what is done until there is nothing more; `done` keeps what a failure leaves.
+    async fn forget(&self, tasks: &BillingTasks, done: &mut Vec<Uuid>) -> Result<(), postgres::Error> {
         loop {
             while done.len() < DONE_AT_ONCE
                 && let Ok(patient_id) = self.0.try_recv()
@@ -179,10 +239,9 @@ impl DoneReceiver {
                 done.push(patient_id);
             }
             if done.is_empty() {
-                return;
+                return Ok(());
             }
-            // What is not forgotten now is done again by the reconciler, which changes nothing at billing.
-            let _ = tasks.done(Action::Open, &done).await;
+            tasks.done(Action::Open, done).await?;
             done.clear();
         }
     }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The time after the end of a request's own call to billing before the reconciler makes it again.
-const RECONCILE_AFTER: Duration = Duration::from_secs(4);
+pub(crate) const RECONCILE_AFTER: Duration = Duration::from_secs(4);
 
 /// How far before UTC a day begins where it begins first (Kiritimati).
 const EARLIEST_DAY: TimeDelta = TimeDelta::hours(14);

@@ -1,0 +1,84 @@
+//! What billing has to be told, and what becomes of what it cannot be told.
+
+use postgres::PgConnection;
+
+use crate::harness::{Harness, Mood, id, path, with_service};
+
+async fn execute(service: &Harness, statement: &'static str) {
+    let execute = async |connection: &mut PgConnection| postgres::query(statement).execute(connection).await;
+    service.database.run(execute).await.unwrap();
+}
+
+/// PostgreSQL's clock was set back after a reconciler that died had claimed them, or forward.
+#[test]
+fn tasks_are_due_whatever_time_they_name() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Unavailable);
+        let mut patients = Vec::new();
+        for name in ["Jane Doe", "John Doe", "Jim Doe", "Joan Doe"] {
+            patients.push(id(&service.register(name).await));
+        }
+        // Ahead by more than anything is postponed for; the last one is postponed as it may be.
+        let ahead = "UPDATE billing_tasks t SET next_attempt_at = CASE p.name
+                WHEN 'Jane Doe' THEN now() + interval '59 minutes'
+                WHEN 'John Doe' THEN 'infinity'
+                WHEN 'Jim Doe' THEN now() - interval '3 days'
+                ELSE now() + interval '25 seconds'
+            END FROM patients p WHERE p.id = t.patient_id";
+        execute(&service, ahead).await;
+        service.billing.set(Mood::Well);
+        let is_open = async || patients[..3].iter().all(|id| service.billing.status(id).is_some());
+        service.until("those that are due are done", is_open).await;
+        assert_eq!(service.billing.status(&patients[3]), None, "it is postponed");
+        let left = "SELECT count(*) FROM billing_tasks";
+        service.until("they are forgotten", async || service.number(left).await == 1).await;
+        execute(&service, "UPDATE billing_tasks SET next_attempt_at = now()").await;
+        service.until("the last one is done", async || service.number(left).await == 0).await;
+    });
+}
+
+/// An original's billing-service can open accounts and do nothing else.
+#[test]
+fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Original);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(jane["billing"]["status"], "ACTIVE");
+        assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
+        let dead = "SELECT count(*) FROM billing_task_dead_letters
+            WHERE action = 'CLOSE' AND attempts = 5 AND error LIKE '%unimplemented%' AND name = 'Jane Doe'";
+        service.until("it is a dead letter", async || service.number(dead).await == 1).await;
+        assert_eq!(service.number("SELECT count(*) FROM billing_tasks").await, 0, "and it is tried no more");
+        let told = async || service.get("/metrics").await.text().contains("\nbilling_task_dead_letters 1\n");
+        service.until("it is told", told).await;
+
+        // As docs/failures.md has it, once billing can do it.
+        service.billing.set(Mood::Well);
+        let again = "WITH again AS (
+                DELETE FROM billing_task_dead_letters RETURNING patient_id, action, name, email, traceparent
+            )
+            INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)
+            SELECT *, now() FROM again ON CONFLICT (patient_id) DO NOTHING";
+        execute(&service, again).await;
+        let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
+        service.until("the account is closed", is_closed).await;
+    });
+}
+
+#[test]
+fn a_deletion_supersedes_a_task_that_billing_rejected() {
+    with_service(|service| async move {
+        service.billing.set(Mood::Unavailable);
+        let jane = service.register("Jane Doe").await;
+        // As if billing had rejected to open it.
+        let reject = "WITH rejected AS (DELETE FROM billing_tasks RETURNING patient_id, action, traceparent)
+            INSERT INTO billing_task_dead_letters (patient_id, action, traceparent, attempts, error)
+            SELECT *, 5, 'as the test wants it' FROM rejected";
+        execute(&service, reject).await;
+        service.client.delete(&path(&jane)).await.unwrap();
+        assert_eq!(service.number("SELECT count(*) FROM billing_task_dead_letters").await, 0);
+        service.billing.set(Mood::Well);
+        let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
+        service.until("its account is closed", is_closed).await;
+    });
+}
