@@ -141,6 +141,7 @@ fn sql_stands_in_stores_alone() {
         "apps/patient-service/src/store.rs",
         "apps/patient-service/src/store/find.rs",
         "apps/patient-service/src/store/insert.rs",
+        "apps/patient-service/src/store/keys.rs",
         "apps/patient-service/src/store/list.rs",
         "apps/patient-service/src/outbox.rs",
         "apps/patient-service/src/billing_tasks.rs",

@@ -17,8 +17,10 @@ use crate::{
 
 mod find;
 mod insert;
+mod keys;
 mod list;
 
+pub use keys::ClockLook;
 pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
 
 /// The names under which the schema reports that an email or a key is taken.
@@ -103,45 +105,6 @@ impl Store {
     ) -> Result<(), StoreError> {
         let event = Outgoing::of(&patient, Kind::Created, trace);
         Ok(self.inserter.ask(insert::New { patient, event, key, billing_after }).await?)
-    }
-
-    /// The fingerprint and the patient of the request that had this key, if there was one.
-    ///
-    /// # Errors
-    /// If the database cannot be asked.
-    pub async fn find_key(&self, key: &str) -> Result<Option<(Vec<u8>, Uuid)>, Error> {
-        let find = self.database.run(async |connection| {
-            let row = query(
-                "-- find idempotency key
-                SELECT fingerprint, patient_id FROM idempotency_keys WHERE key = $1",
-            )
-            .bind(key)
-            .fetch_optional(connection)
-            .await?;
-            row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
-        });
-        find.await
-    }
-
-    /// Forgets keys that are older than `age`, at most `limit` of them; gives how many.
-    ///
-    /// # Errors
-    /// If the database cannot do it.
-    pub async fn forget_keys(&self, age: std::time::Duration, limit: i64) -> Result<u64, Error> {
-        let forget = self.database.run(async |connection| {
-            let result = query(
-                "-- forget idempotency keys
-                DELETE FROM idempotency_keys WHERE key IN (
-                    SELECT key FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1) LIMIT $2
-                )",
-            )
-            .bind(age.as_secs_f64())
-            .bind(limit)
-            .execute(connection)
-            .await?;
-            Ok(result.rows_affected())
-        });
-        forget.await
     }
 
     /// A patient.

@@ -1,5 +1,9 @@
 //! `POST /patients` with an `Idempotency-Key`.
 
+use std::time::Duration;
+
+use patient_service::store::Store;
+use postgres::PgConnection;
 use serde_json::{Value as Json, json};
 use surf::http::Method;
 use testbed::http::Answer;
@@ -82,4 +86,57 @@ fn a_key_must_be_visible_ascii() {
         assert_eq!(post(&service, "a b", &patient("Jane Doe")).await.status, 400);
         assert_eq!(post(&service, &"k".repeat(255), &patient("Jane Doe")).await.status, 201);
     });
+}
+
+/// A key that was forgotten early would let its request, repeated, make a second patient.
+#[test]
+fn a_key_does_not_age_by_a_step_of_the_clock() {
+    with_service(|service| async move {
+        let store = Store::new(service.database.clone());
+        let (hour, day, minute) = (Duration::from_secs(3600), Duration::from_secs(86_400), Duration::from_secs(60));
+        let look = async |retention| {
+            let look = store.look_at_clock(retention, minute * 2).await.unwrap();
+            store.date_keys_of_the_future(1000).await.unwrap();
+            store.forget_keys(look.keys_expired_before, 1000).await.unwrap()
+        };
+        let jane = post(&service, "key-1", &patient("Jane Doe")).await.json();
+        // Else the email would give the repetition away.
+        service.client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
+        let is_known = async || post(&service, "key-1", &patient("Jane Doe")).await.json()["id"] == jane["id"];
+        assert_eq!(look(day).await, 0);
+
+        // What the clock shows, against what was stored: forward and back by an hour and by days, more than once.
+        for step in [hour, day * 3, day * 40] {
+            for forward in [true, true, false, true, false, false] {
+                step_clock(&service, step, forward).await;
+                assert_eq!(look(day).await, 0, "{step:?} {forward}");
+                assert!(is_known().await, "{step:?} {forward}");
+            }
+        }
+
+        // In time that somebody sees pass it ages, and no step of the clock keeps it for good.
+        step_clock(&service, day * 400, false).await;
+        assert_eq!(look(day).await, 0);
+        let mut passed = Duration::ZERO;
+        while look(hour).await == 0 {
+            assert!(passed < hour * 2, "it is kept for ever");
+            step_clock(&service, minute, true).await;
+            passed += minute;
+        }
+        assert!(passed >= hour - minute * 2, "{passed:?}");
+    });
+}
+
+/// Moves all that is stored, so that the clock has stepped as far as that is concerned.
+async fn step_clock(service: &Harness, step: Duration, forward: bool) {
+    let seconds = if forward { -step.as_secs_f64() } else { step.as_secs_f64() };
+    for statement in [
+        "UPDATE idempotency_keys SET created_at = created_at + make_interval(secs => $1)",
+        "UPDATE clock_looks SET looked_at = looked_at + make_interval(secs => $1)",
+        "UPDATE clock_gaps SET began_at = began_at + make_interval(secs => $1), ended_at = ended_at + make_interval(secs => $1)",
+    ] {
+        let execute =
+            async |connection: &mut PgConnection| postgres::query(statement).bind(seconds).execute(connection).await;
+        service.database.run(execute).await.unwrap();
+    }
 }
