@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use grpc::{CallError, Code};
+use grpc::{CallError, Code, FailureKind};
 use runtime::{Backoff, Shutdown, Wake, within};
 use smol::channel::{self, Receiver, Sender};
 use telemetry::{
@@ -171,21 +171,10 @@ fn is_rejection(error: &CallError) -> bool {
     is_final(error) || matches!(error.code(), Some(Code::PermissionDenied | Code::Unauthenticated))
 }
 
-/// Whether billing gives this answer to this task each time, whatever its state: it does not have the call, as an original's
-/// billing-service has only one, or does not take what is in it. Rights come with the configuration of either side and heal
-/// for all tasks at once.
+/// Whether billing rejects this very task: it does not have the call, as an original's billing-service has only one, or does
+/// not take what is in it. Rights come with the configuration of either side and heal for all tasks at once.
 fn is_final(error: &CallError) -> bool {
-    matches!(
-        error.code(),
-        Some(
-            Code::Unimplemented
-                | Code::InvalidArgument
-                | Code::NotFound
-                | Code::AlreadyExists
-                | Code::FailedPrecondition
-                | Code::OutOfRange
-        )
-    )
+    matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
 }
 
 /// Takes the patients whose account was opened by the request itself.

@@ -51,6 +51,10 @@ fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
         assert_eq!(service.number("SELECT count(*) FROM billing_tasks").await, 0, "and it is tried no more");
         let told = async || service.get("/metrics").await.text().contains("\nbilling_task_dead_letters 1\n");
         service.until("it is told", told).await;
+        // A peer that lacks a call is not away.
+        let readiness = service.get("/actuator/health/readiness").await.json();
+        assert_eq!(readiness["components"]["billing"]["status"], "UP", "{readiness}");
+        assert_eq!(service.register("John Doe").await["billing"]["status"], "ACTIVE");
 
         // As docs/failures.md has it, once billing can do it.
         service.billing.set(Mood::Well);
