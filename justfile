@@ -4,9 +4,14 @@ set dotenv-load
 set shell := ["sh", "-euc"]
 
 just := quote(just_executable())
-target := env("CARGO_TARGET_DIR", "target")
+target := if env("CARGO_TARGET_DIR", "") == "" { "target" } else { env("CARGO_TARGET_DIR") }
 stack := quote(target / "release/stack")
-cache := env("PATIENT_MANAGEMENT_CACHE", env("XDG_CACHE_HOME", env("HOME", "/tmp") / ".cache") / "patient-management")
+
+# For every program of a recipe the same cache, also where it works in another folder.
+caches := if env("XDG_CACHE_HOME", "") == "" { home_directory() / ".cache" } else { env("XDG_CACHE_HOME") }
+given_cache := env("PATIENT_MANAGEMENT_CACHE", "")
+export PATIENT_MANAGEMENT_CACHE := absolute_path(if given_cache == "" { caches / "patient-management" } else { given_cache })
+tools := quote(PATIENT_MANAGEMENT_CACHE / "tools")
 
 # Show the recipes
 [private]
@@ -115,8 +120,8 @@ check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     cargo build --locked --quiet --workspace --all-targets
     cargo test --locked --quiet --workspace --test layers --test compose
     cargo fetch --locked --quiet
-    "{{ cache }}/tools/bin/cargo-deny" --offline --log-level error check bans licenses sources
-    "{{ cache }}/tools/bin/cargo-machete"
+    {{ tools }}/bin/cargo-deny --offline --log-level error check bans licenses sources
+    {{ tools }}/bin/cargo-machete
 
 # Measure a running system, or any implementation of the same calls; --help tells all options
 [group("measure")]
@@ -156,6 +161,6 @@ _stack:
 
 # Install a tool into the cache unless it is there
 _tool name version:
-    @"{{ cache }}/tools/bin/{{ name }}" --version 2>/dev/null | grep -qF "{{ version }}" || \
+    @{{ tools }}/bin/{{ name }} --version 2>/dev/null | grep -qF "{{ version }}" || \
         CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
-        cargo install --quiet --locked --root "{{ cache }}/tools" {{ name }}@{{ version }}
+        cargo install --quiet --locked --root {{ tools }} {{ name }}@{{ version }}

@@ -4,14 +4,11 @@
 mod context;
 mod files;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    process::Command,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use files::{scaled, services, single, strings, text, variables};
 use serde_json::Value as Json;
-use testbed::{broker::KAFKA_VERSION, service::binaries};
+use testbed::{broker::KAFKA_VERSION, postgres::POSTGRES_VERSION};
 
 const OURS: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
 const MIB: u64 = 1024 * 1024;
@@ -31,22 +28,9 @@ fn binary(service: &Json) -> Option<&str> {
 
 /// The settings that a binary knows, with their defaults where they have one: all that `--help` lists.
 fn settings(binary: &str) -> BTreeMap<String, Option<String>> {
-    let program = binaries().unwrap().join(binary);
-    let output = Command::new(&program).arg("--help").output();
-    let output = output.unwrap_or_else(|error| panic!("{} is not built: {error}", program.display()));
-    let help = String::from_utf8(output.stdout).unwrap();
-    let mut known = BTreeMap::new();
-    let lines: Vec<_> = help.lines().collect();
-    for pair in lines.windows(2) {
-        let names: Vec<_> = pair[0].trim().split(", ").collect();
-        let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-        if pair[0].starts_with("  ") && !pair[0].starts_with("   ") && names.iter().all(is_name) {
-            let default = pair[1].rsplit_once("(default ").map(|(_, rest)| rest.trim_end_matches(')').to_owned());
-            known.extend(names.iter().map(|name| ((*name).to_owned(), default.clone())));
-        }
-    }
-    assert!(known.len() > 10, "{binary} --help has another form: {help}");
-    known
+    let known = testbed::service::settings(binary).unwrap_or_else(|error| panic!("{error}"));
+    let names = known.iter().flat_map(|setting| setting.names.iter().map(|name| (name, &setting.default)));
+    names.map(|(name, default)| (name.clone(), default.clone())).collect()
 }
 
 fn seconds(text: &str) -> u64 {
@@ -217,6 +201,10 @@ fn versions_and_ports_agree() {
     assert!(
         system["services"]["kafka"]["image"].as_str().unwrap().ends_with(&format!("/apache/kafka:{KAFKA_VERSION}"))
     );
+    for database in ["patient-db", "billing-db"] {
+        let image = system["services"][database]["image"].as_str().unwrap();
+        assert!(image.contains(&format!("/postgres:{POSTGRES_VERSION}-")), "{image}");
+    }
     let (dockerfile, manifest) = (text("Dockerfile"), text("Cargo.toml"));
     let workspace = |key: &str| {
         let line = manifest.lines().find(|line| line.starts_with(&format!("{key} = \""))).unwrap();

@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,96 +14,20 @@ use codec::{
 };
 use kafka::{Consumer, Producer, Record};
 use testbed::{
-    Process, Scratch,
     broker::{Broker, Kind, Size},
-    http::Client,
-    ports,
     postgres::{Cluster, Durability},
-    service::binaries,
     sql,
 };
 use uuid::Uuid;
 
-use crate::support::{PATIENCE, register, until};
+use crate::{
+    stack::{Stack, said},
+    support::{PATIENCE, register, until},
+};
 
 testbed::on_each_broker!(dead_letters_are_sent_again_and_the_state_is_rebuilt);
 
-/// A `just up` with a home and ports of its own.
-struct Stack {
-    scratch: Scratch,
-    environment: Vec<(&'static str, String)>,
-    kafka: kafka::Settings,
-}
-
 impl Stack {
-    fn up(kind: Kind) -> Self {
-        let scratch = Scratch::new().unwrap();
-        let home = scratch.path().join("stack");
-        let port = || ports::free().to_string();
-        let kafka_port = ports::free();
-        let environment = vec![
-            ("STACK_HOME", home.display().to_string()),
-            ("PATIENT_PORT", port()),
-            ("BILLING_PORT", port()),
-            ("BILLING_GRPC_PORT", port()),
-            ("ANALYTICS_PORT", port()),
-            ("KAFKA_PORT", kafka_port.to_string()),
-            ("BROKER", if kind == Kind::Kafka { "kafka" } else { "nisshi" }.to_owned()),
-        ];
-        let bootstrap = config(&format!("127.0.0.1:{kafka_port}"));
-        let kafka = kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id: "test" };
-        let stack = Self { scratch, environment, kafka };
-        let up = stack.run(&["up"]);
-        stack.guard();
-        assert!(up.status.success(), "{}", said(&up));
-        stack
-    }
-
-    fn home(&self) -> PathBuf {
-        self.scratch.path().join("stack")
-    }
-
-    /// Has everything that runs killed at the end.
-    fn guard(&self) {
-        let parts = ["postgres/postgres", "broker/broker", "patient-service", "billing-service", "analytics-service"];
-        for part in parts {
-            let file = self.home().join(format!("{part}.pid"));
-            if let Some(process) = Process::from_pid_file(part, &file, file.with_extension("log")) {
-                self.scratch.guard(&process).unwrap();
-            }
-        }
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binaries().unwrap().join("stack"));
-        let variables = self.environment.iter().map(|(name, value)| (name, value));
-        command.args(arguments).env_remove("DATABASE_URL").env_remove("KAFKA_BOOTSTRAP_SERVERS").envs(variables);
-        command
-    }
-
-    /// Runs a command whose output nobody reads any more.
-    fn run_unread(&self, arguments: &[&str]) -> Output {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        self.command(arguments).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
-    }
-
-    /// Runs a command that has to succeed; gives what it printed.
-    fn print(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn client(&self, port: &str) -> Client {
-        let (_, port) = self.environment.iter().find(|(name, _)| *name == port).unwrap();
-        Client::new(format!("127.0.0.1:{port}"))
-    }
-
     async fn end(&self, topic: &str, partition: i32) -> i64 {
         Consumer::new(self.kafka.clone(), topic, partition).offsets().await.map_or(0, |offsets| offsets.end)
     }
@@ -121,14 +43,6 @@ impl Stack {
         let fetched = consumer.fetch(offset, 1 << 20, Duration::from_secs(1)).await.unwrap();
         fetched.records.iter().find(|record| record.offset == offset).unwrap().to_record().record
     }
-}
-
-fn config(address: &str) -> config::HostPorts {
-    config::Value::parse(address).unwrap()
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn created(patient_id: Uuid) -> Record {

@@ -1,6 +1,6 @@
 //! schemathesis against our own OpenAPI document: `just contract`, which fetches it, runs these tests.
 
-use std::{env, path::Path, process::Command};
+use std::{env, path::Path};
 
 use testbed::broker::Kind;
 
@@ -30,7 +30,8 @@ fn the_service_keeps_to_its_document(kind: Kind) {
         let document = format!("{}/v3/api-docs", system.patient_client().base());
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contract");
         let status = smol::unblock(move || {
-            Command::new(program)
+            testbed::command(program)
+                .unwrap()
                 .args(["--config-file", "schemathesis.toml", "run", &document])
                 .args([
                     "--max-examples",

@@ -13,6 +13,8 @@ mod outside;
 mod own;
 mod privacy;
 mod spans;
+mod stack;
 mod stopping;
 mod support;
 mod traces;
+mod up;

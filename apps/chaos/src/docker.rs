@@ -173,7 +173,8 @@ fn told(json: &Json) -> Told {
 
 async fn docker(arguments: &[&str]) -> Result<Output, StartError> {
     let output = Command::new("docker").args(arguments).kill_on_drop(true).output();
-    let output = within(LIMIT, output).await.map_err(|_| StartError::new("docker does not answer"))??;
+    let output = within(LIMIT, output).await.map_err(|_| StartError::new("docker does not answer"))?;
+    let output = output.map_err(|error| StartError::new(format!("docker: {error}")))?;
     if output.status.success() {
         return Ok(output);
     }

@@ -1,8 +1,6 @@
 //! A short run of chaos on each broker that can be had: nothing is lost.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::process::Command;
-
 use testbed::broker::Kind;
 
 testbed::on_each_broker!(nothing_is_lost_while_faults_strike);
@@ -11,7 +9,7 @@ fn nothing_is_lost_while_faults_strike(kind: Kind) {
     // By their schedules, both kill each kind of part and freeze some for longer than the deadlines within 45 s.
     let (broker, seed) = if kind == Kind::Kafka { ("kafka", "37") } else { ("nisshi", "185") };
     let arguments = ["--seconds", "60", "--clients", "8", "--broker", broker, "--seed", seed];
-    let output = Command::new(env!("CARGO_BIN_EXE_chaos")).args(arguments).output().unwrap();
+    let output = testbed::command(env!("CARGO_BIN_EXE_chaos")).unwrap().args(arguments).output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     // Shown by the test runner if it fails, and with --nocapture.
     println!("{told}");

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -114,7 +113,8 @@ fn with_registry<T>(registry: &Registry, work: impl FnOnce(&str) -> T) -> T {
 fn load(arguments: &[&str]) -> Json {
     let directory = testbed::Scratch::new().unwrap();
     let report = directory.path().join("report.json");
-    let output = Command::new(env!("CARGO_BIN_EXE_load"))
+    let output = testbed::command(env!("CARGO_BIN_EXE_load"))
+        .unwrap()
         .args(arguments)
         .args(["--quiet", "--json", report.to_str().unwrap()])
         .output()

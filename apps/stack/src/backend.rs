@@ -77,20 +77,26 @@ enum Wish {
 }
 
 impl Wish {
-    fn parse(words: &[&str]) -> Outcome<Self> {
+    /// Reads the arguments of `up`: the wish, and whether `--yes` is among them.
+    fn parse(words: &[&str]) -> Outcome<(Self, bool)> {
+        let (agreed, words): (Vec<&str>, Vec<&str>) = words.iter().copied().partition(|word| *word == "--yes");
+        Ok((Self::of(&words)?, !agreed.is_empty()))
+    }
+
+    fn of(words: &[&str]) -> Outcome<Self> {
         match words {
             [] => Ok(Self::Any),
             ["--native"] => Ok(Self::Only(Backend::Native)),
             ["--docker"] => Ok(Self::Only(Backend::Docker(Layout::Single))),
             ["--scaled"] | ["--docker", "--scaled"] => Ok(Self::Only(Backend::Docker(Layout::Scaled))),
-            _ => Err(Failure("up takes --docker, --native or --scaled.".to_owned())),
+            _ => Err(Failure("up takes --docker, --native or --scaled, and --yes.".to_owned())),
         }
     }
 }
 
 /// Starts what is not running yet and waits until everything is ready.
 pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
-    let wish = Wish::parse(words)?;
+    let (wish, agreed) = Wish::parse(words)?;
     let last = Backend::of_checkout()?;
     let is_up = last.is_up(settings).await?;
     let choice = match wish {
@@ -98,15 +104,21 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
         Wish::Any if is_up => last,
         // Parts that are named are meant for processes of this machine.
         Wish::Any if settings.names_parts() => Backend::Native,
-        Wish::Any if docker::answers().await => Backend::Docker(Layout::Single),
-        Wish::Any => Backend::Native,
+        Wish::Any => match docker::answers().await {
+            Ok(()) => Backend::Docker(Layout::Single),
+            Err(docker::NoEngine::NotInstalled) => Backend::Native,
+            Err(docker::NoEngine::Silent(why)) => {
+                eprintln!("Docker is installed, and its engine cannot be used, so the system is run natively: {why}\n");
+                Backend::Native
+            }
+        },
     };
     if is_up && choice != last {
         return Err(Failure(format!("The system is up already, {last}. Stop that one first: just down")));
     }
     if let Backend::Docker(layout) = choice {
         let prepared = async {
-            let docker = Docker::find(layout).await?;
+            let docker = Docker::find_for_up(layout).await?;
             docker.fetch_images().await?;
             Ok::<_, Failure>(docker)
         };
@@ -123,7 +135,7 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
     }
     Backend::Native.remember()?;
     native::build().await?;
-    native::up(settings).await
+    native::up(settings, agreed).await
 }
 
 /// Stops everything; data stay.
@@ -250,8 +262,14 @@ pub(crate) async fn reset(settings: &Settings, agreed: bool) -> Outcome {
         Backend::Native => home::directory()?.display().to_string(),
         Backend::Docker(_) => "the volumes of its containers".to_owned(),
     };
+    let given = backend == Backend::Native && settings.database_url.is_some();
+    if given {
+        println!("The databases on the server of DATABASE_URL stay as they are.");
+    }
     if !agreed {
-        print!("This deletes every patient, account and event of this system, in {place}.\nType yes to go on: ");
+        let what =
+            if given { "everything else of this system" } else { "every patient, account and event of this system" };
+        print!("This deletes {what}, in {place}.\nType yes to go on: ");
         stdout().flush()?;
         let mut answer = String::new();
         stdin().lock().read_line(&mut answer)?;
@@ -273,9 +291,11 @@ mod tests {
 
     #[test]
     fn up_takes_one_wish() {
-        assert_eq!(Wish::parse(&[]).unwrap(), Wish::Any);
-        assert_eq!(Wish::parse(&["--native"]).unwrap(), Wish::Only(Backend::Native));
-        assert_eq!(Wish::parse(&["--docker", "--scaled"]).unwrap(), Wish::Only(Backend::Docker(Layout::Scaled)));
+        assert_eq!(Wish::parse(&[]).unwrap(), (Wish::Any, false));
+        assert_eq!(Wish::parse(&["--native"]).unwrap(), (Wish::Only(Backend::Native), false));
+        assert_eq!(Wish::parse(&["--yes", "--native"]).unwrap(), (Wish::Only(Backend::Native), true));
+        let scaled = Wish::Only(Backend::Docker(Layout::Scaled));
+        assert_eq!(Wish::parse(&["--docker", "--scaled"]).unwrap(), (scaled, false));
         for wrong in [&["--native", "--docker"][..], &["--nativ"], &["--native", "--scaled"]] {
             assert!(Wish::parse(wrong).is_err(), "{wrong:?}");
         }

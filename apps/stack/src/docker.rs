@@ -1,13 +1,16 @@
 //! The system in containers: what `docker compose` is told, and what the engine tells of it.
 
 use std::{
+    collections::BTreeMap,
     env,
     fmt::Write as _,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use testbed::Process;
+use serde_json::{Map, Value as Json, json};
+use testbed::{Process, service::settings_in};
 
 use crate::{
     Failure, Outcome,
@@ -15,7 +18,8 @@ use crate::{
     card, home,
     logs::{ContainerLog, Log},
     port_owner::{self, Wanted},
-    settings::Settings,
+    private_file, service_settings,
+    settings::{self, Settings},
     show::{Part, step},
 };
 
@@ -39,6 +43,13 @@ const LOOK: Duration = Duration::from_millis(250);
 const OLDEST_COMPOSE: (u32, u32) = (1, 28);
 /// Where the services send their spans when the profile `observability` is on.
 const COLLECTOR: &str = "http://observability:4318";
+/// The name under which Compose knows the containers.
+const PROJECT: &str = "COMPOSE_PROJECT_NAME";
+const COLLECTOR_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// In the folder of the data: a compose file with the settings that `up` was given for the services.
+const SETTINGS_FILE: &str = "docker-compose.settings.json";
+/// Our services.
+const SERVICES: [&str; 3] = ["patient-service", "billing-service", ANALYTICS];
 
 /// The service that keeps a state of its own, and the beginning of the names of its like.
 const ANALYTICS: &str = "analytics-service";
@@ -58,40 +69,81 @@ pub(crate) struct Docker {
     /// `docker compose`, or `docker-compose`.
     compose: &'static [&'static str],
     layout: Layout,
+    /// What Compose is given besides our own environment.
+    environment: BTreeMap<String, String>,
+}
+
+/// Why there is no engine.
+#[derive(Clone, Debug)]
+pub(crate) enum NoEngine {
+    /// There is no `docker`.
+    NotInstalled,
+    /// `docker` does not reach it, and says this.
+    Silent(String),
 }
 
 /// Whether a Docker engine answers.
-pub(crate) async fn answers() -> bool {
-    runtime::within(ENGINE_LIMIT, run("docker", &["version", "--format", "{{.Server.Version}}"]))
-        .await
-        .is_ok_and(|answer| answer.is_ok())
+pub(crate) async fn answers() -> Result<(), NoEngine> {
+    let question = smol::process::Command::new("docker")
+        .args(["version", "--format", "{{.Server.Version}}"])
+        .kill_on_drop(true)
+        .output();
+    match runtime::within(ENGINE_LIMIT, question).await {
+        Err(_) => Err(NoEngine::Silent(format!("docker does not answer within {ENGINE_LIMIT:?}"))),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(NoEngine::NotInstalled),
+        Ok(Err(error)) => Err(NoEngine::Silent(format!("docker: {error}"))),
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => Err(NoEngine::Silent(words_of(&output.stderr))),
+    }
 }
 
 impl Docker {
-    /// Looks for them.
+    /// Looks for them, to do something with the system that `up` has started: with its ports, whatever the environment
+    /// says now.
     ///
     /// # Errors
     /// If one is missing.
     pub(crate) async fn find(layout: Layout) -> Outcome<Self> {
-        if !answers().await {
-            return Err(Failure("No Docker engine answers (docker version says why).".to_owned()));
+        let mut environment = settings::kept()?.unwrap_or_default();
+        if env::var(PROJECT).is_ok_and(|name| !name.is_empty()) {
+            environment.remove(PROJECT);
         }
+        Ok(Self { environment, ..Self::find_for_up(layout).await? })
+    }
+
+    /// Looks for them, to start the system as the environment says.
+    ///
+    /// # Errors
+    /// If one is missing.
+    pub(crate) async fn find_for_up(layout: Layout) -> Outcome<Self> {
+        match answers().await {
+            Ok(()) => {}
+            Err(NoEngine::NotInstalled) => return Err(Failure("Docker is not installed.".to_owned())),
+            Err(NoEngine::Silent(why)) => return Err(Failure(format!("No Docker engine answers: {why}"))),
+        }
+        let mut reasons = Vec::new();
         for compose in [&["docker", "compose"][..], &["docker-compose"]] {
             let arguments: Vec<_> = compose[1..].iter().copied().chain(["version", "--short"]).collect();
-            if let Ok(version) = run(compose[0], &arguments).await
-                && compose_version(&version) >= Some(OLDEST_COMPOSE)
-            {
-                return Ok(Self { compose, layout });
-            }
+            let reason = match run(compose[0], &arguments).await {
+                Ok(said) if compose_version(&said) >= Some(OLDEST_COMPOSE) => {
+                    return Ok(Self { compose, layout, environment: BTreeMap::new() });
+                }
+                Ok(said) => format!("{} is of version {}", compose.join(" "), said.trim()),
+                Err(Failure(why)) => why,
+            };
+            reasons.push(reason);
         }
-        Err(Failure("A Docker engine answers, but there is no Docker Compose 1.28 or later.".to_owned()))
+        Err(Failure(format!(
+            "A Docker engine answers, but there is no Docker Compose 1.28 or later:\n{}",
+            reasons.join("\n")
+        )))
     }
 
     /// Pulls the images that are neither here nor ours.
     pub(crate) async fn fetch_images(&self) -> Outcome {
         let mut images = images::bases(|name| env::var(name).ok())?;
         let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
-        images.extend(images::of_config(&self.ask(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>()));
+        images.extend(images::of_config(&self.ask(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>())?);
         images::fetch(&images).await
     }
 
@@ -103,6 +155,8 @@ impl Docker {
         self.check_ports(settings, &before)?;
         step("Building the images", "(the first time it compiles everything)", self.work(&["build"], BUILD_LIMIT))
             .await?;
+        self.pass_settings().await?;
+        Settings::keep()?;
         let start = async {
             self.start_missing().await?;
             self.until_ready().await
@@ -200,7 +254,42 @@ impl Docker {
         step("Starting the containers", "", self.start_missing()).await
     }
 
+    /// Writes the settings that the services are given into a file that is laid over the others.
+    async fn pass_settings(&self) -> Outcome {
+        let mut known = BTreeMap::new();
+        for service in SERVICES {
+            let help = self.ask(&["run", "--rm", "--no-deps", "-T", service, "--help"]).await?;
+            let settings = settings_in(&help);
+            if settings.is_empty() {
+                return Err(Failure(format!("{service} --help lists no settings, but says:\n{help}")));
+            }
+            known.insert(service.to_owned(), settings);
+        }
+        let decided: &[_] = match self.layout {
+            Layout::Single => &[],
+            Layout::Scaled => &[("PARTITIONS", "each analytics-service reads its own")],
+        };
+        let mut chosen = service_settings::choose(&known, decided, |name| env::var(name).ok());
+        for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"] {
+            if env::var(name).is_ok_and(|value| !value.is_empty()) {
+                chosen.refuse(name, "in containers, the system has its own; --native uses it");
+            }
+        }
+        chosen.tell();
+        service_settings::keep(&chosen.passed)?;
+        let file = home::directory()?.join(SETTINGS_FILE);
+        if chosen.passed.is_empty() {
+            let _ = fs::remove_file(file);
+            return Ok(());
+        }
+        private_file::write(&file, &overlay(&chosen.passed, self.layout).to_string())
+    }
+
     async fn start_missing(&self) -> Outcome {
+        // One that a broken-off `just chaos` has left so would never become ready.
+        for paused in self.containers().await?.iter().filter(|one| one.status == "paused") {
+            run("docker", &["unpause", &paused.id]).await?;
+        }
         self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await
     }
 
@@ -293,18 +382,28 @@ impl Docker {
     }
 
     /// The arguments that choose our files, after those that make `docker compose` of `docker`.
-    fn arguments<'a>(&self, words: &[&'a str]) -> Vec<&'a str> {
-        let files: &[&str] = match self.layout {
-            // With the override file, which Compose finds by itself.
-            Layout::Single => &[],
-            Layout::Scaled => &["-f", "docker-compose.yaml", "-f", "docker-compose.scale.yaml"],
+    fn arguments(&self, words: &[&str]) -> Outcome<Vec<String>> {
+        let settings = home::directory()?.join(SETTINGS_FILE);
+        let settings = settings.is_file().then(|| settings.display().to_string());
+        let files: Vec<String> = match self.layout {
+            // With the override file, which Compose finds by itself as long as nobody names others.
+            Layout::Single if settings.is_none() => Vec::new(),
+            Layout::Single => match env::var("COMPOSE_FILE") {
+                Ok(files) if !files.is_empty() => files.split(':').map(str::to_owned).collect(),
+                _ => vec!["docker-compose.yaml".to_owned(), "docker-compose.override.yaml".to_owned()],
+            },
+            Layout::Scaled => vec!["docker-compose.yaml".to_owned(), "docker-compose.scale.yaml".to_owned()],
         };
-        self.compose[1..].iter().chain(files).chain(words).copied().collect()
+        let files = files.into_iter().chain(settings).flat_map(|file| ["-f".to_owned(), file]);
+        let own = self.compose[1..].iter().map(|word| (*word).to_owned());
+        Ok(own.chain(files).chain(words.iter().map(|word| (*word).to_owned())).collect())
     }
 
     /// Asks compose something.
     async fn ask(&self, words: &[&str]) -> Outcome<String> {
-        run(self.compose[0], &self.arguments(words)).await
+        let arguments = self.arguments(words)?;
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        run_with(self.compose[0], &arguments, &self.environment).await
     }
 
     /// Lets compose do something; its output goes to a log, the end of which is shown if it fails.
@@ -314,13 +413,14 @@ impl Docker {
         if words.contains(&"down") {
             environment.push(("COMPOSE_PROFILES", "tools,observability".to_owned()));
         } else if profiles.split(',').any(|profile| profile == "observability")
-            && env::var("OTEL_EXPORTER_OTLP_ENDPOINT").unwrap_or_default().is_empty()
+            && env::var(COLLECTOR_VARIABLE).unwrap_or_default().is_empty()
         {
-            environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT", COLLECTOR.to_owned()));
+            environment.push((COLLECTOR_VARIABLE, COLLECTOR.to_owned()));
         }
         let name = format!("{} {}", self.compose.join(" "), words[0]);
         Ok(Process::prepare(name, self.compose[0], home::directory()?.join("docker.log"))
-            .args(self.arguments(words))
+            .args(self.arguments(words)?)
+            .envs(&self.environment)
             .envs(environment)
             .run(limit)
             .await?)
@@ -339,29 +439,64 @@ fn state(container: &Container) -> String {
 
 /// What a program prints.
 async fn run(program: &str, arguments: &[&str]) -> Outcome<String> {
-    let output = output(program, arguments).await?;
+    run_with(program, arguments, &BTreeMap::new()).await
+}
+
+async fn run_with(program: &str, arguments: &[&str], environment: &BTreeMap<String, String>) -> Outcome<String> {
+    let output = output(program, arguments, environment).await?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let error = String::from_utf8_lossy(&output.stderr);
-    Err(Failure(format!("{program} {}: {}", arguments.first().unwrap_or(&""), error.trim())))
+    let words = match words_of(&output.stderr) {
+        words if words.is_empty() => output.status.to_string(),
+        words => words,
+    };
+    Err(Failure(format!("{program} {}: {words}", arguments.first().unwrap_or(&""))))
 }
 
 /// What a program prints on either of its outputs.
 async fn run_both(program: &str, arguments: &[&str]) -> Outcome<String> {
-    let output = output(program, arguments).await?;
+    let output = output(program, arguments, &BTreeMap::new()).await?;
     Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 
-async fn output(program: &str, arguments: &[&str]) -> Outcome<std::process::Output> {
-    let output = smol::process::Command::new(program).args(arguments).kill_on_drop(true).output();
-    Ok(runtime::within(ANSWER_LIMIT, output).await.map_err(|_| Failure(format!("{program} does not answer.")))??)
+async fn output(
+    program: &str,
+    arguments: &[&str],
+    environment: &BTreeMap<String, String>,
+) -> Outcome<std::process::Output> {
+    let output = smol::process::Command::new(program).args(arguments).envs(environment).kill_on_drop(true).output();
+    let output = runtime::within(ANSWER_LIMIT, output).await;
+    let output = output.map_err(|_| Failure(format!("{program} does not answer within {ANSWER_LIMIT:?}.")))?;
+    output.map_err(|error| Failure(format!("{program}: {error}")))
 }
 
-/// The major and minor number in `2.40.3`, `v2.40.3` or `1.29.2`.
+/// What a program has complained of.
+fn words_of(stderr: &[u8]) -> String {
+    String::from_utf8_lossy(stderr).trim().to_owned()
+}
+
+/// A compose file that gives the services their settings. JSON is YAML, and Compose takes a doubled dollar for one.
+fn overlay(passed: &service_settings::ByService, layout: Layout) -> Json {
+    let mut services = Map::new();
+    for (service, settings) in passed {
+        let environment: Map<_, _> =
+            settings.iter().map(|(name, value)| (name.clone(), value.replace('$', "$$").into())).collect();
+        let environment = json!({ "environment": environment });
+        if layout == Layout::Scaled && service == ANALYTICS {
+            services.insert(format!("{ANALYTICS}-2"), environment.clone());
+        }
+        services.insert(service.clone(), environment);
+    }
+    json!({ "services": services })
+}
+
+/// The major and minor number in `2.40.3`, `v2.40.3`, `1.29.2` or a sentence with one of those.
 fn compose_version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.trim().trim_start_matches('v').split('.').map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    text.split_whitespace().find_map(|word| {
+        let mut numbers = word.trim_start_matches('v').split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    })
 }
 
 #[cfg(test)]
@@ -373,6 +508,16 @@ mod tests {
         assert!(compose_version("v2.40.3\n") >= Some(OLDEST_COMPOSE));
         assert!(compose_version("1.29.2") >= Some(OLDEST_COMPOSE));
         assert!(compose_version("1.25.0") < Some(OLDEST_COMPOSE));
+        assert!(compose_version("Docker Compose version v5.0.1\n") >= Some(OLDEST_COMPOSE));
         assert!(compose_version("unknown") < Some(OLDEST_COMPOSE));
+    }
+
+    #[test]
+    fn settings_are_laid_over_the_compose_files() {
+        let passed = BTreeMap::from([(ANALYTICS.to_owned(), BTreeMap::from([("A".to_owned(), "$1".to_owned())]))]);
+        let given = json!({"environment": {"A": "$$1"}});
+        assert_eq!(overlay(&passed, Layout::Single), json!({"services": {"analytics-service": given}}));
+        let both = json!({"services": {"analytics-service": given, "analytics-service-2": given}});
+        assert_eq!(overlay(&passed, Layout::Scaled), both);
     }
 }

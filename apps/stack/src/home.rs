@@ -4,29 +4,41 @@ use std::{
     env, fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    path::PathBuf,
+    path::{self, PathBuf},
 };
 
-/// The folder of this checkout's data, which is made if it is not there. `STACK_HOME` chooses another.
+use crate::{Failure, Outcome};
+
+/// The folder of this checkout's data, an absolute path, which is made if it is not there. `STACK_HOME` chooses another; a
+/// relative one begins at the checkout.
 ///
 /// An unprivileged PostgreSQL has to get into it when we are root, and root's home is closed to it.
-pub(crate) fn directory() -> io::Result<PathBuf> {
+pub(crate) fn directory() -> Outcome<PathBuf> {
     let directory = match env::var_os("STACK_HOME").filter(|path| !path.is_empty()) {
-        Some(path) => path.into(),
-        None => base().join(checkout_name()?),
+        Some(path) => path::absolute(path)?,
+        None => base()?.join(checkout_name()?),
     };
-    fs::create_dir_all(&directory)?;
+    // It becomes part of settings, URLs and lines of pid files.
+    if directory.to_str().is_none_or(|text| text.contains(char::is_control)) {
+        return Err(Failure(format!(
+            "The folder of the data must have a name of printable Unicode, and {directory:?} has not."
+        )));
+    }
+    fs::create_dir_all(&directory).map_err(|error| {
+        Failure(format!("The folder of the data, {}, cannot be made: {error}", directory.display()))
+    })?;
     Ok(directory)
 }
 
-fn base() -> PathBuf {
-    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_else(|| "/tmp".into());
+fn base() -> io::Result<PathBuf> {
     // Only root can make a folder here.
     if fs::create_dir_all("/var/lib/patient-management").is_ok() && is_ours() {
-        return "/var/lib/patient-management".into();
+        return Ok("/var/lib/patient-management".into());
     }
-    let state = env::var_os("XDG_STATE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-    state.unwrap_or_else(|| home.join(".local/state")).join("patient-management")
+    let set = |path: PathBuf| Some(path).filter(|path| !path.as_os_str().is_empty());
+    let state = env::var_os("XDG_STATE_HOME").map(PathBuf::from).and_then(set);
+    let home = || env::home_dir().and_then(set).unwrap_or_else(|| "/tmp".into());
+    path::absolute(state.unwrap_or_else(|| home().join(".local/state")).join("patient-management"))
 }
 
 fn is_ours() -> bool {

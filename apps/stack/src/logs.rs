@@ -88,7 +88,11 @@ impl Log for FileLog {
         self.read = fs::metadata(&self.path)?.len();
         let begin = if all { 0 } else { self.read.saturating_sub(TAIL) };
         file.seek(SeekFrom::Start(begin))?;
-        let lines: Vec<_> = BufReader::new(file.take(self.read - begin)).lines().map_while(Result::ok).collect();
+        let mut bytes = Vec::new();
+        file.take(self.read - begin).read_to_end(&mut bytes)?;
+        // Not all of a log need be text.
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
         // The first one may have been cut.
         let cut = usize::from(begin > 0 && !lines.is_empty());
         let skip = if all { 0 } else { lines.len().saturating_sub(LINES).max(cut) };
@@ -101,13 +105,13 @@ impl Log for FileLog {
             // It was begun anew.
             self.read = 0;
         }
-        let mut text = String::new();
-        if file.seek(SeekFrom::Start(self.read)).is_err() || file.read_to_string(&mut text).is_err() {
+        let mut bytes = Vec::new();
+        if file.seek(SeekFrom::Start(self.read)).is_err() || file.read_to_end(&mut bytes).is_err() {
             return Ok(Vec::new());
         }
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         self.read += whole as u64;
-        Ok(text[..whole].lines().map(str::to_owned).collect())
+        Ok(String::from_utf8_lossy(&bytes[..whole]).lines().map(str::to_owned).collect())
     }
 }
 
@@ -125,12 +129,12 @@ impl ContainerLog {
         Self { service, id, last: String::new(), following: None }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        // A shell puts both outputs of the container into one, so that their order stays.
-        let mut command = Command::new("sh");
+    fn command(&self, arguments: &[&str]) -> Outcome<Command> {
+        // A shell puts both outputs of the container into one, so that their order stays. It ends with us.
+        let mut command = testbed::command("sh")?;
         let script = r#"exec docker logs "$@" 2>&1"#;
         command.args(["-c", script, "logs", "--timestamps"]).args(arguments).arg(&self.id).stdin(Stdio::null());
-        command
+        Ok(command)
     }
 
     /// Takes the engine's time off a line; none if the line was shown already.
@@ -144,12 +148,13 @@ impl ContainerLog {
 
     fn follow(&self) -> Outcome<Receiver<String>> {
         let since = if self.last.is_empty() { "0" } else { &self.last };
-        let mut child = self.command(&["--follow", "--since", since]).stdout(Stdio::piped()).spawn()?;
+        let mut child = self.command(&["--follow", "--since", since])?.stdout(Stdio::piped()).spawn()?;
         let (sender, receiver) = channel();
         let output = child.stdout.take();
         thread::spawn(move || {
-            for line in output.into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok) {
-                if sender.send(line).is_err() {
+            for line in output.into_iter().flat_map(|output| BufReader::new(output).split(b'\n')).map_while(Result::ok)
+            {
+                if sender.send(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()).is_err() {
                     break;
                 }
             }
@@ -167,7 +172,7 @@ impl Log for ContainerLog {
 
     fn first_look(&mut self, all: bool) -> Outcome<Vec<String>> {
         let lines = LINES.to_string();
-        let output = self.command(&["--tail", if all { "all" } else { &lines }]).output()?;
+        let output = self.command(&["--tail", if all { "all" } else { &lines }])?.output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             return Err(Failure(text));
@@ -223,6 +228,17 @@ fn print_line(part: &str, line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_not_all_text_is_shown_whole() {
+        let scratch = testbed::Scratch::new().unwrap();
+        let path = scratch.path().join("log");
+        fs::write(&path, b"one\nb\xfccher\nthree\n").unwrap();
+        let mut log = FileLog::new("part", path.clone());
+        assert_eq!(log.first_look(false).unwrap(), ["one", "b\u{fffd}cher", "three"]);
+        fs::write(&path, b"one\nb\xfccher\nthree\nf\xfcnf\nsi").unwrap();
+        assert_eq!(log.new_lines().unwrap(), ["f\u{fffd}nf"], "a line that is not whole is shown later");
+    }
 
     #[test]
     fn a_line_of_a_container_is_shown_once() {

@@ -11,14 +11,17 @@ mod card;
 mod dead_letters;
 mod demo;
 mod docker;
+mod given_databases;
 mod home;
 mod http;
 mod logs;
 mod native;
 mod parts;
 mod port_owner;
+mod private_file;
 mod rebuild;
 mod refused;
+mod service_settings;
 mod settings;
 mod show;
 mod topic;
@@ -28,9 +31,10 @@ use settings::Settings;
 const USAGE: &str = "\
 Usage: stack COMMAND
 
-  up [--docker | --native | --scaled]
+  up [--docker | --native | --scaled] [--yes]
                   start everything and wait until it is ready: in containers where a Docker engine answers, else
-                  natively; --scaled starts several replicas in containers
+                  natively; --scaled starts several replicas in containers; --yes agrees to use databases on the server
+                  of DATABASE_URL that up has not made
   down            stop everything; data stay
   ps              show what runs
   logs [-f] [--all] [PART]
@@ -60,6 +64,8 @@ impl<E: fmt::Display> From<E> for Failure {
 type Outcome<T = ()> = Result<T, Failure>;
 
 fn main() -> ExitCode {
+    // What `up` starts goes on; what is run to its end, such as a build, ends with us.
+    testbed::leave_running();
     end_with_the_reader();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -85,9 +91,13 @@ fn end_with_the_reader() {
 }
 
 async fn run(words: &[&str]) -> Outcome {
-    let settings = Settings::from_environment()?;
     match words {
-        ["up", rest @ ..] => backend::up(&settings, rest).await,
+        ["up", rest @ ..] => return backend::up(&Settings::from_environment()?, rest).await,
+        ["test-parts"] => return parts::for_tests(Settings::from_environment()?.broker.map(|broker| broker.0)).await,
+        _ => {}
+    }
+    let settings = Settings::of_checkout()?;
+    match words {
         ["down"] => backend::down(&settings).await,
         ["ps"] => backend::ps(&settings).await,
         ["logs", rest @ ..] => backend::logs(rest).await,
@@ -103,7 +113,6 @@ async fn run(words: &[&str]) -> Outcome {
         ["dead-letters", "--resend", ids @ ..] => dead_letters::resend(&settings, ids).await,
         ["rebuild-analytics"] => backend::rebuild_analytics(&settings, false).await,
         ["rebuild-analytics", "--anyway"] => backend::rebuild_analytics(&settings, true).await,
-        ["test-parts"] => parts::for_tests(settings.broker.map(|broker| broker.0)).await,
         _ => Err(Failure(USAGE.to_owned())),
     }
 }

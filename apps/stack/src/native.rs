@@ -2,7 +2,9 @@
 //! go on when this program ends. A later run finds them by their pid files.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     str::FromStr as _,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -13,14 +15,15 @@ use testbed::{
     Process,
     broker::{Broker, Kind, Size},
     postgres::{Cluster, Durability},
-    service::{Launch, Service, binaries},
+    service::{self, Launch, Service, binaries},
 };
 
 use crate::{
-    Failure, Outcome, card, home,
+    Failure, Outcome, card, given_databases, home,
     logs::{FileLog, Log},
     parts,
     port_owner::{self, Wanted},
+    private_file, service_settings,
     settings::Settings,
     show::{Part, step},
 };
@@ -31,6 +34,8 @@ const LOG_BYTES: u64 = 10 * 1024 * 1024;
 const DATABASE_LIMIT: Duration = Duration::from_secs(5);
 /// Time for everything to be compiled.
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+/// The services, in the order in which they are started.
+const SERVICES: [&str; 3] = ["billing-service", "analytics-service", "patient-service"];
 /// The logs of the parts, in the folder of the data.
 const LOGS: [(&str, &str); 5] = [
     ("patient-service", "patient-service.log"),
@@ -56,16 +61,24 @@ pub(crate) async fn build() -> Outcome {
     Ok(step("Building the services", "", build).await?)
 }
 
-/// Starts what is not running yet and waits until everything is ready.
-pub(crate) async fn up(settings: &Settings) -> Outcome {
+/// Starts what is not running yet and waits until everything is ready. `agreed`: also in databases that `up` has not made.
+pub(crate) async fn up(settings: &Settings, agreed: bool) -> Outcome {
     let started = Instant::now();
     let home = home::directory()?;
     check_ports(settings, &home)?;
-    let databases = databases(settings, &home).await?;
+    let mut known = BTreeMap::new();
+    for name in SERVICES {
+        known.insert(name.to_owned(), service::settings(name)?);
+    }
+    let chosen = service_settings::choose(&known, &[], |name| env::var(name).ok());
+    chosen.tell();
+    let databases = databases(settings, &home, agreed).await?;
     let kafka = broker(settings, &home).await?;
-    for launch in launches(settings, &home, &databases, &kafka) {
-        let name = launch.name;
-        step(&format!("Starting {name}"), "", start(launch)).await?;
+    // From here on, other commands mean this system.
+    Settings::keep()?;
+    service_settings::keep(&chosen.passed)?;
+    for launch in launches(settings, &home, &databases, &kafka, &chosen.passed) {
+        start(launch).await?;
     }
     card::print(settings, false);
     println!("\n  Ready after {:.1} s. Data and logs are in {}.", started.elapsed().as_secs_f64(), home.display());
@@ -73,10 +86,18 @@ pub(crate) async fn up(settings: &Settings) -> Outcome {
 }
 
 /// The services of this system, in the order in which they are started.
-fn launches(settings: &Settings, home: &Path, databases: &Databases, kafka: &str) -> [Launch; 3] {
+fn launches(
+    settings: &Settings,
+    home: &Path,
+    databases: &Databases,
+    kafka: &str,
+    passed: &service_settings::ByService,
+) -> [Launch; 3] {
     let launch = |name: &'static str, port: u16, own: Vec<(&str, String)>| {
         let common = [("LOG_LEVEL", settings.log_level.clone()), ("LOG_FORMAT", "json".to_owned())];
-        let environment = common.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
+        let ours = common.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value));
+        let passed = passed.get(name).cloned().unwrap_or_default();
+        let environment = ours.chain(passed).collect();
         Launch { name, port, environment, directory: home.to_owned(), label: name.to_owned() }
     };
     let grpc_port = settings.billing_grpc_port.to_string();
@@ -112,15 +133,15 @@ pub(crate) fn analytics_state(home: &Path) -> PathBuf {
     home.join("analytics.sqlite")
 }
 
-fn analytics(settings: &Settings, home: &Path) -> Launch {
+fn analytics(settings: &Settings, home: &Path) -> Outcome<Launch> {
     let nowhere = Databases { patients: String::new(), billing: String::new() };
-    let [_, analytics, _] = launches(settings, home, &nowhere, &settings.kafka_address());
-    analytics
+    let [_, analytics, _] = launches(settings, home, &nowhere, &settings.kafka_address(), &service_settings::kept()?);
+    Ok(analytics)
 }
 
 /// Stops analytics-service alone, if it runs.
 pub(crate) async fn stop_analytics(settings: &Settings, home: &Path) -> Outcome {
-    if let Some(mut service) = analytics(settings, home).running() {
+    if let Some(mut service) = analytics(settings, home)?.running() {
         step("Stopping analytics-service", "", async { Ok::<_, Failure>(service.stop().await) }).await?;
     }
     Ok(())
@@ -128,30 +149,67 @@ pub(crate) async fn stop_analytics(settings: &Settings, home: &Path) -> Outcome 
 
 /// Starts it again.
 pub(crate) async fn start_analytics(settings: &Settings, home: &Path) -> Outcome {
-    step("Starting analytics-service", "", start(analytics(settings, home))).await
+    start(analytics(settings, home)?).await
 }
 
-/// Starts a service; one that runs already is kept if nothing about it has changed.
+/// Starts a service. One that runs already is kept if nothing about it has changed, and else stopped, with the reason.
 async fn start(launch: Launch) -> Outcome {
-    let print = fingerprint(&launch)?;
-    let print_file = launch.directory.join(format!("{}.started-as", launch.label));
+    let name = launch.name;
+    let now = StartedAs::of(&launch)?;
+    let file = launch.directory.join(format!("{}.started-as", launch.label));
     if let Some(mut running) = launch.clone().running() {
-        if fs::read_to_string(&print_file).is_ok_and(|before| before == print) && running.is_ready().await {
-            return Ok(());
-        }
-        running.stop().await;
+        let why = match StartedAs::read(&file) {
+            Some(before) if before != now => now.changed(&before),
+            Some(_) if running.is_ready().await => return Ok(()),
+            Some(_) => "it is not ready".to_owned(),
+            None => "it is not known how it was started".to_owned(),
+        };
+        eprintln!("{name} is started again: {why}");
+        step(&format!("Stopping {name}"), "", async { Ok::<_, Failure>(running.stop().await) }).await?;
     }
-    rotate(&launch.log())?;
-    let mut service = launch.start()?;
-    fs::write(print_file, print)?;
-    Ok(service.until_ready().await?)
+    let start = async {
+        rotate(&launch.log())?;
+        let mut service = launch.start()?;
+        now.write(&file)?;
+        Ok::<_, Failure>(service.until_ready().await?)
+    };
+    step(&format!("Starting {name}"), "", start).await
 }
 
-/// Tells a start from one with another binary or other settings.
-fn fingerprint(launch: &Launch) -> Outcome<String> {
-    let binary = fs::metadata(binaries()?.join(launch.name))?;
-    let modified = binary.modified()?.duration_since(UNIX_EPOCH)?.as_nanos();
-    Ok(format!("{} {modified} {} {:?}", binary.len(), launch.port, launch.environment))
+/// How a service was started: with which binary, and which settings. Values are kept as digests, because some are secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct StartedAs(BTreeMap<String, String>);
+
+impl StartedAs {
+    fn of(launch: &Launch) -> Outcome<Self> {
+        let binary = fs::metadata(binaries()?.join(launch.name))?;
+        let modified = binary.modified()?.duration_since(UNIX_EPOCH)?.as_nanos();
+        let ours = [("binary", format!("{} {modified}", binary.len())), ("port", launch.port.to_string())]
+            .map(|(name, value)| (format!("its {name}"), value));
+        let digest = |value: &str| {
+            let mut hasher = DefaultHasher::new();
+            value.hash(&mut hasher);
+            format!("{:016x}", hasher.finish())
+        };
+        let settings = launch.environment.iter().map(|(name, value)| (name.clone(), digest(value)));
+        Ok(Self(ours.into_iter().chain(settings).collect()))
+    }
+
+    fn read(file: &Path) -> Option<Self> {
+        serde_json::from_str(&fs::read_to_string(file).ok()?).ok().map(Self)
+    }
+
+    fn write(&self, file: &Path) -> Outcome {
+        private_file::write(file, &serde_json::to_string_pretty(&self.0)?)
+    }
+
+    /// What is not as it was.
+    fn changed(&self, before: &Self) -> String {
+        let names = self.0.keys().chain(before.0.keys()).collect::<BTreeSet<_>>();
+        let changed = names.into_iter().filter(|name| self.0.get(*name) != before.0.get(*name));
+        let changed: Vec<_> = changed.map(String::as_str).collect();
+        format!("{} changed", changed.join(", "))
+    }
 }
 
 fn rotate(log: &Path) -> Outcome {
@@ -181,26 +239,28 @@ fn check_ports(settings: &Settings, home: &Path) -> Outcome {
     port_owner::refuse_taken(ports.into_iter().map(|(port, variable, ours)| Wanted { port, variable, ours }))
 }
 
-struct Databases {
-    patients: String,
-    billing: String,
+/// The URLs of the databases.
+pub(crate) struct Databases {
+    pub(crate) patients: String,
+    pub(crate) billing: String,
 }
 
-async fn databases(settings: &Settings, home: &Path) -> Outcome<Databases> {
+async fn databases(settings: &Settings, home: &Path, agreed: bool) -> Outcome<Databases> {
     if let Some(url) = &settings.database_url {
-        let databases = step("Looking for the given PostgreSQL", "", given_databases(url.expose())).await?;
-        return Ok(databases);
+        return given_databases::find_or_make(url.expose(), home, agreed).await;
     }
     parts::postgres().await?;
     let directory = home.join("postgres");
     let start = async {
-        let running = Cluster::running(&directory, Durability::Disk);
-        if running.is_none() {
-            rotate(&directory.join("postgres.log"))?;
-        }
-        let cluster = match running {
-            Some(cluster) => cluster,
-            None => Cluster::start(&directory, Durability::Disk).await?,
+        let cluster = match Cluster::running(&directory, Durability::Disk) {
+            Some(mut running) => {
+                running.wake().await?;
+                running
+            }
+            None => {
+                rotate(&directory.join("postgres.log"))?;
+                Cluster::start(&directory, Durability::Disk).await?
+            }
         };
         for name in ["patients", "billing"] {
             cluster.create_database(name).await?;
@@ -214,7 +274,7 @@ async fn databases(settings: &Settings, home: &Path) -> Outcome<Databases> {
 /// The URL of patient-service's database.
 pub(crate) fn patients_database(settings: &Settings) -> Outcome<String> {
     if let Some(url) = &settings.database_url {
-        return Ok(with_database(url.expose(), "patients"));
+        return Ok(given_databases::url_of(url.expose(), "patients"));
     }
     let cluster = Cluster::running(&home::directory()?.join("postgres"), Durability::Disk);
     Ok(cluster.ok_or_else(|| Failure("PostgreSQL is not running: just up".to_owned()))?.url("patients"))
@@ -231,30 +291,8 @@ pub(crate) async fn ask(url: &str, statement: &str) -> Outcome<Vec<String>> {
     Ok(runtime::within(DATABASE_LIMIT, work).await??)
 }
 
-/// A server's URL with the name of one of our databases.
-fn with_database(url: &str, name: &str) -> String {
-    let (before, query) = url.split_once('?').map_or((url, ""), |(before, query)| (before, query));
-    let scheme_end = before.find("://").map_or(0, |at| at + 3);
-    let authority_end = before[scheme_end..].find('/').map_or(before.len(), |at| scheme_end + at);
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    format!("{}/{name}{query}", &before[..authority_end])
-}
-
-/// The two databases on a given server, which are made if they are not there.
-async fn given_databases(url: &str) -> Outcome<Databases> {
-    let wrong = |_| Failure("DATABASE_URL is not a PostgreSQL URL (its value is not shown).".to_owned());
-    let options = PgConnectOptions::from_str(url).map_err(wrong)?;
-    let mut connection = runtime::within(DATABASE_LIMIT, options.connect()).await??;
-    for name in ["patients", "billing"] {
-        let exists = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1").bind(name);
-        if exists.fetch_optional(&mut connection).await?.is_none() {
-            let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
-            sqlx::query(create).execute(&mut connection).await?;
-        }
-    }
-    connection.close().await?;
-    Ok(Databases { patients: with_database(url, "patients"), billing: with_database(url, "billing") })
-}
+/// In the broker's folder: the port that it listens on.
+const PORT_FILE: &str = "port";
 
 fn broker_directory(home: &Path) -> PathBuf {
     home.join("broker")
@@ -292,10 +330,16 @@ async fn broker(settings: &Settings, home: &Path) -> Outcome<String> {
     let kind = parts::broker(wanted.or(before)).await?;
     let directory = broker_directory(home);
     let start = async {
-        if running_broker(settings, home).is_some() {
-            return Ok(());
+        if let Some(mut running) = running_broker(settings, home) {
+            if fs::read_to_string(directory.join(PORT_FILE)).is_ok_and(|port| port.trim() == running.port().to_string())
+            {
+                return Ok(running.wake().await?);
+            }
+            // KAFKA_PORT is another one now.
+            running.stop().await;
         }
         fs::create_dir_all(&directory)?;
+        fs::write(directory.join(PORT_FILE), format!("{}\n", settings.kafka_port))?;
         fs::write(kind_file(home), if kind == Kind::Kafka { "kafka\n" } else { "nisshi\n" })?;
         rotate(&directory.join("broker.log"))?;
         Broker::start(kind, &directory, settings.kafka_port, Size::Full, "").await?;
@@ -347,7 +391,7 @@ fn broker_name(home: &Path) -> String {
 /// The services of this system that run, in the order in which they are started.
 fn services(settings: &Settings, home: &Path) -> [Option<Service>; 3] {
     let nowhere = Databases { patients: String::new(), billing: String::new() };
-    launches(settings, home, &nowhere, "").map(Launch::running)
+    launches(settings, home, &nowhere, "", &BTreeMap::new()).map(Launch::running)
 }
 
 /// Whether one of the services runs.
@@ -387,7 +431,12 @@ pub(crate) async fn ps(settings: &Settings) -> Outcome<Vec<Part>> {
     parts.push(match Cluster::running(&home.join("postgres"), Durability::Disk) {
         _ if settings.database_url.is_some() => part("PostgreSQL", None, "given", "DATABASE_URL".to_owned()),
         Some(mut cluster) => {
-            let place = format!("psql -U postgres -h {} patients", cluster.socket_directory().display());
+            // The build that is fetched has no psql.
+            let place = if is_on_the_path("psql") {
+                format!("psql -U postgres -h {} patients", for_a_shell(cluster.socket_directory()))
+            } else {
+                cluster.url("patients")
+            };
             part("PostgreSQL", Some(cluster.process().pid()), "running", place)
         }
         None => stopped("PostgreSQL"),
@@ -397,17 +446,28 @@ pub(crate) async fn ps(settings: &Settings) -> Outcome<Vec<Part>> {
         Some(mut broker) => part(&broker_name(&home), Some(broker.process().pid()), "running", broker.address()),
         None => stopped("broker"),
     });
-    let launches = launches(settings, &home, &Databases { patients: String::new(), billing: String::new() }, "");
-    for (launch, service) in launches.iter().zip(services(settings, &home)) {
+    for (name, service) in SERVICES.into_iter().zip(services(settings, &home)) {
         parts.push(match service {
             Some(mut service) => {
                 let state = if service.is_ready().await { "ready" } else { "unready" };
-                part(launch.name, Some(service.process().pid()), state, format!("http://{}", service.address()))
+                part(name, Some(service.process().pid()), state, format!("http://{}", service.address()))
             }
-            None => stopped(launch.name),
+            None => stopped(name),
         });
     }
     Ok(parts)
+}
+
+fn is_on_the_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// A path as a shell takes it.
+fn for_a_shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c));
+    if plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// The resident memory of a process, without its children.
@@ -421,5 +481,7 @@ fn memory(pid: i32) -> String {
 /// Stops everything and deletes its data.
 pub(crate) async fn delete(settings: &Settings) -> Outcome {
     down(settings).await?;
-    Ok(fs::remove_dir_all(home::directory()?)?)
+    let home = home::directory()?;
+    Cluster::forget(&home.join("postgres"));
+    Ok(fs::remove_dir_all(home)?)
 }

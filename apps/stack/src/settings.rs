@@ -1,9 +1,19 @@
 //! What can be set from outside: ports, and parts that are there already. `.env` has the defaults.
+//!
+//! `up` keeps what it was given beside the data, so that other commands find the system that it has started, whatever their
+//! own environment says.
+
+use std::{collections::BTreeMap, env, fs};
 
 use config::{Environment, HostPorts, Reader, Secret, Value};
 use testbed::broker::Kind;
 
-use crate::Outcome;
+use crate::{Failure, Outcome, home, private_file};
+
+/// In the folder of the data: the variables that `up` was given.
+const FILE: &str = "settings.json";
+/// What is kept besides our own variables: the name under which Compose knows the containers.
+const OF_COMPOSE: [&str; 1] = ["COMPOSE_PROJECT_NAME"];
 
 /// The settings of the stack.
 #[derive(Clone, Debug)]
@@ -36,8 +46,34 @@ impl Value for BrokerKind {
 }
 
 impl Settings {
+    /// What `up` is given.
     pub(crate) fn from_environment() -> Outcome<Self> {
-        let mut reader = Reader::new(Environment::process());
+        Ok(Self::read(Environment::process())?.0)
+    }
+
+    /// Those of the system that this checkout runs, or has run last; before the first `up`, the environment's.
+    pub(crate) fn of_checkout() -> Outcome<Self> {
+        match kept()? {
+            Some(kept) => {
+                let all = kept.into_iter().fold(Environment::empty(), |all, (name, value)| all.with(name, value));
+                Ok(Self::read(all)?.0)
+            }
+            None => Self::from_environment(),
+        }
+    }
+
+    /// Keeps the environment's for later commands.
+    pub(crate) fn keep() -> Outcome {
+        let (_, names) = Self::read(Environment::process())?;
+        let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let kept: BTreeMap<_, _> =
+            names.into_iter().chain(OF_COMPOSE).filter_map(|name| Some((name, set(name)?))).collect();
+        // The URL of a database may hold a password.
+        private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(&kept)?)
+    }
+
+    fn read(environment: Environment) -> Outcome<(Self, Vec<&'static str>)> {
+        let mut reader = Reader::new(environment);
         let settings = Self {
             patient_port: reader.variable(&["PATIENT_PORT"], "HTTP port of patient-service").or("4000"),
             billing_port: reader.variable(&["BILLING_PORT"], "HTTP port of billing-service").or("4001"),
@@ -52,7 +88,8 @@ impl Settings {
             database_url: reader.variable(&["DATABASE_URL"], "a PostgreSQL server that is there already").optional(),
             log_level: reader.variable(&["LOG_LEVEL"], "the least severe lines to log").or("info"),
         };
-        Ok(reader.finish(settings)?.0)
+        let (settings, report) = reader.finish(settings)?;
+        Ok((settings, report.variables().iter().flat_map(|variable| variable.names().to_vec()).collect()))
     }
 
     /// Whether a part is given, or chosen, that only the native way knows.
@@ -84,5 +121,16 @@ impl Settings {
             Some(HostPorts(brokers)) => brokers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             None => format!("127.0.0.1:{}", self.kafka_port),
         }
+    }
+}
+
+/// The variables that `up` was given, if there has been one.
+pub(crate) fn kept() -> Outcome<Option<BTreeMap<String, String>>> {
+    let file = home::directory()?.join(FILE);
+    match fs::read_to_string(&file) {
+        Ok(text) => serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| Failure(format!("{} is damaged ({error}). Remove it, and then: just up", file.display()))),
+        Err(_) => Ok(None),
     }
 }

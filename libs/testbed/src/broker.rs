@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -27,6 +27,9 @@ const FORMAT_LIMIT: Duration = Duration::from_secs(60);
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// How often a broker that is refused its port is tried on another.
 const PORT_ATTEMPTS: usize = 3;
+/// In the directory of a Kafka: its settings and its data.
+const PROPERTIES: &str = "server.properties";
+const DATA: &str = "data";
 /// Any cluster id does for a cluster of one.
 const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
 
@@ -186,6 +189,16 @@ impl Broker {
         client_settings(self.port, client_id)
     }
 
+    /// Waits until one that an earlier run started answers: it may be recovering, or frozen, and is woken then.
+    ///
+    /// # Errors
+    /// If it ends, or does not answer in time.
+    pub async fn wake(&mut self) -> Result<(), StartError> {
+        self.process.signal_all(crate::Signal::CONT);
+        let settings = self.settings("testbed");
+        until_ready(&mut self.process, &settings).await
+    }
+
     /// Starts it again on the same port after it was killed or stopped.
     ///
     /// # Errors
@@ -209,13 +222,16 @@ async fn launch(kind: Kind, directory: &Path, port: u16, how: &How) -> Result<Pr
         Some(version) => launch_kafka(version, directory, port, how).await?,
         None => launch_nisshi(directory, port, how.advertised)?,
     };
-    let settings = client_settings(port, "testbed");
     process.write_pid_file(&pid_file(directory))?;
+    until_ready(&mut process, &client_settings(port, "testbed")).await?;
+    Ok(process)
+}
+
+async fn until_ready(process: &mut Process, settings: &kafka::Settings) -> Result<(), StartError> {
     // Any answer about topics is a broker at work.
     let ready =
-        || async { matches!(kafka::partitions(&settings, "none").await, Ok(_) | Err(kafka::Error::UnknownTopic)) };
-    process.until(START_LIMIT, ready).await?;
-    Ok(process)
+        || async { matches!(kafka::partitions(settings, "none").await, Ok(_) | Err(kafka::Error::UnknownTopic)) };
+    process.until(START_LIMIT, ready).await
 }
 
 fn pid_file(directory: &Path) -> PathBuf {
@@ -229,11 +245,16 @@ fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
 
 async fn launch_kafka(version: &str, directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
     let java = java()?;
-    let data = directory.join("data");
-    let properties = directory.join("server.properties");
+    let jars = jars(version);
+    if jars.as_os_str().as_encoded_bytes().contains(&b':') {
+        return Err(StartError::new(format!(
+            "Java takes no class path with a colon in it, which {} has: choose another PATIENT_MANAGEMENT_CACHE",
+            jars.display()
+        )));
+    }
     // The quorum of one talks to itself only, on the next port that is free.
     let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
-    fs::write(&properties, server_properties(port, controller, &data, how))?;
+    fs::write(directory.join(PROPERTIES), server_properties(port, controller, how))?;
     let memory: &[&str] = match how.size {
         Size::Small => &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
         Size::Full => &["-Xms128m", "-Xmx512m"],
@@ -242,21 +263,22 @@ async fn launch_kafka(version: &str, directory: &Path, port: u16, how: &How) -> 
         Process::prepare("Apache Kafka", &java, directory.join("broker.log"))
             .args(memory)
             .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
-            .args([jars(version).join("*")])
+            .args([jars.join("*")])
             .args([class])
+            // Java reads paths in the encoding of the locale.
+            .envs([("LC_ALL", "C.UTF-8")])
             .directory(directory)
     };
-    if !data.join("meta.properties").is_file() {
+    if !directory.join(DATA).join("meta.properties").is_file() {
         prepare("kafka.tools.StorageTool", &["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
-            .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config"])
-            .args([&properties])
+            .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config", PROPERTIES])
             .run(FORMAT_LIMIT)
             .await?;
     }
-    prepare("kafka.Kafka", memory).args([&properties]).start()
+    prepare("kafka.Kafka", memory).args([PROPERTIES]).start()
 }
 
-fn server_properties(port: u16, controller: u16, data: &Path, how: &How) -> String {
+fn server_properties(port: u16, controller: u16, how: &How) -> String {
     let How { advertised, extra, .. } = how;
     format!(
         "process.roles=broker,controller\n\
@@ -265,7 +287,8 @@ fn server_properties(port: u16, controller: u16, data: &Path, how: &How) -> Stri
          advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}\n\
          controller.listener.names=CONTROLLER\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
-         log.dirs={data}\n\
+         # Relative to the working directory: a list of paths in this file would give commas and backslashes a meaning.\n\
+         log.dirs={DATA}\n\
          # The services make the topics, with the partitions that they want.\n\
          auto.create.topics.enable=false\n\
          offsets.topic.replication.factor=1\n\
@@ -278,8 +301,7 @@ fn server_properties(port: u16, controller: u16, data: &Path, how: &How) -> Stri
          num.network.threads=2\n\
          num.io.threads=2\n\
          log.cleaner.dedupe.buffer.size=4194304\n\
-         {extra}\n",
-        data = data.display()
+         {extra}\n"
     )
 }
 
@@ -298,20 +320,35 @@ fn java() -> Result<PathBuf, StartError> {
     let home = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
     let java = home.filter(|java| java.is_file()).unwrap_or_else(|| "java".into());
     let output = Command::new(&java).arg("-version").output();
-    let output = output.map_err(|_| StartError::new(format!("Java {JAVA_VERSION} or later is not installed")))?;
-    match java_version(&String::from_utf8_lossy(&output.stderr)) {
+    let output = output.map_err(|error| {
+        StartError::new(format!("Java {JAVA_VERSION} or later is not installed ({}: {error})", java.display()))
+    })?;
+    match java_version(&output) {
         Some(version) if version >= JAVA_VERSION => Ok(java),
-        version => {
-            let found = version.map_or("an unknown version".to_owned(), |version| version.to_string());
-            Err(StartError::new(format!("Apache Kafka needs Java {JAVA_VERSION} or later, and this is {found}")))
+        Some(version) => {
+            Err(StartError::new(format!("Apache Kafka needs Java {JAVA_VERSION} or later, and this is {version}")))
         }
+        None => Err(StartError::of_output(
+            format!(
+                "Apache Kafka needs Java {JAVA_VERSION} or later; {} -version tells no version ({})",
+                java.display(),
+                output.status
+            ),
+            &output,
+        )),
     }
 }
 
-/// The major version in the output of `java -version`, such as `openjdk version "17.0.15" 2025-04-15`.
-fn java_version(output: &str) -> Option<u32> {
-    let quoted = output.split('"').nth(1)?;
-    quoted.split(['.', '-', '+']).next()?.parse().ok()
+/// The major version in what `java -version` says: a line such as `openjdk version "17.0.15" 2025-04-15`, which others may
+/// precede, such as one that repeats `JAVA_TOOL_OPTIONS`.
+fn java_version(output: &Output) -> Option<u32> {
+    [&output.stderr, &output.stdout].iter().find_map(|said| {
+        String::from_utf8_lossy(said).lines().find_map(|line| {
+            let (name, version) = line.split_once(" version \"")?;
+            let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            version.split(|c: char| !c.is_ascii_digit()).next().filter(|_| is_name)?.parse().ok()
+        })
+    })
 }
 
 fn jars(version: &str) -> PathBuf {
@@ -341,6 +378,8 @@ async fn install_kafka(version: &str) -> Result<(), StartError> {
         .args([&pom])
         .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
         .args([format!("-DoutputDirectory={}", jars.display())])
+        // Java reads paths in the encoding of the locale.
+        .envs([("LC_ALL", "C.UTF-8")])
         .run(INSTALL_LIMIT)
         .await?;
     Ok(fs::write(jars.join("complete"), "")?)
@@ -365,9 +404,14 @@ mod tests {
 
     #[test]
     fn finds_the_version_of_java() {
-        assert_eq!(java_version("openjdk version \"17.0.15\" 2025-04-15\nOpenJDK"), Some(17));
-        assert_eq!(java_version("openjdk version \"25\" 2025-09-16"), Some(25));
-        assert_eq!(java_version("java version \"1.8.0_402\""), Some(1));
-        assert_eq!(java_version("command not found"), None);
+        let said = |text: &str| Output { status: Default::default(), stdout: Vec::new(), stderr: text.into() };
+        assert_eq!(java_version(&said("openjdk version \"17.0.15\" 2025-04-15\nOpenJDK")), Some(17));
+        assert_eq!(java_version(&said("openjdk version \"25\" 2025-09-16")), Some(25));
+        assert_eq!(java_version(&said("openjdk version \"25-ea\" 2025-09-16")), Some(25));
+        assert_eq!(java_version(&said("java version \"1.8.0_402\"")), Some(1));
+        assert_eq!(java_version(&said("command not found")), None);
+        let options = "Picked up JAVA_TOOL_OPTIONS: -XX:OnOutOfMemoryError=\"kill -9 %p\" -Da=\"b version \"9\"\"\n";
+        assert_eq!(java_version(&said(options)), None);
+        assert_eq!(java_version(&said(&format!("{options}openjdk version \"21.0.1\" 2023-10-17\n"))), Some(21));
     }
 }

@@ -8,6 +8,7 @@
 //! - [`service`]: our services' binaries; [`system`]: all of them together;
 //! - [`Process`]: one child process: its log, signals to it, its end;
 //! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
+//!   [`command`] and [`mark`]: the same for other processes;
 //! - [`audit`]: whether anything was lost; [`writers`]: the load under which that is asked;
 //! - [`proxy`]: connections that fail; [`clock`]: a clock that steps; [`sql`]: a look behind a service;
 //! - [`http`]: an HTTP client with a deadline for every call;
@@ -17,10 +18,12 @@ pub mod audit;
 pub mod broker;
 pub mod cache;
 pub mod clock;
+mod guard;
 pub mod http;
 pub mod pair;
 pub mod ports;
 pub mod postgres;
+mod postgres_package;
 mod process;
 pub mod proxy;
 mod scratch;
@@ -31,6 +34,7 @@ pub mod system;
 mod user;
 pub mod writers;
 
+pub use guard::{command, leave_running, mark};
 pub use process::{Ended, Process, Signal, StartError};
 pub use scratch::Scratch;
 pub use shared::{broker as shared_broker, database as shared_database};

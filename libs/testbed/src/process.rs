@@ -1,12 +1,11 @@
 use std::{
-    collections::VecDeque,
     ffi::OsStr,
     fmt,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Seek as _, SeekFrom},
+    io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use std::{
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
-use crate::user::User;
+use crate::{guard, user::User};
 
 /// How often a condition outside our own process is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -22,6 +21,10 @@ const LOOK: Duration = Duration::from_millis(10);
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// Lines of a log that an error shows.
 const LAST_LINES: usize = 15;
+/// Of those, lines at the beginning of what a program has said that ran to its end.
+const FIRST_LINES: usize = 5;
+/// Bytes at either end of a log among which they are looked for.
+const SHOWN_BYTES: u64 = 64 * 1024;
 
 /// A process that we started, or that an earlier run of ours started and left running.
 #[derive(Debug)]
@@ -69,6 +72,13 @@ impl StartError {
     /// An error without a log.
     pub fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), log: Vec::new() }
+    }
+
+    /// An error that shows the last of what a program has said.
+    pub fn of_output(what: impl Into<String>, output: &Output) -> Self {
+        let both = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
+        let lines: Vec<_> = both.iter().flat_map(|said| said.lines()).map(str::to_owned).collect();
+        Self { what: what.into(), log: lines[lines.len().saturating_sub(LAST_LINES)..].to_vec() }
     }
 }
 
@@ -209,10 +219,22 @@ impl Process {
         }
     }
 
-    /// Kills it, as `kill -9` does, and waits until it is gone.
+    /// Kills it, as `kill -9` does, and waits until it is gone. A child of it that is frozen goes with it: PostgreSQL's
+    /// sessions end by themselves when their server has died, but only once they run.
     pub async fn kill(&mut self) {
+        let frozen: Vec<_> = descendants(self.pid)
+            .into_iter()
+            .filter(|pid| has_stopped(*pid))
+            .filter_map(|pid| Some((pid, start_time(pid)?)))
+            .collect();
         self.signal(Signal::KILL);
         self.wait(Duration::from_secs(10)).await;
+        for (pid, started) in frozen {
+            if start_time(pid).is_some_and(|now| now == started) {
+                // It may end in this very moment.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 
     /// Asks it to end (SIGTERM) and kills it after `limit`. Tells how it ended.
@@ -243,7 +265,7 @@ impl Process {
                     continue;
                 }
             };
-            return Err(StartError { what: failure, log: last_lines(&self.log, 0) });
+            return Err(StartError { what: failure, log: last_lines(&self.log) });
         }
         Ok(())
     }
@@ -286,11 +308,20 @@ impl Starting {
         self
     }
 
-    /// Starts it.
+    /// Starts it. It ends when our program does, in whatever way, unless that is to [leave it running][leave_running].
     ///
     /// # Errors
     /// If the program cannot be started or the log cannot be written.
+    ///
+    /// [leave_running]: crate::leave_running
     pub fn start(mut self) -> Result<Process, StartError> {
+        if !guard::leaves_running() {
+            self.command.envs([guard::mark()?]);
+        }
+        self.spawn()
+    }
+
+    fn spawn(mut self) -> Result<Process, StartError> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         self.command.stdout(log.try_clone()?).stderr(log);
         let child = self.command.spawn().map_err(|error| {
@@ -300,21 +331,38 @@ impl Starting {
         Ok(Process { name: self.name, pid, child: Some(child), log: self.log })
     }
 
-    /// Runs it to its end.
+    /// Runs it to its end. It never outlives our program.
     ///
     /// # Errors
     /// If it does not end in order; the error shows the end of its log.
-    pub async fn run(self, limit: Duration) -> Result<(), StartError> {
+    pub async fn run(mut self, limit: Duration) -> Result<(), StartError> {
         // Others before it may have written to the same file.
         let before = fs::metadata(&self.log).map_or(0, |log| log.len());
-        let mut process = self.start()?;
+        self.command.envs([guard::mark()?]);
+        let mut running = Running(self.spawn()?);
+        let process = &mut running.0;
         match process.wait(limit).await {
             Some(ended) if ended.in_order() => Ok(()),
             ended => {
-                process.kill().await;
+                process.signal_all(Signal::KILL);
+                process.wait(STOP_LIMIT).await;
                 let how = ended.map_or("did not end in time".to_owned(), |ended| ended.to_string());
-                Err(StartError { what: format!("{} {how}", process.name), log: last_lines(&process.log, before) })
+                Err(StartError {
+                    what: format!("{} {how}", process.name),
+                    log: first_and_last_lines(&process.log, before),
+                })
             }
+        }
+    }
+}
+
+/// A process whose end somebody waits for: it ends if they no longer do.
+struct Running(Process);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.ended().is_none() {
+            self.0.signal_all(Signal::KILL);
         }
     }
 }
@@ -360,20 +408,38 @@ fn stat_field(pid: Pid, number: usize) -> Option<String> {
     fields.split_whitespace().nth(number).map(str::to_owned)
 }
 
-/// The last lines of a file, of those after so many bytes.
-fn last_lines(path: &Path, after: u64) -> Vec<String> {
-    let Ok(mut file) = File::open(path) else { return Vec::new() };
-    if file.seek(SeekFrom::Start(after)).is_err() {
-        return Vec::new();
+/// The last lines of a file; bytes that are no text are shown as such.
+fn last_lines(path: &Path) -> Vec<String> {
+    let read = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(SHOWN_BYTES)))?;
+        text(file)
+    };
+    let lines: Vec<_> = read().unwrap_or_default();
+    lines[lines.len().saturating_sub(LAST_LINES)..].to_vec()
+}
+
+/// The first and the last lines of what a program has written to a file after so many bytes: some say first what is wrong,
+/// and then where in themselves.
+fn first_and_last_lines(path: &Path, after: u64) -> Vec<String> {
+    let read = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(after))?;
+        text(file)
+    };
+    let first: Vec<_> = read().unwrap_or_default();
+    if first.len() <= LAST_LINES {
+        return first;
     }
-    let mut lines = VecDeque::new();
-    for line in BufReader::new(file).lines().map_while(Result::ok) {
-        if lines.len() == LAST_LINES {
-            lines.pop_front();
-        }
-        lines.push_back(line);
-    }
-    lines.into()
+    let last = last_lines(path);
+    let last = &last[last.len().saturating_sub(LAST_LINES - FIRST_LINES)..];
+    first[..FIRST_LINES].iter().cloned().chain(["...".to_owned()]).chain(last.iter().cloned()).collect()
+}
+
+fn text(file: File) -> io::Result<Vec<String>> {
+    let mut bytes = Vec::new();
+    file.take(SHOWN_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -425,9 +491,22 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_fails_is_told_with_its_first_and_its_last_words() {
+        let scratch = Scratch::new().unwrap();
+        let log = scratch.path().join("log");
+        fs::write(&log, "of an earlier run\n").unwrap();
+        let script = "echo the reason; seq 1000; echo the end; exit 1";
+        let run = Process::prepare("script", "sh", &log).args(["-c", script]).run(Duration::from_secs(20));
+        let error = smol::block_on(run).unwrap_err().to_string();
+        assert!(error.contains("| the reason\n  | 1\n") && error.ends_with("| 1000\n  | the end"), "{error}");
+        assert!(error.lines().count() < 20 && !error.contains("earlier"), "{error}");
+    }
+
+    #[test]
     fn an_early_end_shows_the_log() {
         let scratch = Scratch::new().unwrap();
-        let script = "echo the port is taken; exit 3";
+        // Not all of it is text: a tool may speak in another encoding.
+        let script = r"printf 'b\374cher\nthe port is taken\n'; exit 3";
         let mut process =
             Process::prepare("script", "sh", scratch.path().join("log")).args(["-c", script]).start().unwrap();
         let error = smol::block_on(process.until(Duration::from_secs(5), || async { false })).unwrap_err();

@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     io,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -31,6 +32,45 @@ pub fn binaries() -> io::Result<PathBuf> {
     } else {
         directory.to_owned()
     })
+}
+
+/// A setting that a service knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The variables that set it; the first that is set counts.
+    pub names: Vec<String>,
+    /// Its value where none is set.
+    pub default: Option<String>,
+}
+
+/// The settings that a service knows: all that its `--help` lists.
+///
+/// # Errors
+/// If the binary is missing, or its `--help` lists none.
+pub fn settings(name: &str) -> Result<Vec<Setting>, StartError> {
+    let binary = binaries()?.join(name);
+    let output = Command::new(&binary).arg("--help").env_clear().output();
+    let output = output.map_err(|error| StartError::new(format!("{}: {error}", binary.display())))?;
+    let settings = settings_in(&String::from_utf8_lossy(&output.stdout));
+    if settings.is_empty() {
+        return Err(StartError::of_output(format!("{name} --help lists no settings ({})", output.status), &output));
+    }
+    Ok(settings)
+}
+
+/// The settings in the text of a service's `--help`: a line with the names, and one below it that may tell the default.
+pub fn settings_in(help: &str) -> Vec<Setting> {
+    let lines: Vec<_> = help.lines().collect();
+    let setting = |pair: &[&str]| {
+        let names: Vec<_> = pair[0].trim().split(", ").map(str::to_owned).collect();
+        let is_name = |name: &String| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+        };
+        let is_setting = pair[0].starts_with("  ") && !pair[0].starts_with("   ") && names.iter().all(is_name);
+        let default = pair[1].rsplit_once("(default ").map(|(_, rest)| rest.trim_end_matches(')').to_owned());
+        is_setting.then_some(Setting { names, default })
+    };
+    lines.windows(2).filter_map(setting).collect()
 }
 
 /// How a service is started.
@@ -162,5 +202,20 @@ impl Service {
     /// All that it has written to its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.launch.log()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_tells_the_settings() {
+        let help = "a 1: b\n\nUsage: a [--help]\n  (nothing)   runs\n\nEnvironment:\n  PORT\n      port: a number (default 4000)\n\
+                    \u{20} URL, OTHER_URL\n      where: text (required, e.g. x)\n";
+        let settings = settings_in(help);
+        let names: Vec<_> = settings.iter().map(|setting| setting.names.join(" ")).collect();
+        assert_eq!(names, ["PORT", "URL OTHER_URL"]);
+        assert_eq!((settings[0].default.as_deref(), &settings[1].default), (Some("4000"), &None));
     }
 }

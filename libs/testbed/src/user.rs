@@ -2,8 +2,8 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, chown},
-    path::Path,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown},
+    path::{Path, PathBuf},
 };
 
 /// A user's ids.
@@ -21,6 +21,25 @@ impl User {
         }
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         ["postgres", "nobody"].iter().find_map(|name| find(&passwd, name))
+    }
+
+    /// The outermost of the directories in a path that the user may not enter; none if they may enter all that exist.
+    pub(crate) fn kept_out_of(self, path: &Path) -> Option<PathBuf> {
+        let mut directories: Vec<_> = path.ancestors().collect();
+        directories.reverse();
+        directories.into_iter().find(|directory| !self.may_enter(directory)).map(Path::to_owned)
+    }
+
+    fn may_enter(self, directory: &Path) -> bool {
+        let Ok(found) = fs::metadata(directory) else { return true };
+        let class = if found.uid() == self.uid {
+            0o100
+        } else if found.gid() == self.gid {
+            0o010
+        } else {
+            0o001
+        };
+        found.mode() & class != 0
     }
 }
 
@@ -47,5 +66,16 @@ mod tests {
         let passwd = "root:x:0:0:root:/root:/bin/bash\npostgres:x:101:104::/var/lib/postgresql:/bin/bash\n";
         assert_eq!(find(passwd, "postgres"), Some(User { uid: 101, gid: 104 }));
         assert_eq!(find(passwd, "nobody"), None);
+    }
+
+    #[test]
+    fn a_closed_directory_on_the_way_is_found() {
+        let scratch = crate::Scratch::new().unwrap();
+        let (closed, inner) = (scratch.path().join("closed"), scratch.path().join("closed/inner"));
+        private_directory(&closed, None).unwrap();
+        fs::create_dir(&inner).unwrap();
+        let stranger = User { uid: 4_000_000, gid: 4_000_000 };
+        assert_eq!(stranger.kept_out_of(&inner), Some(closed));
+        assert_eq!(stranger.kept_out_of(scratch.path()), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use crate::Outcome;
+use crate::{Failure, Outcome};
 
 use super::run;
 
@@ -50,8 +50,12 @@ pub(super) async fn inspect(ids: &[&str]) -> Outcome<Vec<Container>> {
     let mut arguments = vec!["inspect", "--type", "container", "--format", "{{json .}}"];
     arguments.extend(ids);
     let output = run("docker", &arguments).await?;
-    let mut containers: Vec<_> =
-        output.lines().filter_map(|line| serde_json::from_str(line).ok()).map(|json| container(&json)).collect();
+    let mut containers = Vec::new();
+    for line in output.lines() {
+        let json = serde_json::from_str(line)
+            .map_err(|error| Failure(format!("docker inspect does not print JSON ({error}): {line}")))?;
+        containers.push(container(&json));
+    }
     containers.sort_by(|a, b| (&a.service, a.number).cmp(&(&b.service, b.number)));
     Ok(containers)
 }

@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use testbed::Process;
+use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{Failure, Outcome, home, show::step};
 
@@ -53,26 +54,20 @@ fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> V
 }
 
 /// The images in the output of `docker compose config`, without those of profiles that are off: Compose v1 shows all.
-pub(super) fn of_config(config: &str, profiles: &[&str]) -> Vec<String> {
+pub(super) fn of_config(config: &str, profiles: &[&str]) -> Outcome<Vec<String>> {
+    let wrong = |why: &str| Failure(format!("docker compose config prints no compose file ({why}):\n{config}"));
+    let documents = YamlLoader::load_from_str(config).map_err(|error| wrong(&error.to_string()))?;
+    let services = documents.first().and_then(|document| document["services"].as_hash());
     let mut images = Vec::new();
-    let lines: Vec<_> = config.lines().collect();
-    // A service begins with its name, two spaces in.
-    let begins = |line: &&str| line.starts_with("  ") && !line[2..].starts_with([' ', '-']);
-    for service in lines.chunk_by(|_, next| !begins(next)) {
-        let image = service.iter().find_map(|line| line.strip_prefix("    image: "));
-        let mut own = service
-            .iter()
-            .skip_while(|line| **line != "    profiles:")
-            .skip(1)
-            .map_while(|line| line.trim().strip_prefix("- "))
-            .peekable();
+    for service in services.ok_or_else(|| wrong("it has no services"))?.values() {
+        let mut own = service["profiles"].as_vec().into_iter().flatten().filter_map(Yaml::as_str).peekable();
         if own.peek().is_none() || own.any(|profile| profiles.contains(&profile)) {
-            images.extend(image.map(str::to_owned));
+            images.extend(service["image"].as_str().map(str::to_owned));
         }
     }
     images.sort_unstable();
     images.dedup();
-    images
+    Ok(images)
 }
 
 #[cfg(test)]
@@ -91,7 +86,11 @@ mod tests {
     fn finds_the_images_that_are_run() {
         let config = "services:\n  b:\n    image: b:1\n  c:\n    build:\n      context: .\n    ports:\n    - 1:1\n  t:\n    image: t:1\n    \
                       profiles:\n    - tools\n    restart: always\n  a:\n    image: a:2\n  d:\n    image: b:1\nvolumes:\n  v: {}\n";
-        assert_eq!(of_config(config, &[]), ["a:2", "b:1"]);
-        assert_eq!(of_config(config, &["tools"]), ["a:2", "b:1", "t:1"]);
+        assert_eq!(of_config(config, &[]).unwrap(), ["a:2", "b:1"]);
+        assert_eq!(of_config(config, &["tools"]).unwrap(), ["a:2", "b:1", "t:1"]);
+        let otherwise =
+            "name: x\nservices:\n    b: {profiles: [tools], image: \"b:1\"}\n    a:\n        image: 'a:2'\n";
+        assert_eq!(of_config(otherwise, &[]).unwrap(), ["a:2"], "by the rules of YAML, not by its looks");
+        assert!(of_config("nothing of the kind", &[]).is_err());
     }
 }

@@ -1,0 +1,18 @@
+//! Files that only their owner may read, because values of settings can be secrets.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use crate::Outcome;
+
+/// Writes the file as a whole.
+pub(crate) fn write(path: &Path, text: &str) -> Outcome {
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?.write_all(text.as_bytes())?;
+    Ok(fs::rename(new, path)?)
+}
