@@ -75,6 +75,11 @@ test *filter:
     tests/wire/run
     tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
 
+# Run all tests so many times beside as many busy loops as there are processors (BUSY=0: none); a filter runs some
+[group("test")]
+repeat times="10" *filter:
+    tests/repeat/run {{ times }} {{ filter }}
+
 # Try patient-service against its own OpenAPI document with schemathesis
 [group("test")]
 contract:
