@@ -11,7 +11,10 @@ use uuid::Uuid;
 use crate::harness::{record, with_topic};
 
 // Nisshi gives what was aborted like anything else, and no batch that is larger than asked for.
-testbed::on_each_kafka!(what_was_aborted_does_not_count_and_leaves_no_lag, a_bomb_is_a_dead_letter_and_holds_up_nothing);
+testbed::on_each_kafka!(
+    what_was_aborted_does_not_count_and_leaves_no_lag,
+    a_bomb_is_a_dead_letter_and_holds_up_nothing
+);
 
 fn what_was_aborted_does_not_count_and_leaves_no_lag(kind: broker::Kind) {
     with_topic(kind, |topic| async move {
