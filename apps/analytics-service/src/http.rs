@@ -11,6 +11,7 @@ use std::{
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use runtime::{Shutdown, within};
 use serde::Serialize;
+use smol::future::or;
 use telemetry::metrics::{self, IntGauge};
 use tide::{Response, StatusCode};
 use web::{EventSender, Problem, Query, Router, json};
@@ -29,7 +30,7 @@ const LETTERS: (i64, i64) = (100, 1000);
 const MOST_STREAMS: usize = 64;
 /// The stream tells changes at once, and then not again before this time.
 const STREAM_PAUSE: Duration = Duration::from_millis(100);
-/// A quiet stream repeats the summary so often, which shows that it is alive and finds out who has gone.
+/// A quiet stream repeats the summary so often, which shows that it is alive: proxies close what is quiet for longer.
 const STREAM_SIGN: Duration = Duration::from_secs(15);
 /// When a client may come back.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -198,18 +199,35 @@ async fn dead_letters(request: Request) -> Result<Response, Problem> {
 
 async fn stream(request: Request) -> Result<Response, Problem> {
     let app = request.state().clone();
-    if app.streams.fetch_add(1, Ordering::Relaxed) >= MOST_STREAMS {
-        app.streams.fetch_sub(1, Ordering::Relaxed);
+    let Some(place) = Place::take(&app.streams) else {
         return Err(Problem::unavailable("There are too many clients of the stream.", RETRY_AFTER));
-    }
+    };
     let (events, response) = web::events();
     let send = async move {
+        let _place = place;
         let _counted = metrics::count_in(&STREAMS);
-        app.shutdown.or_stop(send_summaries(&app.view, &events)).await;
-        app.streams.fetch_sub(1, Ordering::Relaxed);
+        let send = or(events.closed(), send_summaries(&app.view, &events));
+        app.shutdown.or_stop(send).await;
     };
     runtime::spawn(send).detach();
     Ok(response)
+}
+
+/// A place among the clients of the stream, free again when this is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// None if each is taken.
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let place = Self(taken.clone());
+        (taken.fetch_add(1, Ordering::Relaxed) < MOST_STREAMS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Sends the summary now and with every change, until the client has gone.

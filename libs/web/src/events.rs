@@ -24,6 +24,12 @@ impl EventSender {
         debug_assert!(!data.contains('\n'), "a line break would end the data");
         self.0.send(format!("event: {name}\ndata: {data}\n\n").into_bytes()).await.is_ok()
     }
+
+    /// Ends when the client has gone, also while nothing is sent: the server reads from the connection all the time, and
+    /// drops the answer as soon as the client's end has come.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
 }
 
 /// An answer that streams events until every [`EventSender`] of it is dropped.
@@ -33,6 +39,8 @@ pub fn events() -> (EventSender, Response) {
     response.set_body(Body::from_reader(Events { receiver: Box::pin(receiver), event: Vec::new(), read: 0 }, None));
     response.insert_header("content-type", "text/event-stream");
     response.insert_header("cache-control", "no-cache");
+    // nginx would keep events back until some kilobytes have come together.
+    response.insert_header("x-accel-buffering", "no");
     (EventSender(sender), response)
 }
 

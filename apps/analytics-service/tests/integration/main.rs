@@ -6,4 +6,5 @@ mod harness;
 mod intake;
 mod losses;
 mod shown;
+mod streams;
 mod trouble;
