@@ -9,11 +9,13 @@ use runtime::{Backoff, Shutdown, Wake, within};
 
 use crate::{
     settings::Settings,
-    state::{DeadLetter, Parked, SharedState},
+    state::{DeadLetter, Parked, SharedState, State},
 };
 
 /// Letters that are forwarded with one batch.
 const AT_ONCE: i64 = 20;
+/// Bytes that they have together, unless the first alone has more: about as many as a broker takes in one batch.
+const BYTES_AT_ONCE: i64 = 1024 * 1024;
 /// The slow look for letters that nobody has woken us for: those of an earlier run.
 const LOOK: Duration = Duration::from_secs(2);
 /// Pauses after failures.
@@ -68,9 +70,8 @@ impl Forwarder {
     /// If the broker cannot take them now.
     pub async fn step(&mut self) -> Result<usize, kafka::Error> {
         // A state that is not open is opened by the intake, which also says so.
-        let Ok(letters) = self.state.with(async |state| state.waiting_dead_letters(AT_ONCE).await).await else {
-            return Ok(0);
-        };
+        let waiting = async |state: &mut State| state.waiting_dead_letters(AT_ONCE, BYTES_AT_ONCE).await;
+        let Ok(letters) = self.state.with(waiting).await else { return Ok(0) };
         let Some(last) = letters.last().map(|letter| letter.id) else { return Ok(0) };
         match self.send(letters.iter().map(|letter| self.record(&letter.letter)).collect()).await {
             Ok(()) => {}

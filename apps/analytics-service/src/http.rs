@@ -17,7 +17,7 @@ use tide::{Response, StatusCode};
 use web::{EventSender, Problem, Query, Router, json};
 
 use crate::{
-    state::{Parked, SharedState},
+    state::{ListedLetter, SharedState},
     tally::Interval,
     view::{Shown, View},
 };
@@ -162,15 +162,14 @@ struct LetterBody {
     partition: i32,
     offset: i64,
     error: String,
-    value_bytes: usize,
+    value_bytes: i64,
     parked_at: DateTime<Utc>,
     forwarded: bool,
 }
 
-impl From<Parked> for LetterBody {
-    fn from(Parked { id, letter, at, forwarded }: Parked) -> Self {
-        let value_bytes = letter.value.map_or(0, |value| value.len());
-        let (partition, offset, error) = (letter.partition, letter.offset, letter.error);
+impl From<ListedLetter> for LetterBody {
+    fn from(letter: ListedLetter) -> Self {
+        let ListedLetter { id, partition, offset, error, value_bytes, at, forwarded } = letter;
         Self { id, partition, offset, error, value_bytes, parked_at: at, forwarded }
     }
 }

@@ -5,6 +5,7 @@
 //! from what the file says.
 
 mod batch;
+mod budget;
 mod counting;
 mod fetcher;
 mod processing;
@@ -18,7 +19,7 @@ use smol::{
     channel::{self, Receiver},
 };
 
-use self::{batch::Batch, counting::Counted, fetcher::Fetcher};
+use self::{batch::Batch, budget::Budget, counting::Counted, fetcher::Fetcher};
 use crate::{
     settings::Settings,
     state::{Commit, Saved, SharedState, State, StateError},
@@ -28,6 +29,9 @@ use crate::{
 /// Fetched batches that wait to be applied, for all partitions together: enough for the next transaction to be large, so
 /// that what each one costs by itself (births, registrations, positions, the log's last page) is paid seldom.
 const BATCHES_AHEAD: usize = 32;
+/// Bytes of memory that they take, decoded, with those of the transaction that is under way; more only if a single one
+/// does.
+const BYTES_AHEAD: usize = 4 * 1024 * 1024;
 /// Records that one transaction takes, unless a single batch has more: about 0.1 s.
 const RECORDS_AT_ONCE: usize = 30_000;
 /// Pauses after failures of the broker or the state.
@@ -87,6 +91,7 @@ impl Intake {
             shown.partitions = partitions.iter().map(position).collect();
         });
         let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
+        let (of, budget) = (partitions.len(), Budget::new(BYTES_AHEAD));
         let fetchers: Vec<Task<()>> = partitions
             .into_iter()
             .map(|partition| {
@@ -94,6 +99,8 @@ impl Intake {
                     consumer: Consumer::new(self.settings.kafka.clone(), &self.settings.topic, partition),
                     partition,
                     intake: self.clone(),
+                    of,
+                    budget: budget.clone(),
                     sender: sender.clone(),
                 };
                 runtime::spawn(fetcher.run(saved.positions.get(&partition).copied()))

@@ -94,6 +94,25 @@ pub struct Parked {
     pub forwarded: bool,
 }
 
+/// A dead letter in the state without its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedLetter {
+    /// Its number.
+    pub id: i64,
+    /// Where the record was.
+    pub partition: i32,
+    /// Where the record was.
+    pub offset: i64,
+    /// Why it is no event.
+    pub error: String,
+    /// Bytes of its value.
+    pub value_bytes: i64,
+    /// When it was parked.
+    pub at: DateTime<Utc>,
+    /// Whether it is on the topic of dead letters.
+    pub forwarded: bool,
+}
+
 /// The state cannot be used. It has to be opened anew.
 #[derive(Debug)]
 pub struct StateError(String);
@@ -174,16 +193,27 @@ impl State {
         Ok(Transaction(within(DEADLINE, self.connection.begin()).await??))
     }
 
-    /// The oldest dead letters that are not on their topic yet.
+    /// The oldest dead letters that are not on their topic yet: so many, and of so many bytes, unless the first alone has
+    /// more.
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub async fn waiting_dead_letters(&mut self, limit: i64) -> Result<Vec<Parked>, StateError> {
+    pub async fn waiting_dead_letters(&mut self, limit: i64, bytes: i64) -> Result<Vec<Parked>, StateError> {
+        // Lengths are where SQLite finds them without reading what they are of.
         let find = query(
             "-- waiting dead letters
-            SELECT * FROM dead_letters WHERE forwarded = 0 ORDER BY id LIMIT ?",
+            SELECT * FROM dead_letters WHERE forwarded = 0 AND id <= (
+                SELECT max(id) FROM (
+                    SELECT id, row_number() OVER oldest AS number, sum(
+                        coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)
+                    ) OVER oldest AS bytes
+                    FROM (SELECT * FROM dead_letters WHERE forwarded = 0 ORDER BY id LIMIT ?1)
+                    WINDOW oldest AS (ORDER BY id)
+                ) WHERE number = 1 OR bytes <= ?2
+            ) ORDER BY id",
         )
-        .bind(limit);
+        .bind(limit)
+        .bind(bytes);
         let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
         rows.iter().map(parked).collect()
     }
@@ -192,15 +222,16 @@ impl State {
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub async fn dead_letters(&mut self, before: i64, limit: i64) -> Result<Vec<Parked>, StateError> {
+    pub async fn dead_letters(&mut self, before: i64, limit: i64) -> Result<Vec<ListedLetter>, StateError> {
         let find = query(
             "-- dead letters
-            SELECT * FROM dead_letters WHERE id < ? ORDER BY id DESC LIMIT ?",
+            SELECT id, partition, \"offset\", error, coalesce(octet_length(value), 0) AS value_bytes, parked_at, forwarded
+            FROM dead_letters WHERE id < ? ORDER BY id DESC LIMIT ?",
         )
         .bind(before)
         .bind(limit);
         let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
-        rows.iter().map(parked).collect()
+        rows.iter().map(listed).collect()
     }
 
     /// Says that dead letters are on their topic; forgets the oldest of those.
@@ -270,6 +301,18 @@ fn parked(row: &SqliteRow) -> Result<Parked, StateError> {
             headers: headers_of(row.try_get("headers")?),
             error: row.try_get("error")?,
         },
+        at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
+        forwarded: row.try_get("forwarded")?,
+    })
+}
+
+fn listed(row: &SqliteRow) -> Result<ListedLetter, StateError> {
+    Ok(ListedLetter {
+        id: row.try_get("id")?,
+        partition: row.try_get("partition")?,
+        offset: row.try_get("offset")?,
+        error: row.try_get("error")?,
+        value_bytes: row.try_get("value_bytes")?,
         at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
         forwarded: row.try_get("forwarded")?,
     })
@@ -364,6 +407,35 @@ mod tests {
             let expected = expected.map(|(id, known)| (Uuid::from_u128(id), known));
             let mut transaction = state.begin().await.unwrap();
             assert_eq!(transaction.known(&expected.map(|(id, _)| id)).await.unwrap(), expected.into());
+        });
+    }
+
+    #[test]
+    fn dead_letters_are_taken_by_their_bytes() {
+        let directory = Scratch::new().unwrap();
+        smol::block_on(async {
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            let letter = |(offset, bytes): (i64, usize)| DeadLetter {
+                partition: 0,
+                offset,
+                key: None,
+                value: Some(vec![0; bytes]),
+                headers: Headers::new(),
+                error: String::new(),
+            };
+            let dead_letters = (0..).zip([900, 10, 10, 900, 10]).map(letter).collect();
+            let commit = Commit { dead_letters, ..Commit::default() };
+            state.begin().await.unwrap().commit(&commit).await.unwrap();
+            for (limit, bytes, expected) in [(20, 1, 1), (20, 1000, 3), (2, 1000, 2), (20, 10_000, 5)] {
+                let waiting = state.waiting_dead_letters(limit, bytes).await.unwrap();
+                let offsets: Vec<_> = waiting.iter().map(|parked| parked.letter.offset).collect();
+                assert_eq!(offsets, (0..expected).collect::<Vec<_>>(), "{limit} of {bytes} bytes");
+            }
+            state.forwarded(3).await.unwrap();
+            let waiting = state.waiting_dead_letters(20, 1).await.unwrap();
+            assert_eq!(waiting.iter().map(|parked| parked.letter.offset).collect::<Vec<_>>(), [3]);
+            let listed = state.dead_letters(i64::MAX, 2).await.unwrap();
+            assert_eq!(listed.iter().map(|letter| letter.value_bytes).collect::<Vec<_>>(), [10, 900]);
         });
     }
 }

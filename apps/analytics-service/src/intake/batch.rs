@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use codec::{
     event::Received,
     headers::{Headers, TRACEPARENT},
@@ -6,11 +8,19 @@ use kafka::{Fetched, RecordAndOffset, RecordRef, Unreadable};
 use smol::future::yield_now;
 use telemetry::{Span, TraceContext};
 
-use super::processing;
+use super::{
+    budget::{Budget, Share},
+    processing,
+};
 use crate::state::{DeadLetter, SavedPosition};
 
 /// Records after which whoever else is ready gets the thread: among them the one that has SQLite's next statement.
 const DECODED_AT_ONCE: usize = 256;
+/// Bytes of a record that a dead letter has at most, twice what brokers take unless they are told otherwise. Of a larger
+/// one it has none.
+const LARGEST_LETTER: usize = 2 * 1024 * 1024;
+/// Bytes that a span takes, with its attributes.
+const SPAN_BYTES: usize = 1024;
 
 /// What one fetch of a partition gave, decoded: an event takes a fraction of its record's memory, which is then free for
 /// the next fetch.
@@ -23,19 +33,22 @@ pub(super) struct Batch {
     pub(super) position: SavedPosition,
     /// One for each record that is traced.
     pub(super) spans: Vec<Span>,
+    /// The memory that it takes.
+    share: Option<Share>,
 }
 
 impl Batch {
-    /// A batch of what was fetched.
-    pub(super) async fn decode(topic: &str, partition: i32, fetched: Fetched) -> Self {
+    /// A batch of what was fetched, once there is memory for it.
+    pub(super) async fn decode(topic: &str, partition: i32, fetched: Fetched, budget: &Arc<Budget>) -> Self {
         let Fetched { records, next, .. } = fetched;
+        let mut no_events = Vec::new();
         let mut batch = Self {
             spans: processing::begin(topic, partition, &records),
             events: Vec::with_capacity(records.at_most()),
             ..Self::empty(partition, SavedPosition { next, last_timestamp: None })
         };
         for record in records.iter() {
-            if batch.len() % DECODED_AT_ONCE == DECODED_AT_ONCE - 1 {
+            if (batch.events.len() + no_events.len()) % DECODED_AT_ONCE == DECODED_AT_ONCE - 1 {
                 yield_now().await;
             }
             batch.position.last_timestamp = Some(record.timestamp);
@@ -44,9 +57,14 @@ impl Batch {
                     log_event(partition, &record, &event);
                     batch.events.push(event);
                 }
-                Err(error) => batch.dead_letters.push(dead_letter(partition, &record, error.to_string())),
+                Err(error) => no_events.push((record, error.to_string())),
             }
         }
+        batch.events.shrink_to_fit();
+        let letters: usize = no_events.iter().map(|(record, _)| size_of::<DeadLetter>() + kept_bytes(record)).sum();
+        let (events, spans) = (batch.events.len() * size_of::<Received>(), batch.spans.len() * SPAN_BYTES);
+        batch.share = Some(budget.take(events + spans + letters).await);
+        batch.dead_letters.extend(no_events.iter().map(|(record, error)| dead_letter(partition, record, error)));
         batch
     }
 
@@ -63,7 +81,7 @@ impl Batch {
 
     /// A batch that only moves the position.
     pub(super) fn empty(partition: i32, position: SavedPosition) -> Self {
-        Self { partition, events: Vec::new(), dead_letters: Vec::new(), position, spans: Vec::new() }
+        Self { partition, events: Vec::new(), dead_letters: Vec::new(), position, spans: Vec::new(), share: None }
     }
 
     /// How many records it has.
@@ -72,10 +90,30 @@ impl Batch {
     }
 }
 
-fn dead_letter(partition: i32, record: &RecordRef<'_>, error: String) -> DeadLetter {
-    let RecordAndOffset { record: kafka::Record { key, value, headers, .. }, offset } = record.to_record();
+fn dead_letter(partition: i32, record: &RecordRef<'_>, error: &str) -> DeadLetter {
+    let offset = record.offset;
     tracing::warn!(partition, offset, error, "a record is no event; it becomes a dead letter");
-    DeadLetter { partition, offset, key, value, headers, error }
+    let bytes = bytes(record);
+    if bytes > LARGEST_LETTER {
+        let error = format!("{error}; of its {bytes} bytes none are kept: they are on its topic only");
+        return DeadLetter { partition, offset, key: None, value: None, headers: Headers::new(), error };
+    }
+    let RecordAndOffset { record: kafka::Record { key, value, headers, .. }, .. } = record.to_record();
+    DeadLetter { partition, offset, key, value, headers, error: error.to_owned() }
+}
+
+/// Bytes of a record's own: key, value and headers.
+fn bytes(record: &RecordRef<'_>) -> usize {
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    // A header without anything takes memory too.
+    let headers: usize =
+        record.headers().map(|(name, value)| size_of::<(String, Vec<u8>)>() + name.len() + length(value)).sum();
+    length(record.key) + length(record.value) + headers
+}
+
+/// Those of them that a dead letter has.
+fn kept_bytes(record: &RecordRef<'_>) -> usize {
+    Some(bytes(record)).filter(|bytes| *bytes <= LARGEST_LETTER).unwrap_or_default()
 }
 
 fn log_event(partition: i32, record: &RecordRef<'_>, event: &Received) {

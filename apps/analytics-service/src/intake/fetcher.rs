@@ -1,17 +1,22 @@
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use kafka::Consumer;
 use runtime::Backoff;
 use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
 
-use super::{Intake, PAUSES, batch::Batch};
+use super::{Intake, PAUSES, batch::Batch, budget::Budget};
 use crate::{settings::OnOffsetLoss, state::SavedPosition};
 
 /// Bytes that one fetch asks for, at most and at least. A broker that does not give them in time is asked for less: the
 /// same question again would only load it more, and never be answered. More at once is not faster, and a fetched byte
-/// takes about twenty of memory until it is decoded.
+/// takes memory until it is decoded.
 const FETCH_BYTES: (i32, i32) = (512 * 1024, 16 * 1024);
+/// Bytes that the fetches of all partitions together ask for, as long as each may ask for the least.
+const FETCH_BYTES_OF_ALL: i32 = 6 * 1024 * 1024;
 /// How long a fetch waits at the broker for a first record.
 const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// How often a halted partition is looked at again.
@@ -32,6 +37,10 @@ pub(super) struct Fetcher {
     pub(super) consumer: Consumer,
     pub(super) partition: i32,
     pub(super) intake: Intake,
+    /// Of how many partitions fetched at the same time this is one.
+    pub(super) of: usize,
+    /// For what is fetched and not applied yet.
+    pub(super) budget: Arc<Budget>,
     /// To whoever applies.
     pub(super) sender: Sender<Batch>,
 }
@@ -50,12 +59,13 @@ impl Fetcher {
     pub(super) async fn run(mut self, saved: Option<SavedPosition>) {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut next = self.begin(saved, &mut backoff).await;
-        let mut bytes = FETCH_BYTES.0;
+        let most = self.most_bytes();
+        let mut bytes = most;
         loop {
             let fetched = self.consumer.fetch(next, bytes, FETCH_WAIT).await;
             bytes = match &fetched {
                 // Up again in small steps, because each that is too large costs a deadline.
-                Ok(_) => (bytes + FETCH_BYTES.1).min(FETCH_BYTES.0),
+                Ok(_) => (bytes + FETCH_BYTES.1).min(most),
                 Err(kafka::Error::Late(_)) => (bytes / 4).max(FETCH_BYTES.1),
                 Err(_) => bytes,
             };
@@ -72,7 +82,7 @@ impl Fetcher {
                     next = fetched.next;
                     let batch = match fetched.unreadable {
                         Some(unreadable) => Batch::unreadable(self.partition, unreadable, next),
-                        None => Batch::decode(&self.intake.settings.topic, self.partition, fetched).await,
+                        None => Batch::decode(&self.intake.settings.topic, self.partition, fetched, &self.budget).await,
                     };
                     // Whoever applies is gone: this task is about to be cancelled.
                     let _ = self.sender.send(batch).await;
@@ -86,6 +96,12 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// Bytes that a fetch asks for, at most.
+    fn most_bytes(&self) -> i32 {
+        let share = FETCH_BYTES_OF_ALL / i32::try_from(self.of).unwrap_or(i32::MAX).max(1);
+        share.clamp(FETCH_BYTES.1, FETCH_BYTES.0)
     }
 
     async fn again(&mut self, next: i64, backoff: &mut Backoff) -> i64 {

@@ -13,7 +13,8 @@ use crate::harness::{record, with_topic};
 // Nisshi gives what was aborted like anything else, and no batch that is larger than asked for.
 testbed::on_each_kafka!(
     what_was_aborted_does_not_count_and_leaves_no_lag,
-    a_bomb_is_a_dead_letter_and_holds_up_nothing
+    a_bomb_is_a_dead_letter_and_holds_up_nothing,
+    of_a_record_that_is_too_large_to_be_kept_a_dead_letter_has_the_offset
 );
 
 fn what_was_aborted_does_not_count_and_leaves_no_lag(kind: broker::Kind) {
@@ -50,6 +51,22 @@ fn a_bomb_is_a_dead_letter_and_holds_up_nothing(kind: broker::Kind) {
         let error = letters[0]["error"].as_str().unwrap();
         assert_eq!((&letters[0]["partition"], &letters[0]["offset"]), (&json!(0), &json!(0)));
         assert!(error.contains("the batch of offsets 0 to 0") && error.contains("16 MiB"), "{error}");
+        service.stop().await;
+    });
+}
+
+fn of_a_record_that_is_too_large_to_be_kept_a_dead_letter_has_the_offset(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let kafka = kafka::Settings { deadline: Duration::from_secs(30), ..topic.kafka.clone() };
+        send_batch(&kafka, &topic.topic, 0, bomb(Codec::Zstd, 4 << 20)).await.unwrap();
+        topic.send(0, vec![record(Uuid::now_v7(), Created, 1)]).await;
+        let service = topic.start(&[]).await;
+        let summary = service.until_applied(2).await;
+        assert_eq!(summary["created"], 1);
+        let letters = service.get("/analytics/dead-letters").await.json();
+        let error = letters[0]["error"].as_str().unwrap();
+        assert_eq!((&letters[0]["offset"], &letters[0]["valueBytes"]), (&json!(0), &json!(0)));
+        assert!(error.contains("bytes none are kept"), "{error}");
         service.stop().await;
     });
 }

@@ -1,0 +1,121 @@
+//! What strange records cost analytics-service of memory: less than compose gives it.
+
+use std::collections::BTreeMap;
+
+use chrono::Utc;
+use kafka::{Producer, Record, testing::set_topic_setting};
+use serde_json::Value as Json;
+use testbed::{
+    Scratch,
+    broker::Kind,
+    ports,
+    service::{Launch, Service},
+};
+
+use crate::support::{PATIENCE, logged, until};
+
+testbed::on_each_broker!(records_that_are_no_events_cost_little_memory);
+
+/// What docker-compose.yaml gives a service.
+const MEMORY: u64 = 64 << 20;
+const PARTITIONS: i32 = 3;
+const RECORDS: usize = 60;
+const RECORD: usize = 900_000;
+
+struct Ground {
+    kafka: kafka::Settings,
+    topic: String,
+    scratch: Scratch,
+}
+
+impl Ground {
+    /// A topic with many large records that are no events.
+    async fn new(kind: Kind) -> Self {
+        let kafka = kafka::Settings { deadline: PATIENCE, ..testbed::shared_broker(kind).await };
+        let topic = format!("patient-{:016x}", fastrand::u64(..));
+        kafka::create_topic(&kafka, &topic, PARTITIONS).await.unwrap();
+        let mut producer = Producer::new(kafka.clone(), &topic);
+        for number in 0..RECORDS {
+            let record =
+                Record { key: None, value: Some(vec![0xff; RECORD]), headers: BTreeMap::new(), timestamp: Utc::now() };
+            let partition = number as i32 % PARTITIONS;
+            producer.send(BTreeMap::from([(partition, vec![record])])).await.remove(&partition).unwrap().unwrap();
+        }
+        Self { kafka, topic, scratch: Scratch::new().unwrap() }
+    }
+
+    fn dead_letter_topic(&self) -> String {
+        format!("{}.dlq", self.topic)
+    }
+
+    async fn start(&self) -> Service {
+        let environment = [
+            ("KAFKA_BOOTSTRAP_SERVERS", self.kafka.bootstrap.0[0].to_string()),
+            ("KAFKA_TOPIC", self.topic.clone()),
+            ("KAFKA_DEAD_LETTER_TOPIC", self.dead_letter_topic()),
+            ("STATE_FILE", self.scratch.path().join("analytics.sqlite").display().to_string()),
+        ];
+        let launch = Launch {
+            name: "analytics-service",
+            port: ports::free(),
+            environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
+            directory: self.scratch.path().to_owned(),
+            label: "analytics-service".to_owned(),
+        };
+        let mut service = launch.start().unwrap();
+        self.scratch.guard(service.process()).unwrap();
+        service.until_ready().await.unwrap();
+        service
+    }
+}
+
+/// All dead letters.
+async fn letters(service: &Service) -> Vec<Json> {
+    service.client().get("/analytics/dead-letters?limit=1000").await.unwrap().json().as_array().unwrap().clone()
+}
+
+async fn until_forwarded(service: &Service) {
+    let forwarded = async || {
+        let letters = letters(service).await;
+        letters.len() == RECORDS && letters.iter().all(|letter| letter["forwarded"] == true)
+    };
+    until("every record is a dead letter and done with", forwarded).await;
+}
+
+fn assert_little_memory(service: &mut Service) {
+    let most = service.process().most_memory();
+    assert!(most > 0 && most < MEMORY, "{} KiB at most", most / 1024);
+}
+
+fn records_that_are_no_events_cost_little_memory(kind: Kind) {
+    runtime::block_on(2, async {
+        let ground = Ground::new(kind).await;
+        let mut service = ground.start().await;
+        until_forwarded(&service).await;
+        let letters = letters(&service).await;
+        assert!(letters.iter().all(|letter| letter["valueBytes"] == RECORD), "{letters:?}");
+        assert_little_memory(&mut service);
+    });
+}
+
+#[test]
+fn dead_letters_that_their_topic_refuses_cost_little_memory() {
+    // Nisshi takes batches of any size.
+    if !Kind::Kafka.is_installed() {
+        return;
+    }
+    runtime::block_on(2, async {
+        let ground = Ground::new(Kind::Kafka).await;
+        kafka::create_topic(&ground.kafka, &ground.dead_letter_topic(), 1).await.unwrap();
+        set_topic_setting(&ground.kafka, &ground.dead_letter_topic(), "max.message.bytes", "1000").await.unwrap();
+        let mut service = ground.start().await;
+        until("every record is a dead letter", async || letters(&service).await.len() == RECORDS).await;
+        until("they are refused", async || {
+            logged(&service, "a dead letter stays on its topic only")
+                + logged(&service, "dead letters cannot be forwarded; they wait in the state")
+                > 0
+        })
+        .await;
+        assert_little_memory(&mut service);
+    });
+}
