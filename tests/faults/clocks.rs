@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use testbed::{
-    Scratch, Signal,
+    Signal,
     audit::Acknowledged,
     broker::Kind,
     clock::SteppedClock,
-    postgres::{Cluster, Durability},
     service::Service,
     sql,
-    system::{Ground, System},
+    system::{OwnGround, System},
 };
 
 use crate::support::{
@@ -84,20 +83,8 @@ async fn relaunch(system: &mut System, which: fn(&mut System) -> &mut Service, c
 #[test]
 fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_time_and_no_more() {
     runtime::block_on(2, async {
-        let scratch = Scratch::new().unwrap();
-        let clock = SteppedClock::new(scratch.path()).unwrap();
-        let mut cluster =
-            Cluster::start_with_clock(&scratch.path().join("postgres"), Durability::Process, &clock).await.unwrap();
-        scratch.guard(cluster.process()).unwrap();
-        for name in ["patients", "billing"] {
-            cluster.create_database(name).await.unwrap();
-        }
-        let ground = Ground {
-            patients_database: cluster.url("patients"),
-            billing_database: cluster.url("billing"),
-            ..Ground::shared(some_broker()).await
-        };
-        let mut system = start(ground, 2, &[]).await;
+        let mut ground = OwnGround::start(some_broker()).await.unwrap();
+        let mut system = start(ground.ground(), 2, &[]).await;
         let acknowledged = Acknowledged::default();
         let database = system.ground().patients_database.clone();
         for (number, offset) in [0, -HOUR, HOUR, -3 * DAY, 3 * DAY, 0].into_iter().enumerate() {
@@ -116,12 +103,11 @@ fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_time_and_no_
             for number in 0..2 {
                 system.patients[number].process().kill().await;
             }
-            clock.set(offset).unwrap();
+            ground.clock.set(offset).unwrap();
             if number % 2 == 0 {
-                cluster.process().signal_all(Signal::KILL);
-                cluster.process().kill().await;
-                cluster.restart().await.unwrap();
-                scratch.guard(cluster.process()).unwrap();
+                ground.cluster.process().signal_all(Signal::KILL);
+                ground.cluster.process().kill().await;
+                ground.restart_postgres().await.unwrap();
             }
             system.restart(billing).await.unwrap();
             for number in 0..2 {

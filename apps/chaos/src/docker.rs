@@ -105,7 +105,7 @@ pub(crate) async fn find() -> Result<Subject, StartError> {
     let parts: Vec<_> =
         all.iter().map(|told| (name(told), Mutex::new(Part::Container(told.container.clone())))).collect();
     let what = format!("{} containers", parts.len());
-    Ok(Subject { what, parts, clients, fixed: None, logs: None, scratch: Scratch::new()?, _kept: None })
+    Ok(Subject { what, parts, clients, fixed: None, clock: None, logs: None, scratch: Scratch::new()?, _kept: None })
 }
 
 /// Where the parts of the system of this checkout keep what they know.

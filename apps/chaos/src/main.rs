@@ -17,8 +17,9 @@ const USAGE: &str = "\
 Usage: chaos [--seconds N] [--seed S] [--clients N] [--broker kafka|nisshi | --docker]
 
 Starts PostgreSQL, a broker, three patient-services, billing-service and analytics-service, apart from any `just up`. For
-N seconds (60) it kills, freezes and restarts them, one or two at a time, while clients (16) write and read; then it lets
-them heal and compares what clients were told with what PostgreSQL, the topic, billing and analytics hold. The same seed
+N seconds (60) it kills, freezes and restarts them, one or two at a time, and sets PostgreSQL's clock back and forth, while
+clients (16) write and read; then it lets them heal and compares what clients were told with what PostgreSQL, the topic,
+billing and analytics hold. The same seed
 makes the same schedule. With --docker it does so to the containers that `just up --docker` or `just up-scaled` has started
 in this checkout, PostgreSQL and the balancer among them; they stay.
 

@@ -22,7 +22,7 @@ pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
     let own = OwnGround::start(kind).await?;
     let system = System::start(own.ground(), REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
     let (places, logs) = (Places::of(&system), system.directory().to_owned());
-    let OwnGround { cluster, broker, scratch } = own;
+    let OwnGround { cluster, clock, broker, scratch } = own;
     let System { patients, billing, analytics, scratch: kept, .. } = system;
     let clients = patients.iter().map(|service| service.client()).collect();
     // A change of the order would make every noted seed worthless.
@@ -39,6 +39,7 @@ pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
         parts: parts.into_iter().map(|(name, part)| (name, Mutex::new(part))).collect(),
         clients,
         fixed: Some(places),
+        clock: Some(clock),
         logs: Some(logs),
         scratch,
         _kept: Some(kept),

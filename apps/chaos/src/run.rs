@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, join3};
 use runtime::Shutdown;
 use testbed::{StartError, audit::Acknowledged};
 
@@ -15,7 +15,7 @@ use crate::{
     Options, Place, docker,
     load::{Seen, Sums, Writer},
     native,
-    schedule::{Round, Strike, schedule, undos},
+    schedule::{Round, Strike, clock_steps, schedule, undos},
     subject::Subject,
     undo_deletes::undo_deletes,
 };
@@ -73,11 +73,13 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
     };
     let faults = async {
         let rounds = strike_all(schedule(seed, length, parts.len()), length, &subject, log);
-        let (struck, undone) = smol::future::zip(rounds, undo_all(undos(seed, length), length, &subject, log)).await;
+        let undone = undo_all(undos(seed, length), length, &subject, log);
+        let stepped = step_clock(clock_steps(seed, length), &subject, log);
+        let (struck, undone, stepped) = join3(rounds, undone, stepped).await;
         smol::Timer::at(log.0 + length).await;
-        struck.map(|struck| (struck, undone))
+        Ok::<_, StartError>((struck?, undone, stepped?))
     };
-    let (struck, undone) = smol::future::or(faults, sign).await?;
+    let (struck, undone, stepped) = smol::future::or(faults, sign).await?;
     log.say("the faults are over; clients end what they have begun");
     stop.trigger();
     *give_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SETTLE);
@@ -119,7 +121,7 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
     wrong.iter().for_each(|wrong| println!("  WRONG: {wrong}"));
     let verdict = if wrong.is_empty() { "nothing lost" } else { "LOST, not healed or not proven" };
     println!(
-        "VERDICT: {verdict}: seed {seed}, {} s, {what}, {struck} strikes, {} acknowledged writes, longest wait {:.1} s, \
+        "VERDICT: {verdict}: seed {seed}, {} s, {what}, {struck} strikes, {stepped} steps of the clock, {} acknowledged writes, longest wait {:.1} s, \
          {} events delivered again and {} requests repeated, all absorbed",
         length.as_secs(),
         sums.created + sums.updated + sums.deleted + sums.entered,
@@ -174,6 +176,19 @@ async fn undo_all(times: Vec<Duration>, length: Duration, subject: &Subject, log
         all += undone;
     }
     all
+}
+
+/// Sets PostgreSQL's clock at each of these times, if it can be set; gives how often. The last offset stays: nothing may
+/// depend on a clock that is right again.
+async fn step_clock(steps: Vec<(Duration, i64)>, subject: &Subject, log: Log) -> Result<usize, StartError> {
+    let Some(clock) = &subject.clock else { return Ok(0) };
+    let all = steps.len();
+    for (at, offset) in steps {
+        smol::Timer::at(log.0 + at).await;
+        clock.set(offset)?;
+        log.say(&format!("PostgreSQL: its clock is set to {offset} s after the right time"));
+    }
+    Ok(all)
 }
 
 fn tell(sums: &Sums) {

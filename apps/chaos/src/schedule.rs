@@ -91,6 +91,26 @@ pub(crate) fn undos(seed: u64, length: Duration) -> Vec<Duration> {
     std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
 }
 
+/// Seconds from one step of PostgreSQL's clock to the next.
+const CLOCK_STEPS_EVERY: std::ops::Range<u64> = 6..14;
+/// By how many seconds the clock is off at most, ahead or behind: longer than an idempotency key is kept.
+const CLOCK_OFFSET: i64 = 3 * 24 * 3_600;
+
+/// When PostgreSQL's clock is set, and to how many seconds after the right time (before it, if negative). Each third
+/// step goes back to the right time, so that clocks are set right too.
+pub(crate) fn clock_steps(seed: u64, length: Duration) -> Vec<(Duration, i64)> {
+    let mut rng = Rng::with_seed(seed.rotate_left(32));
+    let (mut steps, mut at) = (Vec::new(), Duration::ZERO);
+    loop {
+        at += Duration::from_secs(rng.u64(CLOCK_STEPS_EVERY));
+        if at >= length {
+            return steps;
+        }
+        let off = rng.i64(-CLOCK_OFFSET..=CLOCK_OFFSET);
+        steps.push((at, if steps.len() % 3 == 2 { 0 } else { off }));
+    }
+}
+
 /// The rounds that begin within `length`. Every part is struck before one is struck a second time, and so on, but for
 /// a change of order that keeps the two of a round apart.
 pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> {
@@ -193,6 +213,18 @@ mod tests {
             let undos = undos(seed, LENGTH);
             assert!((18..=40).contains(&undos.len()) && undos.is_sorted(), "{undos:?}");
             assert!(!super::undos(seed, Duration::from_secs(8)).is_empty(), "also in a short run");
+        }
+    }
+
+    #[test]
+    fn the_clock_steps_both_ways_and_back_to_the_right_time() {
+        for seed in 0..50 {
+            let steps = clock_steps(seed, LENGTH);
+            assert!((20..=50).contains(&steps.len()) && steps.is_sorted_by_key(|(at, _)| *at), "{steps:?}");
+            assert!(steps.iter().all(|(at, off)| *at < LENGTH && off.abs() <= CLOCK_OFFSET), "{steps:?}");
+            for sign in [-1, 0, 1] {
+                assert!(steps.iter().any(|(_, off)| off.signum() == sign), "{steps:?}");
+            }
         }
     }
 

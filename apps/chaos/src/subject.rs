@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use smol::lock::Mutex;
-use testbed::{Scratch, StartError, audit::Places, http::Client};
+use testbed::{Scratch, StartError, audit::Places, clock::SteppedClock, http::Client};
 
 use crate::{docker, parts::Part};
 
@@ -17,6 +17,8 @@ pub(crate) struct Subject {
     pub(crate) clients: Vec<Client>,
     /// Where its parts keep what they know, if that stays the same.
     pub(crate) fixed: Option<Places>,
+    /// The clock of PostgreSQL, if it can be set: a container has the machine's.
+    pub(crate) clock: Option<SteppedClock>,
     /// The folder of its logs, if it is gone with the system.
     pub(crate) logs: Option<PathBuf>,
     /// Ends what was started for it.

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use crate::{
     Scratch, StartError,
     broker::{Broker, Kind},
+    clock::SteppedClock,
     http::Client,
     ports,
     postgres::{Cluster, Durability},
@@ -48,6 +49,8 @@ pub struct System {
 pub struct OwnGround {
     /// The databases.
     pub cluster: Cluster,
+    /// The clock of the databases, which is right until it is set.
+    pub clock: SteppedClock,
     /// The broker.
     pub broker: Broker,
     /// Where they keep their data, and what ends them.
@@ -74,17 +77,19 @@ impl OwnGround {
     /// Starts them.
     ///
     /// # Errors
-    /// If one of them does not come up.
+    /// If one of them does not come up, or there is no C compiler for the clock.
     pub async fn start(kind: Kind) -> Result<Self, StartError> {
         let scratch = Scratch::new()?;
-        let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await?;
+        let clock = SteppedClock::new(scratch.path())?;
+        let mut cluster =
+            Cluster::start_with_clock(&scratch.path().join("postgres"), Durability::Process, &clock).await?;
         scratch.guard(cluster.process())?;
         for name in ["patients", "billing"] {
             cluster.create_database(name).await?;
         }
         let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await?;
         scratch.guard(broker.process())?;
-        Ok(Self { cluster, broker, scratch })
+        Ok(Self { cluster, clock, broker, scratch })
     }
 
     /// What services stand on.
