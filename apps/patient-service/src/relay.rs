@@ -89,34 +89,57 @@ pub struct Settings {
 /// How the broker is, as far as the relays know. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerState {
+    troubles: Arc<Mutex<Troubles>>,
+}
+
+#[derive(Debug, Default)]
+struct Troubles {
     /// Why events of a shard cannot be published; those without trouble, or without a try so far, are left out.
-    troubles: Arc<Mutex<BTreeMap<i32, String>>>,
+    of_shards: BTreeMap<i32, Trouble>,
+    /// The causes that were logged since events could be published.
+    logged: BTreeSet<String>,
+}
+
+/// Why events cannot be published.
+#[derive(Clone, Debug)]
+struct Trouble {
+    /// What tells it from another one ([`kafka::Error::cause`]).
+    cause: String,
+    text: String,
+}
+
+impl From<&kafka::Error> for Trouble {
+    fn from(error: &kafka::Error) -> Self {
+        Self { cause: error.cause(), text: error.to_string() }
+    }
 }
 
 impl BrokerState {
     /// Why events cannot be published, if there are some that cannot.
     pub fn trouble(&self) -> Option<String> {
-        self.lock().values().next().cloned()
+        self.lock().of_shards.values().next().map(|trouble| trouble.text.clone())
     }
 
-    /// Notes how it is for a shard. The begin of an outage is logged once for all shards, and so is its end.
-    fn report(&self, shard: i32, trouble: Option<String>) {
+    /// Notes how it is for a shard. The begin of an outage is logged once for all shards, and so is its end; in between each
+    /// other cause once, because it may be somebody else's to heal.
+    fn report(&self, shard: i32, trouble: Option<Trouble>) {
         let mut troubles = self.lock();
-        let before = !troubles.is_empty();
-        match trouble {
-            Some(error) if before => drop(troubles.insert(shard, error)),
-            Some(error) => {
-                tracing::warn!(error, "events cannot be published; they wait in the outbox");
-                troubles.insert(shard, error);
+        let Some(trouble) = trouble else {
+            let healed = troubles.of_shards.remove(&shard).is_some() && troubles.of_shards.is_empty();
+            if healed {
+                troubles.logged.clear();
+                tracing::info!("events can be published again");
             }
-            None => drop(troubles.remove(&shard)),
+            return;
+        };
+        if troubles.logged.insert(trouble.cause.clone()) {
+            let Trouble { cause, text: error } = &trouble;
+            tracing::warn!(error, cause, "events cannot be published; they wait in the outbox");
         }
-        if before && troubles.is_empty() {
-            tracing::info!("events can be published again");
-        }
+        troubles.of_shards.insert(shard, trouble);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, String>> {
+    fn lock(&self) -> MutexGuard<'_, Troubles> {
         // Nothing panics while it is held.
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,7 +166,7 @@ pub struct Relay {
 struct Failing {
     backoff: Backoff,
     until: Instant,
-    error: String,
+    trouble: Trouble,
 }
 
 /// What a step did.
@@ -216,8 +239,11 @@ impl Relay {
         };
         let now = Instant::now();
         self.failing.retain(|&partition, _| partition < partitions);
-        let without: Vec<i32> =
-            self.failing.iter().filter(|(_, failing)| failing.until > now).map(|(&partition, _)| partition).collect();
+        let failing = self.failing.iter().filter(|(_, failing)| failing.until > now).map(|(&partition, _)| partition);
+        // A broker whose quota is used up takes nothing now, and that is no outage: what is sent now would wait there, be
+        // taken for lost and be sent again.
+        let without: BTreeSet<i32> = failing.chain(self.producer.throttled().into_keys()).collect();
+        let without: Vec<i32> = without.into_iter().collect();
         if without.len() as i32 == partitions {
             return Ok(Step::default());
         }
@@ -322,7 +348,7 @@ impl Relay {
                         rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
                     }
                     Err(error) => {
-                        self.fail(partition, error.to_string());
+                        self.fail(partition, Trouble::from(&error));
                         outcome = Err(StepError::Kafka(error));
                     }
                 }
@@ -335,7 +361,8 @@ impl Relay {
                         left.remove(&event.id);
                     }
                     Err(error) => {
-                        self.fail(partition, format!("an event cannot be dead-lettered: {error}"));
+                        let text = format!("an event cannot be dead-lettered: {error}");
+                        self.fail(partition, Trouble { cause: "dead_letter".to_owned(), text });
                         outcome = Err(StepError::Database(error));
                     }
                 }
@@ -346,18 +373,21 @@ impl Relay {
     }
 
     /// Leaves a partition out for a while.
-    fn fail(&mut self, partition: i32, error: String) {
-        let backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        let failing = Failing { backoff, until: Instant::now(), error: String::new() };
-        let failing = self.failing.entry(partition).or_insert(failing);
+    fn fail(&mut self, partition: i32, trouble: Trouble) {
+        let failing = self.failing.entry(partition).or_insert_with(|| Failing {
+            backoff: Backoff::new(PAUSES.0, PAUSES.1),
+            until: Instant::now(),
+            trouble: trouble.clone(),
+        });
         failing.until = Instant::now() + failing.backoff.next_pause();
-        failing.error = error;
+        failing.trouble = trouble;
     }
 
     /// Why some partition cannot be published to.
-    fn trouble(&self) -> Option<String> {
-        let (partition, failing) = self.failing.iter().next()?;
-        Some(format!("partition {partition}: {}", failing.error))
+    fn trouble(&self) -> Option<Trouble> {
+        let (partition, Failing { trouble, .. }) = self.failing.iter().next()?;
+        let Trouble { cause, text } = trouble.clone();
+        Some(Trouble { cause, text: format!("partition {partition}: {text}") })
     }
 
     async fn dead_letter(&self, event: &OutboxRow, error: &kafka::Error) -> Result<(), postgres::Error> {
@@ -434,12 +464,12 @@ impl Relay {
                         last_sign = now;
                         let Settings { kafka, topic, .. } = &self.settings;
                         let sign = kafka::partitions(kafka, topic).await;
-                        self.broker.report(self.shard, sign.err().map(|error| error.to_string()));
+                        self.broker.report(self.shard, sign.err().as_ref().map(Trouble::from));
                     }
                     if now.duration_since(last_busy) < BUSY { QUICK_LOOK } else { LOOK }
                 }
                 Err(StepError::Kafka(error)) => {
-                    let trouble = self.trouble().unwrap_or_else(|| error.to_string());
+                    let trouble = self.trouble().unwrap_or_else(|| Trouble::from(&error));
                     self.broker.report(self.shard, Some(trouble));
                     backoff.next_pause()
                 }

@@ -8,20 +8,20 @@ use rskafka::{
     client::{Client, ClientBuilder, error::Error as Rskafka},
 };
 
-use crate::{Error, Settings};
+use crate::{Error, Settings, call::Deadline};
 
 /// Bytes of an answer at most; what is asked for through rskafka has far smaller ones.
 const MESSAGE_LIMIT: usize = 32 * 1024 * 1024;
 
-/// Does `work` inside the bridge and within `limit`. Work that is late is dropped inside the bridge too: rskafka spawns
+/// Does `work` inside the bridge and within the deadline. Work that is late is dropped inside the bridge too: rskafka spawns
 /// on tokio when a request is dropped.
 pub(crate) async fn call<T>(
     operation: &'static str,
-    limit: Duration,
+    deadline: Deadline,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     // Boxed, because rskafka's futures are deep and large, and would be part of every caller's.
-    crate::call::call(operation, limit, Compat::new(Box::pin(work))).await
+    crate::call::call(operation, deadline, Compat::new(Box::pin(work))).await
 }
 
 /// Connects. To be used inside [`call`].

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     Error, Malformed, Records, Settings, Unreadable,
     batch::RawBatch,
-    call::{call, millis},
+    call::{Deadline, call, millis},
     connection::{Answer, Connection},
     fetch_answer::{FetchAnswer, Partition},
     leader::{self, Leader},
@@ -30,6 +30,9 @@ const READ_COMMITTED: i8 = 1;
 /// So often a batch whose checksum is wrong is fetched, each time over a new connection to whoever leads then, before it
 /// is passed as unreadable: damage on the way does not come again, and damage on a disk may have healed.
 const CHECKSUM_ATTEMPTS: u32 = 5;
+/// So often a fetch is tried that a quota leaves without an answer, while nothing is known of the partition: each time waits
+/// as long as the broker says.
+const THROTTLED_ATTEMPTS: u32 = 10;
 /// Stand for the first offset and the one after the last, in the place of a timestamp.
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
@@ -67,6 +70,8 @@ pub struct Consumer {
     leader_epoch: Option<i32>,
     /// The offset of a batch whose checksum is wrong, and how often it was.
     damaged: Option<(i64, u32)>,
+    /// The high watermark and the last stable offset of the last answer that told them.
+    ends: Option<(i64, i64)>,
 }
 
 /// What a fetch gave.
@@ -78,7 +83,8 @@ pub struct Fetched {
     /// The offset to ask for next. If it is not the one that was asked for, what is before it is done with, even if there
     /// are no records.
     pub next: i64,
-    /// The offset after the last record of the partition, or after the marker at the end of the last transaction.
+    /// The offset after the last record of the partition, or after the marker at the end of the last transaction. If a quota
+    /// of the broker left the fetch without records, it is that of the fetch before.
     pub high_watermark: i64,
     /// The first offset of the oldest transaction that is not ended; as the high watermark if there is none. Nothing is
     /// given from here on, as some of it may turn out to be aborted.
@@ -108,6 +114,7 @@ impl Consumer {
             fetched_by: None,
             leader_epoch: None,
             damaged: None,
+            ends: None,
         }
     }
 
@@ -133,6 +140,7 @@ impl Consumer {
     pub fn expect_topic_id(&mut self, topic_id: Option<Uuid>) {
         if self.topic_id != topic_id {
             (self.topic_id, self.leader_epoch, self.connection) = (topic_id, None, None);
+            self.ends = None;
         }
     }
 
@@ -141,13 +149,21 @@ impl Consumer {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub async fn offsets(&mut self) -> Result<Range<i64>, Error> {
-        let mut connection = self.connection().await?;
+        self.throttled().await;
+        let deadline = Deadline::new(self.settings.deadline);
         let work = async {
-            let earliest = self.list_offset(&mut connection, EARLIEST).await?;
-            Ok(earliest..self.list_offset(&mut connection, LATEST).await?)
+            let mut connection = self.connection(deadline).await?;
+            let earliest = self.list_offset(&mut connection, EARLIEST, deadline).await;
+            let offsets = match earliest {
+                Ok(earliest) => {
+                    let latest = self.list_offset(&mut connection, LATEST, deadline).await;
+                    latest.map(|latest| earliest..latest)
+                }
+                Err(error) => Err(error),
+            };
+            self.keep_if_well(connection, offsets)
         };
-        let result = call("offsets", self.settings.deadline, work).await;
-        self.keep_if_well(connection, result)
+        call("offsets", deadline, Box::pin(work)).await
     }
 
     /// Fetches about `max_bytes` from `offset` on, waiting up to `wait` for a first record.
@@ -157,42 +173,89 @@ impl Consumer {
     /// topic has the name now; [`Error::UnknownTopicId`] and [`Error::FencedLeaderEpoch`] if that is about to turn out;
     /// [`Error::Malformed`] if the answer cannot be read, or a batch may yet be; otherwise if the broker cannot be asked.
     pub async fn fetch(&mut self, offset: i64, max_bytes: i32, wait: Duration) -> Result<Fetched, Error> {
-        let mut connection = self.connection().await?;
-        let damaged = self.damaged;
-        let work = async {
-            let mut fetched = self.fetch_once(&mut connection, offset, max_bytes, wait).await?;
-            let gives_nothing = |fetched: &Fetched| fetched.next == offset && fetched.last_stable_offset > offset;
-            if gives_nothing(&fetched) {
-                // Some brokers give nothing of a batch that is larger than asked for.
-                fetched = self.fetch_once(&mut connection, offset, LARGEST_BATCH as i32, wait).await?;
-                if gives_nothing(&fetched) {
-                    return Err(Malformed::NothingGiven.into());
-                }
+        for _ in 0..THROTTLED_ATTEMPTS {
+            // Outside of the deadline: a broker that makes us wait is not one that does not answer.
+            self.throttled().await;
+            if let Some(fetched) = self.fetch_unthrottled(offset, max_bytes, wait).await? {
+                return Ok(fetched);
             }
-            let damaged = attempts(&fetched, damaged);
-            Ok((fetched, damaged))
-        };
-        let result = match call("fetch", self.settings.deadline + wait, work).await {
-            Ok((_, Some((offset, attempts)))) if attempts < CHECKSUM_ATTEMPTS => {
-                self.damaged = Some((offset, attempts));
-                Err(Malformed::Checksum.into())
+            if let Some((high_watermark, last_stable_offset)) = self.ends {
+                let records = Records::default();
+                return Ok(Fetched { records, next: offset, high_watermark, last_stable_offset, unreadable: None });
             }
-            Ok((fetched, _)) => {
-                self.damaged = None;
-                Ok(fetched)
-            }
-            Err(error) => Err(error),
-        };
-        self.keep_if_well(connection, result)
+        }
+        Err(Malformed::NothingGiven.into())
     }
 
+    /// Waits as long as the broker reads nothing of the connection, because of a quota.
+    async fn throttled(&self) {
+        if let Some(until) = self.connection.as_ref().and_then(Connection::throttled_until) {
+            smol::Timer::at(until).await;
+        }
+    }
+
+    /// None if a quota of the broker left the fetch without an answer.
+    async fn fetch_unthrottled(
+        &mut self,
+        offset: i64,
+        max_bytes: i32,
+        wait: Duration,
+    ) -> Result<Option<Fetched>, Error> {
+        let deadline = Deadline::new(self.settings.deadline + wait);
+        let work = async {
+            let mut connection = self.connection(deadline).await?;
+            let fetched = self.fetch_whole(&mut connection, offset, max_bytes, wait).await;
+            self.keep_if_well(connection, fetched)
+        };
+        // Boxed, because a fetch with its connection is large, and would be part of every caller's future.
+        let Some(fetched) = call("fetch", deadline, Box::pin(work)).await? else { return Ok(None) };
+        let damaged = attempts(&fetched, self.damaged);
+        self.damaged = damaged.filter(|(_, attempts)| *attempts < CHECKSUM_ATTEMPTS);
+        if self.damaged.is_some() {
+            self.connection = None;
+            return Err(Malformed::Checksum.into());
+        }
+        self.ends = Some((fetched.high_watermark, fetched.last_stable_offset));
+        Ok(Some(fetched))
+    }
+
+    /// As [`fetch_once`](Self::fetch_once), and again with more room if a batch needs it.
+    async fn fetch_whole(
+        &self,
+        connection: &mut Connection,
+        offset: i64,
+        max_bytes: i32,
+        wait: Duration,
+    ) -> Result<Option<Fetched>, Error> {
+        let gives_nothing = |fetched: &Fetched| fetched.next == offset && fetched.last_stable_offset > offset;
+        let throttled_before = connection.throttled_until();
+        let is_throttled = |connection: &Connection| connection.throttled_until() > throttled_before;
+        let Some(fetched) = self.fetch_once(connection, offset, max_bytes, wait).await? else { return Ok(None) };
+        if !gives_nothing(&fetched) {
+            return Ok(Some(fetched));
+        }
+        if is_throttled(connection) {
+            return Ok(None);
+        }
+        // Some brokers give nothing of a batch that is larger than asked for.
+        let Some(fetched) = self.fetch_once(connection, offset, LARGEST_BATCH as i32, wait).await? else {
+            return Ok(None);
+        };
+        match gives_nothing(&fetched) {
+            true if is_throttled(connection) => Ok(None),
+            true => Err(Malformed::NothingGiven.into()),
+            false => Ok(Some(fetched)),
+        }
+    }
+
+    /// None if there is no answer but the time to wait, because of a quota of the broker.
     async fn fetch_once(
         &self,
         connection: &mut Connection,
         offset: i64,
         max_bytes: i32,
         wait: Duration,
-    ) -> Result<Fetched, Error> {
+    ) -> Result<Option<Fetched>, Error> {
         let version = connection.version::<FetchRequest>(self.fetched_by.map_or(FETCH_BY_NAME, |_| i16::MAX))?;
         let by_id = self.fetched_by.filter(|_| version > FETCH_BY_NAME);
         let partition = FetchPartition::default()
@@ -214,13 +277,16 @@ impl Consumer {
             .with_topics(vec![topic.with_partitions(vec![partition])]);
         let Answer { body, cut_off, large } = connection.exchange(version, &request).await?;
         let answer = FetchAnswer::read(version, body, self.partition)?;
+        connection.throttle::<FetchRequest>(answer.throttle_ms);
         if let Some(error) = answer.error_code.err() {
-            return Err(error.into());
+            return Err(connection.answered::<FetchRequest>(error, None));
         }
-        let Partition { error_code, high_watermark, last_stable_offset, aborted, records } =
-            answer.partition.ok_or(Malformed::Answer)?;
+        let Some(partition) = answer.partition else {
+            return if answer.throttle_ms > 0 { Ok(None) } else { Err(Malformed::Answer.into()) };
+        };
+        let Partition { error_code, high_watermark, last_stable_offset, aborted, records } = partition;
         if let Some(error) = error_code.err() {
-            return Err(error.into());
+            return Err(connection.answered::<FetchRequest>(error, None));
         }
         let Read { records, next, unreadable } = match cut_off {
             Some(length) => {
@@ -232,10 +298,10 @@ impl Consumer {
         let last_stable_offset = if last_stable_offset < 0 { high_watermark } else { last_stable_offset };
         // The end of a batch that is damaged may be wrong.
         let next = if unreadable.is_some() { next.min(high_watermark).max(offset + 1) } else { next };
-        Ok(Fetched { records, next, high_watermark, last_stable_offset, unreadable })
+        Ok(Some(Fetched { records, next, high_watermark, last_stable_offset, unreadable }))
     }
 
-    async fn list_offset(&self, connection: &mut Connection, which: i64) -> Result<i64, Error> {
+    async fn list_offset(&self, connection: &mut Connection, which: i64, deadline: Deadline) -> Result<i64, Error> {
         let partition = ListOffsetsPartition::default()
             .with_partition_index(self.partition)
             .with_current_leader_epoch(self.leader_epoch.unwrap_or(NO_EPOCH))
@@ -245,34 +311,34 @@ impl Consumer {
             .with_replica_id((-1).into())
             .with_isolation_level(READ_COMMITTED)
             .with_topics(vec![topic])
-            .with_timeout_ms(millis(self.settings.deadline));
+            .with_timeout_ms(millis(deadline.left()));
         let answer: ListOffsetsResponse = connection.call(&request).await?;
         let topic = answer.topics.into_iter().find(|found| found.name == self.topic);
         let mut partitions = topic.into_iter().flat_map(|topic| topic.partitions);
         let found = partitions.find(|found| found.partition_index == self.partition).ok_or(Malformed::Answer)?;
         match found.error_code.err() {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(connection.answered::<ListOffsetsRequest>(error, None)),
             None => Ok(found.offset),
         }
     }
 
-    async fn connection(&mut self) -> Result<Connection, Error> {
+    async fn connection(&mut self, deadline: Deadline) -> Result<Connection, Error> {
         if let Some(connection) = self.connection.take() {
-            return Ok(connection);
+            return Ok(connection.until(deadline));
         }
         let connect = async {
             // Some brokers answer fetches of a topic that they do not have, with nothing; the metadata tell.
             let Leader { broker, epoch, topic_id } =
-                leader::of_partition(&self.settings, &self.topic, self.partition).await?;
+                leader::of_partition(&self.settings, deadline, &self.topic, self.partition).await?;
             if let (Some(expected), Some(found)) = (self.topic_id, topic_id)
                 && expected != found
             {
                 return Err(Error::TopicChanged { expected, found });
             }
-            let connection = Connection::open(&broker, self.settings.client_id).await?;
+            let connection = Connection::open(&broker, self.settings.client_id, deadline).await?;
             Ok((connection, epoch, topic_id))
         };
-        let (connection, epoch, topic_id) = call("connect", self.settings.deadline, Box::pin(connect)).await?;
+        let (connection, epoch, topic_id) = call("connect", deadline, Box::pin(connect)).await?;
         (self.leader_epoch, self.fetched_by) = (epoch, topic_id);
         self.topic_id = self.topic_id.or(topic_id);
         Ok(connection)

@@ -1,17 +1,24 @@
-use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+use config::HostPort;
 use kafka_protocol::error::ResponseError;
 use rskafka::client::error::{Error as Rskafka, ProtocolError};
-use runtime::Elapsed;
 use uuid::Uuid;
 
-use crate::Malformed;
+use crate::{Malformed, Remedy, unreachable::Unreachable};
+
+/// Characters of a broker's own words that are kept.
+const LONGEST_MESSAGE: usize = 300;
 
 /// Why a call to Kafka failed, by what the caller can do about it.
 #[derive(Clone, Debug)]
 pub enum Error {
-    /// The broker will never take these records: too large, or malformed in its eyes.
-    Refused(ResponseError),
+    /// The broker will never take these records as they are: too large, or invalid in its eyes. Of a batch of several it may
+    /// be one that is to blame, or their sum.
+    Refused(BrokerError),
+    /// The broker rejects what was asked until a clock, a configuration, a right or a version is changed ([`Remedy`]). There
+    /// is nothing wrong with the records: they are to be kept and tried again.
+    Rejected(BrokerError),
     /// The topic or the partition does not exist.
     UnknownTopic,
     /// There is no such offset (any more, or yet).
@@ -36,21 +43,76 @@ pub enum Error {
     /// What the broker sent cannot be read. It may be sent the same way again.
     Malformed(Malformed),
     /// There was no answer in time. The broker may have done what it was asked.
-    Late(Duration),
+    Late(Late),
+}
+
+/// An error that a broker answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerError {
+    code: ResponseError,
+    /// The broker's own words, if it has some.
+    message: Option<String>,
+    broker: Option<HostPort>,
+}
+
+/// The time of a call that was over before its answer came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// The time that there was.
+    pub limit: Duration,
+    /// Who was waited for.
+    pub broker: Option<HostPort>,
+}
+
+/// What each of several brokers failed with.
+#[derive(Debug)]
+pub(crate) struct NoneAnswered(pub(crate) Vec<Error>);
+
+impl BrokerError {
+    /// An error by its code alone.
+    pub(crate) fn new(code: ResponseError) -> Self {
+        Self { code, message: None, broker: None }
+    }
+
+    /// The same error in the broker's own words, as far as they are short.
+    pub(crate) fn saying(self, message: Option<&str>) -> Self {
+        let message = message.filter(|message| !message.is_empty());
+        Self { message: message.map(|message| message.chars().take(LONGEST_MESSAGE).collect()), ..self }
+    }
+
+    /// The same error of this broker.
+    pub(crate) fn at(self, broker: &HostPort) -> Self {
+        Self { broker: Some(broker.clone()), ..self }
+    }
+
+    /// Its name in Kafka's documentation, such as `InvalidTimestamp`.
+    pub fn name(&self) -> String {
+        self.code.to_string()
+    }
+
+    /// What ends it.
+    pub fn remedy(&self) -> Remedy {
+        Remedy::of(self.code)
+    }
+
+    pub(crate) fn code(&self) -> ResponseError {
+        self.code
+    }
 }
 
 impl Error {
     /// Whether the partition's leader is about to be another one; nothing was done.
     pub(crate) fn is_of_moving_leaders(&self) -> bool {
         let Self::Away(error) = self else { return false };
-        let error = error.downcast_ref::<ResponseError>();
-        matches!(error, Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable))
+        let code = error.downcast_ref::<BrokerError>().map(BrokerError::code);
+        matches!(code, Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable))
     }
 
     /// A short name for metrics and traces.
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::Refused(_) => "refused",
+            Self::Rejected(_) => "rejected",
             Self::UnknownTopic => "unknown_topic",
             Self::OffsetOutOfRange => "offset_out_of_range",
             Self::TopicChanged { .. } => "topic_changed",
@@ -62,12 +124,63 @@ impl Error {
             Self::Late(_) => "late",
         }
     }
+
+    /// What tells one cause of an outage from another: the name of the broker's error where an operator has to act on it,
+    /// otherwise the [`outcome`](Self::outcome).
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Rejected(error) => error.name(),
+            other => other.outcome().to_owned(),
+        }
+    }
 }
+
+impl fmt::Display for BrokerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { code, message, broker } = self;
+        write!(f, "{code}")?;
+        if let Some(broker) = broker {
+            write!(f, " from {broker}")?;
+        }
+        match message {
+            Some(message) => write!(f, " ({message})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for BrokerError {}
+
+impl fmt::Display for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = self.limit.as_millis();
+        match &self.broker {
+            Some(broker) => write!(f, "the broker {broker} gave no answer within {milliseconds} ms"),
+            None => write!(f, "the broker gave no answer within {milliseconds} ms"),
+        }
+    }
+}
+
+impl fmt::Display for NoneAnswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("none of the bootstrap brokers can be asked")?;
+        self.0.iter().zip([": "].into_iter().chain(std::iter::repeat("; "))).try_for_each(|(error, separator)| {
+            f.write_str(separator)?;
+            match error {
+                Error::Away(error) => write!(f, "{error}"),
+                error => write!(f, "{error}"),
+            }
+        })
+    }
+}
+
+impl StdError for NoneAnswered {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(error) => write!(f, "the broker refuses the records for good: {error:?}"),
+            Self::Refused(error) => write!(f, "the broker refuses the records for good: {error}"),
+            Self::Rejected(error) => write!(f, "the broker rejects the request: {error}; {}", error.remedy()),
             Self::UnknownTopic => f.write_str("the topic or partition does not exist"),
             Self::OffsetOutOfRange => f.write_str("the offset does not exist"),
             Self::TopicChanged { expected, found } => {
@@ -82,7 +195,7 @@ impl fmt::Display for Error {
             Self::FencedLeaderEpoch => f.write_str("another leader of the partition was elected"),
             Self::Away(error) => write!(f, "the broker is away: {error}"),
             Self::Malformed(error) => write!(f, "the broker's answer cannot be read: {error}"),
-            Self::Late(limit) => write!(f, "the broker gave no answer within {} ms", limit.as_millis()),
+            Self::Late(late) => write!(f, "{late}"),
         }
     }
 }
@@ -92,6 +205,7 @@ impl StdError for Error {
         match self {
             Self::Away(error) => Some(&**error),
             Self::Malformed(error) => Some(error),
+            Self::Refused(error) | Self::Rejected(error) => Some(error),
             _ => None,
         }
     }
@@ -99,35 +213,52 @@ impl StdError for Error {
 
 impl From<Rskafka> for Error {
     fn from(error: Rskafka) -> Self {
-        match error {
-            Rskafka::ServerError { protocol_error, .. } => match protocol_error {
-                ProtocolError::UnknownTopicOrPartition => Self::UnknownTopic,
-                _ => Self::Away(Arc::new(error)),
-            },
-            error => Self::Away(Arc::new(error)),
+        match &error {
+            Rskafka::ServerError { protocol_error: ProtocolError::UnknownTopicOrPartition, .. } => Self::UnknownTopic,
+            Rskafka::ServerError { protocol_error, error_message, .. } => {
+                // The same names as kafka-protocol's, so that what ends it is known here too.
+                let code = by_name(&format!("{protocol_error:?}")).map(BrokerError::new);
+                let rejected = code.filter(|error| error.remedy() != Remedy::Time);
+                match rejected {
+                    Some(rejected) => Self::Rejected(rejected.saying(error_message.as_deref())),
+                    None => Self::Away(Arc::new(error)),
+                }
+            }
+            _ => Self::Away(Arc::new(error)),
         }
     }
 }
 
-impl From<ResponseError> for Error {
-    fn from(error: ResponseError) -> Self {
-        match error {
-            ResponseError::MessageTooLarge
-            | ResponseError::RecordListTooLarge
-            | ResponseError::InvalidRecord
-            | ResponseError::InvalidTimestamp => Self::Refused(error),
+/// The code with this name.
+fn by_name(name: &str) -> Option<ResponseError> {
+    (-1..200).filter_map(ResponseError::try_from_code).find(|code| code.to_string() == name)
+}
+
+impl From<BrokerError> for Error {
+    fn from(error: BrokerError) -> Self {
+        match error.code {
             ResponseError::UnknownTopicOrPartition => Self::UnknownTopic,
             ResponseError::OffsetOutOfRange => Self::OffsetOutOfRange,
             ResponseError::UnknownTopicId => Self::UnknownTopicId,
             ResponseError::InconsistentTopicId => Self::InconsistentTopicId,
             ResponseError::FencedLeaderEpoch => Self::FencedLeaderEpoch,
-            error => Self::Away(Arc::new(error)),
+            _ => match error.remedy() {
+                Remedy::Record => Self::Refused(error),
+                Remedy::Time => Self::Away(Arc::new(error)),
+                _ => Self::Rejected(error),
+            },
         }
     }
 }
 
-impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Self {
+impl From<ResponseError> for Error {
+    fn from(code: ResponseError) -> Self {
+        BrokerError::new(code).into()
+    }
+}
+
+impl From<Unreachable> for Error {
+    fn from(error: Unreachable) -> Self {
         Self::Away(Arc::new(error))
     }
 }
@@ -138,8 +269,8 @@ impl From<Malformed> for Error {
     }
 }
 
-impl From<Elapsed> for Error {
-    fn from(Elapsed(limit): Elapsed) -> Self {
-        Self::Late(limit)
+impl From<Late> for Error {
+    fn from(late: Late) -> Self {
+        Self::Late(late)
     }
 }

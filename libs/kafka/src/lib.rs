@@ -8,8 +8,14 @@
 //! version that both ends speak. Tested are Apache Kafka 3.9 and 4.1, and Nisshi; from Apache Kafka 0.11 on, every broker
 //! has versions that this client speaks.
 //!
-//! Every call has a deadline. A connection that failed is thrown away, and what was known of who leads is asked anew.
+//! Every call has a deadline, for all that belongs to it: finding who leads, connecting, asking. A connection that failed is thrown away, and what was known of who leads is asked anew.
 //! rskafka has no time-outs of its own and retries for minutes, so each of its clients serves one call.
+//!
+//! # Quotas
+//!
+//! A broker whose quota a client has used up answers at once, says how long the client has to be silent, and reads nothing of
+//! the connection meanwhile (KIP-219). The next call over that connection waits so long before its deadline begins:
+//! throttled is not unavailable. Brokers before Apache Kafka 2.0 delay the answer itself, which may cost a deadline.
 //!
 //! # Memory
 //!
@@ -37,19 +43,22 @@ mod memory;
 mod producer;
 mod record;
 mod records;
+mod remedy;
 mod settings;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod topics;
+mod unreachable;
 mod versions;
 
 pub use consumer::{Consumer, Fetched};
-pub use error::Error;
-pub use leader::{brokers, leaders};
+pub use error::{BrokerError, Error, Late};
+pub use leader::{brokers, leaders, partitions};
 pub use malformed::Malformed;
 pub use producer::Producer;
 pub use record::RecordRef;
 pub use records::{Records, Unreadable};
+pub use remedy::Remedy;
 pub use rskafka::record::{Record, RecordAndOffset};
 pub use settings::Settings;
-pub use topics::{create_topic, delete_topic, partitions};
+pub use topics::{create_topic, delete_topic};

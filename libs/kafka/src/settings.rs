@@ -19,7 +19,9 @@ impl Settings {
         let names: &[&str] = &["KAFKA_BOOTSTRAP_SERVERS", "SPRING_KAFKA_BOOTSTRAP_SERVERS"];
         Self {
             bootstrap: reader.variable(names, "Kafka brokers to ask for the others").or("localhost:9092"),
-            deadline: reader.variable(&["KAFKA_DEADLINE"], "time for a call to Kafka with its retries").or("5s"),
+            deadline: reader
+                .variable(&["KAFKA_DEADLINE"], "time for a call to Kafka, with connecting and retries")
+                .or("5s"),
             client_id,
         }
     }

@@ -26,10 +26,11 @@ use kafka_protocol::{
 
 use crate::{
     Error, Malformed, Record, Settings,
-    call::{call, millis},
+    call::{Deadline, call, millis},
     connection::Connection,
     encode::{Sender, frame, put_record, put_varint},
     leader,
+    unreachable::Address,
     versions::{PRODUCE_BY_NAME, Request},
 };
 
@@ -42,6 +43,8 @@ const TRANSACTION: i8 = 1;
 /// How long the coordinator of transactions may take to be there, and the end of the transaction before.
 const COORDINATOR_LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a producer of transactions may be used.
+const TEST_LIMIT: Duration = Duration::from_secs(600);
 
 macro_rules! requests {
     ($($request:ident => $answer:ident, $key:ident, $versions:expr;)*) => {
@@ -49,6 +52,10 @@ macro_rules! requests {
             const KEY: ApiKey = ApiKey::$key;
             const SPOKEN: RangeInclusive<i16> = $versions;
             type Answer = $answer;
+
+            fn throttle_ms(answer: &Self::Answer) -> i32 {
+                answer.throttle_time_ms
+            }
         })*
     };
 }
@@ -71,9 +78,9 @@ fn outcome(code: i16) -> Result<(), Error> {
 }
 
 /// A connection to the first bootstrap broker.
-async fn connect(settings: &Settings) -> Result<Connection, Error> {
+async fn connect(settings: &Settings, deadline: Deadline) -> Result<Connection, Error> {
     let broker = settings.bootstrap.0.first().ok_or(Error::UnknownTopic)?;
-    Connection::open(broker, settings.client_id).await
+    Connection::open(&Address::of_settings(broker), settings.client_id, deadline).await
 }
 
 /// Sets how many bytes a second clients with this id may send and be sent; none is no bound.
@@ -93,11 +100,12 @@ pub async fn set_quotas(
     let changes = [("producer_byte_rate", sent), ("consumer_byte_rate", received)].map(change).to_vec();
     let entry = EntryData::default().with_entity(vec![client]).with_ops(changes);
     let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
+    let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let answer = connect(settings).await?.call(&request).await?;
+        let answer = connect(settings, deadline).await?.call(&request).await?;
         answer.entries.iter().try_for_each(|entry| outcome(entry.error_code))
     };
-    call("testing", settings.deadline, Box::pin(work)).await
+    call("testing", deadline, Box::pin(work)).await
 }
 
 /// Sets a setting of a topic, such as `max.message.bytes`.
@@ -111,11 +119,12 @@ pub async fn set_topic_setting(settings: &Settings, topic: &str, name: &str, val
         .with_resource_name(text(topic))
         .with_configs(vec![setting]);
     let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let answer = connect(settings).await?.call(&request).await?;
+        let answer = connect(settings, deadline).await?.call(&request).await?;
         answer.responses.iter().try_for_each(|response| outcome(response.error_code))
     };
-    call("testing", settings.deadline, Box::pin(work)).await
+    call("testing", deadline, Box::pin(work)).await
 }
 
 /// Sends a batch as it is; gives its first offset.
@@ -124,12 +133,13 @@ pub async fn set_topic_setting(settings: &Settings, topic: &str, name: &str, val
 /// If the broker cannot be asked, or refuses.
 pub async fn send_batch(settings: &Settings, topic: &str, partition: i32, batch: Bytes) -> Result<i64, Error> {
     let name = TopicName(text(topic));
+    let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let leader = leader::of_partition(settings, &name, partition).await?;
-        let mut connection = Connection::open(&leader.broker, settings.client_id).await?;
+        let leader = leader::of_partition(settings, deadline, &name, partition).await?;
+        let mut connection = Connection::open(&leader.broker, settings.client_id, deadline).await?;
         produce(&mut connection, settings, None, &name, partition, batch).await
     };
-    call("testing", settings.deadline, Box::pin(work)).await
+    call("testing", deadline, Box::pin(work)).await
 }
 
 async fn produce(
@@ -178,7 +188,7 @@ impl TransactionalProducer {
             .with_transaction_timeout_ms(millis(limit))
             .with_producer_id((-1).into())
             .with_producer_epoch(-1);
-        let mut connection = connect(&settings).await?;
+        let mut connection = connect(&settings, Deadline::new(TEST_LIMIT)).await?;
         let started = Instant::now();
         let producer = loop {
             let found = connection.call(&find).await?;

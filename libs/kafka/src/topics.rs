@@ -9,7 +9,9 @@ use runtime::Backoff;
 use crate::{
     Error, Settings,
     bridge::{call, connect},
-    call::millis,
+    call::{Deadline, millis},
+    connection::Connection,
+    leader,
 };
 
 /// As many replicas as the brokers' `default.replication.factor` says.
@@ -21,7 +23,9 @@ const DEFAULT_REPLICAS: i16 = -1;
 /// # Errors
 /// If the broker cannot be asked, or does not allow it.
 pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> Result<bool, Error> {
+    let deadline = Deadline::new(settings.deadline);
     let work = async {
+        is_reachable(settings, deadline).await?;
         let client = connect(settings).await?;
         let controller = client.controller_client()?;
         let new = match controller.create_topic(topic, partitions, DEFAULT_REPLICAS, millis(settings.deadline)).await {
@@ -44,7 +48,7 @@ pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> 
         }
         Ok(new)
     };
-    call("create_topic", settings.deadline, work).await
+    call("create_topic", deadline, work).await
 }
 
 /// Deletes a topic with all its records.
@@ -52,19 +56,20 @@ pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> 
 /// # Errors
 /// If the broker cannot be asked, does not allow it, or has no such topic.
 pub async fn delete_topic(settings: &Settings, topic: &str) -> Result<(), Error> {
+    let deadline = Deadline::new(settings.deadline);
     let work = async {
+        is_reachable(settings, deadline).await?;
         let controller = connect(settings).await?.controller_client()?;
         Ok(controller.delete_topic(topic, millis(settings.deadline)).await?)
     };
-    call("delete_topic", settings.deadline, work).await
+    call("delete_topic", deadline, work).await
 }
 
-/// How many partitions a topic has.
-///
-/// # Errors
-/// [`Error::UnknownTopic`] if there is no such topic.
-pub async fn partitions(settings: &Settings, topic: &str) -> Result<i32, Error> {
-    call("partitions", settings.deadline, async { count(&connect(settings).await?, topic).await }).await
+/// Whether the broker that is about to be asked can be: rskafka tries until the deadline and does not tell whom.
+async fn is_reachable(settings: &Settings, deadline: Deadline) -> Result<(), Error> {
+    let controller = leader::controller(settings, deadline).await?;
+    // Boxed, because a connection is large, and would be part of every caller's future.
+    Box::pin(Connection::open(&controller, settings.client_id, deadline)).await.map(drop)
 }
 
 /// To be used inside [`call`].

@@ -18,12 +18,18 @@ pub(crate) trait Request: Encodable + HeaderVersion {
     const SPOKEN: RangeInclusive<i16>;
     /// What it is answered with.
     type Answer: Decodable + HeaderVersion;
+    /// For how long the broker reads nothing of the connection after this answer, in milliseconds.
+    fn throttle_ms(answer: &Self::Answer) -> i32;
 }
 
 impl Request for ApiVersionsRequest {
     const KEY: ApiKey = ApiKey::ApiVersions;
     const SPOKEN: RangeInclusive<i16> = 0..=4;
     type Answer = ApiVersionsResponse;
+
+    fn throttle_ms(answer: &Self::Answer) -> i32 {
+        answer.throttle_time_ms
+    }
 }
 
 impl Request for MetadataRequest {
@@ -31,6 +37,10 @@ impl Request for MetadataRequest {
     /// From the first that can be asked not to make the topic.
     const SPOKEN: RangeInclusive<i16> = 4..=13;
     type Answer = MetadataResponse;
+
+    fn throttle_ms(answer: &Self::Answer) -> i32 {
+        answer.throttle_time_ms
+    }
 }
 
 impl Request for ProduceRequest {
@@ -38,6 +48,10 @@ impl Request for ProduceRequest {
     /// From the first that takes batches in version 2 of their format.
     const SPOKEN: RangeInclusive<i16> = 3..=13;
     type Answer = ProduceResponse;
+
+    fn throttle_ms(answer: &Self::Answer) -> i32 {
+        answer.throttle_time_ms
+    }
 }
 
 impl Request for FetchRequest {
@@ -45,6 +59,10 @@ impl Request for FetchRequest {
     /// From the first that gives batches in version 2 of their format.
     const SPOKEN: RangeInclusive<i16> = 4..=18;
     type Answer = FetchResponse;
+
+    fn throttle_ms(answer: &Self::Answer) -> i32 {
+        answer.throttle_time_ms
+    }
 }
 
 impl Request for ListOffsetsRequest {
@@ -52,6 +70,10 @@ impl Request for ListOffsetsRequest {
     /// From the first that knows of transactions.
     const SPOKEN: RangeInclusive<i16> = 2..=10;
     type Answer = ListOffsetsResponse;
+
+    fn throttle_ms(answer: &Self::Answer) -> i32 {
+        answer.throttle_time_ms
+    }
 }
 
 /// The last versions of requests that name a topic instead of giving its id.

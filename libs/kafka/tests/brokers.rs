@@ -3,6 +3,8 @@
 
 #[path = "brokers/bombs.rs"]
 mod bombs;
+#[path = "brokers/quotas.rs"]
+mod quotas;
 #[path = "brokers/transactions.rs"]
 mod transactions;
 

@@ -7,6 +7,10 @@ mod broker;
 mod damage;
 #[path = "connections/identity.rs"]
 mod identity;
+#[path = "connections/time.rs"]
+mod time;
+#[path = "connections/unreachable.rs"]
+mod unreachable;
 #[path = "connections/versions.rs"]
 mod versions;
 

@@ -106,6 +106,16 @@ async fn drain(service: &Harness, relay: &mut Relay) -> usize {
     published
 }
 
+/// As [`drain`], when the broker may reject a step before it knows better.
+async fn until_drained(service: &Harness, relay: &mut Relay) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while service.number("SELECT count(*) FROM outbox").await > 0 {
+        assert!(Instant::now() < end, "events are left");
+        take_lease(service, relay).await;
+        let _ = relay.step().await;
+    }
+}
+
 /// How many records a topic of three partitions has.
 async fn count_all(kafka: &kafka::Settings, topic: &str) -> usize {
     let mut count = 0;
@@ -562,6 +572,88 @@ mod on_kafka_alone {
     }
 
     /// Nisshi takes records of any size.
+    /// As with a clock that is wrong. Nothing of it is the events' fault.
+    #[test]
+    fn events_whose_time_the_topic_does_not_take_wait_until_it_does() {
+        runtime::block_on(2, async {
+            let (kafka, topic) = (testbed::shared_broker(broker::Kind::Kafka).await, unique_topic());
+            kafka::create_topic(&kafka, &topic, 3).await.unwrap();
+            let before = "message.timestamp.before.max.ms";
+            // Every record is older when it arrives, unless it is there within the millisecond.
+            kafka::testing::set_topic_setting(&kafka, &topic, before, "0").await.unwrap();
+            let service = service_without_relay().await;
+            let jane = service.register("Jane Doe").await;
+            let mut relay = relay(&service, settings(kafka.clone(), &topic));
+            let (mut changes, mut rejections) = (1, 0);
+            let end = Instant::now() + Duration::from_secs(60);
+            while rejections < 3 {
+                assert!(Instant::now() < end, "the topic takes every record");
+                if service.number("SELECT count(*) FROM outbox").await < 5 {
+                    service.client.put(&path(&jane), &patient(&format!("Jane {changes}"))).await.unwrap();
+                    changes += 1;
+                }
+                take_lease(&service, &relay).await;
+                if let Err(StepError::Kafka(error)) = relay.step().await {
+                    let text = error.to_string();
+                    for word in ["InvalidTimestamp", "clock", before, "message.timestamp.after.max.ms"] {
+                        assert!(text.contains(word), "{text}");
+                    }
+                    assert_eq!(error.cause(), "InvalidTimestamp");
+                    rejections += 1;
+                }
+            }
+            assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters").await, 0);
+            assert!(service.number("SELECT count(*) FROM outbox").await > 0);
+
+            kafka::testing::set_topic_setting(&kafka, &topic, before, "3600000").await.unwrap();
+            until_drained(&service, &mut relay).await;
+            let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+            let versions: Vec<_> =
+                read_all(&kafka, &topic, partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
+            assert_eq!(versions, (1..=changes).collect::<Vec<_>>());
+            assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters").await, 0);
+            service.stop().await;
+        });
+    }
+
+    /// The broker takes what it is sent and then reads nothing for longer than the deadline of a call.
+    #[test]
+    fn a_producer_quota_delays_events_and_repeats_none() {
+        const EVENTS: usize = 130;
+        runtime::block_on(2, async {
+            let (kafka, topic) = (testbed::shared_broker(broker::Kind::Kafka).await, unique_topic());
+            kafka::create_topic(&kafka, &topic, 3).await.unwrap();
+            kafka::testing::set_quotas(&kafka, "throttled-relay", Some(2048.0), None).await.unwrap();
+            let throttled = kafka::Settings { client_id: "throttled-relay", ..kafka.clone() };
+            let service = service_without_relay().await;
+            let mut relay = relay(&service, settings(throttled, &topic));
+            let (mut registered, mut silent) = (0, 0);
+            let end = Instant::now() + Duration::from_secs(180);
+            while registered < EVENTS || service.number("SELECT count(*) FROM outbox").await > 0 {
+                assert!(Instant::now() < end, "{registered} of {EVENTS} registered");
+                // Many at once, and then some for as long as the broker is silent.
+                let more = if registered == 0 { EVENTS - 30 } else { (EVENTS - registered).min(1) };
+                for _ in 0..more {
+                    service.register(&format!("Patient {registered}")).await;
+                    registered += 1;
+                }
+                take_lease(&service, &relay).await;
+                let step = relay.step().await.expect("throttled is not unavailable");
+                silent += usize::from(step.read == 0);
+            }
+            assert!(silent > 0, "the quota was never used up");
+            let mut events = Vec::new();
+            for partition in 0..3 {
+                events.extend(read_all(&kafka, &topic, partition).await.iter().map(|r| decode(r).patient_id));
+            }
+            assert_eq!(events.len(), EVENTS, "no event came twice");
+            events.sort_unstable();
+            events.dedup();
+            assert_eq!(events.len(), EVENTS);
+            service.stop().await;
+        });
+    }
+
     #[test]
     fn an_event_that_is_too_large_is_put_aside_and_holds_up_no_other() {
         runtime::block_on(2, async {

@@ -1,6 +1,6 @@
 //! Brokers that do what real ones seldom do.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use config::{HostPort, HostPorts};
@@ -85,6 +85,14 @@ pub(crate) async fn broker(answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + S
 pub(crate) async fn any_broker(
     answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + Sync + 'static,
 ) -> (HostPort, Task<()>) {
+    slow_broker(|| Duration::ZERO, answer).await
+}
+
+/// As [`any_broker`], with a delay before each answer.
+pub(crate) async fn slow_broker(
+    delay: impl Fn() -> Duration + Clone + Send + Sync + 'static,
+    answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + Sync + 'static,
+) -> (HostPort, Task<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let serve = async move |mut stream: TcpStream| {
@@ -92,6 +100,7 @@ pub(crate) async fn any_broker(
         while stream.read_exact(&mut length).await.is_ok() {
             let mut request = vec![0; i32::from_be_bytes(length) as usize];
             stream.read_exact(&mut request).await?;
+            smol::Timer::after(delay()).await;
             stream.write_all(&answer(&Asked::read(request.into()))).await?;
         }
         Ok::<_, std::io::Error>(())
@@ -102,6 +111,20 @@ pub(crate) async fn any_broker(
             let (stream, _) = listener.accept().await.unwrap();
             let serve = serve.clone();
             runtime::spawn(async move { drop(serve(stream).await) }).detach();
+        }
+    });
+    (loopback(port), task)
+}
+
+/// Somebody who is no broker: says this to whoever has sent something, and closes the connection.
+pub(crate) async fn stranger(says: &'static [u8]) -> (HostPort, Task<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = runtime::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(says).await;
         }
     });
     (loopback(port), task)
@@ -121,5 +144,5 @@ pub(crate) fn loopback(port: u16) -> HostPort {
 
 /// Settings of a client that knows these brokers.
 pub(crate) fn settings(brokers: Vec<HostPort>) -> Settings {
-    Settings { bootstrap: HostPorts(brokers), deadline: std::time::Duration::from_secs(2), client_id: "test" }
+    Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" }
 }

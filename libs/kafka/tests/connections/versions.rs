@@ -80,8 +80,8 @@ fn a_broker_that_does_not_know_our_way_of_asking_is_asked_in_its_own() {
 fn a_broker_that_speaks_no_version_of_ours_is_told_with_what_it_speaks() {
     runtime::block_on(2, async {
         for (versions, said) in [
-            (vec![(ApiKey::Fetch, 19..=25)], "it speaks Fetch in versions 19 to 25, and this client 4 to 12"),
-            (vec![], "it speaks no Fetch"),
+            (vec![(ApiKey::Fetch, 19..=25)], "speaks Fetch in versions 19 to 25, and this client 4 to 12"),
+            (vec![], "speaks no Fetch"),
         ] {
             let versions: Vec<_> = FIRST.into_iter().filter(|(key, _)| *key != ApiKey::Fetch).chain(versions).collect();
             let (broker, _broker, _) = leading(speaking(&versions)).await;

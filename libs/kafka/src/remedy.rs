@@ -1,0 +1,264 @@
+//! What ends an error: each code that a broker can answer with, once.
+
+use std::fmt;
+
+use kafka_protocol::error::ResponseError;
+
+/// What has to change before a request that a broker answered with an error can succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remedy {
+    /// Nothing of ours: a leader is elected, a coordinator loads, a replica comes back. What this client does not know is
+    /// tried again too.
+    Time,
+    /// The clock of this service or of the broker, or how far apart the topic lets them be.
+    Clock,
+    /// A right (ACL) or a credential that the broker's operator gives.
+    Access,
+    /// A setting of the topic, of the broker, or of this service.
+    Configuration,
+    /// Another version of the broker or of this client.
+    Version,
+    /// Nothing, for this record: it is too large for the topic, or invalid in the broker's eyes.
+    Record,
+}
+
+impl Remedy {
+    /// A short name for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Clock => "clock",
+            Self::Access => "access",
+            Self::Configuration => "configuration",
+            Self::Version => "version",
+            Self::Record => "record",
+        }
+    }
+
+    /// Of an error code. There is no `_`: a code that a new version of the protocol brings has to be thought about, because
+    /// what is wrongly taken for [`Record`](Self::Record) takes events out of their order for good.
+    pub(crate) fn of(code: ResponseError) -> Self {
+        use ResponseError as E;
+        match code {
+            E::MessageTooLarge | E::RecordListTooLarge | E::InvalidRecord => Self::Record,
+
+            E::InvalidTimestamp => Self::Clock,
+
+            E::TopicAuthorizationFailed
+            | E::GroupAuthorizationFailed
+            | E::ClusterAuthorizationFailed
+            | E::TransactionalIdAuthorizationFailed
+            | E::DelegationTokenAuthorizationFailed
+            | E::DelegationTokenAuthDisabled
+            | E::DelegationTokenNotFound
+            | E::DelegationTokenOwnerMismatch
+            | E::DelegationTokenRequestNotAllowed
+            | E::DelegationTokenExpired
+            | E::SaslAuthenticationFailed
+            | E::UnsupportedSaslMechanism
+            | E::IllegalSaslState
+            | E::SecurityDisabled
+            | E::InvalidPrincipalType
+            | E::PrincipalDeserializationFailure
+            | E::UnacceptableCredential => Self::Access,
+
+            E::InvalidTopicException
+            | E::TopicAlreadyExists
+            | E::TopicDeletionDisabled
+            | E::InvalidPartitions
+            | E::InvalidReplicationFactor
+            | E::InvalidReplicaAssignment
+            | E::InvalidConfig
+            | E::PolicyViolation
+            | E::InvalidGroupId
+            | E::InvalidSessionTimeout
+            | E::InvalidTransactionTimeout
+            | E::GroupMaxSizeReached
+            | E::OffsetMetadataTooLarge
+            | E::InvalidCommitOffsetSize
+            | E::LogDirNotFound
+            | E::OffsetMovedToTieredStorage
+            | E::InconsistentClusterId
+            | E::MismatchedEndpointType
+            | E::ResourceNotFound
+            | E::DuplicateResource => Self::Configuration,
+
+            E::UnsupportedVersion
+            | E::UnsupportedForMessageFormat
+            | E::UnsupportedCompressionType
+            | E::InvalidRequest
+            | E::InvalidRequiredAcks
+            | E::InvalidFetchSize
+            | E::UnsupportedEndpointType
+            | E::UnsupportedAssignor
+            | E::InconsistentGroupProtocol
+            | E::InvalidRegularExpression
+            | E::InvalidUpdateVersion
+            | E::FeatureUpdateFailed
+            | E::TelemetryTooLarge
+            | E::StreamsInvalidTopology => Self::Version,
+
+            E::Unknown(_)
+            | E::UnknownServerError
+            | E::OffsetOutOfRange
+            | E::CorruptMessage
+            | E::UnknownTopicOrPartition
+            | E::LeaderNotAvailable
+            | E::NotLeaderOrFollower
+            | E::RequestTimedOut
+            | E::BrokerNotAvailable
+            | E::ReplicaNotAvailable
+            | E::StaleControllerEpoch
+            | E::NetworkException
+            | E::CoordinatorLoadInProgress
+            | E::CoordinatorNotAvailable
+            | E::NotCoordinator
+            | E::NotEnoughReplicas
+            | E::NotEnoughReplicasAfterAppend
+            | E::IllegalGeneration
+            | E::UnknownMemberId
+            | E::RebalanceInProgress
+            | E::NotController
+            | E::OutOfOrderSequenceNumber
+            | E::DuplicateSequenceNumber
+            | E::InvalidProducerEpoch
+            | E::InvalidTxnState
+            | E::InvalidProducerIdMapping
+            | E::ConcurrentTransactions
+            | E::TransactionCoordinatorFenced
+            | E::OperationNotAttempted
+            | E::KafkaStorageError
+            | E::UnknownProducerId
+            | E::ReassignmentInProgress
+            | E::NonEmptyGroup
+            | E::GroupIdNotFound
+            | E::FetchSessionIdNotFound
+            | E::InvalidFetchSessionEpoch
+            | E::ListenerNotFound
+            | E::FencedLeaderEpoch
+            | E::UnknownLeaderEpoch
+            | E::StaleBrokerEpoch
+            | E::OffsetNotAvailable
+            | E::MemberIdRequired
+            | E::PreferredLeaderNotAvailable
+            | E::FencedInstanceId
+            | E::EligibleLeadersNotAvailable
+            | E::ElectionNotNeeded
+            | E::NoReassignmentInProgress
+            | E::GroupSubscribedToTopic
+            | E::UnstableOffsetCommit
+            | E::ThrottlingQuotaExceeded
+            | E::ProducerFenced
+            | E::InconsistentVoterSet
+            | E::SnapshotNotFound
+            | E::PositionOutOfRange
+            | E::UnknownTopicId
+            | E::DuplicateBrokerRegistration
+            | E::BrokerIdNotRegistered
+            | E::InconsistentTopicId
+            | E::TransactionalIdNotFound
+            | E::FetchSessionTopicIdError
+            | E::IneligibleReplica
+            | E::NewLeaderElected
+            | E::FencedMemberEpoch
+            | E::UnreleasedInstanceId
+            | E::StaleMemberEpoch
+            | E::UnknownControllerId
+            | E::UnknownSubscriptionId
+            | E::InvalidRegistration
+            | E::TransactionAbortable
+            | E::InvalidRecordState
+            | E::ShareSessionNotFound
+            | E::InvalidShareSessionEpoch
+            | E::FencedStateEpoch
+            | E::InvalidVoterKey
+            | E::DuplicateVoter
+            | E::VoterNotFound
+            | E::RebootstrapRequired
+            | E::StreamsInvalidTopologyEpoch
+            | E::StreamsTopologyFenced
+            | E::ShareSessionLimitReached => Self::Time,
+        }
+    }
+}
+
+/// What an operator should look at.
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Time => "it is tried again, and time should heal it",
+            Self::Clock => {
+                "it is tried again until the clock of this service (or of the broker) is right, or the topic's \
+                 message.timestamp.before.max.ms and message.timestamp.after.max.ms (before Apache Kafka 3.6: \
+                 message.timestamp.difference.max.ms) allow the difference"
+            }
+            Self::Access => "it is tried again until the broker's operator grants the right (ACL) or credential",
+            Self::Configuration => {
+                "it is tried again until the configuration of the topic, the broker or this service is mended"
+            }
+            Self::Version => "it is tried again until broker and client have versions that understand each other",
+            Self::Record => "it is never accepted as it is",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BrokerError, Error};
+
+    /// Every code that there is, and some that there may be.
+    fn codes() -> impl Iterator<Item = ResponseError> {
+        (-1..=200).filter_map(ResponseError::try_from_code)
+    }
+
+    #[test]
+    fn only_what_is_wrong_with_the_record_itself_is_refused_for_good() {
+        let refused: Vec<i16> = codes()
+            .filter(|&code| matches!(Error::from(BrokerError::new(code)), Error::Refused(_)))
+            .map(|code| code.code())
+            .collect();
+        assert_eq!(refused, [10, 18, 87], "MessageTooLarge, RecordListTooLarge, InvalidRecord");
+    }
+
+    #[test]
+    fn every_code_says_what_ends_it() {
+        for code in codes() {
+            let (remedy, error) = (Remedy::of(code), Error::from(BrokerError::new(code)));
+            let text = error.to_string();
+            match (remedy, &error) {
+                (Remedy::Record, Error::Refused(_)) => {}
+                (Remedy::Time, Error::Refused(_) | Error::Rejected(_)) => panic!("{code}: {error:?}"),
+                (Remedy::Time, _) => assert!(!text.is_empty()),
+                (_, Error::Rejected(_)) => {
+                    assert!(text.contains(&code.to_string()) && text.contains(&remedy.to_string()), "{text}");
+                }
+                (_, other) => panic!("{code}: {other:?}"),
+            }
+            // What the protocol itself calls retriable is never an operator's work.
+            assert!(!code.is_retriable() || remedy == Remedy::Time, "{code}: {remedy:?}");
+        }
+        for (code, remedy) in [
+            (ResponseError::InvalidTimestamp, Remedy::Clock),
+            (ResponseError::TopicAuthorizationFailed, Remedy::Access),
+            (ResponseError::PolicyViolation, Remedy::Configuration),
+            (ResponseError::InvalidTopicException, Remedy::Configuration),
+            (ResponseError::UnsupportedCompressionType, Remedy::Version),
+            (ResponseError::UnsupportedVersion, Remedy::Version),
+            (ResponseError::ThrottlingQuotaExceeded, Remedy::Time),
+            (ResponseError::CorruptMessage, Remedy::Time),
+            (ResponseError::UnknownTopicOrPartition, Remedy::Time),
+            (ResponseError::Unknown(150), Remedy::Time),
+        ] {
+            assert_eq!(Remedy::of(code), remedy, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_timestamp_that_is_not_taken_blames_clock_and_topic() {
+        let text = Error::from(BrokerError::new(ResponseError::InvalidTimestamp)).to_string();
+        for word in ["clock", "message.timestamp.before.max.ms", "message.timestamp.after.max.ms"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}
