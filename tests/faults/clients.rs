@@ -7,10 +7,12 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use testbed::{audit::Acknowledged, http::Client, system::System};
+use testbed::{audit::Acknowledged, http::Client, service::Service, system::System};
 
-use crate::support::{patient, register, some_broker, system, until};
+use crate::support::{analytics, billing, patient, patients, register, some_broker, system, until};
 
+/// What a service may use in all, as compose has it.
+const ALL_MEMORY: u64 = 64 << 20;
 /// Connections that a client holds.
 const CONNECTIONS: usize = 2_000;
 /// Memory that they may cost: a few kilobytes each.
@@ -53,6 +55,63 @@ fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
         assert!(during < before * 3 + Duration::from_millis(5), "{during:?}, {before:?} before");
         drop(held);
         until("it has let them go", async || usage(&mut system).1 < descriptors + 100).await;
+    });
+}
+
+/// Heads that lack their last line, and bodies that lack their last bytes, on every HTTP server: they share what memory there
+/// is for them, however many there are, and it is free again when they have gone.
+#[test]
+fn unfinished_requests_cost_no_more_memory_than_they_may_and_keep_nobody_out() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    runtime::block_on(2, async {
+        let mut system = system(some_broker(), 1, &[]).await;
+        let client = system.patient_client();
+        register(&client, &Acknowledged::default()).await;
+        let head = format!("GET /metrics HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(31_000));
+        let body = format!(
+            "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{{{}",
+            " ".repeat(59_000)
+        );
+        let services = [
+            ("patient-service", patients as fn(&mut System) -> &mut Service),
+            ("billing-service", billing),
+            ("analytics-service", analytics),
+        ];
+        for (name, pick) in services {
+            let address = pick(&mut system).address();
+            let health = Client::new(&address);
+            let idle = pick(&mut system).process().descriptors();
+            let mut memory_after = Vec::new();
+            // Only patient-service reads bodies; the others answer at once that there is nothing at this path.
+            for (count, start) in [(600, &head), (3_000, &head), (600, &body), (3_000, &body)] {
+                let mut held = Vec::new();
+                for _ in 0..count / 100 {
+                    let (address, start) = (address.clone(), start.clone());
+                    let connect = move |_| {
+                        let mut stream = TcpStream::connect(&address).unwrap();
+                        // It may have had to give way already.
+                        let _ = stream.write_all(start.as_bytes());
+                        stream
+                    };
+                    held.extend(smol::unblock(move || (0..100).map(connect).collect::<Vec<_>>()).await);
+                    assert_eq!(health.get("/actuator/health/liveness").await.unwrap().status, 200);
+                    if name == "patient-service" {
+                        assert_eq!(client.get("/patients?limit=1").await.unwrap().status, 200);
+                    }
+                }
+                drop(held);
+                until("it has let them go", async || pick(&mut system).process().descriptors() < idle + 50).await;
+                memory_after.push(pick(&mut system).process().memory());
+            }
+            let most = pick(&mut system).process().most_memory();
+            assert!(most < ALL_MEMORY, "{name}: {} KiB", most >> 10);
+            // What the first ones have cost is free for those after them.
+            let [few_heads, many_heads, few_bodies, many_bodies] = memory_after[..] else { unreachable!() };
+            let more = [many_heads.saturating_sub(few_heads), many_bodies.saturating_sub(few_bodies)];
+            assert!(more.iter().all(|more| *more < ALL_MEMORY / 4), "{name}: {memory_after:?}");
+        }
+        register(&client, &Acknowledged::default()).await;
     });
 }
 

@@ -1,11 +1,15 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use futures_lite::AsyncReadExt as _;
+use futures_lite::{AsyncBufReadExt as _, AsyncReadExt as _};
 use runtime::within;
 use serde::de::DeserializeOwned;
 use tide::{Body, Request, StatusCode};
 
-use crate::{Limits, Problem};
+use crate::{
+    Limits, Problem,
+    connections::Client,
+    router::{Place, overloaded},
+};
 
 /// Bytes of a body too large that are read and thrown away, and for how long.
 const DISCARD: u64 = 4 * 1024 * 1024;
@@ -36,10 +40,11 @@ pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits:
     })
 }
 
-/// Reads the whole body.
+/// Reads the whole body. Only then the request is one of those in flight.
 ///
 /// # Errors
-/// 415 for a content coding, 413 for too many bytes, 408 when they do not come in time, 400 when the client breaks off.
+/// 415 for a content coding, 413 for too many bytes, 408 when they do not come in time, 400 when the client breaks off, 503
+/// when there is no room for it or for the request.
 pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<Vec<u8>, Problem> {
     refuse_codings(request)?;
     let too_large = || {
@@ -54,17 +59,60 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
         }
         return Err(too_large());
     }
-    let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
-    // One byte more than allowed tells a body that is too long from one that just fits.
-    let mut body = request.take_body().take(limits.body as u64 + 1);
-    match within(limits.body_wait, body.read_to_end(&mut bytes)).await {
-        Err(_) => Err(late(limits.body_wait)),
-        Ok(Err(_)) => Err(Problem::bad_request("The body ended before it was complete.")),
-        Ok(Ok(length)) if length > limits.body => {
-            discard(body.into_inner()).await;
-            Err(too_large())
+    let client = request.ext::<Client>().cloned();
+    let place = request.ext::<Arc<Place>>().cloned();
+    let mut body = request.take_body();
+    let read = {
+        let _awaiting = client.as_ref().map(Client::awaiting_body);
+        within(limits.body_wait, gather(&mut body, limits.body, client.as_ref())).await
+    };
+    let bytes = match read {
+        Err(_) => return Err(late(limits.body_wait)),
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) if client.is_some_and(|client| client.gave_way()) => return Err(overloaded()),
+        Ok(Err(Broken::NoRoom)) => return Err(overloaded()),
+        Ok(Err(Broken::Off)) => return Err(Problem::bad_request("The body ended before it was complete.")),
+        Ok(Err(Broken::TooLarge)) => {
+            discard(body).await;
+            return Err(too_large());
         }
-        Ok(Ok(_)) => Ok(bytes),
+    };
+    if let Some(place) = place {
+        place.take()?;
+    }
+    Ok(bytes)
+}
+
+/// Why a body could not be read.
+enum Broken {
+    /// The client or the connection.
+    Off,
+    TooLarge,
+    NoRoom,
+}
+
+/// Reads up to `limit` bytes. Memory is taken as they come, whatever has been announced.
+async fn gather(body: &mut Body, limit: usize, client: Option<&Client>) -> Result<Vec<u8>, Broken> {
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = body.fill_buf().await.map_err(|_| Broken::Off)?;
+        let length = chunk.len();
+        if length == 0 {
+            return Ok(bytes);
+        }
+        if bytes.len() + length > limit {
+            return Err(Broken::TooLarge);
+        }
+        let capacity = bytes.capacity();
+        bytes.reserve(length);
+        // As much again is in hyper's buffer, and between what the buffers have been while they grew.
+        let more = 3 * (bytes.capacity() - capacity);
+        // One that has to give way may have sent more than has been read.
+        if client.is_some_and(|client| client.gave_way() || (more > 0 && !client.charge(more))) {
+            return Err(Broken::NoRoom);
+        }
+        bytes.extend_from_slice(chunk);
+        body.consume(length);
     }
 }
 

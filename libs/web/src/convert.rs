@@ -54,6 +54,15 @@ pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Pr
     Ok(request)
 }
 
+/// The bytes of a head, about.
+pub(crate) fn head_size(parts: &Parts) -> usize {
+    // Each header has an entry of a map in either form.
+    const ENTRY: usize = 64;
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let headers = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY);
+    target + headers.sum::<usize>()
+}
+
 /// RFC 9112, section 3.2: one Host with a valid value, and none only from clients older than it.
 fn check_host(parts: &Parts) -> Result<(), Problem> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();

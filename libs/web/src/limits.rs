@@ -11,11 +11,18 @@ pub struct Limits {
     pub head: usize,
     /// Bytes of a request's body. Above it, 413.
     pub body: usize,
-    /// Time from a connection's start, or from the last answer, to the end of the next request's head.
+    /// Bytes of memory that all connections together may hold for what their clients have not sent or taken completely: heads,
+    /// bodies, answers, and the buffers that a request needs. Above it, idle connections give their buffers back, and then
+    /// clients that have been waited for longest lose their connection.
+    pub buffers: usize,
+    /// Time from a connection's start, or from the last answer, to the first byte of the next request.
+    pub idle_wait: Duration,
+    /// Time from the first byte of a request's head to its last.
     pub head_wait: Duration,
     /// Time for a request's whole body. After it, 408.
     pub body_wait: Duration,
-    /// Time without the client taking any byte of an answer.
+    /// Time without the client taking any byte of an answer. The whole answer, where its length is known, has this time and
+    /// another second for each 4 KiB.
     pub write_wait: Duration,
     /// Time for requests in flight after the shutdown.
     pub drain: Duration,
@@ -28,7 +35,9 @@ impl Default for Limits {
             in_flight: 512,
             head: 32 * 1024,
             body: 64 * 1024,
-            head_wait: Duration::from_secs(60),
+            buffers: 16 * 1024 * 1024,
+            idle_wait: Duration::from_secs(620),
+            head_wait: Duration::from_secs(30),
             body_wait: Duration::from_secs(10),
             write_wait: Duration::from_secs(20),
             drain: Duration::from_secs(10),

@@ -4,7 +4,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -33,8 +33,9 @@ static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
         &["method", "route"],
     )
 });
-static IN_FLIGHT: LazyLock<IntGauge> =
-    LazyLock::new(|| metrics::gauge("http_requests_in_flight", "HTTP requests being handled."));
+static IN_FLIGHT: LazyLock<IntGauge> = LazyLock::new(|| {
+    metrics::gauge("http_requests_in_flight", "HTTP requests being handled, those for health and metrics apart.")
+});
 
 /// The route label of requests that match no route: paths of their own would grow the metrics without bound.
 const NO_ROUTE: &str = "(none)";
@@ -89,7 +90,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self.route(Method::Get, path, boxed(handler), true)
     }
 
-    /// POST.
+    /// POST. The handler is counted in when [`read_body`](crate::read_body) or [`read_json`](crate::read_json) has the body.
     #[must_use]
     pub fn post<F, R, E>(self, path: &'static str, handler: F) -> Self
     where
@@ -100,7 +101,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self.route(Method::Post, path, boxed(handler), true)
     }
 
-    /// PUT.
+    /// PUT, counted in as POST is.
     #[must_use]
     pub fn put<F, R, E>(self, path: &'static str, handler: F) -> Self
     where
@@ -199,16 +200,17 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
         })
     }
 
-    /// Why a request for this path is not handled now, if as many as may be are being handled already.
+    /// Why a request for this path is not handled now: as many as may be are being handled already, or there is no room in
+    /// memory for it.
     ///
     /// The routes' own look at the limit is the exact one. This one comes before any work is done for a request: a service
     /// that is asked for a multiple of what it can do has no time for refusals.
-    pub(crate) fn refusal(&self, path: &str) -> Option<Problem> {
-        if !self.in_flight.is_full() || self.unlimited.contains(&path) {
+    pub(crate) fn refusal(&self, path: &str, has_room: bool) -> Option<Problem> {
+        if has_room && !self.in_flight.is_full() || self.unlimited.contains(&path) {
             return None;
         }
         REFUSED.inc();
-        Some(self.in_flight.refuse())
+        Some(if has_room { self.in_flight.refuse() } else { overloaded() })
     }
 }
 
@@ -226,29 +228,65 @@ impl InFlight {
         self.count.load(Ordering::Relaxed) >= self.limit
     }
 
-    fn enter(&self) -> Option<Entered<'_>> {
-        let entered = Entered(self);
-        (self.count.fetch_add(1, Ordering::Relaxed) < self.limit).then_some(entered)
+    fn enter(self: &Arc<Self>) -> Result<Entered, Problem> {
+        let is_free = self.count.fetch_add(1, Ordering::Relaxed) < self.limit;
+        // It counts out what has been counted in, in either case.
+        let entered = Entered { in_flight: self.clone(), _gauge: metrics::count_in(&IN_FLIGHT) };
+        if is_free { Ok(entered) } else { Err(self.refuse()) }
     }
 
     fn refuse(&self) -> Problem {
         if !self.refusing.load(Ordering::Relaxed) && !self.refusing.swap(true, Ordering::Relaxed) {
             tracing::warn!(limit = self.limit, "too many requests in flight; more are refused");
         }
-        Problem::unavailable("The service is at its limit.", OVERLOAD_PAUSE)
+        overloaded()
     }
 }
 
-struct Entered<'a>(&'a InFlight);
+/// The answer to a request that there is no room for.
+pub(crate) fn overloaded() -> Problem {
+    Problem::unavailable("The service is at its limit.", OVERLOAD_PAUSE)
+}
 
-impl Drop for Entered<'_> {
+/// A request that is counted in.
+struct Entered {
+    in_flight: Arc<InFlight>,
+    _gauge: metrics::CountedIn,
+}
+
+impl Drop for Entered {
     fn drop(&mut self) {
-        let InFlight { count, limit, refusing } = self.0;
+        let InFlight { count, limit, refusing } = &*self.in_flight;
         let left = count.fetch_sub(1, Ordering::Relaxed) - 1;
         // At the limit itself it begins and ends many times a second.
         if refusing.load(Ordering::Relaxed) && left <= limit / 2 && refusing.swap(false, Ordering::Relaxed) {
             tracing::info!("no more requests are refused");
         }
+    }
+}
+
+/// The place of a request among those in flight, which is taken when its handling begins: at once where there is no body to
+/// wait for, else when [`read_body`](crate::read_body) has it. It is given back when the last clone is dropped.
+pub(crate) struct Place {
+    in_flight: Arc<InFlight>,
+    entered: Mutex<Option<Entered>>,
+}
+
+impl Place {
+    fn of(in_flight: &Arc<InFlight>) -> Self {
+        Self { in_flight: in_flight.clone(), entered: Mutex::default() }
+    }
+
+    /// Takes it.
+    ///
+    /// # Errors
+    /// 503 if none is free.
+    pub(crate) fn take(&self) -> Result<(), Problem> {
+        let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        if entered.is_none() {
+            *entered = Some(self.in_flight.enter()?);
+        }
+        Ok(())
     }
 }
 
@@ -295,14 +333,21 @@ impl<S> Route<S> {
         preconditions::apply(required, self.answer(request).await?)
     }
 
-    async fn answer(&self, request: Request<S>) -> Result<Response, Problem> {
-        let _entered = match &self.limit {
-            Some(in_flight) => match in_flight.enter() {
-                entered @ Some(_) => entered,
-                None => return Err(in_flight.refuse()),
-            },
-            None => None,
-        };
+    /// Whether the handler needs the body first.
+    fn reads_body(&self) -> bool {
+        matches!(self.method, Method::Post | Method::Put)
+    }
+
+    async fn answer(&self, mut request: Request<S>) -> Result<Response, Problem> {
+        let place = self.limit.as_ref().map(|in_flight| Arc::new(Place::of(in_flight)));
+        if let Some(place) = &place {
+            // A client that does not send its body must not keep others out.
+            if self.reads_body() && request.len() != Some(0) {
+                request.set_ext(place.clone());
+            } else {
+                place.take()?;
+            }
+        }
         let answer = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
         answer.unwrap_or_else(|_| {
             // The panic hook has printed the message; the route tells where to look.
@@ -316,7 +361,6 @@ impl<S> Route<S> {
 impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
     async fn call(&self, request: Request<S>) -> tide::Result {
         let started = Instant::now();
-        let _in_flight = metrics::count_in(&IN_FLIGHT);
         let trace = crate::trace(&request);
         let method = if self.path == NO_ROUTE { "any" } else { self.method.as_ref() };
         // Only a problem shows it, and most answers are none.

@@ -1,13 +1,18 @@
 use std::{
     convert::Infallible,
+    future::{Future as _, poll_fn},
     io::{self, Write as _},
     net::{SocketAddr, TcpListener},
-    pin::pin,
+    pin::Pin,
     sync::{Arc, LazyLock},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures_lite::future::or;
+use futures_lite::{
+    AsyncRead as _, AsyncWriteExt as _,
+    future::{or, poll_once},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use runtime::{Shutdown, within};
 use smol::{Async, net::TcpStream};
@@ -26,7 +31,11 @@ use crate::{
 const LOOK_OVER: Duration = Duration::from_secs(1);
 /// Pause after a failed `accept`, which fails again at once as long as descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// What a connection beyond the limit gets when each of the others is at work.
+/// Bytes that are read of a head at once.
+const PIECE: usize = 4 * 1024;
+/// The smallest limit that hyper takes for its buffers.
+const LEAST_BUFFER: usize = 8 * 1024;
+/// What a connection gets for which there is no room: each of the others is at work, or has waited less.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -73,15 +82,15 @@ impl Server {
     /// Serves until the shutdown, then finishes the requests in flight within the limit for it.
     pub async fn serve<S: Clone + Send + Sync + 'static>(self, app: App<S>, shutdown: Shutdown) {
         let Self { listener, limits, .. } = self;
-        let connections = Connections::new();
-        let serve = Serve { app, limits, connections: connections.clone(), shutdown: shutdown.clone() };
+        let connections = Connections::new(&limits);
+        let serve = Arc::new(Serve { app, limits, connections: connections.clone(), shutdown: shutdown.clone() });
         let look_over = async {
             loop {
                 smol::Timer::after(LOOK_OVER).await;
-                connections.close_overdue(&serve.limits);
+                connections.look_over(&serve.limits);
             }
         };
-        shutdown.or_stop(or(serve.accept(&listener), look_over)).await;
+        shutdown.or_stop(or(serve.clone().accept(&listener), look_over)).await;
         drop(listener);
         if within(serve.limits.drain, connections.all_closed()).await.is_err() {
             tracing::warn!(connections = connections.count(), "connections closed in the middle of a request");
@@ -91,7 +100,6 @@ impl Server {
 }
 
 /// What every connection of a server shares.
-#[derive(Clone)]
 struct Serve<S> {
     app: App<S>,
     limits: Limits,
@@ -100,7 +108,7 @@ struct Serve<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> Serve<S> {
-    async fn accept(&self, listener: &Async<TcpListener>) {
+    async fn accept(self: Arc<Self>, listener: &Async<TcpListener>) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => self.admit(stream),
@@ -116,7 +124,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
     }
 
-    fn admit(&self, stream: Async<std::net::TcpStream>) {
+    fn admit(self: &Arc<Self>, stream: Async<std::net::TcpStream>) {
         if self.connections.count() >= self.limits.connections && !self.connections.close_longest_idle() {
             // The client learns it or not; nothing waits for it.
             let _ = stream.get_ref().write_all(FULL);
@@ -130,24 +138,74 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
     }
 
-    async fn connection(self, registered: Registered) {
+    async fn connection(self: Arc<Self>, registered: Registered) {
         let _open = metrics::count_in(&OPEN);
-        let answer = |request| self.answer(request, registered.busy());
-        let connection = http1::Builder::new()
+        let mut begun = Vec::new();
+        while let Some(head) = self.next_head(&registered, begun).await {
+            // Boxed, so that a connection that waits for a head does not have the size of one at work.
+            let Some(rest) = Box::pin(self.session(&registered, head)).await else { return };
+            begun = rest;
+        }
+    }
+
+    /// Reads up to the end of a head, into a buffer that grows with it. It ends with nothing when the client has gone, or has
+    /// to give way to others, or when the server stops.
+    ///
+    /// hyper takes 16 KiB for each connection from its start, and up to `max_buf_size` for a head that does not end.
+    async fn next_head(&self, registered: &Registered, begun: Vec<u8>) -> Option<Vec<u8>> {
+        let mut head = Head::of(begun);
+        let mut stream = registered.stream();
+        if head.bytes.is_empty() {
+            registered.at_rest();
+        } else if !registered.head_begun(head.bytes.capacity()) {
+            return refuse(stream).await;
+        }
+        loop {
+            let is_begun = !head.bytes.is_empty();
+            let read = poll_fn(|context| head.poll_read(context, &mut stream));
+            let read = if is_begun { read.await } else { self.shutdown.or_stop(read).await? };
+            if registered.client().gave_way() {
+                return refuse(stream).await;
+            }
+            match read {
+                // hyper says what there is to say of half a head.
+                Ok(0) => return (!head.bytes.is_empty()).then_some(head.bytes),
+                Ok(_) if head.is_whole() || head.bytes.len() > self.limits.head => return Some(head.bytes),
+                Ok(_) if registered.head_begun(head.bytes.capacity()) => {}
+                Ok(_) => return refuse(stream).await,
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Has hyper answer the requests of a connection, the first of which has come as far as `head`. It gives the bytes of the
+    /// next head that have come when its buffers are not needed or hold no whole one; nothing when the connection has ended.
+    async fn session(&self, registered: &Registered, head: Vec<u8>) -> Option<Vec<u8>> {
+        registered.session_begins();
+        let answer = |request| self.answer(request, registered);
+        let mut connection = http1::Builder::new()
             // Waits are bounded by `Connections`, without a timer for each.
             .header_read_timeout(None)
             .max_header_size(self.limits.head)
-            .max_buf_size(self.limits.head.max(64 * 1024))
-            .serve_connection(registered.io(), service_fn(answer));
-        let mut connection = pin!(connection);
-        let ended = or(async { Some(connection.as_mut().await) }, async {
-            self.shutdown.wait().await;
-            None
+            .max_buf_size(self.limits.head.max(LEAST_BUFFER))
+            .serve_connection(registered.io(head), service_fn(answer));
+        let served = poll_fn(|context| {
+            registered.watch(context);
+            match Pin::new(&mut connection).poll(context) {
+                Poll::Ready(outcome) => Poll::Ready(Next::Ended(outcome)),
+                Poll::Pending if registered.is_to_rest() => Poll::Ready(Next::Rest),
+                Poll::Pending => Poll::Pending,
+            }
         });
-        let outcome = match ended.await {
-            Some(outcome) => outcome,
-            None => {
-                connection.as_mut().graceful_shutdown();
+        let next = or(served, async {
+            self.shutdown.wait().await;
+            Next::Stop
+        });
+        let outcome = match next.await {
+            Next::Rest => return Some(connection.into_parts().read_buf.into()),
+            Next::Ended(outcome) => outcome,
+            Next::Stop => {
+                Pin::new(&mut connection).graceful_shutdown();
                 connection.await
             }
         };
@@ -155,28 +213,89 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             // The client broke off or sent what is no HTTP: its affair, and hyper has answered what can be answered.
             tracing::debug!(%error, "a connection ended early");
         }
+        None
     }
 
     async fn answer(
         &self,
         request: hyper::Request<Incoming>,
-        busy: Busy,
+        registered: &Registered,
     ) -> Result<hyper::Response<BusyBody>, Infallible> {
+        let (busy, client) = (registered.busy(), registered.client());
         let (parts, body) = request.into_parts();
         let trace = TraceContext::continue_from(convert::only_value(&parts.headers, TraceContext::HEADER));
-        if let Some(problem) = self.app.refusal(parts.uri.path()) {
-            let refusal = convert::problem(&problem, parts.uri.path(), trace);
+        let path = parts.uri.path();
+        let has_room = client.request_begins(convert::head_size(&parts));
+        if let Some(problem) = self.app.refusal(path, has_room) {
+            let refusal = convert::problem(&problem, path, trace);
             return Ok(refusal.map(|body| BusyBody { body, _busy: busy }));
         }
         let mut response: tide::http::Response = match convert::request(&parts, body) {
-            Err(problem) => problem.into_response(parts.uri.path(), trace).into(),
+            Err(problem) => problem.into_response(path, trace).into(),
             Ok(mut request) => {
                 request.ext_mut().insert(trace);
+                request.ext_mut().insert(client.clone());
                 self.app.respond(request).await
             }
         };
+        if let Some(length) = response.len() {
+            client.answer_begins(length);
+        }
         response.insert_header(TraceContext::HEADER, trace.to_string());
         Ok(convert::response(response).await.map(|body| BusyBody { body, _busy: busy }))
+    }
+}
+
+/// What becomes of a connection that hyper serves.
+enum Next {
+    Ended(hyper::Result<()>),
+    Rest,
+    Stop,
+}
+
+/// Tells a client that it has to give way to others. It learns it or not; nothing waits for it.
+async fn refuse(mut stream: TcpStream) -> Option<Vec<u8>> {
+    let _ = poll_once(stream.write(FULL)).await;
+    None
+}
+
+/// A head that comes in pieces.
+struct Head {
+    bytes: Vec<u8>,
+    /// Up to where no end was found.
+    searched: usize,
+}
+
+impl Head {
+    /// A head that begins like this, and of which more is to come.
+    fn of(bytes: Vec<u8>) -> Self {
+        // It may be a slice of a larger buffer.
+        let mut bytes = bytes;
+        bytes.shrink_to_fit();
+        Self { bytes, searched: 0 }
+    }
+
+    /// Reads what has come; 0 bytes are the end of the connection.
+    fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
+        let mut piece = [0; PIECE];
+        let read = ready!(Pin::new(stream).poll_read(context, &mut piece))?;
+        self.bytes.extend_from_slice(&piece[..read]);
+        Poll::Ready(Ok(read))
+    }
+
+    /// Whether it has its empty line, before which other empty lines do not count. What hyper can refuse earlier than that
+    /// waits for it too, unless it does not even begin like a method.
+    fn is_whole(&mut self) -> bool {
+        let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let Some(start) = self.bytes.iter().position(|byte| !is_break(byte)) else { return false };
+        if !self.bytes[start].is_ascii_graphic() {
+            return true;
+        }
+        // A line's end may have come without what makes the next line an empty one.
+        let from = self.searched.saturating_sub(2).max(start);
+        self.searched = self.bytes.len();
+        let ends = self.bytes[from..].windows(3).any(|bytes| bytes == b"\n\r\n");
+        ends || self.bytes[from..].windows(2).any(|bytes| bytes == b"\n\n")
     }
 }
 

@@ -29,11 +29,27 @@ impl Settings {
         let port = reader.variable(&["SERVER_PORT"], "port of the HTTP server").or(default_port);
         let connections: Bounded<1, 100_000> =
             reader.variable(&["HTTP_MAX_CONNECTIONS"], "open HTTP connections").or("4096");
+        let buffers: Bounded<1_048_576, 1_073_741_824> = reader
+            .variable(
+                &["HTTP_BUFFER_MEMORY"],
+                "bytes of memory for what HTTP clients have not sent or taken completely",
+            )
+            .or("16777216");
+        // Longer than the longest that is usual among balancers (Google's: 600 s): who closes first must not be the server,
+        // which may do so while a request is on its way.
+        let idle_wait: Duration =
+            reader.variable(&["HTTP_IDLE_TIMEOUT"], "time that an idle HTTP connection is kept open").or("620s");
         let drain: Duration =
             reader.variable(&["SHUTDOWN_TIMEOUT"], "time for requests in flight after SIGTERM").or("10s");
         Self {
             address: SocketAddr::new(ip, port),
-            limits: Limits { connections: connections.size(), drain, ..Limits::default() },
+            limits: Limits {
+                connections: connections.size(),
+                buffers: buffers.size(),
+                idle_wait,
+                drain,
+                ..Limits::default()
+            },
         }
     }
 }

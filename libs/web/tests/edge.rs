@@ -40,6 +40,19 @@ async fn json(mut request: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::json(StatusCode::Ok, &body))
 }
 
+/// Reads a body, and then takes its time.
+async fn slow_json(mut request: Request<Limits>) -> Result<Response, Problem> {
+    let limits = request.state().clone();
+    let body: Json = web::read_json(&mut request, &limits).await?;
+    smol::Timer::after(Duration::from_millis(300)).await;
+    Ok(web::json(StatusCode::Ok, &body))
+}
+
+/// Answers with more than sockets take.
+async fn large(_: Request<Limits>) -> Result<Response, Problem> {
+    Ok(web::text("text/plain", vec![b'x'; LARGE]))
+}
+
 /// Gives back what comes while it comes.
 async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
     let mut response = Response::new(StatusCode::Ok);
@@ -73,6 +86,8 @@ impl Edge {
             in_flight: 5,
             head: 8 * 1024,
             body: 10_000,
+            buffers: 4 << 20,
+            idle_wait: Duration::from_secs(2),
             head_wait: Duration::from_secs(2),
             body_wait: Duration::from_millis(500),
             write_wait: Duration::from_secs(1),
@@ -93,6 +108,8 @@ impl Edge {
                 .get("/slow", slow)
                 .get("/unchanged", unchanged)
                 .post("/json", json)
+                .post("/slow", slow_json)
+                .get("/large", large)
                 .post("/echo", echo)
                 .get("/endless", endless)
                 .operations(health)
@@ -192,6 +209,13 @@ impl Client {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Whether anything has come within `limit`, if only the end.
+    fn has_heard_within(&mut self, limit: Duration) -> bool {
+        self.reader.get_mut().set_read_timeout(Some(limit)).unwrap();
+        let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        !self.reader.fill_buf().is_err_and(|error| is_late(&error))
+    }
+
     /// Whether the server closes within `limit`.
     fn is_closed_within(&mut self, limit: Duration) -> bool {
         self.reader.get_mut().set_read_timeout(Some(limit)).unwrap();
@@ -204,6 +228,8 @@ impl Client {
     }
 }
 
+/// Bytes of a large answer.
+const LARGE: usize = 16 << 20;
 const HELLO: &str = "GET /hello HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[test]
@@ -561,9 +587,179 @@ fn beyond_the_limit_requests_get_503_and_health_is_answered() {
     assert_eq!(edge.get("/slow").status, 200, "and recovers at once");
 }
 
+/// The head of a request with a JSON body, and the beginning of the body.
+const BODY_BEGUN: &str =
+    "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[";
+
+#[test]
+fn bodies_that_do_not_come_keep_no_other_request_out() {
+    let edge = Edge::with(|limits| limits.body_wait = Duration::from_secs(60));
+    let mut held: Vec<_> = (0..50).map(|_| edge.connect()).collect();
+    held.iter_mut().for_each(|client| client.send(BODY_BEGUN.as_bytes()));
+    for client in &mut held {
+        assert!(!client.is_closed_within(Duration::from_millis(1)), "it may take its time");
+    }
+    for _ in 0..25 {
+        assert_eq!(edge.get("/hello").status, 200);
+        let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+        assert_eq!(edge.connect().ask(&format!("{head}[]")).status, 200);
+    }
+    for client in &mut held {
+        client.send(format!("{}]", " ".repeat(98)).as_bytes());
+    }
+    for mut client in held {
+        client.reader.get_mut().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // They all come at once now, and there are places for five.
+        assert!([200, 503].contains(&client.answer(false).unwrap().status));
+    }
+}
+
+#[test]
+fn requests_with_a_body_are_counted_in_when_it_is_there() {
+    let edge = Edge::start();
+    let head = "POST /slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
+    let mut clients: Vec<_> = (0..20).map(|_| edge.connect()).collect();
+    // All heads are there before any body, so that none is refused for its head.
+    clients.iter_mut().for_each(|client| client.send(head.as_bytes()));
+    assert_eq!(edge.get("/hello").status, 200);
+    clients.iter_mut().for_each(|client| client.send(b"[]"));
+    let statuses: Vec<_> = clients.iter_mut().map(|client| client.answer(false).unwrap().status).collect();
+    let served = statuses.iter().filter(|status| **status == 200).count();
+    assert!((5..20).contains(&served), "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    assert_eq!(edge.connect().ask(&format!("{head}[]")).status, 200, "and recovers at once");
+}
+
+#[test]
+fn unfinished_heads_share_their_memory_and_the_longest_awaited_gives_way() {
+    let edge = Edge::with(|limits| {
+        limits.buffers = 200 * 1024;
+        (limits.head_wait, limits.idle_wait) = (Duration::from_secs(60), Duration::from_secs(60));
+    });
+    let begun = format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(7_000));
+    let begin = || {
+        let mut client = edge.connect();
+        client.send(begun.as_bytes());
+        client
+    };
+    let mut held = Vec::new();
+    for _ in 0..9 {
+        held.extend((0..10).map(|_| begin()));
+        assert_eq!(edge.get("/hello").status, 200);
+    }
+    let refused = held
+        .iter_mut()
+        .take(40)
+        .map(|client| client.has_heard_within(Duration::from_millis(50)))
+        .filter(|heard| *heard)
+        .count();
+    assert!(refused > 0, "there is no room for all");
+    let mut last = begin();
+    assert_eq!(edge.get("/hello").status, 200);
+    last.send(b"\r\n\r\n");
+    assert_eq!(last.answer(false).unwrap().status, 200);
+}
+
+#[test]
+fn slow_bodies_share_their_memory_and_the_longest_awaited_gives_way() {
+    let edge = Edge::with(|limits| {
+        limits.buffers = 400 * 1024;
+        limits.body_wait = Duration::from_secs(60);
+    });
+    let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000\r\n\r\n";
+    let begin = || {
+        let mut client = edge.connect();
+        client.send(format!("{head}[{}", " ".repeat(9_000)).as_bytes());
+        client
+    };
+    let mut held: Vec<_> = (0..40).map(|_| begin()).collect();
+    assert_eq!(held[0].answer(false).unwrap().status, 503);
+    let mut last = begin();
+    assert_eq!(edge.get("/hello").status, 200);
+    last.send(format!("{}]", " ".repeat(998)).as_bytes());
+    assert_eq!(last.answer(false).unwrap().status, 200);
+}
+
+#[test]
+fn answers_that_are_not_taken_share_their_memory_and_the_longest_awaited_gives_way() {
+    let edge = Edge::with(|limits| {
+        limits.buffers = LARGE * 5 / 2;
+        limits.write_wait = Duration::from_secs(60);
+    });
+    let ask = |_| {
+        let mut client = edge.connect();
+        client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n");
+        let mut status = String::new();
+        client.reader.read_line(&mut status).unwrap();
+        assert!(status.starts_with("HTTP/1.1 200"), "{status}");
+        client
+    };
+    let mut held: Vec<_> = (0..6).map(ask).collect();
+    let mut rest = |n: usize| {
+        let client: &mut Client = &mut held[n];
+        client.reader.get_mut().set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        client.rest().len()
+    };
+    assert!(rest(5) >= LARGE, "the last one has its place");
+    assert!(rest(0) < LARGE, "the first one had to give way");
+    assert_eq!(edge.get("/hello").status, 200);
+}
+
+#[test]
+fn idle_connections_are_kept_and_heads_that_have_begun_are_not() {
+    let edge = Edge::with(|limits| {
+        (limits.idle_wait, limits.head_wait) = (Duration::from_secs(60), Duration::from_millis(100));
+    });
+    let mut kept = edge.connect();
+    assert_eq!(kept.ask(HELLO).status, 200);
+    // Long enough for the look at all connections, which takes idle ones their buffers.
+    assert!(!kept.is_closed_within(Duration::from_millis(2_500)));
+    kept.reader.get_mut().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(kept.ask(HELLO).status, 200, "it goes on without them");
+    kept.send(b"GET /hello HTTP/1.1\r\n");
+    assert!(kept.is_closed_within(Duration::from_secs(10)));
+}
+
+#[test]
+fn keep_alive_outlasts_that_of_balancers() {
+    // AWS and nginx: 60 s; Traefik: 90 s; Google: 600 s.
+    let mut reader = Reader::new(Environment::empty());
+    let limits = Settings::read(&mut reader, "0").limits;
+    assert!(limits.idle_wait > Duration::from_secs(610), "{:?}", limits.idle_wait);
+    let mut reader = Reader::new(Environment::empty().with("HTTP_IDLE_TIMEOUT", "2s"));
+    let edge = Edge::with(|limits| limits.idle_wait = Settings::read(&mut reader, "0").limits.idle_wait);
+    let mut client = edge.connect();
+    assert_eq!(client.ask(HELLO).status, 200);
+    assert!(!client.is_closed_within(Duration::from_secs(1)), "not yet");
+    assert!(client.is_closed_within(Duration::from_secs(10)));
+}
+
+/// Where memory is short a connection has hyper's buffers for one request at a time, and each head is read by us.
+#[test]
+fn requests_in_any_pieces_are_answered_in_order_while_memory_is_short() {
+    let edge = Edge::with(|limits| limits.buffers = 30 * 1024);
+    let post = |body: &str| {
+        let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+        format!("{head} {}\r\n\r\n{body}", body.len())
+    };
+    let requests =
+        format!("\r\n{}{}\n\n{HELLO}GET /hello HTTP/1.1\nhost: x\n\n{}", post("[1]"), post("[2]"), post("[3]"));
+    for size in [1, 2, 3, 7, 50, 1_000] {
+        let mut client = edge.connect();
+        for piece in requests.as_bytes().chunks(size) {
+            client.send(piece);
+            thread::yield_now();
+        }
+        let bodies: Vec<_> = (0..5).map(|_| client.answer(false).unwrap().body).collect();
+        assert_eq!(bodies, ["[1]", "[2]", "\"hello\"", "\"hello\"", "[3]"], "{size}");
+    }
+    let endless = edge.raw(format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(20_000)).as_bytes());
+    assert!(endless.starts_with("HTTP/1.1 431"), "{endless}");
+}
+
 #[test]
 fn idle_connections_do_not_keep_others_out() {
-    let edge = Edge::with(|limits| (limits.connections, limits.head_wait) = (100, Duration::from_secs(60)));
+    let edge = Edge::with(|limits| (limits.connections, limits.idle_wait) = (100, Duration::from_secs(60)));
     let mut idle: Vec<_> = (0..300).map(|_| edge.connect()).collect();
     let mut times: Vec<_> = (0..20)
         .map(|_| {
