@@ -112,8 +112,10 @@ fn dead_letter(partition: i32, record: &RecordRef<'_>, error: &str) -> DeadLette
 fn bytes(record: &RecordRef<'_>) -> usize {
     let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
     // A header without anything takes memory too.
-    let headers: usize =
-        record.headers().map(|(name, value)| size_of::<(String, Vec<u8>)>() + name.len() + length(value)).sum();
+    let headers: usize = record
+        .headers()
+        .map(|(name, value)| size_of::<(Vec<u8>, Option<Vec<u8>>)>() + name.len() + length(value))
+        .sum();
     length(record.key) + length(record.value) + headers
 }
 
