@@ -1,6 +1,7 @@
 //! Holds the compose files and the Dockerfile to what ARCHITECTURE.md promises of them.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod balancer;
 mod context;
 mod files;
 

@@ -2,6 +2,8 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
@@ -13,14 +15,8 @@ pub const SOURCE: &str = "/patient-service";
 pub const CONTENT_TYPE: &str = "application/protobuf";
 /// The header that carries the trace.
 pub const TRACEPARENT: &str = "traceparent";
-/// Headers of a record as Kafka has them: names and values, in order. A name may come more than once, need not be text, and
-/// may have no value.
-pub type Headers = Vec<(Vec<u8>, Option<Vec<u8>>)>;
-
-/// A header of text.
-pub fn header(name: impl Into<String>, text: impl Into<String>) -> (Vec<u8>, Option<Vec<u8>>) {
-    (name.into().into_bytes(), Some(text.into().into_bytes()))
-}
+/// Headers of a record as Kafka has them: names to bytes.
+pub type Headers = BTreeMap<String, Vec<u8>>;
 
 /// The headers of an event of ours.
 pub fn of_event(id: Uuid, kind: Kind, time: DateTime<Utc>, traceparent: Option<&str>) -> Headers {
@@ -35,16 +31,17 @@ pub fn of_event(id: Uuid, kind: Kind, time: DateTime<Utc>, traceparent: Option<&
         ("ce_specversion", "1.0"),
         ("content-type", CONTENT_TYPE),
     ] {
-        headers.push(header(name, value));
+        headers.insert(name.to_owned(), value.as_bytes().to_vec());
     }
-    headers.extend(traceparent.map(|traceparent| header(TRACEPARENT, traceparent)));
+    if let Some(traceparent) = traceparent {
+        headers.insert(TRACEPARENT.to_owned(), traceparent.as_bytes().to_vec());
+    }
     headers
 }
 
-/// The text of the last header with this name, if it is there and is text.
+/// The text of a header, if it is there and is text.
 pub fn text<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
-    let (_, value) = headers.iter().rfind(|(found, _)| found == name.as_bytes())?;
-    std::str::from_utf8(value.as_ref()?).ok()
+    headers.get(name).and_then(|value| std::str::from_utf8(value).ok())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -113,7 +114,7 @@ async fn write(mut producer: Producer, shared: Arc<Shared>) -> Duration {
             let record = |n: u32| Record {
                 key: None,
                 value: Some(n.to_be_bytes().to_vec()),
-                headers: Vec::new(),
+                headers: BTreeMap::new(),
                 timestamp: chrono::Utc::now(),
             };
             (partition, (next..next + BATCH).map(record).collect())

@@ -69,7 +69,7 @@ impl Connections {
     }
 
     /// Takes a connection in, which is forgotten when the result is dropped.
-    pub(crate) fn register(self: &Arc<Self>, stream: TcpStream) -> Registered {
+    pub(crate) fn register(self: &Arc<Self>, stream: TcpStream, is_trusted_proxy: bool) -> Registered {
         let never = || AtomicU64::new(NEVER);
         let connection = Connection {
             stream,
@@ -87,7 +87,7 @@ impl Connections {
         let connection = Arc::new(connection);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, connection.clone());
-        Registered { id, client: Client { connection, all: self.clone() } }
+        Registered { id, is_trusted_proxy, client: Client { connection, all: self.clone() } }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -195,6 +195,7 @@ impl Connections {
 /// A connection's place among the open ones.
 pub(crate) struct Registered {
     id: u64,
+    is_trusted_proxy: bool,
     client: Client,
 }
 
@@ -208,6 +209,11 @@ impl Registered {
     pub(crate) fn io(&self, begun: Vec<u8>) -> WatchedIo {
         let stream = self.client.connection.stream.clone();
         WatchedIo { begun, read: 0, inner: FuturesIo::new(stream), client: self.client.clone() }
+    }
+
+    /// Whether the other end is a proxy that is believed.
+    pub(crate) fn is_trusted_proxy(&self) -> bool {
+        self.is_trusted_proxy
     }
 
     pub(crate) fn stream(&self) -> TcpStream {
@@ -504,7 +510,7 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let limits = Limits { write_wait: Duration::ZERO, ..Limits::default() };
             let connections = Connections::new(&limits);
-            let registered = connections.register(stream);
+            let registered = connections.register(stream, false);
             let _busy = registered.busy();
             let is_open = async || {
                 // Time is counted in milliseconds.

@@ -13,6 +13,7 @@ mod body;
 mod connections;
 mod convert;
 mod events;
+mod forwarded;
 mod health;
 mod limits;
 mod preconditions;
@@ -25,6 +26,7 @@ mod settings;
 
 pub use body::{read_body, read_json};
 pub use events::{EventSender, events};
+pub use forwarded::TrustedProxies;
 pub use health::{Component, Health, Status};
 pub use limits::Limits;
 pub use preconditions::{EntityTag, EntityTags, Preconditions};

@@ -22,9 +22,10 @@ use telemetry::{
 };
 
 use crate::{
-    App, Limits, Settings,
+    App, Limits, Settings, TrustedProxies,
     connections::{Busy, Connections, Registered},
     convert::{self, ResponseBody},
+    forwarded,
 };
 
 /// How often connections are looked over; the precision of every limit on waiting for a client.
@@ -61,6 +62,7 @@ pub struct Server {
     listener: Async<TcpListener>,
     address: SocketAddr,
     limits: Limits,
+    trusted_proxies: TrustedProxies,
 }
 
 impl Server {
@@ -71,7 +73,8 @@ impl Server {
     pub fn bind(settings: &Settings) -> io::Result<Self> {
         let listener = Async::new(runtime::listen(settings.address)?)?;
         let address = listener.get_ref().local_addr()?;
-        Ok(Self { listener, address, limits: settings.limits.clone() })
+        let Settings { limits, trusted_proxies, .. } = settings.clone();
+        Ok(Self { listener, address, limits, trusted_proxies })
     }
 
     /// The bound address, with the port in use.
@@ -81,9 +84,15 @@ impl Server {
 
     /// Serves until the shutdown, then finishes the requests in flight within the limit for it.
     pub async fn serve<S: Clone + Send + Sync + 'static>(self, app: App<S>, shutdown: Shutdown) {
-        let Self { listener, limits, .. } = self;
+        let Self { listener, limits, trusted_proxies, .. } = self;
         let connections = Connections::new(&limits);
-        let serve = Arc::new(Serve { app, limits, connections: connections.clone(), shutdown: shutdown.clone() });
+        let serve = Arc::new(Serve {
+            app,
+            limits,
+            trusted_proxies,
+            connections: connections.clone(),
+            shutdown: shutdown.clone(),
+        });
         let look_over = async {
             loop {
                 smol::Timer::after(LOOK_OVER).await;
@@ -103,6 +112,7 @@ impl Server {
 struct Serve<S> {
     app: App<S>,
     limits: Limits,
+    trusted_proxies: TrustedProxies,
     connections: Arc<Connections>,
     shutdown: Shutdown,
 }
@@ -111,7 +121,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
     async fn accept(self: Arc<Self>, listener: &Async<TcpListener>) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => self.admit(stream),
+                Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) => {
                     // A client that gave up while it waited is no news; a lack of descriptors is.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
@@ -124,7 +134,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: Async<std::net::TcpStream>) {
+    fn admit(self: &Arc<Self>, stream: Async<std::net::TcpStream>, peer: SocketAddr) {
         if self.connections.count() >= self.limits.connections && !self.connections.close_longest_idle() {
             // The client learns it or not; nothing waits for it.
             let _ = stream.get_ref().write_all(FULL);
@@ -133,7 +143,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         let stream = TcpStream::from(stream);
         // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
         if stream.set_nodelay(true).is_ok() {
-            let registered = self.connections.register(stream);
+            let registered = self.connections.register(stream, self.trusted_proxies.contains(peer.ip()));
             runtime::spawn(self.clone().connection(registered)).detach();
         }
     }
@@ -242,7 +252,11 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             client.answer_begins(length);
         }
         response.insert_header(TraceContext::HEADER, trace.to_string());
-        Ok(convert::response(response).await.map(|body| BusyBody { body, _busy: busy }))
+        let mut answer = convert::response(response).await.map(|body| BusyBody { body, _busy: busy });
+        if let Some(prefix) = registered.is_trusted_proxy().then(|| forwarded::prefix(&parts.headers)).flatten() {
+            forwarded::apply(&prefix, answer.headers_mut());
+        }
+        Ok(answer)
     }
 }
 

@@ -2,7 +2,7 @@ use std::{net::IpAddr, net::SocketAddr, time::Duration};
 
 use config::{Bounded, Reader};
 
-use crate::Limits;
+use crate::{Limits, TrustedProxies};
 
 /// Where a server listens and what it bounds.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub struct Settings {
     pub address: SocketAddr,
     /// The bounds.
     pub limits: Limits,
+    /// Whose `X-Forwarded-Prefix` counts.
+    pub trusted_proxies: TrustedProxies,
 }
 
 impl Settings {
@@ -39,6 +41,9 @@ impl Settings {
         // which may do so while a request is on its way.
         let idle_wait: Duration =
             reader.variable(&["HTTP_IDLE_TIMEOUT"], "time that an idle HTTP connection is kept open").or("620s");
+        let trusted_proxies = reader
+            .variable(&["HTTP_TRUSTED_PROXIES"], "proxies whose X-Forwarded-Prefix counts, by address or network")
+            .or("none");
         let drain: Duration =
             reader.variable(&["SHUTDOWN_TIMEOUT"], "time for requests in flight after SIGTERM").or("10s");
         Self {
@@ -50,6 +55,7 @@ impl Settings {
                 drain,
                 ..Limits::default()
             },
+            trusted_proxies,
         }
     }
 }

@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::{Environment, Reader};
+use config::{Environment, Reader, Value as _};
 use proptest::{collection::vec, prelude::*, sample::select};
 use runtime::Shutdown;
 use serde_json::Value as Json;
 use tide::{Body, Request, Response, StatusCode};
-use web::{Component, Health, Limits, Problem, Router, Server, Settings};
+use web::{Component, Health, Limits, Problem, Router, Server, Settings, TrustedProxies};
 
 async fn hello(_: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::json(StatusCode::Ok, &"hello"))
@@ -53,6 +53,13 @@ async fn large(_: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::text("text/plain", vec![b'x'; LARGE]))
 }
 
+async fn made(_: Request<Limits>) -> Result<Response, Problem> {
+    let mut response = Response::new(StatusCode::Created);
+    response.insert_header("location", "/made/1");
+    response.insert_header("link", "</hello?cursor=a%3C%2F>; rel=\"next\"");
+    Ok(response)
+}
+
 /// Gives back what comes while it comes.
 async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
     let mut response = Response::new(StatusCode::Ok);
@@ -81,6 +88,10 @@ impl Edge {
     }
 
     fn with(change: impl FnOnce(&mut Limits)) -> Self {
+        Self::behind(TrustedProxies::default(), change)
+    }
+
+    fn behind(trusted_proxies: TrustedProxies, change: impl FnOnce(&mut Limits)) -> Self {
         let mut limits = Limits {
             connections: 100,
             in_flight: 5,
@@ -95,7 +106,8 @@ impl Edge {
         };
         change(&mut limits);
         let environment = Environment::empty().with("SERVER_PORT", "0");
-        let settings = Settings { limits: limits.clone(), ..Settings::read(&mut Reader::new(environment), "0") };
+        let settings =
+            Settings { limits: limits.clone(), trusted_proxies, ..Settings::read(&mut Reader::new(environment), "0") };
         let server = Server::bind(&settings).unwrap();
         let (address, shutdown) = (server.address(), Shutdown::new());
         let stop = shutdown.clone();
@@ -110,6 +122,7 @@ impl Edge {
                 .post("/json", json)
                 .post("/slow", slow_json)
                 .get("/large", large)
+                .get("/made", made)
                 .post("/echo", echo)
                 .get("/endless", endless)
                 .operations(health)
@@ -364,6 +377,52 @@ fn answers_without_a_body_have_no_media_type() {
         client.send(format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
         let answer = client.answer(true).unwrap();
         assert_eq!((answer.status, answer.header("content-type")), (status, None), "{request}");
+    }
+}
+
+#[test]
+fn a_prefix_that_a_proxy_has_taken_off_counts_from_trusted_ones_alone() {
+    let ask = |edge: &Edge, prefix: &str| {
+        let answer =
+            edge.connect().ask(&format!("GET /made HTTP/1.1\r\nhost: x\r\nx-forwarded-prefix: {prefix}\r\n\r\n"));
+        [answer.header("location").unwrap().to_owned(), answer.header("link").unwrap().to_owned()]
+    };
+    let plain = ["/made/1", "</hello?cursor=a%3C%2F>; rel=\"next\""];
+    let trusting = Edge::behind(TrustedProxies::parse("127.0.0.0/8").unwrap(), |_| {});
+    assert_eq!(ask(&trusting, "/api/"), ["/api/made/1", "</api/hello?cursor=a%3C%2F>; rel=\"next\""]);
+    for garbage in ["//evil.example", "evil", "/../x", "/a\u{e9}", "/a>; rel=\"evil\"", "/a\r\nx-forwarded-prefix: /b"]
+    {
+        assert_eq!(ask(&trusting, garbage), plain, "{garbage}");
+    }
+    let others = Edge::behind(TrustedProxies::parse("192.0.2.0/24,::1").unwrap(), |_| {});
+    for edge in [Edge::start(), others] {
+        assert_eq!(ask(&edge, "/api"), plain);
+    }
+}
+
+/// Pages of other origins can read no answer, and send no request that needs their browser's consent.
+#[test]
+fn no_other_origin_is_allowed() {
+    let edge = Edge::start();
+    let origin = "host: x\r\norigin: https://example.org\r\n";
+    let preflight = "access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n";
+    for (request, headers) in [("GET /hello", ""), ("GET /nowhere", ""), ("OPTIONS /json", preflight)] {
+        let mut client = edge.connect();
+        client.send(format!("{request} HTTP/1.1\r\n{origin}{headers}\r\n").as_bytes());
+        let answer = client.answer(true).unwrap();
+        assert!(answer.status < 500, "{request}");
+        assert!(!answer.headers.iter().any(|header| header.starts_with("access-control-")), "{answer:?}");
+    }
+}
+
+#[test]
+fn scrapers_of_the_originals_find_the_metrics() {
+    let edge = Edge::start();
+    for path in ["/metrics", "/actuator/prometheus"] {
+        let answer = edge.get(path);
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"), "{path}");
+        assert!(answer.body.contains("http_connections"), "{path}");
     }
 }
 

@@ -5,7 +5,6 @@ mod batches;
 mod harness;
 mod intake;
 mod losses;
-mod partitions;
 mod shown;
 mod streams;
 mod trouble;

@@ -28,7 +28,7 @@ pub(crate) struct Harness {
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
     shutdown: Shutdown,
-    running: Task<Result<(), runtime::Failure>>,
+    running: Task<Result<(), String>>,
 }
 
 /// Runs a test on a service with an empty database.

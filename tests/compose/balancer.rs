@@ -1,0 +1,152 @@
+//! What the balancer of the scaled system does with a request whose replica fails: the real nginx with the real
+//! configuration, before two replicas that are stubs.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use testbed::{Process, Scratch};
+
+/// A replica that answers 200, or reads the request and breaks off.
+struct Replica {
+    port: u16,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Replica {
+    fn start(answers: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, requests) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::default()));
+        let seen = Arc::clone(&requests);
+        // Both end with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let seen: Arc<Mutex<Vec<String>>> = Arc::clone(&seen);
+                thread::spawn(move || {
+                    let mut stream = BufReader::new(stream.unwrap());
+                    let Some(request) = request(&mut stream) else { return };
+                    seen.lock().unwrap().push(request);
+                    if answers {
+                        let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                        stream.get_mut().write_all(answer).unwrap();
+                    }
+                });
+            }
+        });
+        Self { port, requests }
+    }
+
+    fn taken(&self) -> Vec<String> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+}
+
+/// A whole request, and none from a connection that only tried whether anybody is there.
+fn request(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut request = String::new();
+    while !request.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut request).unwrap_or(0) == 0 {
+            return None;
+        }
+    }
+    let length =
+        request.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    stream.read_exact(&mut body).unwrap();
+    Some(request + &String::from_utf8(body).unwrap())
+}
+
+/// nginx before these replicas; none if it is not installed.
+fn nginx(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
+    Command::new("nginx").arg("-v").output().ok()?;
+    let scratch = Scratch::new().unwrap();
+    // nginx binds it again at once.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let configuration = fs::read_to_string("../../docker/balancer/nginx.conf").unwrap();
+    // Without gRPC, whose directives are younger than some nginx, and without Docker's DNS.
+    let (http, _) = configuration.split_once("    server {\n        listen 9001;").unwrap();
+    let (before, rest) = http.split_once("    upstream billing {").unwrap();
+    let (_, after) = rest.split_once("    }\n").unwrap();
+    let replicas = replicas.map(|port| format!("server 127.0.0.1:{port} max_fails=0;")).concat();
+    let text = format!("{before}{after}}}\n")
+        .replace("resolver 127.0.0.11 valid=2s ipv6=off;", "")
+        .replace("server patient-service:4000 resolve max_fails=1 fail_timeout=2s;", &replicas)
+        .replace("listen 4000;", &format!("listen 127.0.0.1:{port};"))
+        .replace("/tmp/", &format!("{}/", scratch.path().display()));
+    let (file, log) = (scratch.path().join("nginx.conf"), scratch.path().join("nginx.log"));
+    fs::write(&file, text).unwrap();
+    let arguments =
+        ["-e", "stderr", "-g", "daemon off;", "-c"].map(Into::into).into_iter().chain([file.into_os_string()]);
+    let process = Process::prepare("nginx", "nginx", log).args(arguments).start().unwrap();
+    scratch.guard(&process).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < end, "nginx does not listen: {}", fs::read_to_string(process.log()).unwrap());
+        thread::sleep(Duration::from_millis(20));
+    }
+    Some((scratch, port))
+}
+
+/// The status that a client gets.
+fn ask(port: u16, method: &str, body: &str) -> u16 {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let head = "Host: example.org\r\nX-Forwarded-Prefix: /forged\r\nConnection: close\r\n";
+    stream.write_all(format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n{head}{length}\r\n{body}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+const REQUESTS: [(&str, usize); 5] = [("GET", 0), ("DELETE", 0), ("PUT", 10), ("PUT", 60_000), ("POST", 10)];
+
+#[test]
+fn a_change_that_was_sent_is_not_sent_to_another_replica() {
+    let (breaking, answering) = (Replica::start(false), Replica::start(true));
+    let Some((_scratch, port)) = nginx([breaking.port, answering.port]) else {
+        eprintln!("nginx is not installed; its configuration is not tried");
+        return;
+    };
+    for (method, length) in REQUESTS {
+        let statuses: Vec<_> = (0..4).map(|_| ask(port, method, &"x".repeat(length))).collect();
+        let (broken, answered) = (breaking.taken(), answering.taken());
+        let ok = statuses.iter().filter(|status| **status == 200).count();
+        assert!(!broken.is_empty(), "{method}: the replica that breaks off is asked in its turn");
+        if method == "GET" {
+            assert_eq!((ok, answered.len()), (4, 4), "a read is repeated: {statuses:?}");
+        } else {
+            assert_eq!((ok + broken.len(), answered.len()), (4, ok), "{method} {length}: {statuses:?}");
+            assert!(statuses.iter().all(|status| [200, 502].contains(status)), "{statuses:?}");
+        }
+        for request in &answered {
+            assert!(request.starts_with(&format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n")), "{request}");
+            assert!(request.ends_with(&format!("\r\n\r\n{}", "x".repeat(length))), "{method} {length}");
+            assert!(!request.contains("/forged"), "nobody has taken off a prefix: {request}");
+        }
+    }
+}
+
+#[test]
+fn whatever_was_not_sent_is_sent_to_another_replica() {
+    let answering = Replica::start(true);
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let Some((_scratch, port)) = nginx([nobody, answering.port]) else {
+        eprintln!("nginx is not installed; its configuration is not tried");
+        return;
+    };
+    for (method, length) in REQUESTS {
+        for _ in 0..4 {
+            assert_eq!(ask(port, method, &"x".repeat(length)), 200, "{method} {length}");
+        }
+        let answered = answering.taken();
+        assert_eq!(answered.len(), 4);
+        assert!(answered.iter().all(|request| request.ends_with(&format!("\r\n\r\n{}", "x".repeat(length)))));
+    }
+}
