@@ -16,12 +16,12 @@ mod undo_deletes;
 const USAGE: &str = "\
 Usage: chaos [--seconds N] [--seed S] [--clients N] [--broker kafka|nisshi | --docker]
 
-Starts PostgreSQL, a broker, three patient-services, billing-service and analytics-service, apart from any `just up`. For
-N seconds (60) it kills, freezes and restarts them, one or two at a time, and sets PostgreSQL's clock back and forth, while
-clients (16) write and read; then it lets them heal and compares what clients were told with what PostgreSQL, the topic,
-billing and analytics hold. The same seed
-makes the same schedule. With --docker it does so to the containers that `just up --docker` or `just up-scaled` has started
-in this checkout, PostgreSQL and the balancer among them; they stay.
+Starts PostgreSQL with a standby, a broker, three patient-services, billing-service and analytics-service, apart from any
+`just up`. For N seconds (60) it kills, freezes and restarts them, one or two at a time, sets PostgreSQL's clock back and
+forth and has it fail over to the standby, while clients (16) write and read; then it lets them heal and compares what
+clients were told with what PostgreSQL, the topic, billing and analytics hold. The same seed makes the same schedule. With
+--docker it kills, freezes and restarts the containers that `just up --docker` or `just up-scaled` has started in this
+checkout, PostgreSQL and the balancer among them; they stay.
 
 Exit codes: 0 nothing lost, 1 something lost, not healed or not proven, 64 wrong arguments.
 ";

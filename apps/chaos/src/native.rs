@@ -2,10 +2,12 @@
 
 use smol::lock::Mutex;
 use testbed::{
-    StartError,
+    Scratch, StartError,
     audit::Places,
-    broker::Kind,
-    system::{OwnGround, System},
+    broker::{Broker, Kind},
+    clock::SteppedClock,
+    failover::Replicated,
+    system::{Ground, System},
 };
 
 use crate::{parts::Part, subject::Subject};
@@ -13,16 +15,34 @@ use crate::{parts::Part, subject::Subject};
 /// Replicas of patient-service.
 const REPLICAS: usize = 3;
 
+/// The name of the part that fails over.
+pub(crate) const POSTGRES: &str = "PostgreSQL";
+
 /// Starts it. Without a wish, the broker is Apache Kafka if it can be had, else Nisshi.
 ///
 /// # Errors
 /// If a part does not come up.
 pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
     let kind = had(broker).await?;
-    let own = OwnGround::start(kind).await?;
-    let system = System::start(own.ground(), REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
+    let scratch = Scratch::new()?;
+    let clock = SteppedClock::new(scratch.path())?;
+    let mut postgres = Replicated::start(&scratch.path().join("postgres"), &clock, &scratch).await?;
+    if !postgres.has_standby() {
+        println!("No pg_basebackup: PostgreSQL has no standby in this run, and does not fail over.");
+    }
+    for name in ["patients", "billing"] {
+        postgres.primary().create_database(name).await?;
+    }
+    let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await?;
+    scratch.guard(broker.process())?;
+    let ground = Ground {
+        patients_database: postgres.url("patients"),
+        billing_database: postgres.url("billing"),
+        kafka: broker.address(),
+        topic: "patient".to_owned(),
+    };
+    let system = System::start(ground, REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
     let (places, logs) = (Places::of(&system), system.directory().to_owned());
-    let OwnGround { cluster, clock, broker, scratch } = own;
     let System { patients, billing, analytics, scratch: kept, .. } = system;
     let clients = patients.iter().map(|service| service.client()).collect();
     // A change of the order would make every noted seed worthless.
@@ -30,7 +50,7 @@ pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
         ("billing-service".to_owned(), Part::Service(billing)),
         ("analytics-service".to_owned(), Part::Service(analytics)),
         ("the broker".to_owned(), Part::Broker(broker)),
-        ("PostgreSQL".to_owned(), Part::Postgres(cluster)),
+        (POSTGRES.to_owned(), Part::Postgres(Box::new(postgres))),
     ];
     let replicas = patients.into_iter().enumerate();
     parts.extend(replicas.map(|(n, service)| (format!("patient-service {n}"), Part::Service(service))));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testbed::{Scratch, Signal, StartError, broker::Broker, postgres::Cluster, service::Service};
+use testbed::{Scratch, Signal, StartError, broker::Broker, failover::Replicated, service::Service};
 
 use crate::{docker::Container, schedule::Fault};
 
@@ -14,7 +14,7 @@ const STARTS: usize = 3;
 pub(crate) enum Part {
     Service(Service),
     Broker(Broker),
-    Postgres(Cluster),
+    Postgres(Box<Replicated>),
     Container(Container),
 }
 
@@ -48,14 +48,25 @@ impl Part {
         }
     }
 
+    /// Fails over to the standby, if it has one; gives whether it has.
+    ///
+    /// # Errors
+    /// If the standby cannot take over.
+    pub(crate) async fn fail_over(&mut self, scratch: &Scratch) -> Result<bool, StartError> {
+        match self {
+            Self::Postgres(postgres) if postgres.has_standby() => postgres.fail_over(scratch).await.map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
     async fn kill(&mut self) -> Result<(), StartError> {
         match self {
             Self::Service(service) => service.process().kill().await,
             Self::Broker(broker) => broker.process().kill().await,
             // Its sessions would hold its shared memory for a while.
-            Self::Postgres(cluster) => {
-                cluster.process().signal_all(Signal::KILL);
-                cluster.process().kill().await;
+            Self::Postgres(postgres) => {
+                postgres.primary().process().signal_all(Signal::KILL);
+                postgres.primary().process().kill().await;
             }
             Self::Container(container) => container.kill().await?,
         }
@@ -86,7 +97,7 @@ impl Part {
         match self {
             Self::Service(service) => service.process().signal(signal),
             Self::Broker(broker) => broker.process().signal(signal),
-            Self::Postgres(cluster) => cluster.process().signal_all(signal),
+            Self::Postgres(postgres) => postgres.primary().process().signal_all(signal),
             Self::Container(_) => {}
         }
     }
@@ -95,7 +106,7 @@ impl Part {
         match self {
             Self::Service(service) => drop(service.stop().await),
             Self::Broker(broker) => broker.stop().await,
-            Self::Postgres(cluster) => cluster.stop().await,
+            Self::Postgres(postgres) => postgres.primary().stop().await,
             Self::Container(container) => container.stop().await?,
         }
         Ok(())
@@ -107,7 +118,7 @@ impl Part {
             let started = match self {
                 Self::Service(service) => service.restart(),
                 Self::Broker(broker) => broker.restart().await,
-                Self::Postgres(cluster) => cluster.restart().await,
+                Self::Postgres(postgres) => postgres.primary().restart().await,
                 Self::Container(container) => container.start().await,
             };
             match started {
@@ -121,7 +132,7 @@ impl Part {
         let process = match self {
             Self::Service(service) => service.process(),
             Self::Broker(broker) => broker.process(),
-            Self::Postgres(cluster) => cluster.process(),
+            Self::Postgres(postgres) => postgres.primary().process(),
             Self::Container(_) => return Ok(()),
         };
         Ok(scratch.guard(process)?)

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::{join_all, join3};
+use futures_util::future::{join_all, join4};
 use runtime::Shutdown;
 use testbed::{StartError, audit::Acknowledged};
 
@@ -15,7 +15,7 @@ use crate::{
     Options, Place, docker,
     load::{Seen, Sums, Writer},
     native,
-    schedule::{Round, Strike, clock_steps, schedule, undos},
+    schedule::{Round, Strike, clock_steps, failovers, schedule, undos},
     subject::Subject,
     undo_deletes::undo_deletes,
 };
@@ -75,9 +75,10 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
         let rounds = strike_all(schedule(seed, length, parts.len()), length, &subject, log);
         let undone = undo_all(undos(seed, length), length, &subject, log);
         let stepped = step_clock(clock_steps(seed, length), &subject, log);
-        let (struck, undone, stepped) = join3(rounds, undone, stepped).await;
+        let failed_over = Box::pin(fail_over_all(failovers(seed, length), &subject, log));
+        let (struck, undone, stepped, failed_over) = join4(rounds, undone, stepped, failed_over).await;
         smol::Timer::at(log.0 + length).await;
-        Ok::<_, StartError>((struck?, undone, stepped?))
+        Ok::<_, StartError>((struck? + failed_over?, undone, stepped?))
     };
     let (struck, undone, stepped) = smol::future::or(faults, sign).await?;
     log.say("the faults are over; clients end what they have begun");
@@ -176,6 +177,22 @@ async fn undo_all(times: Vec<Duration>, length: Duration, subject: &Subject, log
         all += undone;
     }
     all
+}
+
+/// Has PostgreSQL fail over to its standby at each of these times, or once what strikes it then is over; gives how often.
+async fn fail_over_all(times: Vec<Duration>, subject: &Subject, log: Log) -> Result<usize, StartError> {
+    let Some((name, part)) = subject.parts.iter().find(|(name, _)| name == native::POSTGRES) else { return Ok(0) };
+    let mut all = 0;
+    for at in times {
+        smol::Timer::at(log.0 + at).await;
+        let mut part = part.lock().await;
+        let began = Instant::now();
+        if part.fail_over(&subject.scratch).await? {
+            log.say(&format!("{name}: failed over to its standby in {:.1} s", began.elapsed().as_secs_f64()));
+            all += 1;
+        }
+    }
+    Ok(all)
 }
 
 /// Sets PostgreSQL's clock at each of these times, if it can be set; gives how often. The last offset stays: nothing may

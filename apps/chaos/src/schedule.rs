@@ -86,9 +86,7 @@ const UNDONE_EVERY: std::ops::Range<u64> = 8..16;
 
 /// When deletions from the outbox are undone, so that what was published is published again.
 pub(crate) fn undos(seed: u64, length: Duration) -> Vec<Duration> {
-    let mut rng = Rng::with_seed(!seed);
-    let mut next = || Duration::from_secs(rng.u64(UNDONE_EVERY));
-    std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
+    every(&mut Rng::with_seed(!seed), UNDONE_EVERY, length)
 }
 
 /// Seconds from one step of PostgreSQL's clock to the next.
@@ -100,15 +98,22 @@ const CLOCK_OFFSET: i64 = 3 * 24 * 3_600;
 /// step goes back to the right time, so that clocks are set right too.
 pub(crate) fn clock_steps(seed: u64, length: Duration) -> Vec<(Duration, i64)> {
     let mut rng = Rng::with_seed(seed.rotate_left(32));
-    let (mut steps, mut at) = (Vec::new(), Duration::ZERO);
-    loop {
-        at += Duration::from_secs(rng.u64(CLOCK_STEPS_EVERY));
-        if at >= length {
-            return steps;
-        }
-        let off = rng.i64(-CLOCK_OFFSET..=CLOCK_OFFSET);
-        steps.push((at, if steps.len() % 3 == 2 { 0 } else { off }));
-    }
+    let times = every(&mut rng, CLOCK_STEPS_EVERY, length).into_iter().enumerate();
+    times.map(|(n, at)| (at, if n % 3 == 2 { 0 } else { rng.i64(-CLOCK_OFFSET..=CLOCK_OFFSET) })).collect()
+}
+
+/// Seconds from one failover of PostgreSQL to the next.
+const FAILOVERS_EVERY: std::ops::Range<u64> = 12..24;
+
+/// When PostgreSQL fails over to its standby.
+pub(crate) fn failovers(seed: u64, length: Duration) -> Vec<Duration> {
+    every(&mut Rng::with_seed(!seed.rotate_left(32)), FAILOVERS_EVERY, length)
+}
+
+/// Times within `length`, each so many seconds after the one before; the first after half of that.
+fn every(rng: &mut Rng, seconds: std::ops::Range<u64>, length: Duration) -> Vec<Duration> {
+    let mut next = || Duration::from_secs(rng.u64(seconds.clone()));
+    std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
 }
 
 /// The rounds that begin within `length`. Every part is struck before one is struck a second time, and so on, but for

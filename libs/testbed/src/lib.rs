@@ -3,7 +3,7 @@
 //! Tests run on what production runs on; `apps/stack` runs the whole system natively with the same pieces. Nothing here
 //! is part of a service.
 //!
-//! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged;
+//! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged; [`failover`]: a primary with a standby;
 //! - [`broker`]: Apache Kafka on the JVM, or Nisshi; [`pair`]: two nodes of the former;
 //! - [`service`]: our services' binaries; [`system`]: all of them together;
 //! - [`Process`]: one child process: its log, signals to it, its end;
@@ -18,6 +18,7 @@ pub mod audit;
 pub mod broker;
 pub mod cache;
 pub mod clock;
+pub mod failover;
 mod guard;
 pub mod http;
 pub mod pair;

@@ -39,7 +39,7 @@ const EXTENSIONS: [&str; 5] = [
     "../share/postgresql{}/extension",
     "/usr/share/postgresql/{}/extension",
 ];
-/// Time for `initdb`.
+/// Time for `initdb`, and for `pg_basebackup`.
 const INIT_LIMIT: Duration = Duration::from_secs(120);
 /// Time for the server to accept connections, recovery after a crash included.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -73,6 +73,22 @@ pub fn is_fetched() -> bool {
     is_complete(&postgres_package::binaries())
 }
 
+/// Whether there is a `pg_basebackup`, with which a standby is made.
+pub fn has_base_backup() -> bool {
+    binaries().is_some_and(|directory| base_backup(&directory).is_file())
+}
+
+/// Beside the real binaries: a folder on the PATH may have links to some of them alone.
+fn base_backup(binaries: &Path) -> PathBuf {
+    real_directory(binaries).join("pg_basebackup")
+}
+
+/// The directory that `postgres` is in, links followed.
+fn real_directory(binaries: &Path) -> PathBuf {
+    let real = binaries.join("postgres").canonicalize();
+    real.as_deref().ok().and_then(Path::parent).unwrap_or(binaries).to_owned()
+}
+
 fn candidates() -> Vec<PathBuf> {
     let on_path = env::var_os("PATH").into_iter().flat_map(|path| env::split_paths(&path).collect::<Vec<_>>());
     let found = on_path.chain(versioned()).chain([postgres_package::binaries()]);
@@ -86,8 +102,7 @@ fn is_complete(directory: &Path) -> bool {
 /// Whether a build has pg_trgm. Some distributions have it in a package of its own. A build whose extensions are in a
 /// place that we do not know may have it.
 fn has_extensions(directory: &Path) -> bool {
-    let real = directory.join("postgres").canonicalize();
-    let directory = real.as_deref().ok().and_then(Path::parent).unwrap_or(directory);
+    let directory = real_directory(directory);
     let version = directory.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let mut places = EXTENSIONS.iter().map(|place| directory.join(place.replace("{}", &version)));
     let extensions = places.find(|place| place.join("plpgsql.control").is_file());
@@ -227,6 +242,31 @@ impl Cluster {
         let sockets = socket_directory(directory, user)?;
         let process = Self::start_server(&binaries, directory, &sockets, durability, clock.as_ref()).await?;
         Ok(Self { directory: directory.to_owned(), sockets, process, durability, clock })
+    }
+
+    /// Starts a standby that streams from this cluster, which knows it by `name`, in a new directory. It has the clock of
+    /// this one.
+    ///
+    /// # Errors
+    /// If it cannot be copied, as without `pg_basebackup`, or does not come up.
+    pub async fn start_standby(&self, directory: &Path, name: &str) -> Result<Self, StartError> {
+        let user = User::unprivileged();
+        private_directory(directory, user)?;
+        let binaries = binaries_for(&self.directory.join("data"))?;
+        // In quotes, as in any connection string, whose quotes and backslashes are escaped.
+        let host = self.sockets.to_str().unwrap_or_default().replace('\\', "\\\\").replace('\'', "\\'");
+        let primary = format!("host='{host}' port={PORT} user=postgres application_name={name}");
+        Process::prepare("pg_basebackup", base_backup(&binaries), directory.join("pg_basebackup.log"))
+            .args(["--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-sync"])
+            .args(["-d", &primary])
+            .args(["-D".as_ref(), directory.join("data").as_os_str()])
+            .directory(directory)
+            .user(user)
+            .run(INIT_LIMIT)
+            .await?;
+        let (sockets, clock) = (socket_directory(directory, user)?, self.clock.clone());
+        let process = Self::start_server(&binaries, directory, &sockets, self.durability, clock.as_ref()).await?;
+        Ok(Self { directory: directory.to_owned(), sockets, process, durability: self.durability, clock })
     }
 
     async fn start_server(
