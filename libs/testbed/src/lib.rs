@@ -11,7 +11,7 @@
 //!   [`command`] and [`mark`]: the same for other processes;
 //! - [`audit`]: whether anything was lost; [`writers`]: the load under which that is asked;
 //! - [`proxy`]: connections that fail; [`clock`]: a clock that steps; [`sql`]: a look behind a service;
-//! - [`http`]: an HTTP client with a deadline for every call;
+//! - [`http`]: an HTTP client with a deadline for every call; [`http2`]: frames by hand;
 //! - [`cache`]: where downloaded parts are kept.
 
 pub mod audit;
@@ -21,6 +21,7 @@ pub mod clock;
 pub mod failover;
 mod guard;
 pub mod http;
+pub mod http2;
 pub mod pair;
 pub mod ports;
 pub mod postgres;
