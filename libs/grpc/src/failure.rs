@@ -31,7 +31,7 @@ impl FailureKind {
     pub const fn of(code: Code) -> Self {
         match code {
             // CANCELLED: this side drops a call that it cancels and never sees its status, so a peer or a proxy between
-            // has given up; tonic's own servers say it when a deadline runs out.
+            // has given up; tonic's own server says it when a deadline runs out (ours says DEADLINE_EXCEEDED).
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable,
             Code::Ok
             | Code::Unknown

@@ -8,19 +8,23 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use telemetry::{
     Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec},
     span::{self, Kind},
 };
 use tonic::{
-    Code,
+    Code, Status,
     codegen::http::{Request, Response},
 };
-use tower::{Layer, Service};
 use tracing::Instrument as _;
 
 use crate::client::{STATUS_CODE, code_name, describe};
+
+/// Where the head or the trailers of an answer have its status.
+const STATUS: &str = "grpc-status";
 
 static CALLS: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("grpc_server_calls_total", "gRPC calls answered.", &["method", "code"]));
@@ -28,61 +32,86 @@ static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
     metrics::latencies("grpc_server_call_duration_seconds", "Time from a gRPC call to its answer's head.", &["method"])
 });
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Observe;
-
-impl<S> Layer<S> for Observe {
-    type Service = Observed<S>;
-
-    fn layer(&self, inner: S) -> Observed<S> {
-        Observed { inner }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Observed<S> {
-    inner: S,
-}
-
-impl<S, B, C> Service<Request<B>> for Observed<S>
+/// Answers a call and tells of it.
+pub(crate) async fn observe<B, F>(
+    mut request: Request<B>,
+    answer: impl FnOnce(Request<B>) -> F,
+) -> Response<ObservedBody>
 where
-    S: Service<Request<B>, Response = Response<C>, Future: Send + 'static>,
+    F: Future<Output = Response<tonic::body::Body>>,
 {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    let started = Instant::now();
+    let header = request.headers().get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
+    let trace = TraceContext::continue_from(header);
+    request.extensions_mut().insert(trace);
+    let method = request.uri().path().trim_start_matches('/').to_owned();
+    let mut span = server_span(trace, &method);
+    let lines = tracing::info_span!("call", trace_id = trace.trace_id(), method);
+    let response = span.scope(answer(request).instrument(lines)).await;
+    // A call that fails before its first message says so in the head; what becomes of the others, their trailers say.
+    let failed = response.headers().get(STATUS).map(|value| Code::from_bytes(value.as_bytes()));
+    let code = failed.unwrap_or(Code::Ok);
+    // A method that does not exist is a client's word, which would grow the metrics without bound.
+    let method = if code == Code::Unimplemented { "(none)".to_owned() } else { method };
+    LATENCY.with_label_values(&[&method]).observe(started.elapsed().as_secs_f64());
+    describe(&mut span, &method);
+    span.set(STATUS_CODE, i64::from(code as i32));
+    if is_fault(code) {
+        span.fail(code_name(code))
+    } else {
+        span.end()
+    }
+    response.map(|body| {
+        let mut observed = ObservedBody { body, method: Some(method) };
+        if let Some(code) = failed {
+            observed.count(code);
+        }
+        observed
+    })
+}
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+/// The body of an answer, whose end is counted.
+pub(crate) struct ObservedBody {
+    body: tonic::body::Body,
+    /// None when it has been counted.
+    method: Option<String>,
+}
+
+impl ObservedBody {
+    fn count(&mut self, code: Code) {
+        if let Some(method) = self.method.take() {
+            CALLS.with_label_values(&[&method, code_name(code)]).inc();
+        }
+    }
+}
+
+impl Body for ObservedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(status) = frame.trailers_ref().and_then(|trailers| trailers.get(STATUS))
+        {
+            self.count(Code::from_bytes(status.as_bytes()));
+        }
+        frame
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let started = Instant::now();
-        let header = request.headers().get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
-        let trace = TraceContext::continue_from(header);
-        request.extensions_mut().insert(trace);
-        let method = request.uri().path().trim_start_matches('/').to_owned();
-        let mut span = server_span(trace, &method);
-        let lines = tracing::info_span!("call", trace_id = trace.trace_id(), method);
-        let call = self.inner.call(request).instrument(lines);
-        Box::pin(async move {
-            let response = span.scope(call).await?;
-            // A call that fails before its first message says so in the head; the others end well, as far as is known.
-            let code =
-                response.headers().get("grpc-status").map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()));
-            // A method that does not exist is a client's word, which would grow the metrics without bound.
-            let method = if code == Code::Unimplemented { "(none)" } else { &method };
-            CALLS.with_label_values(&[method, code_name(code)]).inc();
-            LATENCY.with_label_values(&[method]).observe(started.elapsed().as_secs_f64());
-            describe(&mut span, method);
-            span.set(STATUS_CODE, i64::from(code as i32));
-            if is_fault(code) {
-                span.fail(code_name(code))
-            } else {
-                span.end()
-            }
-            Ok(response)
-        })
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ObservedBody {
+    fn drop(&mut self) {
+        // Its client has gone, or it was broken off.
+        self.count(Code::Cancelled);
     }
 }
 

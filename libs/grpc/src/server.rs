@@ -1,27 +1,41 @@
 use std::{
+    convert::Infallible,
+    future::Future,
     io,
     net::{IpAddr, SocketAddr, TcpListener},
+    pin::pin,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
-use async_compat::Compat;
 use config::Reader;
-use runtime::Shutdown;
-use tonic::{
-    service::Routes,
-    transport::{Server as Transport, server::TcpIncoming},
-};
+use futures_lite::future::or;
+use hyper::{server::conn::http2, service::service_fn};
+use runtime::{Shutdown, within};
+use smol::{Async, net::TcpStream};
+use smol_hyper::rt::{FuturesIo, SmolTimer};
+use telemetry::metrics::{self, IntGauge};
+use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::layer::util::Stack;
 
-use crate::observe::Observe;
+use crate::{
+    Limits,
+    answer::Answering,
+    calls::{Call, Calls},
+    connections::{Clock, Connections, Registered},
+    observe::observe,
+};
 
-/// Calls at work on one connection; a client opens further ones later.
-const STREAMS: u32 = 1024;
-/// A call that takes longer is cancelled, whatever its client said.
-const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// How often a quiet connection is asked for a sign of life, and how long it may take.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// How often connections and answers are looked over; the precision of every limit on waiting for a client.
+const LOOK_OVER: Duration = Duration::from_secs(1);
+/// Pause after a failed `accept`, which fails again at once as long as descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes of requests that a connection may have sent and nobody has read, in all and for one call; they are read at once.
+const WINDOWS: (u32, u32) = (64 * 1024, 16 * 1024);
+/// Bytes of an answer that wait for the connection.
+const SEND_BUFFER: usize = 16 * 1024;
+
+static OPEN: LazyLock<IntGauge> = LazyLock::new(|| metrics::gauge("grpc_connections", "Open gRPC connections."));
 
 /// Where a gRPC server listens.
 #[derive(Clone, Debug)]
@@ -45,9 +59,10 @@ impl ServerSettings {
 
 /// A bound gRPC server. Besides the services given to it, it answers `grpc.health.v1` and reflection (v1 and v1alpha).
 pub struct Server {
-    listener: TcpListener,
+    listener: Async<TcpListener>,
     address: SocketAddr,
     drain: Duration,
+    limits: Limits,
 }
 
 impl Server {
@@ -60,7 +75,14 @@ impl Server {
             io::Error::new(error.kind(), format!("{error} (GRPC_SERVER_ADDRESS, GRPC_SERVER_PORT)"))
         })?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, drain: settings.drain })
+        let limits = Limits::default();
+        Ok(Self { listener: Async::new(listener)?, address, drain: settings.drain, limits })
+    }
+
+    /// Bounds what clients can make it hold, in place of the defaults.
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// The bound address, with the port in use.
@@ -72,7 +94,7 @@ impl Server {
     /// compiled form of the services' files, for reflection.
     ///
     /// # Errors
-    /// If the descriptors are malformed or the transport fails.
+    /// If the descriptors are malformed.
     pub async fn serve(
         self,
         routes: Routes,
@@ -80,42 +102,152 @@ impl Server {
         descriptors: &'static [u8],
         shutdown: Shutdown,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let Self { listener, drain, .. } = self;
-        let stop = shutdown.clone();
-        let serve = async move {
-            let reflection =
-                || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(descriptors);
-            let routes = routes
-                .add_service(health.service)
-                .add_service(reflection().build_v1()?)
-                .add_service(reflection().build_v1alpha()?);
-            let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?).with_nodelay(Some(true));
-            let stopping = async {
-                stop.wait().await;
-                health.reporter.set_service_status("", ServingStatus::NotServing).await;
-                health.reporter.set_service_status(health.name, ServingStatus::NotServing).await;
-            };
-            transport().add_routes(routes).serve_with_incoming_shutdown(incoming, stopping).await?;
-            Ok(())
+        let Self { listener, drain, limits, .. } = self;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(descriptors)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        // A client that keeps its connection open can hold tonic's shutdown up for ever (hyper#4170).
-        let end = async {
-            shutdown.wait().await;
-            smol::Timer::after(drain).await;
-            tracing::warn!("gRPC calls broken off by the end of the drain");
-            Ok(())
+        let routes = routes
+            .add_service(health.service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .prepare();
+        let clock = Clock::start();
+        let calls = Calls::new(limits.clone(), clock);
+        let connections = Connections::new(clock);
+        let answering = Answering { routes, limits: Arc::new(limits), calls: calls.clone() };
+        let serve = Serve { answering, connections: connections.clone(), shutdown: shutdown.clone() };
+        let limits = serve.answering.limits.clone();
+        let look_over = async {
+            loop {
+                smol::Timer::after(LOOK_OVER).await;
+                connections.close_overdue(&limits);
+                calls.break_off_overdue();
+            }
         };
-        smol::future::or(Compat::new(serve), end).await
+        shutdown.or_stop(or(serve.accept(&listener), look_over)).await;
+        drop(listener);
+        for name in ["", health.name] {
+            health.reporter.set_service_status(name, ServingStatus::NotServing).await;
+        }
+        // A client that keeps its connection open, or an answer's reader that takes nothing, could hold the end up for ever.
+        if within(drain, connections.all_closed()).await.is_err() {
+            tracing::warn!(connections = connections.count(), "gRPC calls broken off by the end of the drain");
+            connections.close_all();
+        }
+        Ok(())
     }
 }
 
-fn transport() -> Transport<Stack<Observe, tower::layer::util::Identity>> {
-    Transport::builder()
-        .timeout(CALL_LIMIT)
-        .max_concurrent_streams(STREAMS)
-        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
-        .layer(Observe)
+/// What every connection of a server shares.
+#[derive(Clone)]
+struct Serve {
+    answering: Answering,
+    connections: Arc<Connections>,
+    shutdown: Shutdown,
+}
+
+impl Serve {
+    async fn accept(&self, listener: &Async<TcpListener>) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.admit(stream),
+                Err(error) => {
+                    // A client that gave up while it waited is no news; a lack of descriptors is.
+                    if error.kind() != io::ErrorKind::ConnectionAborted {
+                        tracing::warn!(%error, "cannot accept gRPC connections");
+                        self.connections.close_least_used();
+                    }
+                    smol::Timer::after(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: Async<std::net::TcpStream>) {
+        let is_full = self.connections.count() >= self.answering.limits.connections;
+        if is_full && !self.connections.close_least_used() {
+            // Its client sees a connection that is closed before anything was sent: UNAVAILABLE, and safe to try again.
+            return;
+        }
+        let stream = TcpStream::from(stream);
+        // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
+        if stream.set_nodelay(true).is_ok() {
+            let registered = self.connections.register(stream);
+            runtime::spawn(self.clone().connection(registered)).detach();
+        }
+    }
+
+    async fn connection(self, registered: Registered) {
+        let _open = metrics::count_in(&OPEN);
+        let spawner = Spawner::default();
+        let answer = |request| {
+            let call = Arc::<Call>::default();
+            spawner.next(call.clone());
+            let (answering, connection) = (self.answering.clone(), registered.connection().clone());
+            async move {
+                let answer = |request| answering.answer(request, call, connection);
+                Ok::<_, Infallible>(Box::pin(observe(request, answer)).await)
+            }
+        };
+        let limits = &self.answering.limits;
+        let mut builder = http2::Builder::new(spawner.clone());
+        builder
+            .timer(SmolTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.head)
+            .initial_connection_window_size(WINDOWS.0)
+            .initial_stream_window_size(WINDOWS.1)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(limits.keep_alive.0)
+            .keep_alive_timeout(limits.keep_alive.1);
+        let connection = builder.serve_connection(FuturesIo::from(registered.io()), service_fn(answer));
+        let mut connection = pin!(connection);
+        let stopping = async {
+            self.shutdown.wait().await;
+            None
+        };
+        let outcome = match or(async { Some(connection.as_mut().await) }, stopping).await {
+            Some(outcome) => outcome,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = outcome {
+            // The client broke off or sent what is no HTTP/2: its affair, and hyper has answered what can be answered.
+            tracing::debug!(%error, "a gRPC connection ended early");
+        }
+    }
+}
+
+/// Runs the calls of a connection, each until it ends or is broken off.
+#[derive(Clone, Default)]
+struct Spawner {
+    /// The call that hyper runs next: it runs the future of a call as soon as it has it.
+    call: Arc<Mutex<Option<Arc<Call>>>>,
+}
+
+impl Spawner {
+    fn next(&self, call: Arc<Call>) {
+        // Nothing can panic while it is held.
+        *self.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, work: F) {
+        let call = self.call.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = async move {
+            match call {
+                // Only dropping it breaks an answer off whose reader has no room: hyper does not ask for the next part then.
+                Some(call) => or(async { drop(work.await) }, call.broken_off.wait()).await,
+                None => drop(work.await),
+            }
+        };
+        runtime::spawn(work).detach();
+    }
 }
 
 /// The health that a server reports for itself (`""`) and for one service by its name.

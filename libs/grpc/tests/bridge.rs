@@ -231,16 +231,31 @@ fn reflection_describes_the_service_in_both_versions() {
                 host: String::new(),
                 message_request: Some(MessageRequest::FileContainingSymbol("BillingService".to_owned())),
             };
-            let request = outgoing.request(stream::once(ask));
+            let health = MessageRequest::FileContainingSymbol("grpc.health.v1.Health".to_owned());
+            let health = ServerReflectionRequest { host: String::new(), message_request: Some(health) };
+            // As grpcurl does it: the second question depends on the first answer, in one call.
+            let (asking, questions) = smol::channel::bounded(2);
+            asking.try_send(ask).unwrap();
+            let request = outgoing.request(questions);
             let mut answers =
                 ServerReflectionClient::new(outgoing.channel()).server_reflection_info(request).await?.into_inner();
-            match answers.next().await.unwrap()?.message_response.unwrap() {
-                MessageResponse::FileDescriptorResponse(files) => Ok(files.file_descriptor_proto.concat()),
-                other => panic!("{other:?}"),
+            let mut files = Vec::new();
+            for next in [Some(health), None] {
+                match answers.next().await.unwrap()?.message_response.unwrap() {
+                    MessageResponse::FileDescriptorResponse(answer) => {
+                        files.extend(answer.file_descriptor_proto.concat())
+                    }
+                    other => panic!("{other:?}"),
+                }
+                if let Some(next) = next {
+                    asking.try_send(next).unwrap();
+                }
             }
+            Ok(files)
         };
         let file = client.call("ServerReflectionInfo", TraceContext::root(), v1).await.unwrap();
         assert!(file.windows(20).any(|bytes| bytes == b"CreateBillingAccount"));
+        assert!(file.windows(18).any(|bytes| bytes == b"HealthCheckRequest"));
 
         let v1alpha = |outgoing: grpc::Outgoing| async move {
             use tonic_reflection::pb::v1alpha::{
@@ -258,6 +273,8 @@ fn reflection_describes_the_service_in_both_versions() {
             }
         };
         let services: Vec<String> = client.call("ServerReflectionInfo", TraceContext::root(), v1alpha).await.unwrap();
-        assert!(services.contains(&"BillingService".to_owned()), "{services:?}");
+        for service in ["BillingService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"] {
+            assert!(services.contains(&service.to_owned()), "{service} is not among {services:?}");
+        }
     });
 }
