@@ -1,6 +1,6 @@
 //! The calls: a message in, one use of the store, a message out.
 
-use std::{pin::Pin, time::Duration};
+use std::pin::Pin;
 
 use ::grpc::{Request, Response, Status, billing::billing_service_server::BillingService};
 use codec::{
@@ -10,8 +10,8 @@ use codec::{
     },
     event::timestamp,
 };
-use futures_lite::Stream;
-use smol::channel::{self, Sender};
+use futures_lite::{Stream, stream};
+use telemetry::TraceContext;
 use uuid::Uuid;
 
 use crate::{
@@ -21,12 +21,8 @@ use crate::{
     store::{Recording, Store},
 };
 
-/// Entries that are read at once for a list.
-const PAGE: i64 = 500;
-/// Entries that wait for a slow client.
-const WAITING: usize = 500;
-/// A client that takes no entry for this long has its list broken off.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Entries that are read at once for a list, and therefore what one costs in memory however long it is.
+const PAGE: i64 = 200;
 
 /// The billing service's calls.
 #[derive(Clone, Debug)]
@@ -104,40 +100,53 @@ impl BillingService for Billing {
         let ListTransactionsRequest { patient_id, after_position, limit } = request.into_inner();
         let patient_id = parse_patient_id(&patient_id).map_err(Failure::from)?;
         self.store.find(patient_id).await.map_err(Failure::from)?.ok_or(Failure::NoAccount)?;
-        let left = if limit == 0 { i64::MAX } else { i64::from(limit) };
-        let (sender, receiver) = channel::bounded(WAITING);
-        let send = send_list(self.store.clone(), patient_id, after_position, left, sender);
-        runtime::spawn(trace.scope(send)).detach();
-        Ok(Response::new(Box::pin(receiver)))
+        let left = (limit != 0).then_some(i64::from(limit));
+        let (store, page) = (self.store.clone(), Vec::new().into_iter());
+        let listing = Listing { store, trace, patient_id, after: after_position, left, page, last: false };
+        Ok(Response::new(Box::pin(listing.stream())))
     }
 }
 
-/// Sends a list page by page, as fast as its reader takes it.
-async fn send_list(
+/// A list on its way to its reader.
+///
+/// It is read page by page, and the next page only when the reader has room for it: a slow reader takes its time, costs one
+/// page of memory and no connection to the database, and whatever keeps a page from being read ends the stream with an error
+/// behind the entries before it. Only the end of the ledger, or of what was asked for, ends it well.
+struct Listing {
     store: Store,
+    trace: TraceContext,
     patient_id: Uuid,
-    mut after: i64,
-    mut left: i64,
-    sender: Sender<Result<Transaction, Status>>,
-) {
-    while left > 0 {
-        let page = match store.list(patient_id, after, left.min(PAGE)).await {
-            Ok(page) => page,
-            Err(error) => {
-                // The reader may be gone.
-                let _ = sender.try_send(Err(Failure::from(error).into()));
-                return;
-            }
-        };
-        let Some(last) = page.last() else { return };
-        after = last.position;
-        left -= page.len() as i64;
-        for recorded in page {
-            let sending = runtime::within(PATIENCE, sender.send(Ok(transaction(recorded))));
-            if !matches!(sending.await, Ok(Ok(()))) {
-                return;
-            }
+    after: i64,
+    /// Entries that are still wanted; none if all are.
+    left: Option<i64>,
+    page: std::vec::IntoIter<Recorded>,
+    /// Whether `page` is the last one.
+    last: bool,
+}
+
+impl Listing {
+    fn stream(self) -> impl Stream<Item = Result<Transaction, Status>> + Send {
+        stream::try_unfold(self, |mut listing| async move {
+            let next = listing.next().await?;
+            Ok(next.map(|recorded| (transaction(recorded), listing)))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Recorded>, Status> {
+        if self.page.len() == 0 && !self.last {
+            let wanted = self.left.map_or(PAGE, |left| left.min(PAGE));
+            let (store, trace, patient_id, after) = (self.store.clone(), self.trace, self.patient_id, self.after);
+            let list = async move { trace.scope(store.list(patient_id, after, wanted)).await };
+            // A task of its own, which goes on although nobody polls the stream: tonic hands over what it has when a page is
+            // not there yet, and comes back when the reader has taken it. A connection is not held for that long.
+            let page = runtime::spawn(list).await.map_err(Failure::from)?;
+            let count = page.len() as i64;
+            self.left = self.left.map(|left| left - count);
+            self.last = count < wanted || self.left == Some(0);
+            self.after = page.last().map_or(self.after, |last| last.position);
+            self.page = page.into_iter();
         }
+        Ok(self.page.next())
     }
 }
 

@@ -15,6 +15,7 @@ use grpc::{
 use runtime::Shutdown;
 use smol::Task;
 use telemetry::TraceContext;
+use testbed::http2;
 use uuid::Uuid;
 
 /// The generated client over tonic's channel.
@@ -181,5 +182,72 @@ impl Harness {
             .sum();
         assert_eq!(balance, sum, "the balance is the sum of the ledger");
         balance
+    }
+}
+
+/// How long a reader waits for a part of an answer.
+const PART_LIMIT: Duration = Duration::from_secs(30);
+
+/// Writes charges of one cent into the ledger of every account, behind the service.
+pub(crate) const CHARGE_5_000: &str = "INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
+    SELECT patient_id, 't-' || n, 'CHARGE', 1, 'EUR' FROM accounts, generate_series(1, 5000) AS n";
+/// See [`CHARGE_5_000`].
+pub(crate) const CHARGE_30_000: &str = "INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
+    SELECT patient_id, 't-' || n, 'CHARGE', 1, 'EUR' FROM accounts, generate_series(1, 30000) AS n";
+
+/// A reader of a list who takes as much of it as it likes, over HTTP/2 by hand.
+pub(crate) struct LedgerReader {
+    connection: http2::Connection,
+    /// Bytes of messages that have not come whole.
+    rest: Vec<u8>,
+    /// Entries that have come.
+    pub(crate) entries: usize,
+}
+
+impl LedgerReader {
+    /// Asks for a ledger; what comes without being asked for is at most `window` bytes.
+    pub(crate) async fn ask(grpc: SocketAddr, patient_id: Uuid, window: u32) -> Self {
+        let mut connection = http2::Connection::begin(grpc, window).await.unwrap();
+        let request = [&[0x0a, 36], patient_id.to_string().as_bytes()].concat();
+        connection.call(1, "/BillingService/ListTransactions", &[], &request).await.unwrap();
+        Self { connection, rest: Vec::new(), entries: 0 }
+    }
+
+    /// Reads on until the first bytes of entries have come.
+    pub(crate) async fn begin(&mut self) {
+        while self.rest.is_empty() && self.entries == 0 {
+            assert_eq!(self.next().await, None, "it has not ended");
+        }
+    }
+
+    /// Takes all the rest; gives the status at its end, or none if the stream was reset.
+    pub(crate) async fn take_all(&mut self) -> Option<Code> {
+        loop {
+            if let Some(end) = self.next().await {
+                return end;
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Option<Option<Code>> {
+        let frame = self.connection.receive(PART_LIMIT).await.unwrap().expect("the connection is open");
+        if frame.kind == http2::DATA {
+            let length = frame.payload.len() as u32;
+            for stream in [0, 1] {
+                if length > 0 {
+                    self.connection.widen(stream, length).await.unwrap();
+                }
+            }
+            self.rest.extend(frame.payload.clone());
+            while let Some((head, body)) = self.rest.split_at_checked(5) {
+                let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize;
+                if body.len() < length {
+                    break;
+                }
+                self.rest.drain(..5 + length);
+                self.entries += 1;
+            }
+        }
+        frame.is_end().then(|| frame.grpc_status().map(|code| Code::from_i32(code.into())))
     }
 }

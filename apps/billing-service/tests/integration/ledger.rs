@@ -7,7 +7,7 @@ use grpc::Code;
 use testbed::sql;
 use uuid::Uuid;
 
-use crate::harness::{Harness, with_service};
+use crate::harness::{CHARGE_5_000, CHARGE_30_000, Harness, LedgerReader, with_service};
 
 #[test]
 fn entries_add_up_by_currency() {
@@ -211,5 +211,44 @@ fn entries_of_one_account_hold_up_no_other_account() {
             entry.await.unwrap();
         }
         assert_eq!(billing.balance(busy, "EUR").await, 21);
+    });
+}
+
+#[test]
+fn a_reader_that_pauses_gets_the_whole_ledger() {
+    with_service(|billing| async move {
+        let patient = Uuid::now_v7();
+        billing.create(patient, "Jane Doe").await.unwrap();
+        sql::execute(&billing.database, CHARGE_30_000).await.unwrap();
+        let mut reader = LedgerReader::ask(billing.grpc, patient, 65_535).await;
+        reader.begin().await;
+        // Longer than any other call may take.
+        smol::Timer::after(Duration::from_secs(12)).await;
+        assert_eq!((reader.take_all().await, reader.entries), (Some(Code::Ok), 30_000));
+        for limit in [0, 30_001, u32::MAX] {
+            assert_eq!(billing.list(patient, 0, limit).await.map(|all| all.len()), Ok(30_000), "{limit}");
+        }
+        assert_eq!(billing.list(patient, 0, 201).await.map(|all| all.len()), Ok(201));
+        assert_eq!(billing.list(patient, i64::MAX, 0).await.map(|all| all.len()), Ok(0));
+    });
+}
+
+#[test]
+fn readers_that_pause_hold_no_connection_to_the_database() {
+    with_service(|billing| async move {
+        let patient = Uuid::now_v7();
+        billing.create(patient, "Jane Doe").await.unwrap();
+        sql::execute(&billing.database, CHARGE_5_000).await.unwrap();
+        // Many more than there are connections.
+        let mut readers = Vec::new();
+        for _ in 0..60 {
+            let mut reader = LedgerReader::ask(billing.grpc, patient, 1_000).await;
+            reader.begin().await;
+            readers.push(reader);
+        }
+        assert_eq!(billing.list(patient, 0, 0).await.map(|all| all.len()), Ok(5_000));
+        for mut reader in readers {
+            assert_eq!((reader.take_all().await, reader.entries), (Some(Code::Ok), 5_000));
+        }
     });
 }
