@@ -80,7 +80,13 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         assert!(unread.status.success() && unread.stderr.is_empty(), "{}", said(&unread));
 
         // What stays undecodable is dead again after it was sent again, and is not sent a third time by itself.
-        let headers = BTreeMap::from([("traceparent".to_owned(), b"00-1-2-01".to_vec())]);
+        let headers = vec![
+            headers::header("traceparent", "00-1-2-01"),
+            headers::header("a", "1"),
+            headers::header("a", "2"),
+            (b"n".to_vec(), None),
+            headers::header("dlq-error", "mine"),
+        ];
         let junk = Record { key: Some(b"k".to_vec()), value: Some(vec![0xff; 33]), headers, timestamp: Utc::now() };
         let at = stack.send("patient", 1, junk.clone()).await;
         until("the letter is on its topic", async || stack.end("patient.dlq", 0).await == 1).await;

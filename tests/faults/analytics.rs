@@ -187,7 +187,7 @@ fn original() -> Record {
         value.extend([number << 3 | 2, text.len() as u8]);
         value.extend(text.as_bytes());
     }
-    Record { key: None, value: Some(value), headers: BTreeMap::new(), timestamp: Utc::now() }
+    Record { key: None, value: Some(value), headers: Vec::new(), timestamp: Utc::now() }
 }
 
 /// An event as patient-service publishes it.

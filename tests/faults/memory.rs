@@ -37,7 +37,7 @@ impl Ground {
         let mut producer = Producer::new(kafka.clone(), &topic);
         for number in 0..RECORDS {
             let record =
-                Record { key: None, value: Some(vec![0xff; RECORD]), headers: BTreeMap::new(), timestamp: Utc::now() };
+                Record { key: None, value: Some(vec![0xff; RECORD]), headers: Vec::new(), timestamp: Utc::now() };
             let partition = number as i32 % PARTITIONS;
             producer.send(BTreeMap::from([(partition, vec![record])])).await.remove(&partition).unwrap().unwrap();
         }

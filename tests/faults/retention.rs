@@ -96,7 +96,7 @@ fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) 
 
 /// Sends a record that is no event.
 async fn send(producer: &mut Producer, partition: i32, bytes: usize) -> Result<(), kafka::Error> {
-    let record = Record { key: None, value: Some(vec![0xff; bytes]), headers: BTreeMap::new(), timestamp: Utc::now() };
+    let record = Record { key: None, value: Some(vec![0xff; bytes]), headers: Vec::new(), timestamp: Utc::now() };
     let mut sent = producer.send(BTreeMap::from([(partition, vec![record])])).await;
     sent.remove(&partition).unwrap().map(drop)
 }

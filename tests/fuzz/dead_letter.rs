@@ -1,24 +1,46 @@
 //! The headers of a record on the topic of dead letters: a letter, a mark or foreign, and written again they say the same.
+//! Whatever headers an original has, its letter has them all, and gives them back.
 
 use arbitrary::Arbitrary;
 use codec::{
-    dead_letter::{self, Content, ERROR, OFFSET, PARTITION, SENT_AGAIN, TOPIC, of_letter, of_mark, originals},
+    dead_letter::{self, Content, Origin, of_letter, of_mark, originals},
     headers::Headers,
 };
 
-/// The names of our headers.
-const OURS: [&str; 5] = [TOPIC, PARTITION, OFFSET, ERROR, SENT_AGAIN];
+/// Parts of names that mean something to us.
+const PARTS: [&str; 12] = [
+    "dead-letter-",
+    "dead-letter-2-",
+    "dead-letter-3-",
+    "dead-letter-03-",
+    "dlq-",
+    "topic",
+    "partition",
+    "offset",
+    "error",
+    "sent-again",
+    "-",
+    "18446744073709551615-",
+];
 
 /// The headers of a record.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
-    others: Headers,
-    /// Ours, each in one of the forms that it may have.
-    ours: [Option<Value>; OURS.len()],
+    headers: Vec<(Vec<Part>, Value)>,
+    topic: String,
+    place: (i32, i64),
+    error: String,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Part {
+    Ours(u8),
+    Bytes(Vec<u8>),
 }
 
 #[derive(Arbitrary, Debug)]
 enum Value {
+    None,
     Bytes(Vec<u8>),
     Text(String),
     Number(i64),
@@ -26,28 +48,37 @@ enum Value {
 
 /// Reads the headers.
 pub fn check(input: Input) {
-    let Input { mut others, ours } = input;
-    others.retain(|name, _| !OURS.contains(&name.as_str()));
-    let mut headers = others.clone();
-    for (name, value) in OURS.into_iter().zip(ours) {
-        let value = value.map(|value| match value {
-            Value::Bytes(bytes) => bytes,
-            Value::Text(text) => text.into_bytes(),
-            Value::Number(number) => number.to_string().into_bytes(),
-        });
-        headers.extend(value.map(|value| (name.to_owned(), value)));
-    }
+    let Input { headers, topic, place: (partition, offset), error } = input;
+    let name = |parts: Vec<Part>| {
+        let part = |part| match part {
+            Part::Ours(number) => PARTS[usize::from(number) % PARTS.len()].as_bytes().to_vec(),
+            Part::Bytes(bytes) => bytes,
+        };
+        parts.into_iter().flat_map(part).collect()
+    };
+    let value = |value| match value {
+        Value::None => None,
+        Value::Bytes(bytes) => Some(bytes),
+        Value::Text(text) => Some(text.into_bytes()),
+        Value::Number(number) => Some(number.to_string().into_bytes()),
+    };
+    let headers: Headers = headers.into_iter().map(|(parts, bytes)| (name(parts), value(bytes))).collect();
 
     let content = dead_letter::read(&headers);
-    assert_eq!(originals(headers), others);
     match &content {
         Content::Letter { origin, error } => {
-            let letter = of_letter(others.clone(), origin, error);
+            let letter = of_letter(originals(headers.clone()), origin, error);
             assert_eq!(dead_letter::read(&letter), content);
-            assert_eq!(originals(letter), others);
         }
         Content::SentAgain { letter, now } => assert_eq!(dead_letter::read(&of_mark(*letter, now)), content),
         Content::Foreign => {}
     }
-    assert_eq!(dead_letter::read(&others), Content::Foreign);
+
+    let origin = Origin { topic, partition, offset };
+    let letter = of_letter(headers.clone(), &origin, &error);
+    let (theirs, ours) = letter.split_at(headers.len());
+    assert_eq!(theirs, headers);
+    assert!(ours.iter().all(|(name, _)| headers.iter().all(|(other, _)| name != other)));
+    assert_eq!(dead_letter::read(&letter), Content::Letter { origin, error });
+    assert_eq!(originals(letter), headers);
 }

@@ -10,18 +10,23 @@ mod counting;
 mod fetcher;
 mod processing;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
 
-use kafka::Consumer;
 use runtime::{Backoff, Shutdown, Wake};
 use smol::{
     Task,
     channel::{self, Receiver},
+    future::or,
 };
+use telemetry::metrics::{self, IntGaugeVec};
 
 use self::{batch::Batch, budget::Budget, counting::Counted, fetcher::Fetcher};
 use crate::{
-    settings::Settings,
+    settings::{Assignment, Settings},
     state::{Commit, Saved, SharedState, State, StateError},
     view::{Position, View},
 };
@@ -36,6 +41,15 @@ const BYTES_AHEAD: usize = 4 * 1024 * 1024;
 const RECORDS_AT_ONCE: usize = 30_000;
 /// Pauses after failures of the broker or the state.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How often it is looked whether partitions were added.
+const PARTITIONS_LOOK: Duration = Duration::from_secs(5);
+
+static TOPIC_PARTITIONS: LazyLock<IntGaugeVec> =
+    LazyLock::new(|| metrics::gauges("kafka_topic_partitions", "Partitions that the topic has.", &["topic"]));
+
+/// The tasks that fetch, by partition.
+type Fetchers = BTreeMap<i32, Task<()>>;
 
 /// Reads the partitions of this instance into the state.
 #[derive(Clone, Debug)]
@@ -72,60 +86,116 @@ impl Intake {
 
     /// Reads and applies from what the state says on, until the state fails.
     async fn run_from(&self, saved: Saved, backoff: &mut Backoff) -> StateError {
-        let mut partitions = self.assigned().await;
-        partitions.sort_unstable();
-        partitions.dedup();
+        let count = self.count_partitions().await;
+        let assigned = self.assigned(count);
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
-        let others: Vec<_> = counted.filter(|partition| !partitions.contains(partition)).collect();
+        let others: Vec<_> = counted.filter(|partition| !assigned.contains(partition)).collect();
         if !others.is_empty() {
             // The tally cannot be told apart by partitions, and whoever reads these counts them too.
-            return StateError::shared(&others);
+            return match self.settings.assignment {
+                Assignment::All => StateError::fewer_partitions(&others, count),
+                _ => StateError::shared(&others),
+            };
         }
         self.tell_state(None);
-        let position = |partition: &i32| {
-            let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
-            (*partition, Position { next, end: next, halted: None })
-        };
         self.change(|shown| {
             shown.tally = saved.tally.clone();
-            shown.partitions = partitions.iter().map(position).collect();
+            shown.partitions.clear();
         });
         let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
-        let (of, budget) = (partitions.len(), Budget::new(BYTES_AHEAD));
-        let fetchers: Vec<Task<()>> = partitions
-            .into_iter()
-            .map(|partition| {
-                let fetcher = Fetcher {
-                    consumer: Consumer::new(self.settings.kafka.clone(), &self.settings.topic, partition),
-                    partition,
-                    intake: self.clone(),
-                    of,
-                    budget: budget.clone(),
-                    sender: sender.clone(),
-                };
-                runtime::spawn(fetcher.run(saved.positions.get(&partition).copied()))
-            })
-            .collect();
-        let error = self.apply_all(&receiver, backoff).await;
-        for fetcher in fetchers {
+        let topic_id = saved.positions.values().find_map(|position| position.topic_id);
+        let shared = fetcher::Shared {
+            intake: self.clone(),
+            topic_id: Arc::new(Mutex::new(topic_id)),
+            budget: Budget::new(BYTES_AHEAD),
+            sender,
+        };
+        let mut fetchers = Fetchers::new();
+        self.read(assigned, &saved, &shared, &mut fetchers);
+        let look = self.look_for_partitions(count, &saved, &shared, &mut fetchers);
+        let error = or(self.apply_all(&receiver, backoff), look).await;
+        for (_, fetcher) in fetchers {
             fetcher.cancel().await;
         }
         error
     }
 
-    /// The partitions to read, as soon as the broker tells how many there are.
-    async fn assigned(&self) -> Vec<i32> {
+    /// Begins to fetch partitions.
+    fn read(&self, partitions: BTreeSet<i32>, saved: &Saved, shared: &fetcher::Shared, fetchers: &mut Fetchers) {
+        let position = |partition: &i32| {
+            let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
+            (*partition, Position { next, end: next, halted: None })
+        };
+        self.change(|shown| shown.partitions.extend(partitions.iter().map(position)));
+        let of = fetchers.len() + partitions.len();
+        for partition in partitions {
+            let saved = saved.positions.get(&partition).copied();
+            fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, of, saved).run()));
+        }
+    }
+
+    /// Looks for partitions that are added to the topic, and reads those that are ours.
+    async fn look_for_partitions(
+        &self,
+        mut count: i32,
+        saved: &Saved,
+        shared: &fetcher::Shared,
+        fetchers: &mut Fetchers,
+    ) -> StateError {
+        loop {
+            smol::Timer::after(PARTITIONS_LOOK).await;
+            // A broker that cannot be asked is told by the fetchers.
+            let Ok(now) = self.ask_count().await else { continue };
+            if now <= count {
+                continue;
+            }
+            let added: BTreeSet<_> = (count..now).collect();
+            count = now;
+            let ours = self.assigned(count);
+            let new: BTreeSet<_> = ours.iter().copied().filter(|partition| !fetchers.contains_key(partition)).collect();
+            tracing::warn!(
+                ?added,
+                reading = ?new,
+                "partitions were added to the topic: those of this instance are read from their beginning"
+            );
+            self.read(new, saved, shared, fetchers);
+            if let Assignment::Listed(_) = self.settings.assignment {
+                let unread: Vec<_> = added.difference(&ours).copied().collect();
+                if !unread.is_empty() {
+                    tracing::warn!(
+                        ?unread,
+                        "partitions were added that PARTITIONS does not name: somebody has to read them"
+                    );
+                    self.change(|shown| shown.unassigned.extend(unread));
+                }
+            }
+        }
+    }
+
+    /// The partitions of this instance, of so many.
+    fn assigned(&self, count: i32) -> BTreeSet<i32> {
+        self.settings.assignment.partitions(count).into_iter().collect()
+    }
+
+    /// How many partitions the topic has, as soon as the broker tells.
+    async fn count_partitions(&self) -> i32 {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
-            match kafka::partitions(&self.settings.kafka, &self.settings.topic).await {
+            match self.ask_count().await {
                 Ok(count) => {
                     self.tell_kafka(None, None);
-                    return self.settings.assignment.partitions(count);
+                    return count;
                 }
                 Err(error) => self.tell_kafka(None, Some(error.to_string())),
             }
             backoff.pause().await;
         }
+    }
+
+    async fn ask_count(&self) -> Result<i32, kafka::Error> {
+        let count = kafka::leaders(&self.settings.kafka, &self.settings.topic).await?.len();
+        TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count as i64);
+        Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 
     async fn apply_all(&self, receiver: &Receiver<Batch>, backoff: &mut Backoff) -> StateError {

@@ -73,10 +73,18 @@ fn health(view: &View, shutdown: Shutdown) -> Health {
             async move { trouble.map_or_else(Component::up, Component::degraded) }
         })
         .component("intake", move || {
-            let halted = intake.read(|shown| {
+            let (halted, unassigned) = intake.read(|shown| {
                 let halted = shown.partitions.iter().filter_map(|(n, position)| Some((n, position.halted.clone()?)));
-                halted.map(|(partition, why)| format!("partition {partition}: {why}")).collect::<Vec<_>>()
+                let halted: Vec<_> = halted.map(|(partition, why)| format!("partition {partition}: {why}")).collect();
+                (halted, shown.unassigned.clone())
             });
-            async move { if halted.is_empty() { Component::up() } else { Component::down(halted.join("; ")) } }
+            let component = if !halted.is_empty() {
+                Component::down(halted.join("; "))
+            } else if !unassigned.is_empty() {
+                Component::degraded(format!("partitions {unassigned:?} were added, and PARTITIONS does not name them"))
+            } else {
+                Component::up()
+            };
+            async move { component }
         })
 }

@@ -23,6 +23,7 @@ use sqlx::{
     query,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
 };
+use uuid::Uuid;
 
 use self::encoding::{date_of, headers_of, year_of};
 pub use self::transaction::{Commit, Remember, Transaction};
@@ -62,6 +63,8 @@ pub struct SavedPosition {
     pub next: i64,
     /// The timestamp, in milliseconds, of the record before it.
     pub last_timestamp: Option<i64>,
+    /// The id of the topic that it is an offset of, if that is known.
+    pub topic_id: Option<Uuid>,
 }
 
 /// A record that is no event.
@@ -123,6 +126,14 @@ impl StateError {
         Self(format!(
             "it has counted partitions {partitions:?}, which PARTITIONS leaves to others: set PARTITIONS as before, or delete \
              the state to count the topic again"
+        ))
+    }
+
+    /// That the topic has lost partitions, which none that stays the same one can.
+    pub fn fewer_partitions(partitions: &[i32], count: i32) -> Self {
+        Self(format!(
+            "it has counted partitions {partitions:?}, and the topic, which was made anew, has {count}: delete the state to \
+             count the topic again"
         ))
     }
 }
@@ -282,9 +293,13 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
     for row in query("-- registrations\nSELECT date, patients FROM registrations").fetch_all(&mut *connection).await? {
         tally.registrations.insert(date_of(row.try_get("date")?), row.try_get("patients")?);
     }
-    let positions = query("-- positions\nSELECT partition, next, last_timestamp FROM positions");
+    let positions = query("-- positions\nSELECT partition, next, last_timestamp, topic_id FROM positions");
     for row in positions.fetch_all(connection).await? {
-        let position = SavedPosition { next: row.try_get("next")?, last_timestamp: row.try_get("last_timestamp")? };
+        let position = SavedPosition {
+            next: row.try_get("next")?,
+            last_timestamp: row.try_get("last_timestamp")?,
+            topic_id: row.try_get::<Option<&[u8]>, _>("topic_id")?.and_then(|id| Uuid::from_slice(id).ok()),
+        };
         saved.positions.insert(row.try_get("partition")?, position);
     }
     Ok(saved)
@@ -372,7 +387,6 @@ mod tests {
     use chrono::NaiveDate;
     use sqlx::Executor as _;
     use testbed::Scratch;
-    use uuid::Uuid;
 
     use super::*;
     use crate::tally::Known;
@@ -396,7 +410,8 @@ mod tests {
             old.close().await.unwrap();
 
             let (mut state, saved) = State::open(&file).await.unwrap();
-            assert_eq!(saved.positions, BTreeMap::from([(1, SavedPosition { next: 7, last_timestamp: Some(8) })]));
+            let position = SavedPosition { next: 7, last_timestamp: Some(8), topic_id: None };
+            assert_eq!(saved.positions, BTreeMap::from([(1, position)]));
             assert_eq!(saved.tally, Tally { created: 2, ..Tally::default() });
             let date = |text: &str| Some(text.parse::<NaiveDate>().unwrap());
             let expected = [

@@ -1,7 +1,7 @@
 //! What is shown of the state: the tally and the positions as of the last commit, in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -28,6 +28,8 @@ pub struct Shown {
     pub tally: Tally,
     /// Each partition that this instance reads.
     pub partitions: BTreeMap<i32, Position>,
+    /// Partitions that were added to the topic and that the settings, which list those to read, do not name.
+    pub unassigned: BTreeSet<i32>,
     /// What is wrong with the state, if it cannot be written.
     pub state_trouble: Option<String>,
     /// What is wrong with the broker, by who cannot read it: a partition's fetcher, or none for the topic as a whole.

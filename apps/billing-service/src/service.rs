@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use ::grpc::{Routes, billing::billing_service_server::BillingServiceServer};
 use postgres::{Database, Migrator};
-use runtime::{Parts, Shutdown};
+use runtime::{Failure, Parts, Shutdown};
 use web::{Component, Router};
 
 use crate::{Settings, grpc::Billing, store::Store};
@@ -52,7 +52,7 @@ impl Service {
     ///
     /// # Errors
     /// If a part of it fails, or does not end in time.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
         let Self { http, grpc, database, settings } = self;
         tracing::info!(http = %http.address(), grpc = %grpc.address(), "listening");
 
@@ -82,7 +82,10 @@ impl Service {
         // Each part bounds its own end by the drain; a little more lets them report it.
         let outcome = parts.join(settings.http.limits.drain + Duration::from_secs(1)).await;
         database.close().await;
-        outcome
+        match database.refusal() {
+            Some(refusal) => Err(Failure::of_settings(refusal.to_string())),
+            None => Ok(outcome?),
+        }
     }
 }
 

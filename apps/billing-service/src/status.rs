@@ -39,8 +39,15 @@ impl From<Failure> for Status {
             Failure::Closed => Self::failed_precondition("the account is closed and takes no charges"),
             Failure::OtherEntry => Self::already_exists("the transaction id was used for another transaction"),
             // `Database` has logged the outage.
-            Failure::Database(postgres::Error::Unavailable(_) | postgres::Error::Locked) => {
+            Failure::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
                 Self::unavailable("the database cannot serve now")
+            }
+            // The service and its database are well: no code that callers take for an outage.
+            Failure::Database(postgres::Error::Locked | postgres::Error::Timeout) => {
+                Self::aborted("the database was too busy with other calls, and nothing was done; repeat the call")
+            }
+            Failure::Database(postgres::Error::QueueFull) => {
+                Self::resource_exhausted("too many calls wait for the database; repeat the call later")
             }
             Failure::Database(error) => {
                 tracing::error!(%error, "a query failed");

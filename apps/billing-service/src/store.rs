@@ -52,11 +52,12 @@ impl Store {
     /// # Errors
     /// If the database cannot do it.
     pub async fn open(&self, holder: &Holder) -> Result<(Account, bool), Error> {
-        if let Some(account) = self.opener.ask(holder.clone()).await? {
+        let database = self.database.with_one_deadline();
+        if let Some(account) = self.opener.with_one_deadline().ask(holder.clone()).await? {
             return Ok((account, true));
         }
         // The insert has waited for whoever made it, so a new snapshot sees it; accounts are never deleted.
-        let (account, _) = self.find(holder.patient_id).await?.ok_or(Error::Query(sqlx::Error::RowNotFound))?;
+        let (account, _) = find(&database, holder.patient_id).await?.ok_or(Error::Query(sqlx::Error::RowNotFound))?;
         Ok((account, false))
     }
 
@@ -65,26 +66,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn find(&self, patient_id: Uuid) -> Result<Option<(Account, Vec<Money>)>, Error> {
-        let find = self.database.run(async |connection| {
-            let rows = query(
-                "-- find account
-                SELECT a.id, a.status, b.amount, b.currency
-                FROM accounts a LEFT JOIN balances b USING (patient_id)
-                WHERE a.patient_id = $1 ORDER BY b.currency",
-            )
-            .bind(patient_id)
-            .fetch_all(connection)
-            .await?;
-            let Some(first) = rows.first() else { return Ok(None) };
-            let mut balances = Vec::new();
-            for row in &rows {
-                if let Some(currency) = row.try_get("currency")? {
-                    balances.push(Money { amount: row.try_get("amount")?, currency });
-                }
-            }
-            Ok(Some((account(first)?, balances)))
-        });
-        find.await
+        find(&self.database, patient_id).await
     }
 
     /// Closes the account of a patient, if there is one.
@@ -92,7 +74,7 @@ impl Store {
     /// # Errors
     /// If the database cannot do it.
     pub async fn close(&self, patient_id: Uuid) -> Result<Option<Account>, Error> {
-        let close = self.database.run(async |connection| {
+        let close = self.database.run_idempotent(async |connection| {
             let row = query(
                 "-- close account
                 UPDATE accounts SET status = 'CLOSED', closed_at = coalesce(closed_at, now()) WHERE patient_id = $1
@@ -112,8 +94,10 @@ impl Store {
     /// If the database cannot do it.
     pub async fn record(&self, entry: &Entry) -> Result<Recording, Error> {
         let Entry { patient_id, transaction_id, kind, amount } = entry;
+        let database = self.database.with_one_deadline();
         let turn = self.turn(*patient_id).await?;
-        let insert = self.database.run(async |connection| {
+        // A repetition finds what the first has made, by the transaction's id.
+        let insert = database.run_idempotent(async |connection| {
             // Under the account's lock an entry takes its position and is committed before the next one takes its own, so
             // that whoever has read up to a position has read all before it. The lock also keeps the account from being
             // closed in between. The position is taken after the lock, because the insert reads what the lock gives.
@@ -150,7 +134,7 @@ impl Store {
             return Ok(recording);
         }
         // Either the id was there before, or the account is closed.
-        Ok(match self.find_entry(*patient_id, transaction_id).await? {
+        Ok(match find_entry(&database, *patient_id, transaction_id).await? {
             Some(first) if first.kind == *kind && first.amount == *amount => Recording::Recorded(first),
             Some(_) => Recording::OtherEntry,
             None => Recording::Closed,
@@ -166,28 +150,12 @@ impl Store {
         within(self.database.acquire_limit(), queue.lock()).await.map_err(busy)
     }
 
-    async fn find_entry(&self, patient_id: Uuid, transaction_id: &str) -> Result<Option<Recorded>, Error> {
-        let find = self.database.run(async |connection| {
-            let row = query(
-                "-- find transaction
-                SELECT position, transaction_id, type, amount, currency, recorded_at
-                FROM transactions WHERE patient_id = $1 AND transaction_id = $2",
-            )
-            .bind(patient_id)
-            .bind(transaction_id)
-            .fetch_optional(connection)
-            .await?;
-            row.as_ref().map(recorded).transpose()
-        });
-        find.await
-    }
-
     /// At most `limit` entries after a position, in order.
     ///
     /// # Errors
     /// If the database cannot be asked.
     pub async fn list(&self, patient_id: Uuid, after: i64, limit: i64) -> Result<Vec<Recorded>, Error> {
-        let list = self.database.run(async |connection| {
+        let list = self.database.run_idempotent(async |connection| {
             let rows = query(
                 "-- list transactions
                 SELECT position, transaction_id, type, amount, currency, recorded_at
@@ -202,6 +170,45 @@ impl Store {
         });
         list.await
     }
+}
+
+async fn find(database: &Database, patient_id: Uuid) -> Result<Option<(Account, Vec<Money>)>, Error> {
+    let find = database.run_idempotent(async |connection| {
+        let rows = query(
+            "-- find account
+            SELECT a.id, a.status, b.amount, b.currency
+            FROM accounts a LEFT JOIN balances b USING (patient_id)
+            WHERE a.patient_id = $1 ORDER BY b.currency",
+        )
+        .bind(patient_id)
+        .fetch_all(connection)
+        .await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let mut balances = Vec::new();
+        for row in &rows {
+            if let Some(currency) = row.try_get("currency")? {
+                balances.push(Money { amount: row.try_get("amount")?, currency });
+            }
+        }
+        Ok(Some((account(first)?, balances)))
+    });
+    find.await
+}
+
+async fn find_entry(database: &Database, patient_id: Uuid, transaction_id: &str) -> Result<Option<Recorded>, Error> {
+    let find = database.run_idempotent(async |connection| {
+        let row = query(
+            "-- find transaction
+            SELECT position, transaction_id, type, amount, currency, recorded_at
+            FROM transactions WHERE patient_id = $1 AND transaction_id = $2",
+        )
+        .bind(patient_id)
+        .bind(transaction_id)
+        .fetch_optional(connection)
+        .await?;
+        row.as_ref().map(recorded).transpose()
+    });
+    find.await
 }
 
 fn account(row: &PgRow) -> Result<Account, sqlx::Error> {

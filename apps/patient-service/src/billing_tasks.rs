@@ -155,7 +155,7 @@ impl BillingTasks {
     /// # Errors
     /// If the database cannot do it: then they are done again, which changes nothing.
     pub async fn done(&self, action: Action, patient_ids: &[Uuid]) -> Result<(), Error> {
-        let done = self.database.run(async |connection| {
+        let done = self.database.run_idempotent(async |connection| {
             query("-- billing tasks done\nDELETE FROM billing_tasks WHERE patient_id = ANY($1) AND action = $2")
                 .bind(patient_ids)
                 .bind(action.name())
@@ -194,7 +194,7 @@ impl BillingTasks {
     /// # Errors
     /// If the database cannot do it: then it is tried once more when its claim ends.
     pub async fn dead_letter(&self, task: &Task, error: &str) -> Result<(), Error> {
-        let dead_letter = self.database.run(async |connection| {
+        let dead_letter = self.database.run_idempotent(async |connection| {
             query(
                 "-- dead-letter billing task
                 WITH rejected AS (
@@ -222,7 +222,7 @@ impl BillingTasks {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn count(&self) -> Result<Counts, Error> {
-        let count = self.database.run(async |connection| {
+        let count = self.database.run_idempotent(async |connection| {
             let row = query(
                 "-- count billing tasks
                 SELECT (SELECT count(*) FROM (SELECT 1 FROM billing_tasks LIMIT $1) tasks),

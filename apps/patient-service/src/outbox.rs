@@ -204,7 +204,7 @@ impl Outbox {
     /// If the database cannot be asked, or the connection leads to a server that only reads: what it shows may be older
     /// than what another server has.
     pub async fn pending(&self, wanted: &PendingQuery<'_>) -> Result<(IdSource, Vec<OutboxRow>), Error> {
-        let pending = self.database.run(async |connection| {
+        let pending = self.database.run_idempotent(async |connection| {
             let rows = query(
                 "-- pending events
                 SELECT source.*, event.* FROM (
@@ -261,7 +261,7 @@ impl Outbox {
     /// If the database cannot do it: then none is deleted, as far as one knows.
     pub async fn delete(&self, rows: &[RowKey], skip_locked: bool) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = rows.iter().map(|row| (row.id, row.event_id)).unzip();
-        let delete = self.database.run(async |connection| {
+        let delete = self.database.run_idempotent(async |connection| {
             if !skip_locked {
                 query("-- delete published events\nDELETE FROM outbox WHERE id = ANY($1) AND event_id = ANY($2)")
                     .bind(&ids)
@@ -294,7 +294,7 @@ impl Outbox {
     /// # Errors
     /// If the database cannot do it.
     pub async fn dead_letter(&self, row: RowKey, error: &str) -> Result<(), Error> {
-        let dead_letter = self.database.run(async |connection| {
+        let dead_letter = self.database.run_idempotent(async |connection| {
             query(
                 "-- dead-letter event
                 WITH rejected AS (
@@ -320,7 +320,7 @@ impl Outbox {
     /// # Errors
     /// If the database cannot do it.
     pub async fn move_ids_past(&self, id: i64) -> Result<(), Error> {
-        let advance = self.database.run(async |connection| {
+        let advance = self.database.run_idempotent(async |connection| {
             // Further than needed, because others may take ids between the look at the sequence and the move.
             query("-- move outbox ids\nSELECT setval('outbox_id_seq', $1) FROM outbox_id_seq WHERE last_value < $1")
                 .bind(id.saturating_add(1000))
@@ -335,7 +335,7 @@ impl Outbox {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn backlog(&self, shard: (i32, i32), from: i64) -> Result<Backlog, Error> {
-        let backlog = self.database.run(async |connection| {
+        let backlog = self.database.run_idempotent(async |connection| {
             let row = query(
                 "-- outbox backlog
                 SELECT count(*), min(id), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8,
@@ -374,7 +374,7 @@ impl Outbox {
         duration: Duration,
         abandoned: Option<&LeaseToken>,
     ) -> Result<Hold, Error> {
-        let hold = self.leases.run(async |connection| {
+        let hold = self.leases.run_idempotent(async |connection| {
             let row = query(
                 "-- hold relay lease
                 WITH held AS (
@@ -412,7 +412,7 @@ impl Outbox {
     /// # Errors
     /// If the database cannot do it.
     pub async fn release_lease(&self, shard: i32, holder: Uuid) -> Result<(), Error> {
-        let release = self.leases.run(async |connection| {
+        let release = self.leases.run_idempotent(async |connection| {
             query("-- release relay lease\nDELETE FROM relay_leases WHERE shard = $1 AND holder = $2")
                 .bind(shard)
                 .bind(holder)

@@ -127,7 +127,8 @@ impl Registry {
         let id = Uuid::now_v7();
         let patient = Patient { id, name, email, address, date_of_birth, registered_date, version: 1 };
         let billing_after = self.billing.deadline() + RECONCILE_AFTER;
-        let patient = match self.store.insert(patient.clone(), key.clone(), billing_after, trace).await {
+        let store = self.store.with_one_deadline();
+        let patient = match store.insert(patient.clone(), key.clone(), billing_after, trace).await {
             Ok(()) => {
                 self.relay.notify();
                 tracing::info!(patient_id = %patient.id, "patient registered");
@@ -137,7 +138,7 @@ impl Registry {
             // Which of the two a repetition meets first is the database's choice.
             Err(conflict @ (StoreError::EmailTaken | StoreError::KeyUsed)) => {
                 let repeated = match &key {
-                    Some(key) => self.repeated(key).await?,
+                    Some(key) => repeated(&store, key).await?,
                     None => None,
                 };
                 match (repeated, conflict) {
@@ -156,15 +157,6 @@ impl Registry {
         Ok(Registered { patient, account, stored_in, billed_in: started.elapsed() - stored_in })
     }
 
-    /// The patient that an earlier request with this key made; none if there was no such request.
-    async fn repeated(&self, key: &IdempotencyKey) -> Result<Option<Patient>, Error> {
-        match self.store.find_key(&key.key).await? {
-            None => Ok(None),
-            Some((fingerprint, _)) if fingerprint != key.fingerprint => Err(Error::KeyReused),
-            Some((_, patient_id)) => Ok(Some(self.store.find(patient_id).await?.ok_or(Error::KeySpent)?)),
-        }
-    }
-
     /// A patient.
     ///
     /// # Errors
@@ -178,7 +170,7 @@ impl Registry {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
-        Ok(self.store.list(list).await?)
+        Ok(self.store.with_one_deadline().list(list).await?)
     }
 
     /// How many patients a search finds; without one, how many there are.
@@ -221,6 +213,15 @@ impl Registry {
         self.reconciler.notify();
         tracing::info!(patient_id = %id, "patient deleted");
         Ok(())
+    }
+}
+
+/// The patient that an earlier request with this key made; none if there was no such request.
+async fn repeated(store: &Store, key: &IdempotencyKey) -> Result<Option<Patient>, Error> {
+    match store.find_key(&key.key).await? {
+        None => Ok(None),
+        Some((fingerprint, _)) if fingerprint != key.fingerprint => Err(Error::KeyReused),
+        Some((_, patient_id)) => Ok(Some(store.find(patient_id).await?.ok_or(Error::KeySpent)?)),
     }
 }
 

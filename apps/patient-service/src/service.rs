@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use postgres::{Database, Migrator};
-use runtime::{Parts, Shutdown, Wake};
+use runtime::{Failure, Parts, Shutdown, Wake};
 use web::{Component, Health};
 
 use crate::{
@@ -59,7 +59,7 @@ impl Service {
     ///
     /// # Errors
     /// If a part of it fails, or does not end in time.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
         let Self { server, database, billing, settings } = self;
         tracing::info!(http = %server.address(), "listening");
 
@@ -99,7 +99,10 @@ impl Service {
         parts.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
         let outcome = parts.join(drain).await;
         database.close().await;
-        outcome
+        match database.refusal() {
+            Some(refusal) => Err(Failure::of_settings(refusal.to_string())),
+            None => Ok(outcome?),
+        }
     }
 }
 

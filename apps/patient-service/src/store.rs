@@ -5,7 +5,6 @@
 use chrono::NaiveDate;
 use codec::event::Kind;
 use postgres::{Batcher, Database, Error, PgConnection, PgRow, Row as _, query};
-use sqlx::Acquire as _;
 use telemetry::TraceContext;
 use uuid::Uuid;
 
@@ -91,6 +90,16 @@ impl Store {
         Self { finder: Batcher::new(database.clone()), inserter: Batcher::new(database.clone()), database }
     }
 
+    /// The same patients, for several steps that have one deadline together.
+    #[must_use]
+    pub fn with_one_deadline(&self) -> Self {
+        Self {
+            finder: self.finder.with_one_deadline(),
+            inserter: self.inserter.with_one_deadline(),
+            database: self.database.with_one_deadline(),
+        }
+    }
+
     /// Stores a new patient with its event, its task for billing and, if there is one, its key, in one commit.
     /// `billing_after` leaves the request itself time to call billing.
     ///
@@ -126,8 +135,7 @@ impl Store {
         details: &Details,
         trace: TraceContext,
     ) -> Result<Change<Patient>, StoreError> {
-        let update = self.database.run(async |connection| {
-            let mut transaction = connection.begin().await?;
+        let update = self.database.transaction(async |transaction| {
             let row = query(
                 "-- update patient
                 UPDATE patients
@@ -146,15 +154,10 @@ impl Store {
             .bind(&*condition.not)
             .fetch_optional(&mut *transaction)
             .await?;
-            let Some(row) = row else {
-                let change = missing(&mut transaction, id).await?;
-                transaction.rollback().await?;
-                return Ok(change);
-            };
+            let Some(row) = row else { return missing(transaction, id).await };
             let patient = patient(&row)?;
             // The row is locked until the commit, so that the ids of a patient's events grow with its versions.
-            outbox::enqueue(&mut transaction, &Outgoing::of(&patient, Kind::Updated, trace)).await?;
-            transaction.commit().await?;
+            outbox::enqueue(transaction, &Outgoing::of(&patient, Kind::Updated, trace)).await?;
             Ok(Change::Done(patient))
         });
         Ok(update.await?)
@@ -171,8 +174,7 @@ impl Store {
         condition: &VersionCondition,
         trace: TraceContext,
     ) -> Result<Change<()>, Error> {
-        let delete = self.database.run(async |connection| {
-            let mut transaction = connection.begin().await?;
+        let delete = self.database.transaction(async |transaction| {
             let row = query(
                 "-- delete patient
                 DELETE FROM patients
@@ -184,15 +186,10 @@ impl Store {
             .bind(&*condition.not)
             .fetch_optional(&mut *transaction)
             .await?;
-            let Some(row) = row else {
-                let change = missing(&mut transaction, id).await?;
-                transaction.rollback().await?;
-                return Ok(change);
-            };
+            let Some(row) = row else { return missing(transaction, id).await };
             let patient = patient(&row)?;
-            outbox::enqueue(&mut transaction, &Outgoing::of(&patient, Kind::Deleted, trace)).await?;
-            billing_tasks::enqueue_close(&mut transaction, &patient, trace).await?;
-            transaction.commit().await?;
+            outbox::enqueue(transaction, &Outgoing::of(&patient, Kind::Deleted, trace)).await?;
+            billing_tasks::enqueue_close(transaction, &patient, trace).await?;
             Ok(Change::Done(()))
         });
         delete.await

@@ -2,8 +2,6 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
@@ -15,8 +13,14 @@ pub const SOURCE: &str = "/patient-service";
 pub const CONTENT_TYPE: &str = "application/protobuf";
 /// The header that carries the trace.
 pub const TRACEPARENT: &str = "traceparent";
-/// Headers of a record as Kafka has them: names to bytes.
-pub type Headers = BTreeMap<String, Vec<u8>>;
+/// Headers of a record as Kafka has them: names and values, in order. A name may come more than once, need not be text, and
+/// may have no value.
+pub type Headers = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// A header of text.
+pub fn header(name: impl Into<String>, text: impl Into<String>) -> (Vec<u8>, Option<Vec<u8>>) {
+    (name.into().into_bytes(), Some(text.into().into_bytes()))
+}
 
 /// The headers of an event of ours.
 pub fn of_event(id: Uuid, kind: Kind, time: DateTime<Utc>, traceparent: Option<&str>) -> Headers {
@@ -31,17 +35,16 @@ pub fn of_event(id: Uuid, kind: Kind, time: DateTime<Utc>, traceparent: Option<&
         ("ce_specversion", "1.0"),
         ("content-type", CONTENT_TYPE),
     ] {
-        headers.insert(name.to_owned(), value.as_bytes().to_vec());
+        headers.push(header(name, value));
     }
-    if let Some(traceparent) = traceparent {
-        headers.insert(TRACEPARENT.to_owned(), traceparent.as_bytes().to_vec());
-    }
+    headers.extend(traceparent.map(|traceparent| header(TRACEPARENT, traceparent)));
     headers
 }
 
-/// The text of a header, if it is there and is text.
+/// The text of the last header with this name, if it is there and is text.
 pub fn text<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| std::str::from_utf8(value).ok())
+    let (_, value) = headers.iter().rfind(|(found, _)| found == name.as_bytes())?;
+    std::str::from_utf8(value.as_ref()?).ok()
 }
 
 #[cfg(test)]

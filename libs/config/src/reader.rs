@@ -21,6 +21,11 @@ impl Reader {
         Field { reader: self, names, about }
     }
 
+    /// The value of a variable that is no setting of the program, and that a library would read behind its back.
+    pub fn foreign(&self, name: &str) -> Option<&str> {
+        self.environment.get(name)
+    }
+
     /// Adds an error that no single value shows, such as two settings that exclude each other.
     pub fn reject(&mut self, name: &'static str, expected: impl Into<String>, why: impl Into<String>) {
         self.errors.push(Invalid { name, expected: expected.into(), why: why.into() });

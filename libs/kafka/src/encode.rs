@@ -78,8 +78,8 @@ pub(crate) fn put_record(to: &mut BytesMut, offset: i64, timestamp: i64, record:
     put_bytes(&mut body, record.value.as_deref());
     put_varint(&mut body, record.headers.len() as i64);
     for (name, value) in &record.headers {
-        put_bytes(&mut body, Some(name.as_bytes()));
-        put_bytes(&mut body, Some(value));
+        put_bytes(&mut body, Some(name));
+        put_bytes(&mut body, value.as_deref());
     }
     put_varint(to, body.len() as i64);
     to.put_slice(&body);

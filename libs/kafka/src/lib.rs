@@ -2,7 +2,8 @@
 //!
 //! Records go and come over connections of our own on smol ([`Producer`], [`Consumer`]), and those that come are read
 //! where they were received ([`Records`]); the messages around them are kafka-protocol's. rskafka, behind the tokio
-//! compat bridge, looks after topics, and a record that is sent or kept is its [`Record`].
+//! compat bridge, looks after topics; its records have their headers in a map, which loses what is repeated or null, so that
+//! a record that is sent or kept is our own [`Record`].
 //!
 //! On each connection the broker is asked which versions it speaks (ApiVersions), and each request is sent in the highest
 //! version that both ends speak. Tested are Apache Kafka 3.9 and 4.1, and Nisshi; from Apache Kafka 0.11 on, every broker
@@ -56,9 +57,8 @@ pub use error::{BrokerError, Error, Late};
 pub use leader::{brokers, leaders, partitions};
 pub use malformed::Malformed;
 pub use producer::Producer;
-pub use record::RecordRef;
+pub use record::{Headers, Record, RecordAndOffset, RecordRef};
 pub use records::{Records, Unreadable};
 pub use remedy::Remedy;
-pub use rskafka::record::{Record, RecordAndOffset};
 pub use settings::Settings;
 pub use topics::{create_topic, delete_topic};

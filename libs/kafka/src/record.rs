@@ -1,7 +1,41 @@
-use chrono::DateTime;
-use rskafka::record::{Record, RecordAndOffset};
+use chrono::{DateTime, Utc};
 
 use crate::{Malformed, cursor::Cursor};
+
+/// The headers of a record: names and values, in order. A name may come more than once, need not be text, and may have no
+/// value.
+pub type Headers = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// A record that is sent or kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Its headers.
+    pub headers: Headers,
+    /// When it was made or, if the topic says so, appended.
+    pub timestamp: DateTime<Utc>,
+}
+
+impl Record {
+    /// Bytes of its key, value and headers.
+    pub fn approximate_size(&self) -> usize {
+        let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + length(value)).sum();
+        length(&self.key) + length(&self.value) + headers
+    }
+}
+
+/// A record with its place in its partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordAndOffset {
+    /// The record.
+    pub record: Record,
+    /// Its offset.
+    pub offset: i64,
+}
 
 /// A record where it was received: nothing of it is copied.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +100,9 @@ impl<'a> RecordRef<'a> {
         std::str::from_utf8(value?).ok()
     }
 
-    /// The record in memory of its own. Of headers with the same name the last one is kept; one without a value has an
-    /// empty one; what is no UTF-8 in a name is replaced.
+    /// The record in memory of its own, with all its headers as they are.
     pub fn to_record(&self) -> RecordAndOffset {
-        let headers = self
-            .headers()
-            .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.unwrap_or_default().to_vec()));
+        let headers = self.headers().map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)));
         let record = Record {
             key: self.key.map(<[u8]>::to_vec),
             value: self.value.map(<[u8]>::to_vec),

@@ -13,11 +13,13 @@ use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
         AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, AlterClientQuotasRequest, AlterClientQuotasResponse,
-        ApiKey, BrokerId, EndTxnRequest, EndTxnResponse, FindCoordinatorRequest, FindCoordinatorResponse,
-        IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, InitProducerIdRequest, InitProducerIdResponse,
-        ProduceRequest, ProducerId, TopicName, TransactionalId,
+        ApiKey, BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, EndTxnRequest, EndTxnResponse,
+        FindCoordinatorRequest, FindCoordinatorResponse, IncrementalAlterConfigsRequest,
+        IncrementalAlterConfigsResponse, InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProducerId,
+        TopicName, TransactionalId,
         add_partitions_to_txn_request::AddPartitionsToTxnTopic,
         alter_client_quotas_request::{EntityData, EntryData, OpData},
+        create_partitions_request::CreatePartitionsTopic,
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         produce_request::{PartitionProduceData, TopicProduceData},
     },
@@ -63,6 +65,7 @@ macro_rules! requests {
 requests! {
     AlterClientQuotasRequest => AlterClientQuotasResponse, AlterClientQuotas, 0..=1;
     IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse, IncrementalAlterConfigs, 0..=1;
+    CreatePartitionsRequest => CreatePartitionsResponse, CreatePartitions, 0..=3;
     FindCoordinatorRequest => FindCoordinatorResponse, FindCoordinator, 1..=3;
     InitProducerIdRequest => InitProducerIdResponse, InitProducerId, 0..=4;
     AddPartitionsToTxnRequest => AddPartitionsToTxnResponse, AddPartitionsToTxn, 0..=3;
@@ -123,6 +126,23 @@ pub async fn set_topic_setting(settings: &Settings, topic: &str, name: &str, val
     let work = async {
         let answer = connect(settings, deadline).await?.call(&request).await?;
         answer.responses.iter().try_for_each(|response| outcome(response.error_code))
+    };
+    call("testing", deadline, Box::pin(work)).await
+}
+
+/// Adds partitions to a topic, until it has so many.
+///
+/// # Errors
+/// If the broker cannot be asked, or refuses.
+pub async fn add_partitions(settings: &Settings, topic: &str, count: i32) -> Result<(), Error> {
+    let topic = CreatePartitionsTopic::default().with_name(TopicName(text(topic))).with_count(count);
+    let request = CreatePartitionsRequest::default()
+        .with_topics(vec![topic.with_assignments(None)])
+        .with_timeout_ms(millis(settings.deadline));
+    let deadline = Deadline::new(settings.deadline);
+    let work = async {
+        let answer = connect(settings, deadline).await?.call(&request).await?;
+        answer.results.iter().try_for_each(|result| outcome(result.error_code))
     };
     call("testing", deadline, Box::pin(work)).await
 }

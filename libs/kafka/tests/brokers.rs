@@ -22,6 +22,7 @@ use testbed::{
 
 testbed::on_each_version!(
     records_come_back_in_order,
+    headers_come_back_in_order_repeated_null_and_no_text,
     a_fetch_begins_in_the_middle_of_a_batch,
     a_fetch_at_the_end_waits_for_the_next_record,
     a_missing_topic_is_told,
@@ -35,7 +36,7 @@ testbed::on_each_version!(
 const WAIT: Duration = Duration::from_millis(200);
 
 fn record(value: impl Into<Vec<u8>>) -> Record {
-    let headers = BTreeMap::from([("traceparent".to_owned(), b"00-1".to_vec())]);
+    let headers = vec![(b"traceparent".to_vec(), Some(b"00-1".to_vec()))];
     Record { key: Some(b"key".to_vec()), value: Some(value.into()), headers, timestamp: chrono::Utc::now() }
 }
 
@@ -82,6 +83,25 @@ fn records_come_back_in_order(kind: Kind) {
         assert_eq!(first.header("traceparent"), Some("00-1"));
         assert_eq!(read(&mut consumer, 0, 100).await, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
         assert_eq!(Consumer::new(settings, &topic, 0).offsets().await.unwrap(), 0..0);
+    });
+}
+
+fn headers_come_back_in_order_repeated_null_and_no_text(kind: Kind) {
+    runtime::block_on(2, async move {
+        let settings = testbed::shared_broker(kind).await;
+        let topic = topic(&settings, 1).await;
+        let header = |name: &[u8], value: Option<&[u8]>| (name.to_vec(), value.map(<[u8]>::to_vec));
+        let headers = vec![
+            header(b"b", Some(b"1")),
+            header(b"a", Some(b"2")),
+            header(b"b", Some(b"")),
+            header(b"a", None),
+            header(b"", Some(b"no name")),
+        ];
+        let sent = Record { headers, ..record("value") };
+        send(&mut Producer::new(settings.clone(), &topic), 0, vec![sent.clone()]).await.unwrap();
+        let fetched = Consumer::new(settings, &topic, 0).fetch(0, 1 << 20, WAIT).await.unwrap();
+        assert_eq!(fetched.records.iter().next().unwrap().to_record().record.headers, sent.headers);
     });
 }
 

@@ -37,7 +37,7 @@ fn consumer(brokers: Vec<HostPort>) -> Consumer {
 }
 
 async fn send(producer: &mut Producer) -> Result<Vec<i64>, Error> {
-    let record = Record { key: None, value: None, headers: BTreeMap::new(), timestamp: chrono::Utc::now() };
+    let record = Record { key: None, value: None, headers: Vec::new(), timestamp: chrono::Utc::now() };
     producer.send(BTreeMap::from([(0, vec![record])])).await.remove(&0).unwrap()
 }
 

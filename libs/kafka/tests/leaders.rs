@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -114,7 +113,7 @@ async fn write(mut producer: Producer, shared: Arc<Shared>) -> Duration {
             let record = |n: u32| Record {
                 key: None,
                 value: Some(n.to_be_bytes().to_vec()),
-                headers: BTreeMap::new(),
+                headers: Vec::new(),
                 timestamp: chrono::Utc::now(),
             };
             (partition, (next..next + BATCH).map(record).collect())

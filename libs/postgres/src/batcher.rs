@@ -7,13 +7,17 @@ use std::{
     time::Instant,
 };
 
-use smol::channel::{self, Sender};
+use runtime::within;
+use smol::channel::{self, Receiver, Sender};
 use telemetry::{Span, span::Kind};
 
 use crate::{Database, Error};
 
 /// Statements at once: while the answers of one are handed out, the database works on another.
 const AT_ONCE: usize = 2;
+/// Requests that wait, at most, as so many statements take. The time for which one may wait is bounded too; this bounds
+/// the memory that they take meanwhile.
+const MAX_WAITING_STATEMENTS: usize = 16;
 
 /// A statement that does for many what they have asked for.
 pub trait Statement: Send + Sync + 'static {
@@ -41,6 +45,8 @@ pub trait Statement: Send + Sync + 'static {
 pub struct Batcher<S: Statement> {
     database: Database,
     queue: Arc<Mutex<Queue<S>>>,
+    /// When whoever asks wants an answer at the latest, if that is not measured for each request alone.
+    until: Option<Instant>,
 }
 
 struct Queue<S: Statement> {
@@ -58,7 +64,7 @@ struct Waiting<S: Statement> {
 
 impl<S: Statement> Clone for Batcher<S> {
     fn clone(&self) -> Self {
-        Self { database: self.database.clone(), queue: self.queue.clone() }
+        Self { database: self.database.clone(), queue: self.queue.clone(), until: self.until }
     }
 }
 
@@ -71,28 +77,56 @@ impl<S: Statement> fmt::Debug for Batcher<S> {
 impl<S: Statement> Batcher<S> {
     /// A batcher for statements on this database.
     pub fn new(database: Database) -> Self {
-        Self { database, queue: Arc::new(Mutex::new(Queue { waiting: Vec::new(), running: 0 })) }
+        Self { database, queue: Arc::new(Mutex::new(Queue { waiting: Vec::new(), running: 0 })), until: None }
+    }
+
+    /// The same batcher for several requests that have one deadline together: that of a single one.
+    #[must_use]
+    pub fn with_one_deadline(&self) -> Self {
+        Self { until: Some(Instant::now() + self.database.work_limit()), ..self.clone() }
     }
 
     /// The answer of a statement that begins after this call. A request that is given up before is never executed.
     ///
     /// # Errors
-    /// Why this request could not be done, or why the database could do none.
+    /// Why this request could not be done, or why the database could do none; [`Error::QueueFull`] if too many wait.
     pub async fn ask(&self, request: S::Request) -> Result<S::Answer, Error> {
         // The statement belongs to many requests, and each has a span of its own for it.
         let mut span = Span::child(Kind::Client, S::NAME);
         span.set("db.system.name", "postgresql");
         span.set("db.query.summary", S::NAME);
-        let (answer, answered) = channel::bounded(1);
-        self.lock().waiting.push(Waiting { request, since: Instant::now(), answer });
-        self.start();
-        let result = answered.recv().await;
-        let result = result.unwrap_or_else(|_| Err(Error::Unavailable("the statement was broken off".into())));
+        let result = match self.enqueue(request) {
+            Ok(answered) => {
+                self.start();
+                // Those before it may wait for a database that says nothing.
+                let limit = self.database.work_limit();
+                let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+                let answer = within(left.map_or(limit, |left| left.min(limit)), answered.recv()).await;
+                let answer = answer.map_err(|late| Error::Unavailable(late.to_string().into()));
+                let broken_off = |_| Error::Unavailable("the statement was broken off".into());
+                answer.and_then(|answer| answer.map_err(broken_off)).flatten()
+            }
+            Err(full) => Err(full),
+        };
         match &result {
             Ok(_) => span.end(),
             Err(error) => span.fail(error.outcome()),
         }
         result
+    }
+
+    fn enqueue(&self, request: S::Request) -> Result<Receiver<Result<S::Answer, Error>>, Error> {
+        let mut queue = self.lock();
+        if queue.waiting.len() >= S::MOST * MAX_WAITING_STATEMENTS {
+            // Those who have gone keep no place.
+            queue.waiting.retain(|one| !one.answer.is_closed());
+        }
+        if queue.waiting.len() >= S::MOST * MAX_WAITING_STATEMENTS {
+            return Err(Error::QueueFull);
+        }
+        let (answer, answered) = channel::bounded(1);
+        queue.waiting.push(Waiting { request, since: Instant::now(), answer });
+        Ok(answered)
     }
 
     /// Begins a statement if somebody waits for one and it is not one too many.
@@ -101,7 +135,7 @@ impl<S: Statement> Batcher<S> {
         if !queue.waiting.is_empty() && queue.running < AT_ONCE {
             queue.running += 1;
             // A task of its own, because a request can be broken off and others wait for the same statement.
-            runtime::spawn(Running(self.clone()).answer_all()).detach();
+            runtime::spawn(Running(Self { until: None, ..self.clone() }).answer_all()).detach();
         }
     }
 
@@ -125,13 +159,16 @@ impl<S: Statement> Batcher<S> {
         if waiting.is_empty() {
             return;
         }
+        // None of them gets its answer later than if it had been alone.
+        let since = waiting.iter().map(|one| one.since).min().unwrap_or_else(Instant::now);
+        let database = self.database.until(since + self.database.work_limit());
         let (requests, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.request, one.answer)).unzip();
-        match S::execute(&self.database, &requests).await {
+        match S::execute(&database, &requests).await {
             Ok(results) => answers.iter().zip(results).for_each(|(answer, result)| tell(answer, Ok(result))),
             Err(error) if requests.len() > 1 && error.is_of_the_statement() => {
                 // Not here: whichever it is, it may fail slowly, and others wait for the next statement.
                 for (request, answer) in requests.into_iter().zip(answers) {
-                    runtime::spawn(alone::<S>(self.database.clone(), request, answer)).detach();
+                    runtime::spawn(alone::<S>(database.clone(), request, answer)).detach();
                 }
             }
             Err(error) => answers.iter().for_each(|answer| tell(answer, Err(error.for_another()))),

@@ -2,7 +2,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -10,14 +10,20 @@ use std::{
 
 use runtime::{Backoff, Shutdown, within};
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection,
+    Connection as _, PgConnection,
     migrate::{MigrateError, Migrator},
 };
-use telemetry::{Span, span::Kind};
+use telemetry::{
+    Span,
+    metrics::{self, IntCounterVec},
+    span::Kind,
+};
 
 use crate::{
     Error, Settings,
-    pool::{Pool, Pools, unavailable},
+    error::{Cause, is_certainly_undone},
+    pool::{Limits, Pool, PooledConnection, Pools, unavailable},
+    requirements,
     statement::UNNAMED,
 };
 
@@ -26,6 +32,23 @@ const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
 
 /// For so long after an answer the database is known to be there, and need not be asked.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How often a piece of work is repeated with its statements prepared anew, at most.
+const MAX_PREPARED_ANEW: u32 = 2;
+
+/// Pauses before work is repeated that was in conflict with other transactions.
+const CONFLICT_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+
+/// Statements that waited too long or took too long are logged this often at most.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+static REPEATS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    metrics::counters("db_repeats_total", "Work that was repeated because nothing was done the first time.", &["cause"])
+});
+
+static TIMEOUTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    metrics::counters("db_timeouts_total", "Statements that a healthy server gave up, by what was too long.", &["kind"])
+});
 
 /// The name of the pool that a database begins with.
 const REQUESTS: &str = "requests";
@@ -38,6 +61,8 @@ const REQUESTS: &str = "requests";
 pub struct Database {
     inner: Arc<Inner>,
     pool: Arc<Pool>,
+    /// When its work ends at the latest, if that is not measured for each piece of work alone.
+    until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -51,6 +76,9 @@ struct Inner {
     created: Instant,
     /// When the server last answered, in microseconds after `created`; 0 before it ever has.
     answered: AtomicU64,
+    refusal: OnceLock<MigrationError>,
+    /// When a statement was last logged that a healthy server gave up.
+    reported: Mutex<Option<Instant>>,
 }
 
 impl Database {
@@ -66,8 +94,10 @@ impl Database {
             turned: Mutex::default(),
             created: Instant::now(),
             answered: AtomicU64::new(0),
+            refusal: OnceLock::new(),
+            reported: Mutex::default(),
         };
-        Self { inner: Arc::new(inner), pool }
+        Self { inner: Arc::new(inner), pool, until: None }
     }
 
     /// The same database over connections of its own, so many at most, besides those that there are. Work of one kind
@@ -76,7 +106,7 @@ impl Database {
     /// `name` is the pool's in the metric `db_pool_connections`.
     #[must_use]
     pub fn reserve(&self, name: &'static str, connections: usize) -> Self {
-        Self { inner: self.inner.clone(), pool: self.inner.pools.pool(name, connections) }
+        Self { pool: self.inner.pools.pool(name, connections), ..self.clone() }
     }
 
     /// Brings the schema up to date, trying again until the database is there. Several instances may do it at once.
@@ -96,7 +126,11 @@ impl Database {
                     self.inner.migrated.store(true, Ordering::Release);
                     return Ok(());
                 }
-                Err(MigrationFailure::Final(error)) => return Err(MigrationError(error)),
+                Err(MigrationFailure::Final(error)) => {
+                    let error = MigrationError(error);
+                    let _ = self.inner.refusal.set(error.clone());
+                    return Err(error);
+                }
                 Err(MigrationFailure::Passing(error)) => self.tell(Instant::now(), &Err::<(), _>(error)),
             }
             if shutdown.or_stop(backoff.pause()).await.is_none() {
@@ -106,34 +140,90 @@ impl Database {
     }
 
     async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
-        let settings = self.inner.pools.settings();
+        let pools = &self.inner.pools;
+        let until = Instant::now() + pools.settings().acquire;
+        let failed = |error: Error| match error {
+            error @ Error::Query(_) => MigrationFailure::Final(error.to_string()),
+            error => MigrationFailure::Passing(error),
+        };
         // A connection of its own, because a statement here may take longer than any of the service's work.
-        let options = settings.url.expose().0.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-        let connecting = within(settings.acquire, options.connect()).await;
-        let connection =
-            connecting.map_err(|late| MigrationFailure::Passing(unavailable(format!("connecting: {late}"))))?;
-        let mut connection = connection.map_err(|error| MigrationFailure::Passing(error.into()))?;
+        let mut connection = pools.connect(until, Limits::Migration).await.map_err(failed)?;
+        requirements::check(&mut connection, pools, until).await?;
         match migrator.run_direct(None, &mut connection, false).await {
             Ok(()) => {
                 let _ = connection.close().await;
                 Ok(())
             }
-            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => match error.into() {
-                error @ (Error::Unavailable(_) | Error::Locked) => Err(MigrationFailure::Passing(error)),
-                error => Err(MigrationFailure::Final(error.to_string())),
-            },
-            Err(error) => Err(MigrationFailure::Final(error.to_string())),
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+                Err(requirements::explain(&mut connection, error).await)
+            }
+            Err(error) => Err(MigrationFailure::Final(requirements::of_history(&error))),
         }
     }
 
-    /// Does one piece of work on a connection of its own, within one deadline.
+    /// Does one piece of work on a connection of its own, within one deadline for all of it: the wait for a connection, the
+    /// work, and its repetition. The work is one statement, or several that only read; [`transaction`](Self::transaction)
+    /// is for several that write.
+    ///
+    /// It is repeated if it is certain that nothing was done: prepared statements that a change of the schema has made stale
+    /// are prepared anew, serialization failures and deadlocks are tried again, and a connection that has ended, or leads
+    /// to a server that takes no writes, is replaced.
     ///
     /// # Errors
     /// [`Error::Unavailable`] also when no connection is free in time or the work takes too long.
     pub async fn run<T, W>(&self, work: W) -> Result<T, Error>
     where
-        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
+        self.observe(Box::pin(self.repeat(Progress::Statement, work))).await
+    }
+
+    /// Does work as [`run`](Self::run) does that may be done twice without a difference: it only reads, or what it writes
+    /// is the same the second time. It is repeated also when a connection was lost and nobody knows what has been done.
+    ///
+    /// # Errors
+    /// As those of [`run`](Self::run).
+    pub async fn run_idempotent<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    {
+        self.observe(Box::pin(self.repeat(Progress::Idempotent, work))).await
+    }
+
+    /// Does work as [`run`](Self::run) does in a transaction, which is committed if the work succeeds. Until the commit is
+    /// sent, nothing is done whatever happens; so the work is repeated also when its connection was lost before.
+    ///
+    /// # Errors
+    /// As those of [`run`](Self::run).
+    pub async fn transaction<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    {
+        let committing = AtomicBool::new(false);
+        self.observe(Box::pin(self.repeat(Progress::Transaction(&committing), work))).await
+    }
+
+    /// The same database, whose work from now on has one deadline together: that of a single piece of work.
+    #[must_use]
+    pub fn with_one_deadline(&self) -> Self {
+        self.until(self.end(Instant::now()))
+    }
+
+    /// The same database, whose work ends at this time at the latest.
+    #[must_use]
+    pub fn until(&self, end: Instant) -> Self {
+        Self { until: Some(self.until.map_or(end, |until| until.min(end))), ..self.clone() }
+    }
+
+    /// When work that begins now ends at the latest.
+    fn end(&self, now: Instant) -> Instant {
+        let end = now + self.work_limit();
+        self.until.map_or(end, |until| until.min(end))
+    }
+
+    /// Traces work, and notices an outage and its end. Work comes in a box, because each layer that a future passes through
+    /// would hold it twice.
+    async fn observe<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         // An outage before the migration is the migration's to tell.
         if !self.inner.migrated.load(Ordering::Acquire) {
             return Err(unavailable("its schema is not migrated yet"));
@@ -141,50 +231,107 @@ impl Database {
         let started = Instant::now();
         let mut span = Span::child(Kind::Client, UNNAMED);
         span.set("db.system.name", "postgresql");
-        let result = span.scope(self.attempt(work)).await;
+        let result = span.scope(work).await;
         if matches!(result, Err(Error::Unavailable(_))) {
             // Work that is late, or that waited for a place, while the server answered other work tells of no outage.
             if !self.inner.has_answered_since(started) {
                 self.tell(started, &result);
             }
         } else {
-            self.inner.answered.store(self.inner.at(Instant::now()), Ordering::Relaxed);
+            self.inner.note_answer();
             self.tell(started, &result);
         }
         match &result {
             Ok(_) => span.end(),
-            Err(error) => span.fail(error.outcome()),
+            Err(error) => {
+                self.inner.tell_timeout(error, span.name());
+                span.fail(error.outcome());
+            }
         }
         result
     }
 
-    async fn attempt<T, W>(&self, work: W) -> Result<T, Error>
+    async fn repeat<T, W>(&self, progress: Progress<'_>, work: W) -> Result<T, Error>
     where
-        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
-        let mut connection = self.pool.acquire().await?;
-        match within(self.inner.pools.settings().deadline, work(connection.get())).await {
-            Ok(Ok(value)) => {
-                connection.give_back();
-                Ok(value)
-            }
-            Ok(Err(error @ sqlx::Error::Database(_))) if !ends_session(&error) => {
-                // It may be in the middle of a transaction, whose rollback goes out with the next message.
-                match within(self.inner.pools.settings().deadline, connection.get().ping()).await {
-                    Ok(Ok(())) => connection.give_back(),
-                    _ => connection.discard(),
+        let Settings { acquire, deadline, .. } = *self.inner.pools.settings();
+        let now = Instant::now();
+        let end = self.end(now);
+        if now >= end {
+            return Err(unavailable("the time for it was over before it began"));
+        }
+        let mut connection = self.pool.acquire(end.min(now + acquire)).await?;
+        let mut repeats = Repeats::new(end);
+        loop {
+            let begun = Instant::now();
+            let limit = deadline.min(end.saturating_duration_since(begun));
+            match within(limit, attempt(progress, connection.get(), work.clone())).await {
+                Ok(Ok(value)) => {
+                    connection.give_back();
+                    return Ok(value);
                 }
-                Err(error.into())
-            }
-            Ok(Err(error)) => {
-                connection.discard();
-                Err(error.into())
-            }
-            Err(late) => {
-                connection.discard();
-                Err(unavailable(late.to_string()))
+                Ok(Err(error)) => {
+                    // Boxed, because it is large and rare.
+                    connection = Box::pin(self.recover(connection, error, progress, begun, &mut repeats)).await?;
+                }
+                Err(late) => {
+                    connection.close();
+                    self.inner.pools.clear();
+                    return Err(unavailable(late.to_string()));
+                }
             }
         }
+    }
+
+    /// A connection on which work is done again that has failed.
+    ///
+    /// # Errors
+    /// If it is not done again, why it failed.
+    async fn recover<'a>(
+        &self,
+        mut connection: PooledConnection<'a>,
+        error: sqlx::Error,
+        progress: Progress<'_>,
+        begun: Instant,
+        repeats: &mut Repeats,
+    ) -> Result<PooledConnection<'a>, Error> {
+        let Settings { acquire, deadline, .. } = *self.inner.pools.settings();
+        let cause = Cause::of(&error);
+        let repeat = repeats.allow(cause) && (cause.is_of_server() || progress.is_undone(&error));
+        // What is done here of a connection that is well also ends a transaction, whose rollback goes out with it.
+        let is_well = match cause {
+            Cause::Statement | Cause::Conflict => {
+                matches!(within(repeats.left().min(deadline), connection.get().ping()).await, Ok(Ok(())))
+            }
+            Cause::StaleStatement => {
+                let forgetting = connection.get().clear_cached_statements();
+                matches!(within(repeats.left().min(deadline), forgetting).await, Ok(Ok(())))
+            }
+            Cause::ReadOnly | Cause::Shutdown | Cause::Disconnected => false,
+        };
+        if is_well {
+            self.inner.note_answer();
+        } else {
+            connection.close();
+            self.inner.forsake(cause);
+        }
+        // What would be late would leave it open whether it was done.
+        let needed = if cause == Cause::Conflict { begun.elapsed() * 2 + CONFLICT_PAUSES.1 } else { Duration::ZERO };
+        if !repeat || repeats.left() <= needed {
+            if is_well {
+                connection.give_back();
+            }
+            return Err(error.into());
+        }
+        REPEATS.with_label_values(&[cause.name()]).inc();
+        if cause == Cause::Conflict {
+            repeats.backoff.pause().await;
+        }
+        if !is_well {
+            connection.replace(repeats.end.min(Instant::now() + acquire)).await?;
+        }
+        Ok(connection)
     }
 
     /// Whether it answers. An answer of a moment ago will do: under load a question of our own would only wait in line.
@@ -195,12 +342,23 @@ impl Database {
         if !self.inner.away.load(Ordering::Relaxed) && self.inner.has_just_answered() {
             return Ok(());
         }
-        self.run(async |connection| connection.ping().await).await
+        self.run_idempotent(async |connection: &mut PgConnection| connection.ping().await).await
+    }
+
+    /// Why the service cannot work on this database, if the migration has found it out.
+    pub fn refusal(&self) -> Option<&MigrationError> {
+        self.inner.refusal.get()
     }
 
     /// How long work waits for a free connection.
     pub fn acquire_limit(&self) -> Duration {
         self.inner.pools.settings().acquire
+    }
+
+    /// How long a piece of work takes at most: the wait for a connection, the work itself and its repetition.
+    pub fn work_limit(&self) -> Duration {
+        let Settings { acquire, deadline, .. } = *self.inner.pools.settings();
+        acquire + deadline
     }
 
     /// Closes the connections that nobody uses.
@@ -234,9 +392,41 @@ impl Database {
 }
 
 impl Inner {
+    /// Draws the conclusions for other connections from how one has ended.
+    fn forsake(&self, cause: Cause) {
+        match cause {
+            Cause::ReadOnly if self.pools.reopen_elsewhere() => {
+                tracing::warn!("the server takes no writes; the connections to it are closed, and new ones opened");
+            }
+            Cause::ReadOnly => {}
+            Cause::Shutdown => self.pools.reopen(),
+            _ => self.pools.clear(),
+        }
+    }
+
+    /// Counts and logs a statement that was given up although the server is well.
+    fn tell_timeout(&self, error: &Error, statement: &str) {
+        let kind = match error {
+            Error::Locked => "lock",
+            Error::Timeout => "statement",
+            _ => return,
+        };
+        TIMEOUTS.with_label_values(&[kind]).inc();
+        // Nothing panics while it is held.
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+            *reported = Some(Instant::now());
+            tracing::warn!(statement, %error, "a statement was given up; the database is well (db_timeouts_total counts)");
+        }
+    }
+
     /// A time as `answered` has it.
     fn at(&self, time: Instant) -> u64 {
         time.saturating_duration_since(self.created).as_micros() as u64 + 1
+    }
+
+    fn note_answer(&self) {
+        self.answered.store(self.at(Instant::now()), Ordering::Relaxed);
     }
 
     fn has_answered_since(&self, time: Instant) -> bool {
@@ -248,25 +438,92 @@ impl Inner {
     }
 }
 
-/// Whether the server closed the session together with this error.
-fn ends_session(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    // 57P01 to 57P05: the server is going down, or has ended the session.
-    code.is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+/// Does work once.
+async fn attempt<T, W>(progress: Progress<'_>, connection: &mut PgConnection, work: W) -> Result<T, sqlx::Error>
+where
+    W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+{
+    let Progress::Transaction(committing) = progress else { return work(connection).await };
+    committing.store(false, Ordering::Relaxed);
+    let mut transaction = connection.begin().await?;
+    let value = work(&mut transaction).await?;
+    committing.store(true, Ordering::Relaxed);
+    transaction.commit().await?;
+    Ok(value)
 }
 
-enum MigrationFailure {
+/// How often a piece of work was repeated, and may be.
+struct Repeats {
+    end: Instant,
+    backoff: Backoff,
+    prepared_anew: u32,
+    reconnected: bool,
+}
+
+impl Repeats {
+    fn new(end: Instant) -> Self {
+        let backoff = Backoff::new(CONFLICT_PAUSES.0, CONFLICT_PAUSES.1);
+        Self { end, backoff, prepared_anew: 0, reconnected: false }
+    }
+
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether it may be once more because of this.
+    fn allow(&mut self, cause: Cause) -> bool {
+        match cause {
+            Cause::Statement => false,
+            Cause::StaleStatement => {
+                self.prepared_anew += 1;
+                self.prepared_anew <= MAX_PREPARED_ANEW
+            }
+            Cause::Conflict => true,
+            Cause::ReadOnly | Cause::Shutdown | Cause::Disconnected => !std::mem::replace(&mut self.reconnected, true),
+        }
+    }
+}
+
+/// How far a piece of work can have got when it fails.
+#[derive(Clone, Copy)]
+enum Progress<'a> {
+    /// It is one statement.
+    Statement,
+    /// It may be done twice.
+    Idempotent,
+    /// It is a transaction, whose commit may have been sent.
+    Transaction(&'a AtomicBool),
+}
+
+impl Progress<'_> {
+    /// Whether it may be done again after this error.
+    fn is_undone(self, error: &sqlx::Error) -> bool {
+        match self {
+            Self::Statement => is_certainly_undone(error, false),
+            Self::Idempotent => true,
+            Self::Transaction(committing) => {
+                let committing = committing.load(Ordering::Relaxed);
+                !committing || is_certainly_undone(error, committing)
+            }
+        }
+    }
+}
+
+/// Why the schema was not migrated.
+pub(crate) enum MigrationFailure {
+    /// It may succeed later.
     Passing(Error),
+    /// It does not, unless somebody changes the database or the settings.
     Final(String),
 }
 
-/// The schema cannot be brought up to date.
-#[derive(Debug)]
+/// The service cannot work on this database as it is.
+#[derive(Clone, Debug)]
 pub struct MigrationError(String);
 
 impl fmt::Display for MigrationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the schema cannot be migrated: {}", self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -275,5 +532,5 @@ impl std::error::Error for MigrationError {}
 /// Makes sure that work on a database can be part of a spawned task.
 #[expect(dead_code, reason = "it only has to compile")]
 fn work_is_send(database: &Database) -> impl Future<Output = Result<(), Error>> + Send + '_ {
-    database.run(async |connection| connection.ping().await)
+    database.transaction(async |connection: &mut PgConnection| connection.ping().await)
 }

@@ -1,7 +1,11 @@
-use std::{fmt, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use config::{Bounded, Reader, Secret, Value};
-use sqlx::postgres::PgConnectOptions;
+use percent_encoding::percent_decode_str;
+use sqlx::{
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 
 /// Where the database is, and how it is used.
 #[derive(Clone, Debug)]
@@ -16,8 +20,33 @@ pub struct Settings {
     pub acquire: Duration,
 }
 
+/// The parameters that the URL of a database may have, with what each is for: the table of README.md.
+pub const URL_PARAMETERS: [(&str, &str); 12] = [
+    ("host, hostaddr", "the host, instead of the URL's; the directory of a socket if it begins with /"),
+    ("port", "instead of the URL's"),
+    ("dbname", "the database, instead of the URL's"),
+    ("user, password", "instead of the URL's"),
+    ("application_name, ApplicationName", "the name shown in pg_stat_activity"),
+    ("currentSchema, search_path", "the schemas that are searched; tables are made in the first"),
+    ("options, options[name]", "settings of the sessions: -c name=value or --name=value"),
+    ("sslmode", "disable, allow or prefer, which all mean no TLS; require, verify-ca and verify-full are refused"),
+    ("ssl", "false; true is refused"),
+    ("gssencmode, channel_binding", "disable or prefer; require is refused"),
+    ("target_session_attrs", "any; the others are refused, and a server that only reads is left by itself"),
+    ("statement-cache-capacity", "prepared statements that are kept for each connection, at least 1 (100)"),
+];
+
+/// Settings of the sessions that other settings of the service decide.
+const OURS: [&str; 4] = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "client_encoding"];
+
+const NO_TLS: &str = "TLS is not built into this program: use sslmode=disable on a network that you trust, or a proxy \
+                      beside the service that speaks TLS";
+
 impl Settings {
     /// Reads `DATABASE_URL`, `DATABASE_CONNECTIONS` and the deadlines, under our names or the originals'.
+    ///
+    /// The variables of libpq (`PGHOST` and so on) have no say. Those that would change what is asked for are refused
+    /// instead of ignored: `PGSSLMODE` if it demands TLS, `PGOPTIONS`, and `PGUSER` if nothing else names a user.
     pub fn read(reader: &mut Reader, example: &'static str, application: &'static str) -> Self {
         let names: &[&str] = &["DATABASE_URL", "SPRING_DATASOURCE_URL"];
         let url: Secret<Url> = reader.variable(names, "the database").required(example);
@@ -29,33 +58,234 @@ impl Settings {
             reader.variable(&["DATABASE_CONNECTIONS"], "connections to the database").or("16");
         let deadline = reader.variable(&["DATABASE_DEADLINE"], "time for a query").or("2s");
         let acquire = reader.variable(&["DATABASE_ACQUIRE_DEADLINE"], "time to wait for a connection").or("1s");
-        let mut options = url.expose().0.clone().application_name(application);
+        let mut url = url.expose().clone();
         if let Some(user) = user {
-            options = options.username(&user);
+            url.user = Some(user);
         }
         if let Some(password) = password {
-            options = options.password(password.expose());
+            url.password = Some(password.expose().clone());
         }
-        Self { url: Secret::new(Url(options)), connections: connections.size(), deadline, acquire }
+        refuse_foreign(reader, &url);
+        let url = Secret::new(url.complete(application));
+        Self { url, connections: connections.size(), deadline, acquire }
+    }
+}
+
+/// Refuses what sqlx would take from the environment, or libpq would.
+fn refuse_foreign(reader: &mut Reader, url: &Url) {
+    let demands_tls = |mode: &&str| !matches!(*mode, "disable" | "allow" | "prefer");
+    if reader.foreign("PGSSLMODE").filter(demands_tls).is_some() {
+        reader.reject("PGSSLMODE", "disable, allow or prefer", NO_TLS);
+    }
+    if reader.foreign("PGOPTIONS").is_some() {
+        reader.reject("PGOPTIONS", "nothing", "it would change the sessions: write options=... into DATABASE_URL");
+    }
+    if url.user.is_none() && reader.foreign("PGUSER").is_some() {
+        reader.reject("PGUSER", "nothing", "DATABASE_URL names no user: write it there");
     }
 }
 
 /// The URL of a PostgreSQL database. The `jdbc:` that Spring puts before it is accepted.
 #[derive(Clone)]
-pub struct Url(pub(crate) PgConnectOptions);
+pub struct Url {
+    pub(crate) options: PgConnectOptions,
+    /// Settings of each session.
+    pub(crate) session: Vec<(String, String)>,
+    user: Option<String>,
+    password: Option<String>,
+    database: Option<String>,
+    application: Option<String>,
+}
 
 impl Value for Url {
     const EXPECTED: &'static str = "postgres://user:password@host:port/database";
     const SECRET: bool = true;
 
+    // No message has a part of the URL in it but the names of parameters that are known: it may be a password.
     fn parse(text: &str) -> Result<Self, String> {
         let text = text.strip_prefix("jdbc:").unwrap_or(text);
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             return Err("it does not begin with postgres:// or jdbc:postgresql://".to_owned());
         }
-        // The parser's message can quote parts of the URL.
-        text.parse().map(Self).map_err(|_| "it is no URL of a database".to_owned())
+        let url = url::Url::parse(text).map_err(|_| "it is no URL of one database".to_owned())?;
+        if url.fragment().is_some() {
+            return Err("it has a #, which is written %23 in a URL".to_owned());
+        }
+        // Nothing of what sqlx takes from the environment stays: each of its options is set here or in `complete`.
+        let options = PgConnectOptions::new_without_pgpass()
+            .host("localhost")
+            .port(url.port().unwrap_or(5432))
+            .ssl_mode(PgSslMode::Disable)
+            // A startup parameter that poolers do not know; in binary, floating-point numbers are exact anyway.
+            .extra_float_digits(None)
+            // sqlx logs every statement at debug and slow ones at warn; the server's log does that better.
+            .log_statements(log::LevelFilter::Off)
+            .log_slow_statements(log::LevelFilter::Off, Duration::ZERO);
+        let given = |text: &str| (!text.is_empty()).then(|| decoded(text)).transpose();
+        let mut parsed = Self {
+            options,
+            session: Vec::new(),
+            user: given(url.username())?,
+            password: url.password().map(decoded).transpose()?,
+            database: given(url.path().trim_start_matches('/'))?,
+            application: None,
+        };
+        if let Some(host) = url.host_str() {
+            parsed.host(&decoded(host)?)?;
+        }
+        for (name, value) in url.query_pairs() {
+            parsed.parameter(&name, &value)?;
+        }
+        Ok(parsed)
     }
+}
+
+impl Url {
+    fn host(&mut self, host: &str) -> Result<(), String> {
+        if host.contains(',') {
+            return Err("it names several hosts; one is supported".to_owned());
+        }
+        let options = self.options.clone();
+        self.options = if host.starts_with('/') {
+            options.socket(host)
+        } else {
+            // sqlx resolves it, and an address is written there without brackets.
+            options.host(host.trim_start_matches('[').trim_end_matches(']'))
+        };
+        Ok(())
+    }
+
+    fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let refused = |why: &str| Err(format!("its parameter {name}: {why}"));
+        match name {
+            "host" => self.host(value)?,
+            "hostaddr" => match value.parse::<IpAddr>() {
+                Ok(_) => self.options = self.options.clone().host(value),
+                Err(_) => return refused("it is no IP address"),
+            },
+            "port" => match value.parse() {
+                Ok(port) => self.options = self.options.clone().port(port),
+                Err(_) => return refused("it is no port"),
+            },
+            "dbname" => self.database = Some(value.to_owned()),
+            "user" => self.user = Some(value.to_owned()),
+            "password" => self.password = Some(value.to_owned()),
+            "application_name" | "ApplicationName" => self.application = Some(value.to_owned()),
+            "currentSchema" | "search_path" => self.session.push(("search_path".to_owned(), value.to_owned())),
+            "options" => {
+                for (name, value) in session_options(value)? {
+                    self.session_setting(name, value)?;
+                }
+            }
+            "sslmode" | "ssl-mode" => match value {
+                "disable" | "allow" | "prefer" => {}
+                "require" | "verify-ca" | "verify-full" => return refused(NO_TLS),
+                _ => return refused("it is none of disable, allow and prefer"),
+            },
+            "ssl" => match value {
+                "false" => {}
+                _ => return refused(NO_TLS),
+            },
+            "sslrootcert" | "sslcert" | "sslkey" | "sslpassword" | "sslfactory" | "sslnegotiation" => {
+                return refused(NO_TLS);
+            }
+            "gssencmode" | "channel_binding" => match value {
+                "disable" | "prefer" => {}
+                _ => return refused("it is not built into this program: use disable or prefer"),
+            },
+            "target_session_attrs" => match value {
+                "any" => {}
+                _ => return refused("only any is supported; a server that only reads is left by itself"),
+            },
+            "statement-cache-capacity" => match value.parse() {
+                Ok(capacity) if capacity > 0 => {
+                    self.options = self.options.clone().statement_cache_capacity(capacity);
+                }
+                _ => return refused("it is no number from 1"),
+            },
+            "connect_timeout" | "connectTimeout" | "loginTimeout" => {
+                return refused("it is not supported: DATABASE_ACQUIRE_DEADLINE is the time for it");
+            }
+            "socketTimeout" | "tcp_user_timeout" => {
+                return refused("it is not supported: DATABASE_DEADLINE is the time for it");
+            }
+            _ => match name.strip_prefix("options[").and_then(|name| name.strip_suffix(']')) {
+                Some(setting) => self.session_setting(setting.to_owned(), value.to_owned())?,
+                None => return Err(unknown(name)),
+            },
+        }
+        Ok(())
+    }
+
+    fn session_setting(&mut self, name: String, value: String) -> Result<(), String> {
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')) {
+            return Err("its parameter options: a name in it is no name of a setting".to_owned());
+        }
+        let name = name.to_ascii_lowercase();
+        if let Some(ours) = OURS.iter().find(|ours| **ours == name) {
+            return Err(format!(
+                "its parameter options sets {ours}, which the service sets itself: DATABASE_DEADLINE is the time for \
+                 statements"
+            ));
+        }
+        self.session.push((name, value));
+        Ok(())
+    }
+
+    /// With everything that would come from the environment otherwise.
+    fn complete(mut self, application: &str) -> Self {
+        let mut options = self.options.application_name(self.application.as_deref().unwrap_or(application));
+        if let Some(user) = &self.user {
+            options = options.username(user);
+        }
+        // No password is the empty one to a server that asks for one, and to sqlx PGPASSWORD's otherwise.
+        options = options.password(self.password.as_deref().unwrap_or_default());
+        let database = self.database.clone().unwrap_or_else(|| options.get_username().to_owned());
+        self.options = options.database(&database);
+        self
+    }
+}
+
+/// Names a parameter that is not known only if that gives nothing away: a password with `&` in it is cut into parameters.
+fn unknown(name: &str) -> String {
+    let known: Vec<&str> = URL_PARAMETERS.iter().map(|(names, _)| *names).collect();
+    let is_name =
+        !name.is_empty() && name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphabetic() || "_-.".contains(c));
+    let shown = if is_name { format!("its parameter {name}") } else { "one of its parameters".to_owned() };
+    format!("{shown} is not supported; these are: {}", known.join(", "))
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Into::into).map_err(|_| "it is not UTF-8 once it is decoded".to_owned())
+}
+
+/// The settings in a value of `options`, as libpq takes it: `-c name=value` or `--name=value`; a backslash takes the
+/// meaning from a space.
+fn session_options(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut words = vec![String::new()];
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => words.last_mut().into_iter().for_each(|word| word.extend(characters.next())),
+            ' ' => words.push(String::new()),
+            _ => words.last_mut().into_iter().for_each(|word| word.push(character)),
+        }
+    }
+    let wrong = || "its parameter options is not made of -c name=value and --name=value".to_owned();
+    let mut settings = Vec::new();
+    let mut words = words.into_iter().filter(|word| !word.is_empty());
+    while let Some(word) = words.next() {
+        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(setting), _) => setting.to_owned(),
+            (None, Some("")) => words.next().ok_or_else(wrong)?,
+            (None, Some(setting)) => setting.to_owned(),
+            (None, None) => return Err(wrong()),
+        };
+        let (name, value) = setting.split_once('=').ok_or_else(wrong)?;
+        settings.push((name.replace('-', "_"), value.to_owned()));
+    }
+    Ok(settings)
 }
 
 impl fmt::Debug for Url {
@@ -76,6 +306,11 @@ mod tests {
         reader.finish(settings).map(|(settings, _)| settings).map_err(|errors| errors.to_string())
     }
 
+    fn read_url(url: &str) -> Result<Url, String> {
+        let settings = read(Environment::empty().with("DATABASE_URL", url))?;
+        Ok(settings.url.expose().clone())
+    }
+
     #[test]
     fn accepts_springs_variables() {
         let environment = Environment::empty()
@@ -83,7 +318,7 @@ mod tests {
             .with("SPRING_DATASOURCE_USERNAME", "admin")
             .with("SPRING_DATASOURCE_PASSWORD", "hunter2");
         let settings = read(environment).unwrap();
-        let options = &settings.url.expose().0;
+        let options = &settings.url.expose().options;
         assert_eq!((options.get_host(), options.get_port()), ("db.example", 5433));
         assert_eq!((options.get_username(), options.get_database()), ("admin", Some("patients")));
         assert!(!format!("{settings:?} {:?}", settings.url.expose()).contains("hunter2"));
@@ -91,9 +326,78 @@ mod tests {
 
     #[test]
     fn a_wrong_url_is_refused_without_being_shown() {
-        for wrong in ["mysql://root:hunter2@localhost/db", "jdbc:hunter2", "postgres://u:hunter2@host:port/db"] {
+        for wrong in [
+            "mysql://root:hunter2@localhost/db",
+            "jdbc:hunter2",
+            "postgres://u:hunter2@host:port/db",
+            "postgres://u:hunter2#@host/db",
+            "postgres://u@host/db?password=a&hunter2",
+            "postgres://u@host,hunter2/db",
+        ] {
             let error = read(Environment::empty().with("DATABASE_URL", wrong)).unwrap_err();
             assert!(error.contains("DATABASE_URL") && !error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn every_parameter_of_the_url_is_honoured_or_refused_by_its_name() {
+        let url = "postgres://jane:p%40ss@[::1]:5433/patients?application_name=mine&sslmode=prefer&ssl=false\
+                   &currentSchema=app&options=-c%20geqo%3Doff%20--synchronous-commit%3Dlocal&options[work_mem]=8MB";
+        let url = read_url(url).unwrap();
+        let options = &url.options;
+        assert_eq!((options.get_host(), options.get_port()), ("::1", 5433));
+        assert_eq!((options.get_username(), options.get_database()), ("jane", Some("patients")));
+        assert_eq!(options.get_application_name(), Some("mine"));
+        assert_eq!(url.password.as_deref(), Some("p@ss"));
+        let session = [("search_path", "app"), ("geqo", "off"), ("synchronous_commit", "local"), ("work_mem", "8MB")];
+        assert_eq!(url.session, session.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+        let url = read_url("postgres:///x?host=%2Frun%2Fpostgresql&port=1&user=jane&dbname=y&password=z").unwrap();
+        assert_eq!(url.options.get_socket().unwrap().to_str(), Some("/run/postgresql"));
+        assert_eq!((url.options.get_username(), url.options.get_database()), ("jane", Some("y")));
+
+        for (parameter, named) in [
+            ("ssl=true", "ssl:"),
+            ("sslmode=require", "sslmode:"),
+            ("sslmode=verify-full", "sslmode:"),
+            ("sslmode=of+course", "sslmode:"),
+            ("sslrootcert=ca.pem", "sslrootcert:"),
+            ("currentschema=app", "currentschema"),
+            ("prepareThreshold=0", "prepareThreshold"),
+            ("connect_timeout=3", "DATABASE_ACQUIRE_DEADLINE"),
+            ("options=-c%20statement_timeout%3D0", "DATABASE_DEADLINE"),
+            ("options=fast", "options"),
+            ("options[a%27b]=1", "options"),
+            ("target_session_attrs=read-write", "target_session_attrs"),
+            ("statement-cache-capacity=0", "statement-cache-capacity"),
+            ("gssencmode=require", "gssencmode"),
+            ("port=x", "port"),
+        ] {
+            let error = read_url(&format!("postgres://jane@localhost/x?{parameter}")).unwrap_err();
+            assert!(error.contains("DATABASE_URL") && error.contains(named), "{parameter}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_readme_lists_the_parameters_that_there_are() {
+        let readme = include_str!("../../../README.md");
+        for (names, what) in URL_PARAMETERS {
+            let names: Vec<_> = names.split(", ").map(|name| format!("`{name}`")).collect();
+            let row = format!("| {} | {what} |\n", names.join(", "));
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
+    fn variables_of_libpq_have_no_say_and_are_refused_where_they_would_matter() {
+        let base = || Environment::empty().with("DATABASE_URL", "postgres://jane@localhost/x");
+        for (name, value) in [("PGSSLMODE", "require"), ("PGSSLMODE", "verify-full"), ("PGOPTIONS", "-c geqo=off")] {
+            let error = read(base().with(name, value)).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+        read(base().with("PGSSLMODE", "prefer").with("PGUSER", "john").with("PGPORT", "1")).unwrap();
+        let error = read(Environment::empty().with("DATABASE_URL", "postgres://localhost/x").with("PGUSER", "john"))
+            .unwrap_err();
+        assert!(error.contains("PGUSER"), "{error}");
     }
 }

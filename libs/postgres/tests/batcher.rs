@@ -9,6 +9,7 @@ use std::{
 use config::{Environment, Reader};
 use postgres::{Acquire as _, Batcher, Database, Error, Migrator, PgConnection, Row as _, Settings, Statement, query};
 use runtime::Shutdown;
+use testbed::sql::Session;
 
 /// Puts numbers into the table `numbers`, which takes each once and none below 0; the answer is the number.
 enum Put {}
@@ -30,8 +31,12 @@ impl Statement for Put {
 }
 
 async fn database() -> Database {
+    database_at(&testbed::shared_database().await).await
+}
+
+async fn database_at(url: &str) -> Database {
     let environment = Environment::empty()
-        .with("DATABASE_URL", testbed::shared_database().await)
+        .with("DATABASE_URL", url)
         .with("DATABASE_DEADLINE", "2s")
         .with("DATABASE_CONNECTIONS", "4");
     let mut reader = Reader::new(environment);
@@ -135,4 +140,42 @@ async fn until_waiting_for_the_table(database: &Database, statements: i64) {
     while number(database, waiting).await < statements {
         assert!(started.elapsed() < Duration::from_secs(1), "the statements have not begun");
     }
+}
+
+#[test]
+fn the_queue_is_bounded_and_whoever_waits_in_it_is_told_in_time() {
+    const WAITING: i32 = 16 * 20;
+    runtime::block_on(1, async {
+        let url = testbed::shared_database().await;
+        let database = database_at(&url).await;
+        let batcher = Batcher::<Put>::new(database.clone());
+        let mut session = Session::open(&url).await.unwrap();
+        session.execute("BEGIN; LOCK TABLE numbers").await.unwrap();
+        let ask = |n| {
+            let batcher = batcher.clone();
+            runtime::spawn(async move {
+                let started = Instant::now();
+                (batcher.ask(n).await, started.elapsed())
+            })
+        };
+        let mut asked = Vec::new();
+        for n in 0..2 {
+            asked.push(ask(n));
+            until_waiting_for_the_table(&database, asked.len() as i64).await;
+        }
+        asked.extend((2..2 + WAITING).map(ask));
+        // Tasks run in their order, this one after all of them.
+        let (full, taken) = ask(1000).await;
+        assert!(matches!(full, Err(Error::QueueFull)), "{full:?}");
+        assert!(taken < Duration::from_secs(1), "{taken:?}");
+        for asked in asked {
+            let (answer, taken) = asked.await;
+            assert!(matches!(answer, Err(Error::Locked | Error::Unavailable(_))), "{answer:?}");
+            // 1 s to begin and 2 s for the statement, and time for a loaded machine.
+            assert!(taken < Duration::from_millis(4500), "{taken:?}");
+        }
+        session.execute("ROLLBACK").await.unwrap();
+        assert_eq!(batcher.ask(2000).await.unwrap(), 2000);
+        assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 1, "none of those that were told so");
+    });
 }

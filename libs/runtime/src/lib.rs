@@ -22,6 +22,6 @@ pub use deadline::{Elapsed, within};
 pub use executor::{block_on, spawn};
 pub use listen::listen;
 pub use parts::Parts;
-pub use program::Program;
+pub use program::{Failure, Program};
 pub use shutdown::Shutdown;
 pub use wake::Wake;

@@ -15,6 +15,8 @@ use crate::Shutdown;
 /// How long `healthcheck` waits for the running service.
 const HEALTHCHECK_LIMIT: Duration = Duration::from_secs(3);
 
+/// Exit code of a service that failed.
+const FAILED: u8 = 1;
 /// Exit code of a wrong command line: `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
 /// Exit code of wrong settings: `EX_CONFIG` of sysexits.h.
@@ -35,12 +37,41 @@ pub struct Program<S> {
     pub http_address: fn(&S) -> SocketAddr,
 }
 
+/// Why a service has ended that nobody has stopped, and its exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    /// What the settings lead to cannot be worked with until somebody changes one or the other: exit code 78.
+    pub fn of_settings(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: CONFIG }
+    }
+}
+
+impl From<String> for Failure {
+    /// Any other failure: exit code 1.
+    fn from(message: String) -> Self {
+        Self { message, code: FAILED }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
 impl<S: Send + 'static> Program<S> {
     /// Does what the command line asks for. Without arguments it runs the service until SIGTERM or SIGINT.
     pub fn main<R, E>(self, run: impl FnOnce(S, Shutdown) -> R + Send + 'static) -> ExitCode
     where
         R: Future<Output = Result<(), E>> + Send,
-        E: fmt::Display + Send + 'static,
+        E: Into<Failure> + Send + 'static,
     {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -80,22 +111,22 @@ impl<S: Send + 'static> Program<S> {
     fn run<R, E>(&self, settings: Settings<S>, run: impl FnOnce(S, Shutdown) -> R + Send + 'static) -> ExitCode
     where
         R: Future<Output = Result<(), E>> + Send,
-        E: fmt::Display + Send + 'static,
+        E: Into<Failure> + Send + 'static,
     {
         log::init(self.name, &settings.log);
         let shutdown = Shutdown::new();
         let outcome = crate::block_on(settings.threads.size(), async move {
-            shutdown.trigger_on_signals().map_err(|error| error.to_string())?;
-            run(settings.own, shutdown).await.map_err(|error| error.to_string())
+            shutdown.trigger_on_signals().map_err(|error| Failure::from(error.to_string()))?;
+            run(settings.own, shutdown).await.map_err(Into::into)
         });
         match outcome {
             Ok(()) => {
                 tracing::info!("stopped");
                 ExitCode::SUCCESS
             }
-            Err(error) => {
+            Err(Failure { message: error, code }) => {
                 tracing::error!(error, "stopped by an error");
-                ExitCode::FAILURE
+                ExitCode::from(code)
             }
         }
     }

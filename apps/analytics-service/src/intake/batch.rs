@@ -7,6 +7,7 @@ use codec::{
 use kafka::{Fetched, RecordAndOffset, RecordRef, Unreadable};
 use smol::future::yield_now;
 use telemetry::{Span, TraceContext};
+use uuid::Uuid;
 
 use super::{
     budget::{Budget, Share},
@@ -38,14 +39,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// A batch of what was fetched, once there is memory for it.
-    pub(super) async fn decode(topic: &str, partition: i32, fetched: Fetched, budget: &Arc<Budget>) -> Self {
+    /// A batch of what was fetched from a topic with this name and this id, once there is memory for it.
+    pub(super) async fn decode(
+        (topic, topic_id): (&str, Option<Uuid>),
+        partition: i32,
+        fetched: Fetched,
+        budget: &Arc<Budget>,
+    ) -> Self {
         let Fetched { records, next, .. } = fetched;
         let mut no_events = Vec::new();
         let mut batch = Self {
             spans: processing::begin(topic, partition, &records),
             events: Vec::with_capacity(records.at_most()),
-            ..Self::empty(partition, SavedPosition { next, last_timestamp: None })
+            ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id })
         };
         for record in records.iter() {
             if (batch.events.len() + no_events.len()) % DECODED_AT_ONCE == DECODED_AT_ONCE - 1 {
@@ -70,11 +76,11 @@ impl Batch {
 
     /// A batch of Kafka's that cannot be read, now or later: one dead letter stands for it. It has no bytes of it, which are
     /// too many to be kept, or damaged; the reason says which offsets they have on the topic.
-    pub(super) fn unreadable(partition: i32, unreadable: Unreadable, next: i64) -> Self {
+    pub(super) fn unreadable(topic_id: Option<Uuid>, partition: i32, unreadable: Unreadable, next: i64) -> Self {
         let (offset, error) = (unreadable.first_offset, unreadable.to_string());
         tracing::error!(partition, offset, error, "a batch cannot be read; it becomes a dead letter");
         let letter = DeadLetter { partition, offset, key: None, value: None, headers: Headers::new(), error };
-        let mut batch = Self::empty(partition, SavedPosition { next, last_timestamp: None });
+        let mut batch = Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id });
         batch.dead_letters.push(letter);
         batch
     }
@@ -106,8 +112,10 @@ fn dead_letter(partition: i32, record: &RecordRef<'_>, error: &str) -> DeadLette
 fn bytes(record: &RecordRef<'_>) -> usize {
     let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
     // A header without anything takes memory too.
-    let headers: usize =
-        record.headers().map(|(name, value)| size_of::<(String, Vec<u8>)>() + name.len() + length(value)).sum();
+    let headers: usize = record
+        .headers()
+        .map(|(name, value)| size_of::<(Vec<u8>, Option<Vec<u8>>)>() + name.len() + length(value))
+        .sum();
     length(record.key) + length(record.value) + headers
 }
 

@@ -134,7 +134,7 @@ mod tests {
             registered_date: None,
             birth_year: Some(1900 + (patient_id.as_u128() % 100) as i32),
         };
-        let mut batch = Batch::empty(0, SavedPosition { next: 0, last_timestamp: None });
+        let mut batch = Batch::empty(0, SavedPosition { next: 0, last_timestamp: None, topic_id: None });
         batch.events = events.map(event).collect();
         batch
     }

@@ -1,5 +1,5 @@
 use std::{
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -7,6 +7,7 @@ use kafka::Consumer;
 use runtime::Backoff;
 use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
+use uuid::Uuid;
 
 use super::{Intake, PAUSES, batch::Batch, budget::Budget};
 use crate::{settings::OnOffsetLoss, state::SavedPosition};
@@ -32,17 +33,28 @@ static HALTED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     metrics::gauges("intake_halted", "1 while a partition is not read because its next record is gone.", &["partition"])
 });
 
-/// Fetches one partition.
-pub(super) struct Fetcher {
-    pub(super) consumer: Consumer,
-    pub(super) partition: i32,
+/// What the fetchers of all partitions share.
+#[derive(Clone)]
+pub(super) struct Shared {
     pub(super) intake: Intake,
-    /// Of how many partitions fetched at the same time this is one.
-    pub(super) of: usize,
+    /// The id of the topic that is read: a topic is another one for all of its partitions, also for those that nothing
+    /// was read of.
+    pub(super) topic_id: Arc<Mutex<Option<Uuid>>>,
     /// For what is fetched and not applied yet.
     pub(super) budget: Arc<Budget>,
     /// To whoever applies.
     pub(super) sender: Sender<Batch>,
+}
+
+/// Fetches one partition.
+pub(super) struct Fetcher {
+    consumer: Consumer,
+    partition: i32,
+    /// Bytes that a fetch asks for, at most.
+    most_bytes: i32,
+    /// Where the partition goes on after what was fetched; none if nothing ever was.
+    position: Option<SavedPosition>,
+    shared: Shared,
 }
 
 /// Why the next record cannot be had.
@@ -55,70 +67,84 @@ enum Loss {
 }
 
 impl Fetcher {
-    /// Fetches until it is cancelled, from what was saved on.
-    pub(super) async fn run(mut self, saved: Option<SavedPosition>) {
+    /// A fetcher of one of so many partitions, from what was saved on.
+    pub(super) fn new(shared: Shared, partition: i32, of: usize, saved: Option<SavedPosition>) -> Self {
+        let settings = &shared.intake.settings;
+        let consumer = Consumer::new(settings.kafka.clone(), &settings.topic, partition);
+        let share = FETCH_BYTES_OF_ALL / i32::try_from(of).unwrap_or(i32::MAX).max(1);
+        let most_bytes = share.clamp(FETCH_BYTES.1, FETCH_BYTES.0);
+        Self { consumer, partition, most_bytes, position: saved, shared }
+    }
+
+    /// Fetches until it is cancelled.
+    pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-        let mut next = self.begin(saved, &mut backoff).await;
-        let most = self.most_bytes();
-        let mut bytes = most;
+        let mut next = self.begin(&mut backoff).await;
+        let mut bytes = self.most_bytes;
         loop {
             let fetched = self.consumer.fetch(next, bytes, FETCH_WAIT).await;
             bytes = match &fetched {
                 // Up again in small steps, because each that is too large costs a deadline.
-                Ok(_) => (bytes + FETCH_BYTES.1).min(most),
+                Ok(_) => (bytes + FETCH_BYTES.1).min(self.most_bytes),
                 Err(kafka::Error::Late(_)) => (bytes / 4).max(FETCH_BYTES.1),
                 Err(_) => bytes,
             };
             match fetched {
                 // Some brokers answer so for an offset after the end, others with an error.
-                Ok(fetched) if fetched.high_watermark < next => next = self.again(next, &mut backoff).await,
+                Ok(fetched) if fetched.high_watermark < next => next = self.begin(&mut backoff).await,
                 Ok(fetched) => {
                     backoff.reset();
-                    self.intake.tell_kafka(Some(self.partition), None);
+                    self.shared.intake.tell_kafka(Some(self.partition), None);
                     self.tell_end(fetched.high_watermark);
                     if fetched.next == next {
                         continue;
                     }
                     next = fetched.next;
+                    let (partition, topic_id) = (self.partition, self.consumer.topic_id());
                     let batch = match fetched.unreadable {
-                        Some(unreadable) => Batch::unreadable(self.partition, unreadable, next),
-                        None => Batch::decode(&self.intake.settings.topic, self.partition, fetched, &self.budget).await,
+                        Some(unreadable) => Batch::unreadable(topic_id, partition, unreadable, next),
+                        None => {
+                            let Shared { intake, budget, .. } = &self.shared;
+                            Batch::decode((&intake.settings.topic, topic_id), partition, fetched, budget).await
+                        }
                     };
-                    // Whoever applies is gone: this task is about to be cancelled.
-                    let _ = self.sender.send(batch).await;
+                    self.hand_over(batch).await;
                 }
                 Err(kafka::Error::OffsetOutOfRange | kafka::Error::TopicChanged { .. }) => {
-                    next = self.again(next, &mut backoff).await;
+                    next = self.begin(&mut backoff).await;
                 }
                 Err(error) => {
-                    self.intake.tell_kafka(Some(self.partition), Some(error.to_string()));
+                    self.shared.intake.tell_kafka(Some(self.partition), Some(error.to_string()));
                     backoff.pause().await;
+                    // The consumer connects anew and compares the topic's id. Where there is none, we compare what we can.
+                    if self.consumer.topic_id().is_none() {
+                        next = self.begin(&mut backoff).await;
+                    }
                 }
             }
         }
     }
 
-    /// Bytes that a fetch asks for, at most.
-    fn most_bytes(&self) -> i32 {
-        let share = FETCH_BYTES_OF_ALL / i32::try_from(self.of).unwrap_or(i32::MAX).max(1);
-        share.clamp(FETCH_BYTES.1, FETCH_BYTES.0)
-    }
-
-    async fn again(&mut self, next: i64, backoff: &mut Backoff) -> i64 {
-        self.begin(Some(SavedPosition { next, last_timestamp: None }), backoff).await
+    async fn hand_over(&mut self, batch: Batch) {
+        self.position = Some(batch.position);
+        // Whoever applies is gone: this task is about to be cancelled.
+        let _ = self.shared.sender.send(batch).await;
     }
 
     /// The offset to read from, once there is one to be trusted.
-    async fn begin(&mut self, saved: Option<SavedPosition>, backoff: &mut Backoff) -> i64 {
+    async fn begin(&mut self, backoff: &mut Backoff) -> i64 {
         loop {
-            let checked = self.check(saved).await;
-            self.intake.tell_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
+            let known = *self.topic_id();
+            self.consumer.expect_topic_id(self.position.and_then(|position| position.topic_id).or(known));
+            let checked = self.check().await;
+            self.shared.intake.tell_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
             match checked {
                 Ok((next, None)) => {
                     self.halt(None);
+                    self.note_topic(next).await;
                     return next;
                 }
-                Ok((first, Some(loss))) => match self.intake.settings.on_offset_loss {
+                Ok((first, Some(loss))) => match self.shared.intake.settings.on_offset_loss {
                     OnOffsetLoss::Continue => {
                         self.go_on(first, loss).await;
                         return first;
@@ -134,14 +160,14 @@ impl Fetcher {
     }
 
     /// The offset to read from; with a loss, the first that there is.
-    async fn check(&mut self, saved: Option<SavedPosition>) -> Result<(i64, Option<Loss>), kafka::Error> {
+    async fn check(&mut self) -> Result<(i64, Option<Loss>), kafka::Error> {
         let offsets = match self.consumer.offsets().await {
             Err(kafka::Error::TopicChanged { .. }) => return self.other_topic().await,
             offsets => offsets?,
         };
         self.tell_end(offsets.end);
         let first = offsets.start;
-        let Some(SavedPosition { next, last_timestamp }) = saved else { return Ok((first, None)) };
+        let Some(SavedPosition { next, last_timestamp, .. }) = self.position else { return Ok((first, None)) };
         if next < first {
             return Ok((first, Some(Loss::Gap { records: first - next })));
         }
@@ -159,19 +185,39 @@ impl Fetcher {
         Ok((next, None))
     }
 
+    /// Has the state note which topic the partition belongs to, also if nothing ever comes: whatever has the name later is
+    /// compared with it. A state without the id, of before or of brokers that had none, takes the one that there is.
+    async fn note_topic(&mut self, next: i64) {
+        let topic_id = self.consumer.topic_id();
+        let Some(known) = topic_id else { return };
+        self.topic_id().get_or_insert(known);
+        if self.position.is_none_or(|position| position.topic_id != topic_id) {
+            let last_timestamp = self.position.and_then(|position| position.last_timestamp);
+            self.hand_over(Batch::empty(self.partition, SavedPosition { next, last_timestamp, topic_id })).await;
+        }
+    }
+
+    fn topic_id(&self) -> MutexGuard<'_, Option<Uuid>> {
+        // Nothing can panic while it is held.
+        self.shared.topic_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Another topic has the name now. It is not read before somebody has decided so.
     async fn other_topic(&mut self) -> Result<(i64, Option<Loss>), kafka::Error> {
-        let first = match self.intake.settings.on_offset_loss {
+        let first = match self.shared.intake.settings.on_offset_loss {
             OnOffsetLoss::Halt => 0,
             OnOffsetLoss::Continue => {
                 self.consumer.expect_topic_id(None);
-                self.consumer.offsets().await?.start
+                let first = self.consumer.offsets().await?.start;
+                // The other partitions are of the topic that there is now, too.
+                *self.topic_id() = self.consumer.topic_id();
+                first
             }
         };
         Ok((first, Some(Loss::OtherTopic)))
     }
 
-    async fn go_on(&self, first: i64, loss: Loss) {
+    async fn go_on(&mut self, first: i64, loss: Loss) {
         let partition = self.partition;
         tracing::warn!(partition, ?loss, first, "records are gone; going on with the first that there is");
         if let Loss::Gap { records } = loss {
@@ -179,8 +225,8 @@ impl Fetcher {
         }
         self.halt(None);
         // The state has to know where it is, also if nothing ever comes.
-        let batch = Batch::empty(partition, SavedPosition { next: first, last_timestamp: None });
-        let _ = self.sender.send(batch).await;
+        let topic_id = self.consumer.topic_id();
+        self.hand_over(Batch::empty(partition, SavedPosition { next: first, last_timestamp: None, topic_id })).await;
     }
 
     fn halt(&self, loss: Option<Loss>) {
@@ -191,7 +237,7 @@ impl Fetcher {
             Loss::OtherTopic => "the topic was made anew since it was read".to_owned(),
         });
         let halted = |shown: &crate::view::Shown| shown.partitions.get(&partition).and_then(|p| p.halted.clone());
-        if self.intake.view.read(halted) == why {
+        if self.shared.intake.view.read(halted) == why {
             return;
         }
         if let Some(why) = &why {
@@ -201,7 +247,7 @@ impl Fetcher {
                 "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue"
             );
         }
-        self.intake.change(|shown| {
+        self.shared.intake.change(|shown| {
             if let Some(position) = shown.partitions.get_mut(&partition) {
                 position.halted = why;
             }
@@ -210,9 +256,9 @@ impl Fetcher {
 
     fn tell_end(&self, end: i64) {
         let partition = self.partition;
-        let known = self.intake.view.read(|shown| shown.partitions.get(&partition).map(|position| position.end));
+        let known = self.shared.intake.view.read(|shown| shown.partitions.get(&partition).map(|position| position.end));
         if known.is_some_and(|known| known != end) {
-            self.intake.change(|shown| {
+            self.shared.intake.change(|shown| {
                 if let Some(position) = shown.partitions.get_mut(&partition) {
                     position.end = end;
                 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use chrono::NaiveDate;
 use codec::headers::Headers;
+use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::tally::Known;
@@ -56,7 +57,7 @@ pub(super) fn known_of(bytes: &[u8]) -> Option<Known> {
     })
 }
 
-/// A JSON object of names and hexadecimal bytes.
+/// A JSON array of pairs: names and values, both as hexadecimal bytes, or null for no value.
 pub(super) fn headers_json(headers: &Headers) -> String {
     let hex = |bytes: &Vec<u8>| {
         bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
@@ -64,16 +65,31 @@ pub(super) fn headers_json(headers: &Headers) -> String {
             text
         })
     };
-    Json::from_iter(headers.iter().map(|(name, value)| (name.clone(), hex(value)))).to_string()
+    Json::from_iter(headers.iter().map(|(name, value)| serde_json::json!([hex(name), value.as_ref().map(hex)])))
+        .to_string()
 }
 
+/// Rows of before have an object of names, as text, and hexadecimal bytes.
 pub(super) fn headers_of(json: &str) -> Headers {
-    let unhex = |text: &str| {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Pairs(Vec<(String, Option<String>)>),
+        Object(BTreeMap<String, String>),
+    }
+    let unhex = |text: &str| -> Vec<u8> {
         let pairs = text.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
         pairs.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
     };
-    let headers: BTreeMap<String, String> = serde_json::from_str(json).unwrap_or_default();
-    headers.into_iter().map(|(name, text)| (name, unhex(&text))).collect()
+    match serde_json::from_str(json) {
+        Ok(Stored::Pairs(pairs)) => {
+            pairs.into_iter().map(|(name, value)| (unhex(&name), value.as_deref().map(unhex))).collect()
+        }
+        Ok(Stored::Object(object)) => {
+            object.into_iter().map(|(name, value)| (name.into_bytes(), Some(unhex(&value)))).collect()
+        }
+        Err(_) => Headers::new(),
+    }
 }
 
 #[cfg(test)]
@@ -107,7 +123,22 @@ mod tests {
 
     #[test]
     fn headers_survive_whatever_their_bytes() {
-        let headers = Headers::from([("a".to_owned(), vec![0, 255, 16]), ("b".to_owned(), vec![])]);
+        let header = |name: &[u8], value: Option<&[u8]>| (name.to_vec(), value.map(<[u8]>::to_vec));
+        let headers = vec![
+            header(b"b", Some(&[0, 255, 16])),
+            header(b"a", Some(&[])),
+            header(b"b", Some(b"again")),
+            header(b"a", None),
+            header(b"\xff", Some(b"no text")),
+        ];
         assert_eq!(headers_of(&headers_json(&headers)), headers);
+        assert_eq!(headers_of(&headers_json(&Headers::new())), Headers::new());
+    }
+
+    #[test]
+    fn headers_of_letters_that_were_parked_before_are_read() {
+        let header = |name: &str, value: &[u8]| (name.as_bytes().to_vec(), Some(value.to_vec()));
+        assert_eq!(headers_of(r#"{"a":"00ff10","b":""}"#), [header("a", &[0, 255, 16]), header("b", &[])]);
+        assert_eq!(headers_of("{}"), Headers::new());
     }
 }

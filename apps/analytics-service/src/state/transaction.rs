@@ -170,12 +170,14 @@ async fn add(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), s
     for (partition, position) in positions {
         query(
             "-- move position
-            INSERT INTO positions (partition, next, last_timestamp) VALUES (?, ?, ?)
-            ON CONFLICT (partition) DO UPDATE SET next = excluded.next, last_timestamp = excluded.last_timestamp",
+            INSERT INTO positions (partition, next, last_timestamp, topic_id) VALUES (?, ?, ?, ?)
+            ON CONFLICT (partition) DO UPDATE
+            SET next = excluded.next, last_timestamp = excluded.last_timestamp, topic_id = excluded.topic_id",
         )
         .bind(partition)
         .bind(position.next)
         .bind(position.last_timestamp)
+        .bind(position.topic_id.map(|id| id.into_bytes().to_vec()))
         .execute(&mut *connection)
         .await?;
     }

@@ -202,5 +202,5 @@ pub(crate) fn record(patient_id: Uuid, kind: Kind, version: i64) -> Record {
 
 /// Bytes without key and headers, as the originals publish them.
 pub(crate) fn foreign(value: impl Into<Vec<u8>>) -> Record {
-    Record { key: None, value: Some(value.into()), headers: BTreeMap::new(), timestamp: Utc::now() }
+    Record { key: None, value: Some(value.into()), headers: Vec::new(), timestamp: Utc::now() }
 }

@@ -92,11 +92,20 @@ fn records_that_are_no_events_become_dead_letters(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let good = Uuid::now_v7();
         let no_value = Record { value: None, ..foreign("") };
+        let header = |name: &[u8], value: Option<&[u8]>| (name.to_vec(), value.map(<[u8]>::to_vec));
         let bad = Record {
             key: Some(b"key".to_vec()),
-            headers: [("h".to_owned(), vec![0, 255])].into(),
+            headers: vec![
+                header(b"a", Some(b"1")),
+                header(b"a", Some(b"2")),
+                header(b"n", None),
+                header(b"dlq-error", Some(b"mine")),
+                header(b"dead-letter-error", Some(b"mine too")),
+                header(b"\xff", Some(&[0, 255])),
+            ],
             ..foreign("{\"json\": true}")
         };
+        let original = bad.headers.clone();
         let large = foreign(vec![0xff; 1_000_000]);
         let records = vec![record(good, Created, 1), bad, foreign(""), no_value, large, record(good, Updated, 2)];
         for record in records {
@@ -118,16 +127,16 @@ fn records_that_are_no_events_become_dead_letters(kind: broker::Kind) {
             }
         }
         assert_eq!(forwarded.len(), 4);
-        let text = |n: usize, name: &str| String::from_utf8(forwarded[n].record.headers[name].clone()).unwrap();
+        let text = |n: usize, name: &str| codec::headers::text(&forwarded[n].record.headers, name).unwrap().to_owned();
         assert_eq!(forwarded[0].record.key.as_deref(), Some(&b"key"[..]));
         assert_eq!(forwarded[0].record.value.as_deref(), Some(&b"{\"json\": true}"[..]));
-        assert_eq!(forwarded[0].record.headers["h"], [0, 255]);
+        assert_eq!(forwarded[0].record.headers[..original.len()], original, "in order, repeated and null ones too");
         assert_eq!(
-            (text(0, "dlq-topic"), text(0, "dlq-partition"), text(0, "dlq-offset")),
+            (text(0, "dead-letter-2-topic"), text(0, "dead-letter-2-partition"), text(0, "dead-letter-2-offset")),
             (topic.topic.clone(), "1".into(), "1".into())
         );
-        assert!(text(0, "dlq-error").contains("no PatientEvent"));
-        assert_eq!(text(2, "dlq-error"), "the record has no value");
+        assert!(text(0, "dead-letter-2-error").contains("no PatientEvent"));
+        assert_eq!(text(2, "dead-letter-error"), "the record has no value");
         assert_eq!(forwarded[3].record.value.as_ref().map(Vec::len), Some(1_000_000));
 
         let first = service.get("/analytics/dead-letters?limit=3").await;

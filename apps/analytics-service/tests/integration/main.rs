@@ -5,6 +5,7 @@ mod batches;
 mod harness;
 mod intake;
 mod losses;
+mod partitions;
 mod shown;
 mod streams;
 mod trouble;

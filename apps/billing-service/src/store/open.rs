@@ -21,7 +21,7 @@ impl Statement for Open {
     async fn execute(database: &Database, holders: &[Holder]) -> Result<Vec<Option<Account>>, Error> {
         // Of two calls for one patient in one statement, the first has its id come back.
         let ids: Vec<Uuid> = holders.iter().map(|_| Uuid::now_v7()).collect();
-        let open = database.run(async |connection| {
+        let open = database.run_idempotent(async |connection| {
             let rows = query(
                 "-- open accounts
                 INSERT INTO accounts (patient_id, id, name, email)

@@ -29,7 +29,7 @@ pub(crate) struct Harness {
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
     shutdown: Shutdown,
-    running: Task<Result<(), String>>,
+    running: Task<Result<(), runtime::Failure>>,
 }
 
 /// Runs a test on a service with an empty database.

@@ -1,6 +1,9 @@
 //! Charges, payments, refunds and what they add up to.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use codec::billing::TransactionType::{Charge, Payment, Refund};
 use grpc::Code;
@@ -93,6 +96,56 @@ fn concurrent_entries_and_their_repetitions_add_up() {
         }
         assert_eq!(billing.balance(patient, "EUR").await, 25 * 10 - 25 * 4);
         assert_eq!(billing.list(patient, 0, 0).await.unwrap().len(), 50);
+    });
+}
+
+#[test]
+fn where_every_transaction_is_serializable_concurrent_calls_all_succeed() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let name = url.rsplit_once('/').unwrap().1.split_once('?').unwrap().0;
+        let setting = format!("ALTER DATABASE {name} SET default_transaction_isolation = serializable");
+        sql::execute(&url, Box::leak(setting.into_boxed_str())).await.unwrap();
+        // Two replicas, so that no queue of one process keeps the charges apart.
+        let replicas = [Arc::new(Harness::start(&url).await), Arc::new(Harness::start(&url).await)];
+        for replica in &replicas {
+            replica.until_serving().await;
+        }
+        let patients: Vec<_> = (0..4).map(|_| Uuid::now_v7()).collect();
+        let calls: Vec<_> = (0..52)
+            .map(|n| {
+                let (billing, patient) = (replicas[n % 2].clone(), patients[n / 2 % 4]);
+                runtime::spawn(async move {
+                    billing.create(patient, "Jane Doe").await.unwrap();
+                    billing.record(patient, &format!("t-{n}"), Charge, 10, "EUR").await.unwrap();
+                })
+            })
+            .collect();
+        for call in calls {
+            call.await;
+        }
+        let mut charged = 0;
+        for patient in patients {
+            charged += replicas[0].balance(patient, "EUR").await;
+        }
+        assert_eq!(charged, 52 * 10);
+        for replica in replicas {
+            Arc::into_inner(replica).unwrap().stop().await;
+        }
+    });
+}
+
+#[test]
+fn an_account_that_is_held_is_no_outage() {
+    with_service(|billing| async move {
+        let patient = Uuid::now_v7();
+        billing.create(patient, "Jane Doe").await.unwrap();
+        let mut session = sql::Session::open(&billing.database).await.unwrap();
+        session.execute("BEGIN; SELECT 1 FROM accounts FOR UPDATE").await.unwrap();
+        let charge = billing.record(patient, "t-1", Charge, 10, "EUR").await;
+        assert_eq!(charge.unwrap_err(), Code::Aborted, "no code that callers take for an outage");
+        session.execute("ROLLBACK").await.unwrap();
+        billing.record(patient, "t-1", Charge, 10, "EUR").await.unwrap();
     });
 }
 

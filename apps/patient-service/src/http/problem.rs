@@ -43,8 +43,13 @@ impl From<Error> for Problem {
                 Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
             }
             // `Database` has logged the outage.
-            Error::Database(postgres::Error::Unavailable(_) | postgres::Error::Locked) => {
+            Error::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
                 Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable")
+            }
+            // The database is well.
+            Error::Database(postgres::Error::Locked | postgres::Error::Timeout | postgres::Error::QueueFull) => {
+                let detail = "The database was too busy with other requests, and nothing was done. Repeat it.";
+                Self::unavailable(detail, RETRY_AFTER).kind("database-busy")
             }
             Error::Database(error) => {
                 tracing::error!(%error, "a query failed");

@@ -18,7 +18,7 @@ impl Statement for Find {
     const MOST: usize = 256;
 
     async fn execute(database: &Database, ids: &[Uuid]) -> Result<Vec<Option<Patient>>, Error> {
-        let find = database.run(async |connection| {
+        let find = database.run_idempotent(async |connection| {
             let rows = query(
                 "-- find patients
                 SELECT id, name, email, address, date_of_birth, registered_date, version FROM patients WHERE id = ANY($1)",

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use postgres::{Acquire as _, Error, PgConnection, Row as _, query};
+use postgres::{Error, PgConnection, Row as _, query};
 use uuid::Uuid;
 
 use super::Store;
@@ -36,7 +36,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn find_key(&self, key: &str) -> Result<Option<(Vec<u8>, Uuid)>, Error> {
-        let find = self.database.run(async |connection| {
+        let find = self.database.run_idempotent(async |connection| {
             let row = query(
                 "-- find idempotency key
                 SELECT fingerprint, patient_id FROM idempotency_keys WHERE key = $1",
@@ -56,8 +56,7 @@ impl Store {
     /// If the database cannot be asked.
     pub async fn look_at_clock(&self, retention: Duration, max_gap: Duration) -> Result<ClockLook, Error> {
         let [retention, max_gap] = [retention, max_gap].map(|time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
-        let look = self.database.run(async |connection| {
-            let mut transaction = connection.begin().await?;
+        let look = self.database.transaction(async |transaction| {
             let looked_at: DateTime<Utc> = query("-- look at clock\nSELECT looked_at FROM clock_looks FOR UPDATE")
                 .fetch_one(&mut *transaction)
                 .await?
@@ -68,18 +67,17 @@ impl Store {
             let step = Some(now - looked_at).filter(|passed| *passed > max_gap || *passed < TimeDelta::zero());
             if let Some(passed) = step {
                 if passed > max_gap {
-                    add_gap(&mut transaction, looked_at, now).await?
+                    add_gap(transaction, looked_at, now).await?
                 } else {
-                    cut_gaps(&mut transaction, now).await?
+                    cut_gaps(transaction, now).await?
                 }
             }
             query("-- note look\nUPDATE clock_looks SET looked_at = $1").bind(now).execute(&mut *transaction).await?;
-            let keys_expired_before = keys_expired_before(now, retention, &gaps(&mut transaction).await?);
+            let keys_expired_before = keys_expired_before(now, retention, &gaps(transaction).await?);
             query("-- forget gaps\nDELETE FROM clock_gaps WHERE ended_at < $1")
                 .bind(keys_expired_before)
                 .execute(&mut *transaction)
                 .await?;
-            transaction.commit().await?;
             Ok(ClockLook { keys_expired_before, step })
         });
         look.await

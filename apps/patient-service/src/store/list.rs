@@ -5,6 +5,8 @@
 //! a million patients, and the planner cannot know which is which. So a search looks at a small part of the order first,
 //! goes on with it if that was fruitful, and takes the trigrams otherwise.
 
+use std::sync::Arc;
+
 use postgres::{Error, PgRow, Row as _, query};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -235,12 +237,11 @@ impl Store {
             Begin::Skip(_) => format!("WHERE id IN (SELECT id FROM patients {part}) ORDER BY {order_by}"),
             Begin::First | Begin::After(_) => part,
         };
-        let statement = AssertSqlSafe(format!(
-            "-- list patients\nSELECT {COLUMNS}, {column}::text AS sort_key FROM patients {part}"
-        ));
+        let statement: Arc<str> =
+            Arc::from(format!("-- list patients\nSELECT {COLUMNS}, {column}::text AS sort_key FROM patients {part}"));
         let (sort_key, id) = list.position();
-        let fetch = self.database.run(async |connection| {
-            let rows = query(statement)
+        let fetch = self.database.run_idempotent(async |connection| {
+            let rows = query(AssertSqlSafe(statement))
                 .bind(None::<&str>)
                 .bind(None::<&str>)
                 .bind(sort_key)
@@ -259,7 +260,7 @@ impl Store {
     async fn list_among(&self, list: &List, search: &Search, window: i64) -> Result<(Vec<Listed>, bool), Error> {
         let (column, after, order_by) = (list.order.field.column(), list.after(), list.order_by());
         let matches = matches();
-        let statement = AssertSqlSafe(format!(
+        let statement: Arc<str> = Arc::from(format!(
             "-- search patients in order
             WITH part AS MATERIALIZED (
                 SELECT {COLUMNS} FROM patients WHERE {after} ORDER BY {order_by} LIMIT $6
@@ -269,8 +270,8 @@ impl Store {
             ) found ON true"
         ));
         let ((sort_key, id), (first, second)) = (list.position(), search.patterns());
-        let fetch = self.database.run(async |connection| {
-            let rows = query(statement)
+        let fetch = self.database.run_idempotent(async |connection| {
+            let rows = query(AssertSqlSafe(statement))
                 .bind(first)
                 .bind(second)
                 .bind(sort_key)
@@ -297,14 +298,14 @@ impl Store {
         let (column, after, direction) = (list.order.field.column(), list.after(), list.order.direction.sql());
         let matches = matches();
         // No index has the order of a row, so that the planner does not read one in the hope of finding enough soon.
-        let statement = AssertSqlSafe(format!(
+        let statement: Arc<str> = Arc::from(format!(
             "-- search patients
             SELECT {COLUMNS}, {column}::text AS sort_key FROM patients WHERE {matches} AND {after}
             ORDER BY ROW({column}, id) {direction} LIMIT $5 OFFSET $6"
         ));
         let ((sort_key, id), (first, second)) = (list.position(), search.patterns());
-        let fetch = self.database.run(async |connection| {
-            let rows = query(statement)
+        let fetch = self.database.run_idempotent(async |connection| {
+            let rows = query(AssertSqlSafe(statement))
                 .bind(first)
                 .bind(second)
                 .bind(sort_key)
@@ -323,7 +324,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
-        let count = self.database.run(async |connection| match search.map(Search::patterns) {
+        let count = self.database.run_idempotent(async |connection| match search.map(Search::patterns) {
             None => query("-- count patients\nSELECT count(*) FROM patients").fetch_one(connection).await?.try_get(0),
             Some((first, second)) => {
                 let matches = matches();

@@ -39,7 +39,7 @@ pub(crate) struct Harness {
     /// The service's own database, for looking behind it.
     pub(crate) database: Database,
     shutdown: Shutdown,
-    running: Task<Result<(), String>>,
+    running: Task<Result<(), runtime::Failure>>,
     billing_server: (Shutdown, Task<()>),
 }
 

@@ -8,7 +8,7 @@ use testbed::{
     sql::{self, Session},
 };
 
-use crate::harness::{Harness, path, patient, with_service};
+use crate::harness::{Harness, at_once, path, patient, with_service};
 
 #[test]
 fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
@@ -85,6 +85,57 @@ fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_no
             change.cancel().await;
         }
         session.execute("ROLLBACK").await.unwrap();
+        service.stop().await;
+    });
+}
+
+#[test]
+fn a_patient_that_is_held_is_no_outage_of_the_database() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let service = Harness::start(&url, &[]).await;
+        let jane = path(&service.register("Jane Doe").await);
+        let mut session = Session::open(&url).await.unwrap();
+        session.execute("BEGIN; SELECT id FROM patients FOR UPDATE").await.unwrap();
+        let answer = service.client.put(&jane, &patient("Jane Roe")).await.unwrap();
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")), "{}", answer.text());
+        let kind = answer.json()["type"].as_str().unwrap().to_owned();
+        assert!(kind.ends_with("database-busy"), "{kind}");
+        assert_eq!(service.get("/actuator/health/readiness").await.status, 200);
+        assert!(service.get("/metrics").await.text().contains("db_timeouts_total{kind=\"lock\"} "));
+        session.execute("ROLLBACK").await.unwrap();
+        assert_eq!(service.client.put(&jane, &patient("Jane Roe")).await.unwrap().status, 200);
+        service.stop().await;
+    });
+}
+
+#[test]
+fn reads_go_on_while_a_column_changes_its_type() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let service = Harness::start(&url, &[("DATABASE_DEADLINE", "10s")]).await;
+        let jane = path(&service.register("Jane Doe").await);
+        let mut session = Session::open(&url).await.unwrap();
+        for (n, kind) in ["varchar(200)", "text", "varchar(200)"].into_iter().enumerate() {
+            // Each way to read has its own statements, and twice as many requests as there are connections have them all
+            // prepare theirs.
+            for path in [&*jane, "/patients", "/patients?search=jane&sort=name", "/patients?search=ja"] {
+                let (client, asked) = (service.client.clone(), path.to_owned());
+                let answers = at_once(8, move |_| {
+                    let (client, asked) = (client.clone(), asked.clone());
+                    async move { client.get(&asked).await.unwrap().status }
+                });
+                assert_eq!(answers.await, [200; 8], "{path}");
+            }
+            service.register(&format!("John {n}")).await;
+            assert_eq!(service.client.put(&jane, &patient("Jane Doe")).await.unwrap().status, 200, "{kind}");
+            let alter = match kind {
+                "text" => "ALTER TABLE patients ALTER COLUMN name TYPE text",
+                _ => "ALTER TABLE patients ALTER COLUMN name TYPE varchar(200)",
+            };
+            session.execute(alter).await.unwrap();
+        }
+        assert_eq!(service.get(&jane).await.status, 200);
         service.stop().await;
     });
 }
