@@ -8,7 +8,8 @@
 //! - [`patient_body`]: the JSON body of a patient;
 //! - [`patient_list`]: the query of a list, with its cursor, at the route table of patient-service;
 //! - [`event`]: the value of a record, up to what analytics counts;
-//! - [`dead_letter`]: the headers of a record on the topic of dead letters.
+//! - [`dead_letter`]: the headers of a record on the topic of dead letters;
+//! - [`records`]: what a broker sends for a fetch: transactions, bombs, damage.
 
 mod answers;
 pub mod dead_letter;
@@ -18,3 +19,4 @@ pub mod http_bytes;
 pub mod http_requests;
 pub mod patient_body;
 pub mod patient_list;
+pub mod records;

@@ -1,7 +1,7 @@
 //! Every input that is kept, and for targets whose input has a structure random ones, without libFuzzer.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::{fs, iter::repeat_with, path::Path};
+use std::{collections::BTreeSet, fs, iter::repeat_with, path::Path};
 
 use arbitrary::{Arbitrary, Unstructured};
 use fastrand::Rng;
@@ -68,4 +68,12 @@ fn event() {
 fn dead_letter() {
     let inputs = random().chain(files("seeds/dead_letter"));
     inputs.for_each(|bytes| fuzz::dead_letter::check(structured(&bytes)));
+}
+
+#[test]
+fn records() {
+    use fuzz::records::Seen::{Aborted, Committed, Malformed, TooLarge, Unreadable};
+    let inputs = random().chain(kept(&["seeds/records"]));
+    let seen: BTreeSet<_> = inputs.flat_map(|bytes| fuzz::records::check(structured(&bytes))).collect();
+    assert!(seen.iter().eq(&[Aborted, Committed, TooLarge, Unreadable, Malformed]), "what is read is {seen:?} alone");
 }

@@ -27,17 +27,19 @@ use kafka_protocol::{
 };
 
 use crate::{
-    Error, Malformed, Record, Settings,
+    Error, Malformed, Record, Records, Settings, Unreadable,
     call::{Deadline, call, millis},
     connection::Connection,
     encode::{Sender, frame, put_record, put_varint},
     leader,
+    records::Read,
     unreachable::Address,
     versions::{PRODUCE_BY_NAME, Request},
 };
 
 /// Bits of a batch's attributes.
 const TRANSACTIONAL: i16 = 1 << 4;
+const CONTROL: i16 = 1 << 5;
 /// Of a resource whose settings are changed.
 const TOPIC: i8 = 2;
 /// What a coordinator is looked for by.
@@ -357,6 +359,52 @@ impl Codec {
 /// A batch of these records, with the timestamps that they have.
 pub fn batch(codec: Codec, records: &[Record]) -> Bytes {
     encoded(Sender::default(), codec, records)
+}
+
+/// A batch of these records that a producer has sent in a transaction.
+pub fn transactional_batch(codec: Codec, producer_id: i64, records: &[Record]) -> Bytes {
+    encoded(Sender { attributes: TRANSACTIONAL, producer_id, ..Sender::default() }, codec, records)
+}
+
+/// The batch that a broker writes at the end of a producer's transaction.
+pub fn marker(producer_id: i64, is_committed: bool, timestamp: chrono::DateTime<chrono::Utc>) -> Bytes {
+    // Version 0, and the type; the value is of no interest to clients.
+    let key = Some(vec![0, 0, 0, is_committed.into()]);
+    let record = Record { key, value: Some(vec![0; 6]), headers: Vec::new(), timestamp };
+    let sender = Sender { attributes: TRANSACTIONAL | CONTROL, producer_id, ..Sender::default() };
+    encoded(sender, Codec::None, &[record])
+}
+
+/// A batch that says that these bytes are so many records, compressed in this way, whatever they are.
+pub fn batch_of_bytes(codec: Codec, count: usize, payload: &[u8]) -> Bytes {
+    let sender = Sender { attributes: codec.attribute(), ..Sender::default() };
+    frame(sender, count, (0, 0), payload).expect("a test's batch is small")
+}
+
+/// The same batch where a broker has stored it.
+pub fn at_offset(batch: &Bytes, offset: i64) -> Bytes {
+    [&offset.to_be_bytes(), &batch[8..]].concat().into()
+}
+
+/// What a consumer makes of what a broker has sent.
+#[derive(Debug)]
+pub struct ReadBytes {
+    /// The records.
+    pub records: Records,
+    /// The offset to ask for next.
+    pub next: i64,
+    /// What is passed because it cannot be read.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// Reads what a broker has sent for the offset `from`, without what belongs to these aborted transactions: producers and
+/// first offsets. Of the first batch up to `largest` bytes are decompressed.
+///
+/// # Errors
+/// If these are no batches at all.
+pub fn read(bytes: Bytes, from: i64, aborted: Vec<(i64, i64)>, largest: usize) -> Result<ReadBytes, Malformed> {
+    let Read { records, next, unreadable } = Records::read(bytes, from, aborted, largest)?;
+    Ok(ReadBytes { records, next, unreadable })
 }
 
 /// A batch of one record whose value is so many zeros, which are never all in memory unless the codec demands it.
