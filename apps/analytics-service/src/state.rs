@@ -415,9 +415,27 @@ mod tests {
             assert_eq!(saved.tally, Tally { created: 2, ..Tally::default() });
             let date = |text: &str| Some(text.parse::<NaiveDate>().unwrap());
             let expected = [
-                (1, Known { version: i64::MAX, active: true, birth_year: Some(1969), registered: date("1969-12-31") }),
+                (
+                    1,
+                    Known {
+                        version: i64::MAX,
+                        active: true,
+                        birth_year: Some(1969),
+                        registered: date("1969-12-31"),
+                        changed: None,
+                    },
+                ),
                 (u128::MAX, Known::default()),
-                (2, Known { version: 3, active: false, birth_year: Some(-44), registered: date("2024-02-29") }),
+                (
+                    2,
+                    Known {
+                        version: 3,
+                        active: false,
+                        birth_year: Some(-44),
+                        registered: date("2024-02-29"),
+                        changed: None,
+                    },
+                ),
             ];
             let expected = expected.map(|(id, known)| (Uuid::from_u128(id), known));
             let mut transaction = state.begin().await.unwrap();

@@ -37,6 +37,18 @@ pub struct Known {
     pub birth_year: Option<i32>,
     /// When the patient was registered, if that is known.
     pub registered: Option<NaiveDate>,
+    /// When that version was made, by its publisher's clock, in milliseconds after 1970; none if no event told.
+    pub changed: Option<i64>,
+}
+
+impl Known {
+    /// Whether an event of a version that has been seen tells of another change than the one that made it: of the same
+    /// version at another time, or of an earlier one at a later time. Versions were given twice then, as after a restore
+    /// of the publisher's database; or, of an earlier version, the clocks of two publishers differ.
+    fn contradicts(&self, version: i64, event: &Received) -> bool {
+        let times = event.time.map(|time| time.timestamp_millis()).zip(self.changed);
+        times.is_some_and(|(time, known)| if version == self.version { time != known } else { time > known })
+    }
 }
 
 /// What became of an event.
@@ -46,16 +58,20 @@ pub enum Outcome {
     Applied,
     /// It tells of a version that has been seen: a repetition, or late.
     Duplicate,
+    /// It tells of a version that has been seen, and of another change than before: a version that was given twice.
+    Conflict,
 }
 
 impl Tally {
     /// Counts an event, knowing what is known of its patient, which it updates.
     pub fn apply(&mut self, known: &mut Known, event: &Received) -> Outcome {
-        if event.version.is_some_and(|version| version <= known.version) {
-            return Outcome::Duplicate;
+        if let Some(version) = event.version.filter(|version| *version <= known.version) {
+            return if known.contradicts(version, event) { Outcome::Conflict } else { Outcome::Duplicate };
         }
         let before = *known;
-        known.version = event.version.unwrap_or(before.version);
+        if let Some(version) = event.version {
+            (known.version, known.changed) = (version, event.time.map(|time| time.timestamp_millis()));
+        }
         match event.kind {
             Some(Kind::Created) => self.created += 1,
             Some(Kind::Updated) => self.updated += 1,
@@ -235,6 +251,21 @@ mod tests {
         use Outcome::{Applied, Duplicate};
         assert_eq!(outcomes, [Applied, Duplicate, Applied, Duplicate, Duplicate]);
         assert_eq!((tally.active, tally.created, tally.updated, tally.deleted), (0, 1, 0, 1));
+    }
+
+    #[test]
+    fn a_version_that_was_given_twice_is_told_from_a_repetition() {
+        let at = |version: i64, seconds: i64| Received {
+            time: DateTime::from_timestamp(seconds, 0),
+            ..event(Some(Kind::Updated), Some(version))
+        };
+        let untimed = Received { time: None, ..at(3, 0) };
+        let events = [at(1, 10), at(3, 30), at(3, 30), at(3, 31), at(2, 20), at(2, 40), untimed, at(4, 5), at(4, 5)];
+        let (tally, known, outcomes) = fold(&events);
+        use Outcome::{Applied, Conflict, Duplicate};
+        let expected = [Applied, Applied, Duplicate, Conflict, Duplicate, Conflict, Duplicate, Applied, Duplicate];
+        assert_eq!(outcomes, expected);
+        assert_eq!((tally.updated, known.version, known.changed), (3, 4, Some(5_000)));
     }
 
     #[test]

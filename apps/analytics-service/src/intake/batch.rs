@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use codec::{
     event::Received,
     headers::{Headers, TRACEPARENT},
@@ -59,7 +60,11 @@ impl Batch {
             }
             batch.position.last_timestamp = Some(record.timestamp);
             match Received::decode(record.value.unwrap_or_default()) {
-                Ok(event) => {
+                Ok(mut event) => {
+                    if event.version.is_none() {
+                        // An original's event does not tell when it happened; its record tells when it was made.
+                        event.time = event.time.or(time(record.timestamp));
+                    }
                     log_event(partition, &record, &event);
                     batch.events.push(event);
                 }
@@ -67,7 +72,9 @@ impl Batch {
             }
         }
         batch.events.shrink_to_fit();
-        let letters: usize = no_events.iter().map(|(record, _)| size_of::<DeadLetter>() + kept_bytes(record)).sum();
+        let letter =
+            |(record, error): &(RecordRef<'_>, String)| size_of::<DeadLetter>() + error.len() + kept_bytes(record);
+        let letters: usize = no_events.iter().map(letter).sum();
         let (events, spans) = (batch.events.len() * size_of::<Received>(), batch.spans.len() * SPAN_BYTES);
         batch.share = Some(budget.take(events + spans + letters).await);
         batch.dead_letters.extend(no_events.iter().map(|(record, error)| dead_letter(partition, record, error)));
@@ -106,6 +113,11 @@ fn dead_letter(partition: i32, record: &RecordRef<'_>, error: &str) -> DeadLette
     }
     let RecordAndOffset { record: kafka::Record { key, value, headers, .. }, .. } = record.to_record();
     DeadLetter { partition, offset, key, value, headers, error: error.to_owned() }
+}
+
+/// The time of a record; none if it has none, which Kafka writes as -1.
+fn time(timestamp: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(timestamp).filter(|_| timestamp >= 0)
 }
 
 /// Bytes of a record's own: key, value and headers.

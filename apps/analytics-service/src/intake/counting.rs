@@ -20,6 +20,12 @@ static APPLIED: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("events_applied_total", "Events that count, by kind.", &["kind"]));
 static DUPLICATES: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_duplicate_total", "Events of a version that had been seen."));
+static CONFLICTS: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter(
+        "events_version_conflicts_total",
+        "Events of a version that had been seen, and of another change than the one that was counted.",
+    )
+});
 static DEAD: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_dead_total", "Records that are no events."));
 
@@ -28,6 +34,9 @@ static DEAD: LazyLock<IntCounter> =
 pub(super) struct Counted {
     applied: BTreeMap<&'static str, u64>,
     duplicates: u64,
+    /// Of those, the ones that told of something else, and a patient of whom.
+    conflicts: u64,
+    in_conflict: Option<Uuid>,
 }
 
 impl Counted {
@@ -85,6 +94,10 @@ impl Counted {
                         changes = true;
                     }
                     Outcome::Duplicate => self.duplicates += 1,
+                    Outcome::Conflict => {
+                        (self.duplicates, self.conflicts) = (self.duplicates + 1, self.conflicts + 1);
+                        self.in_conflict = Some(id);
+                    }
                 }
             }
             if changes {
@@ -100,6 +113,14 @@ impl Counted {
             APPLIED.with_label_values(&[kind]).inc_by(*count);
         }
         DUPLICATES.inc_by(self.duplicates);
+        CONFLICTS.inc_by(self.conflicts);
+        if let Some(patient_id) = self.in_conflict {
+            tracing::warn!(
+                events = self.conflicts,
+                %patient_id,
+                "versions came again with other changes, which are not counted: was the publisher's database restored?"
+            );
+        }
         DEAD.inc_by(dead as u64);
     }
 }

@@ -1,9 +1,9 @@
 use std::{
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use kafka::Consumer;
+use kafka::{Consumer, Fetched};
 use runtime::Backoff;
 use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
@@ -23,6 +23,16 @@ const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// How often a halted partition is looked at again.
 const HALTED_LOOK: Duration = Duration::from_secs(10);
 
+/// How long an open transaction holds a partition up before it is logged.
+const LONG: Duration = Duration::from_secs(10);
+
+static HELD_UP: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    metrics::gauges(
+        "kafka_records_held_up",
+        "Records of a partition that are not read because of a transaction that is not ended.",
+        &["topic", "partition"],
+    )
+});
 static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
     metrics::counter(
         "records_lost_total",
@@ -54,7 +64,17 @@ pub(super) struct Fetcher {
     most_bytes: i32,
     /// Where the partition goes on after what was fetched; none if nothing ever was.
     position: Option<SavedPosition>,
+    /// What holds the partition up, if anything does.
+    held_up: Option<HeldUp>,
     shared: Shared,
+}
+
+/// A transaction that is not ended and holds a partition up.
+struct HeldUp {
+    /// Its first offset.
+    offset: i64,
+    since: Instant,
+    is_logged: bool,
 }
 
 /// Why the next record cannot be had.
@@ -73,7 +93,7 @@ impl Fetcher {
         let consumer = Consumer::new(settings.kafka.clone(), &settings.topic, partition);
         let share = FETCH_BYTES_OF_ALL / i32::try_from(of).unwrap_or(i32::MAX).max(1);
         let most_bytes = share.clamp(FETCH_BYTES.1, FETCH_BYTES.0);
-        Self { consumer, partition, most_bytes, position: saved, shared }
+        Self { consumer, partition, most_bytes, position: saved, held_up: None, shared }
     }
 
     /// Fetches until it is cancelled.
@@ -96,6 +116,7 @@ impl Fetcher {
                     backoff.reset();
                     self.shared.intake.tell_kafka(Some(self.partition), None);
                     self.tell_end(fetched.high_watermark);
+                    self.tell_held_up(&fetched);
                     if fetched.next == next {
                         continue;
                     }
@@ -252,6 +273,32 @@ impl Fetcher {
                 position.halted = why;
             }
         });
+    }
+
+    /// Tells of a transaction that is not ended and holds the partition up, by the metric at once, by the log after a while.
+    fn tell_held_up(&mut self, fetched: &Fetched) {
+        let Fetched { last_stable_offset: offset, high_watermark, .. } = *fetched;
+        let is_held_up = fetched.is_held_up();
+        if !is_held_up && self.held_up.is_none() {
+            return;
+        }
+        let partition = self.partition;
+        let records = if is_held_up { high_watermark - offset } else { 0 };
+        HELD_UP.with_label_values(&[&self.shared.intake.settings.topic, &partition.to_string()]).set(records);
+        let before = self.held_up.take();
+        if !is_held_up {
+            if before.is_some_and(|before| before.is_logged) {
+                tracing::info!(partition, "no transaction holds the partition up any more");
+            }
+            return;
+        }
+        let same = before.filter(|before| before.offset == offset);
+        let mut held_up = same.unwrap_or_else(|| HeldUp { offset, since: Instant::now(), is_logged: false });
+        if !held_up.is_logged && held_up.since.elapsed() >= LONG {
+            tracing::warn!(partition, offset, records, "a transaction that is not ended holds the partition up");
+            held_up.is_logged = true;
+        }
+        self.held_up = Some(held_up);
     }
 
     fn tell_end(&self, end: i64) {

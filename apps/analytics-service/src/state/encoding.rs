@@ -31,8 +31,11 @@ pub(super) fn date_of(number: i32) -> Option<NaiveDate> {
     (number != NO_DAY).then(|| NaiveDate::from_epoch_days(number)).flatten()
 }
 
+/// Stands for a time that is not known.
+const NO_TIME: i64 = i64::MIN;
+
 /// Bytes of what is known of a patient.
-pub(super) const KNOWN_BYTES: usize = 17;
+pub(super) const KNOWN_BYTES: usize = 25;
 
 /// What is known of a patient as one value, in the order that the table tells.
 pub(super) fn known_bytes(known: &Known) -> [u8; KNOWN_BYTES] {
@@ -40,20 +43,24 @@ pub(super) fn known_bytes(known: &Known) -> [u8; KNOWN_BYTES] {
     bytes[..8].copy_from_slice(&known.version.to_be_bytes());
     bytes[8] = known.active.into();
     bytes[9..13].copy_from_slice(&year_number(known.birth_year).to_be_bytes());
-    bytes[13..].copy_from_slice(&day_number(known.registered).to_be_bytes());
+    bytes[13..17].copy_from_slice(&day_number(known.registered).to_be_bytes());
+    bytes[17..].copy_from_slice(&known.changed.unwrap_or(NO_TIME).to_be_bytes());
     bytes
 }
 
-/// None if these are no such bytes.
+/// None if these are no such bytes. The time is missing from those of an earlier version of the service.
 pub(super) fn known_of(bytes: &[u8]) -> Option<Known> {
     let (version, bytes) = bytes.split_first_chunk()?;
     let ([active], bytes) = bytes.split_first_chunk()?;
     let (birth_year, bytes) = bytes.split_first_chunk()?;
+    let (registered, bytes) = bytes.split_first_chunk()?;
+    let changed = if bytes.is_empty() { NO_TIME } else { i64::from_be_bytes(bytes.try_into().ok()?) };
     Some(Known {
         version: i64::from_be_bytes(*version),
         active: *active != 0,
         birth_year: year_of(i32::from_be_bytes(*birth_year)),
-        registered: date_of(i32::from_be_bytes(bytes.try_into().ok()?)),
+        registered: date_of(i32::from_be_bytes(*registered)),
+        changed: (changed != NO_TIME).then_some(changed),
     })
 }
 
@@ -113,10 +120,15 @@ mod tests {
             [0, 1, -1, i64::MAX].into_iter().zip(years.into_iter().zip(registered))
         {
             for active in [false, true] {
-                let known = Known { version, active, birth_year, registered };
-                assert_eq!(known_of(&known_bytes(&known)), Some(known));
+                for changed in [None, Some(0), Some(-1), Some(i64::MAX)] {
+                    let known = Known { version, active, birth_year, registered, changed };
+                    assert_eq!(known_of(&known_bytes(&known)), Some(known));
+                    let earlier = Known { changed: None, ..known };
+                    assert_eq!(known_of(&known_bytes(&known)[..17]), Some(earlier));
+                }
             }
         }
+        assert_eq!(known_of(&[0; 16]), None);
         assert_eq!(known_of(&[0; KNOWN_BYTES - 1]), None);
         assert_eq!(known_of(&[0; KNOWN_BYTES + 1]), None);
     }

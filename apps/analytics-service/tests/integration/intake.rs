@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use codec::event::Kind::{Created, Deleted, Updated};
 use kafka::{Consumer, Record};
 use serde_json::json;
@@ -13,6 +14,7 @@ use crate::harness::{foreign, record, with_topic};
 testbed::on_each_broker!(
     lives_are_counted,
     repetitions_and_late_versions_change_nothing,
+    versions_that_were_given_twice_are_told,
     the_originals_events_count,
     records_that_are_no_events_become_dead_letters,
     an_interrupted_service_counts_everything_once,
@@ -59,6 +61,32 @@ fn repetitions_and_late_versions_change_nothing(kind: broker::Kind) {
     });
 }
 
+fn versions_that_were_given_twice_are_told(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let service = topic.start(&[]).await;
+        let conflicts = async || {
+            let page = service.get("/metrics").await.text();
+            let line = page.lines().find_map(|line| line.strip_prefix("events_version_conflicts_total "));
+            line.map_or(0, |value| value.parse::<i64>().unwrap())
+        };
+        let before = conflicts().await;
+        let patient = Uuid::now_v7();
+        let change = record(patient, Updated, 2);
+        topic.send(0, vec![record(patient, Created, 1), change.clone(), change]).await;
+        service.until_applied(3).await;
+        let made = Utc::now().timestamp_millis();
+        while Utc::now().timestamp_millis() == made {
+            smol::Timer::after(Duration::from_millis(1)).await;
+        }
+        // A database that was restored to the time before the change gives the version again.
+        topic.send(0, vec![record(patient, Updated, 2)]).await;
+        let summary = service.until_applied(4).await;
+        assert_eq!((&summary["created"], &summary["updated"]), (&json!(1), &json!(1)));
+        assert!(conflicts().await > before);
+        service.stop().await;
+    });
+}
+
 fn the_originals_events_count(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         // PatientEvent { patientId, name, email, event_type }, each a string with its number.
@@ -75,13 +103,16 @@ fn the_originals_events_count(kind: broker::Kind) {
             foreign(value)
         };
         let kinds = ["PATIENT_CREATED", "", "PATIENT_MOVED"];
-        topic.send(0, kinds.map(original).into()).await;
+        let made = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        topic.send(0, kinds.map(|kind| Record { timestamp: made, ..original(kind) }).into()).await;
         let service = topic.start(&[]).await;
         let summary = service.until_applied(3).await;
         assert_eq!(
             (&summary["activePatients"], &summary["created"], &summary["unknown"]),
             (&json!(1), &json!(1), &json!(2))
         );
+        // They do not say when they happened; their records say when they were made.
+        assert_eq!(summary["lastEventTime"], json!(made));
         let bands = summary["ageBands"].as_array().unwrap();
         assert_eq!(bands.last().unwrap(), &json!({"ages": "unknown", "patients": 1}));
         service.stop().await;
