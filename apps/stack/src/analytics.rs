@@ -8,16 +8,15 @@ use std::{
 use serde_json::Value as Json;
 use testbed::http::Client;
 
-use crate::{Failure, Outcome, backend::Backend, docker::Layout, http::expect, settings::Settings};
+use crate::{Failure, Outcome, http::expect};
 
 /// A client of analytics-service, or of all of them where the partitions are shared.
 #[derive(Debug)]
 pub(crate) struct Analytics(Vec<Client>);
 
 impl Analytics {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let scaled = Backend::of_checkout().is_ok_and(|backend| backend == Backend::Docker(Layout::Scaled));
-        Self(settings.analytics_addresses(scaled).into_iter().map(Client::new).collect())
+    pub(crate) fn new(addresses: Vec<String>) -> Self {
+        Self(addresses.into_iter().map(Client::new).collect())
     }
 
     /// What they know together.

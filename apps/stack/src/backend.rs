@@ -9,6 +9,8 @@ use serde_json::Value as Json;
 
 use crate::{
     Failure, Outcome,
+    addresses::Addresses,
+    analytics::Analytics,
     docker::{self, Docker, Layout},
     home, logs, native,
     rebuild::{self, Runner},
@@ -211,48 +213,19 @@ impl PatientsDatabase {
     }
 }
 
+/// A client of every analytics-service of the system.
+pub(crate) fn analytics(settings: &Settings) -> Outcome<Analytics> {
+    let scaled = Backend::of_checkout()? == Backend::Docker(Layout::Scaled);
+    Ok(Analytics::new(settings.analytics_addresses(scaled)))
+}
+
 /// Rebuilds analytics' state from the topic.
 pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Outcome {
     let runner = match Backend::of_checkout()? {
         Backend::Native => Runner::Native,
         Backend::Docker(layout) => Runner::Docker(Docker::find(layout).await?),
     };
-    rebuild::run(settings, &runner, anyway).await
-}
-
-/// Where a running system is reached.
-#[derive(Clone, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) patients: String,
-    /// Every replica of patient-service by itself.
-    pub(crate) patient_replicas: Vec<String>,
-    /// Every replica of billing-service, over HTTP.
-    pub(crate) billing: Vec<String>,
-    /// Every analytics-service; each has partitions of its own.
-    pub(crate) analytics: Vec<String>,
-}
-
-impl Addresses {
-    /// Of a system that has one of each on the ports of the settings.
-    fn of_single(settings: &Settings) -> Self {
-        Self {
-            patients: settings.patient_address(),
-            patient_replicas: vec![settings.patient_address()],
-            billing: vec![settings.billing_address()],
-            analytics: settings.analytics_addresses(false),
-        }
-    }
-
-    /// For the tests of a running system.
-    pub(crate) fn as_words(&self) -> String {
-        format!(
-            "PATIENTS={} PATIENT_REPLICAS={} BILLING={} ANALYTICS={}",
-            self.patients,
-            self.patient_replicas.join(","),
-            self.billing.join(","),
-            self.analytics.join(",")
-        )
-    }
+    rebuild::run(settings, &runner, &analytics(settings)?, anyway).await
 }
 
 /// Stops everything and deletes its data, once the user has agreed.

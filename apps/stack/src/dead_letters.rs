@@ -18,8 +18,7 @@ use kafka::{Consumer, Producer, Record, RecordAndOffset};
 use serde_json::Value as Json;
 
 use crate::{
-    Failure, Outcome,
-    analytics::Analytics,
+    Failure, Outcome, backend,
     refused::{self, Refused},
     settings::Settings,
     topic::{self, DEAD_LETTERS},
@@ -48,7 +47,7 @@ struct Letter {
 pub(crate) async fn list(settings: &Settings) -> Outcome {
     let kafka = topic::kafka(settings, "dead-letters")?;
     let letters = read(&kafka).await?;
-    let on_their_way = match Analytics::new(settings).dead_letters().await {
+    let on_their_way = match backend::analytics(settings)?.dead_letters().await {
         Ok(known) => known.into_iter().filter(|letter| letter["forwarded"] == false).collect(),
         Err(Failure(why)) => {
             eprintln!(
@@ -192,7 +191,7 @@ async fn send_one(producer: &mut Producer, partition: i32, record: Record) -> Ou
 
 /// Waits until analytics has seen the letters, and tells which of them are dead again.
 async fn report(settings: &Settings, sent: Vec<(i64, Origin)>) -> Outcome {
-    let analytics = Analytics::new(settings);
+    let analytics = backend::analytics(settings)?;
     let mut last = BTreeMap::new();
     for (_, now) in sent.iter().filter(|(_, now)| now.topic == topic::EVENTS) {
         last.insert(now.partition, now.offset);

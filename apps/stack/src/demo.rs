@@ -18,6 +18,7 @@ use testbed::http::{Answer, Client};
 use crate::{
     Failure, Outcome,
     analytics::Analytics,
+    backend,
     http::{expect, unexpected},
     settings::Settings,
     topic,
@@ -30,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(1);
 
 pub(crate) async fn run(settings: &Settings) -> Outcome {
     let patients = Client::new(settings.patient_address());
-    let analytics = Analytics::new(settings);
+    let analytics = backend::analytics(settings)?;
     let kafka = topic::kafka(settings, "demo")?;
     let before = analytics.summary().await?;
     // Where each partition ends now: the demo's events come after.

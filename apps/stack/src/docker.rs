@@ -14,7 +14,7 @@ use testbed::{Process, service::settings_in};
 
 use crate::{
     Failure, Outcome,
-    backend::Addresses,
+    addresses::Addresses,
     card, home,
     logs::{ContainerLog, Log},
     port_owner::{self, Wanted},

@@ -14,7 +14,7 @@ use std::{
 use runtime::within;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
-use crate::{Failure, Outcome, native::Databases, private_file, show::step};
+use crate::{Failure, Outcome, databases::Databases, private_file, show::step};
 
 /// Time for the server to answer.
 const LIMIT: Duration = Duration::from_secs(5);

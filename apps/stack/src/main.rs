@@ -5,9 +5,11 @@ use std::{
     process::{ExitCode, exit},
 };
 
+mod addresses;
 mod analytics;
 mod backend;
 mod card;
+mod databases;
 mod dead_letters;
 mod demo;
 mod docker;

@@ -19,7 +19,9 @@ use testbed::{
 };
 
 use crate::{
-    Failure, Outcome, card, given_databases, home,
+    Failure, Outcome, card,
+    databases::Databases,
+    given_databases, home,
     logs::{FileLog, Log},
     parts,
     port_owner::{self, Wanted},
@@ -237,12 +239,6 @@ fn check_ports(settings: &Settings, home: &Path) -> Outcome {
         ports.push((settings.kafka_port, "KAFKA_PORT", running_broker(settings, home).is_some()));
     }
     port_owner::refuse_taken(ports.into_iter().map(|(port, variable, ours)| Wanted { port, variable, ours }))
-}
-
-/// The URLs of the databases.
-pub(crate) struct Databases {
-    pub(crate) patients: String,
-    pub(crate) billing: String,
 }
 
 async fn databases(settings: &Settings, home: &Path, agreed: bool) -> Outcome<Databases> {

@@ -36,8 +36,7 @@ pub(crate) enum Runner {
 
 /// Stops analytics-service, takes its state away, starts it again and waits until it has applied every event that there
 /// was; tells how fast it was. `anyway`: also if the topic does not hold all that the state had counted.
-pub(crate) async fn run(settings: &Settings, runner: &Runner, anyway: bool) -> Outcome {
-    let analytics = Analytics::new(settings);
+pub(crate) async fn run(settings: &Settings, runner: &Runner, analytics: &Analytics, anyway: bool) -> Outcome {
     // Before anything is taken away: without the topic there is nothing to rebuild from.
     let kafka = topic::kafka(settings, "rebuild")?;
     let events: BTreeMap<_, _> =
