@@ -1,6 +1,5 @@
-//! The system that `just up` runs in containers, with one replica of each service or scaled.
-//!
-//! It is found by the labels that Compose gives to the containers of this checkout. Docker's own commands do the rest.
+//! What Docker's own commands tell about the containers of this checkout, and do with them. They are found by the labels that
+//! Compose gives them.
 
 use std::{
     collections::BTreeMap,
@@ -11,18 +10,17 @@ use std::{
 
 use runtime::within;
 use serde_json::Value as Json;
-use smol::{lock::Mutex, process::Command};
-use testbed::{Scratch, StartError, audit::Places, http::Client};
+use smol::process::Command;
+use testbed::{StartError, audit::Places, http::Client};
 
-use crate::{parts::Part, subject::Subject};
-
-/// Time for the engine to do what it is told; to stop a container it waits itself.
-const LIMIT: Duration = Duration::from_secs(60);
-/// Seconds that a container has to end by itself.
+/// Time for the engine to do what it is container; to stop a container it waits itself.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Seconds until `docker stop` kills the container.
 const GRACE: &str = "25";
 /// Time for a container to be healthy after its last start.
-const HEALTHY: Duration = Duration::from_secs(90);
-const LOOK: Duration = Duration::from_millis(250);
+const HEALTHY_TIMEOUT: Duration = Duration::from_secs(90);
+/// How often the state of a container is asked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A container of the system.
 #[derive(Clone, Debug)]
@@ -30,12 +28,12 @@ pub(crate) struct Container {
     id: String,
 }
 
-/// What the engine tells about one.
-struct Told {
-    container: Container,
-    service: String,
-    number: String,
-    is_running: bool,
+/// What `docker inspect` says of one.
+pub(crate) struct Inspected {
+    pub(crate) container: Container,
+    pub(crate) service: String,
+    pub(crate) number: String,
+    pub(crate) is_running: bool,
     /// Ports of the container, with the addresses on this machine.
     published: BTreeMap<String, String>,
     /// Its address in the containers' network, which this machine reaches too where Docker runs on Linux.
@@ -73,39 +71,18 @@ impl Container {
     /// Waits until its health check says that it is well; one without a check is when it runs.
     pub(crate) async fn until_ready(&self) -> Result<(), StartError> {
         let format = "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}";
-        let end = Instant::now() + HEALTHY;
+        let end = Instant::now() + HEALTHY_TIMEOUT;
         loop {
             let state = text(&docker(&["inspect", "--format", format, &self.id]).await?);
             match state.trim() {
                 "running" | "running healthy" => return Ok(()),
                 state if Instant::now() > end => {
-                    return Err(StartError::new(format!("container {} is {state} after {HEALTHY:?}", self.id)));
+                    return Err(StartError::new(format!("container {} is {state} after {HEALTHY_TIMEOUT:?}", self.id)));
                 }
-                _ => drop(smol::Timer::after(LOOK).await),
+                _ => drop(smol::Timer::after(POLL_INTERVAL).await),
             }
         }
     }
-}
-
-/// The system of this checkout.
-///
-/// # Errors
-/// If no engine answers, or it does not run there.
-pub(crate) async fn find() -> Result<Subject, StartError> {
-    let all = all().await?;
-    if !all.iter().any(|told| told.service == "patient-service" && told.is_running) {
-        return Err(StartError::new("the system does not run in containers: just up --docker, or just up-scaled"));
-    }
-    let front = if all.iter().any(|told| told.service == "balancer") { "balancer" } else { "patient-service" };
-    let clients = vec![Client::new(address_of(&all, front, "4000/tcp")?)];
-    let name = |told: &Told| {
-        let is_one = all.iter().filter(|other| other.service == told.service).count() == 1;
-        if is_one { told.service.clone() } else { format!("{} #{}", told.service, told.number) }
-    };
-    let parts: Vec<_> =
-        all.iter().map(|told| (name(told), Mutex::new(Part::Container(told.container.clone())))).collect();
-    let what = format!("{} containers", parts.len());
-    Ok(Subject { what, parts, clients, fixed: None, clock: None, logs: None, scratch: Scratch::new()?, _kept: None })
 }
 
 /// Where the parts of the system of this checkout keep what they know.
@@ -115,25 +92,30 @@ pub(crate) async fn find() -> Result<Subject, StartError> {
 pub(crate) async fn places() -> Result<Places, StartError> {
     let all = all().await?;
     let database = |service: &str| {
-        let told = all.iter().find(|told| told.service == service && !told.address.is_empty());
-        let told = told.ok_or_else(|| StartError::new(format!("{service} has no address")))?;
-        let setting = |name: &str| told.environment.get(name).cloned().unwrap_or_default();
+        let container = all.iter().find(|container| container.service == service && !container.address.is_empty());
+        let container = container.ok_or_else(|| StartError::new(format!("{service} has no address")))?;
+        let setting = |name: &str| container.environment.get(name).cloned().unwrap_or_default();
         let (user, password) = (setting("POSTGRES_USER"), setting("POSTGRES_PASSWORD"));
-        Ok::<_, StartError>(format!("postgres://{user}:{password}@{}:5432/{}", told.address, setting("POSTGRES_DB")))
+        Ok::<_, StartError>(format!(
+            "postgres://{user}:{password}@{}:5432/{}",
+            container.address,
+            setting("POSTGRES_DB")
+        ))
     };
-    let analytics = all.iter().filter(|told| told.service.starts_with("analytics-service"));
-    let analytics = analytics.filter_map(|told| told.published.get("4002/tcp")).map(Client::new).collect();
+    let analytics = all.iter().filter(|container| container.service.starts_with("analytics-service"));
+    let analytics = analytics.filter_map(|container| container.published.get("4002/tcp")).map(Client::new).collect();
     let kafka = address_of(&all, "kafka", "19092/tcp")?;
     Places::at(database("patient-db")?, database("billing-db")?, &kafka, "patient", analytics)
 }
 
-fn address_of(all: &[Told], service: &str, port: &str) -> Result<String, StartError> {
-    let found = all.iter().filter(|told| told.service == service).find_map(|told| told.published.get(port));
+pub(crate) fn address_of(all: &[Inspected], service: &str, port: &str) -> Result<String, StartError> {
+    let found =
+        all.iter().filter(|container| container.service == service).find_map(|container| container.published.get(port));
     found.cloned().ok_or_else(|| StartError::new(format!("{service} publishes no port {port}")))
 }
 
 /// The containers of this checkout, in the order of their names.
-async fn all() -> Result<Vec<Told>, StartError> {
+pub(crate) async fn all() -> Result<Vec<Inspected>, StartError> {
     let checkout = env::current_dir()?.canonicalize()?;
     let label = format!("label=com.docker.compose.project.working_dir={}", checkout.display());
     let ids = text(&docker(&["ps", "-a", "-q", "--filter", &label]).await?);
@@ -143,12 +125,12 @@ async fn all() -> Result<Vec<Told>, StartError> {
     }
     let arguments: Vec<_> = ["inspect", "--type", "container"].into_iter().chain(ids).collect();
     let json: Json = serde_json::from_str(&text(&docker(&arguments).await?)).unwrap_or_default();
-    let mut all: Vec<_> = json.as_array().into_iter().flatten().map(told).collect();
+    let mut all: Vec<_> = json.as_array().into_iter().flatten().map(inspected).collect();
     all.sort_by(|a, b| (&a.service, &a.number).cmp(&(&b.service, &b.number)));
     Ok(all)
 }
 
-fn told(json: &Json) -> Told {
+fn inspected(json: &Json) -> Inspected {
     let text = |json: &Json| json.as_str().unwrap_or_default().to_owned();
     let label = |name: &str| text(&json["Config"]["Labels"][format!("com.docker.compose.{name}")]);
     let ports = json["NetworkSettings"]["Ports"].as_object().into_iter().flatten();
@@ -160,7 +142,7 @@ fn told(json: &Json) -> Told {
     let variables = json["Config"]["Env"].as_array().into_iter().flatten();
     let pair =
         |variable: &Json| variable.as_str()?.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Told {
+    Inspected {
         container: Container { id: text(&json["Id"]).chars().take(12).collect() },
         service: label("service"),
         number: label("container-number"),
@@ -173,7 +155,7 @@ fn told(json: &Json) -> Told {
 
 async fn docker(arguments: &[&str]) -> Result<Output, StartError> {
     let output = Command::new("docker").args(arguments).kill_on_drop(true).output();
-    let output = within(LIMIT, output).await.map_err(|_| StartError::new("docker does not answer"))?;
+    let output = within(COMMAND_TIMEOUT, output).await.map_err(|_| StartError::new("docker does not answer"))?;
     let output = output.map_err(|error| StartError::new(format!("docker: {error}")))?;
     if output.status.success() {
         return Ok(output);
@@ -197,8 +179,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_engine_tells() {
-        let told = told(&json!({
+    fn reads_the_output_of_docker_inspect() {
+        let container = inspected(&json!({
             "Id": "0123456789abcdef",
             "State": {"Running": true},
             "Config": {
@@ -210,8 +192,14 @@ mod tests {
                 "Networks": {"pm_default": {"IPAddress": "172.18.0.4"}},
             },
         }));
-        assert_eq!((told.service.as_str(), told.number.as_str(), told.is_running), ("patient-db", "2", true));
-        assert_eq!(told.published, BTreeMap::from([("4000/tcp".to_owned(), "127.0.0.1:4100".to_owned())]));
-        assert_eq!((told.address.as_str(), told.environment["POSTGRES_PASSWORD"].as_str()), ("172.18.0.4", "a=b"));
+        assert_eq!(
+            (container.service.as_str(), container.number.as_str(), container.is_running),
+            ("patient-db", "2", true)
+        );
+        assert_eq!(container.published, BTreeMap::from([("4000/tcp".to_owned(), "127.0.0.1:4100".to_owned())]));
+        assert_eq!(
+            (container.address.as_str(), container.environment["POSTGRES_PASSWORD"].as_str()),
+            ("172.18.0.4", "a=b")
+        );
     }
 }

@@ -1,16 +1,17 @@
-//! Strikes the system with faults at random while clients write; then lets it heal, and audits it.
+//! Injects faults at random into the system while clients write; then lets it recover, and audits it.
 
 use std::{process::ExitCode, time::Duration};
 
 use testbed::broker::Kind;
 
+mod containers;
 mod docker;
 mod load;
 mod native;
 mod parts;
 mod run;
 mod schedule;
-mod subject;
+mod system;
 mod undo_deletes;
 
 const USAGE: &str = "\
@@ -32,18 +33,18 @@ const WRONG_USAGE: u8 = 64;
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug)]
 struct Options {
-    /// How long faults strike.
+    /// How long faults are injected.
     length: Duration,
     seed: u64,
     clients: usize,
     place: Place,
 }
 
-/// Which system is struck.
+/// Into which system faults are injected.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     /// One of its own on this machine. Without a wish for a broker: Apache Kafka if it can be had, else Nisshi.
-    Here(Option<Kind>),
+    Native(Option<Kind>),
     /// The one that is up in containers.
     Containers,
 }
@@ -52,7 +53,7 @@ impl Options {
     fn parse(words: &[&str]) -> Option<Self> {
         // A short seed is easily typed again.
         let seed = u64::from(fastrand::u32(..));
-        let mut options = Self { length: Duration::from_secs(60), seed, clients: 16, place: Place::Here(None) };
+        let mut options = Self { length: Duration::from_secs(60), seed, clients: 16, place: Place::Native(None) };
         if words.contains(&"--docker") {
             options.place = Place::Containers;
         }
@@ -62,8 +63,8 @@ impl Options {
                 ["--seconds", number] => options.length = Duration::from_secs(number.parse().ok()?),
                 ["--seed", number] => options.seed = number.parse().ok()?,
                 ["--clients", number] => options.clients = number.parse().ok().filter(|clients| *clients > 0)?,
-                ["--broker", kind] if matches!(options.place, Place::Here(_)) => {
-                    options.place = Place::Here(Some(match *kind {
+                ["--broker", kind] if matches!(options.place, Place::Native(_)) => {
+                    options.place = Place::Native(Some(match *kind {
                         "kafka" => Kind::Kafka,
                         "nisshi" => Kind::Nisshi,
                         _ => return None,

@@ -10,7 +10,7 @@ use testbed::{
     system::{Ground, System},
 };
 
-use crate::{parts::Part, subject::Subject};
+use crate::{parts::Part, system::SystemUnderTest};
 
 /// Replicas of patient-service.
 const REPLICAS: usize = 3;
@@ -22,8 +22,8 @@ pub(crate) const POSTGRES: &str = "PostgreSQL";
 ///
 /// # Errors
 /// If a part does not come up.
-pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
-    let kind = had(broker).await?;
+pub(crate) async fn start(broker: Option<Kind>) -> Result<SystemUnderTest, StartError> {
+    let kind = install(broker).await?;
     let scratch = Scratch::new()?;
     let clock = SteppedClock::new(scratch.path())?;
     let mut postgres = Replicated::start(&scratch.path().join("postgres"), &clock, &scratch).await?;
@@ -54,8 +54,8 @@ pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
     ];
     let replicas = patients.into_iter().enumerate();
     parts.extend(replicas.map(|(n, service)| (format!("patient-service {n}"), Part::Service(service))));
-    Ok(Subject {
-        what: format!("{kind}, {REPLICAS} patient-services"),
+    Ok(SystemUnderTest {
+        description: format!("{kind}, {REPLICAS} patient-services"),
         parts: parts.into_iter().map(|(name, part)| (name, Mutex::new(part))).collect(),
         clients,
         fixed: Some(places),
@@ -66,8 +66,8 @@ pub(crate) async fn start(broker: Option<Kind>) -> Result<Subject, StartError> {
     })
 }
 
-/// The broker to use, installed.
-async fn had(wanted: Option<Kind>) -> Result<Kind, StartError> {
+/// Installs the broker: the given one, else Apache Kafka if it can be had, else Nisshi.
+async fn install(wanted: Option<Kind>) -> Result<Kind, StartError> {
     match wanted {
         Some(kind) => kind.install().await.map(|()| kind),
         None if Kind::Kafka.install().await.is_ok() => Ok(Kind::Kafka),

@@ -7,7 +7,7 @@ use testbed::{Scratch, Signal, StartError, broker::Broker, failover::Replicated,
 use crate::{docker::Container, schedule::Fault};
 
 /// How often a part that does not come up is started.
-const STARTS: usize = 3;
+const MAX_STARTS: usize = 3;
 
 /// A part of the system, as processes on this machine or as a container.
 #[derive(Debug)]
@@ -19,11 +19,11 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Does it, and undoes it again: in the end the part runs, though it may not be ready.
+    /// Injects the fault and ends it again. The part runs afterwards, though it may not be ready.
     ///
     /// # Errors
     /// If it does not come up.
-    pub(crate) async fn strike(&mut self, fault: Fault, scratch: &Scratch) -> Result<(), StartError> {
+    pub(crate) async fn inject(&mut self, fault: Fault, scratch: &Scratch) -> Result<(), StartError> {
         match fault {
             Fault::Kill { down, again } => {
                 self.kill().await?;
@@ -123,7 +123,7 @@ impl Part {
             };
             match started {
                 Ok(()) => break,
-                Err(error) if attempt == STARTS => return Err(error),
+                Err(error) if attempt == MAX_STARTS => return Err(error),
                 Err(_) => attempt += 1,
             }
             self.kill().await?;

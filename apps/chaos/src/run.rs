@@ -12,11 +12,11 @@ use runtime::Shutdown;
 use testbed::{StartError, audit::Acknowledged};
 
 use crate::{
-    Options, Place, docker,
+    Options, Place, containers,
     load::{Seen, Sums, Writer},
     native,
-    schedule::{Round, Strike, clock_steps, failovers, schedule, undos},
-    subject::Subject,
+    schedule::{Injection, Round, clock_steps, failovers, schedule, undos},
+    system::SystemUnderTest,
     undo_deletes::undo_deletes,
 };
 
@@ -25,13 +25,13 @@ use crate::{
 const SETTLE: Duration = Duration::from_secs(90);
 /// Time after that for the outbox, the tasks for billing and the topic to be drained.
 const DRAIN: Duration = Duration::from_secs(120);
-/// How often a long run says that it goes on.
-const SIGN: Duration = Duration::from_secs(60);
+/// How often a long run reports its progress.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A run of this length has undone some deletions.
 const PROVES_DUPLICATES: Duration = Duration::from_secs(30);
 
-/// Tells what happens, with its time.
+/// Prints what happens, with its time.
 #[derive(Clone, Copy, Debug)]
 struct Log(Instant);
 
@@ -41,18 +41,18 @@ impl Log {
     }
 }
 
-/// Runs it, tells what happens, and gives whether nothing was lost and all healed.
+/// Runs it, prints what happens, and gives whether nothing was lost and everything recovered.
 ///
 /// # Errors
-/// If the system cannot be started, struck or asked.
+/// If the system cannot be started or asked, or a fault cannot be injected.
 pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
     let Options { length, seed, clients, .. } = options;
-    let subject = match options.place {
-        Place::Here(broker) => native::start(broker).await?,
-        Place::Containers => docker::find().await?,
+    let system = match options.place {
+        Place::Native(broker) => native::start(broker).await?,
+        Place::Containers => containers::find().await?,
     };
-    let Subject { what, parts, clients: replicas, .. } = &subject;
-    println!("chaos --seconds {} --seed {seed} --clients {clients}: {what}", length.as_secs());
+    let SystemUnderTest { description, parts, clients: replicas, .. } = &system;
+    println!("chaos --seconds {} --seed {seed} --clients {clients}: {description}", length.as_secs());
 
     let log = Log(Instant::now());
     let (acknowledged, seen, stop) = (Acknowledged::default(), Seen::default(), Shutdown::new());
@@ -67,20 +67,20 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
     log.say(&format!("{clients} clients write and read"));
     let sign = async {
         loop {
-            smol::Timer::after(SIGN).await;
+            smol::Timer::after(REPORT_INTERVAL).await;
             log.say(&format!("... {} patients created", seen.sums().created));
         }
     };
     let faults = async {
-        let rounds = strike_all(schedule(seed, length, parts.len()), length, &subject, log);
-        let undone = undo_all(undos(seed, length), length, &subject, log);
-        let stepped = step_clock(clock_steps(seed, length), &subject, log);
-        let failed_over = Box::pin(fail_over_all(failovers(seed, length), &subject, log));
-        let (struck, undone, stepped, failed_over) = join4(rounds, undone, stepped, failed_over).await;
+        let rounds = inject_all(schedule(seed, length, parts.len()), length, &system, log);
+        let undone = undo_all(undos(seed, length), length, &system, log);
+        let stepped = step_clock(clock_steps(seed, length), &system, log);
+        let failed_over = Box::pin(fail_over_all(failovers(seed, length), &system, log));
+        let (injected, undone, stepped, failed_over) = join4(rounds, undone, stepped, failed_over).await;
         smol::Timer::at(log.0 + length).await;
-        Ok::<_, StartError>((struck? + failed_over?, undone, stepped?))
+        Ok::<_, StartError>((injected? + failed_over?, undone, stepped?))
     };
-    let (struck, undone, stepped) = smol::future::or(faults, sign).await?;
+    let (injected, undone, stepped) = smol::future::or(faults, sign).await?;
     log.say("the faults are over; clients end what they have begun");
     stop.trigger();
     *give_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SETTLE);
@@ -90,7 +90,7 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
         part.lock().await.until_ready().await?;
     }
     let healed = healing.elapsed();
-    let places = subject.places().await?;
+    let places = system.places().await?;
     let drained = places.until_drained(DRAIN).await;
     join_all(writers.into_iter().flatten().map(Writer::check)).await;
     let report = places.audit(&acknowledged).await?;
@@ -117,12 +117,12 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
         wrong.push("no deletion could be undone: that duplicates are absorbed is not proven".to_owned());
     }
 
-    tell(&sums);
+    print_sums(&sums);
     println!("  audit: {report}");
     wrong.iter().for_each(|wrong| println!("  WRONG: {wrong}"));
     let verdict = if wrong.is_empty() { "nothing lost" } else { "LOST, not healed or not proven" };
     println!(
-        "VERDICT: {verdict}: seed {seed}, {} s, {what}, {struck} strikes, {stepped} steps of the clock, {} acknowledged writes, longest wait {:.1} s, \
+        "VERDICT: {verdict}: seed {seed}, {} s, {description}, {injected} faults, {stepped} steps of the clock, {} acknowledged writes, longest wait {:.1} s, \
          {} events delivered again and {} requests repeated, all absorbed",
         length.as_secs(),
         sums.created + sums.updated + sums.deleted + sums.entered,
@@ -130,46 +130,51 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
         report.duplicates,
         sums.done_unheard
     );
-    if let Some(logs) = subject.logs.as_ref().filter(|_| !wrong.is_empty()) {
-        keep(logs, seed)?;
+    if let Some(logs) = system.logs.as_ref().filter(|_| !wrong.is_empty()) {
+        keep_logs(logs, seed)?;
     }
     Ok(wrong.is_empty())
 }
 
-/// Strikes round after round until `length` is over; gives how many strikes there were. Starts and stops take time that
+/// Injects round after round until `length` is over; gives how many faults there were. Starts and stops take time that
 /// the schedule does not know: the pauses between rounds are kept, and the last rounds are left out.
-async fn strike_all(rounds: Vec<Round>, length: Duration, subject: &Subject, log: Log) -> Result<usize, StartError> {
-    let (mut struck, mut end) = (0, Duration::ZERO);
+async fn inject_all(
+    rounds: Vec<Round>,
+    length: Duration,
+    system: &SystemUnderTest,
+    log: Log,
+) -> Result<usize, StartError> {
+    let (mut injected, mut end) = (0, Duration::ZERO);
     for round in rounds {
         smol::Timer::after(round.at - end).await;
         if log.0.elapsed() > length {
             break;
         }
         end = round.end();
-        struck += round.strikes.len();
-        let strikes = round.strikes.into_iter().map(|Strike { after, target, fault }| async move {
+        injected += round.injections.len();
+        let injections = round.injections.into_iter().map(|Injection { after, target, fault }| async move {
             smol::Timer::after(after).await;
-            let (name, part) = &subject.parts[target];
+            let (name, part) = &system.parts[target];
             log.say(&format!("{name}: {fault}"));
             let began = Instant::now();
-            part.lock().await.strike(fault, &subject.scratch).await?;
+            part.lock().await.inject(fault, &system.scratch).await?;
             log.say(&format!("{name}: runs again after {:.1} s", began.elapsed().as_secs_f64()));
             Ok::<_, StartError>(())
         });
-        for outcome in join_all(strikes).await {
+        for outcome in join_all(injections).await {
             outcome?;
         }
     }
-    Ok(struck)
+    Ok(injected)
 }
 
 /// Undoes deletions from the outbox at each of these times; gives how many.
-async fn undo_all(times: Vec<Duration>, length: Duration, subject: &Subject, log: Log) -> usize {
+async fn undo_all(times: Vec<Duration>, length: Duration, system: &SystemUnderTest, log: Log) -> usize {
     let mut all = 0;
     for at in times {
         smol::Timer::at(log.0 + at).await;
-        let Ok(places) = subject.places().await else { continue };
-        // What strikes PostgreSQL meanwhile ends it.
+        let Ok(places) = system.places().await else { continue };
+        // A fault of PostgreSQL meanwhile ends it.
         let undone = undo_deletes(&places.patients_database, length.saturating_sub(at)).await.unwrap_or(0);
         if undone > 0 {
             log.say(&format!("the outbox: the deletion of {undone} events is undone"));
@@ -179,15 +184,15 @@ async fn undo_all(times: Vec<Duration>, length: Duration, subject: &Subject, log
     all
 }
 
-/// Has PostgreSQL fail over to its standby at each of these times, or once what strikes it then is over; gives how often.
-async fn fail_over_all(times: Vec<Duration>, subject: &Subject, log: Log) -> Result<usize, StartError> {
-    let Some((name, part)) = subject.parts.iter().find(|(name, _)| name == native::POSTGRES) else { return Ok(0) };
+/// Has PostgreSQL fail over to its standby at each of these times, or once the fault that it has then is over; gives how often.
+async fn fail_over_all(times: Vec<Duration>, system: &SystemUnderTest, log: Log) -> Result<usize, StartError> {
+    let Some((name, part)) = system.parts.iter().find(|(name, _)| name == native::POSTGRES) else { return Ok(0) };
     let mut all = 0;
     for at in times {
         smol::Timer::at(log.0 + at).await;
         let mut part = part.lock().await;
         let began = Instant::now();
-        if part.fail_over(&subject.scratch).await? {
+        if part.fail_over(&system.scratch).await? {
             log.say(&format!("{name}: failed over to its standby in {:.1} s", began.elapsed().as_secs_f64()));
             all += 1;
         }
@@ -197,8 +202,8 @@ async fn fail_over_all(times: Vec<Duration>, subject: &Subject, log: Log) -> Res
 
 /// Sets PostgreSQL's clock at each of these times, if it can be set; gives how often. The last offset stays: nothing may
 /// depend on a clock that is right again.
-async fn step_clock(steps: Vec<(Duration, i64)>, subject: &Subject, log: Log) -> Result<usize, StartError> {
-    let Some(clock) = &subject.clock else { return Ok(0) };
+async fn step_clock(steps: Vec<(Duration, i64)>, system: &SystemUnderTest, log: Log) -> Result<usize, StartError> {
+    let Some(clock) = &system.clock else { return Ok(0) };
     let all = steps.len();
     for (at, offset) in steps {
         smol::Timer::at(log.0 + at).await;
@@ -208,7 +213,7 @@ async fn step_clock(steps: Vec<(Duration, i64)>, subject: &Subject, log: Log) ->
     Ok(all)
 }
 
-fn tell(sums: &Sums) {
+fn print_sums(sums: &Sums) {
     let Sums { created, updated, deleted, read, entered, unanswered, refused, done_unheard, .. } = sums;
     println!(
         "  clients: {created} created, {updated} changed, {deleted} deleted, {read} read, {entered} transactions\n\
@@ -219,7 +224,7 @@ fn tell(sums: &Sums) {
 }
 
 /// Keeps the services' logs for whoever looks for the cause.
-fn keep(logs: &Path, seed: u64) -> Result<(), StartError> {
+fn keep_logs(logs: &Path, seed: u64) -> Result<(), StartError> {
     let kept = std::env::temp_dir().join(format!("chaos-{seed}"));
     fs::create_dir_all(&kept)?;
     for entry in fs::read_dir(logs)?.flatten() {

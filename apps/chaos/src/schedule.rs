@@ -1,4 +1,4 @@
-//! What strikes when: a function of the seed and of nothing else.
+//! Which fault is injected when: a function of the seed and of nothing else.
 
 use std::{fmt, time::Duration};
 
@@ -48,25 +48,25 @@ impl Fault {
 
 /// A fault of one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Strike {
+pub(crate) struct Injection {
     /// How long after the begin of its round.
     pub(crate) after: Duration,
     pub(crate) target: Target,
     pub(crate) fault: Fault,
 }
 
-/// One strike, or two of different parts that overlap.
+/// One injection, or two of different parts that overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Round {
     /// How long after the begin of the faults, if no start and no stop took any time.
     pub(crate) at: Duration,
-    pub(crate) strikes: Vec<Strike>,
+    pub(crate) injections: Vec<Injection>,
 }
 
 impl Round {
     /// When its last fault is over, counted as `at` is.
     pub(crate) fn end(&self) -> Duration {
-        let ends = self.strikes.iter().map(|strike| self.at + strike.after + strike.fault.length());
+        let ends = self.injections.iter().map(|injection| self.at + injection.after + injection.fault.length());
         ends.max().unwrap_or(self.at)
     }
 }
@@ -78,7 +78,7 @@ const DOWN: std::ops::Range<u64> = 0..3_000;
 const AGAIN: std::ops::Range<u64> = 0..1_500;
 /// Milliseconds for which a part is frozen: longer than every deadline, or shorter.
 const FROZEN: std::ops::Range<u64> = 300..8_000;
-/// The second strike of a round comes so many milliseconds after the first.
+/// The second injection of a round comes so many milliseconds after the first.
 const SECOND: std::ops::Range<u64> = 0..1_000;
 
 /// Seconds from one time when deletions from the outbox are undone to the next.
@@ -116,7 +116,7 @@ fn every(rng: &mut Rng, seconds: std::ops::Range<u64>, length: Duration) -> Vec<
     std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
 }
 
-/// The rounds that begin within `length`. Every part is struck before one is struck a second time, and so on, but for
+/// The rounds that begin within `length`. Every part has had a fault before one has a second, and so on, but for
 /// a change of order that keeps the two of a round apart.
 pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> {
     let mut rng = Rng::with_seed(seed);
@@ -124,15 +124,15 @@ pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> 
     let mut at = millis(&mut rng, PAUSE);
     let mut rounds = Vec::new();
     while at < length {
-        let mut strikes: Vec<Strike> = Vec::new();
+        let mut injections: Vec<Injection> = Vec::new();
         let count = if rng.u8(..3) == 0 { 2 } else { 1 };
-        while strikes.len() < count {
-            let struck = strikes.first().map(|first| first.target);
-            let target = draw(&mut rng, &mut bag, parts, struck);
-            let after = if struck.is_some() { millis(&mut rng, SECOND) } else { Duration::ZERO };
-            strikes.push(Strike { after, target, fault: fault(&mut rng) });
+        while injections.len() < count {
+            let first_target = injections.first().map(|first| first.target);
+            let target = draw(&mut rng, &mut bag, parts, first_target);
+            let after = if first_target.is_some() { millis(&mut rng, SECOND) } else { Duration::ZERO };
+            injections.push(Injection { after, target, fault: fault(&mut rng) });
         }
-        let round = Round { at, strikes };
+        let round = Round { at, injections };
         at = round.end() + millis(&mut rng, PAUSE);
         rounds.push(round);
     }
@@ -198,8 +198,8 @@ mod tests {
             .iter()
             .flat_map(|round| {
                 let at = round.at;
-                round.strikes.iter().map(move |strike| {
-                    format!("{} {}: {}", (at + strike.after).as_millis(), strike.target, strike.fault)
+                round.injections.iter().map(move |injection| {
+                    format!("{} {}: {}", (at + injection.after).as_millis(), injection.target, injection.fault)
                 })
             })
             .collect();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn one_or_two_parts_are_struck_at_a_time_and_all_in_turn() {
+    fn one_or_two_parts_have_a_fault_at_a_time_and_all_in_turn() {
         for seed in 0..50 {
             let rounds = schedule(seed, LENGTH, PARTS);
             assert!(rounds.iter().all(|round| round.at < LENGTH));
@@ -242,28 +242,28 @@ mod tests {
                 assert!(pair[0].end() < pair[1].at, "rounds do not overlap");
             }
             for round in &rounds {
-                let targets: HashSet<_> = round.strikes.iter().map(|strike| strike.target).collect();
-                assert!((1..=2).contains(&targets.len()) && targets.len() == round.strikes.len());
+                let targets: HashSet<_> = round.injections.iter().map(|injection| injection.target).collect();
+                assert!((1..=2).contains(&targets.len()) && targets.len() == round.injections.len());
             }
-            let mut struck = HashMap::new();
-            for strike in rounds.iter().flat_map(|round| &round.strikes) {
-                *struck.entry(strike.target).or_insert(0) += 1;
-                let fewest = if struck.len() < PARTS { 0 } else { *struck.values().min().unwrap() };
+            let mut times_of = HashMap::new();
+            for injection in rounds.iter().flat_map(|round| &round.injections) {
+                *times_of.entry(injection.target).or_insert(0) += 1;
+                let fewest = if times_of.len() < PARTS { 0 } else { *times_of.values().min().unwrap() };
                 // Two: one that a round of two has drawn before its turn.
-                assert!(struck.values().all(|times| times - fewest <= 2), "{struck:?}");
+                assert!(times_of.values().all(|times| times - fewest <= 2), "{times_of:?}");
             }
-            assert_eq!(struck.len(), PARTS);
+            assert_eq!(times_of.len(), PARTS);
         }
     }
 
     #[test]
     fn every_fault_comes() {
         let rounds = schedule(1, LENGTH * 4, PARTS);
-        let faults = || rounds.iter().flat_map(|round| &round.strikes).map(|strike| strike.fault);
+        let faults = || rounds.iter().flat_map(|round| &round.injections).map(|injection| injection.fault);
         assert!(faults().any(|fault| fault == Fault::Restart));
         assert!(faults().any(|fault| matches!(fault, Fault::Freeze(time) if time > Duration::from_secs(6))));
         assert!(faults().any(|fault| matches!(fault, Fault::Kill { again: None, .. })));
         assert!(faults().any(|fault| matches!(fault, Fault::Kill { again: Some(_), .. })));
-        assert!(rounds.iter().any(|round| round.strikes.len() == 2));
+        assert!(rounds.iter().any(|round| round.injections.len() == 2));
     }
 }

@@ -1,4 +1,4 @@
-//! The system that is struck.
+//! The system under test.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use testbed::{Scratch, StartError, audit::Places, clock::SteppedClock, http::Cli
 use crate::{docker, parts::Part};
 
 /// A system that runs.
-pub(crate) struct Subject {
+pub(crate) struct SystemUnderTest {
     /// What it is, for the reader of a report.
-    pub(crate) what: String,
+    pub(crate) description: String,
     /// Its parts, with their names. The schedule knows them by their numbers.
     pub(crate) parts: Vec<(String, Mutex<Part>)>,
     /// Where clients reach patient-service: each replica, or all of them behind one address.
     pub(crate) clients: Vec<Client>,
-    /// Where its parts keep what they know, if that stays the same.
+    /// Where the audit finds its data, if the addresses stay the same.
     pub(crate) fixed: Option<Places>,
     /// The clock of PostgreSQL, if it can be set: a container has the machine's.
     pub(crate) clock: Option<SteppedClock>,
@@ -27,8 +27,8 @@ pub(crate) struct Subject {
     pub(crate) _kept: Option<Scratch>,
 }
 
-impl Subject {
-    /// Where its parts keep what they know. A container may have another address after a restart.
+impl SystemUnderTest {
+    /// Where the audit finds its data. A container may have another address after a restart.
     ///
     /// # Errors
     /// If that cannot be told.

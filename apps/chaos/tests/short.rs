@@ -3,9 +3,9 @@
 
 use testbed::broker::Kind;
 
-testbed::on_each_broker!(nothing_is_lost_while_faults_strike);
+testbed::on_each_broker!(nothing_is_lost_while_faults_are_injected);
 
-fn nothing_is_lost_while_faults_strike(kind: Kind) {
+fn nothing_is_lost_while_faults_are_injected(kind: Kind) {
     // By their schedules, both kill each kind of part and freeze some for longer than the deadlines within 45 s.
     let (broker, seed) = if kind == Kind::Kafka { ("kafka", "37") } else { ("nisshi", "185") };
     let arguments = ["--seconds", "60", "--clients", "8", "--broker", broker, "--seed", seed];
