@@ -15,7 +15,8 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, analytics, audit, billing, id, metric, patient, patients, register, some_broker, start, system, until,
+    PATIENCE, analytics, audit, billing, id, logged, metric, patient, patients, register, some_broker, start, system,
+    until, until_metric, until_readiness,
 };
 
 testbed::on_each_broker!(an_hour_off_versions_decide_and_no_time);
@@ -67,6 +68,43 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
             system.restart(|system| &mut system.patients[1 - survivor]).await.unwrap();
         }
     });
+}
+
+mod on_kafka_alone {
+    use super::*;
+
+    /// Kafka takes no record from more than an hour ahead (`message.timestamp.after.max.ms`).
+    #[test]
+    fn a_clock_too_far_ahead_for_kafka_keeps_events_until_it_is_right() {
+        runtime::block_on(2, async {
+            let mut system = system(Kind::Kafka, 1, &[]).await;
+            let clock = SteppedClock::new(system.directory()).unwrap();
+            clock.set(HOUR + 100).unwrap();
+            relaunch(&mut system, patients, &clock).await;
+            let acknowledged = Acknowledged::default();
+            for _ in 0..5 {
+                register(&system.patient_client(), &acknowledged).await;
+            }
+            let rejections =
+                "kafka_broker_errors_total{ended_by=\"clock\",error=\"InvalidTimestamp\",request=\"Produce\"}";
+            until_metric(&system.patients[0], rejections, |rejections| rejections >= 3.0).await;
+            until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
+            let database = system.ground().patients_database.clone();
+            let count = async |statement| sql::number(&database, statement).await.unwrap();
+            assert_eq!(count("SELECT count(*) FROM outbox").await, 5);
+            assert_eq!(count("SELECT count(*) FROM outbox_dead_letters").await, 0);
+            let service = &system.patients[0];
+            assert_eq!(logged(service, "events cannot be published; they wait in the outbox"), 1, "{}", service.log());
+            for word in ["InvalidTimestamp", "the clock of this service", "message.timestamp.after.max.ms"] {
+                assert!(service.log().contains(word), "{word}: {}", service.log());
+            }
+
+            clock.set(0).unwrap();
+            audit(&system, &acknowledged).await;
+            until_readiness(&system.patients[0], "kafka", 200, "UP").await;
+            assert_eq!(count("SELECT count(*) FROM outbox_dead_letters").await, 0);
+        });
+    }
 }
 
 async fn relaunch(system: &mut System, which: fn(&mut System) -> &mut Service, clock: &SteppedClock) {

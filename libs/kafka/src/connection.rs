@@ -35,6 +35,9 @@ const LARGEST_ANSWER: usize = LARGEST_BATCH + 1024 * 1024;
 const KEPT_BUFFER: usize = 1024 * 1024 + 64 * 1024;
 /// Bytes that are read of an answer that is too large: enough to know what it would have been.
 const BEGINNING: usize = 64 * 1024;
+/// Bytes of an answer to ApiVersions at most. Whoever is no broker begins with something that is no length, and then the
+/// rest of it is not waited for.
+const LARGEST_VERSIONS: usize = 256 * 1024;
 /// How this client names its software to a broker.
 const SOFTWARE: (&str, &str) = ("patient-management", env!("CARGO_PKG_VERSION"));
 /// The longest time for which a broker's quota is believed to silence a connection. A megabyte takes nine minutes at two
@@ -106,7 +109,11 @@ impl Connection {
             is_proven: false,
             buffer: BytesMut::new(),
         };
-        connection.versions = Some(connection.negotiate().await?);
+        match connection.negotiate().await {
+            Ok(versions) => connection.versions = Some(versions),
+            Err(Error::Malformed(error)) => return Err(connection.unreachable(Cause::Foreign(error)).into()),
+            Err(error) => return Err(error),
+        }
         Ok(connection)
     }
 
@@ -262,6 +269,9 @@ impl Connection {
             return Err(self.unreachable(other).into());
         }
         let length = usize::try_from(i32::from_be_bytes(length)).map_err(|_| Malformed::Answer)?;
+        if self.versions.is_none() && length > LARGEST_VERSIONS {
+            return Err(Malformed::AnswerTooLarge(length).into());
+        }
         let cut_off = (length > LARGEST_ANSWER).then_some(length);
         let length = if cut_off.is_some() { BEGINNING } else { length };
         let is_large = length > KEPT_BUFFER;

@@ -2,6 +2,8 @@ use std::{fmt, io};
 
 use config::HostPort;
 
+use crate::Malformed;
+
 /// A broker's address, and who named it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
@@ -41,6 +43,8 @@ pub(crate) enum Cause {
     Tls,
     /// What came is HTTP.
     Http,
+    /// What came is no answer to ApiVersions.
+    Foreign(Malformed),
     /// There is no version of a request that both ends speak.
     Version(String),
 }
@@ -67,6 +71,9 @@ impl fmt::Display for Unreachable {
                 "{broker} speaks TLS: it is a listener of the protocol SSL or SASL_SSL, or no broker of Kafka; this client \
                  speaks PLAINTEXT alone"
             )?,
+            Cause::Foreign(error) => {
+                write!(f, "what {broker} answers is none of Kafka's ({error}): perhaps it is another service")?;
+            }
             Cause::Http => write!(f, "{broker} speaks HTTP: it is no listener of a Kafka broker")?,
             Cause::Version(text) => return write!(f, "{broker} {text}"),
         }
@@ -85,6 +92,7 @@ impl std::error::Error for Unreachable {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.cause {
             Cause::Name(error) | Cause::Connect(error) | Cause::Broken(error) => Some(error),
+            Cause::Foreign(error) => Some(error),
             _ => None,
         }
     }

@@ -62,9 +62,9 @@ fn a_bootstrap_broker_that_cannot_be_reached_is_told_by_its_address() {
 }
 
 #[test]
-fn a_port_of_tls_or_http_is_told_as_such() {
+fn a_port_of_tls_http_or_another_service_is_told_as_such() {
     runtime::block_on(2, async {
-        let strangers: [(&'static [u8], &str); 5] = [
+        let strangers: [(&'static [u8], &str); 7] = [
             // An alert: unexpected message, as OpenSSL and Java send it.
             (&[0x15, 3, 3, 0, 2, 2, 10], "speaks TLS"),
             (&[0x15, 3, 1, 0, 2, 2, 70], "speaks TLS"),
@@ -72,6 +72,8 @@ fn a_port_of_tls_or_http_is_told_as_such() {
             // As a listener of Kafka with TLS does.
             (b"", "perhaps a listener with TLS"),
             (&[0, 0], "perhaps a listener with TLS"),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", "perhaps it is another service"),
+            (&[0, 0, 0, 8, 0, 0, 0, 77, 0, 0, 0, 0], "perhaps it is another service"),
         ];
         for (says, words) in strangers {
             let (stranger, _task) = stranger(says).await;
