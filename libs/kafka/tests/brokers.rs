@@ -333,6 +333,22 @@ mod on_kafka_alone {
         });
     }
 
+    /// As with a cluster that has lost brokers, or whose setting was made for a larger one.
+    #[test]
+    fn a_topic_that_a_setting_of_the_broker_forbids_is_told_as_such() {
+        runtime::block_on(2, async {
+            let scratch = Scratch::new().unwrap();
+            let extra = "default.replication.factor=3";
+            let mut broker = Broker::start_anywhere(Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+            scratch.guard(broker.process()).unwrap();
+            let settings = Settings { deadline: Duration::from_secs(10), ..broker.settings("test") };
+            let forbidden = create_topic(&settings, "topic", 1).await.unwrap_err();
+            let text = forbidden.to_string();
+            assert!(matches!(forbidden, Error::Rejected(_)), "{text}");
+            assert!(text.contains("InvalidReplicationFactor") && text.contains("configuration"), "{text}");
+        });
+    }
+
     /// Nisshi answers with nothing instead.
     #[test]
     fn an_offset_beyond_the_end_is_told() {
