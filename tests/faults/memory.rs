@@ -12,14 +12,18 @@ use testbed::{
     service::{Launch, Service},
 };
 
-use crate::support::{PATIENCE, logged, until};
+use crate::support::{PATIENCE, logged, metric, until, until_readiness};
 
 testbed::on_each_broker!(records_that_are_no_events_cost_little_memory);
+
+/// No broker takes it.
+const NO_TOPIC: &str = "no topic";
 
 /// What docker-compose.yaml gives a service.
 const MEMORY: u64 = 64 << 20;
 const PARTITIONS: i32 = 3;
-const RECORDS: usize = 60;
+/// More than may wait for their topic.
+const RECORDS: usize = 90;
 const RECORD: usize = 900_000;
 
 struct Ground {
@@ -49,10 +53,16 @@ impl Ground {
     }
 
     async fn start(&self) -> Service {
+        let mut service = self.launch(&self.dead_letter_topic());
+        service.until_ready().await.unwrap();
+        service
+    }
+
+    fn launch(&self, dead_letter_topic: &str) -> Service {
         let environment = [
             ("KAFKA_BOOTSTRAP_SERVERS", self.kafka.bootstrap.0[0].to_string()),
             ("KAFKA_TOPIC", self.topic.clone()),
-            ("KAFKA_DEAD_LETTER_TOPIC", self.dead_letter_topic()),
+            ("KAFKA_DEAD_LETTER_TOPIC", dead_letter_topic.to_owned()),
             ("STATE_FILE", self.scratch.path().join("analytics.sqlite").display().to_string()),
         ];
         let launch = Launch {
@@ -64,7 +74,6 @@ impl Ground {
         };
         let mut service = launch.start().unwrap();
         self.scratch.guard(service.process()).unwrap();
-        service.until_ready().await.unwrap();
         service
     }
 }
@@ -116,6 +125,33 @@ fn dead_letters_that_their_topic_refuses_cost_little_memory() {
                 > 0
         })
         .await;
+        assert_little_memory(&mut service);
+    });
+}
+
+#[test]
+fn dead_letters_whose_topic_cannot_be_had_are_bounded_and_told() {
+    // Nisshi makes topics of any name.
+    if !Kind::Kafka.is_installed() {
+        return;
+    }
+    runtime::block_on(2, async {
+        let ground = Ground::new(Kind::Kafka).await;
+        let mut service = ground.launch(NO_TOPIC);
+        until_readiness(&service, "deadLetters", 503, "DOWN").await;
+        let waiting = metric(&service, "dead_letters_waiting").await.unwrap() as usize;
+        assert!((60..RECORDS).contains(&waiting), "{waiting} wait");
+        assert_eq!(letters(&service).await.len(), waiting);
+        let message = "too many dead letters wait for their topic; nothing is counted meanwhile";
+        assert_eq!(logged(&service, message), 1, "{}", service.log());
+        assert_little_memory(&mut service);
+        service.stop().await;
+
+        // Once there is a topic, they are forwarded and the rest is read.
+        let mut service = ground.start().await;
+        until_forwarded(&service).await;
+        assert_eq!(metric(&service, "dead_letters_waiting_bytes").await, Some(0.0));
+        until_readiness(&service, "deadLetters", 200, "UP").await;
         assert_little_memory(&mut service);
     });
 }

@@ -10,6 +10,7 @@ use runtime::{Backoff, Shutdown, Wake, within};
 use crate::{
     settings::Settings,
     state::{DeadLetter, Parked, SharedState, State},
+    view::View,
 };
 
 /// Letters that are forwarded with one batch.
@@ -26,14 +27,15 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 pub struct Forwarder {
     state: Arc<SharedState>,
     settings: Settings,
+    view: View,
     producer: Producer,
 }
 
 impl Forwarder {
-    /// A forwarder of the letters in this state.
-    pub fn new(state: Arc<SharedState>, settings: Settings) -> Self {
+    /// A forwarder of the letters in this state; the view shows whether it can.
+    pub fn new(state: Arc<SharedState>, settings: Settings, view: View) -> Self {
         let producer = Producer::new(settings.kafka.clone(), &settings.dead_letter_topic);
-        Self { state, settings, producer }
+        Self { state, settings, view, producer }
     }
 
     /// Forwards until the shutdown. `wake` cuts the pauses short.
@@ -42,7 +44,9 @@ impl Forwarder {
             let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
             let mut failing = false;
             loop {
-                match self.step().await {
+                let step = self.step().await;
+                self.show(&step);
+                match step {
                     Ok(0) => {
                         let _ = within(LOOK, wake.wait()).await;
                     }
@@ -62,6 +66,14 @@ impl Forwarder {
             }
         };
         shutdown.or_stop(work).await;
+    }
+
+    /// Shows what became of a step, also to whoever waits for room in the state.
+    fn show(&self, step: &Result<usize, kafka::Error>) {
+        let trouble = step.as_ref().err().map(ToString::to_string);
+        if matches!(step, Ok(1..)) || self.view.read(|shown| shown.dead_letters.trouble != trouble) {
+            self.view.change(&self.settings.topic, |shown| shown.dead_letters.trouble = trouble);
+        }
     }
 
     /// Forwards the oldest letters; gives how many.

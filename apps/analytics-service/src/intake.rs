@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use runtime::{Backoff, Shutdown, Wake};
+use runtime::{Backoff, Shutdown, Wake, within};
 use smol::{
     Task,
     channel::{self, Receiver},
@@ -27,7 +27,7 @@ use telemetry::metrics::{self, IntGaugeVec};
 use self::{batch::Batch, budget::Budget, counting::Counted, fetcher::Fetcher};
 use crate::{
     settings::{Assignment, Settings},
-    state::{Commit, Saved, SharedState, State, StateError},
+    state::{Commit, Saved, SharedState, State, StateError, Waiting},
     view::{Position, View},
 };
 
@@ -39,6 +39,11 @@ const BATCHES_AHEAD: usize = 32;
 const BYTES_AHEAD: usize = 4 * 1024 * 1024;
 /// Records that one transaction takes, unless a single batch has more: about 0.1 s.
 const RECORDS_AT_ONCE: usize = 30_000;
+/// Bytes of dead letters that wait in the state for their topic, beside those of one transaction. With more of them nothing
+/// is counted: a disk is no queue without end.
+const WAITING_BYTES: i64 = 64 * 1024 * 1024;
+/// How often it is looked at least whether there is room for dead letters.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
 /// Pauses after failures of the broker or the state.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -225,7 +230,11 @@ impl Intake {
             commit.dead_letters.append(&mut batch.dead_letters);
             spans.append(&mut batch.spans);
         }
-        let result = self.commit(&batches, commit).await;
+        let room = if commit.dead_letters.is_empty() { Ok(()) } else { self.room_for_dead_letters().await };
+        let result = match room {
+            Ok(()) => self.commit(&batches, commit).await,
+            Err(error) => Err(error),
+        };
         processing::end(spans, &result);
         result
     }
@@ -247,6 +256,32 @@ impl Intake {
             self.dead_letters.notify();
         }
         Ok(())
+    }
+
+    /// Waits until not too many dead letters wait for their topic.
+    async fn room_for_dead_letters(&self) -> Result<(), StateError> {
+        loop {
+            let change = self.view.next_change();
+            let waiting = self.state.with(async |state| Ok(state.waiting())).await?;
+            let is_full = waiting.bytes >= WAITING_BYTES;
+            if self.view.read(|shown| shown.dead_letters.are_too_many) != is_full {
+                if is_full {
+                    let Waiting { letters, bytes } = waiting;
+                    tracing::error!(
+                        letters,
+                        bytes,
+                        "too many dead letters wait for their topic; nothing is counted meanwhile"
+                    );
+                } else {
+                    tracing::info!("there is room for dead letters again");
+                }
+                self.change(|shown| shown.dead_letters.are_too_many = is_full);
+            }
+            if !is_full {
+                return Ok(());
+            }
+            let _ = within(ROOM_LOOK, change).await;
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut crate::view::Shown)) {

@@ -11,7 +11,7 @@ use crate::{
     http::{self, App},
     intake::Intake,
     state::SharedState,
-    view::View,
+    view::{DeadLetters, View},
 };
 
 /// Time for the last transaction after the last request.
@@ -53,16 +53,16 @@ impl Service {
         let limit = settings.http.limits.drain + BACKGROUND_LIMIT;
 
         let mut parts = Parts::new(shutdown.clone());
-        let intake = Intake::new(settings.clone(), state.clone(), view, wake.clone());
+        let intake = Intake::new(settings.clone(), state.clone(), view.clone(), wake.clone());
         parts.start("http", server.serve(app, shutdown.clone()));
         parts.start("intake", intake.run(shutdown.clone()));
-        parts.start("dead letters", Forwarder::new(state, settings).run(wake, shutdown));
+        parts.start("dead letters", Forwarder::new(state, settings, view).run(wake, shutdown));
         parts.join(limit).await
     }
 }
 
 fn health(view: &View, shutdown: Shutdown) -> Health {
-    let (state, kafka, intake) = (view.clone(), view.clone(), view.clone());
+    let (state, kafka, intake, letters) = (view.clone(), view.clone(), view.clone(), view.clone());
     Health::new(shutdown)
         .component("state", move || {
             let trouble = state.read(|shown| shown.state_trouble.clone());
@@ -84,6 +84,18 @@ fn health(view: &View, shutdown: Shutdown) -> Health {
                 Component::degraded(format!("partitions {unassigned:?} were added, and PARTITIONS does not name them"))
             } else {
                 Component::up()
+            };
+            async move { component }
+        })
+        .component("deadLetters", move || {
+            let DeadLetters { trouble, are_too_many } = letters.read(|shown| shown.dead_letters.clone());
+            let component = match trouble {
+                trouble if are_too_many => Component::down(format!(
+                    "too many wait for their topic, and nothing is counted meanwhile: {}",
+                    trouble.unwrap_or_else(|| "they are being forwarded".to_owned())
+                )),
+                Some(trouble) => Component::degraded(trouble),
+                None => Component::up(),
             };
             async move { component }
         })

@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -18,11 +19,12 @@ use chrono::{DateTime, Utc};
 use codec::headers::Headers;
 use runtime::{Elapsed, within};
 use sqlx::{
-    ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
     query,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
 };
+use telemetry::metrics::{self, IntGauge};
 use uuid::Uuid;
 
 use self::encoding::{date_of, headers_of, year_of};
@@ -37,14 +39,33 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(120);
 /// Forwarded dead letters that are kept to be shown; the topic has them all.
 const KEPT_DEAD_LETTERS: i64 = 1000;
+/// The SQL of the bytes that a dead letter has. SQLite finds lengths without reading what they are of.
+const LETTER_BYTES: &str = "coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)";
 /// Pages of SQLite's log (4 KiB each) that are written back into the file together, with a wait for the disk. The same
 /// pages change again and again, so a longer log writes less.
 const LOG_PAGES: &str = "4000";
+
+static WAITING: LazyLock<IntGauge> =
+    LazyLock::new(|| metrics::gauge("dead_letters_waiting", "Dead letters that are not on their topic yet."));
+static WAITING_BYTES: LazyLock<IntGauge> =
+    LazyLock::new(|| metrics::gauge("dead_letters_waiting_bytes", "Bytes that they take in the state."));
 
 /// The open state.
 #[derive(Debug)]
 pub struct State {
     connection: SqliteConnection,
+    waiting: Waiting,
+    /// The newest dead letter that is among those, or was.
+    newest: i64,
+}
+
+/// Dead letters that are not on their topic yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub letters: i64,
+    /// Bytes of them all.
+    pub bytes: i64,
 }
 
 /// What the file says when it is opened.
@@ -193,7 +214,44 @@ impl State {
             load(&mut connection).await
         };
         let saved = within(DEADLINE, Box::pin(load)).await??;
-        Ok((Self { connection }, saved))
+        let mut state = Self { connection, waiting: Waiting::default(), newest: 0 };
+        state.count_waiting().await?;
+        Ok((state, saved))
+    }
+
+    /// The dead letters that are not on their topic yet.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting
+    }
+
+    /// Counts the dead letters that were stored since they were counted last. To be called after each transaction with some.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn count_waiting(&mut self) -> Result<(), StateError> {
+        let (new, newest) = self.waiting_of("id > ?", self.newest).await?;
+        self.newest = newest.unwrap_or(self.newest);
+        self.set_waiting(self.waiting.letters + new.letters, self.waiting.bytes + new.bytes);
+        Ok(())
+    }
+
+    /// Those of the waiting letters that meet a condition, and the newest of them.
+    async fn waiting_of(&mut self, condition: &'static str, id: i64) -> Result<(Waiting, Option<i64>), StateError> {
+        let sql = format!(
+            "-- count waiting dead letters
+            SELECT count(*) AS letters, max(id) AS newest, coalesce(sum({LETTER_BYTES}), 0) AS bytes
+            FROM dead_letters WHERE forwarded = 0 AND {condition}"
+        );
+        let count = query(AssertSqlSafe(sql)).bind(id);
+        let row = within(DEADLINE, count.fetch_one(&mut self.connection)).await??;
+        let waiting = Waiting { letters: row.try_get("letters")?, bytes: row.try_get("bytes")? };
+        Ok((waiting, row.try_get("newest")?))
+    }
+
+    fn set_waiting(&mut self, letters: i64, bytes: i64) {
+        self.waiting = Waiting { letters, bytes };
+        WAITING.set(letters);
+        WAITING_BYTES.set(bytes);
     }
 
     /// Begins a transaction.
@@ -210,21 +268,17 @@ impl State {
     /// # Errors
     /// If the state cannot be read.
     pub async fn waiting_dead_letters(&mut self, limit: i64, bytes: i64) -> Result<Vec<Parked>, StateError> {
-        // Lengths are where SQLite finds them without reading what they are of.
-        let find = query(
+        let sql = format!(
             "-- waiting dead letters
             SELECT * FROM dead_letters WHERE forwarded = 0 AND id <= (
                 SELECT max(id) FROM (
-                    SELECT id, row_number() OVER oldest AS number, sum(
-                        coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)
-                    ) OVER oldest AS bytes
+                    SELECT id, row_number() OVER oldest AS number, sum({LETTER_BYTES}) OVER oldest AS bytes
                     FROM (SELECT * FROM dead_letters WHERE forwarded = 0 ORDER BY id LIMIT ?1)
                     WINDOW oldest AS (ORDER BY id)
                 ) WHERE number = 1 OR bytes <= ?2
-            ) ORDER BY id",
-        )
-        .bind(limit)
-        .bind(bytes);
+            ) ORDER BY id"
+        );
+        let find = query(AssertSqlSafe(sql)).bind(limit).bind(bytes);
         let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
         rows.iter().map(parked).collect()
     }
@@ -236,7 +290,7 @@ impl State {
     pub async fn dead_letters(&mut self, before: i64, limit: i64) -> Result<Vec<ListedLetter>, StateError> {
         let find = query(
             "-- dead letters
-            SELECT id, partition, \"offset\", error, coalesce(octet_length(value), 0) AS value_bytes, parked_at, forwarded
+            SELECT id, partition, \"offset\", error, value_bytes, parked_at, forwarded
             FROM dead_letters WHERE id < ? ORDER BY id DESC LIMIT ?",
         )
         .bind(before)
@@ -245,16 +299,21 @@ impl State {
         rows.iter().map(listed).collect()
     }
 
-    /// Says that dead letters are on their topic; forgets the oldest of those.
+    /// Says that dead letters are on their topic; forgets what is in them, and the oldest of those.
     ///
     /// # Errors
     /// If the state cannot be written: then they will be on it twice.
     pub async fn forwarded(&mut self, up_to: i64) -> Result<(), StateError> {
+        let (done, _) = self.waiting_of("id <= ?", up_to).await?;
         let work = async {
-            query("-- dead letters forwarded\nUPDATE dead_letters SET forwarded = 1 WHERE forwarded = 0 AND id <= ?")
-                .bind(up_to)
-                .execute(&mut self.connection)
-                .await?;
+            query(
+                "-- dead letters forwarded
+                UPDATE dead_letters SET forwarded = 1, key = NULL, value = NULL, headers = '[]'
+                WHERE forwarded = 0 AND id <= ?",
+            )
+            .bind(up_to)
+            .execute(&mut self.connection)
+            .await?;
             query("-- forget dead letters\nDELETE FROM dead_letters WHERE forwarded = 1 AND id <= ? - ?")
                 .bind(up_to)
                 .bind(KEPT_DEAD_LETTERS)
@@ -262,6 +321,7 @@ impl State {
                 .await
         };
         within(DEADLINE, work).await??;
+        self.set_waiting(self.waiting.letters - done.letters, self.waiting.bytes - done.bytes);
         Ok(())
     }
 
@@ -459,6 +519,9 @@ mod tests {
             let dead_letters = (0..).zip([900, 10, 10, 900, 10]).map(letter).collect();
             let commit = Commit { dead_letters, ..Commit::default() };
             state.begin().await.unwrap().commit(&commit).await.unwrap();
+            state.count_waiting().await.unwrap();
+            // Headers take two bytes if there are none.
+            assert_eq!(state.waiting(), Waiting { letters: 5, bytes: 900 * 2 + 10 * 3 + 5 * 2 });
             for (limit, bytes, expected) in [(20, 1, 1), (20, 1000, 3), (2, 1000, 2), (20, 10_000, 5)] {
                 let waiting = state.waiting_dead_letters(limit, bytes).await.unwrap();
                 let offsets: Vec<_> = waiting.iter().map(|parked| parked.letter.offset).collect();
@@ -469,6 +532,16 @@ mod tests {
             assert_eq!(waiting.iter().map(|parked| parked.letter.offset).collect::<Vec<_>>(), [3]);
             let listed = state.dead_letters(i64::MAX, 2).await.unwrap();
             assert_eq!(listed.iter().map(|letter| letter.value_bytes).collect::<Vec<_>>(), [10, 900]);
+            let after = Waiting { letters: 2, bytes: 900 + 10 + 2 * 2 };
+            assert_eq!(state.waiting(), after);
+            state.close().await;
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            assert_eq!(state.waiting(), after, "it is counted anew when the file is opened");
+            let listed = state.dead_letters(i64::MAX, 9).await.unwrap();
+            assert_eq!(listed.iter().map(|letter| letter.value_bytes).collect::<Vec<_>>(), [10, 900, 10, 10, 900]);
+            let kept = "SELECT sum(octet_length(value)) FROM dead_letters";
+            let kept: i64 = sqlx::query_scalar(kept).fetch_one(&mut state.connection).await.unwrap();
+            assert_eq!(kept, 910, "the content of those that were forwarded is on their topic alone");
         });
     }
 }

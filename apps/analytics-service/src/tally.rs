@@ -1,9 +1,15 @@
 //! What events add up to. Pure: no I/O, no clock.
 
-use std::{collections::BTreeMap, ops::AddAssign};
+use std::{
+    collections::BTreeMap,
+    ops::{AddAssign, RangeInclusive},
+};
 
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use codec::event::{Kind, Received};
+
+/// Years that a patient's dates can have. Others in an event count as not known: there would be no end of them in memory.
+const YEARS: RangeInclusive<i32> = 1..=9999;
 
 /// Counts. The tally of a sequence of events is the sum of the tallies of its parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,9 +86,11 @@ impl Tally {
         }
         match event.kind {
             Some(Kind::Created | Kind::Updated) => {
+                let birth_year = event.birth_year.filter(|year| YEARS.contains(year));
+                let registered = event.registered_date.filter(|date| YEARS.contains(&date.year()));
                 known.active = true;
-                known.birth_year = event.birth_year.or(before.birth_year);
-                known.registered = event.registered_date.or(before.registered);
+                known.birth_year = birth_year.or(before.birth_year);
+                known.registered = registered.or(before.registered);
             }
             Some(Kind::Deleted) => known.active = false,
             None => {}
@@ -294,6 +302,21 @@ mod tests {
         let (tally, _, _) = fold(&[event(Some(Kind::Created), Some(1)), moved]);
         assert_eq!(tally.registrations(Interval::Year, None, None), BTreeMap::from([("2025".to_owned(), 1)]));
         assert_eq!(tally.births, BTreeMap::from([(Some(1990), 0), (Some(1991), 1)]));
+    }
+
+    #[test]
+    fn dates_that_no_patient_can_have_are_not_known() {
+        let strange = |year: i32, version| Received {
+            birth_year: Some(year),
+            registered_date: NaiveDate::from_ymd_opt(year, 1, 1),
+            ..event(Some(Kind::Created), Some(version))
+        };
+        for year in [i32::MIN, -1, 0, 10_000, i32::MAX] {
+            let (tally, ..) = fold(&[strange(year, 1)]);
+            assert_eq!((tally.births, tally.registrations), ([(None, 1)].into(), [(None, 1)].into()), "{year}");
+        }
+        let (tally, ..) = fold(&[strange(1, 1), strange(9999, 2)]);
+        assert_eq!(tally.births, [(Some(1), 0), (Some(9999), 1)].into());
     }
 
     #[test]

@@ -30,10 +30,21 @@ pub struct Shown {
     pub partitions: BTreeMap<i32, Position>,
     /// Partitions that were added to the topic and that the settings, which list those to read, do not name.
     pub unassigned: BTreeSet<i32>,
+    /// How it is with the topic of dead letters.
+    pub dead_letters: DeadLetters,
     /// What is wrong with the state, if it cannot be written.
     pub state_trouble: Option<String>,
     /// What is wrong with the broker, by who cannot read it: a partition's fetcher, or none for the topic as a whole.
     pub kafka_troubles: BTreeMap<Option<i32>, String>,
+}
+
+/// How it is with the topic of dead letters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeadLetters {
+    /// Why they cannot be forwarded, if they cannot.
+    pub trouble: Option<String>,
+    /// Whether so many wait for it that nothing is counted.
+    pub are_too_many: bool,
 }
 
 /// How far a partition has been applied.

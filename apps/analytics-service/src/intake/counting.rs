@@ -71,6 +71,9 @@ impl Counted {
             transaction.remember(patients).await?;
         }
         transaction.commit(commit).await?;
+        if !commit.dead_letters.is_empty() {
+            state.count_waiting().await?;
+        }
         Ok(counted)
     }
 

@@ -155,12 +155,14 @@ async fn add(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), s
     for letter in dead_letters {
         query(
             "-- park dead letter
-            INSERT INTO dead_letters (partition, \"offset\", key, value, headers, error, parked_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            INSERT INTO dead_letters (partition, \"offset\", key, value, value_bytes, headers, error, parked_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(letter.partition)
         .bind(letter.offset)
         .bind(&letter.key)
         .bind(&letter.value)
+        .bind(letter.value.as_ref().map_or(0, Vec::len) as i64)
         .bind(headers_json(&letter.headers))
         .bind(&letter.error)
         .bind(Utc::now().timestamp_millis())
