@@ -17,7 +17,7 @@ use crate::{
     patient::{Details, Patient},
     reconciler::DoneSender,
     relay::RelayWaker,
-    store::{Change, IdempotencyKey, List, Listed, Search, Store, StoreError, VersionCondition},
+    store::{Change, IdempotencyKey, List, Listed, Store, StoreError, VersionCondition},
 };
 
 /// The time after the end of a request's own call to billing before the reconciler makes it again.
@@ -173,12 +173,13 @@ impl Registry {
         Ok(self.store.with_one_deadline().list(list).await?)
     }
 
-    /// How many patients a search finds; without one, how many there are.
+    /// Patients in an order, and how many there are in all, or how many its search finds.
     ///
     /// # Errors
     /// If the database cannot be asked.
-    pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
-        Ok(self.store.count(search).await?)
+    pub async fn list_and_count(&self, list: &List) -> Result<(Vec<Listed>, i64), Error> {
+        let store = self.store.with_one_deadline();
+        Ok((store.list(list).await?, store.count(list.search.as_ref()).await?))
     }
 
     /// Replaces a patient's data, if the version is one that the change is for.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use testbed::{Process, StartError, broker::Kind, cache, postgres};
+use testbed::{Process, StartError, broker::Kind, cache, pgbouncer, postgres};
 
 use crate::{Failure, Outcome, show::step};
 
@@ -126,6 +126,10 @@ pub(crate) async fn for_tests(wanted: Option<Kind>) -> Outcome {
     {
         eprintln!("SKIPPED: the test of PostgreSQL from a package registry (of_a_package): {error}");
         left_out.push("--skip of_a_package".to_owned());
+    }
+    if pgbouncer::installed().is_none() {
+        eprintln!("SKIPPED: the tests of PgBouncer (through_pgbouncer): it is not installed");
+        left_out.push("--skip through_pgbouncer".to_owned());
     }
     if let Err(reason) = mounts_are_allowed() {
         eprintln!("SKIPPED: the tests with a disk of their own (in_a_namespace): {reason}");

@@ -2,7 +2,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, LazyLock, Mutex, OnceLock, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -29,6 +29,9 @@ use crate::{
 
 /// Time for all migrations together. A large table takes long to index.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
+
+/// So many reasons why the schema cannot be migrated yet are told, at most.
+const MAX_REASONS: usize = 8;
 
 /// For so long after an answer the database is known to be there, and need not be asked.
 const FRESH: Duration = Duration::from_secs(1);
@@ -76,6 +79,8 @@ struct Inner {
     created: Instant,
     /// When the server last answered, in microseconds after `created`; 0 before it ever has.
     answered: AtomicU64,
+    /// Why the last attempt to migrate the schema failed.
+    unmigrated: Mutex<Option<String>>,
     refusal: OnceLock<MigrationError>,
     /// When a statement was last logged that a healthy server gave up.
     reported: Mutex<Option<Instant>>,
@@ -94,6 +99,7 @@ impl Database {
             turned: Mutex::default(),
             created: Instant::now(),
             answered: AtomicU64::new(0),
+            unmigrated: Mutex::default(),
             refusal: OnceLock::new(),
             reported: Mutex::default(),
         };
@@ -116,6 +122,7 @@ impl Database {
     /// If the schema cannot be migrated, or its history is not ours; not if the shutdown comes first.
     pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut reasons: Vec<String> = Vec::new();
         loop {
             match within(MIGRATION_LIMIT, Box::pin(self.try_migrate(migrator)))
                 .await
@@ -131,7 +138,18 @@ impl Database {
                     let _ = self.inner.refusal.set(error.clone());
                     return Err(error);
                 }
-                Err(MigrationFailure::Passing(error)) => self.tell(Instant::now(), &Err::<(), _>(error)),
+                Err(MigrationFailure::Passing(error)) => {
+                    let why = error.to_string();
+                    // The server comes, and then the password is wrong: each reason is told once.
+                    if !reasons.contains(&why) && reasons.len() < MAX_REASONS {
+                        if !reasons.is_empty() {
+                            tracing::warn!(why, "the database is still away");
+                        }
+                        reasons.push(why.clone());
+                    }
+                    *self.inner.unmigrated() = Some(why);
+                    self.tell(Instant::now(), &Err::<(), _>(error));
+                }
             }
             if shutdown.or_stop(backoff.pause()).await.is_none() {
                 return Ok(());
@@ -226,7 +244,8 @@ impl Database {
     async fn observe<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         // An outage before the migration is the migration's to tell.
         if !self.inner.migrated.load(Ordering::Acquire) {
-            return Err(unavailable("its schema is not migrated yet"));
+            let why = self.inner.unmigrated().as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            return Err(unavailable(format!("its schema is not migrated yet{why}")));
         }
         let started = Instant::now();
         let mut span = Span::child(Kind::Client, UNNAMED);
@@ -423,6 +442,11 @@ impl Inner {
     /// A time as `answered` has it.
     fn at(&self, time: Instant) -> u64 {
         time.saturating_duration_since(self.created).as_micros() as u64 + 1
+    }
+
+    fn unmigrated(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing panics while it is held.
+        self.unmigrated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_answer(&self) {

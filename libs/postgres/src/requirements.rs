@@ -46,6 +46,10 @@ pub(crate) async fn check(
 async fn shares_sessions(connection: &mut PgConnection, pools: &Pools, until: Instant) -> Result<bool, Error> {
     let first = session(connection).await?;
     let mut other = pools.connect(until, Limits::Migration).await?;
+    // Before any transaction, which not every pooler allows.
+    if session(&mut other).await? == first {
+        return Ok(true);
+    }
     for _ in 0..SESSION_LOOKS {
         // Simple statements: prepared ones are what does not work there.
         sqlx::raw_sql("BEGIN").execute(&mut other).await?;
@@ -109,7 +113,8 @@ async fn advice(connection: &mut PgConnection, error: &dyn DatabaseError) -> Opt
         "42704" | "42883" => match unsearched_extension(connection).await {
             Some((extension, schema)) => format!(
                 "the extension {extension} is in the schema {schema}, which is not searched: ALTER EXTENSION {extension} \
-                 SET SCHEMA public, or ALTER ROLE ... SET search_path = public, {schema}"
+                 SET SCHEMA public, or ALTER ROLE ... SET search_path = public, {schema} (or name it in currentSchema \
+                 of DATABASE_URL)"
             ),
             None => return None,
         },

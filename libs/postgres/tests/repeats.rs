@@ -226,6 +226,32 @@ fn work_on_connections_that_were_closed_at_rest_is_done_on_new_ones() {
     });
 }
 
+/// As a firewall ends them, which says nothing to either side in PostgreSQL's words.
+#[test]
+fn connections_that_were_reset_at_rest_cost_no_write() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
+        let (proxy, by_tcp) = through_proxy(&url).await;
+        let database = open(&by_tcp, &PATIENT).await;
+        let write_at_once = async || {
+            let write = |_| {
+                let database = database.clone();
+                runtime::spawn(async move { execute(&database, "INSERT INTO t SELECT 1 FROM pg_sleep(0.1)").await })
+            };
+            for writing in (0..16).map(write).collect::<Vec<_>>() {
+                writing.await.unwrap();
+            }
+        };
+        write_at_once().await;
+        proxy.reset_open().await;
+        // Longer than a connection rests without being asked for a sign of life.
+        smol::Timer::after(Duration::from_millis(300)).await;
+        write_at_once().await;
+        assert_eq!(number(&database, "SELECT count(*) FROM t").await.unwrap(), 32, "each once");
+    });
+}
+
 #[test]
 fn a_write_whose_answer_was_lost_is_not_repeated_and_one_that_was_not_committed_is() {
     runtime::block_on(2, async {
@@ -264,14 +290,32 @@ fn a_write_whose_answer_was_lost_is_not_repeated_and_one_that_was_not_committed_
             };
             let lose = async {
                 until("it is committed", async || begun.load(SeqCst) && committed(n).await == 1).await;
-                proxy.set(Mode::Reset);
-                smol::Timer::after(Duration::from_millis(20)).await;
+                proxy.reset_open().await;
                 proxy.set(Mode::Pass);
             };
             let (result, ()) = smol::future::zip(write, lose).await;
             assert!(matches!(result, Err(Error::Unavailable(_))), "{n}: {result:?}");
             assert_eq!(committed(n).await, 1, "{n}: not twice");
         }
+
+        // What makes no difference the second time is repeated.
+        let begun = AtomicBool::new(false);
+        let write = database.run_idempotent(async |connection: &mut PgConnection| {
+            query("SELECT 1").execute(&mut *connection).await?;
+            if !begun.load(SeqCst) {
+                proxy.set(Mode::HoldAnswers);
+            }
+            begun.store(true, SeqCst);
+            let insert = "INSERT INTO t SELECT 4 WHERE NOT EXISTS (SELECT 1 FROM t WHERE n = 4)";
+            sqlx::raw_sql(insert).execute(connection).await.map(drop)
+        });
+        let lose = async {
+            until("it is committed", async || begun.load(SeqCst) && committed(4).await == 1).await;
+            proxy.reset_open().await;
+            proxy.set(Mode::Pass);
+        };
+        smol::future::zip(write, lose).await.0.unwrap();
+        assert_eq!(committed(4).await, 1);
 
         // A transaction whose connection ends before the commit is done again.
         let attempts = AtomicUsize::new(0);

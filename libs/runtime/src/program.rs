@@ -49,6 +49,11 @@ impl Failure {
     pub fn of_settings(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: CONFIG }
     }
+
+    /// The exit code that it leads to.
+    pub const fn code(&self) -> u8 {
+        self.code
+    }
 }
 
 impl From<String> for Failure {

@@ -23,6 +23,7 @@ mod guard;
 pub mod http;
 pub mod http2;
 pub mod pair;
+pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
 mod postgres_package;

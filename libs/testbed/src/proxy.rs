@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -61,6 +61,8 @@ struct Shared {
     mode: AtomicU8,
     accepted: AtomicUsize,
     target: Mutex<Option<Target>>,
+    /// Held by each connection that is open since the last reset of those that were.
+    since_reset: Mutex<Arc<()>>,
 }
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -93,6 +95,14 @@ impl Proxy {
         self.shared.mode.store(mode as u8, Ordering::SeqCst);
     }
 
+    /// Resets the connections that are open, and waits until they are; new ones are treated as before.
+    pub async fn reset_open(&self) {
+        let before = std::mem::take(&mut *self.shared.since_reset());
+        while Arc::strong_count(&before) > 1 {
+            smol::Timer::after(LOOK).await;
+        }
+    }
+
     /// How many connections it has taken so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -102,6 +112,10 @@ impl Proxy {
 impl Shared {
     fn mode(&self) -> Mode {
         MODES[usize::from(self.mode.load(Ordering::SeqCst))]
+    }
+
+    fn since_reset(&self) -> MutexGuard<'_, Arc<()>> {
+        self.since_reset.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn until(&self, wanted: impl Fn(Mode) -> bool) {
@@ -138,6 +152,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn serve(client: TcpStream, shared: Arc<Shared>) {
+    let open_since = shared.since_reset().clone();
     let pass = async {
         // A cut cable takes no connection; the kernel does, so that only silence tells.
         shared.until(|mode| mode != Mode::Stall).await;
@@ -148,13 +163,15 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
         or(there, back).await
     };
     let reset = async {
-        shared.until(|mode| mode == Mode::Reset).await;
+        shared.until(|mode| mode == Mode::Reset || !Arc::ptr_eq(&open_since, &shared.since_reset())).await;
         Err(io::Error::other("reset"))
     };
     if or(reset, pass).await.is_err() {
         // Without lingering, closing sends a reset.
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
     }
+    drop(client);
+    drop(open_since);
 }
 
 /// Moves bytes as long as it may, then the end.
@@ -204,6 +221,19 @@ mod tests {
             proxy.set(Mode::Reset);
             assert!(within(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
             assert_eq!(proxy.accepted(), 1);
+
+            proxy.set(Mode::Pass);
+            let mut client = TcpStream::connect(proxy.address).await.unwrap();
+            let (mut peer, _) = server.accept().await.unwrap();
+            client.write_all(b"e").await.unwrap();
+            peer.read_exact(&mut byte).await.unwrap();
+            proxy.reset_open().await;
+            assert!(within(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
+            let mut client = TcpStream::connect(proxy.address).await.unwrap();
+            let (mut peer, _) = server.accept().await.unwrap();
+            client.write_all(b"f").await.unwrap();
+            peer.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, *b"f");
         });
     }
 }

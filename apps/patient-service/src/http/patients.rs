@@ -147,7 +147,7 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
     } else {
         let list = List { order, search: search.flatten(), begin: Begin::Skip(skip), limit: size };
         let registry = request.state().registry();
-        (registry.list(&list).await?, registry.count(list.search.as_ref()).await?)
+        registry.list_and_count(&list).await?
     };
     let body = PageBody {
         patients: patients.iter().map(|listed| PatientBody::from(&listed.patient)).collect(),

@@ -63,6 +63,19 @@ pub(crate) fn with_settings<F: Future<Output = ()>>(
 impl Harness {
     /// Starts the service and waits until it is ready.
     pub(crate) async fn start(database_url: &str, settings: &[(&str, &str)]) -> Self {
+        let harness = Self::start_unready(database_url, settings).await;
+        harness
+            .until("the service is ready", async || harness.get("/actuator/health/readiness").await.status == 200)
+            .await;
+        // The service has migrated it.
+        let mut no_migrations = Migrator::DEFAULT;
+        no_migrations.set_ignore_missing(true);
+        harness.database.migrate(&no_migrations, &Shutdown::new()).await.unwrap();
+        harness
+    }
+
+    /// Starts the service.
+    pub(crate) async fn start_unready(database_url: &str, settings: &[(&str, &str)]) -> Self {
         let billing = Books::default();
         let server = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(1) };
         let server = Server::bind(&server).unwrap();
@@ -91,7 +104,7 @@ impl Harness {
         let service = Service::build(settings).await.unwrap();
         let (address, shutdown) = (service.address(), Shutdown::new());
         let running = runtime::spawn(service.run(shutdown.clone()));
-        let harness = Self {
+        Self {
             client: Client::new(address),
             address,
             billing,
@@ -99,15 +112,7 @@ impl Harness {
             shutdown,
             running,
             billing_server: (billing_shutdown, serving),
-        };
-        harness
-            .until("the service is ready", async || harness.get("/actuator/health/readiness").await.status == 200)
-            .await;
-        // The service has migrated it.
-        let mut no_migrations = Migrator::DEFAULT;
-        no_migrations.set_ignore_missing(true);
-        harness.database.migrate(&no_migrations, &Shutdown::new()).await.unwrap();
-        harness
+        }
     }
 
     pub(crate) async fn stop(self) {

@@ -16,4 +16,5 @@ mod outages;
 mod pages;
 mod read;
 mod relay;
+mod requirements;
 mod update;

@@ -1,0 +1,182 @@
+//! Databases that the service cannot work on, and what it says of them; databases and poolers that it can.
+
+use std::{path::Path, time::Duration};
+
+use config::{Environment, Reader};
+use patient_service::{Service, Settings};
+use runtime::{Failure, Shutdown, within};
+use testbed::{
+    Scratch,
+    pgbouncer::{PgBouncer, PoolMode},
+    postgres::{Cluster, Durability},
+    sql,
+};
+
+use crate::harness::{Harness, path, patient};
+
+/// How long a service may take to find out.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Starts the service on a database and gives why it has ended.
+async fn refusal(url: &str) -> Failure {
+    let environment = Environment::empty()
+        .with("DATABASE_URL", url)
+        .with("SERVER_PORT", "0")
+        .with("BILLING_SERVICE_ADDRESS", "127.0.0.1")
+        .with("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9");
+    let mut reader = Reader::new(environment);
+    let settings = Settings::read(&mut reader);
+    let service = Service::build(reader.finish(settings).unwrap().0).await.unwrap();
+    within(LIMIT, service.run(Shutdown::new())).await.expect("it ends").unwrap_err()
+}
+
+/// A database made by a statement that goes on with `how`.
+async fn database(how: &str) -> String {
+    let shared = testbed::shared_database().await;
+    let name = format!("made_{}", uuid::Uuid::now_v7().simple());
+    execute(&shared, format!("CREATE DATABASE {name} {how}")).await;
+    let (before, after) = shared.rsplit_once('/').unwrap();
+    format!("{before}/{name}?{}", after.split_once('?').unwrap().1)
+}
+
+async fn execute(url: &str, statements: String) {
+    sql::execute(url, Box::leak(statements.into_boxed_str())).await.unwrap();
+}
+
+fn assert_told(failure: &Failure, words: &[&str]) {
+    let text = failure.to_string();
+    assert_eq!(failure.code(), 78, "{text}");
+    assert!(!text.contains('\n'), "one line: {text}");
+    for word in words {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[test]
+fn what_a_database_lacks_is_told_in_one_line_with_what_to_do() {
+    runtime::block_on(2, async {
+        for encoding in ["LATIN1", "SQL_ASCII"] {
+            let url = database(&format!("ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")).await;
+            assert_told(&refusal(&url).await, &[encoding, "ENCODING 'UTF8'"]);
+        }
+
+        let url = testbed::shared_database().await;
+        sql::execute(&url, "CREATE SCHEMA elsewhere; CREATE EXTENSION pg_trgm SCHEMA elsewhere").await.unwrap();
+        assert_told(&refusal(&url).await, &["gin_trgm_ops", "pg_trgm", "elsewhere", "SET SCHEMA", "search_path"]);
+        // Done as told, it works.
+        sql::execute(&url, "ALTER EXTENSION pg_trgm SET SCHEMA public").await.unwrap();
+        Harness::start(&url, &[]).await.stop().await;
+
+        let url = testbed::shared_database().await;
+        sql::execute(&url, "CREATE TABLE patients (mine text)").await.unwrap();
+        assert_told(&refusal(&url).await, &["\"patients\" already exists", "42P07", "belongs to somebody else"]);
+
+        let url = testbed::shared_database().await;
+        sql::execute(
+            &url,
+            "CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text, installed_on \
+            timestamptz, success boolean, checksum bytea, execution_time bigint); \
+            INSERT INTO _sqlx_migrations VALUES (1, 'theirs', now(), true, 'x', 1)",
+        )
+        .await
+        .unwrap();
+        assert_told(&refusal(&url).await, &["_sqlx_migrations", "another program"]);
+    });
+}
+
+#[test]
+fn rights_that_are_missing_are_told_with_the_grant() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let role = format!("role_{}", uuid::Uuid::now_v7().simple());
+        execute(&url, format!("CREATE ROLE {role} LOGIN")).await;
+        let theirs = url.replace("postgres@", &format!("{role}@"));
+        assert_told(&refusal(&theirs).await, &["permission denied for schema public", "GRANT CREATE ON SCHEMA"]);
+        execute(&url, format!("GRANT CREATE ON SCHEMA public TO {role}")).await;
+        assert_told(&refusal(&theirs).await, &["permission denied to create extension", "CREATE EXTENSION"]);
+        sql::execute(&url, "CREATE EXTENSION pg_trgm").await.unwrap();
+        Harness::start(&theirs, &[]).await.stop().await;
+
+        let url = testbed::shared_database().await;
+        let nowhere = format!("{url}&currentSchema=app");
+        assert_told(&refusal(&nowhere).await, &["3F000", "create the schema"]);
+        sql::execute(&url, "CREATE SCHEMA app").await.unwrap();
+        Harness::start(&nowhere, &[]).await.stop().await;
+        assert_eq!(sql::number(&url, "SELECT count(*) FROM app.patients").await.unwrap(), 0);
+        let elsewhere = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+        assert_eq!(sql::number(&url, elsewhere).await.unwrap(), 0, "nothing of it is elsewhere");
+    });
+}
+
+/// What time or an administrator heals is waited for, and told meanwhile.
+#[test]
+fn a_wrong_password_and_a_missing_database_are_told_until_they_are_right() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let directory = scratch.path().join("postgres");
+        let mut cluster = Cluster::start(&directory, Durability::Process).await.unwrap();
+        scratch.guard(cluster.process()).unwrap();
+        cluster.run("postgres", "CREATE ROLE jane LOGIN SUPERUSER PASSWORD 'right'").await.unwrap();
+        let rules = "local all jane scram-sha-256\nlocal all all trust\n";
+        std::fs::write(directory.join("data/pg_hba.conf"), rules).unwrap();
+        cluster.run("postgres", "SELECT pg_reload_conf()").await.unwrap();
+        let url = cluster.url("patients").replace("postgres@", "jane:wrong@");
+        let service = Harness::start_unready(&url, &[]).await;
+        let told = async |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+            let body = service.get("/actuator/health/readiness").await.text();
+            words.iter().all(|word| body.contains(word))
+        };
+        service.until("the password is told", async || told(&["password authentication failed", "28P01"]).await).await;
+        cluster.run("postgres", "ALTER ROLE jane PASSWORD 'wrong'").await.unwrap();
+        service.until("the database is told", async || told(&["patients", "does not exist", "3D000"]).await).await;
+        cluster.create_database("patients").await.unwrap();
+        let ready = async || service.get("/actuator/health/readiness").await.status == 200;
+        service.until("it is ready", ready).await;
+        service.stop().await;
+    });
+}
+
+async fn pgbouncer(scratch: &Scratch, mode: PoolMode) -> (Cluster, PgBouncer) {
+    let directory: &Path = scratch.path();
+    let mut cluster = Cluster::start(&directory.join("postgres"), Durability::Process).await.unwrap();
+    scratch.guard(cluster.process()).unwrap();
+    let mut pooler = PgBouncer::start(&directory.join("pgbouncer"), &cluster, mode, "").await.unwrap();
+    scratch.guard(pooler.process()).unwrap();
+    (cluster, pooler)
+}
+
+#[test]
+fn through_pgbouncer_in_session_mode_it_works() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let (cluster, mut pooler) = pgbouncer(&scratch, PoolMode::Session).await;
+        let service = Harness::start(&pooler.url("postgres"), &[]).await;
+        let jane = path(&service.register("Jane Doe").await);
+        assert_eq!(service.client.put(&jane, &patient("Jane Roe")).await.unwrap().status, 200);
+        assert_eq!(service.get("/patients?search=roe").await.json().as_array().unwrap().len(), 1);
+        // The settings of the sessions are those of a connection without it.
+        let timeout = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
+        assert_eq!(service.number(timeout).await, 900);
+        // It is killed, and comes back.
+        pooler.process().kill().await;
+        assert_eq!(service.get(&jane).await.status, 503);
+        let directory = scratch.path().join("pgbouncer");
+        let _ = std::fs::remove_file(directory.join(".s.PGSQL.6432"));
+        let mut pooler = PgBouncer::start(&directory, &cluster, PoolMode::Session, "").await.unwrap();
+        scratch.guard(pooler.process()).unwrap();
+        service.until("it is back", async || service.get(&jane).await.status == 200).await;
+        service.stop().await;
+    });
+}
+
+#[test]
+fn through_pgbouncer_in_other_modes_it_ends_at_its_start_and_says_why() {
+    runtime::block_on(2, async {
+        for mode in [PoolMode::Transaction, PoolMode::Statement] {
+            let scratch = Scratch::new().unwrap();
+            let (_cluster, pooler) = pgbouncer(&scratch, mode).await;
+            assert_told(&refusal(&pooler.url("postgres")).await, &["DATABASE_URL", "PgBouncer", "pool_mode = session"]);
+        }
+    });
+}
