@@ -6,7 +6,7 @@ use std::{
 };
 
 use config::{Environment, Reader};
-use otlp::proto::{
+use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest,
         trace::v1::ExportTraceServiceRequest,

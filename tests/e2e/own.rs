@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use otlp::proto::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use testbed::{
     broker::Kind,
     service::Service,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use otlp::proto::{
+use opentelemetry_proto::tonic::{
     logs::v1::LogRecord,
     metrics::v1::{Metric, NumberDataPoint, metric::Data, number_data_point::Value as Number},
 };

@@ -2,13 +2,12 @@
 
 use std::{fmt, time::Duration};
 
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 use runtime::within;
 use surf::{Client, StatusCode, http::headers::CONTENT_TYPE};
 
-use crate::{
-    connection::OneConnection, proto::collector::trace::v1::ExportTraceServiceResponse, settings::Destination,
-};
+use crate::{connection::OneConnection, settings::Destination};
 
 /// The media type of OTLP in protobuf.
 const PROTOBUF: &str = "application/x-protobuf";

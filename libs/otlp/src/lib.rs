@@ -13,14 +13,5 @@ mod messages;
 mod queue;
 mod settings;
 
-#[expect(missing_docs, reason = "generated; the documentation is in the files below protos/")]
-pub mod proto {
-    //! OpenTelemetry's messages.
-
-    include!(concat!(env!("OUT_DIR"), "/otlp.rs"));
-
-    pub use opentelemetry::proto::*;
-}
-
 pub use export::exporting;
 pub use settings::Settings;

@@ -6,13 +6,13 @@ mod traces;
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use telemetry::span::Value;
-
-pub(crate) use self::{logs::logs, metrics::metrics, traces::traces};
-use crate::proto::{
+use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
     resource::v1::Resource,
 };
+use telemetry::span::Value;
+
+pub(crate) use self::{logs::logs, metrics::metrics, traces::traces};
 
 /// The flag of W3C Trace Context that says that a trace is sampled; others are not recorded.
 const SAMPLED: u32 = 1;
@@ -34,7 +34,7 @@ fn attribute(name: &str, value: Value) -> KeyValue {
         Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
         Value::Number(number) => any_value::Value::IntValue(number),
     };
-    KeyValue { key: name.to_owned(), value: Some(AnyValue { value: Some(value) }) }
+    KeyValue { key: name.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }
 
 fn nanoseconds(time: SystemTime) -> u64 {

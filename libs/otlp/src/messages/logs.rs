@@ -1,12 +1,12 @@
-use serde_json::Value as Json;
-use telemetry::log::{Level, Line};
-
-use super::{Attributes, SAMPLED, attribute, nanoseconds, resource, scope};
-use crate::proto::{
+use opentelemetry_proto::tonic::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value},
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber},
 };
+use serde_json::Value as Json;
+use telemetry::log::{Level, Line};
+
+use super::{Attributes, SAMPLED, attribute, nanoseconds, resource, scope};
 
 /// Log lines of one process.
 pub(crate) fn logs(attributes: &Attributes, lines: Vec<Line>) -> ExportLogsServiceRequest {
@@ -25,8 +25,10 @@ fn record(line: Line) -> LogRecord {
     let trace = fields.shift_remove("trace_id");
     let trace = trace.as_ref().and_then(Json::as_str);
     let body = fields.shift_remove("message").map(any);
-    let mut attributes: Vec<_> =
-        fields.into_iter().map(|(key, value)| KeyValue { key, value: Some(any(value)) }).collect();
+    let mut attributes: Vec<_> = fields
+        .into_iter()
+        .map(|(key, value)| KeyValue { key, value: Some(any(value)), ..KeyValue::default() })
+        .collect();
     attributes.push(attribute("target", target.into()));
     // A line can be about another trace than the one that its work belongs to.
     let span = span.filter(|span| trace == Some(&span.trace_id()));

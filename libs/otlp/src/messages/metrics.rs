@@ -1,9 +1,6 @@
 use std::time::SystemTime;
 
-use telemetry::metrics::{MetricFamily, MetricType, Sample};
-
-use super::{Attributes, attribute, nanoseconds, resource, scope};
-use crate::proto::{
+use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
     common::v1::KeyValue,
     metrics::v1::{
@@ -11,6 +8,9 @@ use crate::proto::{
         ScopeMetrics, Sum, metric, number_data_point,
     },
 };
+use telemetry::metrics::{MetricFamily, MetricType, Sample};
+
+use super::{Attributes, attribute, nanoseconds, resource, scope};
 
 /// The metrics of one process as they are `now`, counted since `started`, under the names of its `/metrics`.
 pub(crate) fn metrics(

@@ -1,12 +1,12 @@
 use std::{borrow::Cow, time::Duration};
 
-use telemetry::span::{Finished, Kind, Value};
-
-use super::{Attributes, SAMPLED, attribute, nanoseconds, resource, scope};
-use crate::proto::{
+use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span, status},
 };
+use telemetry::span::{Finished, Kind, Value};
+
+use super::{Attributes, SAMPLED, attribute, nanoseconds, resource, scope};
 
 /// Spans of one process.
 pub(crate) fn traces(attributes: &Attributes, spans: Vec<Finished>) -> ExportTraceServiceRequest {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use config::{Environment, Reader};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message as _;
 use surf::StatusCode;
 use telemetry::{
@@ -17,10 +18,7 @@ use tide::{Request, Response};
 use web::{Limits, Problem, Router, Server};
 
 use super::*;
-use crate::{
-    Settings, collector::Collector, export::FLUSH_LIMIT, messages,
-    proto::collector::trace::v1::ExportTraceServiceRequest,
-};
+use crate::{Settings, collector::Collector, export::FLUSH_LIMIT, messages};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
