@@ -8,17 +8,23 @@ pub struct Reader {
     environment: Environment,
     variables: Vec<Variable>,
     errors: Vec<Invalid>,
+    warnings: Vec<Invalid>,
 }
 
 impl Reader {
     /// A reader of these variables.
     pub fn new(environment: Environment) -> Self {
-        Self { environment, variables: Vec::new(), errors: Vec::new() }
+        Self { environment, variables: Vec::new(), errors: Vec::new(), warnings: Vec::new() }
     }
 
     /// The setting that has one of `names`; the first that is set counts. `about` is its line in `--help`.
     pub fn variable(&mut self, names: &'static [&'static str], about: &'static str) -> Field<'_> {
-        Field { reader: self, names, about }
+        Field { reader: self, names, about, lenient: false, used: true }
+    }
+
+    /// The wrong values of [lenient](Field::lenient) settings so far, to be logged once there is a log.
+    pub fn take_warnings(&mut self) -> Vec<Invalid> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// The value of a variable that is no setting of the program, and that a library would read behind its back.
@@ -52,9 +58,22 @@ pub struct Field<'a> {
     reader: &'a mut Reader,
     names: &'static [&'static str],
     about: &'static str,
+    lenient: bool,
+    used: bool,
 }
 
 impl Field<'_> {
+    /// Makes a wrong value a [warning](Reader::take_warnings): it counts as not set, and the program starts.
+    pub fn lenient(self) -> Self {
+        Self { lenient: true, ..self }
+    }
+
+    /// Says whether the setting means anything beside the others. If not, its value is not even read; `--help` lists it all
+    /// the same.
+    pub fn used_if(self, used: bool) -> Self {
+        Self { used, ..self }
+    }
+
     /// The value, or `default` where none is set. After a wrong value the default stands in until [`Reader::finish`].
     ///
     /// # Panics
@@ -77,8 +96,17 @@ impl Field<'_> {
     }
 
     fn read<T: Value>(self, absent: Absent) -> Option<T> {
-        let Self { reader, names, about } = self;
-        let found = names.iter().find_map(|&name| Some((name, reader.environment.get(name)?)));
+        let Self { reader, names, about, lenient, used } = self;
+        let value = |&name: &&'static str| Some((name, reader.environment.get(name)?));
+        let mut found = names.iter().find_map(value).filter(|_| used);
+        if lenient
+            && let Some((name, text)) = found
+            && let Err(why) = T::parse(text)
+        {
+            let why = quote::<T>(text, &why);
+            reader.warnings.push(Invalid { name, expected: T::EXPECTED.to_owned(), why });
+            found = None;
+        }
         let shown = match (found, absent) {
             (Some(_), _) if T::SECRET => Some("***".to_owned()),
             (Some((_, text)), _) => Some(text.to_owned()),
@@ -162,6 +190,13 @@ pub struct Invalid {
     why: String,
 }
 
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, expected, why } = self;
+        write!(f, "{name}: expected {expected}, but {why}")
+    }
+}
+
 /// Every wrong value of a reading, a line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Errors(Vec<Invalid>);
@@ -172,8 +207,8 @@ impl fmt::Display for Errors {
             1 => write!(f, "a setting is wrong:")?,
             n => write!(f, "{n} settings are wrong:")?,
         }
-        for Invalid { name, expected, why } in &self.0 {
-            write!(f, "\n  {name}: expected {expected}, but {why}")?;
+        for invalid in &self.0 {
+            write!(f, "\n  {invalid}")?;
         }
         Ok(())
     }
@@ -247,6 +282,23 @@ mod tests {
     fn names_the_variable_that_holds_the_wrong_value() {
         let text = read(Environment::empty().with("SPRING_PASSWORD", "hunter2")).err().unwrap().to_string();
         assert!(text.contains("SPRING_PASSWORD"), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_value_of_a_lenient_setting_is_a_warning_and_the_default_holds() {
+        let environment = Environment::empty().with("PORT", "70000").with("PASSWORD", "hunter2").with("NOTE", "x");
+        let mut reader = Reader::new(environment);
+        assert_eq!(reader.variable(&["PORT"], "port").lenient().or::<u16>("4000"), 4000);
+        let password: Option<Secret<Duration>> = reader.variable(&["PASSWORD"], "password").lenient().optional();
+        assert!(password.is_none());
+        assert_eq!(reader.variable(&["NOTE"], "note").used_if(true).optional(), Some("x".to_owned()));
+        assert_eq!(reader.variable(&["NOTE"], "unused").used_if(false).optional::<u16>(), None);
+        let warnings: Vec<_> = reader.take_warnings().iter().map(ToString::to_string).collect();
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].starts_with("PORT: expected a port number"), "{warnings:?}");
+        assert!(warnings[1].starts_with("PASSWORD: ") && !warnings[1].contains("hunter2"), "{warnings:?}");
+        let (_, report) = reader.finish(()).unwrap();
+        assert_eq!(report.values(), "PORT=4000\n# PASSWORD is not set\nNOTE=x\n# NOTE is not set\n");
     }
 
     #[test]

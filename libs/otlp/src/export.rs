@@ -8,7 +8,7 @@ use std::{
 use prost::Message as _;
 use runtime::{Shutdown, within};
 use smol::{Task, Timer};
-use telemetry::{log, metrics, span};
+use telemetry::{log, metrics, sampler, span};
 
 use crate::{
     Settings,
@@ -40,13 +40,17 @@ pub async fn exporting<T>(settings: Settings, work: impl Future<Output = T>) -> 
 }
 
 fn start(settings: Settings, stop: &Shutdown) -> Vec<Task<()>> {
-    let Settings { traces, metrics, logs, interval, resource } = settings;
+    let Settings { traces, metrics, logs, sampler, interval, resource, warnings } = settings;
+    for warning in warnings {
+        tracing::warn!(%warning, "a setting of OpenTelemetry counts as not set");
+    }
     let mut exports = Vec::new();
     if let Some(destination) = traces {
         tracing::info!(collector = %destination.url, "exporting traces");
         let resource = resource.clone();
         let message = move |spans| messages::traces(&resource, spans).encode_to_vec();
         let (queue, batches) = queue(Delivery::new(Signal::Traces, Collector::new(destination)), message);
+        sampler::set(sampler);
         span::collect(move |span| queue.add(span));
         exports.push(runtime::spawn(batches.run(stop.clone())));
     }

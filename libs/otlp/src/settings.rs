@@ -1,11 +1,12 @@
 use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
 
-use config::{Reader, Secret, Value};
+use config::{Field, Invalid, Reader, Secret, Value};
 use percent_encoding::percent_decode_str;
 use surf::{
     Url,
     http::headers::{HeaderName, HeaderValue},
 };
+use telemetry::sampler::{self, Ratio, Sampler};
 
 /// Where spans, metrics and log lines go, by the variables of the OpenTelemetry specification.
 #[derive(Clone, Debug)]
@@ -14,10 +15,14 @@ pub struct Settings {
     pub(crate) traces: Option<Destination>,
     pub(crate) metrics: Option<Destination>,
     pub(crate) logs: Option<Destination>,
+    /// Which traces are recorded.
+    pub(crate) sampler: Sampler,
     /// Between two deliveries of the metrics.
     pub(crate) interval: Duration,
     /// What is true of everything that the process sends.
     pub(crate) resource: BTreeMap<String, String>,
+    /// Variables that count as not set, because their values are wrong.
+    pub(crate) warnings: Vec<Invalid>,
 }
 
 /// A collector of one signal.
@@ -75,55 +80,111 @@ struct General {
 
 impl Settings {
     /// Reads the variables. `service` is the name of the service, unless they give another one.
+    ///
+    /// A wrong value is a warning and counts as not set, as the specification demands. Only an endpoint must be right: with
+    /// a wrong one nothing would arrive anywhere. Without an endpoint, or with `OTEL_SDK_DISABLED`, no other variable is
+    /// even read.
     pub fn read(reader: &mut Reader, service: &'static str) -> Self {
+        let disabled: Flag =
+            reader.variable(&["OTEL_SDK_DISABLED"], "true: nothing is sent or recorded").lenient().or("false");
+        let enabled = !disabled.0;
         let about = "collector that traces, metrics and log lines are sent to";
-        let endpoint = reader.variable(&["OTEL_EXPORTER_OTLP_ENDPOINT"], about).optional();
-        let headers = reader.variable(&["OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector").optional();
-        let timeout = reader.variable(&["OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending").or("10s");
-        let _: Protocol = reader.variable(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent").or("http/protobuf");
-        let general = General { endpoint, headers: headers.unwrap_or_default(), timeout };
-        let traces = general.signal(reader, &TRACES);
-        let metrics = general.signal(reader, &METRICS);
-        let logs = general.signal(reader, &LOGS);
-        let interval =
-            reader.variable(&["OTEL_METRIC_EXPORT_INTERVAL"], "time between two sendings of metrics").or("60s");
-        let name: Option<String> = reader
-            .variable(&["OTEL_SERVICE_NAME"], "name of the service in what is sent, instead of the program's")
-            .optional();
-        let attributes: Option<Pairs> =
-            reader.variable(&["OTEL_RESOURCE_ATTRIBUTES"], "what else is true of all that is sent").optional();
+        let endpoint = reader.variable(&["OTEL_EXPORTER_OTLP_ENDPOINT"], about).used_if(enabled).optional();
+        let own_endpoints = [&TRACES, &METRICS, &LOGS].map(|signal| {
+            let about = "collector of this signal alone, with the whole path";
+            reader.variable(signal.endpoint, about).used_if(enabled).optional()
+        });
+        let used = endpoint.is_some() || own_endpoints.iter().any(Option::is_some);
+        let mut variables = Variables { reader, used };
 
-        let mut resource = BTreeMap::from(
-            [
-                ("service.name", service.to_owned()),
-                // Of the workspace, and so of each service.
-                ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
-                ("service.instance.id", format!("{:032x}", fastrand::u128(..))),
-                ("telemetry.sdk.language", "rust".to_owned()),
-                ("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned()),
-                ("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        );
-        resource.extend(attributes.unwrap_or_default().0);
-        resource.extend(name.map(|name| ("service.name".to_owned(), name)));
-        Self { traces, metrics, logs, interval, resource }
+        let headers = variables.field(&["OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector").optional();
+        let timeout = variables.field(&["OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending").or("10s");
+        let _: Protocol = variables.field(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent").or("http/protobuf");
+        let general = General { endpoint, headers: headers.unwrap_or_default(), timeout };
+        let [traces, metrics, logs] = own_endpoints;
+        let traces = general.signal(&mut variables, &TRACES, traces);
+        let metrics = general.signal(&mut variables, &METRICS, metrics);
+        let logs = general.signal(&mut variables, &LOGS, logs);
+        let sampler = sampler(&mut variables);
+        let interval =
+            variables.field(&["OTEL_METRIC_EXPORT_INTERVAL"], "time between two sendings of metrics").or("60s");
+        let resource = resource(&mut variables, service);
+        Self { traces, metrics, logs, sampler, interval, resource, warnings: reader.take_warnings() }
     }
+}
+
+/// The variables that say how something is sent.
+struct Variables<'a> {
+    reader: &'a mut Reader,
+    /// Whether anything is sent at all.
+    used: bool,
+}
+
+impl Variables<'_> {
+    fn field(&mut self, names: &'static [&'static str], about: &'static str) -> Field<'_> {
+        self.reader.variable(names, about).lenient().used_if(self.used)
+    }
+}
+
+fn sampler(variables: &mut Variables<'_>) -> Sampler {
+    let kind: sampler::Kind =
+        variables.field(&["OTEL_TRACES_SAMPLER"], "which traces are recorded").or("parentbased_always_on");
+    let ratio: Ratio = variables
+        .field(&["OTEL_TRACES_SAMPLER_ARG"], "the share of them, for the samplers with a traceidratio")
+        .or("1.0");
+    Sampler::new(kind, ratio)
+}
+
+/// What is true of everything that the process sends.
+fn resource(variables: &mut Variables<'_>, service: &'static str) -> BTreeMap<String, String> {
+    let name: Option<String> = variables
+        .field(&["OTEL_SERVICE_NAME"], "name of the service in what is sent, instead of the program's")
+        .optional();
+    let attributes: Option<Pairs> =
+        variables.field(&["OTEL_RESOURCE_ATTRIBUTES"], "what else is true of all that is sent").optional();
+    let mut resource = BTreeMap::from(
+        [
+            ("service.name", service.to_owned()),
+            // Of the workspace, and so of each service.
+            ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("service.instance.id", format!("{:032x}", fastrand::u128(..))),
+            ("telemetry.sdk.language", "rust".to_owned()),
+            ("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned()),
+            ("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
+    );
+    resource.extend(attributes.unwrap_or_default().0);
+    resource.extend(name.map(|name| ("service.name".to_owned(), name)));
+    resource
 }
 
 impl General {
     /// Where this signal goes, if anywhere.
-    fn signal(&self, reader: &mut Reader, signal: &Signal) -> Option<Destination> {
-        let exporter: Exporter = reader.variable(signal.exporter, "none: this signal is not sent").or("otlp");
-        let own: Option<Endpoint> =
-            reader.variable(signal.endpoint, "collector of this signal alone, with the whole path").optional();
-        let headers = reader.variable(signal.headers, "headers for it").optional();
-        let timeout = reader.variable(signal.timeout, "time for one sending to it").optional();
-        let _: Option<Protocol> = reader.variable(signal.protocol, "form of what it is sent").optional();
+    fn signal(&self, variables: &mut Variables<'_>, signal: &Signal, own: Option<Endpoint>) -> Option<Destination> {
+        let exporter: Exporter = variables.field(signal.exporter, "none: this signal is not sent").or("otlp");
+        let headers = variables.field(signal.headers, "headers for it").optional();
+        let timeout = variables.field(signal.timeout, "time for one sending to it").optional();
+        let _: Option<Protocol> = variables.field(signal.protocol, "form of what it is sent").optional();
         let below = || self.endpoint.clone().map(|endpoint| endpoint.below(signal.path));
         let url = own.map(|Endpoint(url)| url).or_else(below).filter(|_| exporter == Exporter::Otlp)?;
         let headers = headers.unwrap_or_else(|| self.headers.clone());
         Some(Destination { url, headers, timeout: timeout.unwrap_or(self.timeout) })
+    }
+}
+
+/// A boolean as the specification has it: true in any case of its letters.
+struct Flag(bool);
+
+impl Value for Flag {
+    const EXPECTED: &'static str = "true or false";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" => Ok(Self(true)),
+            "false" => Ok(Self(false)),
+            _ => Err("it is neither".to_owned()),
+        }
     }
 }
 
@@ -304,31 +365,95 @@ mod tests {
         assert_eq!(settings.resource["service.name"], "other");
         assert!(shown.contains("OTEL_EXPORTER_OTLP_TRACES_HEADERS=***\n"), "{shown}");
         assert!(!format!("{settings:?}{shown}").contains("dTpw"));
-        let named = read(&[("OTEL_SERVICE_NAME", "mine"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=other")]);
+        let named =
+            read(&[variables[0], ("OTEL_SERVICE_NAME", "mine"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=other")]);
         assert_eq!(named.unwrap().0.resource["service.name"], "mine");
         assert_eq!(read(&[]).unwrap().0.resource["service.name"], "test-service");
     }
 
     #[test]
-    fn every_wrong_value_is_named() {
+    fn a_wrong_value_is_one_warning_and_counts_as_not_set() {
         let wrong = [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+            ("OTEL_TRACES_EXPORTER", "console"),
             ("OTEL_METRICS_EXPORTER", "prometheus"),
             ("OTEL_METRIC_EXPORT_INTERVAL", "often"),
             ("OTEL_RESOURCE_ATTRIBUTES", "=x"),
+            ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+            ("OTEL_TRACES_SAMPLER_ARG", "2"),
+            ("OTEL_SDK_DISABLED", "yes"),
+        ];
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+        let variables: Vec<_> = wrong.into_iter().chain([endpoint]).collect();
+        let (settings, shown) = read(&variables).expect("the service starts");
+        let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(warnings.len(), wrong.len(), "{warnings:?}");
+        for (name, _) in wrong {
+            let about = |warning: &&String| warning.starts_with(&format!("{name}: expected "));
+            assert_eq!(warnings.iter().filter(about).count(), 1, "{name} in {warnings:?}");
+        }
+        assert!(!format!("{warnings:?}{settings:?}{shown}").contains("hunter2"));
+        let (without, _) = read(&[endpoint]).unwrap();
+        let urls = |settings: &Settings| {
+            [&settings.traces, &settings.metrics, &settings.logs].map(|one| one.as_ref().map(|one| one.url.to_string()))
+        };
+        assert_eq!(urls(&settings), urls(&without));
+        assert_eq!((settings.sampler, settings.interval), (without.sampler, without.interval));
+        for header in ["a b=c", "a=\u{e9}", "a=b%0d%0ac"] {
+            let (settings, _) = read(&[endpoint, ("OTEL_EXPORTER_OTLP_HEADERS", header)]).unwrap();
+            assert_eq!(settings.warnings.len(), 1, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_endpoint_is_an_error() {
+        let wrong = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector"),
         ];
         let errors = read(&wrong).err().unwrap();
         for (name, _) in wrong {
             assert!(errors.contains(&format!("{name}: expected ")), "{name} in {errors}");
         }
+        let errors = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hunter2@collector")]).err().unwrap();
         assert!(!errors.contains("hunter2"), "{errors}");
-        for header in ["a b=c", "a=\u{e9}", "a=b%0d%0ac"] {
-            assert!(read(&[("OTEL_EXPORTER_OTLP_HEADERS", header)]).is_err(), "{header}");
+    }
+
+    #[test]
+    fn nothing_is_read_without_an_endpoint_or_when_it_is_disabled() {
+        let wrong = [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_TRACES_EXPORTER", "console"),
+            ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"),
+        ];
+        let (settings, shown) = read(&wrong).unwrap();
+        assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+        assert!(settings.traces.is_none() && settings.metrics.is_none() && settings.logs.is_none());
+        assert!(shown.contains("OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf\n"), "{shown}");
+        for disabled in ["true", "TRUE"] {
+            let mut variables = wrong.to_vec();
+            variables.push(("OTEL_SDK_DISABLED", disabled));
+            variables.push(("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"));
+            variables.push(("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "collector"));
+            let (settings, _) = read(&variables).unwrap();
+            assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+            assert!(settings.traces.is_none() && settings.metrics.is_none() && settings.logs.is_none());
         }
-        assert!(read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hunter2@collector")]).is_err());
+    }
+
+    #[test]
+    fn the_sampler_is_the_one_that_is_set() {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+        let sampler = |kind, ratio| {
+            let variables = [endpoint, ("OTEL_TRACES_SAMPLER", kind), ("OTEL_TRACES_SAMPLER_ARG", ratio)];
+            read(&variables).unwrap().0.sampler
+        };
+        let expected = |kind, ratio| Sampler::new(sampler::Kind::parse(kind).unwrap(), Ratio::parse(ratio).unwrap());
+        assert_eq!(sampler("traceidratio", "0.25"), expected("traceidratio", "0.25"));
+        assert_eq!(sampler("always_off", ""), expected("always_off", "1"));
+        assert_eq!(read(&[endpoint]).unwrap().0.sampler, Sampler::default());
     }
 }

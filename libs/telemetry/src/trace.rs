@@ -1,5 +1,7 @@
 use std::fmt;
 
+use crate::sampler;
+
 /// Where a piece of work stands in its trace: the W3C Trace Context, version 00.
 ///
 /// It is a plain value, which names a piece of work and the one that caused it. Whoever does work on behalf of a request
@@ -26,9 +28,11 @@ impl TraceContext {
     /// The name of the header, in HTTP, in gRPC metadata and on Kafka records.
     pub const HEADER: &'static str = "traceparent";
 
-    /// A new trace that begins here.
+    /// A new trace that begins here; the [`sampler`] decides whether it is recorded.
     pub fn root() -> Self {
-        Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), parent_id: 0, sampled: true }
+        let trace_id = fastrand::u128(1..);
+        let sampled = sampler::decide(trace_id, None);
+        Self { trace_id, span_id: fastrand::u64(1..), parent_id: 0, sampled }
     }
 
     /// The same trace, one span further.
@@ -38,9 +42,12 @@ impl TraceContext {
     }
 
     /// The context that a caller sent, one span further; a new trace if there is none or it is malformed, as the
-    /// specification demands.
+    /// specification demands. The [`sampler`] decides whether it goes on being recorded.
     pub fn continue_from(header: Option<&str>) -> Self {
-        header.and_then(Self::parse).map_or_else(Self::root, Self::child)
+        header.and_then(Self::parse).map_or_else(Self::root, |caller| {
+            let sampled = sampler::decide(caller.trace_id, Some(caller.sampled));
+            Self { sampled, ..caller.child() }
+        })
     }
 
     /// Reads a `traceparent`. Later versions may append fields, which are ignored.
@@ -65,7 +72,7 @@ impl TraceContext {
         format!("{:016x}", self.span_id)
     }
 
-    /// Whether the caller wants the trace to be recorded.
+    /// Whether the trace is to be recorded.
     pub fn sampled(self) -> bool {
         self.sampled
     }
