@@ -19,6 +19,7 @@ testbed::on_each_broker!(
     one_trace_has_a_span_for_each_step_with_its_parent,
     a_transaction_and_what_it_sets_off_are_in_the_trace,
     log_lines_and_metrics_are_sent_as_they_are_shown,
+    the_sampler_decides_and_an_unknown_value_is_one_warning,
     a_collector_that_is_away_costs_spans_and_nothing_else
 );
 
@@ -182,6 +183,39 @@ fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
         shown.sort();
         sent.sort();
         assert_eq!(sent, shown);
+    });
+}
+
+fn the_sampler_decides_and_an_unknown_value_is_one_warning(kind: Kind) {
+    const TRACE: &str = "55555555555555555555555555555555";
+    runtime::block_on(2, async {
+        let collector = Collector::start(0);
+        let endpoint = collector.endpoint();
+        let settings = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_TRACES_EXPORTER", "console"),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0"),
+        ];
+        let system = system(kind, &settings).await;
+        let client = system.patient_client();
+        // Of the traces that begin here none is recorded, and the services after this one hear of it.
+        let jane = register(&client, "Jane Doe").await;
+        let answer = client.get(&path(&jane)).await.unwrap();
+        assert!(answer.header("traceparent").unwrap().ends_with("-00"));
+        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        // A caller's is.
+        send(&client, Method::Post, "/patients", TRACE, "01").await;
+        let consumed = |span: &Span| span.title().starts_with("analytics-service CONSUMER");
+        until("the caller's trace is recorded", async || collector.trace(TRACE).iter().any(consumed)).await;
+        assert!(collector.spans().iter().all(|span| hex(&span.message.trace_id) == TRACE));
+        for service in [&system.patients[0], &system.billing, &system.analytics] {
+            for name in ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_TRACES_EXPORTER"] {
+                let warning = |line: &&str| line.contains(&format!("{name}: expected "));
+                assert_eq!(service.log().lines().filter(warning).count(), 1, "{name}: {}", service.log());
+            }
+        }
     });
 }
 

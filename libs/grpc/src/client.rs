@@ -8,7 +8,7 @@ use async_compat::Compat;
 use config::{Authority, Bounded, HostPort, Reader};
 use runtime::{Backoff, within};
 use telemetry::{
-    Span, TraceContext,
+    Propagated, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec, IntGaugeVec},
     span::Kind,
 };
@@ -230,12 +230,16 @@ impl Outgoing {
         self.channel.clone()
     }
 
-    /// A request with the time that is left, so that the peer stops when nobody waits any more, and with the trace.
+    /// A request with the time that is left, so that the peer stops when nobody waits any more, with the trace, and with what the caller
+    /// wants to be passed on.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.left);
         let traceparent = self.trace.to_string().parse().expect("hexadecimal digits and dashes");
         request.metadata_mut().insert(TraceContext::HEADER, traceparent);
+        for (name, value) in Propagated::current().headers() {
+            request.metadata_mut().insert(name, value.parse().expect("visible ASCII"));
+        }
         request
     }
 }

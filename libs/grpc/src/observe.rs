@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use telemetry::{
-    Span, TraceContext,
+    Propagated, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec},
     span::{self, Kind},
 };
@@ -43,11 +43,13 @@ where
     let started = Instant::now();
     let header = request.headers().get(TraceContext::HEADER).and_then(|value| value.to_str().ok());
     let trace = TraceContext::continue_from(header);
+    let propagated =
+        Propagated::extract(|name| request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok()));
     request.extensions_mut().insert(trace);
     let method = request.uri().path().trim_start_matches('/').to_owned();
     let mut span = server_span(trace, &method);
     let lines = tracing::info_span!("call", trace_id = trace.trace_id(), method);
-    let response = span.scope(answer(request).instrument(lines)).await;
+    let response = propagated.scope(span.scope(answer(request).instrument(lines))).await;
     // A call that fails before its first message says so in the head; what becomes of the others, their trailers say.
     let failed = response.headers().get(STATUS).map(|value| Code::from_bytes(value.as_bytes()));
     let code = failed.unwrap_or(Code::Ok);

@@ -4,14 +4,17 @@
 //!   terminal. Never a name, an email, an address or a birth date: log ids, versions and counts.
 //! - [`metrics`]: counters, gauges and histograms in one registry, rendered as Prometheus text.
 //! - [`TraceContext`]: the W3C `traceparent` that travels with a request through every hop.
+//! - [`Propagated`]: `tracestate` and `baggage`, which travel with it.
 //! - [`sampler`]: which traces are recorded.
 //! - [`Span`]: one piece of work in a trace, recorded if somebody [`collect`](span::collect)s spans.
 
 pub mod log;
 pub mod metrics;
+mod propagated;
 pub mod sampler;
 pub mod span;
 mod trace;
 
+pub use propagated::Propagated;
 pub use span::Span;
 pub use trace::TraceContext;

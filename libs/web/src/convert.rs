@@ -95,6 +95,11 @@ pub(crate) fn only_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a s
     values.next().is_none().then_some(value)
 }
 
+/// The values of a header, without those that are not visible ASCII.
+pub(crate) fn values<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+}
+
 /// A problem as hyper's answer, without the way through tide's.
 pub(crate) fn problem(problem: &Problem, path: &str, trace: TraceContext) -> hyper::Response<ResponseBody> {
     let mut answer = hyper::Response::new(ResponseBody::Whole(Some(problem.body(path, trace).into())));

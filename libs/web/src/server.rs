@@ -17,7 +17,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use runtime::{Shutdown, within};
 use smol::{Async, net::TcpStream};
 use telemetry::{
-    TraceContext,
+    Propagated, TraceContext,
     metrics::{self, IntGauge},
 };
 
@@ -245,7 +245,8 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             Ok(mut request) => {
                 request.ext_mut().insert(trace);
                 request.ext_mut().insert(client.clone());
-                self.app.respond(request).await
+                let propagated = Propagated::extract(|name| convert::values(&parts.headers, name));
+                propagated.scope(self.app.respond(request)).await
             }
         };
         if let Some(length) = response.len() {

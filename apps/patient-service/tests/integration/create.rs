@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::{Days, NaiveDate, TimeDelta, Utc};
 use postgres::{Acquire as _, PgConnection};
 use serde_json::{Value as Json, json};
+use surf::http::Method;
 use testbed::http::Answer;
 
 use crate::harness::{Mood, at_once, id, path, patient, with_service};
@@ -254,5 +255,22 @@ fn a_task_done_by_the_request_is_forgotten_soon() {
         service
             .until("the task is gone", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
             .await;
+    });
+}
+
+#[test]
+fn what_a_caller_wants_to_be_passed_on_reaches_billing() {
+    with_service(|service| async move {
+        let headers = [
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            ("tracestate", "vendor=t61rcWkgMzE"),
+            ("baggage", "tenant=a,region=eu;zone=1"),
+        ];
+        let answer =
+            service.client.send(Method::Post, "/patients", &headers, Some(&patient("Jane Doe"))).await.unwrap();
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        service.register("John Doe").await;
+        let passed_on = headers[1..].iter().map(|(_, value)| Some((*value).to_owned())).collect::<Vec<_>>();
+        assert_eq!(service.billing.propagated(), [<[_; 2]>::try_from(passed_on).unwrap(), [None, None]]);
     });
 }

@@ -246,9 +246,15 @@ type Accounts = HashMap<String, (BillingAccount, Vec<Transaction>)>;
 pub(crate) struct Books {
     mood: Arc<AtomicU8>,
     accounts: Arc<Mutex<Accounts>>,
+    /// `tracestate` and `baggage` of each call to open an account.
+    propagated: Arc<Mutex<Vec<[Option<String>; 2]>>>,
 }
 
 impl Books {
+    pub(crate) fn propagated(&self) -> Vec<[Option<String>; 2]> {
+        self.propagated.lock().unwrap().clone()
+    }
+
     pub(crate) fn set(&self, mood: Mood) {
         self.mood.store(mood as u8, Ordering::SeqCst);
     }
@@ -298,6 +304,8 @@ impl BillingService for Books {
         &self,
         request: Request<BillingRequest>,
     ) -> Result<Response<BillingResponse>, Status> {
+        let header = |name| request.metadata().get(name).map(|value| value.to_str().unwrap().to_owned());
+        self.propagated.lock().unwrap().push(["tracestate", "baggage"].map(header));
         let request = request.into_inner();
         assert!(!request.name.is_empty() && !request.email.is_empty(), "billing is told whose account it is");
         let open = |accounts: &mut Accounts| {
