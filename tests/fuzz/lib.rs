@@ -7,6 +7,7 @@
 //! - [`http_requests`]: requests of which it is known what they mean;
 //! - [`patient_body`]: the JSON body of a patient;
 //! - [`patient_list`]: the query of a list, with its cursor, at the route table of patient-service;
+//! - [`patient_requests`]: requests of every kind, with a PostgreSQL behind the service;
 //! - [`event`]: the value of a record, up to what analytics counts;
 //! - [`dead_letter`]: the headers of a record on the topic of dead letters;
 //! - [`records`]: what a broker sends for a fetch: transactions, bombs, damage.
@@ -19,4 +20,5 @@ pub mod http_bytes;
 pub mod http_requests;
 pub mod patient_body;
 pub mod patient_list;
+pub mod patient_requests;
 pub mod records;

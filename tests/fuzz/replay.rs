@@ -26,8 +26,12 @@ fn kept(folders: &[&str]) -> Vec<Vec<u8>> {
 
 /// Random inputs, the same ones each time.
 fn random() -> impl Iterator<Item = Vec<u8>> {
+    random_of(BYTES).take(RANDOM)
+}
+
+fn random_of(bytes: usize) -> impl Iterator<Item = Vec<u8>> {
     let mut random = Rng::with_seed(7);
-    repeat_with(move || repeat_with(|| random.u8(..)).take(BYTES).collect()).take(RANDOM)
+    repeat_with(move || repeat_with(|| random.u8(..)).take(bytes).collect())
 }
 
 fn structured<'a, T: Arbitrary<'a>>(bytes: &'a [u8]) -> T {
@@ -56,6 +60,13 @@ fn patient_body() {
 #[test]
 fn patient_list() {
     kept(&["seeds/patient_list"]).iter().for_each(|bytes| fuzz::patient_list::check(bytes));
+}
+
+#[test]
+fn patient_requests() {
+    // Each is a single request, so that there are more of them.
+    let inputs = random_of(100).take(10 * RANDOM).chain(files("seeds/patient_requests"));
+    inputs.for_each(|bytes| fuzz::patient_requests::check(structured(&bytes)));
 }
 
 #[test]
