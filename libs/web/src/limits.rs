@@ -21,7 +21,7 @@ pub struct Limits {
     pub head_wait: Duration,
     /// Time for a request's whole body. After it, 408.
     pub body_wait: Duration,
-    /// Time without the client taking any byte of an answer. The whole answer, where its length is known, has this time and
+    /// Time without the client taking any byte of an answer, or acknowledging one that was sent. The whole answer, where its length is known, has this time and
     /// another second for each 4 KiB.
     pub write_wait: Duration,
     /// Time for requests in flight after the shutdown.

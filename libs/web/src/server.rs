@@ -108,6 +108,20 @@ impl Server {
     }
 }
 
+/// Has the kernel end a connection whose client has acknowledged nothing for so long: one that lost power or its network
+/// says no farewell, and a few bytes now and then, as of a stream of events, fit into the socket's buffer for hours. Without
+/// this, the kernel tries to send them for about a quarter of an hour.
+fn give_up_when_vanished(stream: &TcpStream, limit: Duration) {
+    #[cfg(target_os = "linux")]
+    {
+        let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        // Then it takes the kernel's own time.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, limit);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, limit);
+}
+
 /// What every connection of a server shares.
 struct Serve<S> {
     app: App<S>,
@@ -141,6 +155,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             return;
         }
         let stream = TcpStream::from(stream);
+        give_up_when_vanished(&stream, self.limits.write_wait);
         // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
         if stream.set_nodelay(true).is_ok() {
             let registered = self.connections.register(stream, self.trusted_proxies.contains(peer.ip()));
