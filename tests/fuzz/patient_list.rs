@@ -8,8 +8,8 @@ use form_urlencoded::parse;
 use patient_service::{
     Settings,
     billing::Billing,
+    completed_tasks::completed_tasks,
     http::{App, cursor, routes},
-    reconciler::done_queue,
     registry::Registry,
     relay::RelayWaker,
     store::{Direction, Order, SortField, Store},
@@ -33,7 +33,7 @@ static SERVICE: LazyLock<web::App<App>> = LazyLock::new(|| {
     let settings = Settings::read(&mut Reader::new(environment));
     let billing = Arc::new(Billing::new(settings.billing).expect("it has an address"));
     let store = Store::new(Database::new(settings.database));
-    let (done, _) = done_queue();
+    let (done, _) = completed_tasks();
     let registry = Registry::new(store, billing.clone(), done, RelayWaker::new(1), Arc::new(Wake::new()));
     routes(App::new(registry, billing, settings.http.limits)).build()
 });

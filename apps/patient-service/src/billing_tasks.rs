@@ -8,6 +8,9 @@ use uuid::Uuid;
 
 use crate::patient::Patient;
 
+/// The time after the end of a request's own call to billing before the reconciler makes it again.
+pub(crate) const RECONCILE_AFTER: Duration = Duration::from_secs(4);
+
 /// What billing has to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -14,6 +14,7 @@ mod openapi;
 mod patients;
 mod preconditions;
 mod problem;
+mod responses;
 
 pub use body::PatientInput;
 pub use openapi::document;

@@ -6,6 +6,7 @@
 
 pub mod billing;
 pub mod billing_tasks;
+pub mod completed_tasks;
 mod housekeeping;
 pub mod http;
 pub mod outbox;

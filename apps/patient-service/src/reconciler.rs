@@ -10,38 +10,28 @@ use std::{
 use futures_util::future::join_all;
 use grpc::{CallError, Code, FailureKind};
 use runtime::{Backoff, Shutdown, Wake, within};
-use smol::channel::{self, Receiver, Sender};
 use telemetry::{
     Span, TraceContext,
     metrics::{self, IntCounterVec, IntGauge},
     span::Kind,
 };
-use uuid::Uuid;
 
 use crate::{
     billing::Billing,
-    billing_tasks::{Action, BillingTasks, Counts, Task},
-    registry::RECONCILE_AFTER,
+    billing_tasks::{Action, BillingTasks, Counts, RECONCILE_AFTER, Task},
 };
 
 /// Tasks that are tried at once.
-const AT_ONCE: i64 = 16;
-/// The slow look for tasks that nobody has woken us for: those of other replicas, and those that are due by time.
-const LOOK: Duration = Duration::from_millis(500);
+const MAX_CONCURRENT: i64 = 16;
+/// Poll interval for tasks that other replicas have written, and for those that are due by time.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The pause after a first failure, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How often the number of tasks is told.
-const TELL: Duration = Duration::from_secs(2);
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often the number of tasks is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Rejections after which a task is a dead letter: more than one, because for a moment, such as in the middle of a rollout,
 /// something else may answer in billing's place.
 const MAX_REJECTIONS: u32 = 5;
-/// Accounts opened by requests whose tasks wait to be forgotten. Beyond it they are left to the reconciler.
-const DONE_WAITING: usize = 4096;
-/// Tasks that are forgotten with one statement, and how long the first of them waits for the others.
-const DONE_AT_ONCE: usize = 500;
-const DONE_PAUSE: Duration = Duration::from_millis(20);
-/// The longest pause while the database cannot forget them.
-const MAX_DONE_PAUSE: Duration = Duration::from_secs(1);
 
 static TASKS: LazyLock<IntGauge> =
     LazyLock::new(|| metrics::gauge("billing_tasks_pending", "Tasks that billing has not been told yet."));
@@ -77,9 +67,9 @@ impl Reconciler {
         // The claim outlasts the calls, so that no other instance makes the same ones meanwhile.
         let lease = deadline * 3 + Duration::from_secs(1);
         // A little more than any task is postponed for, so that a clock that is adjusted by milliseconds strands none.
-        let longest_wait = lease.max(PAUSES.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
+        let longest_wait = lease.max(BACKOFF.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
         // While billing is away, its breaker lets one probe through now and then; more tasks would only fail.
-        let limit = if self.billing.is_away() { 1 } else { AT_ONCE };
+        let limit = if self.billing.is_away() { 1 } else { MAX_CONCURRENT };
         let tasks = self.tasks.claim(limit, lease, longest_wait).await?;
         join_all(tasks.iter().map(|task| self.attempt(task))).await;
         Ok(tasks.len())
@@ -124,7 +114,7 @@ impl Reconciler {
                     tracing::warn!(trace_id, %patient_id, ?action, %error,
                         "billing rejected a reconciliation call; it is tried again");
                 }
-                self.tasks.postpone(task, Backoff::after(task.attempts, PAUSES.0, PAUSES.1), rejected).await
+                self.tasks.postpone(task, Backoff::after(task.attempts, BACKOFF.0, BACKOFF.1), rejected).await
             }
         };
         outcome
@@ -146,9 +136,9 @@ impl Reconciler {
     pub async fn run(self, wake: Arc<Wake>, shutdown: Shutdown) {
         let work = async {
             loop {
-                let full = matches!(self.step().await, Ok(tried) if tried as i64 == AT_ONCE);
+                let full = matches!(self.step().await, Ok(tried) if tried as i64 == MAX_CONCURRENT);
                 if !full {
-                    let _ = within(LOOK, wake.wait()).await;
+                    let _ = within(POLL_INTERVAL, wake.wait()).await;
                 }
             }
         };
@@ -158,7 +148,7 @@ impl Reconciler {
                     TASKS.set(pending);
                     DEAD_LETTERS.set(dead_letters);
                 }
-                smol::Timer::after(TELL).await;
+                smol::Timer::after(REPORT_INTERVAL).await;
             }
         };
         // A claim that is broken off here ends by itself.
@@ -175,63 +165,4 @@ fn is_rejection(error: &CallError) -> bool {
 /// not take what is in it. Rights come with the configuration of either side and heal for all tasks at once.
 fn is_final(error: &CallError) -> bool {
     matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
-}
-
-/// Takes the patients whose account was opened by the request itself.
-#[derive(Clone, Debug)]
-pub struct DoneSender(Sender<Uuid>);
-
-impl DoneSender {
-    /// Says that billing needs to be told nothing more about this new patient. Never waits.
-    pub fn send(&self, patient_id: Uuid) {
-        // When it is full or closed, the reconciler makes the call again, which changes nothing at billing.
-        let _ = self.0.try_send(patient_id);
-    }
-}
-
-/// Gives the patients to forget tasks of.
-#[derive(Debug)]
-pub struct DoneReceiver(Receiver<Uuid>);
-
-/// A bounded queue of patients whose task is done.
-pub fn done_queue() -> (DoneSender, DoneReceiver) {
-    let (sender, receiver) = channel::bounded(DONE_WAITING);
-    (DoneSender(sender), DoneReceiver(receiver))
-}
-
-impl DoneReceiver {
-    /// Forgets the tasks that are done, many with one statement, until the shutdown; then those that are left. Those that
-    /// the database could not forget are tried again, so that their calls are not made once more meanwhile.
-    pub async fn run(self, tasks: BillingTasks, shutdown: Shutdown) {
-        let (mut done, mut backoff) = (Vec::new(), Backoff::new(DONE_PAUSE, MAX_DONE_PAUSE));
-        while !shutdown.is_triggered() {
-            if done.is_empty() {
-                let Some(Ok(first)) = shutdown.or_stop(self.0.recv()).await else { break };
-                done.push(first);
-                backoff.reset();
-            }
-            // More come meanwhile, and go with it.
-            shutdown.or_stop(backoff.pause()).await;
-            // A failure is an outage, which `Database` logs.
-            let _ = self.forget(&tasks, &mut done).await;
-        }
-        // What is left now is done again by a reconciler, which changes nothing at billing.
-        let _ = self.forget(&tasks, &mut done).await;
-    }
-
-    /// Forgets what is done until there is nothing more; `done` keeps what a failure leaves.
-    async fn forget(&self, tasks: &BillingTasks, done: &mut Vec<Uuid>) -> Result<(), postgres::Error> {
-        loop {
-            while done.len() < DONE_AT_ONCE
-                && let Ok(patient_id) = self.0.try_recv()
-            {
-                done.push(patient_id);
-            }
-            if done.is_empty() {
-                return Ok(());
-            }
-            tasks.done(Action::Open, done).await?;
-            done.clear();
-        }
-    }
 }

@@ -14,14 +14,12 @@ use uuid::Uuid;
 
 use crate::{
     billing::{Account, Billing},
+    billing_tasks::RECONCILE_AFTER,
+    completed_tasks::CompletedTasks,
     patient::{Details, Patient},
-    reconciler::DoneSender,
     relay::RelayWaker,
     store::{Change, IdempotencyKey, List, Listed, Store, StoreError, VersionCondition},
 };
-
-/// The time after the end of a request's own call to billing before the reconciler makes it again.
-pub(crate) const RECONCILE_AFTER: Duration = Duration::from_secs(4);
 
 /// How far before UTC a day begins where it begins first (Kiritimati).
 const EARLIEST_DAY: TimeDelta = TimeDelta::hours(14);
@@ -31,7 +29,7 @@ const EARLIEST_DAY: TimeDelta = TimeDelta::hours(14);
 pub struct Registry {
     store: Store,
     billing: Arc<Billing>,
-    done: DoneSender,
+    completed: CompletedTasks,
     relay: RelayWaker,
     reconciler: Arc<Wake>,
 }
@@ -92,15 +90,15 @@ impl From<postgres::Error> for Error {
 
 impl Registry {
     /// A registry of the patients in `store`. `relay` and `reconciler` are woken when there is something for them;
-    /// `done` takes the accounts that a request itself has opened.
+    /// `completed` takes the accounts that a request itself has opened.
     pub fn new(
         store: Store,
         billing: Arc<Billing>,
-        done: DoneSender,
+        completed: CompletedTasks,
         relay: RelayWaker,
         reconciler: Arc<Wake>,
     ) -> Self {
-        Self { store, billing, done, relay, reconciler }
+        Self { store, billing, completed, relay, reconciler }
     }
 
     /// The last day that is not in the future: the one that it is where days begin first, at UTC+14. A patient may be born
@@ -152,7 +150,7 @@ impl Registry {
         let stored_in = started.elapsed();
         let account = self.billing.open(patient.id, &patient.name, &patient.email, trace).await.ok();
         if account.is_some() {
-            self.done.send(patient.id);
+            self.completed.send(patient.id);
         }
         Ok(Registered { patient, account, stored_in, billed_in: started.elapsed() - stored_in })
     }

@@ -10,10 +10,11 @@ use crate::{
     Settings,
     billing::Billing,
     billing_tasks::BillingTasks,
+    completed_tasks::completed_tasks,
     housekeeping,
     http::{self, App},
     outbox::Outbox,
-    reconciler::{Reconciler, done_queue},
+    reconciler::Reconciler,
     registry::Registry,
     relay::{BrokerState, Relay, RelayWaker},
     store::Store,
@@ -70,8 +71,8 @@ impl Service {
         let outbox = Outbox::new(database.reserve("relay", relay_connections)).with_leases_on(for_leases);
         let (store, tasks) = (Store::new(database.clone()), BillingTasks::new(for_tasks.clone()));
         let (wake_relays, wake_reconciler) = (RelayWaker::new(settings.relay.shards), Arc::new(Wake::new()));
-        let (done, undone) = done_queue();
-        let registry = Registry::new(store, billing.clone(), done, wake_relays.clone(), wake_reconciler.clone());
+        let (completed, completed_task_deleter) = completed_tasks();
+        let registry = Registry::new(store, billing.clone(), completed, wake_relays.clone(), wake_reconciler.clone());
         let broker = BrokerState::default();
         let health = health(database.reserve("health", HEALTH_CONNECTIONS), &broker, &billing, shutdown.clone());
         let app = App::new(registry, billing.clone(), settings.http.limits.clone());
@@ -95,7 +96,7 @@ impl Service {
             parts.start("relay", relay.run(wake_relays.clone(), background.clone()));
         }
         parts.start("reconciler", Reconciler::new(tasks.clone(), billing).run(wake_reconciler, background.clone()));
-        parts.start("billing tasks", undone.run(tasks, background.clone()));
+        parts.start("completed tasks", completed_task_deleter.run(tasks, background.clone()));
         parts.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
         let outcome = parts.join(drain).await;
         database.close().await;

@@ -24,10 +24,10 @@ const LIMIT: (u32, u32) = (100, 1000);
     params(("id" = Uuid, Path, description = "Id of the patient")),
     responses(
         (status = 200, description = "The account and what the patient owes", body = StatementBody),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 404, response = super::openapi::NotFound),
-        (status = 501, response = super::openapi::NotImplemented),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 404, response = super::responses::NotFound),
+        (status = 501, response = super::responses::NotImplemented),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn account(request: Request) -> Result<Response, Problem> {
@@ -50,13 +50,13 @@ pub(super) async fn account(request: Request) -> Result<Response, Problem> {
     params(("id" = Uuid, Path, description = "Id of the patient")),
     responses(
         (status = 201, description = "Entered, now or before", body = TransactionBody),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 404, response = super::openapi::NotFound),
-        (status = 409, response = super::openapi::Conflict),
-        (status = 413, response = super::openapi::TooLarge),
-        (status = 415, response = super::openapi::UnsupportedMediaType),
-        (status = 501, response = super::openapi::NotImplemented),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 404, response = super::responses::NotFound),
+        (status = 409, response = super::responses::Conflict),
+        (status = 413, response = super::responses::TooLarge),
+        (status = 415, response = super::responses::UnsupportedMediaType),
+        (status = 501, response = super::responses::NotImplemented),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn record(mut request: Request) -> Result<Response, Problem> {
@@ -84,10 +84,10 @@ pub(super) async fn record(mut request: Request) -> Result<Response, Problem> {
     responses(
         (status = 200, description = "The transactions", body = [TransactionBody], headers(
             ("Link" = Option<String>, description = "The next transactions, rel=\"next\""))),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 404, response = super::openapi::NotFound),
-        (status = 501, response = super::openapi::NotImplemented),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 404, response = super::responses::NotFound),
+        (status = 501, response = super::responses::NotImplemented),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn list(request: Request) -> Result<Response, Problem> {

@@ -37,12 +37,12 @@ const KEY_LENGTH: usize = 255;
         (status = 201, description = "Registered", body = RegisteredBody, headers(
             ("Location" = String, description = "Path of the patient"),
             ("ETag" = String, description = "Version of the patient"))),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 409, response = super::openapi::Conflict),
-        (status = 413, response = super::openapi::TooLarge),
-        (status = 415, response = super::openapi::UnsupportedMediaType),
-        (status = 422, response = super::openapi::KeyReused),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 409, response = super::responses::Conflict),
+        (status = 413, response = super::responses::TooLarge),
+        (status = 415, response = super::responses::UnsupportedMediaType),
+        (status = 422, response = super::responses::KeyReused),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
@@ -83,10 +83,10 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
         ("searchValue" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "On pages: as search"),
     ),
     responses(
-        (status = 200, description = "Patients, or a page of them", body = super::openapi::ListOrPage, headers(
+        (status = 200, description = "Patients, or a page of them", body = super::responses::ListOrPage, headers(
             ("Link" = Option<String>, description = "The next patients, rel=\"next\""))),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn list(request: Request) -> Result<Response, Problem> {
@@ -171,10 +171,10 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
         (status = 200, description = "The patient", body = PatientBody, headers(
             ("ETag" = String, description = "Version of the patient"))),
         (status = 304, description = "The client has this version"),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 404, response = super::openapi::NotFound),
-        (status = 412, response = super::openapi::PreconditionFailed),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 404, response = super::responses::NotFound),
+        (status = 412, response = super::responses::PreconditionFailed),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn read(request: Request) -> Result<Response, Problem> {
@@ -193,13 +193,13 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     responses(
         (status = 200, description = "The patient as it is now", body = PatientBody, headers(
             ("ETag" = String, description = "New version of the patient"))),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 404, response = super::openapi::NotFound),
-        (status = 409, response = super::openapi::Conflict),
-        (status = 412, response = super::openapi::PreconditionFailed),
-        (status = 413, response = super::openapi::TooLarge),
-        (status = 415, response = super::openapi::UnsupportedMediaType),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 404, response = super::responses::NotFound),
+        (status = 409, response = super::responses::Conflict),
+        (status = 412, response = super::responses::PreconditionFailed),
+        (status = 413, response = super::responses::TooLarge),
+        (status = 415, response = super::responses::UnsupportedMediaType),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
@@ -224,10 +224,10 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     ),
     responses(
         (status = 204, description = "Removed"),
-        (status = 400, response = super::openapi::BadRequest),
-        (status = 404, response = super::openapi::NotFound),
-        (status = 412, response = super::openapi::PreconditionFailed),
-        (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest),
+        (status = 404, response = super::responses::NotFound),
+        (status = 412, response = super::responses::PreconditionFailed),
+        (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub(super) async fn delete(request: Request) -> Result<Response, Problem> {

@@ -1,0 +1,76 @@
+//! Deletes the tasks whose call a request has made itself, many with one statement.
+
+use std::time::Duration;
+
+use runtime::{Backoff, Shutdown};
+use smol::channel::{self, Receiver, Sender};
+use uuid::Uuid;
+
+use crate::billing_tasks::{Action, BillingTasks};
+
+/// Patients that wait in the queue at most. The tasks of further ones are left to the reconciler.
+const MAX_QUEUED: usize = 4096;
+/// Tasks that one statement deletes at most, and how long the first of them waits for others.
+const MAX_BATCH: usize = 500;
+const LINGER: Duration = Duration::from_millis(20);
+/// The longest pause while the database cannot delete them.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Takes the patients whose account was opened by the request itself.
+#[derive(Clone, Debug)]
+pub struct CompletedTasks(Sender<Uuid>);
+
+impl CompletedTasks {
+    /// Says that billing needs no further call about this new patient. Never waits.
+    pub fn send(&self, patient_id: Uuid) {
+        // When the queue is full or closed, the reconciler makes the call again, which changes nothing at billing.
+        let _ = self.0.try_send(patient_id);
+    }
+}
+
+/// Deletes the tasks of those patients.
+#[derive(Debug)]
+pub struct CompletedTaskDeleter(Receiver<Uuid>);
+
+/// A bounded queue of patients whose task is done.
+pub fn completed_tasks() -> (CompletedTasks, CompletedTaskDeleter) {
+    let (sender, receiver) = channel::bounded(MAX_QUEUED);
+    (CompletedTasks(sender), CompletedTaskDeleter(receiver))
+}
+
+impl CompletedTaskDeleter {
+    /// Deletes tasks, many with one statement, until the shutdown; then those that are left. Those that the database could
+    /// not delete are tried again, so that their calls are not made once more meanwhile.
+    pub async fn run(self, tasks: BillingTasks, shutdown: Shutdown) {
+        let (mut done, mut backoff) = (Vec::new(), Backoff::new(LINGER, MAX_BACKOFF));
+        while !shutdown.is_triggered() {
+            if done.is_empty() {
+                let Some(Ok(first)) = shutdown.or_stop(self.0.recv()).await else { break };
+                done.push(first);
+                backoff.reset();
+            }
+            // More come meanwhile, and go with it.
+            shutdown.or_stop(backoff.pause()).await;
+            // A failure is an outage, which `Database` logs.
+            let _ = self.delete(&tasks, &mut done).await;
+        }
+        // What is left now is done again by a reconciler, which changes nothing at billing.
+        let _ = self.delete(&tasks, &mut done).await;
+    }
+
+    /// Deletes what is done until there is nothing more; `done` keeps what a failure leaves.
+    async fn delete(&self, tasks: &BillingTasks, done: &mut Vec<Uuid>) -> Result<(), postgres::Error> {
+        loop {
+            while done.len() < MAX_BATCH
+                && let Ok(patient_id) = self.0.try_recv()
+            {
+                done.push(patient_id);
+            }
+            if done.is_empty() {
+                return Ok(());
+            }
+            tasks.done(Action::Open, done).await?;
+            done.clear();
+        }
+    }
+}
