@@ -151,6 +151,12 @@ micro:
 fmt:
     cargo fmt
 
+# Write the tables of docs/settings.md from the --help of the services
+[group("test")]
+settings:
+    cargo build --locked --workspace --all-targets
+    WRITE_SETTINGS_PAGE=1 cargo test --locked --quiet --workspace --test faults settings_page
+
 # One build for all, so that what they share is built once. For containers, the services are built in their images.
 _build *args:
     @case " {{ args }} " in \

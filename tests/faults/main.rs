@@ -17,4 +17,5 @@ mod postgres;
 mod replicas;
 mod retention;
 mod settings;
+mod settings_page;
 mod support;

@@ -18,7 +18,7 @@ impl Settings {
     pub fn read(reader: &mut Reader, client_id: &'static str) -> Self {
         let names: &[&str] = &["KAFKA_BOOTSTRAP_SERVERS", "SPRING_KAFKA_BOOTSTRAP_SERVERS"];
         Self {
-            bootstrap: reader.variable(names, "Kafka brokers to ask for the others").or("localhost:9092"),
+            bootstrap: reader.variable(names, "bootstrap brokers of Kafka").or("localhost:9092"),
             deadline: reader
                 .variable(&["KAFKA_DEADLINE"], "time for a call to Kafka, with connecting and retries")
                 .or("5s"),

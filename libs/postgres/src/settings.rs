@@ -20,7 +20,7 @@ pub struct Settings {
     pub acquire: Duration,
 }
 
-/// The parameters that the URL of a database may have, with what each is for: the table of README.md.
+/// The parameters that the URL of a database may have, with what each is for: the table of docs/settings.md.
 pub const URL_PARAMETERS: [(&str, &str); 12] = [
     ("host, hostaddr", "the host, instead of the URL's; the directory of a socket if it begins with /"),
     ("port", "instead of the URL's"),
@@ -55,8 +55,8 @@ impl Settings {
         let password: Option<Secret<String>> =
             reader.variable(&["SPRING_DATASOURCE_PASSWORD"], "password, instead of the URL's").optional();
         let connections: Bounded<1, 1000> =
-            reader.variable(&["DATABASE_CONNECTIONS"], "connections to the database").or("16");
-        let deadline = reader.variable(&["DATABASE_DEADLINE"], "time for a query").or("2s");
+            reader.variable(&["DATABASE_CONNECTIONS"], "connections to the database for requests; the service needs a few besides them").or("16");
+        let deadline = reader.variable(&["DATABASE_DEADLINE"], "time for one piece of work on the database").or("2s");
         let acquire = reader.variable(&["DATABASE_ACQUIRE_DEADLINE"], "time to wait for a connection").or("1s");
         let mut url = url.expose().clone();
         if let Some(user) = user {
@@ -379,12 +379,12 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_the_parameters_that_there_are() {
-        let readme = include_str!("../../../README.md");
+    fn the_page_of_settings_lists_the_parameters_that_there_are() {
+        let page = include_str!("../../../docs/settings.md");
         for (names, what) in URL_PARAMETERS {
             let names: Vec<_> = names.split(", ").map(|name| format!("`{name}`")).collect();
             let row = format!("| {} | {what} |\n", names.join(", "));
-            assert!(readme.contains(&row), "{row}");
+            assert!(page.contains(&row), "{row}");
         }
     }
 
