@@ -116,7 +116,12 @@ fn settings(help: &str) -> Vec<Setting> {
             _ if note.starts_with("required") => "required".to_owned(),
             _ => String::new(),
         };
-        Some(Setting { names: pair[0].trim().to_owned(), meaning: meaning.to_owned(), value: value.to_owned(), default })
+        Some(Setting {
+            names: pair[0].trim().to_owned(),
+            meaning: meaning.to_owned(),
+            value: value.to_owned(),
+            default,
+        })
     };
     lines.chunks_exact(2).map(|pair| setting(pair).unwrap_or_else(|| panic!("not a setting: {pair:?}"))).collect()
 }

@@ -54,8 +54,12 @@ impl Settings {
             reader.variable(&["SPRING_DATASOURCE_USERNAME"], "user, instead of the URL's").optional();
         let password: Option<Secret<String>> =
             reader.variable(&["SPRING_DATASOURCE_PASSWORD"], "password, instead of the URL's").optional();
-        let connections: Bounded<1, 1000> =
-            reader.variable(&["DATABASE_CONNECTIONS"], "connections to the database for requests; the service needs a few besides them").or("16");
+        let connections: Bounded<1, 1000> = reader
+            .variable(
+                &["DATABASE_CONNECTIONS"],
+                "connections to the database for requests; the service needs a few besides them",
+            )
+            .or("16");
         let deadline = reader.variable(&["DATABASE_DEADLINE"], "time for one piece of work on the database").or("2s");
         let acquire = reader.variable(&["DATABASE_ACQUIRE_DEADLINE"], "time to wait for a connection").or("1s");
         let mut url = url.expose().clone();
