@@ -7,9 +7,16 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use testbed::{audit::Acknowledged, http::Client, service::Service, system::System};
+use testbed::{
+    audit::Acknowledged,
+    http::Client,
+    http2::{self, END_HEADERS, HEADERS},
+    service::Service,
+    sql,
+    system::System,
+};
 
-use crate::support::{analytics, billing, patient, patients, register, some_broker, system, until};
+use crate::support::{analytics, billing, id, metric, patient, patients, register, some_broker, system, until};
 
 /// What a service may use in all, as compose has it.
 const ALL_MEMORY: u64 = 64 << 20;
@@ -112,6 +119,78 @@ fn unfinished_requests_cost_no_more_memory_than_they_may_and_keep_nobody_out() {
             assert!(more.iter().all(|more| *more < ALL_MEMORY / 4), "{name}: {memory_after:?}");
         }
         register(&client, &Acknowledged::default()).await;
+    });
+}
+
+/// A ledger for each account.
+const LEDGER: &str = "INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
+    SELECT patient_id, 't-' || n, 'CHARGE', 1, 'EUR' FROM accounts, generate_series(1, 30000) AS n";
+
+#[test]
+fn grpc_clients_that_hold_on_cost_bounded_memory_and_keep_nobody_out() {
+    runtime::block_on(2, async {
+        let mut system = system(some_broker(), 1, &[]).await;
+        let client = system.patient_client();
+        let jane = register(&client, &Acknowledged::default()).await;
+        let ledger = format!("/patients/{}/billing/transactions?limit=1", id(&jane));
+        sql::execute(&system.ground().billing_database.clone(), LEDGER).await.unwrap();
+        let address = ([127, 0, 0, 1], system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()).into();
+        let begun = async || http2::Connection::begin(address, i32::MAX as u32).await.unwrap();
+        // Of each kind, more than there may be; one that the service has closed meanwhile takes nothing more.
+        let mut held = Vec::new();
+        for kind in 0..600 {
+            let mut connection = begun().await;
+            let _ = match kind % 3 {
+                // A frame that does not end, of the largest size that is allowed.
+                0 => connection.send(&[&[0, 0x40, 0, HEADERS, 0, 0, 0, 0, 1][..], &[0; 16_000]].concat()).await,
+                // A head that does not end.
+                1 => {
+                    let long = "a".repeat(7_000);
+                    connection
+                        .frame(HEADERS, 0, 1, &http2::head("/BillingService/GetBillingAccount", &[("a", &long)]))
+                        .await
+                }
+                _ => connection.send(&http2::PREFACE[..3]).await,
+            };
+            held.push(connection);
+        }
+        println!("{} KiB with connections", billing(&mut system).process().memory() / 1024);
+        assert_eq!(client.get(&ledger).await.unwrap().status, 200);
+        for _ in 0..40 {
+            let mut connection = begun().await;
+            for call in 0..100 {
+                let head = http2::head("/BillingService/GetBillingAccount", &[("a", &"a".repeat(4_000))]);
+                let _ = connection.frame(HEADERS, END_HEADERS, 2 * call + 1, &head).await;
+            }
+            held.push(connection);
+        }
+        println!("{} KiB with requests", billing(&mut system).process().memory() / 1024);
+        assert_eq!(client.get(&ledger).await.unwrap().status, 200);
+        let request = [&[0x0a, 36], id(&jane).to_string().as_bytes()].concat();
+        for _ in 0..20 {
+            let mut connection = begun().await;
+            let _ = connection.widen(0, i32::MAX as u32 - 65_535).await;
+            for call in 0..20 {
+                let _ = connection.call(2 * call + 1, "/BillingService/ListTransactions", &[], &request).await;
+            }
+            held.push(connection);
+        }
+        until("it has answered what it can", async || {
+            metric(
+                &system.billing,
+                r#"grpc_server_calls_total{code="cancelled",method="BillingService/ListTransactions"}"#,
+            )
+            .await
+            .is_some_and(|broken_off| broken_off >= 200.0)
+        })
+        .await;
+        println!("{} KiB with answers", billing(&mut system).process().memory() / 1024);
+        // Until the kernel has taken what it takes of the others, one core may be too busy for a deadline.
+        until("others are answered", async || client.get(&ledger).await.unwrap().status == 200).await;
+        let most = billing(&mut system).process().most_memory();
+        assert!(most < ALL_MEMORY, "{} KiB", most / 1024);
+        drop(held);
+        assert_eq!(client.get(&ledger).await.unwrap().status, 200);
     });
 }
 

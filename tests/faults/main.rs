@@ -11,6 +11,7 @@ mod clients;
 mod clocks;
 mod disk;
 mod leaders;
+mod logs;
 mod memory;
 mod patient_service;
 mod postgres;

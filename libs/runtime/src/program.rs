@@ -118,7 +118,11 @@ impl<S: Send + 'static> Program<S> {
         R: Future<Output = Result<(), E>> + Send,
         E: Into<Failure> + Send + 'static,
     {
-        log::init(self.name, &settings.log);
+        if let Err(error) = log::init(self.name, &settings.log) {
+            eprintln!("{}: cannot log: {error}", self.name);
+            return ExitCode::FAILURE;
+        }
+        let _flush = Flush;
         let shutdown = Shutdown::new();
         let outcome = crate::block_on(settings.threads.size(), async move {
             shutdown.trigger_on_signals().map_err(|error| Failure::from(error.to_string()))?;
@@ -164,6 +168,15 @@ impl<S: Send + 'static> Program<S> {
             about = self.about,
             environment = reader.into_report().help()
         ))
+    }
+}
+
+/// Writes what was logged to the last line, also if `main` panics.
+struct Flush;
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        log::flush();
     }
 }
 

@@ -70,6 +70,7 @@ impl Shutdown {
             while let Some(Ok(signal)) = signals.next().await {
                 if shutdown.is_triggered() {
                     tracing::warn!(?signal, "ended at once by a second signal");
+                    telemetry::log::flush();
                     process::exit(128 + signal as i32);
                 }
                 tracing::info!(?signal, "stopping");

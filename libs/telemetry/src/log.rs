@@ -2,12 +2,18 @@
 //!
 //! A line carries the fields of its event and of every span around it; a span that belongs to a request carries
 //! `trace_id`, so each line can be followed through the system. Log a failure once, where it is handled.
+//!
+//! Lines are written by a thread of their own: a reader of stdout that stalls costs lines, and holds nothing up.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     fmt::{self, Write as _},
-    io::{IsTerminal as _, Write as _},
+    fs::File,
+    io::{self, IsTerminal as _},
+    os::fd::AsFd as _,
+    panic::PanicHookInfo,
     sync::OnceLock,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use config::{Reader, Value};
@@ -27,7 +33,15 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use self::writer::{DROPPED, Writer};
 use crate::TraceContext;
+
+mod writer;
+
+/// Bytes of lines that wait for stdout: a few thousand lines.
+const QUEUE: usize = 512 * 1024;
+/// How long the end of the process waits for lines to be written.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// The crates whose lines `LOG_LEVEL` lets through, beside the service's own. Lines of others pass from WARN on.
 const OURS: [&str; 7] = ["grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "web"];
@@ -80,8 +94,12 @@ impl Value for Format {
     }
 }
 
-/// Sends the process's log lines to stdout from now on. The first call counts.
-pub fn init(service: &'static str, settings: &Settings) {
+/// Sends the process's log lines to stdout from now on, and panics as log lines too: what is printed on stderr waits for its
+/// reader. The first call counts.
+///
+/// # Errors
+/// If the thread that writes them cannot be started.
+pub fn init(service: &'static str, settings: &Settings) -> io::Result<()> {
     let Verbosity(level) = settings.level;
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
@@ -92,11 +110,59 @@ pub fn init(service: &'static str, settings: &Settings) {
     let pretty = match settings.format {
         Format::Json => false,
         Format::Pretty => true,
-        Format::Auto => std::io::stdout().is_terminal(),
+        Format::Auto => io::stdout().is_terminal(),
     };
-    let lines = Lines { service, form: if pretty { pretty_line } else { json_line }, write: write_to_stdout };
+    let form = if pretty { pretty_line } else { json_line };
+    // Not Rust's own stdout, whose buffer would lose what an error leaves in it.
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let told = move |count| {
+        let line = dropped_line(count);
+        if let Some(sink) = SINK.get() {
+            sink(line.clone());
+        }
+        form(service, line)
+    };
+    let writer = Writer::start(QUEUE, stdout, told)?;
+    let lines = writer.clone();
+    let lines = Lines { service, form, write: move |line| lines.add(line) };
     // A test that starts a second service in its process keeps the first one's lines.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    if tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().is_ok() {
+        let _ = WRITER.set(writer);
+        // So that it is shown from the start.
+        DROPPED.inc_by(0);
+        std::panic::set_hook(Box::new(log_panic));
+    }
+    Ok(())
+}
+
+static WRITER: OnceLock<Writer> = OnceLock::new();
+
+/// Waits until what was logged is written, for a second at most. To be called before the process ends.
+pub fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(FLUSH_LIMIT);
+    }
+}
+
+/// What says that lines are missing, where they are missing.
+fn dropped_line(count: u64) -> Line {
+    let mut fields = Map::new();
+    fields.insert("message".to_owned(), "log lines were dropped, because nobody read stdout".into());
+    fields.insert("lines".to_owned(), count.into());
+    Line { time: SystemTime::now(), level: Level::WARN, target: module_path!(), fields, span: None }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let backtrace = Backtrace::capture();
+    let is_captured = backtrace.status() == BacktraceStatus::Captured;
+    tracing::error!(
+        thread = thread.name(),
+        location = panic.location().map(tracing::field::display),
+        panic = panic.payload_as_str(),
+        backtrace = is_captured.then(|| tracing::field::display(&backtrace)),
+        "a thread panicked"
+    );
 }
 
 static SINK: OnceLock<Sink> = OnceLock::new();
@@ -125,13 +191,13 @@ pub struct Line {
     pub span: Option<TraceContext>,
 }
 
-struct Lines {
+struct Lines<W> {
     service: &'static str,
     form: fn(&str, Line) -> String,
-    write: fn(&str),
+    write: W,
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String) + 'static> Layer<S> for Lines<W> {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
@@ -167,7 +233,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         if let Some(sink) = SINK.get() {
             sink(line.clone());
         }
-        (self.write)(&(self.form)(self.service, line));
+        (self.write)((self.form)(self.service, line));
     }
 }
 
@@ -249,11 +315,6 @@ fn timestamp(time: SystemTime) -> String {
     chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
-fn write_to_stdout(line: &str) {
-    // Whoever read our stdout may be gone; the service goes on without its log.
-    let _ = std::io::stdout().lock().write_all(line.as_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
@@ -265,7 +326,7 @@ mod tests {
     }
 
     fn lines_of(form: fn(&str, Line) -> String, work: impl FnOnce()) -> String {
-        let write = |line: &str| WRITTEN.with_borrow_mut(|text| text.push_str(line));
+        let write = |line: String| WRITTEN.with_borrow_mut(|text| text.push_str(&line));
         let subscriber = tracing_subscriber::registry().with(Lines { service: "test-service", form, write });
         tracing::subscriber::with_default(subscriber, work);
         WRITTEN.take()
