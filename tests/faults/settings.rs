@@ -5,6 +5,7 @@ use std::process::Command;
 use testbed::{
     Scratch, ports,
     service::{Launch, Service, binaries},
+    sql,
 };
 
 use crate::support::{logged, readiness, until_metric, until_readiness};
@@ -41,6 +42,52 @@ fn every_wrong_value_of_every_service_is_named_and_ends_it_with_78() {
         }
         assert!(!error.contains("hunter2"), "{error}");
     }
+}
+
+#[test]
+fn what_postgresql_is_asked_for_is_honoured_or_ends_the_service_with_78() {
+    let url = "postgres://jane@localhost/x";
+    let wrong = [
+        ("?ssl=true", None, "ssl: TLS is not built into this program"),
+        ("?sslmode=require", None, "sslmode: TLS is not built into this program"),
+        ("?currentschema=app", None, "currentschema is not supported; these are: host"),
+        ("?options=-c%20lock_timeout%3D0%20-c%20statement_timeout%3D0", None, "DATABASE_DEADLINE"),
+        ("", Some(("PGSSLMODE", "verify-full")), "PGSSLMODE: expected disable, allow or prefer"),
+        ("", Some(("PGOPTIONS", "-c geqo=off")), "PGOPTIONS: expected nothing"),
+    ];
+    for service in ["patient-service", "billing-service"] {
+        for (parameters, variable, told) in wrong {
+            let binary = binaries().unwrap().join(service);
+            let database = ("DATABASE_URL", format!("{url}{parameters}"));
+            let mut command = Command::new(binary);
+            command.env_clear().envs([database]).envs(variable).arg("--print-config");
+            let output = command.output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(78), "{service} {parameters}: {error}");
+            assert!(error.contains(told) && !error.contains("jane"), "{service} {parameters}: {error}");
+        }
+    }
+}
+
+/// The process itself ends so, not only its library.
+#[test]
+fn a_database_that_lacks_what_a_service_needs_ends_it_with_78() {
+    runtime::block_on(2, async {
+        for (service, table) in [("patient-service", "patients"), ("billing-service", "accounts")] {
+            let url = testbed::shared_database().await;
+            sql::execute(&url, format!("CREATE TABLE {table} (theirs text)").leak()).await.unwrap();
+            let binary = binaries().unwrap().join(service);
+            let settings = [("DATABASE_URL", &*url), ("SERVER_PORT", "0"), ("GRPC_SERVER_PORT", "0")];
+            let mut command = Command::new(binary);
+            command.env_clear().envs(settings).env("KAFKA_BOOTSTRAP_SERVERS", NOWHERE).env("LOG_FORMAT", "json");
+            let output = smol::unblock(move || command.output()).await.unwrap();
+            let log = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(output.status.code(), Some(78), "{service}: {log}");
+            let told = |line: &&str| line.contains("the service cannot work on this database");
+            let lines: Vec<_> = log.lines().filter(told).collect();
+            assert!(lines.len() == 1 && lines[0].contains("already exists"), "{service}: {log}");
+        }
+    });
 }
 
 #[test]
