@@ -8,6 +8,7 @@ use tide::{Body, Request, StatusCode};
 use crate::{
     Limits, Problem,
     connections::Client,
+    pieces::{Pieces, Region},
     router::{Place, overloaded},
 };
 
@@ -93,25 +94,26 @@ enum Broken {
 
 /// Reads up to `limit` bytes. Memory is taken as they come, whatever has been announced.
 async fn gather(body: &mut Body, limit: usize, client: Option<&Client>) -> Result<Vec<u8>, Broken> {
-    let mut bytes = Vec::new();
+    // A request that no server has received is one of a test; it shares nothing with others.
+    let mut bytes =
+        client.map_or_else(|| Pieces::new(&Region::new(limit), Vec::new()), |client| client.pieces(Vec::new()));
     loop {
         let chunk = body.fill_buf().await.map_err(|_| Broken::Off)?;
         let length = chunk.len();
         if length == 0 {
-            return Ok(bytes);
+            return Ok(bytes.take());
         }
         if bytes.len() + length > limit {
             return Err(Broken::TooLarge);
         }
-        let capacity = bytes.capacity();
-        bytes.reserve(length);
-        // As much again is in hyper's buffer, and between what the buffers have been while they grew.
-        let more = 3 * (bytes.capacity() - capacity);
+        let size = bytes.size();
+        bytes.push(chunk);
+        // As much again is in hyper's buffer, and again in the buffer that holds the whole at the end.
+        let more = 3 * bytes.size().saturating_sub(size);
         // One that has to give way may have sent more than has been read.
         if client.is_some_and(|client| client.gave_way() || (more > 0 && !client.charge(more))) {
             return Err(Broken::NoRoom);
         }
-        bytes.extend_from_slice(chunk);
         body.consume(length);
     }
 }

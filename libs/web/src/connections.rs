@@ -27,7 +27,10 @@ use smol::net::TcpStream;
 use smol_hyper::rt::FuturesIo;
 use telemetry::metrics::{self, IntCounter, IntGauge};
 
-use crate::Limits;
+use crate::{
+    Limits,
+    pieces::{Pieces, Region},
+};
 
 static HELD: LazyLock<IntGauge> = LazyLock::new(|| {
     metrics::gauge("http_buffer_bytes", "Memory held for what HTTP clients have not sent or taken completely.")
@@ -53,6 +56,7 @@ pub(crate) struct Connections {
     charged: AtomicUsize,
     most: usize,
     write_wait: Duration,
+    region: Arc<Region>,
 }
 
 impl Connections {
@@ -65,6 +69,7 @@ impl Connections {
             charged: AtomicUsize::new(0),
             most: limits.buffers,
             write_wait: limits.write_wait,
+            region: Region::new(limits.buffers),
         })
     }
 
@@ -305,6 +310,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Room for what comes in pieces, after these bytes.
+    pub(crate) fn pieces(&self, start: Vec<u8>) -> Pieces {
+        Pieces::new(&self.all.region, start)
+    }
+
     /// Charges the connection with the request whose head has come, and with nothing that was before; false if there is no
     /// room for it.
     pub(crate) fn request_begins(&self, head: usize) -> bool {

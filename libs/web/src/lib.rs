@@ -16,6 +16,7 @@ mod events;
 mod forwarded;
 mod health;
 mod limits;
+mod pieces;
 mod preconditions;
 mod problem;
 mod query;

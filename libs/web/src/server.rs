@@ -26,6 +26,7 @@ use crate::{
     connections::{Busy, Connections, Registered},
     convert::{self, ResponseBody},
     forwarded,
+    pieces::Pieces,
 };
 
 /// How often connections are looked over; the precision of every limit on waiting for a client.
@@ -178,11 +179,13 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
     ///
     /// hyper takes 16 KiB for each connection from its start, and up to `max_buf_size` for a head that does not end.
     async fn next_head(&self, registered: &Registered, begun: Vec<u8>) -> Option<Vec<u8>> {
-        let mut head = Head::of(begun);
+        let mut head = Head::of(registered.client().pieces(Vec::new()), &begun);
+        head.bytes.push(&begun);
+        drop(begun);
         let mut stream = registered.stream();
         if head.bytes.is_empty() {
             registered.at_rest();
-        } else if !registered.head_begun(head.bytes.capacity()) {
+        } else if !registered.head_begun(head.bytes.size()) {
             return refuse(stream).await;
         }
         loop {
@@ -194,9 +197,11 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             }
             match read {
                 // hyper says what there is to say of half a head.
-                Ok(0) => return (!head.bytes.is_empty()).then_some(head.bytes),
-                Ok(_) if head.is_whole() || head.bytes.len() > self.limits.head => return Some(head.bytes),
-                Ok(_) if registered.head_begun(head.bytes.capacity()) => {}
+                Ok(0) => return (!head.bytes.is_empty()).then(|| head.bytes.take()),
+                Ok(_) if head.end == End::Whole || head.bytes.len() > self.limits.head => {
+                    return Some(head.bytes.take());
+                }
+                Ok(_) if registered.head_begun(head.bytes.size()) => {}
                 Ok(_) => return refuse(stream).await,
                 Err(_) => return None,
             }
@@ -291,41 +296,56 @@ async fn refuse(mut stream: TcpStream) -> Option<Vec<u8>> {
 
 /// A head that comes in pieces.
 struct Head {
-    bytes: Vec<u8>,
-    /// Up to where no end was found.
-    searched: usize,
+    bytes: Pieces,
+    end: End,
+}
+
+/// How much of a head's end has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Nothing but empty lines, which do not count before a head.
+    Before,
+    /// Within a line.
+    Line,
+    /// After a line, and perhaps a carriage return.
+    Break,
+    Whole,
 }
 
 impl Head {
     /// A head that begins like this, and of which more is to come.
-    fn of(bytes: Vec<u8>) -> Self {
-        // It may be a slice of a larger buffer.
-        let mut bytes = bytes;
-        bytes.shrink_to_fit();
-        Self { bytes, searched: 0 }
+    fn of(begun: Pieces, bytes: &[u8]) -> Self {
+        let mut head = Self { bytes: begun, end: End::Before };
+        head.look_at(bytes);
+        // hyper has looked at it, and would give it back again.
+        if head.end == End::Whole {
+            head.end = End::Line;
+        }
+        head
     }
 
     /// Reads what has come; 0 bytes are the end of the connection.
     fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
         let mut piece = [0; PIECE];
         let read = ready!(Pin::new(stream).poll_read(context, &mut piece))?;
-        self.bytes.extend_from_slice(&piece[..read]);
+        self.look_at(&piece[..read]);
+        self.bytes.push(&piece[..read]);
         Poll::Ready(Ok(read))
     }
 
-    /// Whether it has its empty line, before which other empty lines do not count. What hyper can refuse earlier than that
-    /// waits for it too, unless it does not even begin like a method.
-    fn is_whole(&mut self) -> bool {
-        let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
-        let Some(start) = self.bytes.iter().position(|byte| !is_break(byte)) else { return false };
-        if !self.bytes[start].is_ascii_graphic() {
-            return true;
+    /// Looks for the empty line. What hyper can refuse earlier than that waits for it too, unless it does not even begin like
+    /// a method.
+    fn look_at(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.end = match (self.end, byte) {
+                (End::Whole, _) => return,
+                (End::Before, b'\r' | b'\n') => End::Before,
+                (End::Before, byte) if !byte.is_ascii_graphic() => End::Whole,
+                (End::Break, b'\n') => End::Whole,
+                (End::Line, b'\n') | (End::Break, b'\r') => End::Break,
+                _ => End::Line,
+            };
         }
-        // A line's end may have come without what makes the next line an empty one.
-        let from = self.searched.saturating_sub(2).max(start);
-        self.searched = self.bytes.len();
-        let ends = self.bytes[from..].windows(3).any(|bytes| bytes == b"\n\r\n");
-        ends || self.bytes[from..].windows(2).any(|bytes| bytes == b"\n\n")
     }
 }
 
