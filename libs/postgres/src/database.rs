@@ -21,7 +21,7 @@ use telemetry::{
 
 use crate::{
     Error, Settings,
-    error::{Cause, is_certainly_undone},
+    error::{Cause, MigrationFailure, is_certainly_undone},
     pool::{Limits, Pool, PooledConnection, Pools, unavailable},
     requirements,
     statement::UNNAMED,
@@ -531,14 +531,6 @@ impl Progress<'_> {
             }
         }
     }
-}
-
-/// Why the schema was not migrated.
-pub(crate) enum MigrationFailure {
-    /// It may succeed later.
-    Passing(Error),
-    /// It does not, unless somebody changes the database or the settings.
-    Final(String),
 }
 
 /// The service cannot work on this database as it is.

@@ -238,6 +238,14 @@ pub(crate) fn is_certainly_undone(error: &sqlx::Error, committing: bool) -> bool
     }
 }
 
+/// Why the schema was not migrated.
+pub(crate) enum MigrationFailure {
+    /// It may succeed later.
+    Passing(Error),
+    /// It does not, unless somebody changes the database or the settings.
+    Final(String),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

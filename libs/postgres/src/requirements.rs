@@ -6,8 +6,7 @@ use sqlx::{Connection as _, PgConnection, Row as _, error::DatabaseError, migrat
 
 use crate::{
     Error,
-    database::MigrationFailure,
-    error::describe,
+    error::{MigrationFailure, describe},
     pool::{Limits, Pools},
 };
 
