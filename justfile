@@ -116,14 +116,14 @@ overload seconds="60":
 fuzz target="all" seconds="60": (_tool "cargo-fuzz" "0.13.2")
     tests/fuzz/run {{ target }} {{ seconds }}
 
-# Check format, lints, layers, compose files, licences and dependencies
+# Check format, lints, architecture, compose files, licences and dependencies
 [group("test")]
 check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     cargo fmt --check
     cargo clippy --locked --workspace --all-targets -- -D warnings
     # The build of the tests: of some packages alone, dependencies would be built again, with other features.
     cargo build --locked --quiet --workspace --all-targets
-    cargo test --locked --quiet --workspace --test layers --test compose
+    cargo test --locked --quiet --workspace --test architecture --test compose
     cargo fetch --locked --quiet
     {{ tools }}/bin/cargo-deny --offline --log-level error check bans licenses sources
     {{ tools }}/bin/cargo-machete
@@ -137,7 +137,7 @@ load *args="--help":
 # Compare the system with what it stands on, in one run; --quick fails on ratios far below docs/performance/results.json
 [group("measure")]
 bench *args:
-    cargo build --release --locked -p patient-service -p billing-service -p analytics-service -p load -p bench -p comparators
+    cargo build --release --locked -p patient-service -p billing-service -p analytics-service -p load -p bench -p baselines
     cargo build --release --locked -p web -p grpc --examples
     {{ quote(target / "release/bench") }} {{ args }}
 

@@ -68,7 +68,7 @@ fn nginx(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
     let scratch = Scratch::new().unwrap();
     // nginx binds it again at once.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let configuration = fs::read_to_string("../../docker/balancer/nginx.conf").unwrap();
+    let configuration = fs::read_to_string("../../deploy/balancer/nginx.conf").unwrap();
     // Without gRPC, whose directives are younger than some nginx, and without Docker's DNS.
     let (http, _) = configuration.split_once("    server {\n        listen 9001;").unwrap();
     let (before, rest) = http.split_once("    upstream billing {").unwrap();

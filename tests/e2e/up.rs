@@ -95,7 +95,7 @@ fn every_setting_that_up_decides_is_one_of_a_service() {
         .flat_map(|name| service::settings(name).unwrap())
         .map(|setting| setting.names[0].clone())
         .collect();
-    let source = include_str!("../../apps/stack/src/service_settings.rs");
+    let source = include_str!("../../tools/stack/src/service_settings.rs");
     let decided = source.split("const DECIDED").nth(1).unwrap().split("];").next().unwrap();
     let decided: Vec<_> =
         decided.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()).collect();

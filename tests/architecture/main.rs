@@ -1,4 +1,4 @@
-//! Holds the workspace to the layers that ARCHITECTURE.md draws.
+//! Holds the workspace to the shape that ARCHITECTURE.md draws.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -10,12 +10,20 @@ use std::{
 
 use serde_json::Value as Json;
 
+mod circles;
 mod failures;
-
-const SERVICES: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
+mod migrations;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// Every folder of `apps` is a service.
+fn services() -> Vec<String> {
+    let folders = fs::read_dir(root().join("apps")).unwrap();
+    let mut services: Vec<_> = folders.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    services.sort();
+    services
 }
 
 fn cargo(arguments: &[&str]) -> String {
@@ -39,18 +47,27 @@ fn members() -> BTreeMap<String, (PathBuf, BTreeSet<String>)> {
     metadata["packages"].as_array().unwrap().iter().map(member).collect()
 }
 
-/// Nor on tests, which may depend on all.
+/// Nor on services. Tools may use the libraries of services, and tests everything.
 #[test]
-fn libraries_and_apps_never_depend_on_apps() {
+fn apps_and_libraries_never_depend_on_tools_or_tests() {
     let members = members();
     let is_below = |name: &String, folders: &[&str]| {
         let directory = members.get(name).map(|(directory, _)| directory);
         directory.is_some_and(|directory| folders.iter().any(|folder| directory.starts_with(root().join(folder))))
     };
-    for (name, (_, dependencies)) in members.iter().filter(|(name, _)| !is_below(name, &["tests"])) {
-        let upward: Vec<_> = dependencies.iter().filter(|name| is_below(name, &["apps", "tests"])).collect();
-        assert!(upward.is_empty(), "{name} depends on {upward:?}");
+    for (name, (_, dependencies)) in &members {
+        let forbidden: &[&str] = match name {
+            name if is_below(name, &["apps", "libs"]) => &["apps", "tools", "tests"],
+            name if is_below(name, &["tools"]) => &["tests"],
+            name => {
+                assert!(is_below(name, &["tests"]), "{name} is in none of apps, libs, tools and tests");
+                continue;
+            }
+        };
+        let wrong: Vec<_> = dependencies.iter().filter(|name| is_below(name, forbidden)).collect();
+        assert!(wrong.is_empty(), "{name} depends on {wrong:?}");
     }
+    assert!(services().iter().all(|service| members.contains_key(service)), "a folder of apps is no service");
 }
 
 #[test]
@@ -62,13 +79,13 @@ fn the_bridge_to_tokio_is_named_in_two_libraries_alone() {
             if dependencies.contains(bridged) {
                 let allowed = match name.as_str() {
                     "grpc" | "kafka" => true,
-                    "comparators" => compared.contains(&bridged),
+                    "baselines" => compared.contains(&bridged),
                     _ => false,
                 };
                 assert!(allowed, "{name} depends on {bridged}");
             }
         }
-        assert!(!dependencies.contains("comparators"), "{name} depends on what it is measured against");
+        assert!(!dependencies.contains("baselines"), "{name} depends on what it is measured against");
     }
 }
 
@@ -81,8 +98,8 @@ fn kafka_protocol_is_named_in_one_library_alone() {
 
 #[test]
 fn services_do_not_depend_on_what_tests_and_tools_use() {
-    for service in SERVICES {
-        let tree = cargo(&["tree", "--locked", "-p", service, "-e", "normal", "--prefix", "none", "-f", "{p} {f}"]);
+    for service in services() {
+        let tree = cargo(&["tree", "--locked", "-p", &service, "-e", "normal", "--prefix", "none", "-f", "{p} {f}"]);
         for line in tree.lines() {
             let name = line.split(' ').next().unwrap();
             assert!(!["testbed", "async-h1"].contains(&name), "{service} contains {name}");
@@ -94,9 +111,9 @@ fn services_do_not_depend_on_what_tests_and_tools_use() {
 /// tokio's runtime, reactor and timers reach a service only through libs/grpc and libs/kafka.
 #[test]
 fn the_runtime_of_tokio_comes_through_the_bridges_alone() {
-    for service in SERVICES {
+    for service in services() {
         let tree =
-            cargo(&["tree", "--locked", "-p", service, "-e", "normal,features", "-i", "tokio", "--prefix", "depth"]);
+            cargo(&["tree", "--locked", "-p", &service, "-e", "normal,features", "-i", "tokio", "--prefix", "depth"]);
         let users = users_of(&tree);
         for feature in ["rt", "net", "time"] {
             let mut waiting = vec![format!("tokio feature \"{feature}\"")];
@@ -151,8 +168,8 @@ fn sql_stands_in_stores_alone() {
         "apps/analytics-service/src/state/columns.rs",
         "apps/analytics-service/src/state/transaction.rs",
     ];
-    for service in SERVICES {
-        for file in sources(&root().join("apps").join(service).join("src")) {
+    for service in services() {
+        for file in sources(&root().join("apps").join(&service).join("src")) {
             let name = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
             let text = fs::read_to_string(&file).unwrap();
             let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word));

@@ -1,4 +1,4 @@
-//! Runs of apps/load.
+//! Runs of tools/load.
 
 use std::{ops::RangeInclusive, path::Path, process::Command, time::Duration};
 

@@ -27,7 +27,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
         pair.ours(step(&format!("GET of a constant, libs/web ({turn})"), ours).await?);
         let theirs = async {
             let port = ports::free();
-            let mut command = Command::new(tool::ours("comparators")?);
+            let mut command = Command::new(tool::ours("baselines")?);
             command.arg("http").arg(port.to_string());
             let server = Server::start(command, port).await?;
             rate(&scratch, &server, port).await

@@ -1,6 +1,6 @@
 //! Real PostgreSQL, real brokers and our own processes, started and stopped by program.
 //!
-//! Tests run on what production runs on; `apps/stack` runs the whole system natively with the same pieces. Nothing here
+//! Tests run on what production runs on; `tools/stack` runs the whole system natively with the same pieces. Nothing here
 //! is part of a service.
 //!
 //! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged; [`failover`]: a primary with a standby;

@@ -1,7 +1,7 @@
 //! The usual way to do what our libraries do: hyper and tonic on tokio's own runtime, with nothing around them.
 //!
-//! - `comparators http PORT`: a bare hyper server that answers as libs/web's example `hello` does;
-//! - `comparators grpc-serve PORT` and `comparators grpc-call PORT CALLERS SECONDS`: the two sides of libs/grpc's example
+//! - `baselines http PORT`: a bare hyper server that answers as libs/web's example `hello` does;
+//! - `baselines grpc-serve PORT` and `baselines grpc-call PORT CALLERS SECONDS`: the two sides of libs/grpc's example
 //!   `unary`.
 
 use std::error::Error;
@@ -20,6 +20,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
             println!("{rate:.0}");
             Ok(())
         }
-        _ => Err("usage: comparators http PORT | grpc-serve PORT | grpc-call PORT CALLERS SECONDS".into()),
+        _ => Err("usage: baselines http PORT | grpc-serve PORT | grpc-call PORT CALLERS SECONDS".into()),
     }
 }

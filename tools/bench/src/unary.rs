@@ -22,7 +22,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
     for turn in turns(quick) {
         let ours = calls("examples/unary", ["serve", "call"], seconds);
         pair.ours(step(&format!("Unary gRPC through the bridge ({turn})"), ours).await?);
-        let theirs = calls("comparators", ["grpc-serve", "grpc-call"], seconds);
+        let theirs = calls("baselines", ["grpc-serve", "grpc-call"], seconds);
         pair.theirs(step(&format!("Unary gRPC on plain tokio ({turn})"), theirs).await?);
     }
     results.pair(pair);

@@ -1,0 +1,148 @@
+//! No circles between the modules of a crate: data and names flow one way.
+//!
+//! A module and its own submodules may name each other, as `http.rs` and `http/patients.rs` do. Paths are read as text, from
+//! `crate::` and `super::`; what a macro makes is not seen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use crate::{members, sources};
+
+/// The names from the root of a crate to a module: none for the root itself.
+type Module = Vec<String>;
+
+#[test]
+fn modules_of_a_crate_use_each_other_in_one_direction() {
+    let members = members();
+    let found = members.iter().map(|(name, (directory, _))| (name, circles(&uses(&directory.join("src")))));
+    let found: Vec<_> = found.filter(|(_, circles)| !circles.is_empty()).collect();
+    assert!(found.is_empty(), "circles between modules: {found:?}");
+}
+
+#[test]
+fn a_circle_is_found() {
+    let scratch = std::env::temp_dir().join(format!("circles-{}", std::process::id()));
+    fs::create_dir_all(scratch.join("http")).unwrap();
+    let files = [
+        ("lib.rs", "mod http; mod store; mod domain;"),
+        ("http.rs", "mod patients; use crate::store::Store;"),
+        ("http/patients.rs", "use super::App; // crate::nowhere\nuse crate::{domain::{self, Patient}, store};"),
+        ("store.rs", "use crate::{\n    domain::Patient,\n};"),
+        ("domain.rs", "fn f() { crate::http::patients::page() }\n#[cfg(test)]\nmod tests { use crate::store; }"),
+    ];
+    for (file, text) in files {
+        fs::write(scratch.join(file), text).unwrap();
+    }
+    let found = circles(&uses(&scratch));
+    fs::remove_dir_all(&scratch).unwrap();
+    assert_eq!(found, [BTreeSet::from(["domain".to_owned(), "http::patients".to_owned(), "store".to_owned()])]);
+}
+
+/// What each module of the crate in `source` names of other modules, its ancestors and descendants left out.
+fn uses(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
+    if !source.is_dir() {
+        return BTreeMap::new();
+    }
+    let files: BTreeMap<Module, String> = sources(source)
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|extension| extension == "rs"))
+        .map(|file| (module(file.strip_prefix(source).unwrap()), fs::read_to_string(&file).unwrap()))
+        .collect();
+    let is_related = |one: &Module, other: &Module| one.starts_with(other) || other.starts_with(one);
+    let used = |own: &Module, text: &str| {
+        let paths = paths(text).into_iter().filter_map(|path| absolute(own, &path));
+        let modules = paths.filter_map(|path| {
+            (0..=path.len()).rev().map(|n| path[..n].to_vec()).find(|module| files.contains_key(module))
+        });
+        modules.filter(|module| !is_related(own, module)).collect::<BTreeSet<_>>()
+    };
+    files.iter().map(|(own, text)| (own.clone(), used(own, &code(text)))).collect()
+}
+
+fn module(file: &Path) -> Module {
+    let path = file.with_extension("");
+    let names: Module = path.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+    match names.last().map(String::as_str) {
+        Some("lib" | "main") if names.len() == 1 => Vec::new(),
+        Some("mod") => names[..names.len() - 1].to_vec(),
+        _ => names,
+    }
+}
+
+/// The text without comments and without the unit tests at its end.
+fn code(text: &str) -> String {
+    let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// Every path that begins with `crate::` or `super::`, the braces of `use` written out.
+fn paths(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | ':')) {
+                expand(&code[at..], String::new(), &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Adds the paths of the tree at the beginning of `text` to `found`; gives what comes after it.
+fn expand<'a>(text: &'a str, before: String, found: &mut Vec<String>) -> &'a str {
+    let end = text.find(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | ':')).unwrap_or(text.len());
+    let path = before + &text[..end];
+    let Some(mut rest) = text[end..].strip_prefix('{').filter(|_| path.ends_with("::")) else {
+        found.push(path);
+        return &text[end..];
+    };
+    loop {
+        rest = rest.trim_start_matches([' ', '\n', ',']);
+        if let Some(after) = rest.strip_prefix('}') {
+            return after;
+        }
+        let after = expand(rest, path.clone(), found);
+        // A renaming, a glob, or the end of a text that is no tree.
+        rest = after.trim_start_matches(|c: char| !matches!(c, ',' | '}' | ';'));
+        if rest.is_empty() || rest.starts_with(';') {
+            return rest;
+        }
+    }
+}
+
+/// The names from the root of the crate; none for a path that leads out of it.
+fn absolute(own: &Module, path: &str) -> Option<Module> {
+    let mut place = own.clone();
+    let mut names = Vec::new();
+    for name in path.split("::").filter(|name| !name.is_empty()) {
+        match name {
+            "crate" => place.clear(),
+            "super" => drop(place.pop()?),
+            "self" => {}
+            name => names.push(name.to_owned()),
+        }
+    }
+    Some(place.into_iter().chain(names).collect())
+}
+
+/// The sets of modules of which each can be reached from each other.
+fn circles(uses: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<BTreeSet<String>> {
+    let reached = |from: &Module| {
+        let (mut reached, mut waiting) = (BTreeSet::new(), vec![from]);
+        while let Some(module) = waiting.pop() {
+            waiting.extend(uses.get(module).into_iter().flatten().filter(|next| reached.insert((*next).clone())));
+        }
+        reached
+    };
+    let all: BTreeMap<_, _> = uses.keys().map(|module| (module, reached(module))).collect();
+    let circle = |module: &Module| {
+        let others = all[module].iter().filter(|other| all.get(other).is_some_and(|back| back.contains(module)));
+        others.map(|module| module.join("::")).collect::<BTreeSet<_>>()
+    };
+    let found: BTreeSet<_> = uses.keys().map(circle).filter(|circle| !circle.is_empty()).collect();
+    found.into_iter().collect()
+}
