@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 
 mod circles;
 mod failures;
+mod invariants;
 mod migrations;
 
 fn root() -> PathBuf {

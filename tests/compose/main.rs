@@ -1,4 +1,4 @@
-//! Holds the compose files and the Dockerfile to what ARCHITECTURE.md promises of them.
+//! Holds the compose files and the Dockerfile to what docs/running.md promises of them.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod balancer;

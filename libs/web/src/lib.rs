@@ -1,7 +1,7 @@
 //! HTTP for services: tide's routes, requests and responses, served by our own accept loop over hyper's http1 on smol.
 //!
 //! tide's own server is not used. It stalls keep-alive clients by about 40 ms, has no limits and cannot drain; see
-//! ARCHITECTURE.md. What this library adds:
+//! docs/decisions. What this library adds:
 //! - [`Server`]: bind, learn the port, serve until the shutdown, drain;
 //! - [`Limits`]: of connections, requests in flight, heads, bodies and every wait for a client;
 //! - [`Router`]: a route table whose every answer is well formed: 404, 405 with `Allow`, 500 after a panic, 503 under
