@@ -278,6 +278,8 @@ impl Registered {
         let connection = &self.client.connection;
         connection.idle_since.store(NEVER, Ordering::Relaxed);
         connection.has_part.store(false, Ordering::Relaxed);
+        // That was the time for the answer before, which has been handed on.
+        connection.answer_until.store(NEVER, Ordering::Relaxed);
         Busy(self.client.clone())
     }
 }
@@ -532,7 +534,10 @@ mod tests {
             registered.client().answer_begins(1 << 30);
             assert!(is_open().await, "a long answer has more time");
             registered.client().answer_begins(1);
-            assert!(!is_open().await, "a short one does not");
+            let _next = registered.busy();
+            assert!(is_open().await, "the time for an answer does not count for the next one, such as a stream");
+            registered.client().answer_begins(1);
+            assert!(!is_open().await, "a short one has none");
         });
     }
 }
