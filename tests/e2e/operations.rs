@@ -27,7 +27,7 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
                 &[
                     "http_requests_total{method=\"POST\",route=\"/patients\",status=\"201\"} 1",
                     "http_request_duration_seconds_bucket{method=\"PUT\",route=\"/patients/:id\",le=\"",
-                    "http_requests_in_flight 1",
+                    "http_requests_in_flight 0",
                     "outbox_pending{shard=\"0\"} 0",
                     "outbox_oldest_age_seconds{shard=\"0\"} 0",
                     "relay_published_total 2",
