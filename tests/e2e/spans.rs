@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use opentelemetry_proto::tonic::{
     logs::v1::LogRecord,
     metrics::v1::{Metric, NumberDataPoint, metric::Data, number_data_point::Value as Number},
+    trace::v1::Status,
 };
 use surf::http::Method;
 use testbed::{broker::Kind, http::Client, ports};
@@ -75,7 +76,7 @@ fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
         assert!(span("PRODUCER").number("messaging.kafka.offset").is_some());
         for span in &trace {
             let message = &span.message;
-            assert!(message.status.is_none(), "{span:?}");
+            assert_eq!(message.status.clone().unwrap_or_default(), Status::default(), "{span:?}");
             assert!(message.start_time_unix_nano < message.end_time_unix_nano, "{span:?}");
             let within = |other: &Span| other.message.start_time_unix_nano <= message.start_time_unix_nano;
             assert!(

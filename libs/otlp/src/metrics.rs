@@ -1,16 +1,20 @@
-use std::time::SystemTime;
+//! The metrics of the process as OpenTelemetry's messages. The SDK has no way to export a registry of Prometheus.
+
+use std::{collections::BTreeMap, time::SystemTime};
 
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
-    common::v1::KeyValue,
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
     metrics::v1::{
         AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
         ScopeMetrics, Sum, metric, number_data_point,
     },
+    resource::v1::Resource,
 };
 use telemetry::metrics::{MetricFamily, MetricType, Sample};
 
-use super::{Attributes, attribute, nanoseconds, resource, scope};
+/// What is true of everything that a process sends, by name.
+pub(crate) type Attributes = BTreeMap<String, String>;
 
 /// The metrics of one process as they are `now`, counted since `started`, under the names of its `/metrics`.
 pub(crate) fn metrics(
@@ -28,6 +32,26 @@ pub(crate) fn metrics(
             schema_url: String::new(),
         }],
     }
+}
+
+fn resource(attributes: &Attributes) -> Option<Resource> {
+    let attributes = attributes.iter().map(|(name, value)| attribute(name, value)).collect();
+    Some(Resource { attributes, ..Resource::default() })
+}
+
+fn scope() -> Option<InstrumentationScope> {
+    Some(InstrumentationScope { name: env!("CARGO_PKG_NAME").to_owned(), ..InstrumentationScope::default() })
+}
+
+fn attribute(name: &str, value: &str) -> KeyValue {
+    let value = Some(AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) });
+    KeyValue { key: name.to_owned(), value, ..KeyValue::default() }
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    // A clock before 1970 is nobody's.
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Of every point of one sending, in nanoseconds.
@@ -90,7 +114,7 @@ impl Times {
 }
 
 fn labels(sample: &Sample) -> Vec<KeyValue> {
-    sample.get_label().iter().map(|label| attribute(label.name(), label.value().to_owned().into())).collect()
+    sample.get_label().iter().map(|label| attribute(label.name(), label.value())).collect()
 }
 
 #[cfg(test)]
@@ -116,7 +140,7 @@ mod tests {
 
         let metric::Data::Sum(sum) = of("tests_sent_total") else { panic!("a counter is a sum") };
         assert!(sum.is_monotonic);
-        assert_eq!(sum.data_points[0].attributes, [attribute("kind", "good".into())]);
+        assert_eq!(sum.data_points[0].attributes, [attribute("kind", "good")]);
         assert_eq!(sum.data_points[0].value, Some(number_data_point::Value::AsDouble(2.0)));
         assert_eq!((sum.data_points[0].start_time_unix_nano, sum.data_points[0].time_unix_nano), (0, 1_000_000_000));
         let metric::Data::Gauge(gauge) = of("tests_waiting") else { panic!("a gauge is a gauge") };
