@@ -17,7 +17,7 @@ use crate::{
 const AT_ONCE: i64 = 20;
 /// Bytes that they have together, unless the first alone has more: about as many as a broker takes in one batch.
 const BYTES_AT_ONCE: i64 = 1024 * 1024;
-/// The slow look for letters that nobody has woken us for: those of an earlier run.
+/// Poll interval for dead letters of an earlier run, which wake nobody.
 const LOOK: Duration = Duration::from_secs(2);
 /// Pauses after failures.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));

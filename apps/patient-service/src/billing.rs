@@ -31,7 +31,7 @@ impl Billing {
     /// A client that connects when it is first used.
     ///
     /// # Errors
-    /// If the address is none.
+    /// If the address is not a valid URI.
     pub fn new(settings: ClientSettings) -> Result<Self, String> {
         let deadline = settings.deadline;
         let client = Client::new(settings).map_err(|error| format!("the billing service's address: {error}"))?;

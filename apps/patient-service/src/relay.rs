@@ -36,7 +36,7 @@ use crate::outbox::{Backlog, Outbox, OutboxRow, PendingQuery};
 const MAX_ROWS: i64 = 1000;
 /// Reads of the outbox in one step: one more if it turns out to be another outbox, and one if a connection was stale.
 const MAX_READS: usize = 3;
-/// The slow look for events that nobody has woken us for: those of other replicas.
+/// Poll interval for events written by other replicas, which wake nobody here.
 const LOOK: Duration = Duration::from_millis(500);
 /// The quick look, for as long as there has been something within [`BUSY`]: other replicas are at work too.
 const QUICK_LOOK: Duration = Duration::from_millis(20);

@@ -44,7 +44,7 @@ impl Service {
     /// Binds the port. Nothing is connected yet: whatever is away does not keep the service from starting.
     ///
     /// # Errors
-    /// If the port cannot be bound, or billing's address is none.
+    /// If the port cannot be bound, or billing's address is not a valid URI.
     pub async fn build(settings: Settings) -> Result<Self, String> {
         let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
         let billing = Arc::new(Billing::new(settings.billing.clone())?);

@@ -5,7 +5,7 @@ use config::{HostPorts, Reader};
 /// Where the brokers are, and how long they may take.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Brokers to ask for the others.
+    /// Bootstrap brokers.
     pub bootstrap: HostPorts,
     /// The time for a call; of a topic's, with rskafka's own retries.
     pub deadline: Duration,

@@ -187,7 +187,7 @@ impl Places {
     /// The places of a system that somebody else has started.
     ///
     /// # Errors
-    /// If the broker's address is none.
+    /// If the broker's address is not valid.
     pub fn at(
         patients_database: String,
         billing_database: String,

@@ -240,7 +240,7 @@ impl Fetcher {
 
     async fn go_on(&mut self, first: i64, loss: Loss) {
         let partition = self.partition;
-        tracing::warn!(partition, ?loss, first, "records are gone; going on with the first that there is");
+        tracing::warn!(partition, ?loss, first, "records lost; resuming at the earliest offset");
         if let Loss::Gap { records } = loss {
             LOST.inc_by(records.unsigned_abs());
         }
