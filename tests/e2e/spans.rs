@@ -1,6 +1,9 @@
 //! What the services export to a collector of OpenTelemetry.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use opentelemetry_proto::tonic::{
     logs::v1::LogRecord,
@@ -172,19 +175,19 @@ fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
         };
         until("the metrics are sent", async || created(&collector.metrics("patient-service")).is_some()).await;
         assert_eq!(created(&collector.metrics("patient-service")), Some(Number::AsDouble(1.0)));
-        let page = client.get("/metrics").await.unwrap().text();
-        let mut shown: Vec<_> = page
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned))
-            .collect();
+        // A metric is there from its first use on, so both grow for a while.
+        until("what is sent is what is shown", async || {
+            let page = client.get("/metrics").await.unwrap().text();
+            let name = |line: &str| Some(line.strip_prefix("# TYPE ")?.split(' ').next()?.to_owned());
+            let shown: BTreeSet<_> = page.lines().filter_map(name).collect();
+            let sent = collector.metrics("patient-service").into_iter().map(|metric| metric.name);
+            sent.collect::<BTreeSet<_>>() == shown
+        })
+        .await;
         // The last state leaves before the service does.
         let before = collector.lines().len();
         assert!(system.patients[0].stop().await.in_order());
         assert!(collector.lines().len() > before, "that it stopped");
-        let mut sent: Vec<_> = collector.metrics("patient-service").into_iter().map(|metric| metric.name).collect();
-        shown.sort();
-        sent.sort();
-        assert_eq!(sent, shown);
     });
 }
 
@@ -245,6 +248,8 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
             assert!(started.elapsed() < PATIENCE, "no span is given up");
         }
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+        // Lines are written on a thread of their own.
+        until("it is told", async || logged("the collector takes no spans") > 0).await;
         assert_eq!(logged("the collector takes no spans"), 1);
         assert_eq!(logged("the collector takes spans again"), 0);
 
