@@ -144,7 +144,7 @@ bench *args:
 # Measure single steps: events, cursors, problem bodies, the HTTP edge
 [group("measure")]
 micro:
-    cargo bench --locked -p codec -p web -p patient-service --benches
+    cargo bench --locked -p codec -p kafka -p web -p patient-service --benches
 
 # Format the code
 [group("test")]

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{
     stack::{Stack, said},
-    support::{PATIENCE, register, until},
+    support::{TIMEOUT, register, until},
 };
 
 testbed::on_each_broker!(dead_letters_are_sent_again_and_the_state_is_rebuilt);
@@ -167,7 +167,7 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         broker.process().kill().await;
         let began = Instant::now();
         assert!(!stack.run(&["rebuild-analytics"]).status.success());
-        assert!(began.elapsed() < PATIENCE && fs::exists(stack.home().join("analytics.sqlite")).unwrap());
+        assert!(began.elapsed() < TIMEOUT && fs::exists(stack.home().join("analytics.sqlite")).unwrap());
         assert_eq!(active().await, 5);
         stack.print(&["down"]);
     });

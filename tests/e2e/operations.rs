@@ -9,7 +9,7 @@ use testbed::{
 
 use crate::{
     own::system,
-    support::{PATIENCE, path, patient, register, until},
+    support::{TIMEOUT, path, patient, register, until},
 };
 
 testbed::on_each_broker!(every_service_shows_its_health_and_metrics, services_start_before_what_they_need);
@@ -20,7 +20,7 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
         let client = system.patient_client();
         let jane = register(&client, "Jane Doe").await;
         client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
-        system.until_summary(PATIENCE, |summary| summary["updated"] == 1).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["updated"] == 1).await.unwrap();
         let expected: [(_, &[&str]); 3] = [
             (
                 &system.patients[0],
@@ -97,6 +97,6 @@ fn services_start_before_what_they_need(kind: Kind) {
         let waits = |log: &str| log.lines().filter(|line| line.contains("the database is away")).count();
         assert_eq!(waits(&system.patients[0].log()), 1, "an outage is logged once");
         ground.restart_broker().await.unwrap();
-        system.until_summary(PATIENCE, |summary| summary["activePatients"] == 1).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["activePatients"] == 1).await.unwrap();
     });
 }

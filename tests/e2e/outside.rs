@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use testbed::http::Client;
 
-use crate::support::PATIENCE;
+use crate::support::TIMEOUT;
 
 /// Where a system is reached.
 pub(crate) struct Outside {
@@ -37,14 +37,14 @@ impl Outside {
 
     /// Waits until analytics has counted so much more than `before`, and no more than that; as long as it gets on.
     pub(crate) async fn until_counted(&self, before: Counts, more: Counts) {
-        let (mut last, mut end) = (Counts::default(), Instant::now() + PATIENCE);
+        let (mut last, mut end) = (Counts::default(), Instant::now() + TIMEOUT);
         loop {
             let counts = self.counts().await - before;
             if counts == more {
                 return;
             }
             if counts != last {
-                (last, end) = (counts, Instant::now() + PATIENCE);
+                (last, end) = (counts, Instant::now() + TIMEOUT);
             }
             assert!(Instant::now() < end, "analytics counts {counts:?} more, not {more:?}");
             smol::Timer::after(Duration::from_millis(10)).await;

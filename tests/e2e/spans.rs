@@ -16,7 +16,7 @@ use testbed::{broker::Kind, http::Client, ports};
 use crate::{
     collector::{Collector, Span, edges, hex, string},
     own::system,
-    support::{PATIENCE, path, patient, register, until},
+    support::{TIMEOUT, path, patient, register, until},
 };
 
 testbed::on_each_broker!(
@@ -47,7 +47,7 @@ fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
         let client = system.patient_client();
         // The first event may have to wait for its topic, which would be a span more.
         send(&client, Method::Post, "/patients", UNWANTED, "00").await;
-        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
         let jane = send(&client, Method::Post, "/patients", TRACE, "01").await;
         until("the trace is whole", async || collector.trace(TRACE).len() >= 7).await;
 
@@ -113,7 +113,7 @@ fn a_transaction_and_what_it_sets_off_are_in_the_trace(kind: Kind) {
         let system = system(kind, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]).await;
         let client = system.patient_client();
         let jane = register(&client, "Jane Doe").await;
-        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
         send(&client, Method::Delete, &path(&jane), TRACE, "01").await;
         until("the trace is whole", async || collector.trace(TRACE).len() >= 9).await;
 
@@ -209,7 +209,7 @@ fn the_sampler_decides_and_an_unknown_value_is_one_warning(kind: Kind) {
         let jane = register(&client, "Jane Doe").await;
         let answer = client.get(&path(&jane)).await.unwrap();
         assert!(answer.header("traceparent").unwrap().ends_with("-00"));
-        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
         // A caller's is.
         send(&client, Method::Post, "/patients", TRACE, "01").await;
         let consumed = |span: &Span| span.title().starts_with("analytics-service CONSUMER");
@@ -245,7 +245,7 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
             let asked = Instant::now();
             assert_eq!(client.get(&path(&jane)).await.unwrap().status, 200);
             slowest = slowest.max(asked.elapsed());
-            assert!(started.elapsed() < PATIENCE, "no span is given up");
+            assert!(started.elapsed() < TIMEOUT, "no span is given up");
         }
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
         // Lines are written on a thread of their own.

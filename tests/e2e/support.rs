@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use testbed::http::Client;
 
 /// How long a test waits for what is going to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A patient as a client sends one, with an email of its own.
 pub(crate) fn patient(name: &str) -> Json {
@@ -38,7 +38,7 @@ pub(crate) fn path(patient: &Json) -> String {
 
 /// Waits for something that is going to happen.
 pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !happened().await {
         assert!(Instant::now() < end, "it has not happened: {what}");
         smol::Timer::after(Duration::from_millis(10)).await;

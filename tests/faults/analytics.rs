@@ -22,7 +22,7 @@ use testbed::{
 use uuid::Uuid;
 
 use crate::support::{
-    PATIENCE, analytics, any_instant, audit, logged, metric, register_many, start, stop_and_audit, system, until,
+    TIMEOUT, analytics, any_instant, audit, logged, metric, register_many, start, stop_and_audit, system, until,
     until_metric, until_readiness,
 };
 
@@ -38,7 +38,7 @@ fn killed_at_random_points_many_times_it_counts_what_postgresql_holds(kind: Kind
         let mut system = system(kind, 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
         for round in 0..12 {
-            writers.until(writers.acknowledged().count() + 5, PATIENCE).await.unwrap();
+            writers.until(writers.acknowledged().count() + 5, TIMEOUT).await.unwrap();
             any_instant(120).await;
             system.analytics.process().kill().await;
             system.revive(analytics).unwrap();
@@ -72,8 +72,8 @@ fn killed_at_random_points_it_counts_events_without_a_version_once(kind: Kind) {
         }
         publish.await;
         let places = Places::of(&system);
-        places.until_drained(PATIENCE).await.unwrap_or_else(|error| panic!("{error}"));
-        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        places.until_drained(TIMEOUT).await.unwrap_or_else(|error| panic!("{error}"));
+        let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!((&summary["created"], &summary["activePatients"]), (&json!(EVENTS), &json!(EVENTS)));
     });
 }
@@ -101,7 +101,7 @@ fn records_that_are_strange_are_passed_and_counted(kind: Kind) {
             send(&mut producer, 1, vec![record]).await;
         }
         let applied = |summary: &serde_json::Value| summary["partitions"][1]["appliedOffset"] == count - 1;
-        let summary = system.until_summary(PATIENCE, applied).await.unwrap();
+        let summary = system.until_summary(TIMEOUT, applied).await.unwrap();
         let counts = ["activePatients", "created", "updated", "deleted"].map(|name| summary[name].as_i64().unwrap());
         assert_eq!(counts, [2, 3, 0, 1]);
         assert_eq!(metric(&system.analytics, "events_duplicate_total").await, Some(2.0));
@@ -127,7 +127,7 @@ fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
         audit(&system, &before).await;
 
         let places = Places::of(&system);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !matches!(
             kafka::delete_topic(&places.kafka, &places.topic).await,
             Ok(()) | Err(kafka::Error::UnknownTopic)
@@ -143,7 +143,7 @@ fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
         }
         let message = "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue";
         assert!(logged(&system.analytics, message) > 0);
-        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!(summary["activePatients"], 60, "nothing was reset silently");
 
         // The documented way on.
@@ -152,7 +152,7 @@ fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
             let _ = fs::remove_file(format!("{}{suffix}", system.state_file().display()));
         }
         system.restart(analytics).await.unwrap();
-        system.until_summary(PATIENCE, |summary| summary["activePatients"] == 6).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["activePatients"] == 6).await.unwrap();
         until_readiness(&system.analytics, "intake", 200, "UP").await;
     });
 }
@@ -166,7 +166,7 @@ async fn producer(system: &System) -> Producer {
 }
 
 async fn send(producer: &mut Producer, partition: i32, records: Vec<Record>) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         match producer.send(BTreeMap::from([(partition, records.clone())])).await.remove(&partition).unwrap() {
             Ok(_) => break,

@@ -12,7 +12,7 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, any_instant, audit, billing, id, is_unavailable, logged, metric, patient, register, register_many,
+    TIMEOUT, any_instant, audit, billing, id, is_unavailable, logged, metric, patient, register, register_many,
     some_broker, stop_and_audit, system, until, until_metric, until_readiness,
 };
 
@@ -26,11 +26,11 @@ fn killed_at_any_instant_it_opens_each_account_once() {
         let mut system = system(some_broker(), 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 8);
         for _ in 0..6 {
-            writers.until(writers.acknowledged().count() + 10, PATIENCE).await.unwrap();
+            writers.until(writers.acknowledged().count() + 10, TIMEOUT).await.unwrap();
             any_instant(100).await;
             system.billing.process().kill().await;
             // Patients are registered all the same.
-            writers.until(writers.acknowledged().count() + 5, PATIENCE).await.unwrap();
+            writers.until(writers.acknowledged().count() + 5, TIMEOUT).await.unwrap();
             system.restart(billing).await.unwrap();
         }
         let (written, report) = stop_and_audit(writers, &system).await;

@@ -11,7 +11,7 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, audit, logged, metric, readiness, register, register_many, start, until, until_metric, until_readiness,
+    TIMEOUT, audit, logged, metric, readiness, register, register_many, start, until, until_metric, until_readiness,
 };
 
 testbed::on_each_broker!(
@@ -131,6 +131,6 @@ fn acknowledgements_that_never_come_repeat_events_and_lose_none(kind: Kind) {
         register_many(&client, &acknowledged, 5).await;
         proxy.set(Mode::Pass);
         audit(&system, &acknowledged).await;
-        system.until_summary(PATIENCE, |summary| summary["created"] == 55).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["created"] == 55).await.unwrap();
     });
 }

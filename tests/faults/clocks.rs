@@ -15,7 +15,7 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, analytics, audit, billing, id, logged, metric, patient, patients, register, some_broker, start, system,
+    TIMEOUT, analytics, audit, billing, id, logged, metric, patient, patients, register, some_broker, start, system,
     until, until_metric, until_readiness,
 };
 
@@ -47,7 +47,7 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
             acknowledged.stored(id(&jane), version);
         }
         audit(&system, &acknowledged).await;
-        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         let counts = ["activePatients", "created", "updated"].map(|name| summary[name].clone());
         assert_eq!(counts, [json!(1), json!(1), json!(3)]);
         let last: DateTime<Utc> = summary["lastEventTime"].as_str().unwrap().parse().unwrap();

@@ -12,7 +12,7 @@ use std::{
 use testbed::{audit::Acknowledged, broker::Kind, system::System, writers::Writers};
 
 use crate::support::{
-    PATIENCE, analytics, audit, logged, register_many, stop_and_audit, system, until, until_readiness,
+    TIMEOUT, analytics, audit, logged, register_many, stop_and_audit, system, until, until_readiness,
 };
 
 testbed::on_each_broker!(
@@ -29,7 +29,7 @@ fn in_a_namespace_a_full_disk_is_told_and_counts_nothing_wrong(kind: Kind) {
         let mut system = system(kind, 1, &[]).await;
         let state = on_a_small_disk(&mut system, "size=16m").await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
-        writers.until(20, PATIENCE).await.unwrap();
+        writers.until(20, TIMEOUT).await.unwrap();
         // Somebody else fills it up to the last page.
         let filler = state.join("filler");
         let fill = || fs::OpenOptions::new().append(true).create(true).open(&filler);
@@ -39,9 +39,9 @@ fn in_a_namespace_a_full_disk_is_told_and_counts_nothing_wrong(kind: Kind) {
         until_readiness(&system.analytics, "state", 503, "DOWN").await;
         assert!(logged(&system.analytics, TROUBLE) > 0);
         // What is shown is what was counted, and it does not move.
-        let shown = system.until_summary(PATIENCE, |_| true).await.unwrap();
-        writers.until(writers.acknowledged().count() + 30, PATIENCE).await.unwrap();
-        let later = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        let shown = system.until_summary(TIMEOUT, |_| true).await.unwrap();
+        writers.until(writers.acknowledged().count() + 30, TIMEOUT).await.unwrap();
+        let later = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!((&later["activePatients"], &later["created"]), (&shown["activePatients"], &shown["created"]));
 
         fs::remove_file(&filler).unwrap();

@@ -2,7 +2,7 @@
 
 use testbed::{Scratch, Signal, pair::Pair, system::Ground, writers::Writers};
 
-use crate::support::{PATIENCE, start, stop_and_audit, until};
+use crate::support::{TIMEOUT, start, stop_and_audit, until};
 
 /// Nisshi is always one node.
 mod on_kafka_alone {
@@ -23,8 +23,8 @@ mod on_kafka_alone {
             let writers = Writers::start(&[system.patients[0].address()], 4);
             let events_get_on = async || {
                 let wanted = writers.acknowledged().count() as i64 + 20;
-                writers.until(wanted as usize, PATIENCE).await.unwrap();
-                system.until_summary(PATIENCE, |summary| summary["created"].as_i64() >= Some(wanted)).await.unwrap();
+                writers.until(wanted as usize, TIMEOUT).await.unwrap();
+                system.until_summary(TIMEOUT, |summary| summary["created"].as_i64() >= Some(wanted)).await.unwrap();
             };
             // A node that hands over in order, and one that is silent and then still believes to lead.
             for frozen in [false, true] {

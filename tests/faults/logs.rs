@@ -13,7 +13,7 @@ use smol::{io::AsyncWriteExt as _, net::TcpStream};
 use testbed::{audit::Acknowledged, service::Service, system::System};
 
 use crate::support::{
-    PATIENCE, analytics, audit, billing, metric, patients, register, some_broker, system, until, until_metric,
+    TIMEOUT, analytics, audit, billing, metric, patients, register, some_broker, system, until, until_metric,
 };
 
 /// Becomes a service whose output goes to a pipe that is open for reading, too, and that nobody reads.
@@ -55,7 +55,7 @@ fn that_stalls_costs_lines_and_holds_no_service_up() {
             let lines = read(pipe);
             let told = next(&lines, "log lines were dropped, because nobody read stdout");
             assert!(told["lines"].as_f64().unwrap() >= dropped, "{told}, and {dropped} by the metric");
-            assert!(service.process().stop(PATIENCE).await.in_order());
+            assert!(service.process().stop(TIMEOUT).await.in_order());
             next(&lines, "stopped");
         }
     });
@@ -70,7 +70,7 @@ fn that_stalls_does_not_keep_a_service_from_ending() {
         system.billing.until_ready().await.unwrap();
         fill(&mut system.billing).await;
         let started = Instant::now();
-        assert!(system.billing.process().stop(PATIENCE).await.in_order());
+        assert!(system.billing.process().stop(TIMEOUT).await.in_order());
         assert!(started.elapsed() < SOON * 2, "{:?}", started.elapsed());
     });
 }
@@ -89,7 +89,7 @@ async fn fill(service: &mut Service) {
                     stream.write_all(b"\r\n\r\n").await?;
                     smol::io::AsyncReadExt::read(&mut stream, &mut [0; 64]).await
                 };
-                runtime::within(PATIENCE, speak).await.expect("the service goes on")
+                runtime::timeout(TIMEOUT, speak).await.expect("the service goes on")
             })
         });
         for task in nonsense.collect::<Vec<_>>() {
@@ -125,7 +125,7 @@ fn read(pipe: PathBuf) -> mpsc::Receiver<Json> {
 /// The next line with this message.
 fn next(lines: &mpsc::Receiver<Json>, message: &str) -> Json {
     loop {
-        let line = lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it is not logged: {message}"));
+        let line = lines.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("it is not logged: {message}"));
         if line["message"] == message {
             return line;
         }

@@ -12,7 +12,7 @@ use testbed::{
     service::{Launch, Service},
 };
 
-use crate::support::{PATIENCE, logged, metric, until, until_readiness};
+use crate::support::{TIMEOUT, logged, metric, until, until_readiness};
 
 testbed::on_each_broker!(records_that_are_no_events_cost_little_memory);
 
@@ -35,7 +35,7 @@ struct Ground {
 impl Ground {
     /// A topic with many large records that are no events.
     async fn new(kind: Kind) -> Self {
-        let kafka = kafka::Settings { deadline: PATIENCE, ..testbed::shared_broker(kind).await };
+        let kafka = kafka::Settings { deadline: TIMEOUT, ..testbed::shared_broker(kind).await };
         let topic = format!("patient-{:016x}", fastrand::u64(..));
         kafka::create_topic(&kafka, &topic, PARTITIONS).await.unwrap();
         let mut producer = Producer::new(kafka.clone(), &topic);

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use rustix::{
     process::Pid,
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -329,7 +329,7 @@ impl Connection {
             "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        let answer = within(LIMIT, self.send(request.as_bytes())).await.map_err(io::Error::other)?;
+        let answer = timeout(LIMIT, self.send(request.as_bytes())).await.map_err(io::Error::other)?;
         let answer = answer?;
         Ok(match answer.get(9..12) {
             Some("201") => {
@@ -414,7 +414,7 @@ async fn probe(client: Client, stop: Shutdown) -> Probed {
             probed.answers += 1;
             probed.slowest = probed.slowest.max(started.elapsed());
         }
-        stop.or_stop(smol::Timer::after(Duration::from_millis(100))).await;
+        stop.run_until_stopped(smol::Timer::after(Duration::from_millis(100))).await;
     }
     probed
 }

@@ -2,7 +2,7 @@
 
 use testbed::{audit::Acknowledged, broker::Kind, sql, writers::Writers};
 
-use crate::support::{PATIENCE, any_instant, audit, metric, patients, register, stop_and_audit, system};
+use crate::support::{TIMEOUT, any_instant, audit, metric, patients, register, stop_and_audit, system};
 
 testbed::on_each_broker!(
     killed_at_any_instant_and_while_it_recovers_it_loses_nothing,
@@ -14,7 +14,7 @@ fn killed_at_any_instant_and_while_it_recovers_it_loses_nothing(kind: Kind) {
         let mut system = system(kind, 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 8);
         for round in 0..8 {
-            writers.until(writers.acknowledged().count() + 15, PATIENCE).await.unwrap();
+            writers.until(writers.acknowledged().count() + 15, TIMEOUT).await.unwrap();
             any_instant(100).await;
             system.patients[0].process().kill().await;
             if round % 2 == 1 {
@@ -40,7 +40,7 @@ fn killed_between_acknowledgement_and_deletion_it_repeats_an_event_that_counts_o
         sql::execute(&database, hold).await.unwrap();
         let acknowledged = Acknowledged::default();
         register(&system.patient_client(), &acknowledged).await;
-        system.until_summary(PATIENCE, |summary| summary["created"] == 1).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
         system.patients[0].process().kill().await;
         assert_eq!(sql::number(&database, "SELECT count(*) FROM outbox").await.unwrap(), 1, "it was killed before");
         sql::execute(&database, "DROP TRIGGER hold ON outbox").await.unwrap();

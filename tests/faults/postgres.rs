@@ -19,7 +19,7 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, audit, fast_broker, is_unavailable, logged, readiness, register, some_broker, start, stop_and_audit,
+    TIMEOUT, audit, fast_broker, is_unavailable, logged, readiness, register, some_broker, start, stop_and_audit,
     system, until, until_metric, until_readiness,
 };
 
@@ -36,7 +36,7 @@ fn killed_frozen_and_restarted_under_load_it_costs_time_and_loses_nothing() {
         let system = start(ground.ground(), 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
         for (outages, freeze) in (1..).zip([true, false, true, false]) {
-            writers.until(writers.acknowledged().count() + 20, PATIENCE).await.unwrap();
+            writers.until(writers.acknowledged().count() + 20, TIMEOUT).await.unwrap();
             ground.cluster.process().signal_all(if freeze { Signal::STOP } else { Signal::KILL });
             if !freeze {
                 ground.cluster.process().kill().await;
@@ -182,7 +182,7 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
         }
         until_metric(&system.patients[0], "outbox_id_regressions_total", |times| times == 1.0).await;
         let created = registered + 4;
-        system.until_summary(PATIENCE, |summary| summary["created"].as_i64() >= Some(created)).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["created"].as_i64() >= Some(created)).await.unwrap();
 
         // The operator's way, as docs/failures.md has it: no tag of before fits, and no change is taken for a repetition.
         sql::execute(&database, "UPDATE patients SET version = version + 1000000").await.unwrap();
@@ -190,7 +190,7 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
         let stale = client.send(Method::Put, &path, &[("if-match", &tag)], Some(&change)).await.unwrap();
         assert_eq!(stale.status, 412);
         assert_eq!(client.put(&path, &other).await.unwrap().status, 200);
-        system.until_summary(PATIENCE, |summary| summary["updated"] == 2).await.unwrap();
+        system.until_summary(TIMEOUT, |summary| summary["updated"] == 2).await.unwrap();
     });
 }
 
@@ -226,13 +226,13 @@ fn a_long_unrelated_transaction_stalls_no_delivery() {
             looked_at().await - before < 20_000
         })
         .await;
-        let registered = async || system.until_summary(PATIENCE, |_| true).await.unwrap()["updated"].as_i64().unwrap();
+        let registered = async || system.until_summary(TIMEOUT, |_| true).await.unwrap()["updated"].as_i64().unwrap();
         let jane = register(&system.patient_client(), &Acknowledged::default()).await;
         let (before, started) = (registered().await, Instant::now());
         let path = format!("/patients/{}", jane["id"].as_str().unwrap());
         assert_eq!(system.patient_client().put(&path, &crate::support::patient()).await.unwrap().status, 200);
         let log = || system.analytics.log();
-        until("it is delivered", async || registered().await == before + 1 || started.elapsed() > PATIENCE / 2).await;
+        until("it is delivered", async || registered().await == before + 1 || started.elapsed() > TIMEOUT / 2).await;
         assert!(registered().await == before + 1, "it is not delivered: {}", log());
         assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
         unrelated.execute("COMMIT").await.unwrap();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use testbed::{Signal, broker::Kind, service::Service, system::System, writers::Writers};
 
-use crate::support::{PATIENCE, metric, stop_and_audit, system, until};
+use crate::support::{TIMEOUT, metric, stop_and_audit, system, until};
 
 testbed::on_each_broker!(
     with_three_replicas_whose_lease_holders_freeze_and_die_order_holds,
@@ -21,7 +21,7 @@ fn with_three_replicas_whose_lease_holders_freeze_and_die_order_holds(kind: Kind
         let writers = Writers::start(&addresses(&system), 6);
         let faults = [Signal::STOP, Signal::KILL, Signal::STOP, Signal::STOP];
         for fault in faults {
-            writers.until(writers.acknowledged().count() + 20, PATIENCE).await.unwrap();
+            writers.until(writers.acknowledged().count() + 20, TIMEOUT).await.unwrap();
             let holder = holder(&system, None).await;
             let struck = Instant::now();
             system.patients[holder].process().signal(fault);
@@ -40,7 +40,7 @@ fn with_three_replicas_whose_lease_holders_freeze_and_die_order_holds(kind: Kind
         // How many events were repeated tells nothing so far: a slow broker has many of them under way at each fault. After
         // the faults, relays that all send would repeat each event more than once; a lease that moves, a few.
         let writers = Writers::start(&addresses(&system), 6);
-        writers.until(60, PATIENCE).await.unwrap();
+        writers.until(60, TIMEOUT).await.unwrap();
         let (_, quiet) = stop_and_audit(writers, &system).await;
         let (events, repeated) = (quiet.events - struck.events, quiet.duplicates - struck.duplicates);
         assert!(events > 60 && repeated * 2 < events, "{repeated} of {events} repeated\n{quiet}");
@@ -51,7 +51,7 @@ fn two_replicas_share_the_work(kind: Kind) {
     runtime::block_on(2, async {
         let system = system(kind, 2, &[]).await;
         let writers = Writers::start(&addresses(&system), 6);
-        writers.until(200, PATIENCE).await.unwrap();
+        writers.until(200, TIMEOUT).await.unwrap();
         let (written, report) = stop_and_audit(writers, &system).await;
         assert_eq!((written.unanswered, report.duplicates), (0, 0), "{written}\n{report}");
         for service in &system.patients {

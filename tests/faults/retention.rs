@@ -13,7 +13,7 @@ use testbed::{
 };
 
 use crate::support::{
-    PATIENCE, analytics, audit, logged, metric, register_many, start, until, until_metric, until_readiness,
+    TIMEOUT, analytics, audit, logged, metric, register_many, start, until, until_metric, until_readiness,
 };
 
 testbed::on_each_broker!(records_deleted_before_they_were_read_halt_it_until_it_may_go_on);
@@ -71,7 +71,7 @@ fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) 
         let message = "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue";
         assert_eq!(logged(&system.analytics, message), 1, "{}", system.analytics.log());
         assert!(system.analytics.log().contains("records were deleted before they were read"));
-        let summary = system.until_summary(PATIENCE, |_| true).await.unwrap();
+        let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!(summary["activePatients"], 20, "nothing was reset silently");
 
         // The documented way on.
@@ -84,7 +84,7 @@ fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) 
         let at_the_end = |summary: &serde_json::Value| {
             summary["partitions"][PARTITION as usize]["appliedOffset"].as_i64() == Some(before.end - 1)
         };
-        let summary = system.until_summary(PATIENCE, at_the_end).await.unwrap();
+        let summary = system.until_summary(TIMEOUT, at_the_end).await.unwrap();
         assert_eq!(summary["activePatients"], 20, "what is left is no event");
         // The broker may have gone on to delete while analytics looked.
         let after = consumer.offsets().await.unwrap();

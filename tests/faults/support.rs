@@ -14,7 +14,7 @@ use testbed::{
 use uuid::Uuid;
 
 /// How long a test waits for what is going to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A system on the shared servers.
 pub(crate) async fn system(kind: Kind, replicas: usize, extra: &[(&str, &str)]) -> System {
@@ -91,7 +91,7 @@ pub(crate) fn id(patient: &Json) -> Uuid {
 
 /// Waits for something that is going to happen.
 pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !happened().await {
         assert!(Instant::now() < end, "it has not happened: {what}");
         smol::Timer::after(Duration::from_millis(10)).await;
@@ -156,7 +156,7 @@ pub(crate) async fn stop_and_audit(writers: Writers, system: &System) -> (Writte
 /// Lets the system catch up, and compares: nothing was lost.
 pub(crate) async fn audit(system: &System, acknowledged: &Acknowledged) -> Report {
     let places = Places::of(system);
-    if let Err(error) = places.until_drained(PATIENCE).await {
+    if let Err(error) = places.until_drained(TIMEOUT).await {
         let log = system.analytics.log();
         let lines: Vec<&str> = log.lines().rev().take(10).collect();
         panic!("{error}\nanalytics, the newest line first:\n{}", lines.join("\n"));

@@ -1,6 +1,6 @@
 //! The value of a record: read or refused, and what is read can be counted.
 
-use analytics_service::tally::{Interval, Known, Tally};
+use analytics_service::counts::{Counts, Interval, PatientState};
 use chrono::NaiveDate;
 use codec::event::{DecodeError, Event, Kind, Received};
 use uuid::Uuid;
@@ -17,17 +17,17 @@ pub fn check(bytes: &[u8]) {
     }
 
     // Once more as a repetition, then what may follow it.
-    let (mut tally, mut known) = (Tally::default(), Known::default());
+    let (mut counts, mut known) = (Counts::default(), PatientState::default());
     let next = received.version.map(|version| version.saturating_add(1));
     let deletion = Received { kind: Some(Kind::Deleted), version: next, birth_year: None, ..received.clone() };
     for event in [&received, &received, &deletion, &received] {
-        tally.apply(&mut known, event);
+        counts.apply(&mut known, event);
     }
-    assert_eq!(tally.active, tally.births.values().sum::<i64>());
-    assert_eq!(tally.active, tally.age_bands(2026).iter().map(|(_, patients)| patients).sum::<i64>());
-    assert_eq!(tally.active, i64::from(known.active));
+    assert_eq!(counts.active, counts.births.values().sum::<i64>());
+    assert_eq!(counts.active, counts.age_bands(2026).iter().map(|(_, patients)| patients).sum::<i64>());
+    assert_eq!(counts.active, i64::from(known.active));
     for interval in [Interval::Day, Interval::Month, Interval::Year] {
-        tally.registrations(interval, None, None);
+        counts.registrations(interval, None, None);
     }
 }
 

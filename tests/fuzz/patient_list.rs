@@ -15,7 +15,7 @@ use patient_service::{
     store::{Direction, Order, SortField, Store},
 };
 use postgres::Database;
-use runtime::Wake;
+use runtime::Notify;
 use serde_json::Value as Json;
 use tide::http::{Method, Request, Url};
 
@@ -34,7 +34,7 @@ static SERVICE: LazyLock<web::App<App>> = LazyLock::new(|| {
     let billing = Arc::new(Billing::new(settings.billing).expect("it has an address"));
     let store = Store::new(Database::new(settings.database));
     let (done, _) = completed_tasks();
-    let registry = Registry::new(store, billing.clone(), done, RelayWaker::new(1), Arc::new(Wake::new()));
+    let registry = Registry::new(store, billing.clone(), done, RelayWaker::new(1), Arc::new(Notify::new()));
     routes(App::new(registry, billing, settings.http.limits)).build()
 });
 

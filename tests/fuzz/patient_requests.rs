@@ -8,7 +8,7 @@ use config::{Environment, Reader};
 use form_urlencoded::Serializer;
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
 use patient_service::{Service, Settings, http::cursor, store::Position};
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use serde_json::{Value as Json, json};
 use smol::{lock::OnceCell, net::TcpStream};
 use uuid::Uuid;
@@ -291,7 +291,7 @@ async fn start() -> (SocketAddr, String) {
             smol::Timer::after(Duration::from_millis(20)).await;
         }
     };
-    within(START, ready).await.expect("the service is ready");
+    timeout(START, ready).await.expect("the service is ready");
     let mut known = String::new();
     for number in 0..30 {
         let body = Body { wrong: Vec::new(), number: u32::MAX - number }.json();

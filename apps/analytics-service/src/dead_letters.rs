@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use chrono::Utc;
 use codec::dead_letter::{Origin, of_letter};
 use kafka::{Producer, Record};
-use runtime::{Backoff, Shutdown, Wake, within};
+use runtime::{Backoff, Notify, Shutdown, timeout};
 
 use crate::{
+    read_model::ReadModel,
     settings::Settings,
     state::{DeadLetter, Parked, SharedState, State},
-    view::View,
 };
 
 /// Letters that are forwarded with one batch.
@@ -18,37 +18,37 @@ const AT_ONCE: i64 = 20;
 /// Bytes that they have together, unless the first alone has more: about as many as a broker takes in one batch.
 const BYTES_AT_ONCE: i64 = 1024 * 1024;
 /// Poll interval for dead letters of an earlier run, which wake nobody.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Pauses after failures.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Forwards dead letters.
 #[derive(Debug)]
 pub struct Forwarder {
     state: Arc<SharedState>,
     settings: Settings,
-    view: View,
+    view: ReadModel,
     producer: Producer,
 }
 
 impl Forwarder {
     /// A forwarder of the letters in this state; the view shows whether it can.
-    pub fn new(state: Arc<SharedState>, settings: Settings, view: View) -> Self {
+    pub fn new(state: Arc<SharedState>, settings: Settings, view: ReadModel) -> Self {
         let producer = Producer::new(settings.kafka.clone(), &settings.dead_letter_topic);
         Self { state, settings, view, producer }
     }
 
     /// Forwards until the shutdown. `wake` cuts the pauses short.
-    pub async fn run(mut self, wake: Arc<Wake>, shutdown: Shutdown) {
+    pub async fn run(mut self, wake: Arc<Notify>, shutdown: Shutdown) {
         let work = async {
-            let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+            let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
             let mut failing = false;
             loop {
                 let step = self.step().await;
                 self.show(&step);
                 match step {
                     Ok(0) => {
-                        let _ = within(LOOK, wake.wait()).await;
+                        let _ = timeout(POLL_INTERVAL, wake.wait()).await;
                     }
                     Ok(forwarded) => {
                         tracing::info!(forwarded, "dead letters forwarded");
@@ -65,7 +65,7 @@ impl Forwarder {
                 }
             }
         };
-        shutdown.or_stop(work).await;
+        shutdown.run_until_stopped(work).await;
     }
 
     /// Shows what became of a step, also to whoever waits for room in the state.
@@ -81,7 +81,7 @@ impl Forwarder {
     /// # Errors
     /// If the broker cannot take them now.
     pub async fn step(&mut self) -> Result<usize, kafka::Error> {
-        // A state that is not open is opened by the intake, which also says so.
+        // A state that is not open is opened by ingest, which also says so.
         let waiting = async |state: &mut State| state.waiting_dead_letters(AT_ONCE, BYTES_AT_ONCE).await;
         let Ok(letters) = self.state.with(waiting).await else { return Ok(0) };
         let Some(last) = letters.last().map(|letter| letter.id) else { return Ok(0) };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use serde::Serialize;
 use smol::future::or;
 use telemetry::metrics::{self, IntGauge};
@@ -17,9 +17,9 @@ use tide::{Response, StatusCode};
 use web::{EventSender, Problem, Query, Router, json};
 
 use crate::{
+    counts::Interval,
+    read_model::{ReadModel, Snapshot},
     state::{ListedLetter, SharedState},
-    tally::Interval,
-    view::{Shown, View},
 };
 
 /// Points of a series at most.
@@ -41,14 +41,14 @@ static STREAMS: LazyLock<IntGauge> =
 /// What every handler can use.
 #[derive(Clone)]
 pub(crate) struct App {
-    view: View,
+    view: ReadModel,
     state: Arc<SharedState>,
     shutdown: Shutdown,
     streams: Arc<AtomicUsize>,
 }
 
 impl App {
-    pub(crate) fn new(view: View, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(view: ReadModel, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
         Self { view, state, shutdown, streams: Arc::default() }
     }
 }
@@ -95,17 +95,17 @@ struct PartitionBody {
     halted: Option<String>,
 }
 
-fn summary_body(shown: &Shown) -> SummaryBody {
-    let tally = &shown.tally;
-    let bands = tally.age_bands(Utc::now().year());
+fn summary_body(shown: &Snapshot) -> SummaryBody {
+    let counts = &shown.counts;
+    let bands = counts.age_bands(Utc::now().year());
     SummaryBody {
-        active_patients: tally.active,
-        created: tally.created,
-        updated: tally.updated,
-        deleted: tally.deleted,
-        unknown: tally.unknown,
+        active_patients: counts.active,
+        created: counts.created,
+        updated: counts.updated,
+        deleted: counts.deleted,
+        unknown: counts.unknown,
         age_bands: bands.into_iter().map(|(ages, patients)| BandBody { ages, patients }).collect(),
-        last_event_time: tally.last_event,
+        last_event_time: counts.last_event,
         partitions: shown
             .partitions
             .iter()
@@ -144,7 +144,7 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
     };
     let (from, to) = (query.parsed("from", date), query.parsed("to", date));
     let interval = query.finish(interval.unwrap_or(Interval::Month))?;
-    let series = request.state().view.read(|shown| shown.tally.registrations(interval, from, to));
+    let series = request.state().view.read(|shown| shown.counts.registrations(interval, from, to));
     if series.len() > MOST_POINTS {
         let detail =
             format!("That would be more than {MOST_POINTS} points; choose a shorter time or a longer interval.");
@@ -206,7 +206,7 @@ async fn stream(request: Request) -> Result<Response, Problem> {
         let _place = place;
         let _counted = metrics::count_in(&STREAMS);
         let send = or(events.closed(), send_summaries(&app.view, &events));
-        app.shutdown.or_stop(send).await;
+        app.shutdown.run_until_stopped(send).await;
     };
     runtime::spawn(send).detach();
     Ok(response)
@@ -230,7 +230,7 @@ impl Drop for Place {
 }
 
 /// Sends the summary now and with every change, until the client has gone.
-async fn send_summaries(view: &View, events: &EventSender) {
+async fn send_summaries(view: &ReadModel, events: &EventSender) {
     loop {
         let change = view.next_change();
         let body = view.read(summary_body);
@@ -240,6 +240,6 @@ async fn send_summaries(view: &View, events: &EventSender) {
         }
         smol::Timer::after(STREAM_PAUSE).await;
         // A change since the summary was read ends the wait at once; without one, the summary is sent again.
-        let _ = within(STREAM_SIGN, change).await;
+        let _ = timeout(STREAM_SIGN, change).await;
     }
 }

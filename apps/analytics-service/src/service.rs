@@ -2,16 +2,16 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use runtime::{Parts, Shutdown, Wake};
+use runtime::{Notify, Shutdown, TaskGroup};
 use web::{Component, Health};
 
 use crate::{
     Settings,
     dead_letters::Forwarder,
     http::{self, App},
-    intake::Intake,
+    ingest::Ingest,
+    read_model::{DeadLetters, ReadModel},
     state::SharedState,
-    view::{DeadLetters, View},
 };
 
 /// Time for the last transaction after the last request.
@@ -46,14 +46,14 @@ impl Service {
         let Self { server, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
-        let (view, wake) = (View::default(), Arc::new(Wake::new()));
+        let (view, wake) = (ReadModel::default(), Arc::new(Notify::new()));
         let health = health(&view, shutdown.clone());
         let app = App::new(view.clone(), state.clone(), shutdown.clone());
         let app = http::routes(app, settings.http.limits.in_flight).operations(health).build();
         let limit = settings.http.limits.drain + BACKGROUND_LIMIT;
 
-        let mut parts = Parts::new(shutdown.clone());
-        let intake = Intake::new(settings.clone(), state.clone(), view.clone(), wake.clone());
+        let mut parts = TaskGroup::new(shutdown.clone());
+        let intake = Ingest::new(settings.clone(), state.clone(), view.clone(), wake.clone());
         parts.start("http", server.serve(app, shutdown.clone()));
         parts.start("intake", intake.run(shutdown.clone()));
         parts.start("dead letters", Forwarder::new(state, settings, view).run(wake, shutdown));
@@ -61,7 +61,7 @@ impl Service {
     }
 }
 
-fn health(view: &View, shutdown: Shutdown) -> Health {
+fn health(view: &ReadModel, shutdown: Shutdown) -> Health {
     let (state, kafka, intake, letters) = (view.clone(), view.clone(), view.clone(), view.clone());
     Health::new(shutdown)
         .component("state", move || {

@@ -1,4 +1,4 @@
-//! The state: the tally, what is known of each patient, and the next offsets, in one SQLite file and one transaction.
+//! The state: the counts, what is known of each patient, and the next offsets, in one SQLite file and one transaction.
 //!
 //! The file is a cache of the topic. It is opened by one process at a time, and whatever goes wrong with it, it is opened
 //! anew and its positions tell what is still to be applied.
@@ -17,7 +17,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use codec::headers::Headers;
-use runtime::{Elapsed, within};
+use runtime::{Elapsed, timeout};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
@@ -28,8 +28,8 @@ use telemetry::metrics::{self, IntGauge};
 use uuid::Uuid;
 
 use self::encoding::{date_of, headers_of, year_of};
-pub use self::transaction::{Commit, Remember, Transaction};
-use crate::tally::Tally;
+pub use self::transaction::{Delta, Remember, Transaction};
+use crate::counts::Counts;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -71,8 +71,8 @@ pub struct Waiting {
 /// What the file says when it is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    /// The tally of everything applied.
-    pub tally: Tally,
+    /// The counts of everything applied.
+    pub counts: Counts,
     /// The position of each partition that was ever read.
     pub positions: BTreeMap<i32, SavedPosition>,
 }
@@ -205,15 +205,15 @@ impl State {
             .busy_timeout(Duration::from_secs(1))
             .pragma("wal_autocheckpoint", LOG_PAGES)
             .disable_statement_logging();
-        let mut connection = within(DEADLINE, options.connect()).await??;
+        let mut connection = timeout(DEADLINE, options.connect()).await??;
         let migrate = Box::pin(MIGRATIONS.run_direct(None, &mut connection, false));
-        let migrated = within(MIGRATION_DEADLINE, migrate).await?;
+        let migrated = timeout(MIGRATION_DEADLINE, migrate).await?;
         migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
         let load = async {
             columns::prepare(&mut connection).await?;
             load(&mut connection).await
         };
-        let saved = within(DEADLINE, Box::pin(load)).await??;
+        let saved = timeout(DEADLINE, Box::pin(load)).await??;
         let mut state = Self { connection, waiting: Waiting::default(), newest: 0 };
         state.count_waiting().await?;
         Ok((state, saved))
@@ -243,7 +243,7 @@ impl State {
             FROM dead_letters WHERE forwarded = 0 AND {condition}"
         );
         let count = query(AssertSqlSafe(sql)).bind(id);
-        let row = within(DEADLINE, count.fetch_one(&mut self.connection)).await??;
+        let row = timeout(DEADLINE, count.fetch_one(&mut self.connection)).await??;
         let waiting = Waiting { letters: row.try_get("letters")?, bytes: row.try_get("bytes")? };
         Ok((waiting, row.try_get("newest")?))
     }
@@ -259,7 +259,7 @@ impl State {
     /// # Errors
     /// If the state cannot be used.
     pub async fn begin(&mut self) -> Result<Transaction<'_>, StateError> {
-        Ok(Transaction(within(DEADLINE, self.connection.begin()).await??))
+        Ok(Transaction(timeout(DEADLINE, self.connection.begin()).await??))
     }
 
     /// The oldest dead letters that are not on their topic yet: so many, and of so many bytes, unless the first alone has
@@ -279,7 +279,7 @@ impl State {
             ) ORDER BY id"
         );
         let find = query(AssertSqlSafe(sql)).bind(limit).bind(bytes);
-        let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
+        let rows = timeout(DEADLINE, find.fetch_all(&mut self.connection)).await??;
         rows.iter().map(parked).collect()
     }
 
@@ -295,7 +295,7 @@ impl State {
         )
         .bind(before)
         .bind(limit);
-        let rows = within(DEADLINE, find.fetch_all(&mut self.connection)).await??;
+        let rows = timeout(DEADLINE, find.fetch_all(&mut self.connection)).await??;
         rows.iter().map(listed).collect()
     }
 
@@ -320,7 +320,7 @@ impl State {
                 .execute(&mut self.connection)
                 .await
         };
-        within(DEADLINE, work).await??;
+        timeout(DEADLINE, work).await??;
         self.set_waiting(self.waiting.letters - done.letters, self.waiting.bytes - done.bytes);
         Ok(())
     }
@@ -328,30 +328,30 @@ impl State {
     /// Closes the file, with everything in it.
     pub async fn close(self) {
         // Everything that matters was committed.
-        let _ = within(DEADLINE, self.connection.close()).await;
+        let _ = timeout(DEADLINE, self.connection.close()).await;
     }
 }
 
 async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
     let mut saved = Saved::default();
-    let tally = &mut saved.tally;
+    let counts = &mut saved.counts;
     for row in query("-- totals\nSELECT name, value FROM totals").fetch_all(&mut *connection).await? {
         let value: i64 = row.try_get("value")?;
         match row.try_get("name")? {
-            "active" => tally.active = value,
-            "created" => tally.created = value,
-            "updated" => tally.updated = value,
-            "deleted" => tally.deleted = value,
-            "unknown" => tally.unknown = value,
-            "last_event" => tally.last_event = DateTime::from_timestamp_millis(value),
+            "active" => counts.active = value,
+            "created" => counts.created = value,
+            "updated" => counts.updated = value,
+            "deleted" => counts.deleted = value,
+            "unknown" => counts.unknown = value,
+            "last_event" => counts.last_event = DateTime::from_timestamp_millis(value),
             _ => {}
         }
     }
     for row in query("-- births\nSELECT year, patients FROM births").fetch_all(&mut *connection).await? {
-        tally.births.insert(year_of(row.try_get("year")?), row.try_get("patients")?);
+        counts.births.insert(year_of(row.try_get("year")?), row.try_get("patients")?);
     }
     for row in query("-- registrations\nSELECT date, patients FROM registrations").fetch_all(&mut *connection).await? {
-        tally.registrations.insert(date_of(row.try_get("date")?), row.try_get("patients")?);
+        counts.registrations.insert(date_of(row.try_get("date")?), row.try_get("patients")?);
     }
     let positions = query("-- positions\nSELECT partition, next, last_timestamp, topic_id FROM positions");
     for row in positions.fetch_all(connection).await? {
@@ -449,7 +449,7 @@ mod tests {
     use testbed::Scratch;
 
     use super::*;
-    use crate::tally::Known;
+    use crate::counts::PatientState;
 
     #[test]
     fn a_state_of_the_first_schema_goes_on() {
@@ -472,12 +472,12 @@ mod tests {
             let (mut state, saved) = State::open(&file).await.unwrap();
             let position = SavedPosition { next: 7, last_timestamp: Some(8), topic_id: None };
             assert_eq!(saved.positions, BTreeMap::from([(1, position)]));
-            assert_eq!(saved.tally, Tally { created: 2, ..Tally::default() });
+            assert_eq!(saved.counts, Counts { created: 2, ..Counts::default() });
             let date = |text: &str| Some(text.parse::<NaiveDate>().unwrap());
             let expected = [
                 (
                     1,
-                    Known {
+                    PatientState {
                         version: i64::MAX,
                         active: true,
                         birth_year: Some(1969),
@@ -485,10 +485,10 @@ mod tests {
                         changed: None,
                     },
                 ),
-                (u128::MAX, Known::default()),
+                (u128::MAX, PatientState::default()),
                 (
                     2,
-                    Known {
+                    PatientState {
                         version: 3,
                         active: false,
                         birth_year: Some(-44),
@@ -517,7 +517,7 @@ mod tests {
                 error: String::new(),
             };
             let dead_letters = (0..).zip([900, 10, 10, 900, 10]).map(letter).collect();
-            let commit = Commit { dead_letters, ..Commit::default() };
+            let commit = Delta { dead_letters, ..Delta::default() };
             state.begin().await.unwrap().commit(&commit).await.unwrap();
             state.count_waiting().await.unwrap();
             // Headers take two bytes if there are none.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::account::InvalidField;
 
 /// The largest amount of one entry, in minor units. A balance of a billion such entries still fits an `i64`.
-pub const MOST: i64 = 1_000_000_000_000;
+pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
 /// The longest id of a transaction, in characters.
 const ID_LENGTH: usize = 64;
 
@@ -70,7 +70,7 @@ pub struct Entry {
     pub transaction_id: String,
     /// Its kind.
     pub kind: Kind,
-    /// Greater than zero, at most [`MOST`].
+    /// Greater than zero, at most [`MAX_AMOUNT`].
     pub amount: Money,
 }
 
@@ -84,7 +84,7 @@ impl Entry {
         if transaction_id.is_empty() || transaction_id.len() > ID_LENGTH || !visible {
             return Err(InvalidField { field: "transaction id", why: "must be 1 to 64 visible ASCII characters" });
         }
-        if !(1..=MOST).contains(&amount.amount) {
+        if !(1..=MAX_AMOUNT).contains(&amount.amount) {
             return Err(InvalidField { field: "amount", why: "must be from 1 to 1000000000000 minor units" });
         }
         if Currency::from_code(&amount.currency).is_none() {
@@ -121,11 +121,11 @@ mod tests {
     #[test]
     fn an_entry_is_checked_field_by_field() {
         assert!(parse("t-1", 1, "EUR").is_ok());
-        assert!(parse(&"t".repeat(64), MOST, "JPY").is_ok());
+        assert!(parse(&"t".repeat(64), MAX_AMOUNT, "JPY").is_ok());
         for wrong in ["", "t 1", "t\n", "naïve", &"t".repeat(65)] {
             assert_eq!(parse(wrong, 1, "EUR"), Err("transaction id"), "{wrong:?}");
         }
-        for wrong in [0, -1, MOST + 1, i64::MIN] {
+        for wrong in [0, -1, MAX_AMOUNT + 1, i64::MIN] {
             assert_eq!(parse("t-1", wrong, "EUR"), Err("amount"), "{wrong}");
         }
         for wrong in ["", "eur", "EURO", "ZZZ"] {

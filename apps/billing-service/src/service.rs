@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use ::grpc::{Routes, billing::billing_service_server::BillingServiceServer};
 use postgres::{Database, Migrator};
-use runtime::{Failure, Parts, Shutdown};
+use runtime::{Failure, Shutdown, TaskGroup};
 use web::{Component, Router};
 
 use crate::{Settings, grpc::Billing, store::Store};
@@ -70,7 +70,7 @@ impl Service {
         let billing = BillingServiceServer::new(Billing::new(Store::new(database.clone())));
         let routes = Routes::new(billing.max_decoding_message_size(MESSAGE_LIMIT));
 
-        let mut parts = Parts::new(shutdown.clone());
+        let mut parts = TaskGroup::new(shutdown.clone());
         parts.start("http", http.serve(app, shutdown.clone()));
         parts.start("database", watch_database(watched, serving.clone(), shutdown.clone()));
         let calls = grpc.serve(routes, serving, codec::billing::DESCRIPTORS, shutdown);
@@ -98,6 +98,6 @@ async fn watch_database(database: Database, serving: ::grpc::Health, shutdown: S
     while !shutdown.is_triggered() {
         let well = database.ping().await.is_ok();
         serving.set_serving(well && !shutdown.is_triggered()).await;
-        shutdown.or_stop(smol::Timer::after(WATCH)).await;
+        shutdown.run_until_stopped(smol::Timer::after(WATCH)).await;
     }
 }

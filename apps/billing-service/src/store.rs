@@ -3,7 +3,7 @@
 use std::{str::FromStr, sync::Arc};
 
 use postgres::{Batcher, Database, Error, PgRow, Row as _, query};
-use runtime::{Elapsed, within};
+use runtime::{Elapsed, timeout};
 use smol::lock::{Mutex, MutexGuard};
 use uuid::Uuid;
 
@@ -53,7 +53,7 @@ impl Store {
     /// If the database cannot do it.
     pub async fn open(&self, holder: &Holder) -> Result<(Account, bool), Error> {
         let database = self.database.with_one_deadline();
-        if let Some(account) = self.opener.with_one_deadline().ask(holder.clone()).await? {
+        if let Some(account) = self.opener.with_one_deadline().submit(holder.clone()).await? {
             return Ok((account, true));
         }
         // The insert has waited for whoever made it, so a new snapshot sees it; accounts are never deleted.
@@ -147,7 +147,7 @@ impl Store {
         let queue = &self.queues[patient_id.as_bytes()[15] as usize % self.queues.len()];
         let busy =
             |late: Elapsed| Error::Unavailable(format!("waiting for the account's other entries: {late}").into());
-        within(self.database.acquire_limit(), queue.lock()).await.map_err(busy)
+        timeout(self.database.acquire_limit(), queue.lock()).await.map_err(busy)
     }
 
     /// At most `limit` entries after a position, in order.

@@ -45,12 +45,12 @@ impl CompletedTaskDeleter {
         let (mut done, mut backoff) = (Vec::new(), Backoff::new(LINGER, MAX_BACKOFF));
         while !shutdown.is_triggered() {
             if done.is_empty() {
-                let Some(Ok(first)) = shutdown.or_stop(self.0.recv()).await else { break };
+                let Some(Ok(first)) = shutdown.run_until_stopped(self.0.recv()).await else { break };
                 done.push(first);
                 backoff.reset();
             }
             // More come meanwhile, and go with it.
-            shutdown.or_stop(backoff.pause()).await;
+            shutdown.run_until_stopped(backoff.pause()).await;
             // A failure is an outage, which `Database` logs.
             let _ = self.delete(&tasks, &mut done).await;
         }

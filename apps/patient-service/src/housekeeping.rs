@@ -15,7 +15,7 @@ const BATCH: i64 = 1000;
 
 /// Forgets idempotency keys that are older than `retention`, until the shutdown.
 pub(crate) async fn run(store: Store, retention: Duration, shutdown: Shutdown) {
-    while shutdown.or_stop(smol::Timer::after(INTERVAL)).await.is_some() {
+    while shutdown.run_until_stopped(smol::Timer::after(INTERVAL)).await.is_some() {
         // A database that is away is asked again a minute later.
         let Ok(ClockLook { keys_expired_before, step }) = store.look_at_clock(retention, MAX_GAP).await else {
             continue;

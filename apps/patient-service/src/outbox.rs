@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use codec::{
-    event::{Event, Kind},
-    partition::key_hash,
-};
+use codec::event::{Event, Kind};
+use kafka::partitioner::key_hash;
 use postgres::{Database, Error, PgConnection, Row as _, query};
 use telemetry::TraceContext;
 use uuid::Uuid;
@@ -15,7 +13,7 @@ use crate::patient::Patient;
 
 /// An event about to be stored.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct NewEvent {
     /// Whom it happened to.
     pub patient_id: Uuid,
     /// Of the patient's id, as Kafka's partitioner has it.
@@ -30,7 +28,7 @@ pub struct Outgoing {
     pub traceparent: String,
 }
 
-impl Outgoing {
+impl NewEvent {
     /// The event of a change that left the patient like this. A deletion's carries neither name nor email.
     pub fn of(patient: &Patient, kind: Kind, trace: TraceContext) -> Self {
         let event_id = Uuid::now_v7();
@@ -61,7 +59,7 @@ impl Outgoing {
 ///
 /// # Errors
 /// If the database cannot do it.
-pub async fn enqueue(transaction: &mut PgConnection, event: &Outgoing) -> Result<(), sqlx::Error> {
+pub async fn enqueue(transaction: &mut PgConnection, event: &NewEvent) -> Result<(), sqlx::Error> {
     query(
         "-- enqueue event
         INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use grpc::{CallError, Code, FailureKind};
-use runtime::{Backoff, Shutdown, Wake, within};
+use runtime::{Backoff, Notify, Shutdown, timeout};
 use telemetry::{
     Span, TraceContext,
     metrics::{self, IntCounterVec, IntGauge},
@@ -133,12 +133,12 @@ impl Reconciler {
     }
 
     /// Does step after step until the shutdown. `wake` cuts the pauses short.
-    pub async fn run(self, wake: Arc<Wake>, shutdown: Shutdown) {
+    pub async fn run(self, wake: Arc<Notify>, shutdown: Shutdown) {
         let work = async {
             loop {
                 let full = matches!(self.step().await, Ok(tried) if tried as i64 == MAX_CONCURRENT);
                 if !full {
-                    let _ = within(POLL_INTERVAL, wake.wait()).await;
+                    let _ = timeout(POLL_INTERVAL, wake.wait()).await;
                 }
             }
         };
@@ -152,7 +152,7 @@ impl Reconciler {
             }
         };
         // A claim that is broken off here ends by itself.
-        shutdown.or_stop(futures_lite::future::or(work, tell)).await;
+        shutdown.run_until_stopped(futures_lite::future::or(work, tell)).await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::{NaiveDate, TimeDelta, Utc};
-use runtime::Wake;
+use runtime::Notify;
 use sha2::{Digest as _, Sha256};
 use telemetry::TraceContext;
 use uuid::Uuid;
@@ -31,7 +31,7 @@ pub struct Registry {
     billing: Arc<Billing>,
     completed: CompletedTasks,
     relay: RelayWaker,
-    reconciler: Arc<Wake>,
+    reconciler: Arc<Notify>,
 }
 
 /// A patient just registered, or registered before by the same request.
@@ -96,7 +96,7 @@ impl Registry {
         billing: Arc<Billing>,
         completed: CompletedTasks,
         relay: RelayWaker,
-        reconciler: Arc<Wake>,
+        reconciler: Arc<Notify>,
     ) -> Self {
         Self { store, billing, completed, relay, reconciler }
     }

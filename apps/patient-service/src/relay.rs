@@ -18,9 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::partition;
 use kafka::Producer;
-use runtime::{Backoff, Shutdown, Wake, within};
+use kafka::partitioner;
+use runtime::{Backoff, Notify, Shutdown, timeout};
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
 
 use self::{
@@ -37,17 +37,17 @@ const MAX_ROWS: i64 = 1000;
 /// Reads of the outbox in one step: one more if it turns out to be another outbox, and one if a connection was stale.
 const MAX_READS: usize = 3;
 /// Poll interval for events written by other replicas, which wake nobody here.
-const LOOK: Duration = Duration::from_millis(500);
-/// The quick look, for as long as there has been something within [`BUSY`]: other replicas are at work too.
-const QUICK_LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// The shorter poll interval, for as long as there has been something within [`BUSY`]: other replicas are at work too.
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const BUSY: Duration = Duration::from_secs(1);
 /// Steps that have something to send begin so far apart at least. A step costs a statement, a request and fetches, however
 /// little it carries; one that comes alone does not wait.
 const PACE: Duration = Duration::from_millis(10);
 /// Pauses after failures.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often the backlog is told, and a quiet broker is asked for a sign of life.
-const TELL: Duration = Duration::from_secs(2);
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 static PUBLISHED: LazyLock<IntCounter> =
@@ -253,7 +253,7 @@ impl Relay {
         let largest = left.last().copied();
         let mut batches = BTreeMap::<i32, Batch>::new();
         for event in events {
-            batches.entry(partition::of_hash(event.key_hash, partitions)).or_default().add(event);
+            batches.entry(partitioner::of_hash(event.key_hash, partitions)).or_default().add(event);
         }
         // A partition that failed and has nothing left to send has no trouble any more.
         self.failing.retain(|partition, failing| failing.until > now || batches.contains_key(partition));
@@ -375,7 +375,7 @@ impl Relay {
     /// Leaves a partition out for a while.
     fn fail(&mut self, partition: i32, trouble: Trouble) {
         let failing = self.failing.entry(partition).or_insert_with(|| Failing {
-            backoff: Backoff::new(PAUSES.0, PAUSES.1),
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
             until: Instant::now(),
             trouble: trouble.clone(),
         });
@@ -439,10 +439,10 @@ impl Relay {
     }
 
     async fn steps(&mut self, waker: &RelayWaker, shutdown: &Shutdown) {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let (mut last_busy, mut last_sign, mut last_told) = (Instant::now(), Instant::now(), None::<Instant>);
         while !shutdown.is_triggered() {
-            if last_told.is_none_or(|told| told.elapsed() > TELL) {
+            if last_told.is_none_or(|told| told.elapsed() > REPORT_INTERVAL) {
                 last_told = Some(Instant::now());
                 self.report_backlog().await;
             }
@@ -466,7 +466,7 @@ impl Relay {
                         let sign = kafka::partitions(kafka, topic).await;
                         self.broker.report(self.shard, sign.err().as_ref().map(Trouble::from));
                     }
-                    if now.duration_since(last_busy) < BUSY { QUICK_LOOK } else { LOOK }
+                    if now.duration_since(last_busy) < BUSY { BUSY_POLL_INTERVAL } else { POLL_INTERVAL }
                 }
                 Err(StepError::Kafka(error)) => {
                     let trouble = self.trouble().unwrap_or_else(|| Trouble::from(&error));
@@ -482,12 +482,12 @@ impl Relay {
                 }
                 Err(StepError::NotLeased) => {
                     self.broker.report(self.shard, None);
-                    (self.settings.lease / 10).min(LOOK)
+                    (self.settings.lease / 10).min(POLL_INTERVAL)
                 }
             };
-            let wait = within(pause, waker.wait(self.shard));
+            let wait = timeout(pause, waker.wait(self.shard));
             // The outcome does not matter: time, a tap, or the end.
-            let _ = shutdown.or_stop(wait).await;
+            let _ = shutdown.run_until_stopped(wait).await;
         }
     }
 }
@@ -495,7 +495,7 @@ impl Relay {
 /// Takes the lease, and renews it for as long as it is polled.
 async fn keep_lease(lease: Lease, shard: i32, waker: RelayWaker) {
     let mut held = false;
-    let mut backoff = Backoff::new(PAUSES.0, lease.renewal_interval());
+    let mut backoff = Backoff::new(BACKOFF.0, lease.renewal_interval());
     loop {
         let renewed = lease.hold().await;
         let holds = lease.is_ours();
@@ -519,17 +519,17 @@ async fn keep_lease(lease: Lease, shard: i32, waker: RelayWaker) {
 
 /// Wakes the relays of this instance when there is something to publish.
 #[derive(Clone, Debug)]
-pub struct RelayWaker(Arc<[Wake]>);
+pub struct RelayWaker(Arc<[Notify]>);
 
 impl RelayWaker {
     /// For the relays of this many shards.
     pub fn new(shards: i32) -> Self {
-        Self((0..shards).map(|_| Wake::new()).collect())
+        Self((0..shards).map(|_| Notify::new()).collect())
     }
 
     /// Wakes them all: which shard an event belongs to is theirs to know. Never waits.
     pub fn notify(&self) {
-        self.0.iter().for_each(Wake::notify);
+        self.0.iter().for_each(Notify::notify);
     }
 
     async fn wait(&self, shard: i32) {

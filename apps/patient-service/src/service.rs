@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use postgres::{Database, Migrator};
-use runtime::{Failure, Parts, Shutdown, Wake};
+use runtime::{Failure, Notify, Shutdown, TaskGroup};
 use web::{Component, Health};
 
 use crate::{
@@ -70,7 +70,7 @@ impl Service {
         let for_leases = database.reserve("leases", LEASE_CONNECTIONS);
         let outbox = Outbox::new(database.reserve("relay", relay_connections)).with_leases_on(for_leases);
         let (store, tasks) = (Store::new(database.clone()), BillingTasks::new(for_tasks.clone()));
-        let (wake_relays, wake_reconciler) = (RelayWaker::new(settings.relay.shards), Arc::new(Wake::new()));
+        let (wake_relays, wake_reconciler) = (RelayWaker::new(settings.relay.shards), Arc::new(Notify::new()));
         let (completed, completed_task_deleter) = completed_tasks();
         let registry = Registry::new(store, billing.clone(), completed, wake_relays.clone(), wake_reconciler.clone());
         let broker = BrokerState::default();
@@ -81,7 +81,7 @@ impl Service {
         // The background goes on until the last request has been answered.
         let background = Shutdown::new();
         let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
-        let mut parts = Parts::new(shutdown.clone());
+        let mut parts = TaskGroup::new(shutdown.clone());
         let serve = {
             let (shutdown, background) = (shutdown.clone(), background.clone());
             async move {

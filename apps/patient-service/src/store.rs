@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     billing_tasks,
-    outbox::{self, Outgoing},
+    outbox::{self, NewEvent},
     patient::{Details, Patient},
 };
 
@@ -112,8 +112,8 @@ impl Store {
         billing_after: std::time::Duration,
         trace: TraceContext,
     ) -> Result<(), StoreError> {
-        let event = Outgoing::of(&patient, Kind::Created, trace);
-        Ok(self.inserter.ask(insert::New { patient, event, key, billing_after }).await?)
+        let event = NewEvent::of(&patient, Kind::Created, trace);
+        Ok(self.inserter.submit(insert::New { patient, event, key, billing_after }).await?)
     }
 
     /// A patient.
@@ -121,7 +121,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn find(&self, id: Uuid) -> Result<Option<Patient>, Error> {
-        self.finder.ask(id).await
+        self.finder.submit(id).await
     }
 
     /// Replaces a patient's data if the version is one that the change is for, with the event of it.
@@ -157,7 +157,7 @@ impl Store {
             let Some(row) = row else { return missing(transaction, id).await };
             let patient = patient(&row)?;
             // The row is locked until the commit, so that the ids of a patient's events grow with its versions.
-            outbox::enqueue(transaction, &Outgoing::of(&patient, Kind::Updated, trace)).await?;
+            outbox::enqueue(transaction, &NewEvent::of(&patient, Kind::Updated, trace)).await?;
             Ok(Change::Done(patient))
         });
         Ok(update.await?)
@@ -188,7 +188,7 @@ impl Store {
             .await?;
             let Some(row) = row else { return missing(transaction, id).await };
             let patient = patient(&row)?;
-            outbox::enqueue(transaction, &Outgoing::of(&patient, Kind::Deleted, trace)).await?;
+            outbox::enqueue(transaction, &NewEvent::of(&patient, Kind::Deleted, trace)).await?;
             billing_tasks::enqueue_close(transaction, &patient, trace).await?;
             Ok(Change::Done(()))
         });

@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDate};
 use codec::{
     event::{Event, Kind, Received},
-    headers, partition,
+    headers,
 };
 use divan::{Bencher, black_box};
 use uuid::Uuid;
@@ -43,9 +43,4 @@ fn decode(bencher: Bencher<'_, '_>) {
 fn headers_of_an_event() -> headers::Headers {
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     headers::of_event(black_box(ID), Kind::Created, event().time, Some(traceparent))
-}
-
-#[divan::bench]
-fn partition_of_a_key() -> i32 {
-    partition::of_hash(partition::key_hash(black_box(b"0190a4c8-9a3b-7c1d-8e2f-3a4b5c6d7e8f")), 12)
 }

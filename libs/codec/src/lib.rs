@@ -3,13 +3,11 @@
 //! - [`event`]: what patient-service publishes and analytics-service reads;
 //! - [`headers`]: the CloudEvents headers of a record;
 //! - [`dead_letter`]: what the headers of a dead letter say;
-//! - [`partition`]: which partition a key belongs to, as Java's client has it;
 //! - [`billing`]: the messages of the billing service.
 
 pub mod dead_letter;
 pub mod event;
 pub mod headers;
-pub mod partition;
 
 #[expect(missing_docs, reason = "generated; the documentation is in protos/billing_service.proto")]
 pub mod billing {

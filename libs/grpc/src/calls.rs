@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 use tonic::Status;
 
@@ -81,7 +81,7 @@ impl Calls {
         match self.places.try_acquire_arc() {
             Some(place) => Ok(place),
             None => {
-                let turn = within(self.limits.turn_wait, self.places.acquire_arc());
+                let turn = timeout(self.limits.turn_wait, self.places.acquire_arc());
                 turn.await.map_err(|_| exhausted())
             }
         }

@@ -6,7 +6,7 @@ use std::{
 
 use async_compat::Compat;
 use config::{Authority, Bounded, HostPort, Reader};
-use runtime::{Backoff, within};
+use runtime::{Backoff, timeout};
 use telemetry::{
     Propagated, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec, IntGaugeVec},
@@ -25,7 +25,7 @@ const DEFAULT_PORT: u16 = 9001;
 /// Attempts at one call, the first one included.
 const ATTEMPTS: u32 = 3;
 /// The first pause between attempts, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(200));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(200));
 /// A connection that takes longer to be made is given up.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How often a quiet connection is asked for a sign of life while calls wait, and how long it may take: a peer that
@@ -131,9 +131,9 @@ impl Client {
         let result = match self.breaker.admit(started) {
             Some(admission) => {
                 let attempts = Compat::new(self.attempts(started, method, trace, attempt));
-                let result = within(self.settings.deadline, attempts).await;
+                let result = timeout(self.settings.deadline, attempts).await;
                 let result = result.unwrap_or(Err(CallError::Late(self.settings.deadline)));
-                self.tell_breaker(admission, result.as_ref().err());
+                self.report_to_breaker(admission, result.as_ref().err());
                 result
             }
             None => Err(CallError::BreakerOpen),
@@ -157,7 +157,7 @@ impl Client {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         for number in 1.. {
             let left = self.settings.deadline.saturating_sub(started.elapsed());
             let outgoing = Outgoing { channel: self.channel.clone(), left, trace: trace.child() };
@@ -191,7 +191,7 @@ impl Client {
         unreachable!("the last attempt returns")
     }
 
-    fn tell_breaker(&self, admission: Admission, error: Option<&CallError>) {
+    fn report_to_breaker(&self, admission: Admission, error: Option<&CallError>) {
         let (peer, address) = (self.settings.peer, &self.settings.address);
         match error {
             Some(error) if error.kind() == FailureKind::Unavailable => {

@@ -11,7 +11,7 @@ use std::{
 use config::Reader;
 use futures_lite::future::or;
 use hyper::{server::conn::http2, service::service_fn};
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use smol::{Async, net::TcpStream};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 use telemetry::metrics::{self, IntGauge};
@@ -126,13 +126,13 @@ impl Server {
                 calls.break_off_overdue();
             }
         };
-        shutdown.or_stop(or(serve.accept(&listener), look_over)).await;
+        shutdown.run_until_stopped(or(serve.accept(&listener), look_over)).await;
         drop(listener);
         for name in ["", health.name] {
             health.reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
         // A client that keeps its connection open, or an answer's reader that takes nothing, could hold the end up for ever.
-        if within(drain, connections.all_closed()).await.is_err() {
+        if timeout(drain, connections.all_closed()).await.is_err() {
             tracing::warn!(connections = connections.count(), "gRPC calls broken off by the end of the drain");
             connections.close_all();
         }

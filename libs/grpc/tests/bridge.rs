@@ -187,7 +187,7 @@ fn an_outage_opens_the_breaker_and_the_peers_return_closes_it() {
         let health = Health::not_serving("BillingService").await;
         let routes = Routes::new(BillingServiceServer::new(Scripted::default()));
         let serving = runtime::spawn(server.serve(routes, health, DESCRIPTORS, shutdown.clone()));
-        let healed = runtime::within(Duration::from_secs(20), async {
+        let healed = runtime::timeout(Duration::from_secs(20), async {
             while create(&client, "", TraceContext::root()).await.is_err() {
                 smol::Timer::after(Duration::from_millis(50)).await;
             }

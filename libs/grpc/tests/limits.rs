@@ -27,7 +27,7 @@ use testbed::http2::{Connection, DATA, END_HEADERS, Frame, HEADERS, RST_STREAM, 
 const CREATE: &str = "/BillingService/CreateBillingAccount";
 const LIST: &str = "/BillingService/ListTransactions";
 /// How long a test waits for what is going to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Long, where it is not the limit that a test is about.
 const LONG: Duration = Duration::from_secs(120);
 
@@ -122,7 +122,7 @@ fn limited(limit: u8) -> Vec<u8> {
 /// The last frame of a stream.
 async fn end(connection: &mut Connection, stream: u32) -> Frame {
     loop {
-        let frame = connection.receive(PATIENCE).await.unwrap().expect("the connection is open");
+        let frame = connection.receive(TIMEOUT).await.unwrap().expect("the connection is open");
         if frame.stream == stream && frame.is_end() {
             return frame;
         }
@@ -153,7 +153,7 @@ fn a_deadline_that_runs_out_is_deadline_exceeded_before_and_within_an_answer() {
         // Its reader has no room until long after the deadline.
         let mut slow = Connection::begin(address, 100).await.unwrap();
         slow.call(1, LIST, &soon, &limited(0)).await.unwrap();
-        while slow.receive(PATIENCE).await.unwrap().unwrap().kind != DATA {}
+        while slow.receive(TIMEOUT).await.unwrap().unwrap().kind != DATA {}
         smol::Timer::after(Duration::from_millis(200)).await;
         slow.widen(0, 1 << 20).await.unwrap();
         slow.widen(1, 1 << 20).await.unwrap();
@@ -182,7 +182,7 @@ fn connections_are_bounded_and_the_least_used_gives_way() {
         }
         assert_eq!(is_answered(address).await, Some(Code::Ok), "there is a place for another one");
         for connection in &mut idle[..16] {
-            connection.until_closed(PATIENCE).await.unwrap();
+            connection.until_closed(TIMEOUT).await.unwrap();
         }
         busy.call(3, CREATE, &[], &named("Jane Doe")).await.unwrap();
         assert_eq!(code(&end(&mut busy, 3).await), Some(Code::Ok), "one with a call at work stays");
@@ -196,8 +196,8 @@ fn a_connection_that_does_not_begin_is_closed() {
         let mut half = Connection::open(address).await.unwrap();
         half.send(&testbed::http2::PREFACE[..20]).await.unwrap();
         let mut begun = Connection::begin(address, 1 << 16).await.unwrap();
-        silent.until_closed(PATIENCE).await.unwrap();
-        half.until_closed(PATIENCE).await.unwrap();
+        silent.until_closed(TIMEOUT).await.unwrap();
+        half.until_closed(TIMEOUT).await.unwrap();
         begun.call(1, CREATE, &[], &named("Jane Doe")).await.unwrap();
         assert_eq!(code(&end(&mut begun, 1).await), Some(Code::Ok));
     });
@@ -211,9 +211,9 @@ fn a_head_that_does_not_end_and_a_client_that_is_gone_end_with_the_keep_alive() 
         let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
         // No END_HEADERS: until a CONTINUATION comes, the client cannot even answer a ping.
         connection.frame(HEADERS, 0, 1, &head(CREATE, &[])).await.unwrap();
-        connection.until_closed(PATIENCE).await.unwrap();
+        connection.until_closed(TIMEOUT).await.unwrap();
         let mut silent = Connection::begin(address, 1 << 16).await.unwrap();
-        silent.until_closed(PATIENCE).await.unwrap();
+        silent.until_closed(TIMEOUT).await.unwrap();
         // One that answers pings stays.
         let mut idle = Connection::begin(address, 1 << 16).await.unwrap();
         let received = idle.receive(Duration::from_secs(2)).await;
@@ -256,7 +256,7 @@ fn requests_that_are_incomplete_keep_no_other_out_and_their_bytes_are_bounded() 
                     given_up += u32::from(frame.grpc_status().is_some());
                 }
             }
-            assert!(started.elapsed() < PATIENCE, "{given_up} were given up");
+            assert!(started.elapsed() < TIMEOUT, "{given_up} were given up");
         }
         // The window of a stream is the server's from the acknowledgement of its settings on.
         let mut large = Connection::begin(address, 1 << 16).await.unwrap();
@@ -266,7 +266,7 @@ fn requests_that_are_incomplete_keep_no_other_out_and_their_bytes_are_bounded() 
         let refused = loop {
             large.frame(DATA, 0, 3, &[0; 14_000]).await.unwrap();
             let frame = loop {
-                let frame = large.receive(PATIENCE).await.unwrap().expect("the connection is open");
+                let frame = large.receive(TIMEOUT).await.unwrap().expect("the connection is open");
                 if frame.stream == 3 {
                     break frame;
                 }
@@ -312,7 +312,7 @@ fn answers_whose_readers_take_nothing_are_broken_off_and_never_end_well() {
         for stream in [1, 3, 5] {
             connection.call(stream, LIST, &[], &limited(0)).await.unwrap();
             loop {
-                let frame = connection.receive(PATIENCE).await.unwrap().unwrap();
+                let frame = connection.receive(TIMEOUT).await.unwrap().unwrap();
                 if frame.stream == stream && frame.kind == DATA {
                     break;
                 }

@@ -11,7 +11,7 @@ use kafka_protocol::{
     messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader},
     protocol::{Decodable, Encodable as _, HeaderVersion as _, StrBytes},
 };
-use runtime::within;
+use runtime::timeout;
 use smol::{
     Timer,
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -311,5 +311,5 @@ async fn connect(address: &Address, deadline: Deadline) -> Result<TcpStream, Unr
 }
 
 async fn in_time<T>(deadline: Deadline, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    within(deadline.left(), work).await.unwrap_or_else(|elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)))
+    timeout(deadline.left(), work).await.unwrap_or_else(|elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)))
 }

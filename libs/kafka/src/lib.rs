@@ -9,7 +9,8 @@
 //! version that both ends speak. Tested are Apache Kafka 3.9 and 4.1, and Nisshi; from Apache Kafka 0.11 on, every broker
 //! has versions that this client speaks.
 //!
-//! Every call has a deadline, for all that belongs to it: finding who leads, connecting, asking. A connection that failed is thrown away, and what was known of who leads is asked anew.
+//! Every call has a deadline, for all that belongs to it: finding who leads, connecting, asking. A connection that failed is
+//! thrown away, and what was known of who leads is asked anew.
 //! rskafka has no time-outs of its own and retries for minutes, so each of its clients serves one call.
 //!
 //! # Quotas
@@ -41,6 +42,7 @@ mod fetch_answer;
 mod leader;
 mod malformed;
 mod memory;
+pub mod partitioner;
 mod producer;
 mod record;
 mod records;

@@ -46,7 +46,7 @@ const TOPIC: i8 = 2;
 const TRANSACTION: i8 = 1;
 /// How long the coordinator of transactions may take to be there, and the end of the transaction before.
 const COORDINATOR_LIMIT: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a producer of transactions may be used.
 const TEST_LIMIT: Duration = Duration::from_secs(600);
 
@@ -229,7 +229,7 @@ impl TransactionalProducer {
             if !is_coming || started.elapsed() > COORDINATOR_LIMIT {
                 return Err(outcome(code).err().unwrap_or(Malformed::Answer.into()));
             }
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         };
         Ok(Self { settings, connection, id, producer, sequences: BTreeMap::new() })
     }
@@ -258,7 +258,7 @@ impl TransactionalProducer {
                 outcome(code)?;
                 break;
             }
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
         let sequence = self.sequences.entry((topic.to_owned(), partition)).or_default();
         let sender =

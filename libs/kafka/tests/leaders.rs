@@ -18,7 +18,7 @@ const REST: Duration = Duration::from_secs(1);
 /// How long a fetch waits for a record.
 const WAIT: Duration = Duration::from_millis(200);
 /// How long a test waits for what is going to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Each node leads half of them.
 const PARTITIONS: i32 = 2;
 const BATCH: u32 = 3;
@@ -165,7 +165,7 @@ async fn both_get_on(shared: &Shared) {
 }
 
 async fn until(what: &str, happened: impl AsyncFn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !happened().await {
         assert!(Instant::now() < end, "it has not happened: {what}");
         smol::Timer::after(PAUSE).await;

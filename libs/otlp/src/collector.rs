@@ -1,6 +1,6 @@
 //! One request to a collector.
 
-use runtime::within;
+use runtime::timeout;
 use surf::{Client, StatusCode, http::headers::CONTENT_TYPE};
 
 use crate::{connection::OneConnection, settings::Destination};
@@ -37,7 +37,7 @@ impl Collector {
     /// # Errors
     /// Why there is no answer.
     pub(crate) async fn post(&self, message: &[u8]) -> Result<Answer, String> {
-        match within(self.destination.timeout, Box::pin(self.post_without_limit(message))).await {
+        match timeout(self.destination.timeout, Box::pin(self.post_without_limit(message))).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(elapsed) => Err(elapsed.to_string()),
         }

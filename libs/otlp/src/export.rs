@@ -9,7 +9,7 @@ use std::{
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::{Resource, error::OTelSdkResult};
 use prost::Message as _;
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use smol::{Task, Timer};
 use telemetry::{log, metrics, sampler, span};
 
@@ -27,7 +27,7 @@ pub async fn exporting<T>(settings: Settings, work: impl Future<Output = T>) -> 
     let exports = Exports::start(settings, &stop);
     let outcome = work.await;
     stop.trigger();
-    if !within(FLUSH_LIMIT, exports.end()).await.unwrap_or(false) {
+    if !timeout(FLUSH_LIMIT, exports.end()).await.unwrap_or(false) {
         tracing::warn!("the last spans, metrics and log lines were not delivered in time");
     }
     outcome
@@ -92,7 +92,7 @@ impl Exports {
 async fn snapshots(delivery: Delivery, resource: messages::Attributes, interval: Duration, stop: Shutdown) {
     let started = SystemTime::now();
     while !stop.is_triggered() {
-        stop.or_stop(Timer::after(interval)).await;
+        stop.run_until_stopped(Timer::after(interval)).await;
         let families = metrics::gather();
         let points = families.iter().map(|family| family.get_metric().len() as u64).sum();
         let message = messages::metrics(&resource, &families, started, SystemTime::now()).encode_to_vec();

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use runtime::within;
+use runtime::timeout;
 use smol::channel::{self, Receiver, Sender};
 use telemetry::{Span, span::Kind};
 
@@ -20,7 +20,7 @@ const AT_ONCE: usize = 2;
 const MAX_WAITING_STATEMENTS: usize = 16;
 
 /// A statement that does for many what they have asked for.
-pub trait Statement: Send + Sync + 'static {
+pub trait BatchStatement: Send + Sync + 'static {
     /// What one asks for.
     type Request: Send + Sync + 'static;
     /// What one is told.
@@ -28,7 +28,7 @@ pub trait Statement: Send + Sync + 'static {
     /// The name of the span that each request has.
     const NAME: &'static str;
     /// Requests that one statement takes, at most.
-    const MOST: usize;
+    const MAX_REQUESTS: usize;
 
     /// Does it for all or, if it fails, for none of them; gives an answer for each, in their order.
     fn execute(
@@ -42,39 +42,39 @@ pub trait Statement: Send + Sync + 'static {
 /// statement begins at once.
 ///
 /// A request that makes a statement fail does not harm the others: each is then done by itself.
-pub struct Batcher<S: Statement> {
+pub struct Batcher<S: BatchStatement> {
     database: Database,
     queue: Arc<Mutex<Queue<S>>>,
     /// When whoever asks wants an answer at the latest, if that is not measured for each request alone.
     until: Option<Instant>,
 }
 
-struct Queue<S: Statement> {
+struct Queue<S: BatchStatement> {
     waiting: Vec<Waiting<S>>,
     /// Statements under way.
     running: usize,
 }
 
 /// A request, and who waits for its answer.
-struct Waiting<S: Statement> {
+struct Waiting<S: BatchStatement> {
     request: S::Request,
     since: Instant,
     answer: Sender<Result<S::Answer, Error>>,
 }
 
-impl<S: Statement> Clone for Batcher<S> {
+impl<S: BatchStatement> Clone for Batcher<S> {
     fn clone(&self) -> Self {
         Self { database: self.database.clone(), queue: self.queue.clone(), until: self.until }
     }
 }
 
-impl<S: Statement> fmt::Debug for Batcher<S> {
+impl<S: BatchStatement> fmt::Debug for Batcher<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batcher").field("database", &self.database).finish_non_exhaustive()
     }
 }
 
-impl<S: Statement> Batcher<S> {
+impl<S: BatchStatement> Batcher<S> {
     /// A batcher for statements on this database.
     pub fn new(database: Database) -> Self {
         Self { database, queue: Arc::new(Mutex::new(Queue { waiting: Vec::new(), running: 0 })), until: None }
@@ -90,7 +90,7 @@ impl<S: Statement> Batcher<S> {
     ///
     /// # Errors
     /// Why this request could not be done, or why the database could do none; [`Error::QueueFull`] if too many wait.
-    pub async fn ask(&self, request: S::Request) -> Result<S::Answer, Error> {
+    pub async fn submit(&self, request: S::Request) -> Result<S::Answer, Error> {
         // The statement belongs to many requests, and each has a span of its own for it.
         let mut span = Span::child(Kind::Client, S::NAME);
         span.set("db.system.name", "postgresql");
@@ -101,7 +101,7 @@ impl<S: Statement> Batcher<S> {
                 // Those before it may wait for a database that says nothing.
                 let limit = self.database.work_limit();
                 let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
-                let answer = within(left.map_or(limit, |left| left.min(limit)), answered.recv()).await;
+                let answer = timeout(left.map_or(limit, |left| left.min(limit)), answered.recv()).await;
                 let answer = answer.map_err(|late| Error::Unavailable(late.to_string().into()));
                 let broken_off = |_| Error::Unavailable("the statement was broken off".into());
                 answer.and_then(|answer| answer.map_err(broken_off)).flatten()
@@ -117,11 +117,11 @@ impl<S: Statement> Batcher<S> {
 
     fn enqueue(&self, request: S::Request) -> Result<Receiver<Result<S::Answer, Error>>, Error> {
         let mut queue = self.lock();
-        if queue.waiting.len() >= S::MOST * MAX_WAITING_STATEMENTS {
+        if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             // Those who have gone keep no place.
             queue.waiting.retain(|one| !one.answer.is_closed());
         }
-        if queue.waiting.len() >= S::MOST * MAX_WAITING_STATEMENTS {
+        if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             return Err(Error::QueueFull);
         }
         let (answer, answered) = channel::bounded(1);
@@ -142,7 +142,7 @@ impl<S: Statement> Batcher<S> {
     /// Those who have waited longest; others than these wait for a later statement.
     fn take(&self) -> Vec<Waiting<S>> {
         let mut queue = self.lock();
-        let count = queue.waiting.len().min(S::MOST);
+        let count = queue.waiting.len().min(S::MAX_REQUESTS);
         let rest = queue.waiting.split_off(count);
         std::mem::replace(&mut queue.waiting, rest)
     }
@@ -181,7 +181,7 @@ impl<S: Statement> Batcher<S> {
     }
 }
 
-async fn alone<S: Statement>(database: Database, request: S::Request, answer: Sender<Result<S::Answer, Error>>) {
+async fn alone<S: BatchStatement>(database: Database, request: S::Request, answer: Sender<Result<S::Answer, Error>>) {
     let result = S::execute(&database, &[request]).await;
     tell(&answer, result.and_then(|answers| answers.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))));
 }
@@ -192,9 +192,9 @@ fn tell<T>(answer: &Sender<Result<T, Error>>, result: Result<T, Error>) {
 }
 
 /// A place among the statements under way, given back whatever happens.
-struct Running<S: Statement>(Batcher<S>);
+struct Running<S: BatchStatement>(Batcher<S>);
 
-impl<S: Statement> Running<S> {
+impl<S: BatchStatement> Running<S> {
     async fn answer_all(self) {
         loop {
             let waiting = self.0.take();
@@ -206,7 +206,7 @@ impl<S: Statement> Running<S> {
     }
 }
 
-impl<S: Statement> Drop for Running<S> {
+impl<S: BatchStatement> Drop for Running<S> {
     fn drop(&mut self) {
         self.0.lock().running -= 1;
         // Somebody may have come after the last look.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use runtime::{Backoff, Shutdown, within};
+use runtime::{Backoff, Shutdown, timeout};
 use sqlx::{
     Connection as _, PgConnection,
     migrate::{MigrateError, Migrator},
@@ -124,7 +124,7 @@ impl Database {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut reasons: Vec<String> = Vec::new();
         loop {
-            match within(MIGRATION_LIMIT, Box::pin(self.try_migrate(migrator)))
+            match timeout(MIGRATION_LIMIT, Box::pin(self.try_migrate(migrator)))
                 .await
                 .unwrap_or_else(|late| Err(MigrationFailure::Passing(unavailable(format!("migrating: {late}")))))
             {
@@ -151,7 +151,7 @@ impl Database {
                     self.tell(Instant::now(), &Err::<(), _>(error));
                 }
             }
-            if shutdown.or_stop(backoff.pause()).await.is_none() {
+            if shutdown.run_until_stopped(backoff.pause()).await.is_none() {
                 return Ok(());
             }
         }
@@ -263,7 +263,7 @@ impl Database {
         match &result {
             Ok(_) => span.end(),
             Err(error) => {
-                self.inner.tell_timeout(error, span.name());
+                self.inner.report_timeout(error, span.name());
                 span.fail(error.outcome());
             }
         }
@@ -285,7 +285,7 @@ impl Database {
         loop {
             let begun = Instant::now();
             let limit = deadline.min(end.saturating_duration_since(begun));
-            match within(limit, attempt(progress, connection.get(), work.clone())).await {
+            match timeout(limit, attempt(progress, connection.get(), work.clone())).await {
                 Ok(Ok(value)) => {
                     connection.give_back();
                     return Ok(value);
@@ -321,11 +321,11 @@ impl Database {
         // What is done here of a connection that is well also ends a transaction, whose rollback goes out with it.
         let is_well = match cause {
             Cause::Statement | Cause::Conflict => {
-                matches!(within(repeats.left().min(deadline), connection.get().ping()).await, Ok(Ok(())))
+                matches!(timeout(repeats.left().min(deadline), connection.get().ping()).await, Ok(Ok(())))
             }
             Cause::StaleStatement => {
                 let forgetting = connection.get().clear_cached_statements();
-                matches!(within(repeats.left().min(deadline), forgetting).await, Ok(Ok(())))
+                matches!(timeout(repeats.left().min(deadline), forgetting).await, Ok(Ok(())))
             }
             Cause::ReadOnly | Cause::Shutdown | Cause::Disconnected => false,
         };
@@ -424,7 +424,7 @@ impl Inner {
     }
 
     /// Counts and logs a statement that was given up although the server is well.
-    fn tell_timeout(&self, error: &Error, statement: &str) {
+    fn report_timeout(&self, error: &Error, statement: &str) {
         let kind = match error {
             Error::Locked => "lock",
             Error::Timeout => "statement",

@@ -21,7 +21,7 @@ mod requirements;
 mod settings;
 mod statement;
 
-pub use batcher::{Batcher, Statement};
+pub use batcher::{BatchStatement, Batcher};
 pub use database::{Database, MigrationError};
 pub use error::Error;
 pub use settings::{Settings, URL_PARAMETERS, Url};

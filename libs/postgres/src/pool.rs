@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_intrusive::sync::{Semaphore, SemaphoreReleaser};
-use runtime::within;
+use runtime::timeout;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use telemetry::metrics::{self, IntGauge, IntGaugeVec};
 
@@ -102,7 +102,7 @@ impl Pools {
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
             Ok::<_, sqlx::Error>(connection)
         };
-        let opened = within(left, Box::pin(open)).await;
+        let opened = timeout(left, Box::pin(open)).await;
         Ok(opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))??)
     }
 
@@ -181,7 +181,7 @@ impl Pool {
     pub(crate) async fn acquire(&self, until: Instant) -> Result<PooledConnection<'_>, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let exhausted = |_| unavailable("every connection is in use");
-        let place = within(left, self.places.acquire(1)).await.map_err(exhausted)?;
+        let place = timeout(left, self.places.acquire(1)).await.map_err(exhausted)?;
         self.gauge("used").inc();
         let mut connection = PooledConnection { pool: self, open: None, _place: place };
         connection.connect(until).await?;
@@ -193,14 +193,14 @@ impl Pool {
         let idle = std::mem::take(&mut *self.lock());
         for Open { connection, .. } in idle {
             // A server that is gone needs no farewell.
-            let _ = within(Duration::from_millis(200), connection.close()).await;
+            let _ = timeout(Duration::from_millis(200), connection.close()).await;
         }
-        self.tell_idle(0);
+        self.report_idle(0);
     }
 
     fn clear(&self) {
         self.lock().clear();
-        self.tell_idle(0);
+        self.report_idle(0);
     }
 
     fn take_idle(&self) -> Option<Open> {
@@ -212,7 +212,7 @@ impl Pool {
                 open => break open,
             }
         };
-        self.tell_idle(idle.len());
+        self.report_idle(idle.len());
         open
     }
 
@@ -224,7 +224,7 @@ impl Pool {
             }
             // Half of the time, so that there is some left for a new connection.
             let limit = until.saturating_duration_since(Instant::now()) / 2;
-            if matches!(within(limit, Box::pin(open.connection.ping())).await, Ok(Ok(()))) {
+            if matches!(timeout(limit, Box::pin(open.connection.ping())).await, Ok(Ok(()))) {
                 return Some(open);
             }
             drop(open);
@@ -233,7 +233,7 @@ impl Pool {
         None
     }
 
-    fn tell_idle(&self, count: usize) {
+    fn report_idle(&self, count: usize) {
         self.gauge("idle").set(count as i64);
     }
 
@@ -300,7 +300,7 @@ impl PooledConnection<'_> {
             open.resting_since = Instant::now();
             let mut idle = self.pool.lock();
             idle.push(open);
-            self.pool.tell_idle(idle.len());
+            self.pool.report_idle(idle.len());
         }
     }
 }

@@ -7,18 +7,20 @@ use std::{
 };
 
 use config::{Environment, Reader};
-use postgres::{Acquire as _, Batcher, Database, Error, Migrator, PgConnection, Row as _, Settings, Statement, query};
+use postgres::{
+    Acquire as _, BatchStatement, Batcher, Database, Error, Migrator, PgConnection, Row as _, Settings, query,
+};
 use runtime::Shutdown;
 use testbed::sql::Session;
 
 /// Puts numbers into the table `numbers`, which takes each once and none below 0; the answer is the number.
 enum Put {}
 
-impl Statement for Put {
+impl BatchStatement for Put {
     type Request = i32;
     type Answer = i32;
     const NAME: &'static str = "put number";
-    const MOST: usize = 20;
+    const MAX_REQUESTS: usize = 20;
 
     async fn execute(database: &Database, numbers: &[i32]) -> Result<Vec<i32>, Error> {
         let put = database.run(async |connection| {
@@ -56,7 +58,7 @@ async fn number(database: &Database, statement: &'static str) -> i64 {
 async fn put_all(batcher: &Batcher<Put>, numbers: impl Iterator<Item = i32>) -> Vec<(i32, Result<i32, Error>)> {
     let put = |n| {
         let batcher = batcher.clone();
-        runtime::spawn(async move { (n, batcher.ask(n).await) })
+        runtime::spawn(async move { (n, batcher.submit(n).await) })
     };
     let mut answers = Vec::new();
     for answer in numbers.map(put).collect::<Vec<_>>() {
@@ -120,16 +122,16 @@ fn one_that_is_given_up_before_its_statement_is_not_executed() {
         let mut busy = Vec::new();
         for n in 0..2 {
             let batcher = batcher.clone();
-            busy.push(runtime::spawn(async move { batcher.ask(n).await }));
+            busy.push(runtime::spawn(async move { batcher.submit(n).await }));
             until_waiting_for_the_table(&database, busy.len() as i64).await;
         }
-        assert!(smol::future::poll_once(pin!(batcher.ask(2))).await.is_none(), "both places are taken");
+        assert!(smol::future::poll_once(pin!(batcher.submit(2))).await.is_none(), "both places are taken");
         released.send(()).await.unwrap();
         locking.await.unwrap();
         for (n, answer) in (0..).zip(busy) {
             assert_eq!(answer.await.unwrap(), n);
         }
-        assert_eq!(batcher.ask(3).await.unwrap(), 3);
+        assert_eq!(batcher.submit(3).await.unwrap(), 3);
         assert_eq!(number(&database, "SELECT count(*) FROM numbers WHERE n = 2").await, 0);
     });
 }
@@ -155,7 +157,7 @@ fn the_queue_is_bounded_and_whoever_waits_in_it_is_told_in_time() {
             let batcher = batcher.clone();
             runtime::spawn(async move {
                 let started = Instant::now();
-                (batcher.ask(n).await, started.elapsed())
+                (batcher.submit(n).await, started.elapsed())
             })
         };
         let mut asked = Vec::new();
@@ -175,7 +177,7 @@ fn the_queue_is_bounded_and_whoever_waits_in_it_is_told_in_time() {
             assert!(taken < Duration::from_millis(4500), "{taken:?}");
         }
         session.execute("ROLLBACK").await.unwrap();
-        assert_eq!(batcher.ask(2000).await.unwrap(), 2000);
+        assert_eq!(batcher.submit(2000).await.unwrap(), 2000);
         assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 1, "none of those that were told so");
     });
 }

@@ -18,7 +18,7 @@ use testbed::{
 };
 
 /// How long a test waits for what is going to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn open(url: &str, settings: &[(&str, &str)]) -> Database {
     let mut environment = Environment::empty().with("DATABASE_URL", url);
@@ -44,7 +44,7 @@ async fn execute(database: &Database, statement: &'static str) -> Result<(), Err
 }
 
 async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !happened().await {
         assert!(Instant::now() < end, "it has not happened: {what}");
         smol::Timer::after(Duration::from_millis(10)).await;
@@ -412,7 +412,7 @@ fn repetitions_end_at_the_deadline_of_the_work() {
         let together = database.with_one_deadline();
         let started = Instant::now();
         while together.run(async |connection| query("SELECT pg_sleep(0.2)").execute(connection).await).await.is_ok() {
-            assert!(started.elapsed() < PATIENCE);
+            assert!(started.elapsed() < TIMEOUT);
         }
         assert!(started.elapsed() < Duration::from_millis(1900), "{:?}", started.elapsed());
     });

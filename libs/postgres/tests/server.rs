@@ -11,7 +11,7 @@ use std::{
 
 use config::{Environment, Reader};
 use postgres::{Database, Error, Migrator, Row as _, Settings, query};
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use testbed::{
     Scratch, Signal,
     postgres::{Cluster, Durability},
@@ -65,7 +65,7 @@ fn cancelled_work_leaves_its_place() {
         let database = open(&testbed::shared_database().await, "1").await;
         for _ in 0..3 {
             let sleeping = number(&database, "select 1 from pg_sleep(10)");
-            assert!(within(Duration::from_millis(50), sleeping).await.is_err());
+            assert!(timeout(Duration::from_millis(50), sleeping).await.is_err());
             assert_eq!(number(&database, "select 1").await.unwrap(), 1);
         }
     });
@@ -119,7 +119,7 @@ fn an_exhausted_pool_says_so_in_time() {
         });
         wait.recv().await.unwrap();
         let started = Instant::now();
-        assert!(within(DEADLINE / 2, number(&database, "select 1")).await.is_err());
+        assert!(timeout(DEADLINE / 2, number(&database, "select 1")).await.is_err());
         assert!(started.elapsed() >= DEADLINE / 2);
         assert!(matches!(holding.await, Err(Error::Unavailable(_))));
         assert_eq!(number(&database, "select 1").await.unwrap(), 1);
@@ -135,7 +135,7 @@ fn reserved_connections_are_free_while_every_other_is_in_use() {
             let sleeping = slow.clone();
             let sleeping = runtime::spawn(async move { number(&sleeping, "select 1 from pg_sleep(0.3)").await });
             until_sleeping(quick).await;
-            let waiting = within(DEADLINE / 10, number(slow, "select 1"));
+            let waiting = timeout(DEADLINE / 10, number(slow, "select 1"));
             assert!(waiting.await.is_err(), "its own place is taken");
             assert_eq!(number(quick, "select 1").await.unwrap(), 1);
             assert_eq!(sleeping.await.unwrap(), 1);
@@ -258,7 +258,7 @@ fn a_server_that_freezes_dies_and_comes_back_is_used_again() {
 
         cluster.process().signal_all(Signal::STOP);
         for _ in 0..10 {
-            let frozen = within(DEADLINE * 3, number(&database, "select 1")).await.expect("it ends in time");
+            let frozen = timeout(DEADLINE * 3, number(&database, "select 1")).await.expect("it ends in time");
             assert!(matches!(frozen, Err(Error::Unavailable(_))), "{frozen:?}");
         }
         cluster.process().signal_all(Signal::CONT);

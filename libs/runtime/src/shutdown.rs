@@ -51,7 +51,7 @@ impl Shutdown {
     }
 
     /// Gives the result of `work`, or nothing if the shutdown comes first; then the work is dropped.
-    pub async fn or_stop<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let stop = async {
             self.wait().await;
             None
@@ -104,7 +104,7 @@ mod tests {
                 waiter.await;
             }
             shutdown.wait().await;
-            assert_eq!(shutdown.or_stop(std::future::pending::<()>()).await, None);
+            assert_eq!(shutdown.run_until_stopped(std::future::pending::<()>()).await, None);
         });
     }
 }

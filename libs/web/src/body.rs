@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_lite::{AsyncBufReadExt as _, AsyncReadExt as _};
-use runtime::within;
+use runtime::timeout;
 use serde::de::DeserializeOwned;
 use tide::{Body, Request, StatusCode};
 
@@ -65,7 +65,7 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
     let mut body = request.take_body();
     let read = {
         let _awaiting = client.as_ref().map(Client::awaiting_body);
-        within(limits.body_wait, gather(&mut body, limits.body, client.as_ref())).await
+        timeout(limits.body_wait, gather(&mut body, limits.body, client.as_ref())).await
     };
     let bytes = match read {
         Err(_) => return Err(late(limits.body_wait)),
@@ -134,7 +134,7 @@ fn refuse_codings<S>(request: &Request<S>) -> Result<(), Problem> {
 async fn discard(body: Body) {
     let rest = futures_lite::io::copy(body.take(DISCARD), futures_lite::io::sink());
     // Whatever comes of it, the answer is the same.
-    let _ = within(DISCARD_WAIT, rest).await;
+    let _ = timeout(DISCARD_WAIT, rest).await;
 }
 
 fn late(limit: Duration) -> Problem {

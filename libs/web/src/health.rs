@@ -1,7 +1,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use serde::Serialize;
 use tide::{Response, StatusCode};
 
@@ -86,7 +86,7 @@ impl Health {
         if self.shutdown.is_triggered() {
             add("service", Component::down("stopping"));
         }
-        let checks = self.checks.iter().map(|(_, check)| within(CHECK_LIMIT, check()));
+        let checks = self.checks.iter().map(|(_, check)| timeout(CHECK_LIMIT, check()));
         for ((name, _), component) in self.checks.iter().zip(join_all(checks).await) {
             add(name, component.unwrap_or_else(|elapsed| Component::down(elapsed.to_string())));
         }

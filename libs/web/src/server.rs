@@ -14,7 +14,7 @@ use futures_lite::{
     future::{or, poll_once},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use smol::{Async, net::TcpStream};
 use telemetry::{
     Propagated, TraceContext,
@@ -100,9 +100,9 @@ impl Server {
                 connections.look_over(&serve.limits);
             }
         };
-        shutdown.or_stop(or(serve.clone().accept(&listener), look_over)).await;
+        shutdown.run_until_stopped(or(serve.clone().accept(&listener), look_over)).await;
         drop(listener);
-        if within(serve.limits.drain, connections.all_closed()).await.is_err() {
+        if timeout(serve.limits.drain, connections.all_closed()).await.is_err() {
             tracing::warn!(connections = connections.count(), "connections closed in the middle of a request");
             connections.close_all();
         }
@@ -191,7 +191,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         loop {
             let is_begun = !head.bytes.is_empty();
             let read = poll_fn(|context| head.poll_read(context, &mut stream));
-            let read = if is_begun { read.await } else { self.shutdown.or_stop(read).await? };
+            let read = if is_begun { read.await } else { self.shutdown.run_until_stopped(read).await? };
             if registered.client().gave_way() {
                 return refuse(stream).await;
             }

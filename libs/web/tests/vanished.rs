@@ -9,7 +9,7 @@ use std::{
 };
 
 use config::{Environment, Reader};
-use runtime::{Shutdown, within};
+use runtime::{Shutdown, timeout};
 use smol::channel::{self, Sender};
 use tide::{Request, Response};
 use web::{Limits, Problem, Router, Server, Settings};
@@ -76,7 +76,7 @@ fn a_client_of_a_stream_that_vanishes_is_given_up() {
         let said = BufReader::new(client.0.stdout.take().unwrap());
         let said = smol::unblock(move || said.lines().next()).await;
         assert_eq!(said.unwrap().unwrap(), "vanished");
-        within(LIMIT, hears.recv()).await.expect("the client is given up").unwrap();
+        timeout(LIMIT, hears.recv()).await.expect("the client is given up").unwrap();
         shutdown.trigger();
         serving.await;
     });

@@ -5,8 +5,9 @@ use serde_json::Value as Json;
 use testbed::system::System;
 
 use crate::{
-    Outcome, footprint,
-    ground::{Ground, SETTLE},
+    Outcome,
+    fixture::{Ground, SETTLE},
+    footprint,
     load::{self, Time, figure, words},
     pgbench,
     results::{Pair, Results},

@@ -7,7 +7,7 @@ use testbed::{
     system::System,
 };
 
-use crate::{Failure, Outcome, ground::SETTLE, results::Results, show::step, tool};
+use crate::{Failure, Outcome, fixture::SETTLE, results::Results, show::step, tool};
 
 /// A service of a system.
 type Which = fn(&mut System) -> &mut Service;

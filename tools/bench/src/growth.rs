@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Options, Outcome,
-    ground::{Ground, SETTLE},
+    fixture::{Ground, SETTLE},
     load::{self, figure, words},
     show::step,
 };

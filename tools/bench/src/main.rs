@@ -10,8 +10,8 @@ use clap::Parser;
 mod chart;
 mod creates;
 mod edge;
+mod fixture;
 mod footprint;
-mod ground;
 mod growth;
 mod load;
 mod pgbench;
@@ -22,7 +22,7 @@ mod show;
 mod tool;
 mod unary;
 
-use ground::Ground;
+use fixture::Ground;
 use results::Results;
 
 /// Measures the system against what it stands on.

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use testbed::postgres;
 
-use crate::{Failure, Outcome, ground::Ground, load::Time, tool};
+use crate::{Failure, Outcome, fixture::Ground, load::Time, tool};
 
 /// Clients, as the load generator has connections.
 const CLIENTS: u32 = 64;

@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome,
-    ground::Ground,
+    fixture::Ground,
     load::{self, Time, figure, turns, words},
     pgbench,
     results::{Pair, Results},

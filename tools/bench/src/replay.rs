@@ -9,15 +9,16 @@ use std::{
 use chrono::{NaiveDate, TimeDelta, Utc};
 use codec::{
     event::{Event, Kind},
-    headers, partition,
+    headers,
 };
+use kafka::partitioner;
 use kafka::{Producer, Record};
 use testbed::{ports, service::Launch};
 use uuid::Uuid;
 
 use crate::{
     Failure, Outcome,
-    ground::Ground,
+    fixture::Ground,
     load::figure,
     results::{Pair, Results},
     show::step,
@@ -89,7 +90,7 @@ fn record(number: u64) -> (i32, Record) {
         date_of_birth: day(NaiveDate::from_ymd_opt(1930, 1, 1).unwrap_or_default(), 32_000),
     };
     let key = patient_id.to_string().into_bytes();
-    let partition = partition::of_hash(partition::key_hash(&key), PARTITIONS);
+    let partition = partitioner::of_hash(partitioner::key_hash(&key), PARTITIONS);
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let headers = headers::of_event(id, Kind::Created, time, Some(traceparent));
     (partition, Record { key: Some(key), value: Some(event.encode()), headers, timestamp: time })

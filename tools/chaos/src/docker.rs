@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use runtime::within;
+use runtime::timeout;
 use serde_json::Value as Json;
 use smol::process::Command;
 use testbed::{StartError, audit::Places, http::Client};
@@ -155,7 +155,7 @@ fn inspected(json: &Json) -> Inspected {
 
 async fn docker(arguments: &[&str]) -> Result<Output, StartError> {
     let output = Command::new("docker").args(arguments).kill_on_drop(true).output();
-    let output = within(COMMAND_TIMEOUT, output).await.map_err(|_| StartError::new("docker does not answer"))?;
+    let output = timeout(COMMAND_TIMEOUT, output).await.map_err(|_| StartError::new("docker does not answer"))?;
     let output = output.map_err(|error| StartError::new(format!("docker: {error}")))?;
     if output.status.success() {
         return Ok(output);

@@ -151,7 +151,7 @@ impl Writer {
                 return None;
             }
             let think = self.rng.u64(THINK);
-            shutdown.or_stop(smol::Timer::after(Duration::from_millis(think))).await;
+            shutdown.run_until_stopped(smol::Timer::after(Duration::from_millis(think))).await;
         }
         Some(self)
     }

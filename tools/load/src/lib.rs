@@ -9,7 +9,7 @@ use std::{fmt, fs, process::ExitCode, sync::Arc};
 use clap::Parser as _;
 use runtime::Shutdown;
 
-mod applied;
+mod event_latency;
 mod machine;
 mod options;
 mod pace;

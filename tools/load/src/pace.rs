@@ -60,7 +60,7 @@ impl Pace {
                     return None;
                 }
                 if intended > now {
-                    self.shutdown.or_stop(smol::Timer::at(intended)).await?;
+                    self.shutdown.run_until_stopped(smol::Timer::at(intended)).await?;
                 }
                 Some(intended)
             }

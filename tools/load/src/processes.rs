@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, str::FromStr, time::Duration};
 use serde::Serialize;
 
 /// How often memory is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A process to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Watch {
             for (peak, watched) in self.peaks.iter_mut().zip(&self.watched) {
                 *peak = peak.max(rss_mib(watched.pid));
             }
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 

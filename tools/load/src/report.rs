@@ -6,7 +6,7 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
 use crate::{
-    applied::LOOK,
+    event_latency::POLL_INTERVAL,
     machine::Machine,
     options::Options,
     processes::Usage,
@@ -135,7 +135,7 @@ impl fmt::Display for Report {
                  (applied: from POST until analytics shows it, looked at every {} ms)",
                 applied.after_the_end_ms,
                 applied.missing,
-                LOOK.as_millis()
+                POLL_INTERVAL.as_millis()
             )?;
         }
         writeln!(f)?;

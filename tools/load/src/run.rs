@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     Outcome,
-    applied::Follower,
+    event_latency::Follower,
     options::Options,
     pace::Pace,
     processes::{Usage, Watch, Watched},
@@ -120,10 +120,10 @@ async fn work(mut client: Client, mut connection: Connection, pace: Arc<Pace>, p
 
 /// What the processes took while it was measured.
 async fn watch(watched: Vec<Watched>, pace: Arc<Pace>, shutdown: Shutdown) -> Vec<Usage> {
-    shutdown.or_stop(smol::Timer::at(pace.measured_from())).await;
+    shutdown.run_until_stopped(smol::Timer::at(pace.measured_from())).await;
     let mut watch = Watch::new(watched);
     let end = async {
-        shutdown.or_stop(smol::Timer::at(pace.end())).await;
+        shutdown.run_until_stopped(smol::Timer::at(pace.end())).await;
     };
     or(watch.look(), end).await;
     watch.finish()

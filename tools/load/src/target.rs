@@ -21,7 +21,7 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
     header,
 };
-use runtime::within;
+use runtime::timeout;
 use smol::net::{TcpStream, resolve};
 use smol_hyper::rt::FuturesIo;
 
@@ -108,7 +108,7 @@ impl Connection {
     /// If there is none in time; then the connection is given up.
     pub async fn send(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, NoAnswer> {
         let limit = self.limit;
-        let result = within(limit, self.attempt(method, path, body)).await.unwrap_or(Err(NoAnswer::Late));
+        let result = timeout(limit, self.attempt(method, path, body)).await.unwrap_or(Err(NoAnswer::Late));
         if result.is_err() {
             self.open = None;
         }

@@ -19,7 +19,7 @@ use serde_json::Value as Json;
 
 use crate::{
     Failure, Outcome, backend,
-    refused::{self, Refused},
+    outbox_dead_letters::{self, Refused},
     settings::Settings,
     topic::{self, DEAD_LETTERS},
 };
@@ -29,8 +29,8 @@ const PARTITION: i32 = 0;
 const FETCH_BYTES: i32 = 1 << 20;
 const FETCH_WAIT: Duration = Duration::from_millis(200);
 /// How long analytics may take to show what became of the letters, and how often we look.
-const PATIENCE: Duration = Duration::from_secs(20);
-const LOOK: Duration = Duration::from_millis(50);
+const TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A dead letter without its content, which may be personal data. Its id is its offset on the topic of dead letters.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
             Vec::new()
         }
     };
-    let refused = refused::list(settings).await.unwrap_or_else(|Failure(why)| {
+    let refused = outbox_dead_letters::list(settings).await.unwrap_or_else(|Failure(why)| {
         eprintln!("The events that the broker refused, which patient-service's database has, are not shown: {why}");
         Vec::new()
     });
@@ -92,17 +92,17 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
 pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
     let kafka = topic::kafka(settings, "dead-letters")?;
     let letters = read(&kafka).await?;
-    let (of_outbox, of_topic): (Vec<&str>, Vec<&str>) = ids.iter().partition(|id| refused::is_one(id));
+    let (of_outbox, of_topic): (Vec<&str>, Vec<&str>) = ids.iter().partition(|id| outbox_dead_letters::is_one(id));
     let refused = match (ids.is_empty(), of_outbox.is_empty()) {
         (false, true) => Vec::new(),
-        _ => choose_refused(refused::list(settings).await?, &of_outbox)?,
+        _ => choose_refused(outbox_dead_letters::list(settings).await?, &of_outbox)?,
     };
     let chosen = if ids.is_empty() || !of_topic.is_empty() { choose(&letters, &of_topic)? } else { Vec::new() };
     if chosen.is_empty() && refused.is_empty() {
         println!("There is nothing to send again.");
         return Ok(());
     }
-    let published = if refused.is_empty() { Ok(()) } else { refused::resend(settings, &refused).await };
+    let published = if refused.is_empty() { Ok(()) } else { outbox_dead_letters::resend(settings, &refused).await };
     if chosen.is_empty() {
         return published;
     }
@@ -197,7 +197,7 @@ async fn report(settings: &Settings, sent: Vec<(i64, Origin)>) -> Outcome {
         last.insert(now.partition, now.offset);
     }
     let seen = async {
-        analytics.until_applied(&last, PATIENCE, LOOK, |_| ()).await?;
+        analytics.until_applied(&last, TIMEOUT, POLL_INTERVAL, |_| ()).await?;
         analytics.dead_letters().await
     };
     let known = seen.await.map_err(|Failure(why)| {

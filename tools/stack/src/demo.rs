@@ -6,11 +6,8 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use codec::{
-    event::Received,
-    headers,
-    partition::{key_hash, of_hash},
-};
+use codec::{event::Received, headers};
+use kafka::partitioner::{key_hash, of_hash};
 use kafka::{Consumer, RecordAndOffset};
 use serde_json::{Value as Json, json};
 use testbed::http::{Answer, Client};
@@ -25,9 +22,9 @@ use crate::{
 };
 
 /// How long the demo waits for a step.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// How often it looks.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 pub(crate) async fn run(settings: &Settings) -> Outcome {
     let patients = Client::new(settings.patient_address());
@@ -151,7 +148,7 @@ impl Topic {
         let began = self.began;
         let (consumer, next) =
             self.consumers.get_mut(&partition).ok_or_else(|| Failure("no such partition".to_owned()))?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end {
             let fetched = consumer.fetch(*next, 1 << 20, Duration::from_millis(200)).await?;
             for record in fetched.records.iter() {
@@ -171,7 +168,7 @@ impl Topic {
 /// Waits until analytics has applied a record.
 async fn until_applied(analytics: &Analytics, published: &Published) -> Outcome<String> {
     let offset = BTreeMap::from([(published.partition, published.record.offset)]);
-    let summary = analytics.until_applied(&offset, PATIENCE, LOOK, |_| ()).await?;
+    let summary = analytics.until_applied(&offset, TIMEOUT, POLL_INTERVAL, |_| ()).await?;
     Ok(format!("{} active patients", summary["activePatients"]))
 }
 

@@ -15,12 +15,13 @@ use testbed::{Process, service::settings_in};
 use crate::{
     Failure, Outcome,
     addresses::Addresses,
-    card, home,
+    home,
     logs::{ContainerLog, Log},
     port_owner::{self, Wanted},
     private_file, service_settings,
     settings::{self, Settings},
     show::{Part, step},
+    summary,
 };
 
 mod containers;
@@ -38,7 +39,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 const COMPOSE_LIMIT: Duration = Duration::from_secs(300);
 /// Time for the rest to become healthy.
 const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Compose knows profiles since this version.
 const OLDEST_COMPOSE: (u32, u32) = (1, 28);
 /// Where the services send their spans when the profile `observability` is on.
@@ -88,7 +89,7 @@ pub(crate) async fn answers() -> Result<(), NoEngine> {
         .args(["version", "--format", "{{.Server.Version}}"])
         .kill_on_drop(true)
         .output();
-    match runtime::within(ENGINE_LIMIT, question).await {
+    match runtime::timeout(ENGINE_LIMIT, question).await {
         Err(_) => Err(NoEngine::Silent(format!("docker does not answer within {ENGINE_LIMIT:?}"))),
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(NoEngine::NotInstalled),
         Ok(Err(error)) => Err(NoEngine::Silent(format!("docker: {error}"))),
@@ -164,7 +165,7 @@ impl Docker {
         if let Err(Failure(why)) = step("Starting the containers", "", start).await {
             return Err(Failure(format!("{why}{}", self.last_lines_of_unready().await)));
         }
-        card::print(settings, self.layout == Layout::Scaled);
+        summary::print(settings, self.layout == Layout::Scaled);
         println!("\n  Ready after {:.1} s, in containers. Data are in their volumes.", started.elapsed().as_secs_f64());
         Ok(())
     }
@@ -359,7 +360,7 @@ impl Docker {
                 let names = unready.iter().map(|one| format!("{} is {}", name(one, &containers), state(one)));
                 return Err(Failure(names.collect::<Vec<_>>().join(", ")));
             }
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 
@@ -466,7 +467,7 @@ async fn output(
     environment: &BTreeMap<String, String>,
 ) -> Outcome<std::process::Output> {
     let output = smol::process::Command::new(program).args(arguments).envs(environment).kill_on_drop(true).output();
-    let output = runtime::within(ANSWER_LIMIT, output).await;
+    let output = runtime::timeout(ANSWER_LIMIT, output).await;
     let output = output.map_err(|_| Failure(format!("{program} does not answer within {ANSWER_LIMIT:?}.")))?;
     output.map_err(|error| Failure(format!("{program}: {error}")))
 }

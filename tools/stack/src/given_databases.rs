@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use runtime::within;
+use runtime::timeout;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use crate::{Failure, Outcome, databases::Databases, private_file, show::step};
@@ -43,7 +43,7 @@ pub(crate) async fn find_or_make(url: &str, home: &Path, agreed: bool) -> Outcom
         |socket| format!("{}:{}", socket.display(), options.get_port()),
     );
     let connect = async {
-        let connection = within(LIMIT, options.connect()).await;
+        let connection = timeout(LIMIT, options.connect()).await;
         let connection = connection.map_err(|_| Failure(format!("PostgreSQL at {place} does not answer.")))?;
         connection.map_err(|error| Failure(format!("PostgreSQL at {place}: {error}")))
     };
@@ -71,7 +71,7 @@ pub(crate) async fn find_or_make(url: &str, home: &Path, agreed: bool) -> Outcom
     for name in missing {
         make(&mut connection, name).await?;
     }
-    let _ = within(LIMIT, connection.close()).await;
+    let _ = timeout(LIMIT, connection.close()).await;
     Ok(Databases { patients: url_of(url, NAMES[0]), billing: url_of(url, NAMES[1]) })
 }
 
@@ -83,14 +83,14 @@ struct Found {
 async fn find(connection: &mut PgConnection, name: &str) -> Outcome<Option<Found>> {
     let query = "SELECT oid::bigint, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1";
     let query = sqlx::query_as::<_, (i64, Option<String>)>(query).bind(name);
-    let row = within(LIMIT, query.fetch_optional(connection)).await??;
+    let row = timeout(LIMIT, query.fetch_optional(connection)).await??;
     Ok(row.map(|(oid, comment)| Found { oid, comment }))
 }
 
 async fn make(connection: &mut PgConnection, name: &str) -> Outcome {
     let statement = format!("CREATE DATABASE {name}");
     let run = async |connection: &mut PgConnection, statement: String| {
-        within(LIMIT * 6, sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection)).await?.map_err(Failure::from)
+        timeout(LIMIT * 6, sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection)).await?.map_err(Failure::from)
     };
     run(connection, statement.clone()).await.map_err(|Failure(why)| {
         Failure(format!("{statement}: {why}. If its owner has made it, up asks before it uses it."))

@@ -19,7 +19,7 @@ const LINES: usize = 50;
 /// Bytes at the end of a log among which they are looked for.
 const TAIL: u64 = 64 * 1024;
 /// How often followed logs are looked at.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The log of a part of the system.
 pub(crate) trait Log {
@@ -60,7 +60,7 @@ pub(crate) fn run(words: &[&str], mut logs: Vec<Box<dyn Log>>) -> Outcome {
                 print_line(log.part(), &line);
             }
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(())
 }

@@ -8,7 +8,6 @@ use std::{
 mod addresses;
 mod analytics;
 mod backend;
-mod card;
 mod databases;
 mod dead_letters;
 mod demo;
@@ -18,14 +17,15 @@ mod home;
 mod http;
 mod logs;
 mod native;
+mod outbox_dead_letters;
 mod parts;
 mod port_owner;
 mod private_file;
 mod rebuild;
-mod refused;
 mod service_settings;
 mod settings;
 mod show;
+mod summary;
 mod topic;
 
 use settings::Settings;

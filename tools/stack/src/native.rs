@@ -19,7 +19,7 @@ use testbed::{
 };
 
 use crate::{
-    Failure, Outcome, card,
+    Failure, Outcome,
     databases::Databases,
     given_databases, home,
     logs::{FileLog, Log},
@@ -28,6 +28,7 @@ use crate::{
     private_file, service_settings,
     settings::Settings,
     show::{Part, step},
+    summary,
 };
 
 /// A log above this size is begun anew by the next start; the old one is kept beside it.
@@ -82,7 +83,7 @@ pub(crate) async fn up(settings: &Settings, agreed: bool) -> Outcome {
     for launch in launches(settings, &home, &databases, &kafka, &chosen.passed) {
         start(launch).await?;
     }
-    card::print(settings, false);
+    summary::print(settings, false);
     println!("\n  Ready after {:.1} s. Data and logs are in {}.", started.elapsed().as_secs_f64(), home.display());
     Ok(())
 }
@@ -284,7 +285,7 @@ pub(crate) async fn ask(url: &str, statement: &str) -> Outcome<Vec<String>> {
         connection.close().await?;
         Ok::<_, sqlx::Error>(rows)
     };
-    Ok(runtime::within(DATABASE_LIMIT, work).await??)
+    Ok(runtime::timeout(DATABASE_LIMIT, work).await??)
 }
 
 /// In the broker's folder: the port that it listens on.

@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// How long analytics may go without getting on.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often it is asked. Each question is one of its requests.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// How often the user sees how far it is.
 const SHOW: Duration = Duration::from_secs(5);
 /// The totals that are shown.
@@ -60,7 +60,7 @@ pub(crate) async fn run(settings: &Settings, runner: &Runner, analytics: &Analyt
     runner.start(settings).await?;
     let ready = started.elapsed();
     let mut progress = Progress { first, count, shown: Instant::now() };
-    let after = analytics.until_applied(&last, PATIENCE, LOOK, |summary| progress.show(summary)).await;
+    let after = analytics.until_applied(&last, TIMEOUT, POLL_INTERVAL, |summary| progress.show(summary)).await;
     let after =
         after.map_err(|Failure(why)| Failure(format!("{why}\nThe state as it was is in {}.", aside.path.display())))?;
     let took = started.elapsed();

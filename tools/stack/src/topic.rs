@@ -18,7 +18,7 @@ pub(crate) const DEAD_LETTERS: &str = "patient.dlq";
 
 /// Time for the topic of a new system to be made.
 const TOPIC_LIMIT: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a command of ours reaches Kafka.
 pub(crate) fn kafka(settings: &Settings, command: &'static str) -> Outcome<kafka::Settings> {
@@ -34,7 +34,7 @@ pub(crate) async fn until_there(kafka: &kafka::Settings) {
     let end = Instant::now() + TOPIC_LIMIT;
     // Whatever else is wrong is told by whoever uses the topic.
     while matches!(kafka::partitions(kafka, EVENTS).await, Err(kafka::Error::UnknownTopic)) && Instant::now() < end {
-        smol::Timer::after(LOOK).await;
+        smol::Timer::after(POLL_INTERVAL).await;
     }
 }
 

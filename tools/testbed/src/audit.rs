@@ -10,12 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::{
-    event::{Kind, Received},
-    partition::{key_hash, of_hash},
-};
+use codec::event::{Kind, Received};
 use config::{HostPorts, Value as _};
 use kafka::Consumer;
+use kafka::partitioner::{key_hash, of_hash};
 use serde_json::Value as Json;
 use sqlx::Row as _;
 use uuid::Uuid;
@@ -28,7 +26,7 @@ use crate::{
 };
 
 /// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes that one fetch asks for, and how long it waits.
 const FETCH: (i32, Duration) = (1 << 18, Duration::from_millis(100));
 /// Time for a call to the broker: an audit is in no hurry.
@@ -216,7 +214,7 @@ impl Places {
             if started.elapsed() > limit {
                 return Err(StartError::new(format!("not drained after {limit:?}: {left}")));
             }
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use runtime::within;
+use runtime::timeout;
 use serde_json::Value as Json;
 use surf::http::Method;
 
@@ -88,7 +88,7 @@ impl Client {
             }
             Ok(Answer { status: response.status().into(), headers, body })
         };
-        match within(self.limit, work).await {
+        match timeout(self.limit, work).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(NoAnswer(format!("no answer from {url}: {}", cause(error)))),
             Err(elapsed) => Err(NoAnswer(format!("no answer from {url}: {elapsed}"))),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use runtime::within;
+use runtime::timeout;
 use sha2::{Digest as _, Sha256};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _,
@@ -389,10 +389,10 @@ async fn execute(sockets: &Path, database: &str, statement: &str) -> Result<(), 
     let options = PgConnectOptions::new_without_pgpass().socket(sockets).port(PORT).username("postgres");
     // Neither TLS nor the environment has a say on a socket of our own.
     let options = options.database(database).ssl_mode(PgSslMode::Disable);
-    let mut connection = within(CONNECT_LIMIT, options.connect()).await.map_err(late)?.map_err(failed)?;
+    let mut connection = timeout(CONNECT_LIMIT, options.connect()).await.map_err(late)?.map_err(failed)?;
     let work = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection);
-    within(STATEMENT_LIMIT, work).await.map_err(late)?.map_err(failed)?;
-    let _ = within(CONNECT_LIMIT, connection.close()).await;
+    timeout(STATEMENT_LIMIT, work).await.map_err(late)?.map_err(failed)?;
+    let _ = timeout(CONNECT_LIMIT, connection.close()).await;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use rustix::process::{Pid, kill_process};
 use crate::{guard, user::User};
 
 /// How often a condition outside our own process is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a process may take to stop for a while.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// Lines of a log that an error shows.
@@ -215,7 +215,7 @@ impl Process {
             if started.elapsed() > limit {
                 return None;
             }
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 
@@ -261,7 +261,7 @@ impl Process {
                 Some(ended) => format!("{} {ended}", self.name),
                 None if started.elapsed() > limit => format!("{} is not ready after {limit:?}", self.name),
                 None => {
-                    smol::Timer::after(LOOK).await;
+                    smol::Timer::after(POLL_INTERVAL).await;
                     continue;
                 }
             };

@@ -21,7 +21,7 @@ use smol::{
 use socket2::SockRef;
 
 /// How often a connection that waits looks at the mode.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How a proxy treats its connections, those that are open and new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Proxy {
     pub async fn reset_open(&self) {
         let before = std::mem::take(&mut *self.shared.since_reset());
         while Arc::strong_count(&before) > 1 {
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 
@@ -120,7 +120,7 @@ impl Shared {
 
     async fn until(&self, wanted: impl Fn(Mode) -> bool) {
         while !wanted(self.mode()) {
-            smol::Timer::after(LOOK).await;
+            smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 
@@ -189,7 +189,7 @@ async fn pump<F: Future<Output = ()>>(mut from: Reader, mut to: Writer, may_pass
 
 #[cfg(test)]
 mod tests {
-    use runtime::within;
+    use runtime::timeout;
 
     use super::*;
 
@@ -209,17 +209,17 @@ mod tests {
             client.write_all(b"b").await.unwrap();
             peer.read_exact(&mut byte).await.unwrap();
             peer.write_all(b"c").await.unwrap();
-            assert!(within(moment, client.read_exact(&mut byte)).await.is_err());
+            assert!(timeout(moment, client.read_exact(&mut byte)).await.is_err());
             proxy.set(Mode::Stall);
             client.write_all(b"d").await.unwrap();
-            assert!(within(moment, peer.read_exact(&mut byte)).await.is_err());
+            assert!(timeout(moment, peer.read_exact(&mut byte)).await.is_err());
             proxy.set(Mode::Pass);
             client.read_exact(&mut byte).await.unwrap();
             assert_eq!(byte, *b"c");
             peer.read_exact(&mut byte).await.unwrap();
             assert_eq!(byte, *b"d");
             proxy.set(Mode::Reset);
-            assert!(within(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
+            assert!(timeout(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
             assert_eq!(proxy.accepted(), 1);
 
             proxy.set(Mode::Pass);
@@ -228,7 +228,7 @@ mod tests {
             client.write_all(b"e").await.unwrap();
             peer.read_exact(&mut byte).await.unwrap();
             proxy.reset_open().await;
-            assert!(within(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
+            assert!(timeout(Duration::from_secs(5), client.read_exact(&mut byte)).await.unwrap().is_err());
             let mut client = TcpStream::connect(proxy.address).await.unwrap();
             let (mut peer, _) = server.accept().await.unwrap();
             client.write_all(b"f").await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use runtime::within;
+use runtime::timeout;
 use sqlx::{Connection as _, PgConnection, postgres::PgRow};
 
 use crate::StartError;
@@ -22,7 +22,7 @@ impl Session {
     /// # Errors
     /// If it cannot.
     pub async fn open(url: &str) -> Result<Self, StartError> {
-        let connection = within(LIMIT, PgConnection::connect(url)).await.map_err(failed)?.map_err(failed)?;
+        let connection = timeout(LIMIT, PgConnection::connect(url)).await.map_err(failed)?.map_err(failed)?;
         Ok(Self { connection })
     }
 
@@ -32,7 +32,7 @@ impl Session {
     /// If one fails.
     pub async fn execute(&mut self, statements: &'static str) -> Result<(), StartError> {
         let work = sqlx::raw_sql(statements).execute(&mut self.connection);
-        within(LIMIT, work).await.map_err(failed)?.map_err(failed)?;
+        timeout(LIMIT, work).await.map_err(failed)?.map_err(failed)?;
         Ok(())
     }
 
@@ -46,7 +46,7 @@ impl Session {
         read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
     ) -> Result<Vec<T>, StartError> {
         let work = sqlx::query(statement).fetch_all(&mut self.connection);
-        let rows = within(LIMIT, work).await.map_err(failed)?.map_err(failed)?;
+        let rows = timeout(LIMIT, work).await.map_err(failed)?.map_err(failed)?;
         rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
     }
 }

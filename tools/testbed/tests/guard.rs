@@ -16,7 +16,7 @@ use testbed::{
 };
 
 /// How long the guards may take, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Which program this test is, when it is started by another one.
 const PROGRAM: &str = "TESTBED_TEST_PROGRAM";
 
@@ -83,7 +83,7 @@ fn processes(directory: &Path, text: &str) -> Vec<String> {
 
 /// Waits until nothing is left of a program that has ended.
 fn until_gone(directory: &Path, word: &str) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let left = processes(directory, word);
         if left.is_empty() && !directory.exists() {
@@ -117,7 +117,7 @@ fn a_program_that_starts_others() {
             "strayed" => {
                 // In a session of its own, with a parent that has ended; and the child of one that is frozen.
                 let script = format!("setsid -f sh -c 'kill -STOP $$; : {word}'");
-                shell(&script).run(PATIENCE).await.unwrap();
+                shell(&script).run(TIMEOUT).await.unwrap();
                 shell(&format!("setsid sh -c 'sleep 1000; : {word}' & kill -STOP $$; : {word}")).start().unwrap();
                 until(|| processes(scratch.path(), &word).len() == 3);
             }
@@ -133,7 +133,7 @@ fn a_program_that_starts_others() {
                 assert_ne!(name, "panicked", "as a test that fails");
                 if name == "frozen sessions" {
                     cluster.process().signal(Signal::KILL);
-                    assert!(cluster.process().wait(PATIENCE).await.is_some());
+                    assert!(cluster.process().wait(TIMEOUT).await.is_some());
                 }
             }
         }
@@ -143,7 +143,7 @@ fn a_program_that_starts_others() {
 }
 
 fn until(mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !happened() {
         assert!(Instant::now() < end, "it has not happened");
         thread::sleep(Duration::from_millis(5));

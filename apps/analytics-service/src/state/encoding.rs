@@ -7,7 +7,7 @@ use codec::headers::Headers;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use crate::tally::Known;
+use crate::counts::PatientState;
 
 /// Stands for a year that is not known: there was no year 0.
 const NO_YEAR: i32 = 0;
@@ -38,7 +38,7 @@ const NO_TIME: i64 = i64::MIN;
 pub(super) const KNOWN_BYTES: usize = 25;
 
 /// What is known of a patient as one value, in the order that the table tells.
-pub(super) fn known_bytes(known: &Known) -> [u8; KNOWN_BYTES] {
+pub(super) fn known_bytes(known: &PatientState) -> [u8; KNOWN_BYTES] {
     let mut bytes = [0; KNOWN_BYTES];
     bytes[..8].copy_from_slice(&known.version.to_be_bytes());
     bytes[8] = known.active.into();
@@ -49,13 +49,13 @@ pub(super) fn known_bytes(known: &Known) -> [u8; KNOWN_BYTES] {
 }
 
 /// None if these are no such bytes. The time is missing from those of an earlier version of the service.
-pub(super) fn known_of(bytes: &[u8]) -> Option<Known> {
+pub(super) fn known_of(bytes: &[u8]) -> Option<PatientState> {
     let (version, bytes) = bytes.split_first_chunk()?;
     let ([active], bytes) = bytes.split_first_chunk()?;
     let (birth_year, bytes) = bytes.split_first_chunk()?;
     let (registered, bytes) = bytes.split_first_chunk()?;
     let changed = if bytes.is_empty() { NO_TIME } else { i64::from_be_bytes(bytes.try_into().ok()?) };
-    Some(Known {
+    Some(PatientState {
         version: i64::from_be_bytes(*version),
         active: *active != 0,
         birth_year: year_of(i32::from_be_bytes(*birth_year)),
@@ -121,9 +121,9 @@ mod tests {
         {
             for active in [false, true] {
                 for changed in [None, Some(0), Some(-1), Some(i64::MAX)] {
-                    let known = Known { version, active, birth_year, registered, changed };
+                    let known = PatientState { version, active, birth_year, registered, changed };
                     assert_eq!(known_of(&known_bytes(&known)), Some(known));
-                    let earlier = Known { changed: None, ..known };
+                    let earlier = PatientState { changed: None, ..known };
                     assert_eq!(known_of(&known_bytes(&known)[..17]), Some(earlier));
                 }
             }

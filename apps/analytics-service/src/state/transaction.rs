@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::Utc;
-use runtime::within;
+use runtime::timeout;
 use sqlx::{Row as _, Sqlite, SqliteConnection, query};
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use super::{
     columns::{self, AT_ONCE, Bound, ROWS, bind},
     encoding::{KNOWN_BYTES, day_number, headers_json, known_bytes, known_of, year_number},
 };
-use crate::tally::{Known, Tally};
+use crate::counts::{Counts, PatientState};
 
 static FIND_PATIENTS: LazyLock<String> = LazyLock::new(|| {
     let id = columns::bytes_of(2, size_of::<Uuid>());
@@ -57,9 +57,9 @@ pub struct Remember(Bound);
 
 /// What records add up to.
 #[derive(Clone, Debug, Default)]
-pub struct Commit {
+pub struct Delta {
     /// What the events add up to.
-    pub tally: Tally,
+    pub counts: Counts,
     /// Where each partition goes on.
     pub positions: BTreeMap<i32, SavedPosition>,
     /// Records that are no events.
@@ -69,7 +69,7 @@ pub struct Commit {
 impl Remember {
     /// At most [`Transaction::PATIENTS`], in the order of their ids: the table's, whose pages are then filled one after the
     /// other.
-    pub fn new(patients: &[(Uuid, Known)]) -> Self {
+    pub fn new(patients: &[(Uuid, PatientState)]) -> Self {
         let columns = [
             columns::bytes(patients.iter().map(|(id, _)| id.into_bytes())),
             columns::bytes(patients.iter().map(|(_, known)| known_bytes(known))),
@@ -86,12 +86,12 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, StateError> {
+    pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, PatientState>, StateError> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
         let column = columns::bytes(ids.iter().map(|id| id.into_bytes()));
-        let rows = within(DEADLINE, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(&mut *self.0)).await??;
+        let rows = timeout(DEADLINE, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(&mut *self.0)).await??;
         let mut known = HashMap::with_capacity(rows.len());
         for row in &rows {
             let (id, bytes) = (row.try_get("id")?, row.try_get::<&[u8], _>("known")?);
@@ -107,7 +107,7 @@ impl Transaction<'_> {
     /// # Errors
     /// If the state cannot be written.
     pub async fn remember(&mut self, patients: Remember) -> Result<(), StateError> {
-        within(DEADLINE, patients.0.execute(&mut *self.0)).await??;
+        timeout(DEADLINE, patients.0.execute(&mut *self.0)).await??;
         Ok(())
     }
 
@@ -115,32 +115,32 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// If the state cannot be written. Whether it was, only opening it anew tells.
-    pub async fn commit(mut self, commit: &Commit) -> Result<(), StateError> {
+    pub async fn commit(mut self, commit: &Delta) -> Result<(), StateError> {
         let work = async {
             add(&mut self.0, commit).await?;
             self.0.commit().await
         };
-        within(DEADLINE, Box::pin(work)).await??;
+        timeout(DEADLINE, Box::pin(work)).await??;
         Ok(())
     }
 }
 
-async fn add(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), sqlx::Error> {
-    let Commit { tally, positions, dead_letters } = commit;
+async fn add(connection: &mut SqliteConnection, commit: &Delta) -> Result<(), sqlx::Error> {
+    let Delta { counts, positions, dead_letters } = commit;
     query(
         "-- add to totals
         INSERT INTO totals (name, value)
         VALUES ('active', ?), ('created', ?), ('updated', ?), ('deleted', ?), ('unknown', ?)
         ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
     )
-    .bind(tally.active)
-    .bind(tally.created)
-    .bind(tally.updated)
-    .bind(tally.deleted)
-    .bind(tally.unknown)
+    .bind(counts.active)
+    .bind(counts.created)
+    .bind(counts.updated)
+    .bind(counts.deleted)
+    .bind(counts.unknown)
     .execute(&mut *connection)
     .await?;
-    if let Some(last_event) = tally.last_event {
+    if let Some(last_event) = counts.last_event {
         query(
             "-- last event
             INSERT INTO totals (name, value) VALUES ('last_event', ?)
@@ -150,8 +150,8 @@ async fn add(connection: &mut SqliteConnection, commit: &Commit) -> Result<(), s
         .execute(&mut *connection)
         .await?;
     }
-    add_counts(connection, &ADD_TO_BIRTHS, &tally.births, year_number).await?;
-    add_counts(connection, &ADD_TO_REGISTRATIONS, &tally.registrations, day_number).await?;
+    add_counts(connection, &ADD_TO_BIRTHS, &counts.births, year_number).await?;
+    add_counts(connection, &ADD_TO_REGISTRATIONS, &counts.registrations, day_number).await?;
     for letter in dead_letters {
         query(
             "-- park dead letter

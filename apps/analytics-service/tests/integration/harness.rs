@@ -12,9 +12,9 @@ use chrono::{NaiveDate, Utc};
 use codec::{
     event::{Event, Kind},
     headers,
-    partition::{key_hash, of_hash},
 };
 use config::{Environment, Reader};
+use kafka::partitioner::{key_hash, of_hash};
 use kafka::{Producer, Record};
 use runtime::Shutdown;
 use serde_json::Value as Json;
@@ -27,7 +27,7 @@ use testbed::{
 use uuid::Uuid;
 
 /// How long a test waits for what is going to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const PARTITIONS: i32 = 3;
 
 /// A topic of the test's own, and the file of the state.
@@ -113,7 +113,7 @@ impl Harness {
         let mut producer = Producer::new(self.kafka.clone(), topic);
         for (patient_id, kind, version) in events {
             let partition = of_hash(key_hash(patient_id.to_string().as_bytes()), PARTITIONS);
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + TIMEOUT;
             let batch = || BTreeMap::from([(partition, vec![record(*patient_id, *kind, *version)])]);
             while producer.send(batch()).await.values().any(Result::is_err) {
                 assert!(Instant::now() < end, "the broker takes nothing");
@@ -156,7 +156,7 @@ impl Running {
 
     /// Waits until the summary is as the test wants it; gives it.
     pub(crate) async fn until(&self, what: &str, mut wanted: impl FnMut(&Json) -> bool) -> Json {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let summary = self.summary().await;
             if wanted(&summary) {

@@ -3,7 +3,7 @@
 
 mod batches;
 mod harness;
-mod intake;
+mod ingest;
 mod losses;
 mod partitions;
 mod shown;

@@ -8,11 +8,9 @@ use std::{
     time::Duration,
 };
 
-use codec::{
-    event::Kind::{Created, Deleted, Updated},
-    partition::{key_hash, of_hash},
-};
-use runtime::within;
+use codec::event::Kind::{Created, Deleted, Updated};
+use kafka::partitioner::{key_hash, of_hash};
+use runtime::timeout;
 use serde_json::Value as Json;
 use smol::channel::{self, Receiver};
 use testbed::{Process, Scratch, broker, ports};
@@ -67,7 +65,7 @@ async fn next_summary(lines: &Receiver<String>) -> Json {
             }
         }
     };
-    within(LIMIT, next).await.expect("no event arrives")
+    timeout(LIMIT, next).await.expect("no event arrives")
 }
 
 fn partition_of(patient: Uuid) -> i32 {
@@ -88,7 +86,7 @@ fn the_stream_tells_changes(kind: broker::Kind) {
         // A stream ends with its service.
         service.stop().await;
         let ended = async { while lines.recv().await.is_ok() {} };
-        within(LIMIT, ended).await.unwrap();
+        timeout(LIMIT, ended).await.unwrap();
     });
 }
 
@@ -124,7 +122,7 @@ fn an_http_1_0_client_of_the_stream_gets_events_without_chunks(kind: broker::Kin
                 }
             }
         };
-        let (head, first) = within(LIMIT, first).await.unwrap();
+        let (head, first) = timeout(LIMIT, first).await.unwrap();
         assert!(head[0].ends_with(" 200 ok"), "{head:?}");
         assert!(head.contains(&"x-accel-buffering: no".to_owned()), "{head:?}");
         assert!(!head.iter().any(|line| line.starts_with("transfer-encoding")), "{head:?}");
@@ -221,7 +219,7 @@ fn through_nginx_with_its_defaults_events_arrive_at_once(kind: broker::Kind) {
                     }
                 }
             };
-            let head = within(LIMIT, head).await.expect("a head arrives");
+            let head = timeout(LIMIT, head).await.expect("a head arrives");
             assert_eq!(head.contains(&"content-encoding: gzip".to_owned()), is_compressed, "{head:?}");
             next_summary(&lines).await;
             topic.send(partition_of(patient), vec![record(patient, kind, version)]).await;

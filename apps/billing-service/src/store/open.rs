@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use postgres::{Database, Error, Statement, query};
+use postgres::{BatchStatement, Database, Error, query};
 use uuid::Uuid;
 
 use super::account;
@@ -11,12 +11,12 @@ use crate::account::{Account, Holder};
 /// The statement that opens accounts for many.
 pub(super) enum Open {}
 
-impl Statement for Open {
+impl BatchStatement for Open {
     type Request = Holder;
     /// The account, if it is new.
     type Answer = Option<Account>;
     const NAME: &'static str = "open account";
-    const MOST: usize = 128;
+    const MAX_REQUESTS: usize = 128;
 
     async fn execute(database: &Database, holders: &[Holder]) -> Result<Vec<Option<Account>>, Error> {
         // Of two calls for one patient in one statement, the first has its id come back.

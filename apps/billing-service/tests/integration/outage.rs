@@ -53,7 +53,7 @@ fn a_list_that_loses_its_database_ends_with_an_error_and_never_well() {
         billing.create(patient, "Jane Doe").await.unwrap();
         sql::execute(&billing.database, CHARGE_30_000).await.unwrap();
         for round in 0..4 {
-            let mut reader = LedgerReader::ask(billing.grpc, patient, 65_535).await;
+            let mut reader = LedgerReader::submit(billing.grpc, patient, 65_535).await;
             reader.begin().await;
             match round % 2 {
                 // It may be killed while a page is read, or while the reader is waited for.
@@ -70,7 +70,7 @@ fn a_list_that_loses_its_database_ends_with_an_error_and_never_well() {
             billing.until_serving().await;
         }
         // One that freezes is waited for as long as for any other call.
-        let mut reader = LedgerReader::ask(billing.grpc, patient, 65_535).await;
+        let mut reader = LedgerReader::submit(billing.grpc, patient, 65_535).await;
         reader.begin().await;
         cluster.process().signal_all(Signal::STOP);
         assert_eq!(reader.take_all().await, Some(Code::Unavailable));

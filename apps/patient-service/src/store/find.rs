@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use postgres::{Database, Error, Statement, query};
+use postgres::{BatchStatement, Database, Error, query};
 use uuid::Uuid;
 
 use super::patient;
@@ -11,11 +11,11 @@ use crate::patient::Patient;
 /// The statement for many ids.
 pub(super) enum Find {}
 
-impl Statement for Find {
+impl BatchStatement for Find {
     type Request = Uuid;
     type Answer = Option<Patient>;
     const NAME: &'static str = "find patient";
-    const MOST: usize = 256;
+    const MAX_REQUESTS: usize = 256;
 
     async fn execute(database: &Database, ids: &[Uuid]) -> Result<Vec<Option<Patient>>, Error> {
         let find = database.run_idempotent(async |connection| {

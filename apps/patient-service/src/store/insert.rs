@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use postgres::{Database, Error, Statement, query};
+use postgres::{BatchStatement, Database, Error, query};
 
 use super::IdempotencyKey;
-use crate::{outbox::Outgoing, patient::Patient};
+use crate::{outbox::NewEvent, patient::Patient};
 
 /// A patient to be stored, with its event, its task for billing and, if there is one, its key.
 #[derive(Debug)]
 pub(super) struct New {
     pub(super) patient: Patient,
-    pub(super) event: Outgoing,
+    pub(super) event: NewEvent,
     pub(super) key: Option<IdempotencyKey>,
     /// The task is due after this time.
     pub(super) billing_after: Duration,
@@ -20,11 +20,11 @@ pub(super) struct New {
 /// The statement for many of them.
 pub(super) enum Insert {}
 
-impl Statement for Insert {
+impl BatchStatement for Insert {
     type Request = New;
     type Answer = ();
     const NAME: &'static str = "insert patient";
-    const MOST: usize = 128;
+    const MAX_REQUESTS: usize = 128;
 
     async fn execute(database: &Database, new: &[New]) -> Result<Vec<()>, Error> {
         fn column<'a, T>(new: &'a [New], field: impl Fn(&'a New) -> T) -> Vec<T> {

@@ -30,7 +30,7 @@ use smol::Task;
 use testbed::http::{Answer, Client};
 
 /// How long a test waits for what is going to happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Harness {
     pub(crate) client: Client,
@@ -149,13 +149,13 @@ impl Harness {
         let mut stream = smol::net::TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request).await.unwrap();
         let mut answer = Vec::new();
-        runtime::within(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        runtime::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         String::from_utf8_lossy(&answer).into_owned()
     }
 
     /// Waits for something that is going to happen.
     pub(crate) async fn until(&self, what: &str, mut happened: impl AsyncFnMut() -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !happened().await {
             assert!(Instant::now() < end, "it has not happened: {what}");
             smol::Timer::after(Duration::from_millis(10)).await;

@@ -151,7 +151,7 @@ fn events_arrive_in_order_with_their_headers(kind: broker::Kind) {
         let mut relay = relay(&service, settings(kafka.clone(), &topic));
         assert_eq!(drain(&service, &mut relay).await, 3);
 
-        let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+        let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
         let records = read_all(&kafka, &topic, partition).await;
         let events: Vec<_> = records.iter().map(decode).collect();
         assert_eq!(
@@ -187,8 +187,8 @@ fn a_topic_is_made_and_keys_choose_the_partition(kind: broker::Kind) {
         let mut count = 0;
         for partition in 0..3 {
             for record in read_all(&kafka, &topic, partition).await {
-                let hash = codec::partition::key_hash(record.record.key.as_ref().unwrap());
-                assert_eq!(codec::partition::of_hash(hash, 3), partition);
+                let hash = kafka::partitioner::key_hash(record.record.key.as_ref().unwrap());
+                assert_eq!(kafka::partitioner::of_hash(hash, 3), partition);
                 count += 1;
             }
         }
@@ -270,7 +270,7 @@ fn a_broker_that_was_away_gets_everything(kind: broker::Kind) {
         scratch.guard(broker.process()).unwrap();
         service.until("all events are published", async || waiting().await == 0).await;
 
-        let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+        let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
         let mut versions: Vec<_> =
             read_all(&kafka, "patient", partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
         // A batch whose acknowledgement was lost comes again, whole and in order.
@@ -303,7 +303,7 @@ fn a_repeated_batch_repeats_events_and_loses_none(kind: broker::Kind) {
         service.database.run(restore).await.unwrap();
         let mut second = relay(&service, settings(kafka.clone(), &topic));
         drain(&service, &mut second).await;
-        let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+        let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
         let records = read_all(&kafka, &topic, partition).await;
         assert_eq!(records.len(), 2);
         assert_eq!(records[0].record.value, records[1].record.value);
@@ -608,7 +608,7 @@ mod on_kafka_alone {
 
             kafka::testing::set_topic_setting(&kafka, &topic, before, "3600000").await.unwrap();
             until_drained(&service, &mut relay).await;
-            let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+            let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
             let versions: Vec<_> =
                 read_all(&kafka, &topic, partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
             assert_eq!(versions, (1..=changes).collect::<Vec<_>>());
@@ -684,7 +684,7 @@ mod on_kafka_alone {
                 service.number("SELECT count(*) FROM outbox_dead_letters WHERE error LIKE '%TooLarge%'").await,
                 1
             );
-            let partition = codec::partition::of_hash(codec::partition::key_hash(id(&jane).as_bytes()), 3);
+            let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
             let versions: Vec<_> =
                 read_all(&kafka, &topic, partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
             assert_eq!(versions, (1..=11).collect::<Vec<_>>());

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use config::{Environment, Reader};
 use patient_service::{Service, Settings};
-use runtime::{Failure, Shutdown, within};
+use runtime::{Failure, Shutdown, timeout};
 use testbed::{
     Scratch,
     pgbouncer::{PgBouncer, PoolMode},
@@ -27,7 +27,7 @@ async fn refusal(url: &str) -> Failure {
     let mut reader = Reader::new(environment);
     let settings = Settings::read(&mut reader);
     let service = Service::build(reader.finish(settings).unwrap().0).await.unwrap();
-    within(LIMIT, service.run(Shutdown::new())).await.expect("it ends").unwrap_err()
+    timeout(LIMIT, service.run(Shutdown::new())).await.expect("it ends").unwrap_err()
 }
 
 /// A database made by a statement that goes on with `how`.

@@ -21,7 +21,7 @@ use web::{Limits, Problem, Router, Server};
 use super::*;
 use crate::Settings;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a collector was sent, and what it answers.
 #[derive(Clone)]
@@ -99,7 +99,7 @@ fn dropped() -> u64 {
 }
 
 async fn until(what: &str, mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !happened() {
         assert!(Instant::now() < end, "it has not happened: {what}");
         smol::Timer::after(Duration::from_millis(5)).await;

@@ -148,7 +148,7 @@ mod tests {
 
     const LIMIT: usize = 10 * (COST + 8);
     /// How long a test waits for what is going to happen.
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
 
     /// An output that takes something only when it is let.
     struct Stalling {
@@ -177,7 +177,7 @@ mod tests {
         let writer = Writer::start(LIMIT, output, |count| format!("{count} dropped\n")).unwrap();
         let before = DROPPED.get();
         writer.add("line  0\n".to_owned());
-        begins.recv_timeout(PATIENCE).unwrap();
+        begins.recv_timeout(TIMEOUT).unwrap();
         for number in 1..100 {
             writer.add(format!("line {number:2}\n"));
         }
@@ -186,18 +186,18 @@ mod tests {
         for _ in 0..2 {
             let_one.send(()).unwrap();
         }
-        assert!(writer.flush(PATIENCE));
+        assert!(writer.flush(TIMEOUT));
         let text: Vec<u8> = texts.try_iter().flatten().collect();
         let expected: String = (0..10).map(|number| format!("line {number:2}\n")).collect();
         assert_eq!(String::from_utf8(text).unwrap(), expected + "90 dropped\n");
         writer.add("again\n".to_owned());
         let_one.send(()).unwrap();
-        assert!(writer.flush(PATIENCE), "it goes on");
-        assert_eq!(texts.recv_timeout(PATIENCE).unwrap(), b"again\n");
+        assert!(writer.flush(TIMEOUT), "it goes on");
+        assert_eq!(texts.recv_timeout(TIMEOUT).unwrap(), b"again\n");
         // Its reader is gone.
         drop(let_one);
         writer.add("nobody reads this\n".to_owned());
-        assert!(writer.flush(PATIENCE), "nothing is waited for");
+        assert!(writer.flush(TIMEOUT), "nothing is waited for");
         assert_eq!(DROPPED.get() - before, 91);
     }
 

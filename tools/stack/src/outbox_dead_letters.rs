@@ -9,8 +9,8 @@ use crate::{Failure, Outcome, backend::PatientsDatabase, settings::Settings};
 /// What the id of one begins with, to tell it from the id of a record.
 const PREFIX: &str = "outbox-";
 /// How long the relay may take to send them, and how often we look.
-const PATIENCE: Duration = Duration::from_secs(20);
-const LOOK: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// An event put aside, without its content, which is personal data.
 #[derive(Clone, Debug)]
@@ -79,14 +79,14 @@ pub(crate) async fn resend(settings: &Settings, events: &[Refused]) -> Outcome {
         "SELECT json_build_object('count', count(*))::text FROM outbox WHERE {}",
         among("event_id", &event_ids)
     );
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while database.ask(&waiting).await?.first().is_some_and(|row| row["count"] != 0) {
         if Instant::now() > end {
             return Err(Failure(format!(
                 "{moved} events are in the outbox again and not sent yet: see just logs patient-service."
             )));
         }
-        smol::Timer::after(LOOK).await;
+        smol::Timer::after(POLL_INTERVAL).await;
     }
     let again = select(&database, &among("event_id", &event_ids)).await?;
     for event in &again {

@@ -18,7 +18,7 @@ impl std::error::Error for Elapsed {}
 ///
 /// # Errors
 /// [`Elapsed`] when the time is over.
-pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     let timer = async {
         smol::Timer::after(limit).await;
         Err(Elapsed(limit))
@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn work_that_never_ends_is_dropped() {
         let limit = Duration::from_millis(5);
-        assert_eq!(smol::block_on(within(limit, std::future::pending::<()>())), Err(Elapsed(limit)));
-        assert_eq!(smol::block_on(within(limit, async { 7 })), Ok(7));
+        assert_eq!(smol::block_on(timeout(limit, std::future::pending::<()>())), Err(Elapsed(limit)));
+        assert_eq!(smol::block_on(timeout(limit, async { 7 })), Ok(7));
     }
 }

@@ -1,6 +1,6 @@
 //! From Kafka into the state: fetch, decode, count, commit.
 //!
-//! One task fetches each partition, a little ahead of the one task that applies. The tally and the next offsets are one
+//! One task fetches each partition, a little ahead of the one task that applies. The counts and the next offsets are one
 //! transaction, so that a record counts once, however often it is read. When the state fails, everything is begun anew
 //! from what the file says.
 
@@ -8,7 +8,7 @@ mod batch;
 mod budget;
 mod counting;
 mod fetcher;
-mod processing;
+mod spans;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use runtime::{Backoff, Shutdown, Wake, within};
+use runtime::{Backoff, Notify, Shutdown, timeout};
 use smol::{
     Task,
     channel::{self, Receiver},
@@ -24,11 +24,11 @@ use smol::{
 };
 use telemetry::metrics::{self, IntGaugeVec};
 
-use self::{batch::Batch, budget::Budget, counting::Counted, fetcher::Fetcher};
+use self::{batch::Batch, budget::Budget, counting::BatchApplier, fetcher::Fetcher};
 use crate::{
+    read_model::{Position, ReadModel},
     settings::{Assignment, Settings},
-    state::{Commit, Saved, SharedState, State, StateError, Waiting},
-    view::{Position, View},
+    state::{Delta, Saved, SharedState, State, StateError, Waiting},
 };
 
 /// Fetched batches that wait to be applied, for all partitions together: enough for the next transaction to be large, so
@@ -45,7 +45,7 @@ const WAITING_BYTES: i64 = 64 * 1024 * 1024;
 /// How often it is looked at least whether there is room for dead letters.
 const ROOM_LOOK: Duration = Duration::from_secs(1);
 /// Pauses after failures of the broker or the state.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How often it is looked whether partitions were added.
 const PARTITIONS_LOOK: Duration = Duration::from_secs(5);
@@ -58,22 +58,22 @@ type Fetchers = BTreeMap<i32, Task<()>>;
 
 /// Reads the partitions of this instance into the state.
 #[derive(Clone, Debug)]
-pub struct Intake {
+pub struct Ingest {
     settings: Arc<Settings>,
     state: Arc<SharedState>,
-    view: View,
-    dead_letters: Arc<Wake>,
+    view: ReadModel,
+    dead_letters: Arc<Notify>,
 }
 
-impl Intake {
+impl Ingest {
     /// An intake; `dead_letters` is woken when there are some.
-    pub fn new(settings: Settings, state: Arc<SharedState>, view: View, dead_letters: Arc<Wake>) -> Self {
+    pub fn new(settings: Settings, state: Arc<SharedState>, view: ReadModel, dead_letters: Arc<Notify>) -> Self {
         Self { settings: Arc::new(settings), state, view, dead_letters }
     }
 
     /// Reads and applies until the shutdown.
     pub async fn run(self, shutdown: Shutdown) {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         // A transaction in flight is finished or undone as a whole.
         let work = async {
             loop {
@@ -81,11 +81,11 @@ impl Intake {
                     Ok(saved) => self.run_from(saved, &mut backoff).await,
                     Err(error) => error,
                 };
-                self.tell_state(Some(error));
+                self.report_state(Some(error));
                 backoff.pause().await;
             }
         };
-        shutdown.or_stop(work).await;
+        shutdown.run_until_stopped(work).await;
         self.state.close().await;
     }
 
@@ -96,15 +96,15 @@ impl Intake {
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
         let others: Vec<_> = counted.filter(|partition| !assigned.contains(partition)).collect();
         if !others.is_empty() {
-            // The tally cannot be told apart by partitions, and whoever reads these counts them too.
+            // The counts cannot be told apart by partitions, and whoever reads these counts them too.
             return match self.settings.assignment {
                 Assignment::All => StateError::fewer_partitions(&others, count),
                 _ => StateError::shared(&others),
             };
         }
-        self.tell_state(None);
+        self.report_state(None);
         self.change(|shown| {
-            shown.tally = saved.tally.clone();
+            shown.counts = saved.counts.clone();
             shown.partitions.clear();
         });
         let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
@@ -184,14 +184,14 @@ impl Intake {
 
     /// How many partitions the topic has, as soon as the broker tells.
     async fn count_partitions(&self) -> i32 {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
             match self.ask_count().await {
                 Ok(count) => {
-                    self.tell_kafka(None, None);
+                    self.report_kafka(None, None);
                     return count;
                 }
-                Err(error) => self.tell_kafka(None, Some(error.to_string())),
+                Err(error) => self.report_kafka(None, Some(error.to_string())),
             }
             backoff.pause().await;
         }
@@ -223,7 +223,7 @@ impl Intake {
 
     /// Applies batches in one transaction.
     async fn apply(&self, mut batches: Vec<Batch>) -> Result<(), StateError> {
-        let mut commit = Commit::default();
+        let mut commit = Delta::default();
         let mut spans = Vec::new();
         for batch in &mut batches {
             commit.positions.insert(batch.partition, batch.position);
@@ -235,16 +235,16 @@ impl Intake {
             Ok(()) => self.commit(&batches, commit).await,
             Err(error) => Err(error),
         };
-        processing::end(spans, &result);
+        spans::end(spans, &result);
         result
     }
 
-    async fn commit(&self, batches: &[Batch], mut commit: Commit) -> Result<(), StateError> {
-        let store = async |state: &mut State| Counted::store(state, batches, &mut commit).await;
+    async fn commit(&self, batches: &[Batch], mut commit: Delta) -> Result<(), StateError> {
+        let store = async |state: &mut State| BatchApplier::store(state, batches, &mut commit).await;
         let counted = self.state.with(store).await?;
         counted.tell(commit.dead_letters.len());
         self.change(|shown| {
-            shown.tally += &commit.tally;
+            shown.counts += &commit.counts;
             for (partition, saved) in &commit.positions {
                 if let Some(position) = shown.partitions.get_mut(partition) {
                     position.next = saved.next;
@@ -280,15 +280,15 @@ impl Intake {
             if !is_full {
                 return Ok(());
             }
-            let _ = within(ROOM_LOOK, change).await;
+            let _ = timeout(ROOM_LOOK, change).await;
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut crate::view::Shown)) {
+    fn change(&self, change: impl FnOnce(&mut crate::read_model::Snapshot)) {
         self.view.change(&self.settings.topic, change);
     }
 
-    fn tell_state(&self, trouble: Option<StateError>) {
+    fn report_state(&self, trouble: Option<StateError>) {
         let trouble = trouble.map(|error| error.to_string());
         if self.view.read(|shown| shown.state_trouble == trouble) {
             return;
@@ -302,7 +302,7 @@ impl Intake {
 
     /// Says whether the broker can be read for a partition, or for the topic as a whole. An outage begins with the first
     /// of them that cannot be read, and ends with the last.
-    fn tell_kafka(&self, reader: Option<i32>, trouble: Option<String>) {
+    fn report_kafka(&self, reader: Option<i32>, trouble: Option<String>) {
         // The rule, with nothing to tell.
         if trouble.is_none() && self.view.read(|shown| shown.kafka_troubles.is_empty()) {
             return;

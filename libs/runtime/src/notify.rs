@@ -4,12 +4,12 @@ use event_listener::Event;
 
 /// A tap on the shoulder of one task: "there is something for you". Many taps before the task looks are one.
 #[derive(Debug, Default)]
-pub struct Wake {
+pub struct Notify {
     pending: AtomicBool,
     event: Event,
 }
 
-impl Wake {
+impl Notify {
     /// Nobody has tapped yet.
     pub const fn new() -> Self {
         Self { pending: AtomicBool::new(false), event: Event::new() }
@@ -43,11 +43,11 @@ mod tests {
     #[test]
     fn a_tap_is_not_lost_and_not_counted_twice() {
         smol::block_on(async {
-            let wake = Wake::new();
+            let wake = Notify::new();
             wake.notify();
             wake.notify();
             wake.wait().await;
-            let late = crate::within(std::time::Duration::from_millis(5), wake.wait()).await;
+            let late = crate::timeout(std::time::Duration::from_millis(5), wake.wait()).await;
             assert!(late.is_err());
             let (waited, _) = futures_lite::future::zip(wake.wait(), async { wake.notify() }).await;
             assert_eq!(waited, ());

@@ -1,4 +1,4 @@
-//! What is shown of the state: the tally and the positions as of the last commit, in memory.
+//! The read model: the counts and the positions as of the last commit, in memory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,24 +8,24 @@ use std::{
 use event_listener::{Event, EventListener};
 use telemetry::metrics::{self, IntGaugeVec};
 
-use crate::tally::Tally;
+use crate::counts::Counts;
 
 static LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
     metrics::gauges("kafka_consumer_lag", "Records of a partition that are not applied yet.", &["topic", "partition"])
 });
 
-/// The view, shared between the intake, which changes it, and HTTP. Clones are the same view.
+/// The read model, shared between ingest, which changes it, and HTTP. Clones are the same read model.
 #[derive(Clone, Debug, Default)]
-pub struct View {
-    shown: Arc<Mutex<Shown>>,
+pub struct ReadModel {
+    shown: Arc<Mutex<Snapshot>>,
     changed: Arc<Event>,
 }
 
 /// What is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shown {
-    /// The tally.
-    pub tally: Tally,
+pub struct Snapshot {
+    /// The counts.
+    pub counts: Counts,
     /// Each partition that this instance reads.
     pub partitions: BTreeMap<i32, Position>,
     /// Partitions that were added to the topic and that the settings, which list those to read, do not name.
@@ -65,19 +65,19 @@ impl Position {
     }
 }
 
-impl View {
+impl ReadModel {
     /// What is shown now.
-    pub fn shown(&self) -> Shown {
+    pub fn shown(&self) -> Snapshot {
         self.lock().clone()
     }
 
     /// Reads without a copy.
-    pub fn read<T>(&self, read: impl FnOnce(&Shown) -> T) -> T {
+    pub fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
         read(&self.lock())
     }
 
     /// Changes it and tells who waits for changes.
-    pub fn change(&self, topic: &str, change: impl FnOnce(&mut Shown)) {
+    pub fn change(&self, topic: &str, change: impl FnOnce(&mut Snapshot)) {
         {
             let mut shown = self.lock();
             change(&mut shown);
@@ -93,7 +93,7 @@ impl View {
         self.changed.listen()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shown> {
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
         // Nothing panics while it is held; if it did, what is shown is still the last commit or the next.
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::batch::Batch;
 use crate::{
-    state::{Commit, Remember, State, StateError, Transaction},
-    tally::{Known, Outcome, Tally},
+    counts::{Counts, Outcome, PatientState},
+    state::{Delta, Remember, State, StateError, Transaction},
 };
 
 static APPLIED: LazyLock<IntCounterVec> =
@@ -31,7 +31,7 @@ static DEAD: LazyLock<IntCounter> =
 
 /// How many events of a transaction did what.
 #[derive(Default)]
-pub(super) struct Counted {
+pub(super) struct BatchApplier {
     applied: BTreeMap<&'static str, u64>,
     duplicates: u64,
     /// Of those, the ones that told of something else, and a patient of whom.
@@ -39,12 +39,12 @@ pub(super) struct Counted {
     in_conflict: Option<Uuid>,
 }
 
-impl Counted {
+impl BatchApplier {
     /// Counts the events of batches into `commit`, and commits it with what is known of their patients afterwards.
     ///
     /// # Errors
     /// If the state fails; then nothing of it is stored, or all.
-    pub(super) async fn store(state: &mut State, batches: &[Batch], commit: &mut Commit) -> Result<Self, StateError> {
+    pub(super) async fn store(state: &mut State, batches: &[Batch], commit: &mut Delta) -> Result<Self, StateError> {
         let mut counted = Self::default();
         let events = by_patient(batches);
         let patients: Vec<_> = events.chunk_by(|one, next| one.patient_id == next.patient_id).collect();
@@ -62,7 +62,7 @@ impl Counted {
                 }
                 transaction.known(&next).await
             };
-            let count = async { Remember::new(&counted.add(part, &known, &mut commit.tally)) };
+            let count = async { Remember::new(&counted.add(part, &known, &mut commit.counts)) };
             let (found, remember) = zip(store, count).await;
             to_store = Some(remember);
             known = found?;
@@ -82,16 +82,16 @@ impl Counted {
     fn add(
         &mut self,
         patients: &[&[&Received]],
-        known: &HashMap<Uuid, Known>,
-        tally: &mut Tally,
-    ) -> Vec<(Uuid, Known)> {
+        known: &HashMap<Uuid, PatientState>,
+        counts: &mut Counts,
+    ) -> Vec<(Uuid, PatientState)> {
         let mut changed = Vec::with_capacity(patients.len());
         for events in patients {
             let id = events[0].patient_id;
             let mut patient = known.get(&id).copied().unwrap_or_default();
             let mut changes = false;
             for event in *events {
-                match tally.apply(&mut patient, event) {
+                match counts.apply(&mut patient, event) {
                     Outcome::Applied => {
                         *self.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
                         changes = true;
@@ -172,18 +172,18 @@ mod tests {
         smol::block_on(async {
             let (mut state, _) = State::open(&file).await.unwrap();
             let created = || patients.iter().map(|id| (*id, Created, 1));
-            let counted = Counted::store(&mut state, &[batch(created())], &mut Commit::default()).await.unwrap();
+            let counted = BatchApplier::store(&mut state, &[batch(created())], &mut Delta::default()).await.unwrap();
             assert_eq!((counted.applied[Created.name()], counted.duplicates), (count, 0));
             let updated = patients.iter().step_by(2).map(|id| (*id, Updated, 2));
-            let mut commit = Commit::default();
+            let mut commit = Delta::default();
             let batches = [batch(created()), batch(updated)];
-            let counted = Counted::store(&mut state, &batches, &mut commit).await.unwrap();
+            let counted = BatchApplier::store(&mut state, &batches, &mut commit).await.unwrap();
             assert_eq!((counted.applied[Updated.name()], counted.duplicates), (count.div_ceil(2), count));
-            assert_eq!((commit.tally.active, commit.tally.updated), (0, count.div_ceil(2) as i64));
+            assert_eq!((commit.counts.active, commit.counts.updated), (0, count.div_ceil(2) as i64));
             state.close().await;
             let (_, saved) = State::open(&file).await.unwrap();
-            assert_eq!((saved.tally.active, saved.tally.created), (count as i64, count as i64));
-            assert_eq!(saved.tally.births.values().sum::<i64>(), count as i64);
+            assert_eq!((saved.counts.active, saved.counts.created), (count as i64, count as i64));
+            assert_eq!(saved.counts.births.values().sum::<i64>(), count as i64);
         });
     }
 }

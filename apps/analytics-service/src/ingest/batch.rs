@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     budget::{Budget, Share},
-    processing,
+    spans,
 };
 use crate::state::{DeadLetter, SavedPosition};
 
@@ -50,7 +50,7 @@ impl Batch {
         let Fetched { records, next, .. } = fetched;
         let mut no_events = Vec::new();
         let mut batch = Self {
-            spans: processing::begin(topic, partition, &records),
+            spans: spans::begin(topic, partition, &records),
             events: Vec::with_capacity(records.at_most()),
             ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id })
         };

@@ -9,7 +9,7 @@ use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
 use uuid::Uuid;
 
-use super::{Intake, PAUSES, batch::Batch, budget::Budget};
+use super::{BACKOFF, Ingest, batch::Batch, budget::Budget};
 use crate::{settings::OnOffsetLoss, state::SavedPosition};
 
 /// Bytes that one fetch asks for, at most and at least. A broker that does not give them in time is asked for less: the
@@ -46,7 +46,7 @@ static HALTED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
 /// What the fetchers of all partitions share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub(super) intake: Intake,
+    pub(super) intake: Ingest,
     /// The id of the topic that is read: a topic is another one for all of its partitions, also for those that nothing
     /// was read of.
     pub(super) topic_id: Arc<Mutex<Option<Uuid>>>,
@@ -98,7 +98,7 @@ impl Fetcher {
 
     /// Fetches until it is cancelled.
     pub(super) async fn run(mut self) {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut next = self.begin(&mut backoff).await;
         let mut bytes = self.most_bytes;
         loop {
@@ -114,9 +114,9 @@ impl Fetcher {
                 Ok(fetched) if fetched.high_watermark < next => next = self.begin(&mut backoff).await,
                 Ok(fetched) => {
                     backoff.reset();
-                    self.shared.intake.tell_kafka(Some(self.partition), None);
-                    self.tell_end(fetched.high_watermark);
-                    self.tell_held_up(&fetched);
+                    self.shared.intake.report_kafka(Some(self.partition), None);
+                    self.report_end(fetched.high_watermark);
+                    self.report_held_up(&fetched);
                     if fetched.next == next {
                         continue;
                     }
@@ -135,7 +135,7 @@ impl Fetcher {
                     next = self.begin(&mut backoff).await;
                 }
                 Err(error) => {
-                    self.shared.intake.tell_kafka(Some(self.partition), Some(error.to_string()));
+                    self.shared.intake.report_kafka(Some(self.partition), Some(error.to_string()));
                     backoff.pause().await;
                     // The consumer connects anew and compares the topic's id. Where there is none, we compare what we can.
                     if self.consumer.topic_id().is_none() {
@@ -158,7 +158,7 @@ impl Fetcher {
             let known = *self.topic_id();
             self.consumer.expect_topic_id(self.position.and_then(|position| position.topic_id).or(known));
             let checked = self.check().await;
-            self.shared.intake.tell_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
+            self.shared.intake.report_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
             match checked {
                 Ok((next, None)) => {
                     self.halt(None);
@@ -186,7 +186,7 @@ impl Fetcher {
             Err(kafka::Error::TopicChanged { .. }) => return self.other_topic().await,
             offsets => offsets?,
         };
-        self.tell_end(offsets.end);
+        self.report_end(offsets.end);
         let first = offsets.start;
         let Some(SavedPosition { next, last_timestamp, .. }) = self.position else { return Ok((first, None)) };
         if next < first {
@@ -257,7 +257,8 @@ impl Fetcher {
             Loss::Gap { records } => format!("{records} records were deleted before they were read"),
             Loss::OtherTopic => "the topic was made anew since it was read".to_owned(),
         });
-        let halted = |shown: &crate::view::Shown| shown.partitions.get(&partition).and_then(|p| p.halted.clone());
+        let halted =
+            |shown: &crate::read_model::Snapshot| shown.partitions.get(&partition).and_then(|p| p.halted.clone());
         if self.shared.intake.view.read(halted) == why {
             return;
         }
@@ -276,7 +277,7 @@ impl Fetcher {
     }
 
     /// Tells of a transaction that is not ended and holds the partition up, by the metric at once, by the log after a while.
-    fn tell_held_up(&mut self, fetched: &Fetched) {
+    fn report_held_up(&mut self, fetched: &Fetched) {
         let Fetched { last_stable_offset: offset, high_watermark, .. } = *fetched;
         let is_held_up = fetched.is_held_up();
         if !is_held_up && self.held_up.is_none() {
@@ -301,7 +302,7 @@ impl Fetcher {
         self.held_up = Some(held_up);
     }
 
-    fn tell_end(&self, end: i64) {
+    fn report_end(&self, end: i64) {
         let partition = self.partition;
         let known = self.shared.intake.view.read(|shown| shown.partitions.get(&partition).map(|position| position.end));
         if known.is_some_and(|known| known != end) {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::target::{Connection, Target};
 
 /// How often the summary is asked for.
-pub(crate) const LOOK: Duration = Duration::from_millis(5);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Time for a call.
 const LIMIT: Duration = Duration::from_secs(5);
 const FETCH_BYTES: i32 = 1024 * 1024;
@@ -92,7 +92,7 @@ impl Follower {
             if complete || Instant::now() > give_up {
                 return Ok(times);
             }
-            smol::Timer::after(LOOK * 10).await;
+            smol::Timer::after(POLL_INTERVAL * 10).await;
         }
     }
 
@@ -159,7 +159,7 @@ async fn look(mut analytics: Connection, seen: Arc<Mutex<Seen>>) -> Result<(), S
         for Position { partition, applied_offset } in summary.partitions {
             lock(&seen).applied_up_to(partition, applied_offset, now);
         }
-        smol::Timer::after(LOOK).await;
+        smol::Timer::after(POLL_INTERVAL).await;
     }
 }
 

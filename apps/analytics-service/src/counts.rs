@@ -11,9 +11,9 @@ use codec::event::{Kind, Received};
 /// Years that a patient's dates can have. Others in an event count as not known: there would be no end of them in memory.
 const YEARS: RangeInclusive<i32> = 1..=9999;
 
-/// Counts. The tally of a sequence of events is the sum of the tallies of its parts.
+/// Counts. The counts of a sequence of events is the sum of the tallies of its parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Counts {
     /// Patients registered and not deleted.
     pub active: i64,
     /// Events applied that told of a registration.
@@ -34,7 +34,7 @@ pub struct Tally {
 
 /// What is remembered of a patient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct PatientState {
     /// The latest version that an event told of; 0 if none told one.
     pub version: i64,
     /// Whether the patient is registered.
@@ -47,7 +47,7 @@ pub struct Known {
     pub changed: Option<i64>,
 }
 
-impl Known {
+impl PatientState {
     /// Whether an event of a version that has been seen tells of another change than the one that made it: of the same
     /// version at another time, or of an earlier one at a later time. Versions were given twice then, as after a restore
     /// of the publisher's database; or, of an earlier version, the clocks of two publishers differ.
@@ -68,9 +68,9 @@ pub enum Outcome {
     Conflict,
 }
 
-impl Tally {
+impl Counts {
     /// Counts an event, knowing what is known of its patient, which it updates.
-    pub fn apply(&mut self, known: &mut Known, event: &Received) -> Outcome {
+    pub fn apply(&mut self, known: &mut PatientState, event: &Received) -> Outcome {
         if let Some(version) = event.version.filter(|version| *version <= known.version) {
             return if known.contradicts(version, event) { Outcome::Conflict } else { Outcome::Duplicate };
         }
@@ -102,14 +102,14 @@ impl Tally {
         Outcome::Applied
     }
 
-    fn count_active(&mut self, known: &Known, sign: i64) {
+    fn count_active(&mut self, known: &PatientState, sign: i64) {
         if known.active {
             self.active += sign;
             add(&mut self.births, known.birth_year, sign);
         }
     }
 
-    fn count_registration(&mut self, kind: Option<Kind>, before: &Known, now: &Known) {
+    fn count_registration(&mut self, kind: Option<Kind>, before: &PatientState, now: &PatientState) {
         match kind {
             Some(Kind::Created) => add(&mut self.registrations, now.registered, 1),
             // A change of the date moves the registration, wherever it was counted.
@@ -160,7 +160,7 @@ impl Tally {
     }
 }
 
-impl AddAssign<&Self> for Tally {
+impl AddAssign<&Self> for Counts {
     fn add_assign(&mut self, other: &Self) {
         self.active += other.active;
         self.created += other.created;
@@ -225,24 +225,24 @@ mod tests {
         }
     }
 
-    fn fold(events: &[Received]) -> (Tally, Known, Vec<Outcome>) {
-        let (mut tally, mut known) = (Tally::default(), Known::default());
-        let outcomes = events.iter().map(|event| tally.apply(&mut known, event)).collect();
-        (tally, known, outcomes)
+    fn fold(events: &[Received]) -> (Counts, PatientState, Vec<Outcome>) {
+        let (mut counts, mut known) = (Counts::default(), PatientState::default());
+        let outcomes = events.iter().map(|event| counts.apply(&mut known, event)).collect();
+        (counts, known, outcomes)
     }
 
     #[test]
     fn a_life() {
         let life = [Kind::Created, Kind::Updated, Kind::Deleted];
         let events: Vec<_> = life.iter().zip(1..).map(|(kind, version)| event(Some(*kind), Some(version))).collect();
-        let (tally, _, _) = fold(&events[..2]);
-        assert_eq!((tally.active, tally.created, tally.updated, tally.deleted), (1, 1, 1, 0));
-        assert_eq!(tally.births, BTreeMap::from([(Some(1990), 1)]));
-        let (tally, known, _) = fold(&events);
-        assert_eq!((tally.active, tally.deleted), (0, 1));
-        assert_eq!(tally.births, BTreeMap::from([(Some(1990), 0)]));
-        assert_eq!(tally.registrations, BTreeMap::from([(Some(date("2024-02-29")), 1)]), "it was a registration");
-        assert_eq!(tally.last_event, DateTime::from_timestamp(3, 0));
+        let (counts, _, _) = fold(&events[..2]);
+        assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (1, 1, 1, 0));
+        assert_eq!(counts.births, BTreeMap::from([(Some(1990), 1)]));
+        let (counts, known, _) = fold(&events);
+        assert_eq!((counts.active, counts.deleted), (0, 1));
+        assert_eq!(counts.births, BTreeMap::from([(Some(1990), 0)]));
+        assert_eq!(counts.registrations, BTreeMap::from([(Some(date("2024-02-29")), 1)]), "it was a registration");
+        assert_eq!(counts.last_event, DateTime::from_timestamp(3, 0));
         assert_eq!((known.version, known.active), (3, false));
     }
 
@@ -255,10 +255,10 @@ mod tests {
             event(Some(Kind::Updated), Some(2)),
             event(Some(Kind::Deleted), Some(3)),
         ];
-        let (tally, _, outcomes) = fold(&events);
+        let (counts, _, outcomes) = fold(&events);
         use Outcome::{Applied, Duplicate};
         assert_eq!(outcomes, [Applied, Duplicate, Applied, Duplicate, Duplicate]);
-        assert_eq!((tally.active, tally.created, tally.updated, tally.deleted), (0, 1, 0, 1));
+        assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (0, 1, 0, 1));
     }
 
     #[test]
@@ -269,11 +269,11 @@ mod tests {
         };
         let untimed = Received { time: None, ..at(3, 0) };
         let events = [at(1, 10), at(3, 30), at(3, 30), at(3, 31), at(2, 20), at(2, 40), untimed, at(4, 5), at(4, 5)];
-        let (tally, known, outcomes) = fold(&events);
+        let (counts, known, outcomes) = fold(&events);
         use Outcome::{Applied, Conflict, Duplicate};
         let expected = [Applied, Applied, Duplicate, Conflict, Duplicate, Conflict, Duplicate, Applied, Duplicate];
         assert_eq!(outcomes, expected);
-        assert_eq!((tally.updated, known.version, known.changed), (3, 4, Some(5_000)));
+        assert_eq!((counts.updated, known.version, known.changed), (3, 4, Some(5_000)));
     }
 
     #[test]
@@ -285,11 +285,11 @@ mod tests {
             original(None),
             original(Some(Kind::Deleted)),
         ];
-        let (tally, known, outcomes) = fold(&events);
+        let (counts, known, outcomes) = fold(&events);
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Applied));
-        assert_eq!((tally.active, tally.created, tally.unknown, tally.deleted), (0, 2, 1, 1));
+        assert_eq!((counts.active, counts.created, counts.unknown, counts.deleted), (0, 2, 1, 1));
         assert_eq!(known.version, 0);
-        assert_eq!(tally.births, BTreeMap::from([(None, 0)]));
+        assert_eq!(counts.births, BTreeMap::from([(None, 0)]));
     }
 
     #[test]
@@ -299,9 +299,9 @@ mod tests {
             birth_year: Some(1991),
             ..event(Some(Kind::Updated), Some(2))
         };
-        let (tally, _, _) = fold(&[event(Some(Kind::Created), Some(1)), moved]);
-        assert_eq!(tally.registrations(Interval::Year, None, None), BTreeMap::from([("2025".to_owned(), 1)]));
-        assert_eq!(tally.births, BTreeMap::from([(Some(1990), 0), (Some(1991), 1)]));
+        let (counts, _, _) = fold(&[event(Some(Kind::Created), Some(1)), moved]);
+        assert_eq!(counts.registrations(Interval::Year, None, None), BTreeMap::from([("2025".to_owned(), 1)]));
+        assert_eq!(counts.births, BTreeMap::from([(Some(1990), 0), (Some(1991), 1)]));
     }
 
     #[test]
@@ -312,11 +312,11 @@ mod tests {
             ..event(Some(Kind::Created), Some(version))
         };
         for year in [i32::MIN, -1, 0, 10_000, i32::MAX] {
-            let (tally, ..) = fold(&[strange(year, 1)]);
-            assert_eq!((tally.births, tally.registrations), ([(None, 1)].into(), [(None, 1)].into()), "{year}");
+            let (counts, ..) = fold(&[strange(year, 1)]);
+            assert_eq!((counts.births, counts.registrations), ([(None, 1)].into(), [(None, 1)].into()), "{year}");
         }
-        let (tally, ..) = fold(&[strange(1, 1), strange(9999, 2)]);
-        assert_eq!(tally.births, [(Some(1), 0), (Some(9999), 1)].into());
+        let (counts, ..) = fold(&[strange(1, 1), strange(9999, 2)]);
+        assert_eq!(counts.births, [(Some(1), 0), (Some(9999), 1)].into());
     }
 
     #[test]
@@ -329,7 +329,7 @@ mod tests {
         let (whole, _, _) = fold(&events);
         for cut in 0..=events.len() {
             let (mut first, mut known, _) = fold(&events[..cut]);
-            let mut second = Tally::default();
+            let mut second = Counts::default();
             for event in &events[cut..] {
                 second.apply(&mut known, event);
             }
@@ -341,20 +341,20 @@ mod tests {
     #[test]
     fn ages_fall_into_bands() {
         let births = [(2026, 1), (2009, 2), (2008, 4), (1952, 8), (1951, 16), (1900, 32), (2100, 64)];
-        let mut tally =
-            Tally { births: births.map(|(year, patients)| (Some(year), patients)).into(), ..Tally::default() };
-        tally.births.insert(None, 128);
+        let mut counts =
+            Counts { births: births.map(|(year, patients)| (Some(year), patients)).into(), ..Counts::default() };
+        counts.births.insert(None, 128);
         let bands =
             [("0-17", 67), ("18-29", 4), ("30-44", 0), ("45-59", 0), ("60-74", 8), ("75+", 48), ("unknown", 128)];
-        assert_eq!(tally.age_bands(2026), bands);
+        assert_eq!(counts.age_bands(2026), bands);
     }
 
     #[test]
     fn a_series_has_the_periods_in_which_something_happened() {
         let days = [("2023-12-31", 1), ("2024-01-01", 2), ("2024-01-31", 3), ("2024-02-01", 0)];
         let registrations = days.map(|(day, patients)| (Some(date(day)), patients)).into();
-        let tally = Tally { registrations, ..Tally::default() };
-        let series = |interval, from, to| tally.registrations(interval, from, to).into_iter().collect::<Vec<_>>();
+        let counts = Counts { registrations, ..Counts::default() };
+        let series = |interval, from, to| counts.registrations(interval, from, to).into_iter().collect::<Vec<_>>();
         assert_eq!(series(Interval::Month, None, None), [("2023-12".to_owned(), 1), ("2024-01".to_owned(), 5)]);
         let from = Some(date("2024-01-01"));
         assert_eq!(series(Interval::Day, from, from), [("2024-01-01".to_owned(), 2)]);

@@ -11,18 +11,18 @@ use std::{
 use futures_lite::FutureExt as _;
 use smol::Task;
 
-use crate::{Shutdown, within};
+use crate::{Shutdown, timeout};
 
 /// The long-running parts of a service. Each is expected to end once the shutdown is triggered; one that ends or
 /// panics before that stops the whole service, because the others cannot replace it.
 #[derive(Debug)]
-pub struct Parts {
+pub struct TaskGroup {
     shutdown: Shutdown,
     tasks: Vec<(&'static str, Task<()>)>,
     failed: Arc<AtomicBool>,
 }
 
-impl Parts {
+impl TaskGroup {
     /// No part yet.
     pub fn new(shutdown: Shutdown) -> Self {
         Self { shutdown, tasks: Vec::new(), failed: Arc::default() }
@@ -52,7 +52,7 @@ impl Parts {
         let end = Instant::now() + limit;
         let mut late = Vec::new();
         for (name, task) in self.tasks {
-            if within(end.saturating_duration_since(Instant::now()), task).await.is_err() {
+            if timeout(end.saturating_duration_since(Instant::now()), task).await.is_err() {
                 late.push(name);
             }
         }
@@ -79,7 +79,7 @@ mod tests {
         let shutdown = Shutdown::new();
         let work = part(shutdown.clone());
         crate::block_on(1, async move {
-            let mut parts = Parts::new(shutdown.clone());
+            let mut parts = TaskGroup::new(shutdown.clone());
             parts.start("part", work);
             if trigger {
                 shutdown.trigger();
