@@ -146,7 +146,8 @@ impl Value for Url {
 
 impl Url {
     fn host(&mut self, host: &str) -> Result<(), String> {
-        if host.contains(',') {
+        // A directory may have a comma in its name; libpq would take such a value for two.
+        if host.contains(',') && (!host.starts_with('/') || host.contains(",/")) {
             return Err("it names several hosts; one is supported".to_owned());
         }
         let options = self.options.clone();
@@ -359,6 +360,9 @@ mod tests {
         let url = read_url("postgres:///x?host=%2Frun%2Fpostgresql&port=1&user=jane&dbname=y&password=z").unwrap();
         assert_eq!(url.options.get_socket().unwrap().to_str(), Some("/run/postgresql"));
         assert_eq!((url.options.get_username(), url.options.get_database()), ("jane", Some("y")));
+        let url = read_url("postgres://jane@localhost/x?host=%2Frun%2Fst%C3%A4ck%2C%20%22%2B%22").unwrap();
+        assert_eq!(url.options.get_socket().unwrap().to_str(), Some("/run/stäck, \"+\""));
+        assert!(read_url("postgres://jane@localhost/x?host=%2Frun%2Fone%2C%2Frun%2Ftwo").is_err());
 
         for (parameter, named) in [
             ("ssl=true", "ssl:"),
