@@ -35,6 +35,7 @@ pub(crate) async fn find() -> Result<SystemUnderTest, StartError> {
         parts,
         clients,
         fixed: None,
+        topic_is_ours: false,
         clock: None,
         logs: None,
         scratch: Scratch::new()?,

@@ -12,6 +12,7 @@ mod parts;
 mod run;
 mod schedule;
 mod system;
+mod topic;
 mod undo_deletes;
 
 const USAGE: &str = "\
@@ -20,7 +21,8 @@ Usage: chaos [--seconds N] [--seed S] [--clients N] [--broker kafka|nisshi | --d
 Starts PostgreSQL with a standby, a broker, three patient-services, billing-service and analytics-service, apart from any
 `just up`. For N seconds (60) it kills, freezes and restarts them, one or two at a time, sets PostgreSQL's clock back and
 forth and has it fail over to the standby, while clients (16) write and read; then it lets them heal and compares what
-clients were told with what PostgreSQL, the topic, billing and analytics hold. The same seed makes the same schedule. With
+clients were told with what PostgreSQL, the topic, billing and analytics hold. On Apache Kafka it then adds partitions to the
+topic, and deletes and refills it: analytics has to read the former and to halt. The same seed makes the same schedule. With
 --docker it kills, freezes and restarts the containers that `just up --docker` or `just up-scaled` has started in this
 checkout, PostgreSQL and the balancer among them; they stay.
 

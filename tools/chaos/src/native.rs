@@ -59,6 +59,8 @@ pub(crate) async fn start(broker: Option<Kind>) -> Result<SystemUnderTest, Start
         parts: parts.into_iter().map(|(name, part)| (name, Mutex::new(part))).collect(),
         clients,
         fixed: Some(places),
+        // Nisshi adds no partitions, and may lose other topics when one is deleted.
+        topic_is_ours: kind == Kind::Kafka,
         clock: Some(clock),
         logs: Some(logs),
         scratch,

@@ -17,6 +17,7 @@ use crate::{
     native,
     schedule::{Injection, Round, clock_steps, failovers, schedule, undos},
     system::SystemUnderTest,
+    topic,
     undo_deletes::undo_deletes,
 };
 
@@ -107,6 +108,10 @@ pub(crate) async fn run(options: Options) -> Result<bool, StartError> {
             log.say(&format!("all requests answered and all ready after {healed:.1} s, drained {drained:.1} s later"));
         }
         Err(error) => wrong.push(error.to_string()),
+    }
+    if system.topic_is_ours {
+        wrong.extend(topic::check(&places, &replicas[0]).await?);
+        log.say("partitions were added; then the topic was deleted and filled again");
     }
     for (name, part) in parts {
         wrong.extend(part.lock().await.panics().await.into_iter().map(|line| format!("{name}: {line}")));

@@ -17,6 +17,8 @@ pub(crate) struct SystemUnderTest {
     pub(crate) clients: Vec<Client>,
     /// Where the audit finds its data, if the addresses stay the same.
     pub(crate) fixed: Option<Places>,
+    /// Whether partitions can be added to its topic, and whether the topic may be deleted in the end.
+    pub(crate) topic_is_ours: bool,
     /// The clock of PostgreSQL, if it can be set: a container has the machine's.
     pub(crate) clock: Option<SteppedClock>,
     /// The folder of its logs, if it is gone with the system.
