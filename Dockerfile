@@ -28,6 +28,7 @@ RUN cargo build --release --locked $SERVICES
 
 FROM dependencies AS build
 COPY . .
+ARG GIT_REVISION=unknown
 # Cargo compares times, and our code may be older than its empty stand-in.
 RUN find apps libs -name '*.rs' -exec touch {} + \
     && cargo build --release --locked $SERVICES \

@@ -13,6 +13,9 @@ given_cache := env("PATIENT_MANAGEMENT_CACHE", "")
 export PATIENT_MANAGEMENT_CACHE := absolute_path(if given_cache == "" { caches / "patient-management" } else { given_cache })
 tools := quote(PATIENT_MANAGEMENT_CACHE / "tools")
 
+# What the services say that they were built from, in --version, their first log line and build_info.
+export GIT_REVISION := env("GIT_REVISION", `git rev-parse --short=12 HEAD 2>/dev/null || echo unknown`)
+
 # Show the recipes
 [private]
 default:

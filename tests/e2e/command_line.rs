@@ -27,7 +27,8 @@ fn help_lists_every_setting() {
         {
             assert!(help.contains(expected), "{service}: {expected}");
         }
-        assert!(text(&run(service, &["--version"], &[]).stdout).starts_with(service));
+        let version = text(&run(service, &["--version"], &[]).stdout);
+        assert!(version.starts_with(&format!("{service} {}", env!("CARGO_PKG_VERSION"))), "{version}");
         assert_eq!(run(service, &["--nonsense"], &[]).status.code(), Some(64));
     }
 }

@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         name: "analytics-service",
         about: "counts what happens to patients: from Kafka into a local state, effectively once",
         version: env!("CARGO_PKG_VERSION"),
+        revision: option_env!("GIT_REVISION"),
         settings: Settings::read,
         http_address: |settings| settings.http.address,
     };

@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         name: "billing-service",
         about: "billing accounts of patients and their ledgers, over gRPC",
         version: env!("CARGO_PKG_VERSION"),
+        revision: option_env!("GIT_REVISION"),
         settings: Settings::read,
         http_address: |settings| settings.http.address,
     };

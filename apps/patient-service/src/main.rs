@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         name: "patient-service",
         about: "patient records over HTTP; publishes what happens to them and keeps billing informed",
         version: env!("CARGO_PKG_VERSION"),
+        revision: option_env!("GIT_REVISION"),
         settings: Settings::read,
         http_address: |settings| settings.http.address,
     };

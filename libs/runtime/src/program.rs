@@ -4,13 +4,21 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     process::ExitCode,
+    sync::LazyLock,
     time::Duration,
 };
 
 use config::{Bounded, Environment, Reader};
-use telemetry::log;
+use telemetry::{
+    log,
+    metrics::{self, IntGaugeVec},
+};
 
 use crate::Shutdown;
+
+static BUILD_INFO: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    metrics::gauges("build_info", "1, with the version and the git revision of the program.", &["version", "revision"])
+});
 
 /// How long `healthcheck` waits for the running service.
 const HEALTHCHECK_LIMIT: Duration = Duration::from_secs(3);
@@ -31,6 +39,8 @@ pub struct Program<S> {
     pub about: &'static str,
     /// Its version.
     pub version: &'static str,
+    /// The git revision that it was built from, if the build was told.
+    pub revision: Option<&'static str>,
     /// Reads the settings.
     pub settings: fn(&mut Reader) -> S,
     /// Where its HTTP server listens, for `healthcheck`.
@@ -84,7 +94,7 @@ impl<S: Send + 'static> Program<S> {
             ["healthcheck"] => self.with_settings(|settings| healthcheck((self.http_address)(&settings.own))),
             ["--print-config"] => self.print_config(),
             ["--help" | "-h"] => self.help(),
-            ["--version" | "-V"] => print(&format!("{} {}\n", self.name, self.version)),
+            ["--version" | "-V"] => print(&format!("{} {}\n", self.name, self.full_version())),
             _ => {
                 eprintln!("{}: unknown arguments: {}; see {} --help", self.name, arguments.join(" "), self.name);
                 ExitCode::from(USAGE)
@@ -122,6 +132,9 @@ impl<S: Send + 'static> Program<S> {
             eprintln!("{}: cannot log: {error}", self.name);
             return ExitCode::FAILURE;
         }
+        let revision = self.revision.unwrap_or_default();
+        tracing::info!(version = self.version, revision, "starting");
+        BUILD_INFO.with_label_values(&[self.version, revision]).set(1);
         let _flush = Flush;
         let shutdown = Shutdown::new();
         let outcome = crate::block_on(settings.threads.size(), async move {
@@ -138,6 +151,11 @@ impl<S: Send + 'static> Program<S> {
                 ExitCode::from(code)
             }
         }
+    }
+
+    /// The version, with the revision where it is known.
+    fn full_version(&self) -> String {
+        self.revision.map_or(self.version.to_owned(), |revision| format!("{} ({revision})", self.version))
     }
 
     fn print_config(&self) -> ExitCode {
@@ -164,7 +182,7 @@ impl<S: Send + 'static> Program<S> {
              Exit codes: 0 stopped in order, 1 failed, 64 wrong arguments, 78 wrong settings.\n\n\
              Environment:\n{environment}",
             name = self.name,
-            version = self.version,
+            version = self.full_version(),
             about = self.about,
             environment = reader.into_report().help()
         ))
