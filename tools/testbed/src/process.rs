@@ -123,13 +123,20 @@ impl Process {
         (start_time(pid)? == started).then(|| Self { name: name.into(), pid, child: None, log: log.into() })
     }
 
-    /// Lets a later run find the process.
+    /// Lets a later run find the process. For one that has ended already there is nothing to find: whoever waits for it learns
+    /// that, and shows its log.
     ///
     /// # Errors
-    /// If the file cannot be written, or the process has ended.
+    /// If the file cannot be written.
     pub fn write_pid_file(&self, path: &Path) -> io::Result<()> {
-        let started = start_time(self.pid).ok_or_else(|| io::Error::other(format!("{} has ended", self.name)))?;
-        fs::write(path, format!("{} {started}\n", self.pid))
+        match start_time(self.pid) {
+            Some(started) => fs::write(path, format!("{} {started}\n", self.pid)),
+            None => {
+                // That of an earlier one, if there is any.
+                let _ = fs::remove_file(path);
+                Ok(())
+            }
+        }
     }
 
     /// Its name, for people.
@@ -471,6 +478,8 @@ mod tests {
         assert_eq!(found.ended(), None);
         smol::block_on(process.kill());
         assert!(Process::from_pid_file("sleep", &file, &log).is_none());
+        process.write_pid_file(&file).unwrap();
+        assert!(!file.exists(), "it ended before its file was written");
 
         fs::write(&file, format!("{} 1\n", std::process::id())).unwrap();
         assert!(Process::from_pid_file("us", &file, &log).is_none());
