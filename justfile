@@ -119,7 +119,7 @@ overload seconds="60":
 fuzz target="all" seconds="60": (_tool "cargo-fuzz" "0.13.2")
     tests/fuzz/run {{ target }} {{ seconds }}
 
-# Check format, lints, architecture, compose files, licences and dependencies
+# Check format, lints, documentation, architecture, compose files, licences and dependencies
 [group("test")]
 check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     cargo fmt --check
@@ -127,6 +127,8 @@ check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     # The build of the tests: of some packages alone, dependencies would be built again, with other features.
     cargo build --locked --quiet --workspace --all-targets
     cargo test --locked --quiet --workspace --test architecture --test compose
+    # Private items have documentation too, and links among them are for whoever reads the code.
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --quiet --workspace --no-deps --document-private-items
     cargo fetch --locked --quiet
     {{ tools }}/bin/cargo-deny --offline --log-level error check bans licenses sources
     {{ tools }}/bin/cargo-machete

@@ -1,7 +1,7 @@
 //! Counts what happens to patients.
 //!
 //! Data flow one way: [`ingest`] fetches records, decodes them and folds them into a [`counts`]; [`state`] keeps the counts
-//! and the next offset in one transaction; [`view`] is what of it is shown; [`http`] shows it. Records that are no events
+//! and the next offset in one transaction; [`read_model`] is what of it is shown; [`http`] shows it. Records that are no events
 //! wait in the state until [`dead_letters`] has put them on their topic.
 
 pub mod counts;

@@ -4,9 +4,9 @@
 //! - [`spawn`] and [`block_on`]: our own executor threads, apart from those that libraries spawn on;
 //! - [`Shutdown`]: the token that tells every part to finish, triggered by SIGTERM or SIGINT;
 //! - [`TaskGroup`]: the long-running parts of a service, joined within a deadline;
-//! - [`listen`]: bind first, serve later;
+//! - [`listen()`]: bind first, serve later;
 //! - [`Notify`]: tells a task that there is something to do;
-//! - [`timeout`] and [`Backoff`]: no wait without an end, no retry without a pause.
+//! - [`timeout()`] and [`Backoff`]: no wait without an end, no retry without a pause.
 
 mod backoff;
 mod executor;

@@ -7,7 +7,7 @@
 //! - [`Router`]: a route table whose every answer is well formed: 404, 405 with `Allow`, 500 after a panic, 503 under
 //!   overload, each as problem+json, measured and traced;
 //! - [`Problem`]: RFC 9457; [`Preconditions`]: RFC 9110, section 13;
-//! - [`Health`], [`metrics_page`], [`events`]: what each service serves besides its own routes.
+//! - [`Health`], [`metrics_page`], [`events`](mod@events): what each service serves besides its own routes.
 
 mod body;
 mod connections;

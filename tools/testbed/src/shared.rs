@@ -80,7 +80,7 @@ macro_rules! on_each_kafka {
     };
 }
 
-/// Makes each test, an `fn(testbed::broker::Kind)`, into three: as [`on_each_kafka`](crate::on_each_kafka), and one in
+/// Makes each test, an `fn(testbed::broker::Kind)`, into three: as [`on_each_kafka`], and one in
 /// `on_nisshi`.
 #[macro_export]
 macro_rules! on_each_version {

@@ -157,7 +157,7 @@ impl Search {
         Some(Self { escaped, anywhere: longest_run >= 3 })
     }
 
-    /// What `$1` and `$2` of [`matches`] are.
+    /// What `$1` and `$2` of [`matches()`] are.
     fn patterns(&self) -> (String, Option<String>) {
         let Self { escaped, anywhere } = self;
         if *anywhere {
