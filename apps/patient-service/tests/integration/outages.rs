@@ -48,9 +48,12 @@ fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
 fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_nor_readiness() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
-        let settings = [("DATABASE_CONNECTIONS", "4"), ("RELAY_LEASE", "4s")];
+        // Whoever waits for a lock keeps its connection for longer than the lease.
+        let settings = [("DATABASE_CONNECTIONS", "4"), ("DATABASE_DEADLINE", "8s"), ("RELAY_LEASE", "4s")];
         let service = Harness::start(&url, &settings).await;
         let jane = path(&service.register("Jane Doe").await);
+        let held = "SELECT count(*) FROM relay_leases WHERE expires_at > now()";
+        service.until("it has the lease", async || sql::number(&url, held).await.unwrap() == 1).await;
         let mut session = Session::open(&url).await.unwrap();
         session.execute("BEGIN; SELECT id FROM patients FOR UPDATE").await.unwrap();
         // Three times as many as there are connections, and each comes again when it is refused.
@@ -72,7 +75,6 @@ fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_no
         sql::execute(&url, task).await.unwrap();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(8) {
-            let held = "SELECT count(*) FROM relay_leases WHERE expires_at > now()";
             assert_eq!(sql::number(&url, held).await.unwrap(), 1, "the lease has run out");
             let asked = Instant::now();
             assert_eq!(service.get("/actuator/health/readiness").await.status, 200);
