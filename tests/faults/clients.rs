@@ -28,11 +28,15 @@ const CONNECTIONS: usize = 2_000;
 /// Memory that they may cost: a few kilobytes each.
 const MEMORY: u64 = 48 << 20;
 
-#[test]
-fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
-    // Ours and the service's descriptors; a child inherits the limit.
+/// As many descriptors as there may be, for us and for services: a child inherits the limit.
+fn allow_all_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}
+
+#[test]
+fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
+    allow_all_descriptors();
     runtime::block_on(2, async {
         let mut system = system(some_broker(), 1, &[]).await;
         let client = system.patient_client();
@@ -72,8 +76,7 @@ fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
 /// is for them, however many there are, and it is free again when they have gone.
 #[test]
 fn unfinished_requests_cost_no_more_memory_than_they_may_and_keep_nobody_out() {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    allow_all_descriptors();
     runtime::block_on(2, async {
         let mut system = system(some_broker(), 1, &[]).await;
         let client = system.patient_client();

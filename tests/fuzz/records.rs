@@ -51,7 +51,7 @@ enum Part {
 
 /// What was among an input and what was read of it, so that a test can tell whether inputs are of any use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Seen {
+pub enum Outcome {
     /// Records of an aborted transaction were left out of exactly what was expected.
     Aborted,
     /// Records of a transaction that is not aborted were read.
@@ -148,7 +148,7 @@ impl Log {
 }
 
 /// Writes the parts and reads them.
-pub fn check(input: Input) -> BTreeSet<Seen> {
+pub fn check(input: Input) -> BTreeSet<Outcome> {
     let Input { parts, from, largest, missing } = input;
     let mut log = Log::default();
     parts.into_iter().take(PARTS).for_each(|part| log.write(part));
@@ -160,7 +160,7 @@ pub fn check(input: Input) -> BTreeSet<Seen> {
     let mut seen = BTreeSet::new();
     let Ok(ReadBytes { records, next, unreadable }) = read(sent.clone(), from, log.aborted.clone(), largest) else {
         assert!(log.is_uncertain, "what was sent are batches");
-        return [Seen::Malformed].into();
+        return [Outcome::Malformed].into();
     };
     assert!(next >= from);
     let got: Vec<(i64, Vec<u8>)> =
@@ -171,8 +171,8 @@ pub fn check(input: Input) -> BTreeSet<Seen> {
     if let Some(unreadable) = unreadable {
         assert!(got.is_empty() && next > from && unreadable.first_offset >= from && unreadable.last_offset == next - 1);
         seen.insert(match unreadable.reason {
-            kafka::Malformed::TooLarge => Seen::TooLarge,
-            _ => Seen::Unreadable,
+            kafka::Malformed::TooLarge => Outcome::TooLarge,
+            _ => Outcome::Unreadable,
         });
     }
     if log.is_uncertain {
@@ -182,10 +182,10 @@ pub fn check(input: Input) -> BTreeSet<Seen> {
         |transaction: &Option<Transaction>| transaction.is_some_and(|it| log.aborted_numbers.contains(&it));
     let passed = log.records.iter().filter(|(offset, ..)| (from..next).contains(offset));
     if passed.clone().any(|(_, _, transaction)| is_aborted(transaction)) {
-        seen.insert(Seen::Aborted);
+        seen.insert(Outcome::Aborted);
     }
     if passed.clone().any(|(_, _, transaction)| transaction.is_some() && !is_aborted(transaction)) {
-        seen.insert(Seen::Committed);
+        seen.insert(Outcome::Committed);
     }
     if unreadable.is_none() {
         let expected = passed.filter(|(_, _, transaction)| !is_aborted(transaction));

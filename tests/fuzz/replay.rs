@@ -83,7 +83,7 @@ fn dead_letter() {
 
 #[test]
 fn records() {
-    use fuzz::records::Seen::{Aborted, Committed, Malformed, TooLarge, Unreadable};
+    use fuzz::records::Outcome::{Aborted, Committed, Malformed, TooLarge, Unreadable};
     let inputs = random().chain(kept(&["seeds/records"]));
     let seen: BTreeSet<_> = inputs.flat_map(|bytes| fuzz::records::check(structured(&bytes))).collect();
     assert!(seen.iter().eq(&[Aborted, Committed, TooLarge, Unreadable, Malformed]), "what is read is {seen:?} alone");

@@ -48,7 +48,7 @@ impl Spans {
             .with_max_export_batch_size(BATCH)
             .with_scheduled_delay(DELAY)
             .build();
-        let counted = Counted { exporter, delivery: delivery.clone() };
+        let counted = CountingExporter { exporter, delivery: delivery.clone() };
         let mut processor = BatchSpanProcessor::builder(counted).with_batch_config(batches).build();
         processor.set_resource(resource);
         Self { delivery, processor, scope: convert::scope() }
@@ -99,7 +99,7 @@ impl Lines {
             .with_max_export_batch_size(BATCH)
             .with_scheduled_delay(DELAY)
             .build();
-        let counted = Counted { exporter, delivery: delivery.clone() };
+        let counted = CountingExporter { exporter, delivery: delivery.clone() };
         let mut processor = BatchLogProcessor::builder(counted).with_batch_config(batches).build();
         processor.set_resource(resource);
         let logger = SdkLoggerProvider::builder().build().logger("");
@@ -123,18 +123,24 @@ impl Lines {
 
 /// An exporter of the SDK whose deliveries are counted.
 #[derive(Debug)]
-struct Counted<E> {
+struct CountingExporter<E> {
     exporter: E,
     delivery: Arc<Delivery>,
 }
 
-impl trace::SpanExporter for Counted<SpanExporter> {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let items = batch.len();
+impl<E> CountingExporter<E> {
+    /// Does an export of so many items, and counts them.
+    async fn count(&self, items: usize, export: impl Future<Output = OTelSdkResult>) -> OTelSdkResult {
         self.delivery.begin(items);
-        let result = self.exporter.export(batch).await;
+        let result = export.await;
         self.delivery.end(items as u64);
         result
+    }
+}
+
+impl trace::SpanExporter for CountingExporter<SpanExporter> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.count(batch.len(), self.exporter.export(batch)).await
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
@@ -146,13 +152,9 @@ impl trace::SpanExporter for Counted<SpanExporter> {
     }
 }
 
-impl logs::LogExporter for Counted<LogExporter> {
+impl logs::LogExporter for CountingExporter<LogExporter> {
     async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
-        let items = batch.iter().count();
-        self.delivery.begin(items);
-        let result = self.exporter.export(batch).await;
-        self.delivery.end(items as u64);
-        result
+        self.count(batch.iter().count(), self.exporter.export(batch)).await
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {

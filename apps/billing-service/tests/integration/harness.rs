@@ -206,7 +206,7 @@ pub(crate) struct LedgerReader {
 
 impl LedgerReader {
     /// Asks for a ledger; what comes without being asked for is at most `window` bytes.
-    pub(crate) async fn submit(grpc: SocketAddr, patient_id: Uuid, window: u32) -> Self {
+    pub(crate) async fn open(grpc: SocketAddr, patient_id: Uuid, window: u32) -> Self {
         let mut connection = http2::Connection::begin(grpc, window).await.unwrap();
         let request = [&[0x0a, 36], patient_id.to_string().as_bytes()].concat();
         connection.call(1, "/BillingService/ListTransactions", &[], &request).await.unwrap();

@@ -273,7 +273,7 @@ fn a_reader_that_pauses_gets_the_whole_ledger() {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
         sql::execute(&billing.database, CHARGE_30_000).await.unwrap();
-        let mut reader = LedgerReader::submit(billing.grpc, patient, 65_535).await;
+        let mut reader = LedgerReader::open(billing.grpc, patient, 65_535).await;
         reader.begin().await;
         // Longer than any other call may take.
         smol::Timer::after(Duration::from_secs(12)).await;
@@ -295,7 +295,7 @@ fn readers_that_pause_hold_no_connection_to_the_database() {
         // Many more than there are connections.
         let mut readers = Vec::new();
         for _ in 0..60 {
-            let mut reader = LedgerReader::submit(billing.grpc, patient, 1_000).await;
+            let mut reader = LedgerReader::open(billing.grpc, patient, 1_000).await;
             reader.begin().await;
             readers.push(reader);
         }

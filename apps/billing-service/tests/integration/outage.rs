@@ -12,14 +12,20 @@ use uuid::Uuid;
 
 use crate::harness::{CHARGE_30_000, Harness, LedgerReader};
 
+/// The service on a PostgreSQL of its own, which may be struck.
+async fn with_own_cluster() -> (Scratch, Cluster, Harness) {
+    let scratch = Scratch::new().unwrap();
+    let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
+    scratch.guard(cluster.process()).unwrap();
+    let billing = Harness::start(&cluster.url("postgres")).await;
+    billing.until_serving().await;
+    (scratch, cluster, billing)
+}
+
 #[test]
 fn without_its_database_it_is_unavailable_in_time_and_recovers_by_itself() {
     runtime::block_on(2, async {
-        let scratch = Scratch::new().unwrap();
-        let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
-        scratch.guard(cluster.process()).unwrap();
-        let billing = Harness::start(&cluster.url("postgres")).await;
-        billing.until_serving().await;
+        let (scratch, mut cluster, billing) = with_own_cluster().await;
         let patient = Uuid::now_v7();
         let opened = billing.create(patient, "Jane Doe").await.unwrap();
 
@@ -44,16 +50,12 @@ fn without_its_database_it_is_unavailable_in_time_and_recovers_by_itself() {
 #[test]
 fn a_list_that_loses_its_database_ends_with_an_error_and_never_well() {
     runtime::block_on(2, async {
-        let scratch = Scratch::new().unwrap();
-        let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
-        scratch.guard(cluster.process()).unwrap();
-        let billing = Harness::start(&cluster.url("postgres")).await;
-        billing.until_serving().await;
+        let (scratch, mut cluster, billing) = with_own_cluster().await;
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
         sql::execute(&billing.database, CHARGE_30_000).await.unwrap();
         for round in 0..4 {
-            let mut reader = LedgerReader::submit(billing.grpc, patient, 65_535).await;
+            let mut reader = LedgerReader::open(billing.grpc, patient, 65_535).await;
             reader.begin().await;
             match round % 2 {
                 // It may be killed while a page is read, or while the reader is waited for.
@@ -70,7 +72,7 @@ fn a_list_that_loses_its_database_ends_with_an_error_and_never_well() {
             billing.until_serving().await;
         }
         // One that freezes is waited for as long as for any other call.
-        let mut reader = LedgerReader::submit(billing.grpc, patient, 65_535).await;
+        let mut reader = LedgerReader::open(billing.grpc, patient, 65_535).await;
         reader.begin().await;
         cluster.process().signal_all(Signal::STOP);
         assert_eq!(reader.take_all().await, Some(Code::Unavailable));
