@@ -27,15 +27,15 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 pub struct Forwarder {
     state: Arc<SharedState>,
     settings: Settings,
-    view: ReadModel,
+    read_model: ReadModel,
     producer: Producer,
 }
 
 impl Forwarder {
     /// A forwarder of the letters in this state; the view shows whether it can.
-    pub fn new(state: Arc<SharedState>, settings: Settings, view: ReadModel) -> Self {
+    pub fn new(state: Arc<SharedState>, settings: Settings, read_model: ReadModel) -> Self {
         let producer = Producer::new(settings.kafka.clone(), &settings.dead_letter_topic);
-        Self { state, settings, view, producer }
+        Self { state, settings, read_model, producer }
     }
 
     /// Forwards until the shutdown. `wake` cuts the pauses short.
@@ -71,8 +71,8 @@ impl Forwarder {
     /// Shows what became of a step, also to whoever waits for room in the state.
     fn show(&self, step: &Result<usize, kafka::Error>) {
         let trouble = step.as_ref().err().map(ToString::to_string);
-        if matches!(step, Ok(1..)) || self.view.read(|shown| shown.dead_letters.trouble != trouble) {
-            self.view.change(&self.settings.topic, |shown| shown.dead_letters.trouble = trouble);
+        if matches!(step, Ok(1..)) || self.read_model.read(|snapshot| snapshot.dead_letters.trouble != trouble) {
+            self.read_model.change(&self.settings.topic, |snapshot| snapshot.dead_letters.trouble = trouble);
         }
     }
 

@@ -41,15 +41,15 @@ static STREAMS: LazyLock<IntGauge> =
 /// What every handler can use.
 #[derive(Clone)]
 pub(crate) struct App {
-    view: ReadModel,
+    read_model: ReadModel,
     state: Arc<SharedState>,
     shutdown: Shutdown,
     streams: Arc<AtomicUsize>,
 }
 
 impl App {
-    pub(crate) fn new(view: ReadModel, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
-        Self { view, state, shutdown, streams: Arc::default() }
+    pub(crate) fn new(read_model: ReadModel, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
+        Self { read_model, state, shutdown, streams: Arc::default() }
     }
 }
 
@@ -95,8 +95,8 @@ struct PartitionBody {
     halted: Option<String>,
 }
 
-fn summary_body(shown: &Snapshot) -> SummaryBody {
-    let counts = &shown.counts;
+fn summary_body(snapshot: &Snapshot) -> SummaryBody {
+    let counts = &snapshot.counts;
     let bands = counts.age_bands(Utc::now().year());
     SummaryBody {
         active_patients: counts.active,
@@ -106,7 +106,7 @@ fn summary_body(shown: &Snapshot) -> SummaryBody {
         unknown: counts.unknown,
         age_bands: bands.into_iter().map(|(ages, patients)| BandBody { ages, patients }).collect(),
         last_event_time: counts.last_event,
-        partitions: shown
+        partitions: snapshot
             .partitions
             .iter()
             .map(|(partition, position)| PartitionBody {
@@ -120,7 +120,7 @@ fn summary_body(shown: &Snapshot) -> SummaryBody {
 }
 
 async fn summary(request: Request) -> Result<Response, Problem> {
-    Ok(json(StatusCode::Ok, &request.state().view.read(summary_body)))
+    Ok(json(StatusCode::Ok, &request.state().read_model.read(summary_body)))
 }
 
 #[derive(Serialize)]
@@ -144,7 +144,7 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
     };
     let (from, to) = (query.parsed("from", date), query.parsed("to", date));
     let interval = query.finish(interval.unwrap_or(Interval::Month))?;
-    let series = request.state().view.read(|shown| shown.counts.registrations(interval, from, to));
+    let series = request.state().read_model.read(|snapshot| snapshot.counts.registrations(interval, from, to));
     if series.len() > MOST_POINTS {
         let detail =
             format!("That would be more than {MOST_POINTS} points; choose a shorter time or a longer interval.");
@@ -205,7 +205,7 @@ async fn stream(request: Request) -> Result<Response, Problem> {
     let send = async move {
         let _place = place;
         let _counted = metrics::count_in(&STREAMS);
-        let send = or(events.closed(), send_summaries(&app.view, &events));
+        let send = or(events.closed(), send_summaries(&app.read_model, &events));
         app.shutdown.run_until_stopped(send).await;
     };
     runtime::spawn(send).detach();
@@ -230,10 +230,10 @@ impl Drop for Place {
 }
 
 /// Sends the summary now and with every change, until the client has gone.
-async fn send_summaries(view: &ReadModel, events: &EventSender) {
+async fn send_summaries(read_model: &ReadModel, events: &EventSender) {
     loop {
-        let change = view.next_change();
-        let body = view.read(summary_body);
+        let change = read_model.next_change();
+        let body = read_model.read(summary_body);
         let text = serde_json::to_string(&body).expect("a summary has string keys and no failing parts");
         if !events.send("summary", &text).await {
             return;

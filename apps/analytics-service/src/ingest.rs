@@ -61,14 +61,14 @@ type Fetchers = BTreeMap<i32, Task<()>>;
 pub struct Ingest {
     settings: Arc<Settings>,
     state: Arc<SharedState>,
-    view: ReadModel,
+    read_model: ReadModel,
     dead_letters: Arc<Notify>,
 }
 
 impl Ingest {
     /// An intake; `dead_letters` is woken when there are some.
-    pub fn new(settings: Settings, state: Arc<SharedState>, view: ReadModel, dead_letters: Arc<Notify>) -> Self {
-        Self { settings: Arc::new(settings), state, view, dead_letters }
+    pub fn new(settings: Settings, state: Arc<SharedState>, read_model: ReadModel, dead_letters: Arc<Notify>) -> Self {
+        Self { settings: Arc::new(settings), state, read_model, dead_letters }
     }
 
     /// Reads and applies until the shutdown.
@@ -103,14 +103,14 @@ impl Ingest {
             };
         }
         self.report_state(None);
-        self.change(|shown| {
-            shown.counts = saved.counts.clone();
-            shown.partitions.clear();
+        self.change(|snapshot| {
+            snapshot.counts = saved.counts.clone();
+            snapshot.partitions.clear();
         });
         let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
-            intake: self.clone(),
+            ingest: self.clone(),
             topic_id: Arc::new(Mutex::new(topic_id)),
             budget: Budget::new(BYTES_AHEAD),
             sender,
@@ -131,7 +131,7 @@ impl Ingest {
             let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
             (*partition, Position { next, end: next, halted: None })
         };
-        self.change(|shown| shown.partitions.extend(partitions.iter().map(position)));
+        self.change(|snapshot| snapshot.partitions.extend(partitions.iter().map(position)));
         let of = fetchers.len() + partitions.len();
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
@@ -171,7 +171,7 @@ impl Ingest {
                         ?unread,
                         "partitions were added that PARTITIONS does not name: somebody has to read them"
                     );
-                    self.change(|shown| shown.unassigned.extend(unread));
+                    self.change(|snapshot| snapshot.unassigned.extend(unread));
                 }
             }
         }
@@ -243,10 +243,10 @@ impl Ingest {
         let store = async |state: &mut State| BatchApplier::store(state, batches, &mut commit).await;
         let counted = self.state.with(store).await?;
         counted.tell(commit.dead_letters.len());
-        self.change(|shown| {
-            shown.counts += &commit.counts;
+        self.change(|snapshot| {
+            snapshot.counts += &commit.counts;
             for (partition, saved) in &commit.positions {
-                if let Some(position) = shown.partitions.get_mut(partition) {
+                if let Some(position) = snapshot.partitions.get_mut(partition) {
                     position.next = saved.next;
                     position.end = position.end.max(saved.next);
                 }
@@ -261,10 +261,10 @@ impl Ingest {
     /// Waits until not too many dead letters wait for their topic.
     async fn room_for_dead_letters(&self) -> Result<(), StateError> {
         loop {
-            let change = self.view.next_change();
+            let change = self.read_model.next_change();
             let waiting = self.state.with(async |state| Ok(state.waiting())).await?;
             let is_full = waiting.bytes >= WAITING_BYTES;
-            if self.view.read(|shown| shown.dead_letters.are_too_many) != is_full {
+            if self.read_model.read(|snapshot| snapshot.dead_letters.are_too_many) != is_full {
                 if is_full {
                     let Waiting { letters, bytes } = waiting;
                     tracing::error!(
@@ -275,7 +275,7 @@ impl Ingest {
                 } else {
                     tracing::info!("there is room for dead letters again");
                 }
-                self.change(|shown| shown.dead_letters.are_too_many = is_full);
+                self.change(|snapshot| snapshot.dead_letters.are_too_many = is_full);
             }
             if !is_full {
                 return Ok(());
@@ -285,37 +285,37 @@ impl Ingest {
     }
 
     fn change(&self, change: impl FnOnce(&mut crate::read_model::Snapshot)) {
-        self.view.change(&self.settings.topic, change);
+        self.read_model.change(&self.settings.topic, change);
     }
 
     fn report_state(&self, trouble: Option<StateError>) {
         let trouble = trouble.map(|error| error.to_string());
-        if self.view.read(|shown| shown.state_trouble == trouble) {
+        if self.read_model.read(|snapshot| snapshot.state_trouble == trouble) {
             return;
         }
         match &trouble {
             Some(error) => tracing::error!(error, "the state cannot be used; nothing is counted until it can"),
             None => tracing::info!("the state can be used again"),
         }
-        self.change(|shown| shown.state_trouble = trouble);
+        self.change(|snapshot| snapshot.state_trouble = trouble);
     }
 
     /// Says whether the broker can be read for a partition, or for the topic as a whole. An outage begins with the first
     /// of them that cannot be read, and ends with the last.
     fn report_kafka(&self, reader: Option<i32>, trouble: Option<String>) {
         // The rule, with nothing to tell.
-        if trouble.is_none() && self.view.read(|shown| shown.kafka_troubles.is_empty()) {
+        if trouble.is_none() && self.read_model.read(|snapshot| snapshot.kafka_troubles.is_empty()) {
             return;
         }
         let error = trouble.clone();
         let mut outage = (false, false);
-        self.change(|shown| {
-            outage.0 = !shown.kafka_troubles.is_empty();
+        self.change(|snapshot| {
+            outage.0 = !snapshot.kafka_troubles.is_empty();
             match trouble {
-                Some(error) => drop(shown.kafka_troubles.insert(reader, error)),
-                None => drop(shown.kafka_troubles.remove(&reader)),
+                Some(error) => drop(snapshot.kafka_troubles.insert(reader, error)),
+                None => drop(snapshot.kafka_troubles.remove(&reader)),
             }
-            outage.1 = !shown.kafka_troubles.is_empty();
+            outage.1 = !snapshot.kafka_troubles.is_empty();
         });
         match outage {
             (false, true) => tracing::warn!(error, "events cannot be read; they wait on the topic"),

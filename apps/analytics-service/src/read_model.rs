@@ -17,7 +17,7 @@ static LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
 /// The read model, shared between ingest, which changes it, and HTTP. Clones are the same read model.
 #[derive(Clone, Debug, Default)]
 pub struct ReadModel {
-    shown: Arc<Mutex<Snapshot>>,
+    snapshot: Arc<Mutex<Snapshot>>,
     changed: Arc<Event>,
 }
 
@@ -67,7 +67,7 @@ impl Position {
 
 impl ReadModel {
     /// What is shown now.
-    pub fn shown(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Snapshot {
         self.lock().clone()
     }
 
@@ -79,9 +79,9 @@ impl ReadModel {
     /// Changes it and tells who waits for changes.
     pub fn change(&self, topic: &str, change: impl FnOnce(&mut Snapshot)) {
         {
-            let mut shown = self.lock();
-            change(&mut shown);
-            for (partition, position) in &shown.partitions {
+            let mut snapshot = self.lock();
+            change(&mut snapshot);
+            for (partition, position) in &snapshot.partitions {
                 LAG.with_label_values(&[topic, &partition.to_string()]).set(position.lag());
             }
         }
@@ -95,6 +95,6 @@ impl ReadModel {
 
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
         // Nothing panics while it is held; if it did, what is shown is still the last commit or the next.
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

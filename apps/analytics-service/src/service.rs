@@ -46,37 +46,38 @@ impl Service {
         let Self { server, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
-        let (view, wake) = (ReadModel::default(), Arc::new(Notify::new()));
-        let health = health(&view, shutdown.clone());
-        let app = App::new(view.clone(), state.clone(), shutdown.clone());
+        let (read_model, wake) = (ReadModel::default(), Arc::new(Notify::new()));
+        let health = health(&read_model, shutdown.clone());
+        let app = App::new(read_model.clone(), state.clone(), shutdown.clone());
         let app = http::routes(app, settings.http.limits.in_flight).operations(health).build();
         let limit = settings.http.limits.drain + BACKGROUND_LIMIT;
 
         let mut parts = TaskGroup::new(shutdown.clone());
-        let intake = Ingest::new(settings.clone(), state.clone(), view.clone(), wake.clone());
+        let ingest = Ingest::new(settings.clone(), state.clone(), read_model.clone(), wake.clone());
         parts.start("http", server.serve(app, shutdown.clone()));
-        parts.start("intake", intake.run(shutdown.clone()));
-        parts.start("dead letters", Forwarder::new(state, settings, view).run(wake, shutdown));
+        parts.start("intake", ingest.run(shutdown.clone()));
+        parts.start("dead letters", Forwarder::new(state, settings, read_model).run(wake, shutdown));
         parts.join(limit).await
     }
 }
 
-fn health(view: &ReadModel, shutdown: Shutdown) -> Health {
-    let (state, kafka, intake, letters) = (view.clone(), view.clone(), view.clone(), view.clone());
+fn health(read_model: &ReadModel, shutdown: Shutdown) -> Health {
+    let (state, kafka, ingest, letters) =
+        (read_model.clone(), read_model.clone(), read_model.clone(), read_model.clone());
     Health::new(shutdown)
         .component("state", move || {
-            let trouble = state.read(|shown| shown.state_trouble.clone());
+            let trouble = state.read(|snapshot| snapshot.state_trouble.clone());
             async move { trouble.map_or_else(Component::up, Component::down) }
         })
         .component("kafka", move || {
-            let trouble = kafka.read(|shown| shown.kafka_troubles.values().next().cloned());
+            let trouble = kafka.read(|snapshot| snapshot.kafka_troubles.values().next().cloned());
             async move { trouble.map_or_else(Component::up, Component::degraded) }
         })
         .component("intake", move || {
-            let (halted, unassigned) = intake.read(|shown| {
-                let halted = shown.partitions.iter().filter_map(|(n, position)| Some((n, position.halted.clone()?)));
+            let (halted, unassigned) = ingest.read(|snapshot| {
+                let halted = snapshot.partitions.iter().filter_map(|(n, position)| Some((n, position.halted.clone()?)));
                 let halted: Vec<_> = halted.map(|(partition, why)| format!("partition {partition}: {why}")).collect();
-                (halted, shown.unassigned.clone())
+                (halted, snapshot.unassigned.clone())
             });
             let component = if !halted.is_empty() {
                 Component::down(halted.join("; "))
@@ -88,7 +89,7 @@ fn health(view: &ReadModel, shutdown: Shutdown) -> Health {
             async move { component }
         })
         .component("deadLetters", move || {
-            let DeadLetters { trouble, are_too_many } = letters.read(|shown| shown.dead_letters.clone());
+            let DeadLetters { trouble, are_too_many } = letters.read(|snapshot| snapshot.dead_letters.clone());
             let component = match trouble {
                 trouble if are_too_many => Component::down(format!(
                     "too many wait for their topic, and nothing is counted meanwhile: {}",

@@ -46,7 +46,7 @@ static HALTED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
 /// What the fetchers of all partitions share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub(super) intake: Ingest,
+    pub(super) ingest: Ingest,
     /// The id of the topic that is read: a topic is another one for all of its partitions, also for those that nothing
     /// was read of.
     pub(super) topic_id: Arc<Mutex<Option<Uuid>>>,
@@ -89,7 +89,7 @@ enum Loss {
 impl Fetcher {
     /// A fetcher of one of so many partitions, from what was saved on.
     pub(super) fn new(shared: Shared, partition: i32, of: usize, saved: Option<SavedPosition>) -> Self {
-        let settings = &shared.intake.settings;
+        let settings = &shared.ingest.settings;
         let consumer = Consumer::new(settings.kafka.clone(), &settings.topic, partition);
         let share = FETCH_BYTES_OF_ALL / i32::try_from(of).unwrap_or(i32::MAX).max(1);
         let most_bytes = share.clamp(FETCH_BYTES.1, FETCH_BYTES.0);
@@ -114,7 +114,7 @@ impl Fetcher {
                 Ok(fetched) if fetched.high_watermark < next => next = self.begin(&mut backoff).await,
                 Ok(fetched) => {
                     backoff.reset();
-                    self.shared.intake.report_kafka(Some(self.partition), None);
+                    self.shared.ingest.report_kafka(Some(self.partition), None);
                     self.report_end(fetched.high_watermark);
                     self.report_held_up(&fetched);
                     if fetched.next == next {
@@ -125,8 +125,8 @@ impl Fetcher {
                     let batch = match fetched.unreadable {
                         Some(unreadable) => Batch::unreadable(topic_id, partition, unreadable, next),
                         None => {
-                            let Shared { intake, budget, .. } = &self.shared;
-                            Batch::decode((&intake.settings.topic, topic_id), partition, fetched, budget).await
+                            let Shared { ingest, budget, .. } = &self.shared;
+                            Batch::decode((&ingest.settings.topic, topic_id), partition, fetched, budget).await
                         }
                     };
                     self.hand_over(batch).await;
@@ -135,7 +135,7 @@ impl Fetcher {
                     next = self.begin(&mut backoff).await;
                 }
                 Err(error) => {
-                    self.shared.intake.report_kafka(Some(self.partition), Some(error.to_string()));
+                    self.shared.ingest.report_kafka(Some(self.partition), Some(error.to_string()));
                     backoff.pause().await;
                     // The consumer connects anew and compares the topic's id. Where there is none, we compare what we can.
                     if self.consumer.topic_id().is_none() {
@@ -158,14 +158,14 @@ impl Fetcher {
             let known = *self.topic_id();
             self.consumer.expect_topic_id(self.position.and_then(|position| position.topic_id).or(known));
             let checked = self.check().await;
-            self.shared.intake.report_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
+            self.shared.ingest.report_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
             match checked {
                 Ok((next, None)) => {
                     self.halt(None);
                     self.note_topic(next).await;
                     return next;
                 }
-                Ok((first, Some(loss))) => match self.shared.intake.settings.on_offset_loss {
+                Ok((first, Some(loss))) => match self.shared.ingest.settings.on_offset_loss {
                     OnOffsetLoss::Continue => {
                         self.go_on(first, loss).await;
                         return first;
@@ -225,7 +225,7 @@ impl Fetcher {
 
     /// Another topic has the name now. It is not read before somebody has decided so.
     async fn other_topic(&mut self) -> Result<(i64, Option<Loss>), kafka::Error> {
-        let first = match self.shared.intake.settings.on_offset_loss {
+        let first = match self.shared.ingest.settings.on_offset_loss {
             OnOffsetLoss::Halt => 0,
             OnOffsetLoss::Continue => {
                 self.consumer.expect_topic_id(None);
@@ -258,8 +258,8 @@ impl Fetcher {
             Loss::OtherTopic => "the topic was made anew since it was read".to_owned(),
         });
         let halted =
-            |shown: &crate::read_model::Snapshot| shown.partitions.get(&partition).and_then(|p| p.halted.clone());
-        if self.shared.intake.view.read(halted) == why {
+            |snapshot: &crate::read_model::Snapshot| snapshot.partitions.get(&partition).and_then(|p| p.halted.clone());
+        if self.shared.ingest.read_model.read(halted) == why {
             return;
         }
         if let Some(why) = &why {
@@ -269,8 +269,8 @@ impl Fetcher {
                 "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue"
             );
         }
-        self.shared.intake.change(|shown| {
-            if let Some(position) = shown.partitions.get_mut(&partition) {
+        self.shared.ingest.change(|snapshot| {
+            if let Some(position) = snapshot.partitions.get_mut(&partition) {
                 position.halted = why;
             }
         });
@@ -285,7 +285,7 @@ impl Fetcher {
         }
         let partition = self.partition;
         let records = if is_held_up { high_watermark - offset } else { 0 };
-        HELD_UP.with_label_values(&[&self.shared.intake.settings.topic, &partition.to_string()]).set(records);
+        HELD_UP.with_label_values(&[&self.shared.ingest.settings.topic, &partition.to_string()]).set(records);
         let before = self.held_up.take();
         if !is_held_up {
             if before.is_some_and(|before| before.is_logged) {
@@ -304,10 +304,14 @@ impl Fetcher {
 
     fn report_end(&self, end: i64) {
         let partition = self.partition;
-        let known = self.shared.intake.view.read(|shown| shown.partitions.get(&partition).map(|position| position.end));
+        let known = self
+            .shared
+            .ingest
+            .read_model
+            .read(|snapshot| snapshot.partitions.get(&partition).map(|position| position.end));
         if known.is_some_and(|known| known != end) {
-            self.shared.intake.change(|shown| {
-                if let Some(position) = shown.partitions.get_mut(&partition) {
+            self.shared.ingest.change(|snapshot| {
+                if let Some(position) = snapshot.partitions.get_mut(&partition) {
                     position.end = end;
                 }
             });
