@@ -1,5 +1,3 @@
-use std::fmt;
-
 use crate::{Environment, Value};
 
 /// Reads settings one by one and remembers every variable and every mistake.
@@ -183,38 +181,29 @@ impl Report {
 }
 
 /// One wrong value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: expected {expected}, but {why}")]
 pub struct Invalid {
     name: &'static str,
     expected: String,
     why: String,
 }
 
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, expected, why } = self;
-        write!(f, "{name}: expected {expected}, but {why}")
-    }
-}
-
 /// Every wrong value of a reading, a line each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", list(.0))]
 pub struct Errors(Vec<Invalid>);
 
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
-            1 => write!(f, "a setting is wrong:")?,
-            n => write!(f, "{n} settings are wrong:")?,
-        }
-        for invalid in &self.0 {
-            write!(f, "\n  {invalid}")?;
-        }
-        Ok(())
+fn list(errors: &[Invalid]) -> String {
+    let mut text = match errors.len() {
+        1 => "a setting is wrong:".to_owned(),
+        n => format!("{n} settings are wrong:"),
+    };
+    for invalid in errors {
+        text += &format!("\n  {invalid}");
     }
+    text
 }
-
-impl std::error::Error for Errors {}
 
 fn quote<T: Value>(text: &str, why: &str) -> String {
     // A URL in the wrong variable may hold a password.

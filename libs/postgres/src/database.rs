@@ -1,5 +1,4 @@
 use std::{
-    fmt,
     future::Future,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -534,16 +533,9 @@ impl Progress<'_> {
 }
 
 /// The service cannot work on this database as it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct MigrationError(String);
-
-impl fmt::Display for MigrationError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for MigrationError {}
 
 /// Makes sure that work on a database can be part of a spawned task.
 #[expect(dead_code, reason = "it only has to compile")]

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, fmt, io};
+use std::{borrow::Cow, io};
 
 use sqlx::{
     error::DatabaseError,
@@ -6,25 +6,32 @@ use sqlx::{
 };
 
 /// Why work on the database failed, by what it means to the caller.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The database cannot do it now: it is away, late, full or in the middle of a restart. Whether a statement took
     /// effect is not known. Trying again later may help.
+    #[error("the database cannot serve now: {0}")]
     Unavailable(Cow<'static, str>),
     /// The server takes no writes, as a standby or an old primary after a failover; nothing was done. The connections
     /// that led there are closed.
+    #[error("the server takes no writes")]
     ReadOnly,
     /// Other transactions hold what it needs, or wait for it in turn; it was undone. Trying again later helps. The
     /// server is well.
+    #[error("other transactions hold what the statement needs")]
     Locked,
     /// The server is well and cancelled the statement, which took too long (`statement_timeout`) or was cancelled by
     /// somebody; it was undone.
+    #[error("the server cancelled the statement, which took too long")]
     Timeout,
     /// So many wait for the same statement that no more may; it was not begun.
+    #[error("too many requests wait for the same statement")]
     QueueFull,
     /// The constraint of this name forbids it.
+    #[error("the constraint {0} forbids it")]
     Constraint(String),
     /// The statement is wrong, or the data are not what it expects: a mistake in the program.
+    #[error("the statement failed: {}", without_data(.0))]
     Query(sqlx::Error),
 }
 
@@ -62,22 +69,13 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unavailable(why) => write!(f, "the database cannot serve now: {why}"),
-            Self::ReadOnly => f.write_str("the server takes no writes"),
-            Self::Locked => f.write_str("other transactions hold what the statement needs"),
-            Self::Timeout => f.write_str("the server cancelled the statement, which took too long"),
-            Self::QueueFull => f.write_str("too many requests wait for the same statement"),
-            Self::Constraint(name) => write!(f, "the constraint {name} forbids it"),
-            Self::Query(sqlx::Error::Database(error)) => write!(f, "the statement failed: {}", describe(&**error)),
-            Self::Query(error) => write!(f, "the statement failed: {error}"),
-        }
+/// The error's message, without what it may quote of the data.
+fn without_data(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => describe(&**error),
+        error => error.to_string(),
     }
 }
-
-impl std::error::Error for Error {}
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {

@@ -1,5 +1,4 @@
 use std::{
-    fmt,
     future::Future,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
@@ -48,7 +47,8 @@ pub struct Program<S> {
 }
 
 /// Why a service has ended that nobody has stopped, and its exit code.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
 pub struct Failure {
     message: String,
     code: u8,
@@ -72,14 +72,6 @@ impl From<String> for Failure {
         Self { message, code: FAILED }
     }
 }
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Failure {}
 
 impl<S: Send + 'static> Program<S> {
     /// Does what the command line asks for. Without arguments it runs the service until SIGTERM or SIGINT.

@@ -1,18 +1,11 @@
-use std::{fmt, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use futures_lite::future::or;
 
 /// The time that a piece of work had is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no answer within {} ms", .0.as_millis())]
 pub struct Elapsed(pub Duration);
-
-impl fmt::Display for Elapsed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no answer within {} ms", self.0.as_millis())
-    }
-}
-
-impl std::error::Error for Elapsed {}
 
 /// Gives the result of `work` if it is there within `limit`; else drops the work.
 ///
