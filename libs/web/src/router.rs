@@ -65,12 +65,42 @@ pub struct Router<S> {
     state: S,
     routes: BTreeMap<&'static str, Vec<Route<S>>>,
     in_flight_limit: usize,
+    everywhere: Everywhere<S>,
+}
+
+/// What rejects a request before its route is asked.
+type Guard<S> = Arc<dyn Fn(&Request<S>) -> Result<(), Problem> + Send + Sync>;
+
+/// What holds for every path, also for those without a route.
+struct Everywhere<S> {
+    guard: Option<Guard<S>>,
+    headers: Vec<(&'static str, &'static str)>,
+}
+
+impl<S> Default for Everywhere<S> {
+    fn default() -> Self {
+        Self { guard: None, headers: Vec::new() }
+    }
 }
 
 impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// No route yet. Every handler gets a clone of `state`.
     pub fn new(state: S) -> Self {
-        Self { state, routes: BTreeMap::new(), in_flight_limit: usize::MAX }
+        Self { state, routes: BTreeMap::new(), in_flight_limit: usize::MAX, everywhere: Everywhere::default() }
+    }
+
+    /// Asks `guard` about every request, also one without a route, before anything is done for it.
+    #[must_use]
+    pub fn guard(mut self, guard: impl Fn(&Request<S>) -> Result<(), Problem> + Send + Sync + 'static) -> Self {
+        self.everywhere.guard = Some(Arc::new(guard));
+        self
+    }
+
+    /// Adds a header to every answer, also to problems.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.everywhere.headers.push((name, value));
+        self
     }
 
     /// Answers 503 with `Retry-After` to requests beyond `limit` at once, those for health and metrics excepted.
@@ -146,8 +176,10 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
 
     fn route(mut self, method: Method, path: &'static str, handler: Handler<S>, limited: bool) -> Self {
         let routes = self.routes.entry(path).or_default();
-        let mut add =
-            |method| routes.push(Route { method, path, handler: handler.clone(), limit: limited.then(Arc::default) });
+        let mut add = |method| {
+            let limit = limited.then(Arc::default);
+            routes.push(Route { method, path, handler: handler.clone(), limit, everywhere: Arc::default() });
+        };
         add(method);
         if method == Method::Get {
             add(Method::Head);
@@ -158,6 +190,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// The application that a [`Server`](crate::Server) serves.
     pub fn build(self) -> App<S> {
         let mut tide = tide::with_state(self.state);
+        let everywhere = Arc::new(self.everywhere);
         let in_flight = Arc::new(InFlight { limit: self.in_flight_limit, ..InFlight::default() });
         let is_unlimited = |routes: &&Vec<Route<S>>| routes.iter().all(|route| route.limit.is_none());
         let unlimited = self.routes.iter().filter(|(_, routes)| is_unlimited(routes)).map(|(path, _)| *path).collect();
@@ -169,13 +202,14 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
                 if let Some(limit) = &mut route.limit {
                     *limit = in_flight.clone();
                 }
+                route.everywhere = everywhere.clone();
                 tide.at(path).method(route.method, route);
             }
-            tide.at(path)
-                .all(Route::unlimited(NO_ROUTE, boxed(move |request| method_not_allowed(request, allow.clone()))));
+            let handler = boxed(move |request| method_not_allowed(request, allow.clone()));
+            tide.at(path).all(Route::unlimited(NO_ROUTE, handler, &everywhere));
         }
         for path in ["", "*"] {
-            tide.at(path).all(Route::unlimited(NO_ROUTE, boxed(not_found)));
+            tide.at(path).all(Route::unlimited(NO_ROUTE, boxed(not_found), &everywhere));
         }
         App { tide, in_flight, unlimited }
     }
@@ -298,11 +332,13 @@ struct Route<S> {
     handler: Handler<S>,
     /// Whether the row counts against the limit of requests in flight; the counter itself comes with `build`.
     limit: Option<Arc<InFlight>>,
+    /// Shared by all routes; it comes with `build`, too.
+    everywhere: Arc<Everywhere<S>>,
 }
 
 impl<S> Route<S> {
-    fn unlimited(path: &'static str, handler: Handler<S>) -> Self {
-        Self { method: Method::Get, path, handler, limit: None }
+    fn unlimited(path: &'static str, handler: Handler<S>, everywhere: &Arc<Everywhere<S>>) -> Self {
+        Self { method: Method::Get, path, handler, limit: None, everywhere: everywhere.clone() }
     }
 
     /// The span of a request, named by its route: a path can hold anything. Probes and scrapes would only be noise.
@@ -324,6 +360,9 @@ impl<S> Route<S> {
     }
 
     async fn handle(&self, request: Request<S>) -> Result<Response, Problem> {
+        if let Some(guard) = &self.everywhere.guard {
+            guard(&request)?;
+        }
         // Nothing is selected where no route is, and other methods evaluate theirs where they make the change.
         let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
         if !evaluated || !preconditions::are_in(&request) {
@@ -367,10 +406,13 @@ impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
         let path = request.url().path().to_owned();
         let mut span = self.span(trace, request.method());
         let lines = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);
-        let response = match span.scope(self.handle(request).instrument(lines)).await {
+        let mut response = match span.scope(self.handle(request).instrument(lines)).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(&path, trace),
         };
+        for (name, value) in &self.everywhere.headers {
+            response.insert_header(*name, *value);
+        }
         LATENCY.with_label_values(&[method, self.path]).observe(started.elapsed().as_secs_f64());
         let code = u16::from(response.status());
         let status = code.to_string();

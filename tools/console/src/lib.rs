@@ -1,0 +1,16 @@
+//! A web page that shows the system at work, at <http://127.0.0.1:4010/>.
+//!
+//! It takes what the services export (OTLP over HTTP), keeps the newest of it in bounded memory, assembles each trace into
+//! the journey of a patient, scrapes health and metrics each second, and passes reads and writes on to patient-service. It
+//! stores nothing on disk and nothing personal.
+//!
+//! It depends on no service and no service on it: without it, spans are lost and nothing else.
+
+mod assets;
+mod guard;
+mod http;
+mod service;
+mod settings;
+
+pub use service::Service;
+pub use settings::Settings;

@@ -1,0 +1,99 @@
+//! A console on a port of its own, and requests written by hand: a client would choose the headers that are tested.
+#![allow(dead_code, reason = "each test uses some of it")]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use config::{Environment, Reader};
+use console::{Service, Settings};
+use runtime::Shutdown;
+
+/// A running console. It ends with the process of the test.
+pub(crate) struct Console {
+    address: SocketAddr,
+}
+
+/// An answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+impl Console {
+    /// One of its own settings, whose services are nowhere.
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
+        let nowhere = "127.0.0.1:1";
+        let services = ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"];
+        let environment = Environment::empty().with("SERVER_PORT", "0");
+        let environment = services.iter().fold(environment, |all, name| all.with(*name, nowhere));
+        let environment = settings.iter().fold(environment, |all, (name, value)| all.with(*name, *value));
+        let mut reader = Reader::new(environment);
+        let settings = Settings::read(&mut reader);
+        let (settings, _) = reader.finish(settings).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            runtime::block_on(1, async move {
+                let service = Service::build(settings).unwrap();
+                sender.send(service.address()).unwrap();
+                service.run(Shutdown::new()).await.unwrap();
+            });
+        });
+        Self { address: receiver.recv().unwrap() }
+    }
+
+    /// What a browser calls it.
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Sends a head that lacks its end, and reads the answer.
+    pub(crate) fn ask(&self, head: &str) -> Answer {
+        self.ask_with(head, b"")
+    }
+
+    /// The same with a body.
+    pub(crate) fn ask_with(&self, head: &str, body: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        stream.write_all(format!("{head}{length}Connection: close\r\n\r\n").as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        answer(&bytes)
+    }
+}
+
+/// The head of a request to the console, without its end.
+pub(crate) fn request(method: &str, path: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost:4010\r\n")
+}
+
+fn answer(bytes: &[u8]) -> Answer {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
+    let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers =
+        lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Answer { status, headers: headers.collect(), body: bytes[end + 4..].to_vec() }
+}
