@@ -1,29 +1,16 @@
 //! The route table, and what serves the page itself.
 
-use std::sync::Arc;
+mod journeys;
+mod map;
+mod patients;
+mod programs;
 
 use serde_json::json;
+use std::time::SystemTime;
 use tide::{Response, StatusCode};
 use web::{Problem, Router};
 
-use crate::{Settings, assets::Assets, guard};
-
-/// What every handler can use.
-#[derive(Clone)]
-pub(crate) struct App {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    assets: Assets,
-    settings: Settings,
-}
-
-impl App {
-    pub(crate) fn new(settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { assets: Assets::new(settings.assets.clone()), settings }) }
-    }
-}
+use crate::{app::App, guard, time::iso};
 
 type Request = tide::Request<App>;
 
@@ -33,7 +20,7 @@ const PAGES: [&str; 8] =
 
 /// The route table.
 pub(crate) fn routes(app: App) -> Router<App> {
-    let in_flight = app.inner.settings.http.limits.in_flight;
+    let in_flight = app.settings().http.limits.in_flight;
     let mut router = Router::new(app).limit_in_flight(in_flight).guard(guard::check);
     for (name, value) in guard::HEADERS {
         router = router.header(name, value);
@@ -41,34 +28,53 @@ pub(crate) fn routes(app: App) -> Router<App> {
     for path in PAGES {
         router = router.get(path, page);
     }
-    router.get("/assets/:name", asset).get("/api/info", info)
+    router
+        .get("/assets/:name", asset)
+        .get("/api/info", info)
+        .get("/api/stream", journeys::stream)
+        .get("/api/map", map::map)
+        .get("/api/map/history", map::history)
+        .get("/api/parts/:id", map::part)
+        .get("/api/journeys", journeys::list)
+        .get("/api/journeys/:trace", journeys::read)
+        .get("/api/logs", journeys::logs)
+        .get("/api/patients", patients::list)
+        .post("/api/patients", patients::create)
+        .get("/api/patients/:id", patients::read)
+        .put("/api/patients/:id", patients::update)
+        .delete("/api/patients/:id", patients::delete)
+        .post("/api/patients/:id/transactions", patients::transact)
+        .get("/api/sample", patients::sample)
+        .get("/api/currencies", patients::currencies)
+        .get("/api/dead-letters", patients::dead_letters)
+        .post("/v1/traces", programs::traces)
+        .post("/v1/logs", programs::logs)
+        .post("/v1/metrics", programs::metrics)
 }
 
 async fn page(request: Request) -> Result<Response, Problem> {
-    request.state().inner.assets.answer("index.html", &request)
+    request.state().assets().answer("index.html", &request)
 }
 
 async fn asset(request: Request) -> Result<Response, Problem> {
-    request.state().inner.assets.answer(request.param("name").unwrap_or_default(), &request)
+    request.state().assets().answer(request.param("name").unwrap_or_default(), &request)
 }
 
 async fn info(request: Request) -> Result<Response, Problem> {
-    let Settings { patients_link, analytics_link, .. } = &request.state().inner.settings;
+    let app = request.state();
+    let settings = app.settings();
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "revision": option_env!("GIT_REVISION"),
-        "now": now(),
+        "now": iso(SystemTime::now()),
         "agent": false,
-        "collector": null,
+        "collector": settings.collector.as_ref().map(ToString::to_string),
+        "store": app.store().size(),
         "links": {
-            "patients": patients_link,
-            "api": format!("{patients_link}/swagger-ui/index.html"),
-            "analytics": format!("{analytics_link}/analytics/summary"),
+            "patients": settings.patients_link,
+            "api": format!("{}/swagger-ui/index.html", settings.patients_link),
+            "analytics": format!("{}/analytics/summary", settings.analytics_link),
         },
     });
     Ok(web::json(StatusCode::Ok, &body))
-}
-
-fn now() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }

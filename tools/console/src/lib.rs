@@ -6,11 +6,24 @@
 //!
 //! It depends on no service and no service on it: without it, spans are lost and nothing else.
 
+mod address;
+mod app;
 mod assets;
+mod client;
+mod forward;
 mod guard;
 mod http;
+mod journey;
+mod live;
+mod map;
+mod otlp;
+pub mod samples;
+mod scrape;
 mod service;
 mod settings;
+mod store;
+mod time;
 
+pub use address::Url;
 pub use service::Service;
 pub use settings::Settings;

@@ -5,10 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use runtime::{Failure, Shutdown, TaskGroup};
 use web::{Health, Server};
 
-use crate::{
-    Settings,
-    http::{self, App},
-};
+use crate::{Settings, app::App, forward, http, map::Map, scrape, store::Store};
 
 /// Time for what goes on behind the requests to end.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(1);
@@ -42,9 +39,18 @@ impl Service {
         let Self { server, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
-        // It is ready as soon as it answers: whatever else is away is what it shows.
-        let app = http::routes(App::new(settings)).operations(Health::new(shutdown.clone())).build();
+        let (store, map) = (Store::default(), Map::default());
         let mut parts = TaskGroup::new(shutdown.clone());
+        let forwarder = settings.collector.clone().map(|collector| {
+            let (forwarder, forwarding) = forward::to(collector);
+            parts.start("forwarding", forwarding.run(shutdown.clone()));
+            forwarder
+        });
+        let services = [settings.patients.clone(), settings.billing.clone(), settings.analytics.clone()];
+        parts.start("scrapes", scrape::run(map.clone(), services, shutdown.clone()));
+        // It is ready as soon as it answers: whatever else is away is what it shows.
+        let app = App::new(settings, store, map, forwarder, shutdown.clone());
+        let app = http::routes(app).operations(Health::new(shutdown.clone())).build();
         parts.start("http", server.serve(app, shutdown));
         Ok(parts.join(drain).await?)
     }

@@ -2,6 +2,8 @@ use std::{path::PathBuf, time::Duration};
 
 use config::{HostPorts, Reader};
 
+use crate::address::Url;
+
 /// Everything that can be set from outside.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -17,6 +19,8 @@ pub struct Settings {
     pub patients_link: String,
     /// Where a browser reaches analytics-service.
     pub analytics_link: String,
+    /// The user's own collector, which gets what the services export.
+    pub collector: Option<Url>,
     /// A folder whose files are served instead of those that are built in.
     pub assets: Option<PathBuf>,
 }
@@ -47,6 +51,9 @@ impl Settings {
             analytics_link: reader
                 .variable(&["ANALYTICS_SERVICE_LINK"], "where a browser reaches analytics-service")
                 .or("http://127.0.0.1:4002"),
+            collector: reader
+                .variable(&["CONSOLE_FORWARD_OTLP"], "a collector that gets what the services export, the same bytes")
+                .optional(),
             assets: assets.map(PathBuf::from),
         }
     }

@@ -10,6 +10,13 @@ use std::{
 
 use config::{Environment, Reader};
 use console::{Service, Settings};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message as _;
 use runtime::Shutdown;
 
 /// A running console. It ends with the process of the test.
@@ -72,15 +79,20 @@ impl Console {
 
     /// The same with a body.
     pub(crate) fn ask_with(&self, head: &str, body: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        stream.write_all(format!("{head}{length}Connection: close\r\n\r\n").as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        answer(&bytes)
+        exchange(self.address, head, body)
     }
+}
+
+/// Sends a request whose head lacks its end to any console, and reads the answer.
+pub(crate) fn exchange(address: SocketAddr, head: &str, body: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    stream.write_all(format!("{head}{length}Connection: close\r\n\r\n").as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    answer(&bytes)
 }
 
 /// The head of a request to the console, without its end.
@@ -96,4 +108,32 @@ fn answer(bytes: &[u8]) -> Answer {
     let headers =
         lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_owned(), value.to_owned()));
     Answer { status, headers: headers.collect(), body: bytes[end + 4..].to_vec() }
+}
+
+fn text(name: &str, value: &str) -> KeyValue {
+    let value = Some(AnyValue { value: Some(Value::StringValue(value.to_owned())) });
+    KeyValue { key: name.to_owned(), value, ..KeyValue::default() }
+}
+
+/// A message of so many requests' spans, each of a trace of its own unless one is given.
+pub(crate) fn message(trace: Option<[u8; 16]>, spans: std::ops::Range<u64>) -> Vec<u8> {
+    let span = |number: u64| Span {
+        trace_id: trace.map_or_else(|| u128::from(number / 7 + 1).to_be_bytes().to_vec(), |id| id.to_vec()),
+        span_id: (number + 1).to_be_bytes().to_vec(),
+        name: "POST /patients".to_owned(),
+        kind: 2,
+        start_time_unix_nano: 1_700_000_000_000_000_000 + number,
+        end_time_unix_nano: 1_700_000_000_006_000_000 + number,
+        attributes: vec![
+            text("http.route", "/patients"),
+            text("http.request.method", "POST"),
+            text("messaging.destination.name", "patient"),
+            text("server.address", "127.0.0.1"),
+        ],
+        ..Span::default()
+    };
+    let scope = ScopeSpans { spans: spans.map(span).collect(), ..ScopeSpans::default() };
+    let resource = Resource { attributes: vec![text("service.name", "patient-service")], ..Resource::default() };
+    let spans = ResourceSpans { resource: Some(resource), scope_spans: vec![scope], ..ResourceSpans::default() };
+    ExportTraceServiceRequest { resource_spans: vec![spans] }.encode_to_vec()
 }

@@ -1,0 +1,70 @@
+//! Where others are, as settings name them.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+};
+
+use config::{Authority, HostPort, Value};
+
+/// Name or address with a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place(pub(crate) HostPort);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Place {
+    /// Every address behind the name, in order: one for each replica where a name has several.
+    ///
+    /// # Errors
+    /// If the name cannot be looked up.
+    pub(crate) async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        let HostPort { host, port } = self.0.clone();
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        // The resolver blocks.
+        let found =
+            smol::unblock(move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>)).await;
+        let mut found = found?;
+        // `localhost` and others have an address of either kind, which leads to the same process.
+        if found.iter().any(SocketAddr::is_ipv4) {
+            found.retain(SocketAddr::is_ipv4);
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+}
+
+/// `http://host:port/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    pub(crate) authority: Place,
+    /// Without a query; empty or with a slash at its beginning.
+    pub(crate) path: String,
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.path)
+    }
+}
+
+impl Value for Url {
+    const EXPECTED: &'static str = "http://host:port, perhaps with a path";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix("http://").ok_or("it does not begin with http://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if path.contains(['?', '#', ' ']) {
+            return Err("it has more than a path".to_owned());
+        }
+        let Authority { host, port } = Authority::parse(authority)?;
+        Ok(Self { authority: Place(HostPort { host, port: port.unwrap_or(80) }), path: path.to_owned() })
+    }
+}

@@ -1,0 +1,134 @@
+//! What every handler can use.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use runtime::Shutdown;
+
+use crate::{
+    Settings,
+    address::Place,
+    assets::Assets,
+    client::{self, Answer, NoAnswer, Outgoing},
+    forward::Forwarder,
+    journey::{self, Journey},
+    map::{ANALYTICS, Map, PATIENTS, SERVICES},
+    scrape::UNSAMPLED,
+    store::{Store, TraceId},
+};
+
+/// Time for a service to answer what a person asks.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of its answer at most: 1,000 patients have some hundred KiB.
+const MAX_ANSWER: usize = 2 * 1024 * 1024;
+
+/// The console. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    assets: Assets,
+    settings: Settings,
+    store: Store,
+    map: Map,
+    forwarder: Option<Forwarder>,
+    shutdown: Shutdown,
+}
+
+impl App {
+    pub(crate) fn new(
+        settings: Settings,
+        store: Store,
+        map: Map,
+        forwarder: Option<Forwarder>,
+        shutdown: Shutdown,
+    ) -> Self {
+        let assets = Assets::new(settings.assets.clone());
+        Self { inner: Arc::new(Inner { assets, settings, store, map, forwarder, shutdown }) }
+    }
+
+    pub(crate) fn assets(&self) -> &Assets {
+        &self.inner.assets
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn map(&self) -> &Map {
+        &self.inner.map
+    }
+
+    pub(crate) fn forwarder(&self) -> Option<&Forwarder> {
+        self.inner.forwarder.as_ref()
+    }
+
+    pub(crate) fn shutdown(&self) -> &Shutdown {
+        &self.inner.shutdown
+    }
+
+    /// Asks patient-service.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(crate) async fn ask_patients(&self, request: Outgoing<'_>) -> Result<Answer, NoAnswer> {
+        self.ask(PATIENTS, request).await
+    }
+
+    /// Asks analytics-service.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(crate) async fn ask_analytics(&self, request: Outgoing<'_>) -> Result<Answer, NoAnswer> {
+        self.ask(ANALYTICS, request).await
+    }
+
+    /// Asks a replica of a service, if there is one one that has just answered.
+    async fn ask(&self, service: usize, request: Outgoing<'_>) -> Result<Answer, NoAnswer> {
+        let Settings { patients, analytics, .. } = &self.inner.settings;
+        let hosts = if service == PATIENTS { patients } else { analytics };
+        let host = hosts.0[0].to_string();
+        let mut addresses = self.inner.map.addresses(service);
+        if addresses.is_empty() {
+            let places: Vec<_> = hosts.0.iter().cloned().map(Place).collect();
+            let found = join_all(places.iter().map(Place::resolve)).await;
+            addresses = found.into_iter().flatten().flatten().collect::<Vec<SocketAddr>>();
+        }
+        let address = addresses.first().ok_or_else(|| NoAnswer::new("its name has no address"))?;
+        let answer = client::send(*address, &host, request, MAX_ANSWER, TIMEOUT).await;
+        answer.map_err(|error| NoAnswer::new(format!("{} at {address}: {error}", SERVICES[service])))
+    }
+
+    /// A journey as it is now; none if nothing is known of the trace.
+    pub(crate) fn journey(&self, id: &TraceId) -> Option<Journey> {
+        let facts = self.inner.map.facts(std::time::SystemTime::now());
+        self.inner.store.read(id, |trace, lines| journey::journey(id, trace, lines, &facts))
+    }
+
+    /// Reads the patient of a journey that has been delivered, which proves the last thing about it. Once for each journey.
+    pub(crate) async fn read_back(&self, id: &TraceId, journey: &Journey) {
+        let Some(patient) = journey.patient_to_read_back() else { return };
+        let path = format!("/patients/{patient}");
+        // An outage leaves the proof to the next look.
+        let Ok(answer) = self.ask_patients(Outgoing::get(&path, &[UNSAMPLED])).await else { return };
+        let version = match answer.status {
+            200 => answer.header("etag").and_then(version_of),
+            404 => Some(0),
+            _ => None,
+        };
+        if let Some(version) = version {
+            self.inner.store.note(*id, |trace| trace.read_back = Some(version));
+        }
+    }
+}
+
+/// The version that patient-service's entity tags name.
+pub(crate) fn version_of(tag: &str) -> Option<i64> {
+    tag.trim_matches('"').parse().ok()
+}

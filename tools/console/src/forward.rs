@@ -1,0 +1,128 @@
+//! Passes what the services export on to the user's own collector, the same bytes. A collector that is away or slow costs
+//! what it would have got and nothing else.
+
+use std::{
+    sync::Arc,
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use runtime::Shutdown;
+use smol::channel::{self, Receiver, Sender};
+use telemetry::metrics::{self, IntCounterVec};
+
+use crate::{
+    address::Url,
+    client::{self, Outgoing},
+};
+
+/// Messages, and bytes of them, that wait for the collector.
+const MAX_WAITING: usize = 64;
+const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
+/// Time for the collector to take a message.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of its answer that are read.
+const MAX_ANSWER: usize = 64 * 1024;
+
+static FORWARDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let help = "Messages for the user's collector, by what became of them: taken, refused, failed (no answer), dropped for \
+                lack of room.";
+    metrics::counters("console_forwarded_total", help, &["outcome"])
+});
+
+/// A message as it came.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Bytes,
+}
+
+/// Where messages are left for the collector.
+#[derive(Clone, Debug)]
+pub(crate) struct Forwarder {
+    sender: Sender<Message>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// What sends them.
+#[derive(Debug)]
+pub(crate) struct Forwarding {
+    receiver: Receiver<Message>,
+    waiting: Arc<AtomicUsize>,
+    collector: Url,
+}
+
+/// A way to a collector.
+pub(crate) fn to(collector: Url) -> (Forwarder, Forwarding) {
+    let (sender, receiver) = channel::bounded(MAX_WAITING);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    (Forwarder { sender, waiting: waiting.clone() }, Forwarding { receiver, waiting, collector })
+}
+
+impl Forwarder {
+    /// Leaves a message, unless there is no room.
+    pub(crate) fn offer(&self, message: Message) {
+        let size = message.body.len();
+        let has_room = self.waiting.fetch_add(size, Ordering::Relaxed) + size <= MAX_WAITING_BYTES;
+        if !has_room || self.sender.try_send(message).is_err() {
+            self.waiting.fetch_sub(size, Ordering::Relaxed);
+            FORWARDED.with_label_values(&["dropped"]).inc();
+        }
+    }
+}
+
+impl Forwarding {
+    /// Sends one message after the other until the shutdown.
+    pub(crate) async fn run(self, shutdown: Shutdown) {
+        let mut away = false;
+        let work = async {
+            while let Ok(message) = self.receiver.recv().await {
+                let size = message.body.len();
+                let failure = self.send(message).await.err();
+                self.waiting.fetch_sub(size, Ordering::Relaxed);
+                match &failure {
+                    Some(error) if !away => {
+                        tracing::warn!(error, "the user's collector takes nothing; it is dropped until it does")
+                    }
+                    None if away => tracing::info!("the user's collector takes what is sent again"),
+                    _ => {}
+                }
+                away = failure.is_some();
+            }
+        };
+        shutdown.run_until_stopped(work).await;
+        shutdown.wait().await;
+    }
+
+    async fn send(&self, message: Message) -> Result<(), String> {
+        let count = |outcome| FORWARDED.with_label_values(&[outcome]).inc();
+        let path = format!("{}{}", self.collector.path.trim_end_matches('/'), message.path);
+        let headers: Vec<_> = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let outgoing = Outgoing { method: "POST", path: &path, headers: &headers, body: message.body };
+        let answer = async {
+            let addresses = self.collector.authority.resolve().await.map_err(|error| error.to_string())?;
+            let address = addresses.first().ok_or("its name has no address")?;
+            let host = self.collector.authority.to_string();
+            client::send(*address, &host, outgoing, MAX_ANSWER, TIMEOUT).await.map_err(|error| error.to_string())
+        };
+        match answer.await {
+            Ok(answer) if answer.is_success() => {
+                count("taken");
+                Ok(())
+            }
+            Ok(answer) => {
+                count("refused");
+                Err(format!("it answered {}", answer.status))
+            }
+            Err(error) => {
+                count("failed");
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What a person reads and writes of patients: passed on to patient-service. Each write is a journey from the start.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use form_urlencoded::Serializer;
+use futures_util::future::join3;
+use iso_currency::Currency;
+use serde_json::{Value as Json, json};
+use tide::{Response, StatusCode};
+use uuid::Uuid;
+use web::{Limits, Problem, Query, read_body};
+
+use super::Request;
+use crate::{
+    app::{App, version_of},
+    client::{Answer, NoAnswer, Outgoing},
+    guard::only,
+    journey::{Operation, from_hex, hex},
+    live, samples,
+    scrape::UNSAMPLED,
+    store::{Begun, TraceId},
+    time::nanos_now,
+};
+
+/// Patients and transactions of a list, unless another number is wanted.
+const LIMIT: u32 = 50;
+const MAX_LIMIT: u32 = 1000;
+const TRANSACTIONS: u32 = 100;
+/// Journeys beside a patient.
+const JOURNEYS: usize = 1000;
+
+/// The decimal places of each currency.
+static EXPONENTS: LazyLock<BTreeMap<String, u16>> = LazyLock::new(|| {
+    let letters = || 'A'..='Z';
+    let codes = letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| format!("{a}{b}{c}"))));
+    codes.filter_map(|code| Some((code.clone(), Currency::from_code(&code)?.exponent()?))).collect()
+});
+
+fn unreachable(error: &NoAnswer) -> Problem {
+    Problem::new(StatusCode::BadGateway, format!("No answer from {error}.")).kind("unreachable")
+}
+
+/// An answer of a service as it is: a problem of its own, or what we do not know.
+fn pass_on(answer: &Answer) -> Response {
+    let mut response = Response::new(answer.status);
+    response.set_body(answer.body.to_vec());
+    for name in ["content-type", "retry-after"] {
+        if let Some(value) = answer.header(name) {
+            response.insert_header(name, value);
+        }
+    }
+    response
+}
+
+/// The cursor in the `Link` of a list.
+fn next_cursor(answer: &Answer) -> Option<String> {
+    let target = answer.header("link")?.split(['<', '>']).nth(1)?;
+    let query = target.split_once('?')?.1;
+    form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "cursor").map(|(_, value)| value.into_owned())
+}
+
+/// Says beside each currency how many decimal places it has.
+fn with_exponents(mut value: Json) -> Json {
+    fn add(value: &mut Json) {
+        match value {
+            Json::Array(all) => all.iter_mut().for_each(add),
+            Json::Object(all) => {
+                let exponent = all.get("currency").and_then(Json::as_str).and_then(|code| EXPONENTS.get(code)).copied();
+                if all.contains_key("currency") {
+                    all.insert("exponent".to_owned(), json!(exponent));
+                }
+                all.values_mut().for_each(add);
+            }
+            _ => {}
+        }
+    }
+    add(&mut value);
+    value
+}
+
+fn patient_id(request: &Request) -> Result<Uuid, Problem> {
+    let text = request.param("id").unwrap_or_default();
+    let id = Some(text).filter(|text| text.len() == uuid::fmt::Hyphenated::LENGTH).and_then(|text| text.parse().ok());
+    id.ok_or_else(|| Problem::not_found("There is no patient with this id."))
+}
+
+fn list_path(limit: u32, term: Option<String>, cursor: Option<String>) -> String {
+    let mut query = Serializer::new(String::new());
+    query.append_pair("limit", &limit.to_string()).append_pair("sort", "-registeredDate");
+    for (name, value) in [("search", term), ("cursor", cursor)] {
+        if let Some(value) = value {
+            query.append_pair(name, &value);
+        }
+    }
+    format!("/patients?{}", query.finish())
+}
+
+pub(super) async fn list(request: Request) -> Result<Response, Problem> {
+    let mut query = Query::of(&request);
+    let (term, cursor) = (query.text("q"), query.text("cursor"));
+    let limit = query.number("limit", 1..=MAX_LIMIT).unwrap_or(LIMIT);
+    query.finish(())?;
+    let path = list_path(limit, term, cursor);
+    let answer = request.state().ask_patients(Outgoing::get(&path, &[UNSAMPLED])).await;
+    let answer = answer.map_err(|error| unreachable(&error))?;
+    if !answer.is_success() {
+        return Ok(pass_on(&answer));
+    }
+    Ok(web::json(StatusCode::Ok, &json!({ "patients": answer.json(), "next": next_cursor(&answer) })))
+}
+
+pub(super) async fn read(request: Request) -> Result<Response, Problem> {
+    let (app, id) = (request.state(), patient_id(&request)?);
+    let (patient, billing, transactions) = (
+        format!("/patients/{id}"),
+        format!("/patients/{id}/billing"),
+        format!("/patients/{id}/billing/transactions?limit={TRANSACTIONS}"),
+    );
+    let get = |path| app.ask_patients(Outgoing::get(path, &[UNSAMPLED]));
+    let (patient, billing, transactions) = join3(get(&patient), get(&billing), get(&transactions)).await;
+    let patient = patient.map_err(|error| unreachable(&error))?;
+    if !patient.is_success() {
+        return Ok(pass_on(&patient));
+    }
+    // The patient is shown whatever billing says.
+    let problem_of = |answer: &Result<Answer, NoAnswer>| match answer {
+        Ok(answer) if answer.is_success() => None,
+        Ok(answer) => Some(answer.json()),
+        Err(error) => Some(json!({ "title": "Bad Gateway", "status": 502, "detail": error.to_string() })),
+    };
+    let body_of = |answer: &Result<Answer, NoAnswer>| {
+        answer.as_ref().ok().filter(|answer| answer.is_success()).map(|answer| with_exponents(answer.json()))
+    };
+    let tag = patient.header("etag").unwrap_or_default();
+    let body = json!({
+        "patient": patient.json(),
+        "version": version_of(tag),
+        "etag": tag,
+        "billing": body_of(&billing),
+        "billing_problem": problem_of(&billing).or(problem_of(&transactions)),
+        "transactions": body_of(&transactions),
+        "transactions_next": transactions.as_ref().ok().and_then(next_cursor),
+        "journeys": journeys(app, id),
+    });
+    Ok(web::json(StatusCode::Ok, &body))
+}
+
+/// The journeys of what was written of a patient, the newest first.
+fn journeys(app: &App, id: Uuid) -> Vec<Json> {
+    let id = id.to_string();
+    let told = app.store().lines(usize::MAX, |line| line.trace.is_some() && line.text("patient_id") == Some(&id));
+    let traces: BTreeMap<TraceId, ()> = told.iter().filter_map(|line| Some((line.trace?, ()))).collect();
+    let of_patient = live::journeys(app, JOURNEYS, false).into_iter().filter(|(trace, summary)| {
+        summary.kind != Operation::Read && (summary.patient.as_deref() == Some(&id) || traces.contains_key(trace))
+    });
+    of_patient.filter_map(|(trace, _)| app.journey(&trace)).map(|journey| json!(journey.summary)).collect()
+}
+
+/// A write under way.
+struct Write {
+    app: App,
+    trace: TraceId,
+    traceparent: String,
+}
+
+impl Write {
+    /// Begins its journey, before anything is sent.
+    fn begin(request: &Request, method: &'static str, route: &'static str, patient: Option<Uuid>) -> Self {
+        let context = web::trace(request);
+        let trace = from_hex(&context.trace_id()).unwrap_or_default();
+        let app = request.state().clone();
+        app.store().begin(trace, Begun { at: nanos_now(), method, route, patient, version: None });
+        Self { app, trace, traceparent: context.to_string() }
+    }
+
+    async fn send(
+        &self,
+        method: &'static str,
+        path: &str,
+        more: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Result<Answer, Problem> {
+        let mut headers = vec![("traceparent", self.traceparent.as_str())];
+        if !body.is_empty() {
+            headers.push(("content-type", "application/json"));
+        }
+        headers.extend(more);
+        let outgoing = Outgoing { method, path, headers: &headers, body: Bytes::from(body) };
+        self.app.ask_patients(outgoing).await.map_err(|error| unreachable(&error))
+    }
+
+    /// Notes what the answer says about the journey.
+    fn note(&self, patient: Option<Uuid>, version: Option<i64>) {
+        self.app.store().note(self.trace, |trace| {
+            if let Some(begun) = &mut trace.begun {
+                begun.patient = patient.or(begun.patient);
+                begun.version = version;
+            }
+        });
+    }
+
+    /// The answer to a page about a patient that was written.
+    fn written(&self, status: StatusCode, answer: &Answer) -> Response {
+        let mut patient = answer.json();
+        let billing = patient.as_object_mut().and_then(|patient| patient.remove("billing"));
+        let tag = answer.header("etag").unwrap_or_default();
+        let id = patient["id"].as_str().and_then(|id| id.parse().ok());
+        self.note(id, version_of(tag));
+        let mut body =
+            json!({ "patient": patient, "version": version_of(tag), "etag": tag, "trace": hex(&self.trace) });
+        if let Some(billing) = billing {
+            body["billing"] = billing;
+        }
+        web::json(status, &body)
+    }
+}
+
+/// A header that a write must have.
+fn required(request: &Request, name: &'static str, status: u16) -> Result<String, Problem> {
+    let value = only(request, name).map(str::to_owned);
+    let status = StatusCode::try_from(status).unwrap_or(StatusCode::BadRequest);
+    value.ok_or_else(|| Problem::new(status, format!("The header {name} is missing.")).kind("missing-header"))
+}
+
+pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
+    let key = required(&request, "idempotency-key", 400)?;
+    let body = read_body(&mut request, &Limits::default()).await?;
+    let write = Write::begin(&request, "POST", "/patients", None);
+    let answer = write.send("POST", "/patients", &[("idempotency-key", &key)], body).await?;
+    Ok(if answer.status == 201 { write.written(StatusCode::Created, &answer) } else { pass_on(&answer) })
+}
+
+pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
+    let (id, tag) = (patient_id(&request)?, required(&request, "if-match", 428)?);
+    let body = read_body(&mut request, &Limits::default()).await?;
+    let write = Write::begin(&request, "PUT", "/patients/:id", Some(id));
+    let path = format!("/patients/{id}");
+    let answer = write.send("PUT", &path, &[("if-match", &tag)], body).await?;
+    match answer.status {
+        200 => Ok(write.written(StatusCode::Ok, &answer)),
+        412 => Ok(explained(&write.app, &path, &answer).await),
+        _ => Ok(pass_on(&answer)),
+    }
+}
+
+pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
+    let (id, tag) = (patient_id(&request)?, required(&request, "if-match", 428)?);
+    let write = Write::begin(&request, "DELETE", "/patients/:id", Some(id));
+    let path = format!("/patients/{id}");
+    let answer = write.send("DELETE", &path, &[("if-match", &tag)], Vec::new()).await?;
+    match answer.status {
+        204 => {
+            write.note(None, None);
+            Ok(web::json(StatusCode::Ok, &json!({ "trace": hex(&write.trace) })))
+        }
+        412 => Ok(explained(&write.app, &path, &answer).await),
+        _ => Ok(pass_on(&answer)),
+    }
+}
+
+/// A 412 with what the patient is now, so that the page can show what somebody else has changed.
+async fn explained(app: &App, path: &str, problem: &Answer) -> Response {
+    let mut body = problem.json();
+    if let (Some(members), Ok(current)) =
+        (body.as_object_mut(), app.ask_patients(Outgoing::get(path, &[UNSAMPLED])).await)
+        && current.is_success()
+    {
+        let tag = current.header("etag").unwrap_or_default();
+        members.insert(
+            "current".to_owned(),
+            json!({ "patient": current.json(), "version": version_of(tag), "etag": tag }),
+        );
+    }
+    let mut response = web::json(StatusCode::PreconditionFailed, &body);
+    response.insert_header("content-type", Problem::CONTENT_TYPE);
+    response
+}
+
+pub(super) async fn transact(mut request: Request) -> Result<Response, Problem> {
+    let id = patient_id(&request)?;
+    let body = read_body(&mut request, &Limits::default()).await?;
+    let write = Write::begin(&request, "POST", "/patients/:id/billing/transactions", Some(id));
+    let answer = write.send("POST", &format!("/patients/{id}/billing/transactions"), &[], body).await?;
+    if answer.status != 201 {
+        return Ok(pass_on(&answer));
+    }
+    let body = json!({ "transaction": with_exponents(answer.json()), "trace": hex(&write.trace) });
+    Ok(web::json(StatusCode::Created, &body))
+}
+
+pub(super) async fn sample(_: Request) -> Result<Response, Problem> {
+    Ok(web::json(StatusCode::Ok, &samples::patient()))
+}
+
+pub(super) async fn currencies(_: Request) -> Result<Response, Problem> {
+    Ok(web::json(StatusCode::Ok, &*EXPONENTS))
+}
+
+/// What analytics could not read.
+pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> {
+    let mut query = Query::of(&request);
+    let limit = query.number("limit", 1..=MAX_LIMIT).unwrap_or(LIMIT);
+    let cursor = query.number("cursor", 1..=i64::MAX);
+    query.finish(())?;
+    let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+    let path = format!("/analytics/dead-letters?limit={limit}{cursor}");
+    let answer = request.state().ask_analytics(Outgoing::get(&path, &[UNSAMPLED])).await;
+    let answer = answer.map_err(|error| unreachable(&error))?;
+    if !answer.is_success() {
+        return Ok(pass_on(&answer));
+    }
+    Ok(web::json(StatusCode::Ok, &json!({ "analytics": answer.json(), "outbox": null, "next": next_cursor(&answer) })))
+}

@@ -1,0 +1,49 @@
+//! The memory of the console after many spans, as a process of its own.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use testbed::{Scratch, ports, service::Launch};
+
+mod support;
+
+/// Resident memory at most, in bytes.
+const LIMIT: u64 = 40 * 1024 * 1024;
+
+#[test]
+fn a_hundred_thousand_spans_stay_below_40_mib_and_the_page_answers() {
+    runtime::block_on(1, async {
+        let scratch = Scratch::new().unwrap();
+        let nowhere = "127.0.0.1:1".to_owned();
+        let launch = Launch {
+            name: "console",
+            port: ports::free(),
+            environment: ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"]
+                .map(|name| (name.to_owned(), nowhere.clone()))
+                .into(),
+            directory: scratch.path().to_owned(),
+            label: "console".to_owned(),
+        };
+        let mut console = launch.start().unwrap();
+        scratch.guard(console.process()).unwrap();
+        console.until_ready().await.unwrap();
+        let before = console.process().memory();
+        let address: SocketAddr = console.address().parse().unwrap();
+        let mut most = 0;
+        for batch in 0..200 {
+            let message = support::message(None, batch * 500..(batch + 1) * 500);
+            let head = "POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n";
+            assert_eq!(support::exchange(address, head, &message).status, 200);
+            most = most.max(console.process().memory());
+        }
+        let asked = Instant::now();
+        let answer = console.client().get("/api/journeys").await.unwrap();
+        let took = asked.elapsed();
+        let after = console.process().memory();
+        eprintln!("resident: {before} before, {most} at most, {after} after; the list took {took:?}");
+        assert_eq!(answer.json()["journeys"].as_array().map(Vec::len), Some(100));
+        assert!(most < LIMIT, "{most} bytes");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    });
+}
