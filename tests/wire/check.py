@@ -1,6 +1,6 @@
-"""Reads and writes the golden bytes of libs/codec with Python's protobuf, a second implementation of the format.
+"""Reads and writes the golden bytes of libs/codec and libs/billing-api with Python's protobuf, a second implementation of the format.
 
-Usage: check.py PROTOS GOLDEN, the folders of the .proto files and of the .binpb files.
+Usage: check.py PROTOS GOLDEN..., the folders of the .proto files and of the .binpb files.
 """
 
 import importlib
@@ -49,7 +49,7 @@ GOLDEN = {
 }
 
 
-def main(protos, golden):
+def main(protos, *golden):
     well_known = pathlib.Path(importlib.import_module("grpc_tools").__file__).parent / "_proto"
     with tempfile.TemporaryDirectory() as out:
         names = ["patient_event", "billing_service"]
@@ -59,12 +59,12 @@ def main(protos, golden):
         sys.path.insert(0, out)
         modules = {name: importlib.import_module(f"{name}_pb2") for name in names}
 
-    files = {path.stem for path in pathlib.Path(golden).glob("*.binpb")}
-    failures = [f"{name}: no file, or not listed here" for name in files ^ GOLDEN.keys()]
-    for name in sorted(files & GOLDEN.keys()):
+    files = {path.stem: path for folder in golden for path in pathlib.Path(folder).glob("*.binpb")}
+    failures = [f"{name}: no file, or not listed here" for name in files.keys() ^ GOLDEN.keys()]
+    for name in sorted(files.keys() & GOLDEN.keys()):
         module, message, content = GOLDEN[name]
         kind = getattr(modules[module], message)
-        written = (pathlib.Path(golden) / f"{name}.binpb").read_bytes()
+        written = files[name].read_bytes()
         read = MessageToDict(kind.FromString(written))
         if read != content:
             failures.append(f"{name}: reads as {read}, expected {content}")

@@ -1,14 +1,12 @@
 //! The calls: a message in, one use of the store, a message out.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::SystemTime};
 
-use ::grpc::{Request, Response, Status, billing::billing_service_server::BillingService};
-use codec::{
-    billing::{
-        BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, GetBillingAccountRequest,
-        ListTransactionsRequest, Money as MoneyMessage, RecordTransactionRequest, Transaction, TransactionType,
-    },
-    event::timestamp,
+use ::grpc::{Request, Response, Status};
+use billing_api::{
+    BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, GetBillingAccountRequest,
+    ListTransactionsRequest, Money as MoneyMessage, RecordTransactionRequest, Transaction, TransactionType,
+    billing_service_server::BillingService,
 };
 use futures_lite::{Stream, stream};
 use telemetry::TraceContext;
@@ -182,7 +180,7 @@ fn transaction(recorded: Recorded) -> Transaction {
         transaction_id: recorded.transaction_id,
         r#type: kind.into(),
         amount: Some(money(recorded.amount)),
-        recorded_at: Some(timestamp(recorded.at)),
+        recorded_at: Some(SystemTime::from(recorded.at).into()),
         position: recorded.position,
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ::grpc::{Routes, billing::billing_service_server::BillingServiceServer};
+use ::grpc::Routes;
+use billing_api::billing_service_server::BillingServiceServer;
 use postgres::{Database, Migrator};
 use runtime::{Failure, Shutdown, TaskGroup};
 use web::{Component, Router};
@@ -73,7 +74,7 @@ impl Service {
         let mut parts = TaskGroup::new(shutdown.clone());
         parts.start("http", http.serve(app, shutdown.clone()));
         parts.start("database", watch_database(watched, serving.clone(), shutdown.clone()));
-        let calls = grpc.serve(routes, serving, codec::billing::DESCRIPTORS, shutdown);
+        let calls = grpc.serve(routes, serving, billing_api::DESCRIPTORS, shutdown);
         parts.start("grpc", async {
             if let Err(error) = calls.await {
                 tracing::error!(%error, "the gRPC server failed");

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use codec::billing::{
+use billing_api::{
     BillingRequest, CloseBillingAccountRequest, GetBillingAccountRequest, ListTransactionsRequest, Money,
-    RecordTransactionRequest, Transaction, TransactionType,
+    RecordTransactionRequest, Transaction, TransactionType, billing_service_client::BillingServiceClient,
 };
 use futures_lite::StreamExt as _;
-use grpc::{CallError, Client, ClientSettings, Outgoing, billing::billing_service_client::BillingServiceClient};
+use grpc::{CallError, Client, ClientSettings, Outgoing};
 use telemetry::TraceContext;
 use uuid::Uuid;
 

@@ -1,8 +1,12 @@
 use std::time::Duration;
 
-use config::{Bounded, Reader};
+use config::{Authority, Bounded, HostPort, Reader};
+use grpc::Target;
 
 use crate::relay;
+
+const BILLING_PORT: &str = "BILLING_SERVICE_GRPC_PORT";
+const DEFAULT_BILLING_PORT: u16 = 9001;
 
 /// Everything that can be set from outside.
 #[derive(Clone, Debug)]
@@ -27,7 +31,7 @@ impl Settings {
         let http = web::Settings::read(reader, "4000");
         let database =
             postgres::Settings::read(reader, "postgres://patients:password@localhost:5432/patients", "patient-service");
-        let billing = grpc::ClientSettings::read_billing(reader);
+        let billing = read_billing(reader);
         let kafka = kafka::Settings::read(reader, "patient-service");
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
         let partitions: Bounded<1, 10_000> =
@@ -52,4 +56,22 @@ impl Settings {
         let otlp = otlp::Settings::read(reader, "patient-service");
         Self { http, database, billing, relay, key_retention, otlp }
     }
+}
+
+fn read_billing(reader: &mut Reader) -> grpc::ClientSettings {
+    let Target(Authority { host, port: port_in_address }) =
+        reader.variable(&["BILLING_SERVICE_ADDRESS"], "where the billing service is").or("localhost");
+    let about = "gRPC port of the billing service, if its address has none; 9001 if neither has one";
+    let port: Option<Bounded<1, 65_535>> = reader.variable(&[BILLING_PORT], about).optional();
+    let port = port.map(|port| port.get() as u16);
+    if let (Some(in_address), Some(port)) = (port_in_address, port)
+        && in_address != port
+    {
+        let why = format!("BILLING_SERVICE_ADDRESS has the port {in_address} and this one is {port}");
+        reader.reject(BILLING_PORT, "the port of BILLING_SERVICE_ADDRESS, or none", why);
+    }
+    let address = HostPort { host, port: port_in_address.or(port).unwrap_or(DEFAULT_BILLING_PORT) };
+    let deadline =
+        reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
+    grpc::ClientSettings { peer: "billing-service", service: billing_api::SERVICE, address, deadline }
 }

@@ -164,7 +164,7 @@ fn why_malformed(value: &[u8]) -> String {
 }
 
 /// A point in time as protobuf has it.
-pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
     let nanos = i32::try_from(time.timestamp_subsec_nanos()).expect("less than two billion");
     Timestamp { seconds: time.timestamp(), nanos }
 }

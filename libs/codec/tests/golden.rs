@@ -6,11 +6,7 @@
 use std::{env, fs, path::PathBuf};
 
 use chrono::{DateTime, NaiveDate};
-use codec::{
-    billing::{BillingRequest, BillingResponse, Money, RecordTransactionRequest, Transaction, TransactionType},
-    event::{Event, Kind, Received, timestamp},
-};
-use prost::Message as _;
+use codec::event::{Event, Kind, Received};
 use uuid::Uuid;
 
 const PATIENT: &str = "0190a4c8-9a3b-7c1d-8e2f-3a4b5c6d7e8f";
@@ -58,20 +54,4 @@ fn the_originals_event() {
     let received = Received::decode(&bytes).unwrap();
     assert_eq!((received.patient_id.to_string().as_str(), received.kind), (PATIENT, Some(Kind::Created)));
     assert_eq!((received.version, received.time, received.birth_year), (None, None, None));
-}
-
-#[test]
-fn billing_messages() {
-    let patient_id = PATIENT.to_owned();
-    let (name, email) = ("Zoë Müller 🩺".to_owned(), "zoe@example.org".to_owned());
-    check("billing_request", &BillingRequest { patient_id: patient_id.clone(), name, email }.encode_to_vec());
-    let response = BillingResponse { account_id: "account-1".to_owned(), status: "ACTIVE".to_owned() };
-    check("billing_response", &response.encode_to_vec());
-    let amount = Some(Money { amount: 1_000_000_000_000, currency: "EUR".to_owned() });
-    let (transaction_id, r#type) = ("visit-1".to_owned(), TransactionType::Refund.into());
-    let record =
-        RecordTransactionRequest { patient_id, transaction_id: transaction_id.clone(), r#type, amount: amount.clone() };
-    check("record_transaction_request", &record.encode_to_vec());
-    let recorded_at = Some(timestamp(DateTime::from_timestamp(1_720_000_000, 5).unwrap()));
-    check("transaction", &Transaction { transaction_id, r#type, amount, recorded_at, position: 7 }.encode_to_vec());
 }

@@ -6,19 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::billing::{
+use billing_api::{
     BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, DESCRIPTORS, GetBillingAccountRequest,
     ListTransactionsRequest, RecordTransactionRequest, Transaction,
+    billing_service_client::BillingServiceClient,
+    billing_service_server::{BillingService, BillingServiceServer},
 };
 use config::HostPort;
 use futures_lite::Stream;
-use grpc::{
-    Client, ClientSettings, Health, Outgoing, Request, Response, Routes, Server, ServerSettings, Status,
-    billing::{
-        billing_service_client::BillingServiceClient,
-        billing_service_server::{BillingService, BillingServiceServer},
-    },
-};
+use grpc::{Client, ClientSettings, Health, Outgoing, Request, Response, Routes, Server, ServerSettings, Status};
 use runtime::Shutdown;
 use telemetry::TraceContext;
 

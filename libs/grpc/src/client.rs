@@ -5,7 +5,7 @@ use std::{
 };
 
 use async_compat::Compat;
-use config::{Authority, Bounded, HostPort, Reader};
+use config::HostPort;
 use runtime::{Backoff, timeout};
 use telemetry::{
     Propagated, Span, TraceContext,
@@ -17,11 +17,8 @@ use tonic::{
     transport::{Channel, Endpoint, Error},
 };
 
-use crate::{Breaker, CallError, FailureKind, Target, breaker::Admission, budget::Budget};
+use crate::{Breaker, CallError, FailureKind, breaker::Admission, budget::Budget};
 
-/// The variable with the billing service's port, and the port unless it is set anywhere.
-const PORT: &str = "BILLING_SERVICE_GRPC_PORT";
-const DEFAULT_PORT: u16 = 9001;
 /// Attempts at one call, the first one included.
 const ATTEMPTS: u32 = 3;
 /// The first pause between attempts, and the longest.
@@ -53,27 +50,6 @@ pub struct ClientSettings {
     pub address: HostPort,
     /// The time for a call with all its retries.
     pub deadline: Duration,
-}
-
-impl ClientSettings {
-    /// Reads `BILLING_SERVICE_ADDRESS`, `BILLING_SERVICE_GRPC_PORT` and `BILLING_DEADLINE`.
-    pub fn read_billing(reader: &mut Reader) -> Self {
-        let Target(Authority { host, port: own }) =
-            reader.variable(&["BILLING_SERVICE_ADDRESS"], "where the billing service is").or("localhost");
-        let about = "gRPC port of the billing service, if its address has none; 9001 if neither has one";
-        let port: Option<Bounded<1, 65_535>> = reader.variable(&[PORT], about).optional();
-        let port = port.map(|port| port.get() as u16);
-        if let (Some(own), Some(port)) = (own, port)
-            && own != port
-        {
-            let why = format!("BILLING_SERVICE_ADDRESS has the port {own} and this one is {port}");
-            reader.reject(PORT, "the port of BILLING_SERVICE_ADDRESS, or none", why);
-        }
-        let address = HostPort { host, port: own.or(port).unwrap_or(DEFAULT_PORT) };
-        let deadline =
-            reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
-        Self { peer: "billing-service", service: "BillingService", address, deadline }
-    }
 }
 
 /// A client of one gRPC service. Each call has one deadline over all its attempts; it is tried again only when the peer

@@ -7,12 +7,6 @@
 //!
 //! What it does not do: TLS, name resolution beyond the system's, anything that tonic does by itself.
 
-pub mod billing {
-    //! Client and server of `protos/billing_service.proto`; the messages are in [`codec::billing`].
-
-    tonic::include_proto!("_");
-}
-
 mod answer;
 mod breaker;
 mod budget;

@@ -11,18 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::billing::{
+use billing_api::{
     BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, DESCRIPTORS, GetBillingAccountRequest,
     ListTransactionsRequest, RecordTransactionRequest, Transaction,
+    billing_service_client::BillingServiceClient,
+    billing_service_server::{BillingService, BillingServiceServer},
 };
 use config::HostPort;
 use futures_lite::{Stream, StreamExt as _, stream};
 use grpc::{
     CallError, Client, ClientSettings, Code, Health, Request, Response, Routes, Server, ServerSettings, Status,
-    billing::{
-        billing_service_client::BillingServiceClient,
-        billing_service_server::{BillingService, BillingServiceServer},
-    },
 };
 use runtime::Shutdown;
 use telemetry::TraceContext;

@@ -12,15 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::billing::{
+use billing_api::{
     BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, DESCRIPTORS, GetBillingAccountRequest,
     ListTransactionsRequest, RecordTransactionRequest, Transaction,
+    billing_service_server::{BillingService, BillingServiceServer},
 };
 use futures_lite::{Stream, StreamExt as _, stream};
-use grpc::{
-    Code, Health, Limits, Request, Response, Routes, Server, ServerSettings, Status,
-    billing::billing_service_server::{BillingService, BillingServiceServer},
-};
+use grpc::{Code, Health, Limits, Request, Response, Routes, Server, ServerSettings, Status};
 use runtime::Shutdown;
 use testbed::http2::{Connection, DATA, END_HEADERS, Frame, HEADERS, RST_STREAM, WINDOW_UPDATE, head};
 

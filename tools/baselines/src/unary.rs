@@ -5,11 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::billing::{
+use billing_api::{
     BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, GetBillingAccountRequest,
     ListTransactionsRequest, RecordTransactionRequest, Transaction,
-};
-use grpc::billing::{
     billing_service_client::BillingServiceClient,
     billing_service_server::{BillingService, BillingServiceServer},
 };

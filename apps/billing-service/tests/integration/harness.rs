@@ -2,16 +2,15 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use billing_service::{Service, Settings};
-use codec::billing::{
+use billing_api::{
     BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, GetBillingAccountRequest,
     ListTransactionsRequest, Money, RecordTransactionRequest, Transaction, TransactionType,
+    billing_service_client::BillingServiceClient,
 };
+use billing_service::{Service, Settings};
 use config::{Environment, HostPort, Reader};
 use futures_lite::StreamExt as _;
-use grpc::{
-    CallError, Client, ClientSettings, Code, Outgoing, Status, billing::billing_service_client::BillingServiceClient,
-};
+use grpc::{CallError, Client, ClientSettings, Code, Outgoing, Status};
 use runtime::Shutdown;
 use smol::Task;
 use telemetry::TraceContext;

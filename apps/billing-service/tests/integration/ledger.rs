@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::billing::TransactionType::{Charge, Payment, Refund};
+use billing_api::TransactionType::{Charge, Payment, Refund};
 use grpc::Code;
 use testbed::sql;
 use uuid::Uuid;
@@ -71,7 +71,7 @@ fn wrong_entries_are_told() {
             let result = billing.record(patient, transaction_id, Charge, amount, currency).await;
             assert_eq!(result, Err(Code::InvalidArgument), "{transaction_id:?} {amount} {currency:?}");
         }
-        let kind = codec::billing::TransactionType::Unspecified;
+        let kind = billing_api::TransactionType::Unspecified;
         assert_eq!(billing.record(patient, "t", kind, 1, "EUR").await, Err(Code::InvalidArgument));
     });
 }
@@ -224,7 +224,7 @@ fn whoever_follows_a_ledger_passes_no_entry_of_concurrent_transactions() {
         let follow = async {
             let end = Instant::now() + Duration::from_secs(10);
             while followed.len() < 2 && Instant::now() < end {
-                let after = followed.last().map_or(0, |entry: &codec::billing::Transaction| entry.position);
+                let after = followed.last().map_or(0, |entry: &billing_api::Transaction| entry.position);
                 followed.extend(billing.list(patient, after, 0).await.unwrap());
             }
         };

@@ -11,7 +11,7 @@ use super::{
     patients::patient_id,
     problem::of_call,
 };
-use codec::billing::Money;
+use billing_api::Money;
 
 /// Transactions of a list, unless the client wants another number, and at most.
 const LIMIT: (u32, u32) = (100, 1000);

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use billing_api::{Money, Transaction, TransactionType};
 use chrono::{DateTime, NaiveDate, Utc};
-use codec::billing::{Money, Transaction, TransactionType};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},

@@ -9,19 +9,17 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use codec::billing::{
+use billing_api::{
     BillingAccount, BillingRequest, BillingResponse, CloseBillingAccountRequest, DESCRIPTORS, GetBillingAccountRequest,
     ListTransactionsRequest, Money, RecordTransactionRequest, Transaction, TransactionType,
+    billing_service_server::{BillingService, BillingServiceServer},
 };
 use config::{Environment, Reader};
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, Stream, StreamExt as _, stream};
-use grpc::{
-    Request, Response, Routes, Server, ServerSettings, Status,
-    billing::billing_service_server::{BillingService, BillingServiceServer},
-};
+use grpc::{Request, Response, Routes, Server, ServerSettings, Status};
 use patient_service::{Service, Settings};
 use postgres::{Database, Migrator, PgConnection};
 use runtime::Shutdown;
@@ -369,7 +367,7 @@ impl BillingService for Books {
                 transaction_id: request.transaction_id,
                 r#type: kind.into(),
                 amount: Some(money.clone()),
-                recorded_at: Some(codec::event::timestamp(chrono::Utc::now())),
+                recorded_at: Some(SystemTime::now().into()),
                 position: ledger.len() as i64 + 1,
             };
             let sign = if kind == TransactionType::Payment { -1 } else { 1 };

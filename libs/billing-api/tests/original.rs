@@ -6,15 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::billing::{
+use billing_api::{
     BillingRequest, BillingResponse, CloseBillingAccountRequest, DESCRIPTORS, GetBillingAccountRequest,
-    ListTransactionsRequest, RecordTransactionRequest,
+    ListTransactionsRequest, RecordTransactionRequest, billing_service_client::BillingServiceClient,
 };
 use config::HostPort;
 use futures_lite::StreamExt as _;
 use grpc::{
     CallError, Client, ClientSettings, Code, FailureKind, Health, Outgoing, Request, Response, Routes, Server,
-    ServerSettings, Status, billing::billing_service_client::BillingServiceClient,
+    ServerSettings, Status,
 };
 use original::billing_service_server::{BillingService, BillingServiceServer};
 use runtime::Shutdown;
@@ -29,8 +29,11 @@ struct Original;
 
 #[grpc::async_trait]
 impl BillingService for Original {
-    async fn create_billing_account(&self, _: Request<BillingRequest>) -> Result<Response<BillingResponse>, Status> {
-        Ok(Response::new(BillingResponse { account_id: "12345".to_owned(), status: "ACTIVE".to_owned() }))
+    async fn create_billing_account(
+        &self,
+        _: Request<original::BillingRequest>,
+    ) -> Result<Response<original::BillingResponse>, Status> {
+        Ok(Response::new(original::BillingResponse { account_id: "12345".to_owned(), status: "ACTIVE".to_owned() }))
     }
 }
 
