@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         revision: option_env!("GIT_REVISION"),
         settings: Settings::read,
         http_address: |settings| settings.http.address,
+        commands: &[],
     };
     program.main(|settings, shutdown| {
         otlp::exporting(settings.otlp.clone(), async { Service::build(settings).await?.run(shutdown).await })

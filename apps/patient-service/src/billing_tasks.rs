@@ -8,6 +8,10 @@ use uuid::Uuid;
 
 use crate::patient::Patient;
 
+mod dead_letters;
+
+pub use dead_letters::TaskDeadLetter;
+
 /// The time after the end of a request's own call to billing before the reconciler makes it again.
 pub(crate) const RECONCILE_AFTER: Duration = Duration::from_secs(4);
 
@@ -21,11 +25,16 @@ pub enum Action {
 }
 
 impl Action {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Open => "OPEN",
             Self::Close => "CLOSE",
         }
+    }
+
+    fn parse(name: &str) -> Self {
+        // The column allows no other name.
+        if name == "OPEN" { Self::Open } else { Self::Close }
     }
 }
 
@@ -137,10 +146,9 @@ impl BillingTasks {
             .fetch_all(connection)
             .await?;
             let read = |row: &postgres::PgRow| {
-                let action = if row.try_get::<&str, _>("action")? == "OPEN" { Action::Open } else { Action::Close };
                 Ok(Task {
                     patient_id: row.try_get("patient_id")?,
-                    action,
+                    action: Action::parse(row.try_get("action")?),
                     name: row.try_get("name")?,
                     email: row.try_get("email")?,
                     traceparent: row.try_get("traceparent")?,
@@ -189,35 +197,6 @@ impl BillingTasks {
             .await
         });
         postpone.await.map(drop)
-    }
-
-    /// Moves a task that billing rejects for good to the dead letters, unless it has been replaced by another action
-    /// meanwhile.
-    ///
-    /// # Errors
-    /// If the database cannot do it: then it is tried once more when its claim ends.
-    pub async fn dead_letter(&self, task: &Task, error: &str) -> Result<(), Error> {
-        let dead_letter = self.database.run_idempotent(async |connection| {
-            query(
-                "-- dead-letter billing task
-                WITH rejected AS (
-                    DELETE FROM billing_tasks WHERE patient_id = $1 AND action = $2
-                    RETURNING patient_id, action, name, email, traceparent, attempts
-                )
-                INSERT INTO billing_task_dead_letters (patient_id, action, name, email, traceparent, attempts, error)
-                SELECT *, $3 FROM rejected
-                ON CONFLICT (patient_id) DO UPDATE
-                SET action = excluded.action, name = excluded.name, email = excluded.email,
-                    traceparent = excluded.traceparent, attempts = excluded.attempts, error = excluded.error,
-                    dead_lettered_at = excluded.dead_lettered_at",
-            )
-            .bind(task.patient_id)
-            .bind(task.action.name())
-            .bind(error)
-            .execute(connection)
-            .await
-        });
-        dead_letter.await.map(drop)
     }
 
     /// How many tasks there are.

@@ -7,6 +7,7 @@
 pub mod billing;
 pub mod billing_tasks;
 pub mod completed_tasks;
+pub mod dead_letters;
 mod housekeeping;
 pub mod http;
 pub mod outbox;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use patient_service::{Service, Settings};
+use patient_service::{Service, Settings, dead_letters};
 use runtime::Program;
 
 fn main() -> ExitCode {
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         revision: option_env!("GIT_REVISION"),
         settings: Settings::read,
         http_address: |settings| settings.http.address,
+        commands: &[dead_letters::COMMAND],
     };
     program.main(|settings, shutdown| {
         otlp::exporting(settings.otlp.clone(), async { Service::build(settings).await?.run(shutdown).await })

@@ -11,6 +11,10 @@ use uuid::Uuid;
 
 use crate::patient::Patient;
 
+mod dead_letters;
+
+pub use dead_letters::EventDeadLetter;
+
 /// An event about to be stored.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
@@ -285,32 +289,6 @@ impl Outbox {
             left.iter().map(|row| Ok(RowKey { id: row.try_get(0)?, event_id: row.try_get(1)? })).collect()
         });
         delete.await
-    }
-
-    /// Moves an event that the broker rejects for good to the dead letters, so that it does not hold up the others.
-    ///
-    /// # Errors
-    /// If the database cannot do it.
-    pub async fn dead_letter(&self, row: RowKey, error: &str) -> Result<(), Error> {
-        let dead_letter = self.database.run_idempotent(async |connection| {
-            query(
-                "-- dead-letter event
-                WITH rejected AS (
-                    DELETE FROM outbox WHERE id = $1 AND event_id = $2
-                    RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at
-                )
-                INSERT INTO outbox_dead_letters
-                    (id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at, error)
-                SELECT *, $3 FROM rejected
-                ON CONFLICT (id, event_id) DO UPDATE SET error = excluded.error, refused_at = excluded.refused_at",
-            )
-            .bind(row.id)
-            .bind(row.event_id)
-            .bind(error)
-            .execute(connection)
-            .await
-        });
-        dead_letter.await.map(drop)
     }
 
     /// Moves the sequence of ids past `id`, if it has fallen behind; see [`Backlog::ids_behind`].

@@ -178,6 +178,11 @@ impl Database {
         }
     }
 
+    /// Lets work begin without a migration of its own: for an operator's command or a test beside the service that migrates.
+    pub fn assume_migrated(&self) {
+        self.inner.migrated.store(true, Ordering::Release);
+    }
+
     /// Does one piece of work on a connection of its own, within one deadline for all of it: the wait for a connection, the
     /// work, and its repetition. The work is one statement, or several that only read; [`transaction`](Self::transaction)
     /// is for several that write.

@@ -21,7 +21,7 @@ pub use backoff::Backoff;
 pub use executor::{block_on, spawn};
 pub use listen::listen;
 pub use notify::Notify;
-pub use program::{Failure, Program};
+pub use program::{Command, Failure, Program, RunCommand};
 pub use shutdown::Shutdown;
 pub use task_group::TaskGroup;
 pub use timeout::{Elapsed, timeout};

@@ -2,6 +2,7 @@ use std::{
     future::Future,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    pin::Pin,
     process::ExitCode,
     sync::LazyLock,
     time::Duration,
@@ -31,7 +32,7 @@ const CONFIG: u8 = 78;
 
 /// What a service's `main` consists of: the settings or exit code 78, the run, the exit code.
 #[derive(Clone, Copy, Debug)]
-pub struct Program<S> {
+pub struct Program<S: 'static> {
     /// Name of the binary.
     pub name: &'static str,
     /// What it is, in one line.
@@ -44,7 +45,25 @@ pub struct Program<S> {
     pub settings: fn(&mut Reader) -> S,
     /// Where its HTTP server listens, for `healthcheck`.
     pub http_address: fn(&S) -> SocketAddr,
+    /// What it does besides running the service.
+    pub commands: &'static [Command<S>],
 }
+
+/// A command of an operator, such as `patient-service dead-letters`: it has the settings of the service and ends by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Command<S: 'static> {
+    /// The first argument.
+    pub name: &'static str,
+    /// The arguments after it, as `--help` shows them.
+    pub arguments: &'static str,
+    /// What it does, in one line.
+    pub about: &'static str,
+    /// Reads the arguments after the name; the text of an error says what is wrong with them.
+    pub parse: fn(&[&str]) -> Result<RunCommand<S>, String>,
+}
+
+/// A command with its arguments. It prints its result to stdout; its failure is printed to stderr.
+pub type RunCommand<S> = Box<dyn FnOnce(S) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> + Send>;
 
 /// Why a service has ended that nobody has stopped, and its exit code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,11 +106,32 @@ impl<S: Send + 'static> Program<S> {
             ["--print-config"] => self.print_config(),
             ["--help" | "-h"] => self.help(),
             ["--version" | "-V"] => print(&format!("{} {}\n", self.name, self.full_version())),
-            _ => {
-                eprintln!("{}: unknown arguments: {}; see {} --help", self.name, arguments.join(" "), self.name);
-                ExitCode::from(USAGE)
-            }
+            [name, rest @ ..] => match self.commands.iter().find(|command| command.name == *name) {
+                Some(command) => self.command(command, rest),
+                None => {
+                    eprintln!("{}: unknown arguments: {}; see {} --help", self.name, arguments.join(" "), self.name);
+                    ExitCode::from(USAGE)
+                }
+            },
         }
+    }
+
+    fn command(&self, command: &Command<S>, arguments: &[&str]) -> ExitCode {
+        let (program, Command { name, arguments: usage, .. }) = (self.name, command);
+        let run = match (command.parse)(arguments) {
+            Ok(run) => run,
+            Err(error) => {
+                eprintln!("{program} {name}: {error}\nUsage: {program} {name} {usage}");
+                return ExitCode::from(USAGE);
+            }
+        };
+        self.with_settings(|settings| match crate::block_on(settings.threads.size(), run(settings.own)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failure { message, code }) => {
+                eprintln!("{program} {name}: {message}");
+                ExitCode::from(code)
+            }
+        })
     }
 
     fn read(&self, reader: &mut Reader) -> Settings<S> {
@@ -167,17 +207,25 @@ impl<S: Send + 'static> Program<S> {
         self.read(&mut reader);
         print(&format!(
             "{name} {version}: {about}\n\n\
-             Usage: {name} [healthcheck | --print-config | --help | --version]\n\
+             Usage: {name} [COMMAND | --print-config | --help | --version]\n\
              \x20 (nothing)        runs the service until SIGTERM or SIGINT\n\
              \x20 healthcheck      asks the service that runs with these settings; exit code 0 if it is ready\n\
+             {commands}\
              \x20 --print-config   shows the settings in force, secrets masked\n\n\
              Exit codes: 0 stopped in order, 1 failed, 64 wrong arguments, 78 wrong settings.\n\n\
              Environment:\n{environment}",
             name = self.name,
             version = self.full_version(),
             about = self.about,
+            commands = self.commands.iter().map(Command::help).collect::<String>(),
             environment = reader.into_report().help()
         ))
+    }
+}
+
+impl<S: 'static> Command<S> {
+    fn help(&self) -> String {
+        format!("  {} {}\n                   {}\n", self.name, self.arguments, self.about)
     }
 }
 

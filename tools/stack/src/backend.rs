@@ -3,9 +3,8 @@
 use std::{
     fmt, fs,
     io::{BufRead as _, Write as _, stdin, stdout},
+    process::Output,
 };
-
-use serde_json::Value as Json;
 
 use crate::{
     Failure, Outcome,
@@ -186,30 +185,11 @@ pub(crate) async fn addresses(settings: &Settings) -> Outcome<Addresses> {
     }
 }
 
-/// The database of patient-service, for what its operator has to see.
-pub(crate) enum PatientsDatabase {
-    At(String),
-    Container(Docker),
-}
-
-impl PatientsDatabase {
-    /// Of the system that this checkout runs.
-    pub(crate) async fn of(settings: &Settings) -> Outcome<Self> {
-        match Backend::of_checkout()? {
-            Backend::Native => Ok(Self::At(native::patients_database(settings)?)),
-            Backend::Docker(layout) => Docker::find(layout).await.map(Self::Container),
-        }
-    }
-
-    /// The rows of a statement that gives one column, a JSON object as text.
-    pub(crate) async fn ask(&self, statement: &str) -> Outcome<Vec<Json>> {
-        let rows = match self {
-            Self::At(url) => native::ask(url, statement).await?,
-            Self::Container(docker) => {
-                docker.ask_patients_database(statement).await?.lines().map(str::to_owned).collect()
-            }
-        };
-        Ok(rows.iter().map(|row| serde_json::from_str(row)).collect::<Result<_, _>>()?)
+/// Runs a command of patient-service, with the settings that the service of this system has.
+pub(crate) async fn run_patient_service(settings: &Settings, words: &[&str]) -> Outcome<Output> {
+    match Backend::of_checkout()? {
+        Backend::Native => native::run_patient_service(settings, words).await,
+        Backend::Docker(layout) => Docker::find(layout).await?.run_patient_service(words).await,
     }
 }
 

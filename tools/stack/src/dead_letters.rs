@@ -4,7 +4,7 @@
 //! letter that is sent again goes to the end of the partition that it came from; then a mark goes to the topic of dead
 //! letters, so that it is not sent a second time. A crash in between sends it twice, as any event may come twice.
 //!
-//! Events that the broker refused for good are in patient-service's outbox_dead_letters; `refused.rs` knows them.
+//! What patient-service has dead-lettered in its database is `patient_dead_letters.rs`'s.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,8 +18,7 @@ use kafka::{Consumer, Producer, Record, RecordAndOffset};
 use serde_json::Value as Json;
 
 use crate::{
-    Failure, Outcome, backend,
-    outbox_dead_letters::{self, Refused},
+    Failure, Outcome, backend, patient_dead_letters,
     settings::Settings,
     topic::{self, DEAD_LETTERS},
 };
@@ -56,11 +55,11 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
             Vec::new()
         }
     };
-    let refused = outbox_dead_letters::list(settings).await.unwrap_or_else(|Failure(why)| {
-        eprintln!("The events that the broker refused, which patient-service's database has, are not shown: {why}");
+    let rejected = patient_dead_letters::list(settings).await.unwrap_or_else(|Failure(why)| {
+        eprintln!("Those of patient-service are not shown: {why}");
         Vec::new()
     });
-    if letters.is_empty() && on_their_way.is_empty() && refused.is_empty() {
+    if letters.is_empty() && on_their_way.is_empty() && rejected.is_empty() {
         println!("There are no dead letters.");
         return Ok(());
     }
@@ -79,10 +78,10 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
         let at = text("parkedAt").get(..19).unwrap_or_default().replace('T', " ");
         line("-", &at, &from, letter["valueBytes"].as_u64().unwrap_or_default(), "not on topic yet", &text("error"));
     }
-    for event in &refused {
-        line(&event.name(), &event.since, &event.event_type, event.bytes, "refused", &event.error);
+    for letter in &rejected {
+        line(&letter.id, &letter.since, &letter.kind, letter.bytes, "rejected", &letter.error);
     }
-    if !refused.is_empty() || letters.values().any(|letter| letter.sent.is_none()) {
+    if !rejected.is_empty() || letters.values().any(|letter| letter.sent.is_none()) {
         println!("\nOnce the cause is mended: just dead-letters --resend [ID...]; without an id, all that are dead.");
     }
     Ok(())
@@ -92,19 +91,26 @@ pub(crate) async fn list(settings: &Settings) -> Outcome {
 pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
     let kafka = topic::kafka(settings, "dead-letters")?;
     let letters = read(&kafka).await?;
-    let (of_outbox, of_topic): (Vec<&str>, Vec<&str>) = ids.iter().partition(|id| outbox_dead_letters::is_one(id));
-    let refused = match (ids.is_empty(), of_outbox.is_empty()) {
-        (false, true) => Vec::new(),
-        _ => choose_refused(outbox_dead_letters::list(settings).await?, &of_outbox)?,
-    };
+    let (of_patient_service, of_topic): (Vec<&str>, Vec<&str>) =
+        ids.iter().partition(|id| patient_dead_letters::is_one(id));
+    let mut rejected: Vec<String> = Vec::new();
+    if ids.is_empty() || !of_patient_service.is_empty() {
+        rejected = patient_dead_letters::list(settings).await?.into_iter().map(|letter| letter.id).collect();
+    }
+    if let Some(unknown) = of_patient_service.iter().find(|id| !rejected.iter().any(|rejected| rejected == **id)) {
+        return Err(Failure(format!("There is no dead letter {unknown:?}; nothing was sent. See just dead-letters.")));
+    }
     let chosen = if ids.is_empty() || !of_topic.is_empty() { choose(&letters, &of_topic)? } else { Vec::new() };
-    if chosen.is_empty() && refused.is_empty() {
+    if chosen.is_empty() && rejected.is_empty() {
         println!("There is nothing to send again.");
         return Ok(());
     }
-    let published = if refused.is_empty() { Ok(()) } else { outbox_dead_letters::resend(settings, &refused).await };
+    let resubmitted = match rejected.is_empty() {
+        true => Ok(()),
+        false => patient_dead_letters::resend(settings, &of_patient_service).await,
+    };
     if chosen.is_empty() {
-        return published;
+        return resubmitted;
     }
     let mut sender = Sender {
         consumer: Consumer::new(kafka.clone(), DEAD_LETTERS, PARTITION),
@@ -121,16 +127,7 @@ pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
         println!("{id:>10}  {} -> {}", place(&letters[&id].origin), place(&now));
         sent.push((id, now));
     }
-    report(settings, sent).await.and(published)
-}
-
-/// The events to send, or all of them if none is named.
-fn choose_refused(refused: Vec<Refused>, names: &[&str]) -> Outcome<Vec<Refused>> {
-    if let Some(name) = names.iter().find(|name| !refused.iter().any(|event| event.name() == **name)) {
-        return Err(Failure(format!("There is no refused event {name:?}; nothing was sent. See just dead-letters.")));
-    }
-    let is_chosen = |event: &Refused| names.is_empty() || names.contains(&event.name().as_str());
-    Ok(refused.into_iter().filter(is_chosen).collect())
+    report(settings, sent).await.and(resubmitted)
 }
 
 /// The ids to send, in the order of the topic, which is that of the partitions that they came from.

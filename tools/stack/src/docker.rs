@@ -31,6 +31,8 @@ use containers::{Container, inspect};
 
 /// Time for the engine to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Time for a command of patient-service, which waits for the outcome of what it resubmits.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Time to tell that there is an engine at all.
 const ENGINE_LIMIT: Duration = Duration::from_secs(5);
 /// Time for our images to be built, with everything to compile.
@@ -294,10 +296,11 @@ impl Docker {
         self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await
     }
 
-    /// What a statement on patient-service's database gives, a line for each row.
-    pub(crate) async fn ask_patients_database(&self, statement: &str) -> Outcome<String> {
-        let psql = ["exec", "-T", "patient-db", "psql", "-XAtq", "-U", "patients", "-d", "patients", "-c", statement];
-        self.ask(&psql).await
+    /// Runs a command of patient-service in its container.
+    pub(crate) async fn run_patient_service(&self, words: &[&str]) -> Outcome<std::process::Output> {
+        let arguments = self.arguments(&[&["exec", "-T", "patient-service", "patient-service"], words].concat())?;
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        output_within(COMMAND_LIMIT, self.compose[0], &arguments, &self.environment).await
     }
 
     /// Whether anything of the system runs.
@@ -466,9 +469,18 @@ async fn output(
     arguments: &[&str],
     environment: &BTreeMap<String, String>,
 ) -> Outcome<std::process::Output> {
+    output_within(ANSWER_LIMIT, program, arguments, environment).await
+}
+
+async fn output_within(
+    limit: Duration,
+    program: &str,
+    arguments: &[&str],
+    environment: &BTreeMap<String, String>,
+) -> Outcome<std::process::Output> {
     let output = smol::process::Command::new(program).args(arguments).envs(environment).kill_on_drop(true).output();
-    let output = runtime::timeout(ANSWER_LIMIT, output).await;
-    let output = output.map_err(|_| Failure(format!("{program} does not answer within {ANSWER_LIMIT:?}.")))?;
+    let output = runtime::timeout(limit, output).await;
+    let output = output.map_err(|_| Failure(format!("{program} does not answer within {limit:?}.")))?;
     output.map_err(|error| Failure(format!("{program}: {error}")))
 }
 

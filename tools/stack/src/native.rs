@@ -6,11 +6,10 @@ use std::{
     env, fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
-    str::FromStr as _,
+    process::Output,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 use testbed::{
     Process,
     broker::{Broker, Kind, Size},
@@ -33,8 +32,8 @@ use crate::{
 
 /// A log above this size is begun anew by the next start; the old one is kept beside it.
 const LOG_BYTES: u64 = 10 * 1024 * 1024;
-/// Time for a given database server to answer.
-const DATABASE_LIMIT: Duration = Duration::from_secs(5);
+/// Time for a command of patient-service, which waits for the outcome of what it resubmits.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Time for everything to be compiled.
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 /// The services, in the order in which they are started.
@@ -269,7 +268,7 @@ async fn databases(settings: &Settings, home: &Path, agreed: bool) -> Outcome<Da
 }
 
 /// The URL of patient-service's database.
-pub(crate) fn patients_database(settings: &Settings) -> Outcome<String> {
+fn patients_database(settings: &Settings) -> Outcome<String> {
     if let Some(url) = &settings.database_url {
         return Ok(given_databases::url_of(url.expose(), "patients"));
     }
@@ -277,15 +276,14 @@ pub(crate) fn patients_database(settings: &Settings) -> Outcome<String> {
     Ok(cluster.ok_or_else(|| Failure("PostgreSQL is not running: just up".to_owned()))?.url("patients"))
 }
 
-/// The first column, a text, of the rows that a statement gives.
-pub(crate) async fn ask(url: &str, statement: &str) -> Outcome<Vec<String>> {
-    let work = async {
-        let mut connection = PgConnectOptions::from_str(url)?.connect().await?;
-        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(statement)).fetch_all(&mut connection).await?;
-        connection.close().await?;
-        Ok::<_, sqlx::Error>(rows)
-    };
-    Ok(runtime::timeout(DATABASE_LIMIT, work).await??)
+/// Runs a command of patient-service.
+pub(crate) async fn run_patient_service(settings: &Settings, words: &[&str]) -> Outcome<Output> {
+    let databases = Databases { patients: patients_database(settings)?, billing: String::new() };
+    let [_, _, patient_service] =
+        launches(settings, &home::directory()?, &databases, &settings.kafka_address(), &service_settings::kept()?);
+    let mut command = smol::process::Command::new(binaries()?.join(patient_service.name));
+    command.args(words).env_clear().envs(patient_service.environment).kill_on_drop(true);
+    Ok(runtime::timeout(COMMAND_LIMIT, command.output()).await??)
 }
 
 /// In the broker's folder: the port that it listens on.

@@ -1,13 +1,8 @@
 //! What billing has to be told, and what becomes of what it cannot be told.
 
-use postgres::PgConnection;
+use patient_service::billing_tasks::BillingTasks;
 
-use crate::harness::{Harness, Mood, id, path, with_service};
-
-async fn execute(service: &Harness, statement: &'static str) {
-    let execute = async |connection: &mut PgConnection| postgres::query(statement).execute(connection).await;
-    service.database.run(execute).await.unwrap();
-}
+use crate::harness::{Mood, execute, id, path, with_service};
 
 /// PostgreSQL's clock was set back after a reconciler that died had claimed them, or forward.
 #[test]
@@ -56,14 +51,9 @@ fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
         assert_eq!(readiness["components"]["billing"]["status"], "UP", "{readiness}");
         assert_eq!(service.register("John Doe").await["billing"]["status"], "ACTIVE");
 
-        // As docs/failures.md has it, once billing can do it.
+        // Once billing can do it.
         service.billing.set(Mood::Well);
-        let again = "WITH again AS (
-                DELETE FROM billing_task_dead_letters RETURNING patient_id, action, name, email, traceparent
-            )
-            INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)
-            SELECT *, now() FROM again ON CONFLICT (patient_id) DO NOTHING";
-        execute(&service, again).await;
+        BillingTasks::new(service.database.clone()).resend(&[id(&jane).parse().unwrap()]).await.unwrap();
         let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
         service.until("the account is closed", is_closed).await;
     });

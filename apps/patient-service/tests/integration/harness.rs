@@ -21,7 +21,7 @@ use config::{Environment, Reader};
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, Stream, StreamExt as _, stream};
 use grpc::{Request, Response, Routes, Server, ServerSettings, Status};
 use patient_service::{Service, Settings};
-use postgres::{Database, Migrator, PgConnection};
+use postgres::{Database, PgConnection};
 use runtime::Shutdown;
 use serde_json::{Value as Json, json};
 use smol::Task;
@@ -36,6 +36,7 @@ pub(crate) struct Harness {
     pub(crate) billing: Books,
     /// The service's own database, for looking behind it.
     pub(crate) database: Database,
+    pub(crate) database_url: String,
     shutdown: Shutdown,
     running: Task<Result<(), runtime::Failure>>,
     billing_server: (Shutdown, Task<()>),
@@ -65,10 +66,7 @@ impl Harness {
         harness
             .until("the service is ready", async || harness.get("/actuator/health/readiness").await.status == 200)
             .await;
-        // The service has migrated it.
-        let mut no_migrations = Migrator::DEFAULT;
-        no_migrations.set_ignore_missing(true);
-        harness.database.migrate(&no_migrations, &Shutdown::new()).await.unwrap();
+        harness.database.assume_migrated();
         harness
     }
 
@@ -107,6 +105,7 @@ impl Harness {
             address,
             billing,
             database,
+            database_url: database_url.to_owned(),
             shutdown,
             running,
             billing_server: (billing_shutdown, serving),
@@ -400,4 +399,10 @@ impl BillingService for Books {
         })
         .await
     }
+}
+
+/// Changes the service's database behind it.
+pub(crate) async fn execute(service: &Harness, statement: &'static str) {
+    let execute = async |connection: &mut PgConnection| postgres::query(statement).execute(connection).await;
+    service.database.run(execute).await.unwrap();
 }

@@ -5,6 +5,7 @@
 mod billing;
 mod billing_tasks;
 mod create;
+mod dead_letters;
 mod delete;
 mod docs;
 mod errors;

@@ -19,7 +19,7 @@ use testbed::{
     sql::Session,
 };
 
-use crate::harness::{Harness, id, path, patient};
+use crate::harness::{Harness, execute, id, path, patient};
 
 testbed::on_each_broker!(
     events_arrive_in_order_with_their_headers,
@@ -73,11 +73,6 @@ async fn service_without_relay_on(database_url: &str, database_deadline: &str) -
     };
     service.database.run(hold).await.unwrap();
     service
-}
-
-async fn execute(service: &Harness, statement: &'static str) {
-    let execute = async |connection: &mut PgConnection| postgres::query(statement).execute(connection).await;
-    service.database.run(execute).await.unwrap();
 }
 
 async fn free_lease(service: &Harness) {

@@ -1,0 +1,124 @@
+//! Dead letters of billing tasks: calls that billing has rejected for good.
+
+use chrono::{DateTime, Utc};
+use postgres::{Error, Row as _, query};
+use uuid::Uuid;
+
+use super::{Action, BillingTasks, Task};
+
+/// A task that billing has rejected for good, without name and email.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskDeadLetter {
+    /// Whose account it is about; there is one at most for a patient.
+    pub patient_id: Uuid,
+    /// What to do.
+    pub action: Action,
+    /// When it was dead-lettered.
+    pub since: DateTime<Utc>,
+    /// Billing's error.
+    pub error: String,
+}
+
+impl BillingTasks {
+    /// Moves a task that billing rejects for good to the dead letters, unless it has been replaced by another action
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// If the database cannot do it: then it is tried once more when its claim ends.
+    pub async fn dead_letter(&self, task: &Task, error: &str) -> Result<(), Error> {
+        let dead_letter = self.database.run_idempotent(async |connection| {
+            query(
+                "-- dead-letter billing task
+                WITH rejected AS (
+                    DELETE FROM billing_tasks WHERE patient_id = $1 AND action = $2
+                    RETURNING patient_id, action, name, email, traceparent, attempts
+                )
+                INSERT INTO billing_task_dead_letters (patient_id, action, name, email, traceparent, attempts, error)
+                SELECT *, $3 FROM rejected
+                ON CONFLICT (patient_id) DO UPDATE
+                SET action = excluded.action, name = excluded.name, email = excluded.email,
+                    traceparent = excluded.traceparent, attempts = excluded.attempts, error = excluded.error,
+                    dead_lettered_at = excluded.dead_lettered_at",
+            )
+            .bind(task.patient_id)
+            .bind(task.action.name())
+            .bind(error)
+            .execute(connection)
+            .await
+        });
+        dead_letter.await.map(drop)
+    }
+
+    /// The dead letters after one of them, by its patient, or from the first on, in the order of the patients' ids; at most
+    /// `limit`.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn dead_letters(&self, after: Option<Uuid>, limit: i64) -> Result<Vec<TaskDeadLetter>, Error> {
+        let list = self.database.run_idempotent(async |connection| {
+            let rows = query(
+                "-- list dead letters of billing tasks
+                SELECT patient_id, action, dead_lettered_at, error FROM billing_task_dead_letters
+                WHERE $1::uuid IS NULL OR patient_id > $1 ORDER BY patient_id LIMIT $2",
+            )
+            .bind(after)
+            .bind(limit)
+            .fetch_all(connection)
+            .await?;
+            let read = |row: &postgres::PgRow| {
+                Ok(TaskDeadLetter {
+                    patient_id: row.try_get("patient_id")?,
+                    action: Action::parse(row.try_get("action")?),
+                    since: row.try_get("dead_lettered_at")?,
+                    error: row.try_get("error")?,
+                })
+            };
+            rows.iter().map(read).collect()
+        });
+        list.await
+    }
+
+    /// Has dead-lettered tasks tried again, with no rejections counted; gives the patients whose tasks they are. One that is
+    /// not there any more is left out.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn resend(&self, patient_ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+        let resend = self.database.run(async |connection| {
+            // A task of the patient that is there already is a newer one.
+            let rows = query(
+                "-- resend dead letters of billing tasks
+                WITH chosen AS (
+                    DELETE FROM billing_task_dead_letters WHERE patient_id = ANY($1)
+                    RETURNING patient_id, action, name, email, traceparent
+                ), task AS (
+                    INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)
+                    SELECT *, now() FROM chosen ON CONFLICT (patient_id) DO NOTHING
+                )
+                SELECT patient_id FROM chosen",
+            )
+            .bind(patient_ids)
+            .fetch_all(connection)
+            .await?;
+            rows.iter().map(|row| row.try_get("patient_id")).collect()
+        });
+        resend.await
+    }
+
+    /// Which of these patients have a task that waits for an attempt.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn still_pending(&self, patient_ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+        let pending = self.database.run_idempotent(async |connection| {
+            let rows = query(
+                "-- billing tasks still pending\nSELECT patient_id FROM billing_tasks WHERE patient_id = ANY($1)",
+            )
+            .bind(patient_ids)
+            .fetch_all(connection)
+            .await?;
+            rows.iter().map(|row| row.try_get("patient_id")).collect()
+        });
+        pending.await
+    }
+}

@@ -1,0 +1,131 @@
+//! Dead letters of the outbox: events that the broker has rejected for good.
+
+use chrono::{DateTime, Utc};
+use postgres::{Error, Row as _, query};
+use uuid::Uuid;
+
+use super::{Outbox, RowKey};
+
+/// An event that the broker has rejected for good, without its value, which is personal data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventDeadLetter {
+    /// Names the row. Its id is the one that the event had in the outbox.
+    pub key: RowKey,
+    /// Whom it happened to.
+    pub patient_id: Uuid,
+    /// What happened, by its name on the wire.
+    pub event_type: String,
+    /// Length of the record's value.
+    pub bytes: i64,
+    /// When it was dead-lettered.
+    pub since: DateTime<Utc>,
+    /// The broker's error.
+    pub error: String,
+}
+
+impl Outbox {
+    /// Moves an event that the broker rejects for good to the dead letters, so that it does not hold up the others.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn dead_letter(&self, row: RowKey, error: &str) -> Result<(), Error> {
+        let dead_letter = self.database.run_idempotent(async |connection| {
+            query(
+                "-- dead-letter event
+                WITH rejected AS (
+                    DELETE FROM outbox WHERE id = $1 AND event_id = $2
+                    RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at
+                )
+                INSERT INTO outbox_dead_letters
+                    (id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at, error)
+                SELECT *, $3 FROM rejected
+                ON CONFLICT (id, event_id) DO UPDATE SET error = excluded.error, refused_at = excluded.refused_at",
+            )
+            .bind(row.id)
+            .bind(row.event_id)
+            .bind(error)
+            .execute(connection)
+            .await
+        });
+        dead_letter.await.map(drop)
+    }
+
+    /// The dead letters after one of them, or from the first on, in the order of their keys; at most `limit`.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn dead_letters(&self, after: Option<RowKey>, limit: i64) -> Result<Vec<EventDeadLetter>, Error> {
+        let list = self.database.run_idempotent(async |connection| {
+            let rows = query(
+                "-- list dead letters of the outbox
+                SELECT id, event_id, patient_id, event_type, length(value)::bigint AS bytes, refused_at, error
+                FROM outbox_dead_letters WHERE $1::bigint IS NULL OR (id, event_id) > ($1, $2::uuid)
+                ORDER BY id, event_id LIMIT $3",
+            )
+            .bind(after.map(|key| key.id))
+            .bind(after.map(|key| key.event_id))
+            .bind(limit)
+            .fetch_all(connection)
+            .await?;
+            let read = |row: &postgres::PgRow| {
+                Ok(EventDeadLetter {
+                    key: RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? },
+                    patient_id: row.try_get("patient_id")?,
+                    event_type: row.try_get("event_type")?,
+                    bytes: row.try_get("bytes")?,
+                    since: row.try_get("refused_at")?,
+                    error: row.try_get("error")?,
+                })
+            };
+            rows.iter().map(read).collect()
+        });
+        list.await
+    }
+
+    /// Moves dead letters back into the outbox, where they get new ids; gives the new keys. One that is not there any more
+    /// is left out.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn resend(&self, dead_letters: &[RowKey]) -> Result<Vec<RowKey>, Error> {
+        let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = dead_letters.iter().map(|key| (key.id, key.event_id)).unzip();
+        let resend = self.database.run(async |connection| {
+            let rows = query(
+                "-- resend dead letters of the outbox
+                WITH chosen AS (
+                    DELETE FROM outbox_dead_letters WHERE (id, event_id) IN (SELECT * FROM unnest($1::bigint[], $2::uuid[]))
+                    RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent
+                )
+                INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+                SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen ORDER BY id
+                RETURNING id, event_id",
+            )
+            .bind(&ids)
+            .bind(&event_ids)
+            .fetch_all(connection)
+            .await?;
+            rows.iter().map(|row| Ok(RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? })).collect()
+        });
+        resend.await
+    }
+
+    /// Which of these events are still in the outbox.
+    ///
+    /// # Errors
+    /// If the database cannot do it.
+    pub async fn still_pending(&self, keys: &[RowKey]) -> Result<Vec<RowKey>, Error> {
+        let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = keys.iter().map(|key| (key.id, key.event_id)).unzip();
+        let pending = self.database.run_idempotent(async |connection| {
+            let rows = query(
+                "-- events still pending
+                SELECT id, event_id FROM outbox WHERE id = ANY($1) AND event_id = ANY($2)",
+            )
+            .bind(&ids)
+            .bind(&event_ids)
+            .fetch_all(connection)
+            .await?;
+            rows.iter().map(|row| Ok(RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? })).collect()
+        });
+        pending.await
+    }
+}
