@@ -86,6 +86,7 @@ impl BillingService for Billing {
             Recording::NoAccount => return Err(Failure::NoAccount.into()),
             Recording::Closed => return Err(Failure::Closed.into()),
             Recording::OtherEntry => return Err(Failure::OtherEntry.into()),
+            Recording::BalanceOutOfRange => return Err(Failure::BalanceOutOfRange.into()),
         };
         Ok(Response::new(transaction(recorded)))
     }

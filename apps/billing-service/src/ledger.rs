@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::account::InvalidField;
 
-/// The largest amount of one entry, in minor units. A balance of a billion such entries still fits an `i64`.
+/// The largest amount of one entry, in minor units. An `i64`, as a balance is, has room for nine million such entries.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
 /// The longest id of a transaction, in characters.
 const ID_LENGTH: usize = 64;

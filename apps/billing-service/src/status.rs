@@ -15,6 +15,8 @@ pub enum Failure {
     Closed,
     /// The transaction's id belongs to another entry.
     OtherEntry,
+    /// The account's balance would leave its range.
+    BalanceOutOfRange,
     /// The database could not do it.
     Database(postgres::Error),
 }
@@ -38,6 +40,9 @@ impl From<Failure> for Status {
             Failure::NoAccount => Self::not_found("the patient has no billing account"),
             Failure::Closed => Self::failed_precondition("the account is closed and takes no charges"),
             Failure::OtherEntry => Self::already_exists("the transaction id was used for another transaction"),
+            Failure::BalanceOutOfRange => {
+                Self::out_of_range("the account's balance would leave the range of 64 bits; nothing was entered")
+            }
             // `Database` has logged the outage.
             Failure::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
                 Self::unavailable("the database cannot serve now")

@@ -38,7 +38,12 @@ pub enum Recording {
     Closed,
     /// Its id belongs to another entry of the account.
     OtherEntry,
+    /// The account's balance in its currency would leave the range of an `i64`; nothing was entered.
+    BalanceOutOfRange,
 }
+
+/// PostgreSQL's `numeric_value_out_of_range`.
+const OUT_OF_RANGE: &str = "22003";
 
 impl Store {
     /// A store in this database.
@@ -128,7 +133,13 @@ impl Store {
             let new = row.try_get::<Option<i64>, _>("position")?.is_some();
             if new { Ok(Some(Recording::Recorded(recorded(&row)?))) } else { Ok(None) }
         });
-        let inserted = insert.await?;
+        let inserted = match insert.await {
+            // Of this statement only the sum of the balance can be out of range.
+            Err(Error::Query(sqlx::Error::Database(error))) if error.code().as_deref() == Some(OUT_OF_RANGE) => {
+                return Ok(Recording::BalanceOutOfRange);
+            }
+            inserted => inserted?,
+        };
         drop(turn);
         if let Some(recording) = inserted {
             return Ok(recording);

@@ -59,6 +59,46 @@ fn a_closed_account_takes_no_charges_and_is_settled() {
     });
 }
 
+/// Sets the balance of every account with one entry, behind the service.
+async fn set_balance(billing: &Harness, balance: i64) {
+    let kind = if balance < 0 { "PAYMENT" } else { "CHARGE" };
+    let statement = format!(
+        "WITH entry AS (
+            INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
+            SELECT patient_id, 'set', '{kind}', {amount}, 'EUR' FROM accounts
+        )
+        INSERT INTO balances (patient_id, currency, amount) SELECT patient_id, 'EUR', {balance} FROM accounts",
+        amount = balance.abs()
+    );
+    sql::execute(&billing.database, statement.leak()).await.unwrap();
+}
+
+#[test]
+fn an_entry_that_would_take_the_balance_out_of_its_range_is_rejected_and_nothing_is_written() {
+    for (limit, further, back) in [(i64::MAX, Charge, Payment), (i64::MIN, Payment, Charge)] {
+        with_service(|billing| async move {
+            let patient = Uuid::now_v7();
+            billing.create(patient, "Jane Doe").await.unwrap();
+            let near = if limit > 0 { limit - 5 } else { limit + 5 };
+            set_balance(&billing, near).await;
+            let entries = billing.list(patient, 0, 0).await.unwrap();
+            assert_eq!(billing.record(patient, "t-1", further, 6, "EUR").await, Err(Code::OutOfRange));
+            assert_eq!(billing.record(patient, "t-1", further, 6, "EUR").await, Err(Code::OutOfRange), "again");
+            assert_eq!(billing.list(patient, 0, 0).await.unwrap(), entries, "nothing was entered");
+            assert_eq!(billing.balance(patient, "EUR").await, near);
+
+            billing.record(patient, "t-2", further, 6, "USD").await.unwrap();
+            let last = billing.record(patient, "t-1", further, 5, "EUR").await.unwrap();
+            assert_eq!(billing.balance(patient, "EUR").await, limit, "up to the limit, with the id that was rejected");
+            assert_eq!(billing.record(patient, "t-1", further, 5, "EUR").await.unwrap(), last, "a repetition");
+            assert_eq!(billing.record(patient, "t-1", further, 6, "EUR").await, Err(Code::AlreadyExists));
+            billing.record(patient, "t-3", back, 1, "EUR").await.unwrap();
+            billing.record(patient, "t-4", further, 1, "EUR").await.unwrap();
+            assert_eq!(billing.balance(patient, "EUR").await, limit);
+        });
+    }
+}
+
 #[test]
 fn wrong_entries_are_told() {
     with_service(|billing| async move {

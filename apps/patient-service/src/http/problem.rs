@@ -87,6 +87,10 @@ pub(super) fn of_call(error: &CallError) -> Problem {
                 Problem::new(StatusCode::Conflict, "The transaction id was used for another transaction.")
                     .kind("transaction-id-reused")
             }
+            Some(Code::OutOfRange) => {
+                let detail = "The balance of the billing account would leave its range. Nothing was entered.";
+                Problem::new(StatusCode::Conflict, detail).kind("balance-out-of-range")
+            }
             _ => Problem::unavailable("The billing service failed to answer.", RETRY_AFTER).kind("billing-unavailable"),
         },
     }

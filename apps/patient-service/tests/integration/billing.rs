@@ -74,6 +74,10 @@ fn errors() {
         ] {
             assert_eq!(record(&service, &jane, &transaction).await.status, status, "{transaction}");
         }
+        // The billing service of the test has no largest amount, so that one entry is enough.
+        assert_eq!(record(&service, &jane, &charge("t-4", i64::MAX - 1)).await.status, 201);
+        let too_much = record(&service, &jane, &charge("t-5", 1)).await;
+        assert_eq!((too_much.status, &too_much.json()["type"]), (409, &json!("urn:problem-type:balance-out-of-range")));
         let unknown = json!({"id": "00000000-0000-7000-8000-000000000000"});
         assert_eq!(service.get(&format!("{}/billing", path(&unknown))).await.status, 404);
         assert_eq!(record(&service, &unknown, &charge("t-1", 1)).await.status, 404);

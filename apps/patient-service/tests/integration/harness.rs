@@ -362,6 +362,10 @@ impl BillingService for Books {
             if account.status == "CLOSED" && kind == TransactionType::Charge {
                 return Err(Status::failed_precondition("closed"));
             }
+            let sign = if kind == TransactionType::Payment { -1 } else { 1 };
+            let balance = account.balances.iter_mut().find(|balance| balance.currency == money.currency);
+            let sum = balance.as_ref().map_or(0, |balance| balance.amount).checked_add(sign * money.amount);
+            let sum = sum.ok_or_else(|| Status::out_of_range("the balance"))?;
             let entry = Transaction {
                 transaction_id: request.transaction_id,
                 r#type: kind.into(),
@@ -369,10 +373,9 @@ impl BillingService for Books {
                 recorded_at: Some(SystemTime::now().into()),
                 position: ledger.len() as i64 + 1,
             };
-            let sign = if kind == TransactionType::Payment { -1 } else { 1 };
-            match account.balances.iter_mut().find(|balance| balance.currency == money.currency) {
-                Some(balance) => balance.amount += sign * money.amount,
-                None => account.balances.push(Money { amount: sign * money.amount, currency: money.currency }),
+            match balance {
+                Some(balance) => balance.amount = sum,
+                None => account.balances.push(Money { amount: sum, currency: money.currency }),
             }
             ledger.push(entry.clone());
             Ok(entry)
