@@ -96,6 +96,7 @@ impl Ingest {
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
         let others: Vec<_> = counted.filter(|partition| !assigned.contains(partition)).collect();
         if !others.is_empty() {
+            self.report_kafka(None, None);
             // The counts cannot be told apart by partitions, and whoever reads these counts them too.
             return match self.settings.assignment {
                 Assignment::All => StateError::fewer_partitions(&others, count),
@@ -107,6 +108,7 @@ impl Ingest {
             snapshot.counts = saved.counts.clone();
             snapshot.partitions.clear();
         });
+        self.hand_over_kafka_trouble(&assigned);
         let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
@@ -182,15 +184,13 @@ impl Ingest {
         self.settings.assignment.partitions(count).into_iter().collect()
     }
 
-    /// How many partitions the topic has, as soon as the broker tells.
+    /// How many partitions the topic has, as soon as a broker answers. An outage before that stays reported: the partitions
+    /// have not been read yet.
     async fn count_partitions(&self) -> i32 {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
             match self.ask_count().await {
-                Ok(count) => {
-                    self.report_kafka(None, None);
-                    return count;
-                }
+                Ok(count) => return count,
                 Err(error) => self.report_kafka(None, Some(error.to_string())),
             }
             backoff.pause().await;
@@ -300,26 +300,39 @@ impl Ingest {
         self.change(|snapshot| snapshot.state_trouble = trouble);
     }
 
-    /// Says whether the broker can be read for a partition, or for the topic as a whole. An outage begins with the first
-    /// of them that cannot be read, and ends with the last.
+    /// Reports that Kafka cannot be read for a partition, or for the topic as a whole, or that it can again.
     fn report_kafka(&self, reader: Option<i32>, trouble: Option<String>) {
-        // The rule, with nothing to tell.
+        // The usual case: nothing to report.
         if trouble.is_none() && self.read_model.read(|snapshot| snapshot.kafka_troubles.is_empty()) {
             return;
         }
-        let error = trouble.clone();
-        let mut outage = (false, false);
-        self.change(|snapshot| {
-            outage.0 = !snapshot.kafka_troubles.is_empty();
-            match trouble {
-                Some(error) => drop(snapshot.kafka_troubles.insert(reader, error)),
-                None => drop(snapshot.kafka_troubles.remove(&reader)),
-            }
-            outage.1 = !snapshot.kafka_troubles.is_empty();
+        self.change_kafka_troubles(|troubles| match trouble {
+            Some(error) => drop(troubles.insert(reader, error)),
+            None => drop(troubles.remove(&reader)),
         });
-        match outage {
-            (false, true) => tracing::warn!(error, "events cannot be read; they wait on the topic"),
-            (true, false) => tracing::info!("events can be read again"),
+    }
+
+    /// Replaces the topic's trouble by one of each assigned partition, which lasts until the partition's first successful
+    /// fetch.
+    fn hand_over_kafka_trouble(&self, partitions: &BTreeSet<i32>) {
+        self.change_kafka_troubles(|troubles| {
+            if let Some(error) = troubles.remove(&None) {
+                troubles.extend(partitions.iter().map(|partition| (Some(*partition), error.clone())));
+            }
+        });
+    }
+
+    /// Logs when an outage begins, with the first trouble, and when it ends, with the last.
+    fn change_kafka_troubles(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
+        let (mut was_away, mut error) = (false, None);
+        self.change(|snapshot| {
+            was_away = !snapshot.kafka_troubles.is_empty();
+            change(&mut snapshot.kafka_troubles);
+            error = snapshot.kafka_troubles.values().next().cloned();
+        });
+        match error {
+            Some(error) if !was_away => tracing::warn!(error, "events cannot be read; they wait on the topic"),
+            None if was_away => tracing::info!("events can be read again"),
             _ => {}
         }
     }

@@ -157,9 +157,7 @@ impl Fetcher {
         loop {
             let known = *self.topic_id();
             self.consumer.expect_topic_id(self.position.and_then(|position| position.topic_id).or(known));
-            let checked = self.check().await;
-            self.shared.ingest.report_kafka(Some(self.partition), checked.as_ref().err().map(ToString::to_string));
-            match checked {
+            match self.check().await {
                 Ok((next, None)) => {
                     self.halt(None);
                     self.note_topic(next).await;
@@ -171,11 +169,16 @@ impl Fetcher {
                         return first;
                     }
                     OnOffsetLoss::Halt => {
+                        // The broker answers; nothing is fetched, which would report so.
+                        self.shared.ingest.report_kafka(Some(self.partition), None);
                         self.halt(Some(loss));
                         smol::Timer::after(HALTED_LOOK).await;
                     }
                 },
-                Err(_) => backoff.pause().await,
+                Err(error) => {
+                    self.shared.ingest.report_kafka(Some(self.partition), Some(error.to_string()));
+                    backoff.pause().await;
+                }
             }
         }
     }
