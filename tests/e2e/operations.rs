@@ -94,7 +94,7 @@ fn services_start_before_what_they_need(kind: Kind) {
         let stored = Instant::now();
         register(&client, "Jane Doe").await;
         assert!(stored.elapsed() < Duration::from_secs(1), "no request waits for the broker");
-        let waits = |log: &str| log.lines().filter(|line| line.contains("the database is away")).count();
+        let waits = |log: &str| log.lines().filter(|line| line.contains("the database is unavailable")).count();
         assert_eq!(waits(&system.patients[0].log()), 1, "an outage is logged once");
         ground.restart_broker().await.unwrap();
         system.until_summary(TIMEOUT, |summary| summary["activePatients"] == 1).await.unwrap();

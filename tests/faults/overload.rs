@@ -172,7 +172,7 @@ fn at_four_times_the_peak_it_does_its_work_and_refuses_the_rest() {
         let ended = logged(&system.patients[0], "no more requests are refused");
         assert!((1..=ASKED.beginnings).contains(&begun), "logged {begun} times");
         assert_eq!(begun, ended, "its end is logged, too");
-        assert_eq!(logged(&system.patients[0], "the database is away"), 0, "it was busy");
+        assert_eq!(logged(&system.patients[0], "the database is unavailable"), 0, "it was busy");
         // Afterwards it is as it was: the first requests succeed, as fast as ever.
         assert!(at(&first, 0.5) < at(&usual, 0.5) * 3 + ASKED.recovered.0);
         assert!(at(&first, 0.9) < at(&usual, 1.0) + ASKED.recovered.1);

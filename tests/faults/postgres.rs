@@ -26,8 +26,8 @@ use crate::support::{
 /// Time for an answer without the database: `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE`, and what may be added on a
 /// busy machine.
 const LIMIT: Duration = Duration::from_secs(3 + 2);
-const AWAY: &str = "the database is away";
-const BACK: &str = "the database is back";
+const UNAVAILABLE: &str = "the database is unavailable";
+const AVAILABLE: &str = "the database is available again";
 
 #[test]
 fn killed_frozen_and_restarted_under_load_it_costs_time_and_loses_nothing() {
@@ -56,7 +56,11 @@ fn killed_frozen_and_restarted_under_load_it_costs_time_and_loses_nothing() {
             }
             for service in [&system.patients[0], &system.billing] {
                 until_readiness(service, "database", 200, "UP").await;
-                assert_eq!((logged(service, AWAY), logged(service, BACK)), (outages, outages), "logged once each");
+                assert_eq!(
+                    (logged(service, UNAVAILABLE), logged(service, AVAILABLE)),
+                    (outages, outages),
+                    "logged once each"
+                );
             }
         }
         let (written, report) = stop_and_audit(writers, &system).await;

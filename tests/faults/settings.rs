@@ -189,8 +189,8 @@ fn what_cannot_be_reached_is_tried_again_and_said_once() {
         until_metric(&analytics, "kafka_calls_total{operation=\"leaders\",outcome=\"away\"}", |calls| calls >= 4.0)
             .await;
         for (service, message) in [
-            (&patients, "the database is away"),
-            (&billing, "the database is away"),
+            (&patients, "the database is unavailable"),
+            (&billing, "the database is unavailable"),
             (&analytics, "events cannot be read; they wait on the topic"),
         ] {
             assert_eq!(logged(service, message), 1, "{}", service.log());

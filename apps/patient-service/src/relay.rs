@@ -14,14 +14,17 @@ mod record;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use kafka::Producer;
 use kafka::partitioner;
 use runtime::{Backoff, Notify, Shutdown, timeout};
-use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
+use telemetry::{
+    Outage,
+    metrics::{self, IntCounter, IntGauge, IntGaugeVec},
+};
 
 use self::{
     acked_deleter::AckedDeleter,
@@ -89,15 +92,7 @@ pub struct Settings {
 /// How the broker is, as far as the relays know. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerState {
-    troubles: Arc<Mutex<Troubles>>,
-}
-
-#[derive(Debug, Default)]
-struct Troubles {
-    /// Why events of a shard cannot be published; those without trouble, or without a try so far, are left out.
-    of_shards: BTreeMap<i32, Trouble>,
-    /// The causes that were logged since events could be published.
-    logged: BTreeSet<String>,
+    outage: Arc<Outage<i32>>,
 }
 
 /// Why events cannot be published.
@@ -117,31 +112,24 @@ impl From<&kafka::Error> for Trouble {
 impl BrokerState {
     /// Why events cannot be published, if there are some that cannot.
     pub fn trouble(&self) -> Option<String> {
-        self.lock().of_shards.values().next().map(|trouble| trouble.text.clone())
+        self.outage.reason()
     }
 
     /// Notes how it is for a shard. The begin of an outage is logged once for all shards, and so is its end; in between each
     /// other cause once, because it may be somebody else's to heal.
     fn report(&self, shard: i32, trouble: Option<Trouble>) {
-        let mut troubles = self.lock();
-        let Some(trouble) = trouble else {
-            let healed = troubles.of_shards.remove(&shard).is_some() && troubles.of_shards.is_empty();
-            if healed {
-                troubles.logged.clear();
-                tracing::info!("events can be published again");
+        match trouble {
+            Some(Trouble { cause, text: error }) => {
+                if self.outage.failed_for(shard, &cause, &error) {
+                    tracing::warn!(error, cause, "events cannot be published; they wait in the outbox");
+                }
             }
-            return;
-        };
-        if troubles.logged.insert(trouble.cause.clone()) {
-            let Trouble { cause, text: error } = &trouble;
-            tracing::warn!(error, cause, "events cannot be published; they wait in the outbox");
+            None => {
+                if let Some(lasted) = self.outage.recovered_for(&shard) {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "events can be published again");
+                }
+            }
         }
-        troubles.of_shards.insert(shard, trouble);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Troubles> {
-        // Nothing panics while it is held.
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,7 +8,7 @@ use async_compat::Compat;
 use config::HostPort;
 use runtime::{Backoff, timeout};
 use telemetry::{
-    Propagated, Span, TraceContext,
+    Outage, Propagated, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec, IntGaugeVec},
     span::Kind,
 };
@@ -59,6 +59,7 @@ pub struct ClientSettings {
 pub struct Client {
     channel: Channel,
     breaker: Breaker,
+    outage: Outage,
     budget: Budget,
     settings: ClientSettings,
 }
@@ -77,7 +78,7 @@ impl Client {
         // It spawns the connection's task on the tokio that it finds around it.
         let channel = smol::block_on(Compat::new(async { endpoint.connect_lazy() }));
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
-        Ok(Self { channel, breaker: Breaker::default(), budget: Budget::full(), settings })
+        Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: Budget::full(), settings })
     }
 
     /// Where the peer is.
@@ -172,6 +173,7 @@ impl Client {
         match error {
             Some(error) if error.kind() == FailureKind::Unavailable => {
                 if self.breaker.failure(admission, Instant::now()) {
+                    self.outage.failed("breaker open");
                     BREAKER_OPEN.with_label_values(&[peer]).set(1);
                     tracing::warn!(
                         peer,
@@ -185,7 +187,8 @@ impl Client {
             _ => {
                 if self.breaker.success() {
                     BREAKER_OPEN.with_label_values(&[peer]).set(0);
-                    tracing::info!(peer, %address, "the peer is back");
+                    let lasted_ms = self.outage.recovered().map(|lasted| lasted.as_millis() as u64);
+                    tracing::info!(peer, %address, lasted_ms, "the peer is back");
                 }
             }
         }

@@ -14,7 +14,10 @@ use hyper::{server::conn::http2, service::service_fn};
 use runtime::{Shutdown, timeout};
 use smol::{Async, net::TcpStream};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
-use telemetry::metrics::{self, IntGauge};
+use telemetry::{
+    Outage,
+    metrics::{self, IntGauge},
+};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -150,13 +153,21 @@ struct Serve {
 
 impl Serve {
     async fn accept(&self, listener: &Async<TcpListener>) {
+        let outage = Outage::new();
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => self.admit(stream),
+                Ok((stream, _)) => {
+                    if let Some(lasted) = outage.recovered() {
+                        tracing::info!(lasted_ms = lasted.as_millis() as u64, "gRPC connections are accepted again");
+                    }
+                    self.admit(stream);
+                }
                 Err(error) => {
                     // A client that gave up while it waited is no news; a lack of descriptors is.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
-                        tracing::warn!(%error, "cannot accept gRPC connections");
+                        if outage.failed(&error.to_string()) {
+                            tracing::warn!(%error, "cannot accept gRPC connections");
+                        }
                         self.connections.close_least_used();
                     }
                     smol::Timer::after(ACCEPT_PAUSE).await;

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -12,7 +12,10 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 use surf::utils::async_trait;
-use telemetry::metrics::{self, IntCounterVec};
+use telemetry::{
+    Outage,
+    metrics::{self, IntCounterVec},
+};
 
 use crate::{
     collector::{Answer, Collector},
@@ -72,8 +75,7 @@ pub(crate) struct Delivery {
     waiting: AtomicUsize,
     /// What became of the last attempt at the delivery under way.
     last: Mutex<Option<Outcome>>,
-    /// Whether the last delivery failed; that is logged once, and so is its end.
-    away: AtomicBool,
+    outage: Outage,
 }
 
 /// What becomes of an attempt.
@@ -93,7 +95,7 @@ impl Delivery {
             signal.count(outcome, 0);
         }
         let collector = Collector::new(destination);
-        Self { signal, collector, waiting: AtomicUsize::new(0), last: Mutex::new(None), away: AtomicBool::new(false) }
+        Self { signal, collector, waiting: AtomicUsize::new(0), last: Mutex::new(None), outage: Outage::new() }
     }
 
     pub(crate) fn destination(&self) -> &Destination {
@@ -162,13 +164,16 @@ impl Delivery {
             }
         };
         let items = self.signal;
-        let away = self.away.swap(failure.is_some(), Ordering::Relaxed);
         match failure {
-            Some(error) if !away => {
-                tracing::warn!(%error, "the collector takes no {items}; they are dropped until it does")
+            Some(error) if self.outage.failed("not delivered") => {
+                tracing::warn!(%error, "the collector takes no {items}; they are dropped until it does");
             }
-            None if away => tracing::info!("the collector takes {items} again"),
-            _ => {}
+            Some(_) => {}
+            None => {
+                if let Some(lasted) = self.outage.recovered() {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "the collector takes {items} again");
+                }
+            }
         }
     }
 

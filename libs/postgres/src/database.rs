@@ -13,7 +13,7 @@ use sqlx::{
     migrate::{MigrateError, Migrator},
 };
 use telemetry::{
-    Span,
+    Outage, Span,
     metrics::{self, IntCounterVec},
     span::Kind,
 };
@@ -28,9 +28,6 @@ use crate::{
 
 /// Time for all migrations together. A large table takes long to index.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
-
-/// So many reasons why the schema cannot be migrated yet are told, at most.
-const MAX_REASONS: usize = 8;
 
 /// For so long after an answer the database is known to be there, and need not be asked.
 const FRESH: Duration = Duration::from_secs(1);
@@ -71,10 +68,7 @@ pub struct Database {
 struct Inner {
     pools: Arc<Pools>,
     migrated: AtomicBool,
-    /// Whether the outage has been logged; it is logged once, and so is its end.
-    away: AtomicBool,
-    /// When `away` last changed.
-    turned: Mutex<Option<Instant>>,
+    outage: Outage,
     created: Instant,
     /// When the server last answered, in microseconds after `created`; 0 before it ever has.
     answered: AtomicU64,
@@ -94,8 +88,7 @@ impl Database {
         let inner = Inner {
             pools,
             migrated: AtomicBool::new(false),
-            away: AtomicBool::new(false),
-            turned: Mutex::default(),
+            outage: Outage::new(),
             created: Instant::now(),
             answered: AtomicU64::new(0),
             unmigrated: Mutex::default(),
@@ -121,14 +114,13 @@ impl Database {
     /// If the schema cannot be migrated, or its history is not ours; not if the shutdown comes first.
     pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        let mut reasons: Vec<String> = Vec::new();
         loop {
             match timeout(MIGRATION_LIMIT, Box::pin(self.try_migrate(migrator)))
                 .await
                 .unwrap_or_else(|late| Err(MigrationFailure::Passing(unavailable(format!("migrating: {late}")))))
             {
                 Ok(()) => {
-                    self.tell(Instant::now(), &Ok::<_, Error>(()));
+                    self.inner.report(Instant::now(), None);
                     self.inner.migrated.store(true, Ordering::Release);
                     return Ok(());
                 }
@@ -138,16 +130,12 @@ impl Database {
                     return Err(error);
                 }
                 Err(MigrationFailure::Passing(error)) => {
-                    let why = error.to_string();
-                    // The server comes, and then the password is wrong: each reason is told once.
-                    if !reasons.contains(&why) && reasons.len() < MAX_REASONS {
-                        if !reasons.is_empty() {
-                            tracing::warn!(why, "the database is still away");
-                        }
-                        reasons.push(why.clone());
+                    let error = error.to_string();
+                    // The server comes up, and then the password is wrong: each reason is logged once.
+                    if self.inner.outage.failed(&error) {
+                        tracing::warn!(error, "the database is unavailable");
                     }
-                    *self.inner.unmigrated() = Some(why);
-                    self.tell(Instant::now(), &Err::<(), _>(error));
+                    *self.inner.unmigrated() = Some(error);
                 }
             }
             if shutdown.run_until_stopped(backoff.pause()).await.is_none() {
@@ -258,11 +246,11 @@ impl Database {
         if matches!(result, Err(Error::Unavailable(_))) {
             // Work that is late, or that waited for a place, while the server answered other work tells of no outage.
             if !self.inner.has_answered_since(started) {
-                self.tell(started, &result);
+                self.inner.report(started, result.as_ref().err());
             }
         } else {
             self.inner.note_answer();
-            self.tell(started, &result);
+            self.inner.report(started, None);
         }
         match &result {
             Ok(_) => span.end(),
@@ -362,7 +350,7 @@ impl Database {
     /// # Errors
     /// Why it does not.
     pub async fn ping(&self) -> Result<(), Error> {
-        if !self.inner.away.load(Ordering::Relaxed) && self.inner.has_just_answered() {
+        if !self.inner.outage.is_ongoing() && self.inner.has_just_answered() {
             return Ok(());
         }
         self.run_idempotent(async |connection: &mut PgConnection| connection.ping().await).await
@@ -388,33 +376,24 @@ impl Database {
     pub async fn close(&self) {
         self.inner.pools.close().await;
     }
-
-    /// Logs an outage and its end, as work that began at `started` has found it.
-    fn tell<T>(&self, started: Instant, result: &Result<T, Error>) {
-        let unavailable = match result {
-            Err(Error::Unavailable(why)) => Some(why),
-            _ => None,
-        };
-        let Inner { away, turned, .. } = &*self.inner;
-        if away.load(Ordering::Relaxed) == unavailable.is_some() {
-            return;
-        }
-        // Nothing panics while it is held.
-        let mut turned = turned.lock().unwrap_or_else(PoisonError::into_inner);
-        // Work that began before the last turn may have met what was before it, and tells nothing new.
-        let is_news = turned.is_none_or(|turned| started >= turned);
-        if !is_news || away.swap(unavailable.is_some(), Ordering::Relaxed) == unavailable.is_some() {
-            return;
-        }
-        *turned = Some(Instant::now());
-        match unavailable {
-            Some(why) => tracing::warn!(%why, "the database is away"),
-            None => tracing::info!("the database is back"),
-        }
-    }
 }
 
 impl Inner {
+    /// Logs an outage and its end, as work that began at `started` shows them.
+    fn report(&self, started: Instant, unavailable: Option<&Error>) {
+        match unavailable {
+            Some(error) if self.outage.failed_since(started, "unavailable") => {
+                tracing::warn!(%error, "the database is unavailable");
+            }
+            Some(_) => {}
+            None => {
+                if let Some(lasted) = self.outage.recovered_since(started) {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "the database is available again");
+                }
+            }
+        }
+    }
+
     /// Draws the conclusions for other connections from how one has ended.
     fn forsake(&self, cause: Cause) {
         match cause {

@@ -5,14 +5,14 @@ use std::{
     pin::Pin,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_lite::FutureExt as _;
 use telemetry::{
-    Span, TraceContext,
+    Outage, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounter, IntCounterVec, IntGauge},
     span,
 };
@@ -253,8 +253,7 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
 struct InFlight {
     count: AtomicUsize,
     limit: usize,
-    /// Whether requests are being refused. It is logged once, and so is its end.
-    refusing: AtomicBool,
+    overload: Outage,
 }
 
 impl InFlight {
@@ -270,7 +269,7 @@ impl InFlight {
     }
 
     fn refuse(&self) -> Problem {
-        if !self.refusing.load(Ordering::Relaxed) && !self.refusing.swap(true, Ordering::Relaxed) {
+        if self.overload.failed("full") {
             tracing::warn!(limit = self.limit, "too many requests in flight; more are refused");
         }
         overloaded()
@@ -290,11 +289,13 @@ struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let InFlight { count, limit, refusing } = &*self.in_flight;
+        let InFlight { count, limit, overload } = &*self.in_flight;
         let left = count.fetch_sub(1, Ordering::Relaxed) - 1;
         // At the limit itself it begins and ends many times a second.
-        if refusing.load(Ordering::Relaxed) && left <= limit / 2 && refusing.swap(false, Ordering::Relaxed) {
-            tracing::info!("no more requests are refused");
+        if left <= limit / 2
+            && let Some(lasted) = overload.recovered()
+        {
+            tracing::info!(lasted_ms = lasted.as_millis() as u64, "no more requests are refused");
         }
     }
 }

@@ -17,7 +17,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use runtime::{Shutdown, timeout};
 use smol::{Async, net::TcpStream};
 use telemetry::{
-    Propagated, TraceContext,
+    Outage, Propagated, TraceContext,
     metrics::{self, IntGauge},
 };
 
@@ -134,13 +134,21 @@ struct Serve<S> {
 
 impl<S: Clone + Send + Sync + 'static> Serve<S> {
     async fn accept(self: Arc<Self>, listener: &Async<TcpListener>) {
+        let outage = Outage::new();
         loop {
             match listener.accept().await {
-                Ok((stream, peer)) => self.admit(stream, peer),
+                Ok((stream, peer)) => {
+                    if let Some(lasted) = outage.recovered() {
+                        tracing::info!(lasted_ms = lasted.as_millis() as u64, "connections are accepted again");
+                    }
+                    self.admit(stream, peer);
+                }
                 Err(error) => {
                     // A client that gave up while it waited is no news; a lack of descriptors is.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
-                        tracing::warn!(%error, "cannot accept connections");
+                        if outage.failed(&error.to_string()) {
+                            tracing::warn!(%error, "cannot accept connections");
+                        }
                         self.connections.close_longest_idle();
                     }
                     smol::Timer::after(ACCEPT_PAUSE).await;
