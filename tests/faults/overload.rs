@@ -168,8 +168,8 @@ fn at_four_times_the_peak_it_does_its_work_and_refuses_the_rest() {
         assert!(memory < ASKED.memory, "{} KiB", memory >> 10);
         assert!(probed.wrong.is_empty(), "{:?}", probed.wrong);
         assert!(probed.slowest < ASKED.health, "{:?}", probed.slowest);
-        let begun = logged(&system.patients[0], "too many requests in flight; more are refused");
-        let ended = logged(&system.patients[0], "no more requests are refused");
+        let begun = logged(&system.patients[0], "too many requests in flight; more are rejected");
+        let ended = logged(&system.patients[0], "requests are accepted again");
         assert!((1..=ASKED.beginnings).contains(&begun), "logged {begun} times");
         assert_eq!(begun, ended, "its end is logged, too");
         assert_eq!(logged(&system.patients[0], "the database is unavailable"), 0, "it was busy");

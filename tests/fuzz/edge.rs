@@ -23,7 +23,8 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let environment = Environment::empty().with("SERVER_PORT", "0");
     let mut settings = Settings::read(&mut Reader::new(environment), "0");
     let wait = Duration::from_secs(3);
-    settings.limits = Limits { body: BODY_LIMIT, head: 8 * 1024, head_wait: wait, body_wait: wait, ..settings.limits };
+    settings.limits =
+        Limits { body: BODY_LIMIT, head: 8 * 1024, head_timeout: wait, body_timeout: wait, ..settings.limits };
     let app = Router::new(settings.limits.clone())
         .get("/hello", hello)
         .get("/items/:id", item)

@@ -204,7 +204,7 @@ async fn stream(request: Request) -> Result<Response, Problem> {
     let (events, response) = web::events();
     let send = async move {
         let _place = place;
-        let _counted = metrics::count_in(&STREAMS);
+        let _counted = metrics::track(&STREAMS);
         let send = or(events.closed(), send_summaries(&app.read_model, &events));
         app.shutdown.run_until_stopped(send).await;
     };

@@ -52,12 +52,12 @@ impl Service {
         let app = http::routes(app, settings.http.limits.in_flight).operations(health).build();
         let limit = settings.http.limits.drain + BACKGROUND_LIMIT;
 
-        let mut parts = TaskGroup::new(shutdown.clone());
+        let mut group = TaskGroup::new(shutdown.clone());
         let ingest = Ingest::new(settings.clone(), state.clone(), read_model.clone(), wake.clone());
-        parts.start("http", server.serve(app, shutdown.clone()));
-        parts.start("intake", ingest.run(shutdown.clone()));
-        parts.start("dead letters", Forwarder::new(state, settings, read_model).run(wake, shutdown));
-        parts.join(limit).await
+        group.start("http", server.serve(app, shutdown.clone()));
+        group.start("intake", ingest.run(shutdown.clone()));
+        group.start("dead letters", Forwarder::new(state, settings, read_model).run(wake, shutdown));
+        group.join(limit).await
     }
 }
 

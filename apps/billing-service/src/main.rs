@@ -16,6 +16,6 @@ fn main() -> ExitCode {
         commands: &[],
     };
     program.main(|settings, shutdown| {
-        otlp::exporting(settings.otlp.clone(), async { Service::build(settings).await?.run(shutdown).await })
+        otlp::export_while(settings.otlp.clone(), async { Service::build(settings).await?.run(shutdown).await })
     })
 }

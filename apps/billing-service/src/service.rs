@@ -71,20 +71,20 @@ impl Service {
         let billing = BillingServiceServer::new(Billing::new(Store::new(database.clone())));
         let routes = Routes::new(billing.max_decoding_message_size(MESSAGE_LIMIT));
 
-        let mut parts = TaskGroup::new(shutdown.clone());
-        parts.start("http", http.serve(app, shutdown.clone()));
-        parts.start("database", watch_database(watched, serving.clone(), shutdown.clone()));
+        let mut group = TaskGroup::new(shutdown.clone());
+        group.start("http", http.serve(app, shutdown.clone()));
+        group.start("database", watch_database(watched, serving.clone(), shutdown.clone()));
         let calls = grpc.serve(routes, serving, billing_api::DESCRIPTORS, shutdown);
-        parts.start("grpc", async {
+        group.start("grpc", async {
             if let Err(error) = calls.await {
                 tracing::error!(%error, "the gRPC server failed");
             }
         });
         // Each part bounds its own end by the drain; a little more lets them report it.
-        let outcome = parts.join(settings.http.limits.drain + Duration::from_secs(1)).await;
+        let outcome = group.join(settings.http.limits.drain + Duration::from_secs(1)).await;
         database.close().await;
-        match database.refusal() {
-            Some(refusal) => Err(Failure::of_settings(refusal.to_string())),
+        match database.permanent_error() {
+            Some(permanent_error) => Err(Failure::configuration(permanent_error.to_string())),
             None => Ok(outcome?),
         }
     }

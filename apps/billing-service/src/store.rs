@@ -57,8 +57,8 @@ impl Store {
     /// # Errors
     /// If the database cannot do it.
     pub async fn open(&self, holder: &Holder) -> Result<(Account, bool), Error> {
-        let database = self.database.with_one_deadline();
-        if let Some(account) = self.opener.with_one_deadline().submit(holder.clone()).await? {
+        let database = self.database.with_shared_deadline();
+        if let Some(account) = self.opener.with_shared_deadline().submit(holder.clone()).await? {
             return Ok((account, true));
         }
         // The insert has waited for whoever made it, so a new snapshot sees it; accounts are never deleted.
@@ -99,7 +99,7 @@ impl Store {
     /// If the database cannot do it.
     pub async fn record(&self, entry: &Entry) -> Result<Recording, Error> {
         let Entry { patient_id, transaction_id, kind, amount } = entry;
-        let database = self.database.with_one_deadline();
+        let database = self.database.with_shared_deadline();
         let turn = self.turn(*patient_id).await?;
         // A repetition finds what the first has made, by the transaction's id.
         let insert = database.run_idempotent(async |connection| {
@@ -158,7 +158,7 @@ impl Store {
         let queue = &self.queues[patient_id.as_bytes()[15] as usize % self.queues.len()];
         let busy =
             |late: Elapsed| Error::Unavailable(format!("waiting for the account's other entries: {late}").into());
-        timeout(self.database.acquire_limit(), queue.lock()).await.map_err(busy)
+        timeout(self.database.acquire_timeout(), queue.lock()).await.map_err(busy)
     }
 
     /// At most `limit` entries after a position, in order.

@@ -11,9 +11,8 @@ use futures_util::future::join_all;
 use grpc::{CallError, Code, FailureKind};
 use runtime::{Backoff, Notify, Shutdown, timeout};
 use telemetry::{
-    Span, TraceContext,
+    Span, SpanKind, TraceContext,
     metrics::{self, IntCounterVec, IntGauge},
-    span::Kind,
 };
 
 use crate::{
@@ -77,7 +76,7 @@ impl Reconciler {
 
     async fn attempt(&self, task: &Task) {
         let trace = TraceContext::continue_from(task.traceparent.as_deref());
-        let mut span = Span::start(trace, Kind::Internal, "reconcile billing");
+        let mut span = Span::start(trace, SpanKind::Internal, "reconcile billing");
         match span.scope(self.attempt_in(task, trace)).await {
             Ok(()) => span.end(),
             Err(error) => span.fail(error.outcome()),

@@ -125,7 +125,7 @@ impl Registry {
         let id = Uuid::now_v7();
         let patient = Patient { id, name, email, address, date_of_birth, registered_date, version: 1 };
         let billing_after = self.billing.deadline() + RECONCILE_AFTER;
-        let store = self.store.with_one_deadline();
+        let store = self.store.with_shared_deadline();
         let patient = match store.insert(patient.clone(), key.clone(), billing_after, trace).await {
             Ok(()) => {
                 self.relay.notify();
@@ -168,7 +168,7 @@ impl Registry {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
-        Ok(self.store.with_one_deadline().list(list).await?)
+        Ok(self.store.with_shared_deadline().list(list).await?)
     }
 
     /// Patients in an order, and how many there are in all, or how many its search finds.
@@ -176,7 +176,7 @@ impl Registry {
     /// # Errors
     /// If the database cannot be asked.
     pub async fn list_and_count(&self, list: &List) -> Result<(Vec<Listed>, i64), Error> {
-        let store = self.store.with_one_deadline();
+        let store = self.store.with_shared_deadline();
         Ok((store.list(list).await?, store.count(list.search.as_ref()).await?))
     }
 

@@ -81,7 +81,7 @@ impl Service {
         // The background goes on until the last request has been answered.
         let background = Shutdown::new();
         let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
-        let mut parts = TaskGroup::new(shutdown.clone());
+        let mut group = TaskGroup::new(shutdown.clone());
         let serve = {
             let (shutdown, background) = (shutdown.clone(), background.clone());
             async move {
@@ -89,19 +89,19 @@ impl Service {
                 background.trigger();
             }
         };
-        parts.start("http", serve);
-        parts.start("migration", migrate(database.clone(), shutdown));
+        group.start("http", serve);
+        group.start("migration", migrate(database.clone(), shutdown));
         for shard in 0..settings.relay.shards {
             let relay = Relay::new(outbox.clone(), settings.relay.clone(), shard, broker.clone());
-            parts.start("relay", relay.run(wake_relays.clone(), background.clone()));
+            group.start("relay", relay.run(wake_relays.clone(), background.clone()));
         }
-        parts.start("reconciler", Reconciler::new(tasks.clone(), billing).run(wake_reconciler, background.clone()));
-        parts.start("completed tasks", completed_task_deleter.run(tasks, background.clone()));
-        parts.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
-        let outcome = parts.join(drain).await;
+        group.start("reconciler", Reconciler::new(tasks.clone(), billing).run(wake_reconciler, background.clone()));
+        group.start("completed tasks", completed_task_deleter.run(tasks, background.clone()));
+        group.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
+        let outcome = group.join(drain).await;
         database.close().await;
-        match database.refusal() {
-            Some(refusal) => Err(Failure::of_settings(refusal.to_string())),
+        match database.permanent_error() {
+            Some(permanent_error) => Err(Failure::configuration(permanent_error.to_string())),
             None => Ok(outcome?),
         }
     }

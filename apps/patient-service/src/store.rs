@@ -92,11 +92,11 @@ impl Store {
 
     /// The same patients, for several steps that have one deadline together.
     #[must_use]
-    pub fn with_one_deadline(&self) -> Self {
+    pub fn with_shared_deadline(&self) -> Self {
         Self {
-            finder: self.finder.with_one_deadline(),
-            inserter: self.inserter.with_one_deadline(),
-            database: self.database.with_one_deadline(),
+            finder: self.finder.with_shared_deadline(),
+            inserter: self.inserter.with_shared_deadline(),
+            database: self.database.with_shared_deadline(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Addresses as operators write them. Each form is read or refused here, at the start, with the reason: an address that is
-//! taken and cannot be used shows as an outage hours later.
+//! Network addresses in settings. They are validated at the start, with a reason: an address that is accepted and
+//! cannot be used would show as an outage hours later.
 
 use std::{
     fmt,
@@ -9,10 +9,10 @@ use std::{
 use crate::{Value, value::from_str};
 
 /// The longest host name, in characters (RFC 1035).
-const NAME_LENGTH: usize = 253;
+const MAX_NAME_LENGTH: usize = 253;
 
-/// An IP address to bind. `localhost` is 127.0.0.1, and an IPv6 address may stand in brackets; other names are refused,
-/// because one name may have several addresses.
+/// An IP address to bind. `localhost` is 127.0.0.1, and an IPv6 address may stand in brackets; other names are
+/// rejected, because one name may have several addresses.
 impl Value for IpAddr {
     const EXPECTED: &'static str = "an IP address";
 
@@ -41,13 +41,13 @@ impl Value for Authority {
 
     fn parse(text: &str) -> Result<Self, String> {
         if text.parse::<Ipv6Addr>().is_ok() {
-            // Its last part cannot be told from a port: `::1:9001` may mean two things.
+            // Ambiguous: the last group of `::1:9001` could be a port.
             return Err("it is an IPv6 address without brackets".to_owned());
         }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (inner, rest) = rest.split_once(']').ok_or("its bracket is not closed")?;
-                inner.parse::<Ipv6Addr>().map_err(|_| "what its brackets hold is not an IPv6 address")?;
+                inner.parse::<Ipv6Addr>().map_err(|_| "its brackets do not contain an IPv6 address")?;
                 match rest.strip_prefix(':') {
                     _ if rest.is_empty() => (inner, None),
                     Some(port) => (inner, Some(port)),
@@ -74,15 +74,14 @@ fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// A name that a resolver can look up, or an IPv4 address. An underscore is no letter of a host name, but names of
-/// containers have it.
+/// A host name or an IPv4 address. Host names may not contain underscores, but names of containers do.
 fn check_name(name: &str) -> Result<&str, String> {
     let letters = |label: &str| label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     let mut labels = name.strip_suffix('.').unwrap_or(name).split('.');
-    if name.len() > NAME_LENGTH || !labels.all(|label| !label.is_empty() && label.len() < 64 && letters(label)) {
+    if name.len() > MAX_NAME_LENGTH || !labels.all(|label| !label.is_empty() && label.len() < 64 && letters(label)) {
         return Err("its host is not a host name".to_owned());
     }
-    // Names do not end in a number; resolvers read `10.1` as 10.0.0.1, which nobody means.
+    // A last label that is a number makes it an address; resolvers would read `10.1` as 10.0.0.1.
     let number = name.rsplit('.').find(|label| !label.is_empty()).is_some_and(|label| label.parse::<u64>().is_ok());
     if number && name.parse::<Ipv4Addr>().is_err() {
         return Err("its host is not an IP address".to_owned());
@@ -115,8 +114,8 @@ impl Value for HostPort {
     }
 }
 
-/// One or more [`HostPort`]s, separated by commas, as Kafka's clients take them. A listener's protocol may stand before an
-/// address, as Kafka's own settings have it: `PLAINTEXT://host:port`. It is the only protocol spoken here.
+/// One or more [`HostPort`]s, separated by commas, such as Kafka's `bootstrap.servers`. A security protocol may precede
+/// an address, as in Kafka's listeners: `PLAINTEXT://host:port`. PLAINTEXT is the only one supported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts(pub Vec<HostPort>);
 
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn brokers_are_named_as_kafka_names_them() {
+    fn bootstrap_brokers_have_the_form_of_kafka_clients() {
         let read = |text: &str| {
             HostPorts::parse(text).map(|HostPorts(all)| all.iter().map(HostPort::to_string).collect::<Vec<_>>())
         };

@@ -1,11 +1,11 @@
 //! Environment to typed settings.
 //!
-//! A service reads each of its settings through a [`Reader`], which knows every variable that was asked for. The same
-//! reading code therefore gives the settings, the list of *all* wrong values ([`Errors`]), the text of `--help` and
-//! that of `--print-config`; the four cannot drift apart.
+//! A service reads each of its settings through a [`Reader`], which records every variable that was read. The same code
+//! therefore yields the settings, the list of *all* wrong values ([`Errors`]), the text of `--help` and that of
+//! `--print-config`, which cannot diverge.
 //!
-//! It does not read files, and it never touches the process's environment but in [`Environment::process`], so tests
-//! need no global state.
+//! It reads no files, and the environment of the process only in [`Environment::process`], so tests need no global
+//! state.
 //!
 //! ```
 //! use config::{Environment, Reader};

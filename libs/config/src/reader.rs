@@ -1,6 +1,6 @@
 use crate::{Environment, Value};
 
-/// Reads settings one by one and remembers every variable and every mistake.
+/// Reads settings one by one, and records every variable and every wrong value.
 #[derive(Debug)]
 pub struct Reader {
     environment: Environment,
@@ -10,32 +10,32 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of these variables.
+    /// Reads from `environment`.
     pub fn new(environment: Environment) -> Self {
         Self { environment, variables: Vec::new(), errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// The setting that has one of `names`; the first that is set counts. `about` is its line in `--help`.
+    /// The setting under one of `names`; the first variable that is set counts. `about` is its line in `--help`.
     pub fn variable(&mut self, names: &'static [&'static str], about: &'static str) -> Field<'_> {
         Field { reader: self, names, about, lenient: false, used: true }
     }
 
-    /// The wrong values of [lenient](Field::lenient) settings so far, to be logged once there is a log.
+    /// The wrong values of [lenient](Field::lenient) settings so far, for the caller to log.
     pub fn take_warnings(&mut self) -> Vec<Invalid> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// The value of a variable that is no setting of the program, and that a library would read behind its back.
-    pub fn foreign(&self, name: &str) -> Option<&str> {
+    /// The value of a variable that is not a setting of the program but that a library would read.
+    pub fn raw(&self, name: &str) -> Option<&str> {
         self.environment.get(name)
     }
 
-    /// Adds an error that no single value shows, such as two settings that exclude each other.
+    /// Adds an error that concerns several settings, such as two that exclude each other.
     pub fn reject(&mut self, name: &'static str, expected: impl Into<String>, why: impl Into<String>) {
         self.errors.push(Invalid { name, expected: expected.into(), why: why.into() });
     }
 
-    /// Gives the settings if every value was right.
+    /// Returns the settings if every value was valid.
     ///
     /// # Errors
     /// All wrong values, not only the first.
@@ -43,13 +43,13 @@ impl Reader {
         if self.errors.is_empty() { Ok((settings, Report(self.variables))) } else { Err(Errors(self.errors)) }
     }
 
-    /// What has been asked for so far, right or wrong: the text of `--help`.
+    /// The variables read so far, valid or not: for the text of `--help`.
     pub fn into_report(self) -> Report {
         Report(self.variables)
     }
 }
 
-/// A setting about to be read.
+/// A setting that is about to be read.
 #[derive(Debug)]
 #[must_use = "a setting is read by `or`, `required` or `optional`"]
 pub struct Field<'a> {
@@ -61,34 +61,34 @@ pub struct Field<'a> {
 }
 
 impl Field<'_> {
-    /// Makes a wrong value a [warning](Reader::take_warnings): it counts as not set, and the program starts.
+    /// Makes a wrong value a [warning](Reader::take_warnings) instead of an error: the setting counts as not set.
     pub fn lenient(self) -> Self {
         Self { lenient: true, ..self }
     }
 
-    /// Says whether the setting means anything beside the others. If not, its value is not even read; `--help` lists it all
-    /// the same.
+    /// Whether the setting applies, given the others. If not, its value is not read; `--help` lists it all the same.
     pub fn used_if(self, used: bool) -> Self {
         Self { used, ..self }
     }
 
-    /// The value, or `default` where none is set. After a wrong value the default stands in until [`Reader::finish`].
+    /// The value, or `default` if it is not set. For a wrong value it returns the default, and [`Reader::finish`]
+    /// fails.
     ///
     /// # Panics
-    /// If `default` itself is no right value, which is a mistake in the program.
+    /// If `default` is not a valid value, which is a bug in the program.
     pub fn or<T: Value>(self, default: &'static str) -> T {
         self.read(Absent::Default(default)).unwrap_or_else(|| parse_own(default))
     }
 
-    /// The value, which must be set. `example` is shown in `--help` and stands in until [`Reader::finish`] fails.
+    /// The value, which must be set. Without it returns `example`, which `--help` shows, and [`Reader::finish`] fails.
     ///
     /// # Panics
-    /// If `example` itself is no right value, which is a mistake in the program.
+    /// If `example` is not a valid value, which is a bug in the program.
     pub fn required<T: Value>(self, example: &'static str) -> T {
         self.read(Absent::Error(example)).unwrap_or_else(|| parse_own(example))
     }
 
-    /// The value, or none where none is set.
+    /// The value, if it is set.
     pub fn optional<T: Value>(self) -> Option<T> {
         self.read(Absent::Nothing)
     }
@@ -129,7 +129,7 @@ enum Absent {
     Nothing,
 }
 
-/// A variable that the program knows.
+/// A variable that the program reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variable {
     names: &'static [&'static str],
@@ -146,7 +146,7 @@ impl Variable {
     }
 }
 
-/// Every variable that was asked for, with the value in force.
+/// Every variable that was read, with the value in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report(Vec<Variable>);
 
@@ -189,7 +189,7 @@ pub struct Invalid {
     why: String,
 }
 
-/// Every wrong value of a reading, a line each.
+/// All wrong values, one per line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", list(.0))]
 pub struct Errors(Vec<Invalid>);
@@ -206,7 +206,7 @@ fn list(errors: &[Invalid]) -> String {
 }
 
 fn quote<T: Value>(text: &str, why: &str) -> String {
-    // A URL in the wrong variable may hold a password.
+    // A URL in the wrong variable may contain a password.
     let secret = T::SECRET || text.contains('@');
     if secret { format!("in the value (not shown), {why}") } else { format!("in {text:?}, {why}") }
 }
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_values_defaults_and_second_names() {
+    fn values_defaults_and_aliases_are_read() {
         let (settings, _) = read(Environment::empty().with("SERVER_PORT", "1").with("SPRING_PASSWORD", "2s")).unwrap();
         assert_eq!(settings.port, 1);
         assert_eq!(settings.password.expose(), &Duration::from_secs(2));

@@ -2,7 +2,7 @@ use std::fmt;
 
 use crate::Value;
 
-/// A value that must not be shown: its `Debug` form and its form in `--print-config` are `***`.
+/// A value that is masked as `***` in `Debug` output and in `--print-config`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret<T>(T);
 
@@ -12,7 +12,7 @@ impl<T> Secret<T> {
         Self(value)
     }
 
-    /// The value itself. The name makes each use easy to find in a review.
+    /// The value itself; the name makes each use easy to find in a review.
     pub fn expose(&self) -> &T {
         &self.0
     }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_nothing_of_it() {
+    fn debug_masks_a_secret() {
         assert_eq!(format!("{:?}", Secret::new("hunter2".to_owned())), "***");
     }
 }

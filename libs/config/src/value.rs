@@ -2,12 +2,15 @@ use std::{fmt, str::FromStr, time::Duration};
 
 /// A type that a setting can have.
 pub trait Value: Sized {
-    /// What a right value is, to complete the sentence "expected ...".
+    /// A valid value, to complete the sentence "expected ...".
     const EXPECTED: &'static str;
     /// Whether the text of the value must never be shown.
     const SECRET: bool = false;
 
-    /// Reads the value; the error says why the text is wrong, without repeating it.
+    /// Parses the value.
+    ///
+    /// # Errors
+    /// Why the text is wrong, without quoting it.
     fn parse(text: &str) -> Result<Self, String>;
 }
 
@@ -68,7 +71,7 @@ impl<const MIN: u32, const MAX: u32> Bounded<MIN, MAX> {
         self.0
     }
 
-    /// The number as a size of something in memory.
+    /// The number as a `usize`.
     pub fn size(self) -> usize {
         self.0 as usize
     }

@@ -8,9 +8,8 @@ use async_compat::Compat;
 use config::HostPort;
 use runtime::{Backoff, timeout};
 use telemetry::{
-    Outage, Propagated, Span, TraceContext,
+    Outage, Propagated, Span, SpanKind, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec, IntGaugeVec},
-    span::Kind,
 };
 use tonic::{
     Code, Request, Status,
@@ -138,7 +137,7 @@ impl Client {
         for number in 1.. {
             let left = self.settings.deadline.saturating_sub(started.elapsed());
             let outgoing = Outgoing { channel: self.channel.clone(), left, trace: trace.child() };
-            let mut span = Span::start(outgoing.trace, Kind::Client, "gRPC");
+            let mut span = Span::start(outgoing.trace, SpanKind::Client, "gRPC");
             if span.is_recorded() {
                 describe(&mut span, &format!("{}/{method}", self.settings.service));
                 span.set("peer.service", self.settings.peer);

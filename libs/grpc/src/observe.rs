@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use telemetry::{
     Propagated, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec},
-    span::{self, Kind},
+    span::{self, SpanKind},
 };
 use tonic::{
     Code, Status,
@@ -120,7 +120,7 @@ impl Drop for ObservedBody {
 /// The span of a call, which gets its name once it is known that there is such a method. Probes would only be noise.
 fn server_span(trace: TraceContext, method: &str) -> Span {
     let operation = method.starts_with("grpc.");
-    if operation || !span::is_collected() { Span::NONE } else { Span::start(trace, Kind::Server, "gRPC") }
+    if operation || !span::is_collected() { Span::NONE } else { Span::start(trace, SpanKind::Server, "gRPC") }
 }
 
 /// Whether an answer tells of a fault of the server's, rather than of the call.

@@ -191,7 +191,7 @@ impl Serve {
     }
 
     async fn connection(self, registered: Registered) {
-        let _open = metrics::count_in(&OPEN);
+        let _open = metrics::track(&OPEN);
         let spawner = Spawner::default();
         let answer = |request| {
             let call = Arc::<Call>::default();

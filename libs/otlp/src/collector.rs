@@ -3,19 +3,19 @@
 use runtime::timeout;
 use surf::{Client, StatusCode, http::headers::CONTENT_TYPE};
 
-use crate::{connection::OneConnection, settings::Destination};
+use crate::{connection::SingleConnectionClient, settings::Destination};
 
 /// The media type of OTLP in protobuf.
 const PROTOBUF: &str = "application/x-protobuf";
 
-/// A collector, spoken to over one connection.
+/// A client for one collector.
 #[derive(Debug)]
 pub(crate) struct Collector {
     client: Client,
     destination: Destination,
 }
 
-/// What a collector answers.
+/// The answer of a collector.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -25,14 +25,14 @@ pub(crate) struct Answer {
 
 impl Collector {
     pub(crate) fn new(destination: Destination) -> Self {
-        Self { client: Client::with_http_client(OneConnection::default()), destination }
+        Self { client: Client::with_http_client(SingleConnectionClient::default()), destination }
     }
 
     pub(crate) fn destination(&self) -> &Destination {
         &self.destination
     }
 
-    /// Sends a message.
+    /// Sends a message, within the timeout of the destination.
     ///
     /// # Errors
     /// Why there is no answer.

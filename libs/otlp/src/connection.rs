@@ -1,7 +1,6 @@
-//! What surf speaks through here: hyper's http1 on smol, over one connection that is kept while it lasts.
+//! A backend for surf: hyper's http1 on smol, over one keep-alive connection.
 //!
-//! surf's own backends bring tokio's timers into a service, and look names up on the executor's thread, which stands still
-//! meanwhile.
+//! surf's own backends depend on tokio's timers, or resolve names on the executor's thread, which blocks it.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -17,17 +16,17 @@ use surf::{
     utils::async_trait,
 };
 
-/// Bytes of an answer at most; a right one has hardly any.
-const LARGEST_ANSWER: usize = 64 * 1024;
+/// Longest response body that is read; a valid one has a few bytes.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// A backend of surf for one host. It has no deadline: whoever drops a request closes the connection.
+/// A backend of surf for one host. It has no deadline; dropping a request closes its connection.
 #[derive(Debug, Default)]
-pub(crate) struct OneConnection {
+pub(crate) struct SingleConnectionClient {
     open: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
 
 #[async_trait]
-impl HttpClient for OneConnection {
+impl HttpClient for SingleConnectionClient {
     async fn send(&self, mut request: Request) -> Result<Response, Error> {
         let body = request.take_body().into_bytes().await?;
         let message = message(&request, body)?;
@@ -36,12 +35,12 @@ impl HttpClient for OneConnection {
             Some(connection) => connection,
             None => connect(request.url()).await?,
         };
-        let (head, body) = connection.send_request(message).await.map_err(away)?.into_parts();
-        let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(away)?.to_bytes();
+        let (head, body) = connection.send_request(message).await.map_err(unavailable)?.into_parts();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(unavailable)?.to_bytes();
         *open = Some(connection);
         let mut response = Response::new(StatusCode::try_from(head.status.as_u16())?);
         for (name, value) in &head.headers {
-            // An answer's header that is no text says nothing to us.
+            // No header with a value that is not text is used.
             if let Ok(value) = value.to_str() {
                 response.append_header(name.as_str(), value);
             }
@@ -51,13 +50,13 @@ impl HttpClient for OneConnection {
     }
 }
 
-/// The connection, unless the other side has closed it.
+/// The connection, unless the server has closed it.
 async fn ready(connection: Option<SendRequest<Full<Bytes>>>) -> Option<SendRequest<Full<Bytes>>> {
     let mut connection = connection?;
     connection.ready().await.is_ok().then_some(connection)
 }
 
-/// hyper's form of a request.
+/// Converts a request to hyper's type.
 fn message(request: &Request, body: Vec<u8>) -> Result<hyper::Request<Full<Bytes>>, Error> {
     let url = request.url();
     let target = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
@@ -76,12 +75,12 @@ async fn connect(url: &Url) -> Result<SendRequest<Full<Bytes>>, Error> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, url.port_or_known_default().unwrap_or(80))).await?;
     stream.set_nodelay(true)?;
-    let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(away)?;
-    // It ends with the sender, or when the other side closes it; whoever waits for an answer hears of it.
+    let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(unavailable)?;
+    // It ends with the sender, or when the server closes it; then the pending request fails.
     runtime::spawn(async { drop(connection.await) }).detach();
     Ok(sender)
 }
 
-fn away(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::from_str(StatusCode::BadGateway, error.into().to_string())
 }

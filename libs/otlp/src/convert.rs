@@ -1,4 +1,4 @@
-//! Our spans and log lines as the SDK's.
+//! Converts spans and log lines to the SDK's types.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -14,15 +14,15 @@ use opentelemetry_sdk::{
 use serde_json::Value as Json;
 use telemetry::{
     log::{Level, Line},
-    span::{Finished, Kind, Value},
+    span::{self, FinishedSpan, Value},
 };
 
 pub(crate) fn scope() -> InstrumentationScope {
     InstrumentationScope::builder(env!("CARGO_PKG_NAME")).build()
 }
 
-pub(crate) fn span(finished: Finished, scope: InstrumentationScope) -> SpanData {
-    let Finished { context, kind, name, started, lasted, attributes, events, error } = finished;
+pub(crate) fn span(finished: FinishedSpan, scope: InstrumentationScope) -> SpanData {
+    let FinishedSpan { context, kind, name, started, duration, attributes, events, error } = finished;
     let (trace_id, span_id, parent) = context.ids();
     let ids = (TraceId::from_bytes(trace_id), SpanId::from_bytes(span_id));
     let mut attributes: Vec<_> = attributes.into_iter().map(|(name, value)| attribute(name, value)).collect();
@@ -40,7 +40,7 @@ pub(crate) fn span(finished: Finished, scope: InstrumentationScope) -> SpanData 
         span_kind: kind_of(kind),
         name,
         start_time: started,
-        end_time: started + lasted,
+        end_time: started + duration,
         attributes,
         dropped_attributes_count: 0,
         events: kept,
@@ -50,13 +50,13 @@ pub(crate) fn span(finished: Finished, scope: InstrumentationScope) -> SpanData 
     }
 }
 
-fn kind_of(kind: Kind) -> SpanKind {
+fn kind_of(kind: span::SpanKind) -> SpanKind {
     match kind {
-        Kind::Internal => SpanKind::Internal,
-        Kind::Server => SpanKind::Server,
-        Kind::Client => SpanKind::Client,
-        Kind::Producer => SpanKind::Producer,
-        Kind::Consumer => SpanKind::Consumer,
+        span::SpanKind::Internal => SpanKind::Internal,
+        span::SpanKind::Server => SpanKind::Server,
+        span::SpanKind::Client => SpanKind::Client,
+        span::SpanKind::Producer => SpanKind::Producer,
+        span::SpanKind::Consumer => SpanKind::Consumer,
     }
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn line(line: Line, record: &mut SdkLogRecord) {
     }
     record.add_attributes(fields.into_iter().map(|(name, value)| (name, any(value))));
     record.add_attribute("target", target);
-    // A line can be about another trace than the one that its work belongs to.
+    // A line can name another trace than that of the current span.
     let span = span.filter(|span| trace == Some(&span.trace_id()));
     if let Some(trace) = trace.and_then(|digits| u128::from_str_radix(digits, 16).ok()) {
         let span_id = span.map_or(SpanId::INVALID, |span| SpanId::from_bytes(span.ids().1));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_record_with_its_place_in_the_trace() {
+    fn a_log_record_has_the_ids_of_its_trace_and_span() {
         let work = TraceContext::root();
         let fields = json!({"trace_id": work.trace_id(), "message": "stored", "version": 2, "late": true, "part": 0.5});
         let line = Line {

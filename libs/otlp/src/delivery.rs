@@ -1,4 +1,4 @@
-//! What becomes of what is exported: the client of the SDK's exporters, and what is counted and told of each delivery.
+//! The HTTP client of the SDK's exporters, and the metrics and log lines about each delivery.
 
 use std::{
     fmt,
@@ -22,16 +22,16 @@ use crate::{
     settings::Destination,
 };
 
-/// Items that wait at most, of each signal. The SDK's queue takes its room, some 400 bytes for a span, from the start.
-pub(crate) const QUEUE: usize = 4096;
+/// Length of the queue of each signal. The SDK allocates it at the start, some 400 bytes for each span.
+pub(crate) const QUEUE_SIZE: usize = 4096;
 
 static ITEMS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    let help = "What was to be exported, by what became of it: exported; dropped for lack of room in the queue; \
-                failed, because the collector was away too long; rejected by the collector.";
+    let help = "Items to export by outcome: exported; dropped, because the queue was full; \
+                failed, because the collector was unavailable; rejected by the collector.";
     metrics::counters("otlp_items_total", help, &["signal", "outcome"])
 });
 
-/// A kind of thing that is exported.
+/// A signal of OpenTelemetry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Traces,
@@ -49,13 +49,13 @@ impl Signal {
         }
     }
 
-    /// Counts items of it by what became of them.
+    /// Counts items by their outcome.
     pub(crate) fn count(self, outcome: &str, items: u64) {
         ITEMS.with_label_values(&[self.name(), outcome]).inc_by(items);
     }
 }
 
-/// What one item of it is called.
+/// The name of its items.
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -66,26 +66,26 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Deliveries of one signal to its collector.
+/// The deliveries of one signal to its collector.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     signal: Signal,
     collector: Collector,
-    /// Items that wait for their delivery.
+    /// Items in the queue.
     waiting: AtomicUsize,
-    /// What became of the last attempt at the delivery under way.
+    /// Outcome of the last attempt at the current delivery.
     last: Mutex<Option<Outcome>>,
     outage: Outage,
 }
 
-/// What becomes of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug)]
 enum Outcome {
-    /// The collector has taken all but so many items.
+    /// The collector accepted all but `rejected` items.
     Taken { rejected: u64 },
-    /// It has answered that it does not take them.
-    Refused { status: u16 },
-    /// It has not answered.
+    /// It answered with an error status.
+    Rejected { status: u16 },
+    /// It did not answer.
     Unanswered { why: String },
 }
 
@@ -102,9 +102,9 @@ impl Delivery {
         self.collector.destination()
     }
 
-    /// Whether there is room for an item to wait in; else it is counted as dropped.
+    /// Whether the queue has room for an item; if not, the item is counted as dropped.
     pub(crate) fn admit(&self) -> bool {
-        let room = self.waiting.fetch_add(1, Ordering::Relaxed) < QUEUE;
+        let room = self.waiting.fetch_add(1, Ordering::Relaxed) < QUEUE_SIZE;
         if !room {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.signal.count("dropped", 1);
@@ -112,7 +112,7 @@ impl Delivery {
         room
     }
 
-    /// Begins to deliver items that have waited.
+    /// Starts the delivery of this many items of the queue.
     pub(crate) fn begin(&self, items: usize) {
         self.waiting.fetch_sub(items, Ordering::Relaxed);
         *self.last() = None;
@@ -125,20 +125,20 @@ impl Delivery {
     pub(crate) async fn attempt(&self, message: &[u8]) -> Result<Answer, String> {
         let answer = self.collector.post(message).await;
         *self.last() = Some(match &answer {
-            // What was refused is part of an answer that is a success otherwise. The answers about metrics and logs are the
-            // same on the wire.
+            // A successful response can say that some items were rejected. The messages for metrics and logs have the
+            // same wire format.
             Ok(Answer { status, body, .. }) if status.is_success() => {
                 let answer = ExportTraceServiceResponse::decode(&**body).unwrap_or_default();
                 let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
                 Outcome::Taken { rejected: u64::try_from(rejected).unwrap_or(0) }
             }
-            Ok(Answer { status, .. }) => Outcome::Refused { status: u16::from(*status) },
+            Ok(Answer { status, .. }) => Outcome::Rejected { status: u16::from(*status) },
             Err(why) => Outcome::Unanswered { why: why.clone() },
         });
         answer
     }
 
-    /// Counts what became of so many items after the last attempt, and tells of it if it is news.
+    /// Counts the items by the outcome of the last attempt, and logs the start and end of an outage.
     pub(crate) fn end(&self, items: u64) {
         let last = self.last().take();
         let failure = match last {
@@ -148,8 +148,8 @@ impl Delivery {
                 self.signal.count("rejected", rejected);
                 None
             }
-            Some(Outcome::Refused { status }) => {
-                // By these it says that it may take them later, which has been tried.
+            Some(Outcome::Rejected { status }) => {
+                // The retryable statuses of OTLP; the retries have failed too.
                 let later = matches!(status, 429 | 502 | 503 | 504);
                 self.signal.count(if later { "failed" } else { "rejected" }, items);
                 Some(format!("it answered {status}"))
@@ -187,7 +187,7 @@ impl Delivery {
     }
 }
 
-/// What the SDK's exporter sends through. It asks again by itself where that may help.
+/// The HTTP client of the SDK's exporter, which retries by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct DeliveryClient(pub(crate) Arc<Delivery>);
 

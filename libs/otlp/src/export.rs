@@ -1,4 +1,4 @@
-//! What is exported while a service works.
+//! Starts and stops the exports of a service.
 
 use std::{
     future::Future,
@@ -17,17 +17,17 @@ use crate::{
     Settings,
     delivery::{Delivery, Signal},
     metrics as messages,
-    pipeline::{FLUSH_LIMIT, Lines, Spans},
+    pipeline::{FLUSH_TIMEOUT, LogPipeline, SpanPipeline},
 };
 
-/// Does a service's work from its beginning to its end, and exports its spans, metrics and log lines to whatever collector
-/// there is.
-pub async fn exporting<T>(settings: Settings, work: impl Future<Output = T>) -> T {
+/// Runs a service's work, and exports its spans, metrics and log lines meanwhile to the collectors of the settings. At
+/// the end it sends what is left, within two seconds.
+pub async fn export_while<T>(settings: Settings, work: impl Future<Output = T>) -> T {
     let stop = Shutdown::new();
     let exports = Exports::start(settings, &stop);
     let outcome = work.await;
     stop.trigger();
-    if !timeout(FLUSH_LIMIT, exports.end()).await.unwrap_or(false) {
+    if !timeout(FLUSH_TIMEOUT, exports.end()).await.unwrap_or(false) {
         tracing::warn!("the last spans, metrics and log lines were not delivered in time");
     }
     outcome
@@ -35,9 +35,9 @@ pub async fn exporting<T>(settings: Settings, work: impl Future<Output = T>) -> 
 
 #[derive(Default)]
 struct Exports {
-    spans: Option<Arc<Spans>>,
-    lines: Option<Arc<Lines>>,
-    snapshots: Option<Task<()>>,
+    spans: Option<Arc<SpanPipeline>>,
+    lines: Option<Arc<LogPipeline>>,
+    metrics: Option<Task<()>>,
 }
 
 impl Exports {
@@ -51,32 +51,33 @@ impl Exports {
         let mut exports = Self::default();
         if let Some(destination) = traces {
             tracing::info!(collector = %destination.url, "exporting traces");
-            let spans = Arc::new(Spans::new(destination, &resource));
+            let spans = Arc::new(SpanPipeline::new(destination, &resource));
             exports.spans = Some(spans.clone());
             sampler::set(sampler);
             span::collect(move |span| spans.add(span));
         }
         if let Some(destination) = logs {
             tracing::info!(collector = %destination.url, "exporting log lines");
-            let lines = Arc::new(Lines::new(destination, &resource));
+            let lines = Arc::new(LogPipeline::new(destination, &resource));
             exports.lines = Some(lines.clone());
             log::collect(move |line| lines.add(line));
         }
         if let Some(destination) = metrics {
             tracing::info!(collector = %destination.url, "exporting metrics");
             let delivery = Delivery::new(Signal::Metrics, destination);
-            exports.snapshots = Some(runtime::spawn(snapshots(delivery, attributes, interval, stop.clone())));
+            exports.metrics =
+                Some(runtime::spawn(export_metrics_periodically(delivery, attributes, interval, stop.clone())));
         }
         exports
     }
 
-    /// Sends what is left; gives whether all of it was sent in time.
+    /// Sends what is left; returns whether all of it was sent in time.
     async fn end(self) -> bool {
-        // The SDK waits on the thread that asks it to.
+        // The SDK blocks the calling thread.
         let spans = self.spans.map(|spans| smol::unblock(move || spans.shutdown()));
         let lines = self.lines.map(|lines| smol::unblock(move || lines.shutdown()));
-        if let Some(snapshots) = self.snapshots {
-            snapshots.await;
+        if let Some(metrics) = self.metrics {
+            metrics.await;
         }
         let mut sent = true;
         for shutdown in [spans, lines].into_iter().flatten() {
@@ -87,9 +88,14 @@ impl Exports {
     }
 }
 
-/// Sends every metric as it is now and then, and at the end. What does not arrive is made up for by the next sending:
-/// counts go on from the start of the process.
-async fn snapshots(delivery: Delivery, resource: messages::Attributes, interval: Duration, stop: Shutdown) {
+/// Sends all metrics at every interval, and at the end. A failed export needs no retry: counters are cumulative, so the
+/// next export has their values too.
+async fn export_metrics_periodically(
+    delivery: Delivery,
+    resource: messages::Attributes,
+    interval: Duration,
+    stop: Shutdown,
+) {
     let started = SystemTime::now();
     while !stop.is_triggered() {
         stop.run_until_stopped(Timer::after(interval)).await;
@@ -97,7 +103,7 @@ async fn snapshots(delivery: Delivery, resource: messages::Attributes, interval:
         let points = families.iter().map(|family| family.get_metric().len() as u64).sum();
         let message = messages::metrics(&resource, &families, started, SystemTime::now()).encode_to_vec();
         delivery.begin(0);
-        // A connection that the collector has just closed is no outage yet.
+        // One retry, because the collector may have closed the idle connection.
         if delivery.attempt(&message).await.is_err() {
             let _ = delivery.attempt(&message).await;
         }

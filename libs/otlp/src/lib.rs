@@ -1,12 +1,13 @@
 //! Sends spans, metrics and log lines to an OpenTelemetry collector: OTLP over HTTP, in protobuf, without tokio.
 //!
-//! Nothing is started and nothing is recorded unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set. A collector that is away
-//! costs spans and lines, never a request: bounded queues take them, and drop and count what finds no room.
+//! Nothing is started and nothing is recorded unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set. A collector that is
+//! unavailable costs spans and log lines, never a request: the queues are bounded, and what does not fit is dropped and
+//! counted.
 //!
-//! Queues, batches, attempts and OTLP's messages are those of OpenTelemetry's SDK and exporter; what is ours is the HTTP
-//! client, which brings no tokio, the counting, and the way from our spans, lines and metrics to theirs.
+//! Queues, batches, retries and messages are those of OpenTelemetry's SDK and exporter. This library adds an HTTP
+//! client without tokio, the metrics about deliveries, and the conversion of spans, log lines and metrics.
 //!
-//! What it does not do: TLS (a collector beside the service speaks it), gRPC, JSON, compression.
+//! Not supported: TLS (use a collector beside the service), gRPC, JSON, compression.
 
 mod collector;
 mod connection;
@@ -17,5 +18,5 @@ mod metrics;
 mod pipeline;
 mod settings;
 
-pub use export::exporting;
+pub use export::export_while;
 pub use settings::Settings;

@@ -1,4 +1,4 @@
-//! The metrics of the process as OpenTelemetry's messages. The SDK has no way to export a registry of Prometheus.
+//! Converts the Prometheus metrics of the process to OTLP messages, which the SDK cannot do.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -13,7 +13,7 @@ use opentelemetry_proto::tonic::{
 };
 use telemetry::metrics::{MetricFamily, MetricType, Sample};
 
-/// What is true of everything that a process sends, by name.
+/// Resource attributes, by name.
 pub(crate) type Attributes = BTreeMap<String, String>;
 
 /// The metrics of one process as they are `now`, counted since `started`, under the names of its `/metrics`.
@@ -49,19 +49,19 @@ fn attribute(name: &str, value: &str) -> KeyValue {
 }
 
 fn nanoseconds(time: SystemTime) -> u64 {
-    // A clock before 1970 is nobody's.
+    // No clock is set before 1970.
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Of every point of one sending, in nanoseconds.
+/// The times of every data point of one export, in nanoseconds since 1970.
 struct Times {
     started: u64,
     now: u64,
 }
 
 impl Times {
-    /// Nothing for a kind that none of our metrics has.
+    /// None for types that no metric here has.
     fn metric(&self, family: &MetricFamily) -> Option<Metric> {
         let samples = family.get_metric();
         let temporality = AggregationTemporality::Cumulative.into();
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_have_the_values_of_the_metrics_page() {
+    fn data_points_have_the_values_of_the_metrics_page() {
         metrics::counters("tests_sent_total", "Of this test.", &["kind"]).with_label_values(&["good"]).inc_by(2);
         metrics::gauge("tests_waiting", "Of this test.").set(-3);
         let times = metrics::latencies("tests_duration_seconds", "Of this test.", &["kind"]);

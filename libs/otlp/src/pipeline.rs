@@ -1,52 +1,46 @@
-//! The SDK's queue, batches and exporter of a signal: a thread of their own, and no runtime.
+//! The SDK's batch processors and exporters for spans and log lines. Each has a thread of its own and needs no runtime.
 
 use std::{sync::Arc, time::Duration};
 
 use opentelemetry::{InstrumentationScope, logs::Logger as _};
-use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
     logs::{self, BatchLogProcessor, LogBatch, LogProcessor as _, SdkLogger, SdkLoggerProvider},
     trace::{self, BatchSpanProcessor, SpanData, SpanProcessor as _},
 };
-use telemetry::{log::Line, span::Finished};
+use telemetry::{log::Line, span::FinishedSpan};
 
 use crate::{
     convert,
-    delivery::{Delivery, DeliveryClient, QUEUE, Signal},
+    delivery::{Delivery, DeliveryClient, QUEUE_SIZE, Signal},
     settings::Destination,
 };
 
-/// Items of one delivery at most. As many wake the exporter before its time.
-pub(crate) const BATCH: usize = 512;
-/// How long an item waits for others.
-const DELAY: Duration = Duration::from_secs(1);
-/// Time for what is left when the service has stopped.
-pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+/// Items in one delivery at most. A full batch is sent at once.
+pub(crate) const BATCH_SIZE: usize = 512;
+/// How long a partial batch waits for more items.
+const SCHEDULE_DELAY: Duration = Duration::from_secs(1);
+/// Time to send what is left when the service has stopped.
+pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Takes spans and sends them.
+/// Queues, batches and sends spans.
 #[derive(Debug)]
-pub(crate) struct Spans {
+pub(crate) struct SpanPipeline {
     delivery: Arc<Delivery>,
     processor: BatchSpanProcessor,
     scope: InstrumentationScope,
 }
 
-impl Spans {
+impl SpanPipeline {
     pub(crate) fn new(destination: Destination, resource: &Resource) -> Self {
         let delivery = Arc::new(Delivery::new(Signal::Traces, destination));
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_http_client(DeliveryClient(delivery.clone()))
-            .with_endpoint(delivery.destination().url.as_str())
-            .with_timeout(delivery.destination().timeout)
-            .build()
-            .expect("the endpoint is a URL, and the client is given");
+        let exporter = through(&delivery, SpanExporter::builder().with_http()).build().expect(EXPORTER);
         let batches = trace::BatchConfigBuilder::default()
-            .with_max_queue_size(QUEUE)
-            .with_max_export_batch_size(BATCH)
-            .with_scheduled_delay(DELAY)
+            .with_max_queue_size(QUEUE_SIZE)
+            .with_max_export_batch_size(BATCH_SIZE)
+            .with_scheduled_delay(SCHEDULE_DELAY)
             .build();
         let counted = CountingExporter { exporter, delivery: delivery.clone() };
         let mut processor = BatchSpanProcessor::builder(counted).with_batch_config(batches).build();
@@ -54,16 +48,16 @@ impl Spans {
         Self { delivery, processor, scope: convert::scope() }
     }
 
-    /// Never waits.
-    pub(crate) fn add(&self, span: Finished) {
+    /// Adds an item to the queue, or counts it as dropped. Never blocks.
+    pub(crate) fn add(&self, span: FinishedSpan) {
         if self.delivery.admit() {
             self.processor.on_end(convert::span(span, self.scope.clone()));
         }
     }
 
-    /// Sends what is left; waits [`FLUSH_LIMIT`] at most, on the thread.
+    /// Sends what is left; blocks the thread for [`FLUSH_TIMEOUT`] at most.
     pub(crate) fn shutdown(&self) -> OTelSdkResult {
-        self.processor.shutdown_with_timeout(FLUSH_LIMIT)
+        self.processor.shutdown_with_timeout(FLUSH_TIMEOUT)
     }
 
     #[cfg(test)]
@@ -72,32 +66,26 @@ impl Spans {
     }
 }
 
-/// Takes log lines and sends them.
+/// Queues, batches and sends log lines.
 #[derive(Debug)]
-pub(crate) struct Lines {
+pub(crate) struct LogPipeline {
     delivery: Arc<Delivery>,
     processor: BatchLogProcessor,
-    /// Only makes records: a record that went through it from the exporter's own thread would be suppressed.
+    /// Only creates records. Emitting through it would suppress the records of the exporter's own thread.
     logger: SdkLogger,
     scope: InstrumentationScope,
 }
 
-impl Lines {
+impl LogPipeline {
     pub(crate) fn new(destination: Destination, resource: &Resource) -> Self {
         use opentelemetry::logs::LoggerProvider as _;
 
         let delivery = Arc::new(Delivery::new(Signal::Logs, destination));
-        let exporter = LogExporter::builder()
-            .with_http()
-            .with_http_client(DeliveryClient(delivery.clone()))
-            .with_endpoint(delivery.destination().url.as_str())
-            .with_timeout(delivery.destination().timeout)
-            .build()
-            .expect("the endpoint is a URL, and the client is given");
+        let exporter = through(&delivery, LogExporter::builder().with_http()).build().expect(EXPORTER);
         let batches = logs::BatchConfigBuilder::default()
-            .with_max_queue_size(QUEUE)
-            .with_max_export_batch_size(BATCH)
-            .with_scheduled_delay(DELAY)
+            .with_max_queue_size(QUEUE_SIZE)
+            .with_max_export_batch_size(BATCH_SIZE)
+            .with_scheduled_delay(SCHEDULE_DELAY)
             .build();
         let counted = CountingExporter { exporter, delivery: delivery.clone() };
         let mut processor = BatchLogProcessor::builder(counted).with_batch_config(batches).build();
@@ -106,7 +94,7 @@ impl Lines {
         Self { delivery, processor, logger, scope: convert::scope() }
     }
 
-    /// Never waits.
+    /// Adds an item to the queue, or counts it as dropped. Never blocks.
     pub(crate) fn add(&self, line: Line) {
         if self.delivery.admit() {
             let mut record = self.logger.create_log_record();
@@ -115,13 +103,24 @@ impl Lines {
         }
     }
 
-    /// Sends what is left; waits [`FLUSH_LIMIT`] at most, on the thread.
+    /// Sends what is left; blocks the thread for [`FLUSH_TIMEOUT`] at most.
     pub(crate) fn shutdown(&self) -> OTelSdkResult {
-        self.processor.shutdown_with_timeout(FLUSH_LIMIT)
+        self.processor.shutdown_with_timeout(FLUSH_TIMEOUT)
     }
 }
 
-/// An exporter of the SDK whose deliveries are counted.
+const EXPORTER: &str = "the endpoint is a URL, and the client is given";
+
+/// Has an exporter send through a delivery, with its endpoint and its timeout.
+fn through<B: WithExportConfig + WithHttpConfig>(delivery: &Arc<Delivery>, exporter: B) -> B {
+    let destination = delivery.destination();
+    exporter
+        .with_http_client(DeliveryClient(delivery.clone()))
+        .with_endpoint(destination.url.as_str())
+        .with_timeout(destination.timeout)
+}
+
+/// Wraps an exporter of the SDK and counts its deliveries.
 #[derive(Debug)]
 struct CountingExporter<E> {
     exporter: E,
@@ -129,7 +128,7 @@ struct CountingExporter<E> {
 }
 
 impl<E> CountingExporter<E> {
-    /// Does an export of so many items, and counts them.
+    /// Runs an export of this many items, and counts them by outcome.
     async fn count(&self, items: usize, export: impl Future<Output = OTelSdkResult>) -> OTelSdkResult {
         self.delivery.begin(items);
         let result = export.await;

@@ -6,22 +6,22 @@ use surf::{
     Url,
     http::headers::{HeaderName, HeaderValue},
 };
-use telemetry::sampler::{self, Ratio, Sampler};
+use telemetry::sampler::{Ratio, Sampler, SamplerKind};
 
-/// Where spans, metrics and log lines go, by the variables of the OpenTelemetry specification.
+/// The settings of the export, by the variables of the OpenTelemetry specification.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// None: no span is recorded.
+    /// Without it no span is recorded.
     pub(crate) traces: Option<Destination>,
     pub(crate) metrics: Option<Destination>,
     pub(crate) logs: Option<Destination>,
     /// Which traces are recorded.
     pub(crate) sampler: Sampler,
-    /// Between two deliveries of the metrics.
+    /// Time between two exports of the metrics.
     pub(crate) interval: Duration,
-    /// What is true of everything that the process sends.
+    /// Resource attributes.
     pub(crate) resource: BTreeMap<String, String>,
-    /// Variables that count as not set, because their values are wrong.
+    /// Variables with wrong values, which count as not set.
     pub(crate) warnings: Vec<Invalid>,
 }
 
@@ -30,11 +30,11 @@ pub struct Settings {
 pub(crate) struct Destination {
     pub(crate) url: Url,
     pub(crate) headers: Secret<Headers>,
-    /// Time for one attempt.
+    /// Timeout of one attempt.
     pub(crate) timeout: Duration,
 }
 
-/// The variables about one signal alone.
+/// The variables of one signal.
 struct Signal {
     path: &'static str,
     exporter: &'static [&'static str],
@@ -71,7 +71,7 @@ const LOGS: Signal = Signal {
     protocol: &["OTEL_EXPORTER_OTLP_LOGS_PROTOCOL"],
 };
 
-/// What holds for every signal that has nothing of its own.
+/// The settings of every signal that does not have its own.
 struct General {
     endpoint: Option<Endpoint>,
     headers: Secret<Headers>,
@@ -81,9 +81,9 @@ struct General {
 impl Settings {
     /// Reads the variables. `service` is the name of the service, unless they give another one.
     ///
-    /// A wrong value is a warning and counts as not set, as the specification demands. Only an endpoint must be right: with
-    /// a wrong one nothing would arrive anywhere. Without an endpoint, or with `OTEL_SDK_DISABLED`, no other variable is
-    /// even read.
+    /// A wrong value is a warning and counts as not set, as the specification demands. Only a wrong endpoint is an
+    /// error, because nothing could be sent to it. Without an endpoint, or with `OTEL_SDK_DISABLED`, no other variable
+    /// is read.
     pub fn read(reader: &mut Reader, service: &'static str) -> Self {
         let disabled: Flag =
             reader.variable(&["OTEL_SDK_DISABLED"], "true: nothing is sent or recorded").lenient().or("false");
@@ -113,10 +113,10 @@ impl Settings {
     }
 }
 
-/// The variables that say how something is sent.
+/// Reads the variables that apply only if something is sent.
 struct Variables<'a> {
     reader: &'a mut Reader,
-    /// Whether anything is sent at all.
+    /// Whether any signal has an endpoint.
     used: bool,
 }
 
@@ -127,7 +127,7 @@ impl Variables<'_> {
 }
 
 fn sampler(variables: &mut Variables<'_>) -> Sampler {
-    let kind: sampler::Kind =
+    let kind: SamplerKind =
         variables.field(&["OTEL_TRACES_SAMPLER"], "which traces are recorded").or("parentbased_always_on");
     let ratio: Ratio = variables
         .field(&["OTEL_TRACES_SAMPLER_ARG"], "the share of them, for the samplers with a traceidratio")
@@ -135,7 +135,7 @@ fn sampler(variables: &mut Variables<'_>) -> Sampler {
     Sampler::new(kind, ratio)
 }
 
-/// What is true of everything that the process sends.
+/// The resource attributes.
 fn resource(variables: &mut Variables<'_>, service: &'static str) -> BTreeMap<String, String> {
     let name: Option<String> = variables
         .field(&["OTEL_SERVICE_NAME"], "name of the service in what is sent, instead of the program's")
@@ -145,7 +145,7 @@ fn resource(variables: &mut Variables<'_>, service: &'static str) -> BTreeMap<St
     let mut resource = BTreeMap::from(
         [
             ("service.name", service.to_owned()),
-            // Of the workspace, and so of each service.
+            // The version of the workspace is that of each service.
             ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
             ("service.instance.id", format!("{:032x}", fastrand::u128(..))),
             ("telemetry.sdk.language", "rust".to_owned()),
@@ -160,14 +160,14 @@ fn resource(variables: &mut Variables<'_>, service: &'static str) -> BTreeMap<St
 }
 
 impl General {
-    /// Where this signal goes, if anywhere.
+    /// Where this signal is sent, if it is.
     fn signal(&self, variables: &mut Variables<'_>, signal: &Signal, own: Option<Endpoint>) -> Option<Destination> {
         let exporter: Exporter = variables.field(signal.exporter, "none: this signal is not sent").or("otlp");
         let headers = variables.field(signal.headers, "headers for it").optional();
         let timeout = variables.field(signal.timeout, "time for one sending to it").optional();
         let _: Option<Protocol> = variables.field(signal.protocol, "form of what it is sent").optional();
-        let below = || self.endpoint.clone().map(|endpoint| endpoint.below(signal.path));
-        let url = own.map(|Endpoint(url)| url).or_else(below).filter(|_| exporter == Exporter::Otlp)?;
+        let general = || self.endpoint.clone().map(|endpoint| endpoint.join(signal.path));
+        let url = own.map(|Endpoint(url)| url).or_else(general).filter(|_| exporter == Exporter::Otlp)?;
         let headers = headers.unwrap_or_else(|| self.headers.clone());
         Some(Destination { url, headers, timeout: timeout.unwrap_or(self.timeout) })
     }
@@ -188,7 +188,7 @@ impl Value for Flag {
     }
 }
 
-/// Whether a signal is sent.
+/// A value of `OTEL_TRACES_EXPORTER` and the like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exporter {
     Otlp,
@@ -202,7 +202,7 @@ impl Value for Exporter {
         match text {
             "otlp" => Ok(Self::Otlp),
             "none" => Ok(Self::None),
-            _ => Err("it is another exporter".to_owned()),
+            _ => Err("it is not a supported exporter".to_owned()),
         }
     }
 }
@@ -213,7 +213,7 @@ struct Endpoint(Url);
 
 impl Endpoint {
     /// The URL of one signal, as the specification has it: appended to the path, whether that ends with a slash or not.
-    fn below(self, signal: &str) -> Url {
+    fn join(self, signal: &str) -> Url {
         let Self(mut url) = self;
         let path = format!("{}/{signal}", url.path().trim_end_matches('/'));
         url.set_path(&path);
@@ -225,7 +225,7 @@ impl Value for Endpoint {
     const EXPECTED: &'static str = "http://host:port, with a path or without";
 
     fn parse(text: &str) -> Result<Self, String> {
-        // The parser's message can quote nothing of the URL; the URL itself is no secret unless it holds one.
+        // The parser's message does not quote the URL, which may contain a password.
         let url = Url::parse(text).map_err(|error| error.to_string())?;
         if url.scheme() != "http" {
             return Err("its scheme is not http; a collector beside the service can pass spans on over TLS".to_owned());
@@ -240,18 +240,18 @@ impl Value for Endpoint {
     }
 }
 
-/// How OTLP is spoken.
+/// The only supported value of `OTEL_EXPORTER_OTLP_PROTOCOL`.
 struct Protocol;
 
 impl Value for Protocol {
-    const EXPECTED: &'static str = "http/protobuf, the only one spoken here";
+    const EXPECTED: &'static str = "http/protobuf, the only one supported";
 
     fn parse(text: &str) -> Result<Self, String> {
-        if text == "http/protobuf" { Ok(Self) } else { Err("it is another one".to_owned()) }
+        if text == "http/protobuf" { Ok(Self) } else { Err("it is not supported".to_owned()) }
     }
 }
 
-/// Names with values: `name=value,name=value`, percent-encoded.
+/// Key-value pairs: `name=value,name=value`, percent-encoded.
 #[derive(Clone, Debug, Default)]
 struct Pairs(BTreeMap<String, String>);
 
@@ -275,7 +275,7 @@ impl Value for Pairs {
     }
 }
 
-/// Headers of HTTP.
+/// HTTP headers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Headers(pub(crate) Vec<(HeaderName, HeaderValue)>);
 
@@ -286,7 +286,7 @@ impl Value for Headers {
         let header = |(name, value): (String, String)| {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
             let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
-            // The types let any ASCII in, line breaks too.
+            // The types accept any ASCII, including line breaks.
             let name = HeaderName::from_str(&name).ok().filter(|_| name.bytes().all(token));
             let value = HeaderValue::from_str(&value).ok().filter(|_| value.bytes().all(printable));
             name.zip(value).ok_or_else(|| "a part of it cannot be a header".to_owned())
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_for_traces_is_appended_to_the_endpoint_and_taken_as_it_is_from_its_own() {
+    fn the_signal_path_is_appended_to_the_general_endpoint_alone() {
         assert_eq!(traces(&[]), None);
         for (base, expected) in [
             ("http://collector:4318", "http://collector:4318/v1/traces"),
@@ -451,7 +451,7 @@ mod tests {
             let variables = [endpoint, ("OTEL_TRACES_SAMPLER", kind), ("OTEL_TRACES_SAMPLER_ARG", ratio)];
             read(&variables).unwrap().0.sampler
         };
-        let expected = |kind, ratio| Sampler::new(sampler::Kind::parse(kind).unwrap(), Ratio::parse(ratio).unwrap());
+        let expected = |kind, ratio| Sampler::new(SamplerKind::parse(kind).unwrap(), Ratio::parse(ratio).unwrap());
         assert_eq!(sampler("traceidratio", "0.25"), expected("traceidratio", "0.25"));
         assert_eq!(sampler("always_off", ""), expected("always_off", "1"));
         assert_eq!(read(&[endpoint]).unwrap().0.sampler, Sampler::default());

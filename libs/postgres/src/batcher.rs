@@ -1,4 +1,4 @@
-//! Work of one kind that many ask for at the same time, done by one statement.
+//! Batching: concurrent requests of one kind share one statement.
 
 use std::{
     fmt,
@@ -9,54 +9,53 @@ use std::{
 
 use runtime::timeout;
 use smol::channel::{self, Receiver, Sender};
-use telemetry::{Span, span::Kind};
+use telemetry::{Span, SpanKind};
 
 use crate::{Database, Error};
 
-/// Statements at once: while the answers of one are handed out, the database works on another.
-const AT_ONCE: usize = 2;
-/// Requests that wait, at most, as so many statements take. The time for which one may wait is bounded too; this bounds
-/// the memory that they take meanwhile.
+/// Statements that run at the same time: while the answers of one are handed out, the database works on another.
+const MAX_CONCURRENT: usize = 2;
+/// Limit of the queue, in full statements. The waiting time is bounded too; this bounds the memory of the queue.
 const MAX_WAITING_STATEMENTS: usize = 16;
 
-/// A statement that does for many what they have asked for.
+/// A statement that executes many requests at once.
 pub trait BatchStatement: Send + Sync + 'static {
-    /// What one asks for.
+    /// One request.
     type Request: Send + Sync + 'static;
-    /// What one is told.
+    /// The answer to one request.
     type Answer: Send + 'static;
-    /// The name of the span that each request has.
+    /// Name of the span of each request, and of its `db.query.summary`.
     const NAME: &'static str;
-    /// Requests that one statement takes, at most.
+    /// Requests in one statement, at most.
     const MAX_REQUESTS: usize;
 
-    /// Does it for all or, if it fails, for none of them; gives an answer for each, in their order.
+    /// Executes all requests or, if it fails, none of them; returns their answers in the same order.
     fn execute(
         database: &Database,
         requests: &[Self::Request],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, Error>> + Send;
 }
 
-/// Collects the requests that come while statements are under way, for the next one. A statement for many costs the
-/// database, and us, little more than one for a single request. A request that comes alone waits for nobody: its
-/// statement begins at once.
+/// Collects the requests that arrive while statements are running, and executes them with the next one. A statement for
+/// many requests costs the database and this process little more than one for a single request. A request that finds no
+/// statement running is executed at once.
 ///
-/// A request that makes a statement fail does not harm the others: each is then done by itself.
+/// If one request makes a statement fail, each request of the batch is executed again by itself, so the others succeed.
 pub struct Batcher<S: BatchStatement> {
     database: Database,
     queue: Arc<Mutex<Queue<S>>>,
-    /// When whoever asks wants an answer at the latest, if that is not measured for each request alone.
+    /// Deadline of all requests through this clone; without it each request has its own.
     until: Option<Instant>,
 }
 
 struct Queue<S: BatchStatement> {
-    waiting: Vec<Waiting<S>>,
-    /// Statements under way.
+    waiting: Vec<PendingRequest<S>>,
+    /// Statements that are running.
     running: usize,
 }
 
-/// A request, and who waits for its answer.
-struct Waiting<S: BatchStatement> {
+/// A request in the queue, and the channel for its answer.
+struct PendingRequest<S: BatchStatement> {
     request: S::Request,
     since: Instant,
     answer: Sender<Result<S::Answer, Error>>,
@@ -80,31 +79,31 @@ impl<S: BatchStatement> Batcher<S> {
         Self { database, queue: Arc::new(Mutex::new(Queue { waiting: Vec::new(), running: 0 })), until: None }
     }
 
-    /// The same batcher for several requests that have one deadline together: that of a single one.
+    /// The same batcher, whose requests from now on share one deadline: that of a single request that starts now.
     #[must_use]
-    pub fn with_one_deadline(&self) -> Self {
-        Self { until: Some(Instant::now() + self.database.work_limit()), ..self.clone() }
+    pub fn with_shared_deadline(&self) -> Self {
+        Self { until: Some(Instant::now() + self.database.work_timeout()), ..self.clone() }
     }
 
-    /// The answer of a statement that begins after this call. A request that is given up before is never executed.
+    /// Executes a request with the next statement. A request whose future is dropped before that is not executed.
     ///
     /// # Errors
-    /// Why this request could not be done, or why the database could do none; [`Error::QueueFull`] if too many wait.
+    /// Why this request failed, or why the database is unavailable; [`Error::QueueFull`] if too many requests wait.
     pub async fn submit(&self, request: S::Request) -> Result<S::Answer, Error> {
-        // The statement belongs to many requests, and each has a span of its own for it.
-        let mut span = Span::child(Kind::Client, S::NAME);
+        // The statement belongs to many requests, so each of them gets a span of its own for it.
+        let mut span = Span::child(SpanKind::Client, S::NAME);
         span.set("db.system.name", "postgresql");
         span.set("db.query.summary", S::NAME);
         let result = match self.enqueue(request) {
             Ok(answered) => {
                 self.start();
-                // Those before it may wait for a database that says nothing.
-                let limit = self.database.work_limit();
+                // The requests before it may wait for a database that does not answer.
+                let limit = self.database.work_timeout();
                 let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
                 let answer = timeout(left.map_or(limit, |left| left.min(limit)), answered.recv()).await;
                 let answer = answer.map_err(|late| Error::Unavailable(late.to_string().into()));
-                let broken_off = |_| Error::Unavailable("the statement was broken off".into());
-                answer.and_then(|answer| answer.map_err(broken_off)).flatten()
+                let cancelled = |_| Error::Unavailable("the statement was cancelled".into());
+                answer.and_then(|answer| answer.map_err(cancelled)).flatten()
             }
             Err(full) => Err(full),
         };
@@ -118,60 +117,61 @@ impl<S: BatchStatement> Batcher<S> {
     fn enqueue(&self, request: S::Request) -> Result<Receiver<Result<S::Answer, Error>>, Error> {
         let mut queue = self.lock();
         if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
-            // Those who have gone keep no place.
+            // Cancelled requests need no room in the queue.
             queue.waiting.retain(|one| !one.answer.is_closed());
         }
         if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             return Err(Error::QueueFull);
         }
         let (answer, answered) = channel::bounded(1);
-        queue.waiting.push(Waiting { request, since: Instant::now(), answer });
+        queue.waiting.push(PendingRequest { request, since: Instant::now(), answer });
         Ok(answered)
     }
 
-    /// Begins a statement if somebody waits for one and it is not one too many.
+    /// Starts a statement if requests wait and fewer than [`MAX_CONCURRENT`] are running.
     fn start(&self) {
         let mut queue = self.lock();
-        if !queue.waiting.is_empty() && queue.running < AT_ONCE {
+        if !queue.waiting.is_empty() && queue.running < MAX_CONCURRENT {
             queue.running += 1;
-            // A task of its own, because a request can be broken off and others wait for the same statement.
-            runtime::spawn(Running(Self { until: None, ..self.clone() }).answer_all()).detach();
+            // A task of its own, because the request that started it can be cancelled while others wait for the
+            // statement.
+            runtime::spawn(StatementSlot(Self { until: None, ..self.clone() }).execute_all()).detach();
         }
     }
 
-    /// Those who have waited longest; others than these wait for a later statement.
-    fn take(&self) -> Vec<Waiting<S>> {
+    /// Takes the oldest requests from the queue, as many as one statement executes.
+    fn next_batch(&self) -> Vec<PendingRequest<S>> {
         let mut queue = self.lock();
         let count = queue.waiting.len().min(S::MAX_REQUESTS);
         let rest = queue.waiting.split_off(count);
         std::mem::replace(&mut queue.waiting, rest)
     }
 
-    async fn answer(&self, mut waiting: Vec<Waiting<S>>) {
-        let limit = self.database.acquire_limit();
+    async fn answer(&self, mut waiting: Vec<PendingRequest<S>>) {
+        let limit = self.database.acquire_timeout();
         waiting.retain(|one| {
             let late = one.since.elapsed() > limit;
             if late {
-                tell(&one.answer, Err(Error::Unavailable("too many requests wait for the database".into())));
+                respond(&one.answer, Err(Error::Unavailable("too many requests wait for the database".into())));
             }
             !late && !one.answer.is_closed()
         });
         if waiting.is_empty() {
             return;
         }
-        // None of them gets its answer later than if it had been alone.
+        // The deadline of the oldest request, so that none is answered later than if it had been executed by itself.
         let since = waiting.iter().map(|one| one.since).min().unwrap_or_else(Instant::now);
-        let database = self.database.until(since + self.database.work_limit());
+        let database = self.database.with_deadline(since + self.database.work_timeout());
         let (requests, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.request, one.answer)).unzip();
         match S::execute(&database, &requests).await {
-            Ok(results) => answers.iter().zip(results).for_each(|(answer, result)| tell(answer, Ok(result))),
-            Err(error) if requests.len() > 1 && error.is_of_the_statement() => {
-                // Not here: whichever it is, it may fail slowly, and others wait for the next statement.
+            Ok(results) => answers.iter().zip(results).for_each(|(answer, result)| respond(answer, Ok(result))),
+            Err(error) if requests.len() > 1 && error.is_statement_error() => {
+                // In tasks of their own: the one that fails may do so slowly, and others wait for the next statement.
                 for (request, answer) in requests.into_iter().zip(answers) {
-                    runtime::spawn(alone::<S>(database.clone(), request, answer)).detach();
+                    runtime::spawn(execute_alone::<S>(database.clone(), request, answer)).detach();
                 }
             }
-            Err(error) => answers.iter().for_each(|answer| tell(answer, Err(error.for_another()))),
+            Err(error) => answers.iter().for_each(|answer| respond(answer, Err(error.duplicate()))),
         }
     }
 
@@ -181,23 +181,30 @@ impl<S: BatchStatement> Batcher<S> {
     }
 }
 
-async fn alone<S: BatchStatement>(database: Database, request: S::Request, answer: Sender<Result<S::Answer, Error>>) {
+async fn execute_alone<S: BatchStatement>(
+    database: Database,
+    request: S::Request,
+    answer: Sender<Result<S::Answer, Error>>,
+) {
     let result = S::execute(&database, &[request]).await;
-    tell(&answer, result.and_then(|answers| answers.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))));
+    respond(
+        &answer,
+        result.and_then(|answers| answers.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))),
+    );
 }
 
-fn tell<T>(answer: &Sender<Result<T, Error>>, result: Result<T, Error>) {
-    // Whoever broke off needs no answer.
+fn respond<T>(answer: &Sender<Result<T, Error>>, result: Result<T, Error>) {
+    // A cancelled request needs no answer.
     let _ = answer.try_send(result);
 }
 
-/// A place among the statements under way, given back whatever happens.
-struct Running<S: BatchStatement>(Batcher<S>);
+/// One of the [`MAX_CONCURRENT`] statements; its slot is free again when it is dropped.
+struct StatementSlot<S: BatchStatement>(Batcher<S>);
 
-impl<S: BatchStatement> Running<S> {
-    async fn answer_all(self) {
+impl<S: BatchStatement> StatementSlot<S> {
+    async fn execute_all(self) {
         loop {
-            let waiting = self.0.take();
+            let waiting = self.0.next_batch();
             if waiting.is_empty() {
                 return;
             }
@@ -206,10 +213,10 @@ impl<S: BatchStatement> Running<S> {
     }
 }
 
-impl<S: BatchStatement> Drop for Running<S> {
+impl<S: BatchStatement> Drop for StatementSlot<S> {
     fn drop(&mut self) {
         self.0.lock().running -= 1;
-        // Somebody may have come after the last look.
+        // Requests may have arrived after the last batch was taken.
         self.0.start();
     }
 }

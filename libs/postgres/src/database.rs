@@ -13,54 +13,59 @@ use sqlx::{
     migrate::{MigrateError, Migrator},
 };
 use telemetry::{
-    Outage, Span,
+    Outage, Span, SpanKind,
     metrics::{self, IntCounterVec},
-    span::Kind,
 };
 
 use crate::{
     Error, Settings,
-    error::{Cause, MigrationFailure, is_certainly_undone},
-    pool::{Limits, Pool, PooledConnection, Pools, unavailable},
+    error::{Cause, MigrationFailure, certainly_had_no_effect},
+    pool::{Pool, PooledConnection, Pools, ServerTimeouts, unavailable},
     requirements,
-    statement::UNNAMED,
+    statement::DEFAULT_SPAN_NAME,
 };
 
-/// Time for all migrations together. A large table takes long to index.
-const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
+/// Time for all migrations together: indexing a large table takes long.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// For so long after an answer the database is known to be there, and need not be asked.
-const FRESH: Duration = Duration::from_secs(1);
+/// A ping succeeds without a query for this long after the last answer of the server.
+const PING_VALIDITY: Duration = Duration::from_secs(1);
 
-/// How often a piece of work is repeated with its statements prepared anew, at most.
-const MAX_PREPARED_ANEW: u32 = 2;
+/// How often work is retried after its prepared statements turned out to be stale, at most.
+const MAX_REPREPARED: u32 = 2;
 
-/// Pauses before work is repeated that was in conflict with other transactions.
-const CONFLICT_PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+/// First and longest pause before work is retried after a serialization failure or a deadlock.
+const CONFLICT_BACKOFF: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
-/// Statements that waited too long or took too long are logged this often at most.
+/// Lock and statement timeouts are logged this often at most.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-static REPEATS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    metrics::counters("db_repeats_total", "Work that was repeated because nothing was done the first time.", &["cause"])
+static RETRIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    metrics::counters(
+        "db_repeats_total",
+        "Database work that was retried because the first attempt certainly had no effect.",
+        &["cause"],
+    )
 });
 
 static TIMEOUTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    metrics::counters("db_timeouts_total", "Statements that a healthy server gave up, by what was too long.", &["kind"])
+    metrics::counters(
+        "db_timeouts_total",
+        "Statements that a healthy server cancelled: lock_timeout or statement_timeout.",
+        &["kind"],
+    )
 });
 
-/// The name of the pool that a database begins with.
-const REQUESTS: &str = "requests";
+/// The pool of a new [`Database`].
+const DEFAULT_POOL: &str = "requests";
 
-/// A database, ready to be used once its schema is migrated. Clones share one pool of connections; [`reserve`] gives
+/// A database, usable once its schema is migrated. Clones share one connection pool; [`reserve`](Self::reserve) makes
 /// another one.
-///
-/// [`reserve`]: Self::reserve
 #[derive(Clone, Debug)]
 pub struct Database {
     inner: Arc<Inner>,
     pool: Arc<Pool>,
-    /// When its work ends at the latest, if that is not measured for each piece of work alone.
+    /// Deadline of all work through this clone; without it each piece of work has its own.
     until: Option<Instant>,
 }
 
@@ -70,72 +75,73 @@ struct Inner {
     migrated: AtomicBool,
     outage: Outage,
     created: Instant,
-    /// When the server last answered, in microseconds after `created`; 0 before it ever has.
+    /// When the server last answered, in microseconds since `created`; 0 if it never has.
     answered: AtomicU64,
-    /// Why the last attempt to migrate the schema failed.
-    unmigrated: Mutex<Option<String>>,
-    refusal: OnceLock<MigrationError>,
-    /// When a statement was last logged that a healthy server gave up.
+    /// Error of the last attempt to migrate the schema.
+    migration_error: Mutex<Option<String>>,
+    permanent_error: OnceLock<MigrationError>,
+    /// When a lock or statement timeout was last logged.
     reported: Mutex<Option<Instant>>,
 }
 
 impl Database {
-    /// A database that is connected to when it is first used.
+    /// Connects on first use.
     pub fn new(settings: Settings) -> Self {
         let connections = settings.connections;
         let pools = Pools::new(settings);
-        let pool = pools.pool(REQUESTS, connections);
+        let pool = pools.pool(DEFAULT_POOL, connections);
         let inner = Inner {
             pools,
             migrated: AtomicBool::new(false),
             outage: Outage::new(),
             created: Instant::now(),
             answered: AtomicU64::new(0),
-            unmigrated: Mutex::default(),
-            refusal: OnceLock::new(),
+            migration_error: Mutex::default(),
+            permanent_error: OnceLock::new(),
             reported: Mutex::default(),
         };
         Self { inner: Arc::new(inner), pool, until: None }
     }
 
-    /// The same database over connections of its own, so many at most, besides those that there are. Work of one kind
-    /// that is slow, or waits, then takes none from work of another kind: searches cannot keep a lease from being renewed.
+    /// The same database with a pool of its own of at most `connections`, in addition to the existing pools. Slow work
+    /// in one pool then takes no connection from work in another: searches cannot keep a lease from being renewed.
     ///
-    /// `name` is the pool's in the metric `db_pool_connections`.
+    /// `name` is the label `pool` of the metric `db_pool_connections`.
     #[must_use]
     pub fn reserve(&self, name: &'static str, connections: usize) -> Self {
         Self { pool: self.inner.pools.pool(name, connections), ..self.clone() }
     }
 
-    /// Brings the schema up to date, trying again until the database is there. Several instances may do it at once.
-    /// Until it is done, [`run`](Self::run) finds the database unavailable.
+    /// Migrates the schema, and retries until the database is available. Several replicas may do so at once. Until it
+    /// is done, [`run`](Self::run) returns [`Error::Unavailable`].
     ///
     /// # Errors
-    /// If the schema cannot be migrated, or its history is not ours; not if the shutdown comes first.
+    /// If the schema cannot be migrated, or its migration history belongs to another program; not if the shutdown comes
+    /// first.
     pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            match timeout(MIGRATION_LIMIT, Box::pin(self.try_migrate(migrator)))
+            match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator)))
                 .await
-                .unwrap_or_else(|late| Err(MigrationFailure::Passing(unavailable(format!("migrating: {late}")))))
+                .unwrap_or_else(|late| Err(MigrationFailure::Transient(unavailable(format!("migrating: {late}")))))
             {
                 Ok(()) => {
                     self.inner.report(Instant::now(), None);
                     self.inner.migrated.store(true, Ordering::Release);
                     return Ok(());
                 }
-                Err(MigrationFailure::Final(error)) => {
+                Err(MigrationFailure::Permanent(error)) => {
                     let error = MigrationError(error);
-                    let _ = self.inner.refusal.set(error.clone());
+                    let _ = self.inner.permanent_error.set(error.clone());
                     return Err(error);
                 }
-                Err(MigrationFailure::Passing(error)) => {
+                Err(MigrationFailure::Transient(error)) => {
                     let error = error.to_string();
                     // The server comes up, and then the password is wrong: each reason is logged once.
                     if self.inner.outage.failed(&error) {
                         tracing::warn!(error, "the database is unavailable");
                     }
-                    *self.inner.unmigrated() = Some(error);
+                    *self.inner.migration_error() = Some(error);
                 }
             }
             if shutdown.run_until_stopped(backoff.pause()).await.is_none() {
@@ -148,11 +154,11 @@ impl Database {
         let pools = &self.inner.pools;
         let until = Instant::now() + pools.settings().acquire;
         let failed = |error: Error| match error {
-            error @ Error::Query(_) => MigrationFailure::Final(error.to_string()),
-            error => MigrationFailure::Passing(error),
+            error @ Error::Query(_) => MigrationFailure::Permanent(error.to_string()),
+            error => MigrationFailure::Transient(error),
         };
-        // A connection of its own, because a statement here may take longer than any of the service's work.
-        let mut connection = pools.connect(until, Limits::Migration).await.map_err(failed)?;
+        // A connection of its own without timeouts: a statement of a migration may take longer than any other.
+        let mut connection = pools.connect(until, ServerTimeouts::Migration).await.map_err(failed)?;
         requirements::check(&mut connection, pools, until).await?;
         match migrator.run_direct(None, &mut connection, false).await {
             Ok(()) => {
@@ -160,36 +166,36 @@ impl Database {
                 Ok(())
             }
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-                Err(requirements::explain(&mut connection, error).await)
+                Err(requirements::classify(&mut connection, error).await)
             }
-            Err(error) => Err(MigrationFailure::Final(requirements::of_history(&error))),
+            Err(error) => Err(MigrationFailure::Permanent(requirements::history_error(&error))),
         }
     }
 
-    /// Lets work begin without a migration of its own: for an operator's command or a test beside the service that migrates.
+    /// Allows work without a migration: for an operator's command or a test beside the service that migrates.
     pub fn assume_migrated(&self) {
         self.inner.migrated.store(true, Ordering::Release);
     }
 
-    /// Does one piece of work on a connection of its own, within one deadline for all of it: the wait for a connection, the
-    /// work, and its repetition. The work is one statement, or several that only read; [`transaction`](Self::transaction)
-    /// is for several that write.
+    /// Runs work on a connection of the pool within one deadline, which covers acquiring the connection, the work and
+    /// its retries. The work is one statement, or several that only read; use [`transaction`](Self::transaction) for
+    /// several that write.
     ///
-    /// It is repeated if it is certain that nothing was done: prepared statements that a change of the schema has made stale
-    /// are prepared anew, serialization failures and deadlocks are tried again, and a connection that has ended, or leads
-    /// to a server that takes no writes, is replaced.
+    /// It is retried only if the first attempt certainly had no effect: stale prepared statements are prepared again,
+    /// serialization failures and deadlocks are retried, and a connection that was closed, or leads to a read-only
+    /// server, is replaced.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] also when no connection is free in time or the work takes too long.
+    /// [`Error::Unavailable`] also if no connection is free in time or the work takes too long.
     pub async fn run<T, W>(&self, work: W) -> Result<T, Error>
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
-        self.observe(Box::pin(self.repeat(Progress::Statement, work))).await
+        self.observe(Box::pin(self.run_with_retries(Progress::Statement, work))).await
     }
 
-    /// Does work as [`run`](Self::run) does that may be done twice without a difference: it only reads, or what it writes
-    /// is the same the second time. It is repeated also when a connection was lost and nobody knows what has been done.
+    /// As [`run`](Self::run), for work that has the same effect if it is executed twice. It is also retried if the
+    /// connection was lost and the outcome is unknown.
     ///
     /// # Errors
     /// As those of [`run`](Self::run).
@@ -197,11 +203,11 @@ impl Database {
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
-        self.observe(Box::pin(self.repeat(Progress::Idempotent, work))).await
+        self.observe(Box::pin(self.run_with_retries(Progress::Idempotent, work))).await
     }
 
-    /// Does work as [`run`](Self::run) does in a transaction, which is committed if the work succeeds. Until the commit is
-    /// sent, nothing is done whatever happens; so the work is repeated also when its connection was lost before.
+    /// As [`run`](Self::run), in a transaction that is committed if the work succeeds. It is also retried if the
+    /// connection was lost before COMMIT was sent, because nothing can have been committed then.
     ///
     /// # Errors
     /// As those of [`run`](Self::run).
@@ -210,41 +216,42 @@ impl Database {
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
         let committing = AtomicBool::new(false);
-        self.observe(Box::pin(self.repeat(Progress::Transaction(&committing), work))).await
+        self.observe(Box::pin(self.run_with_retries(Progress::Transaction(&committing), work))).await
     }
 
-    /// The same database, whose work from now on has one deadline together: that of a single piece of work.
+    /// The same database, whose work from now on shares one deadline: that of a single piece of work that starts now.
     #[must_use]
-    pub fn with_one_deadline(&self) -> Self {
-        self.until(self.end(Instant::now()))
+    pub fn with_shared_deadline(&self) -> Self {
+        self.with_deadline(self.end(Instant::now()))
     }
 
-    /// The same database, whose work ends at this time at the latest.
+    /// The same database, whose work ends at `end` at the latest.
     #[must_use]
-    pub fn until(&self, end: Instant) -> Self {
+    pub fn with_deadline(&self, end: Instant) -> Self {
         Self { until: Some(self.until.map_or(end, |until| until.min(end))), ..self.clone() }
     }
 
-    /// When work that begins now ends at the latest.
+    /// Deadline of work that starts at `now`.
     fn end(&self, now: Instant) -> Instant {
-        let end = now + self.work_limit();
+        let end = now + self.work_timeout();
         self.until.map_or(end, |until| until.min(end))
     }
 
-    /// Traces work, and notices an outage and its end. Work comes in a box, because each layer that a future passes through
-    /// would hold it twice.
+    /// Runs work in a span and reports the start and end of an outage. Callers box the work, because each async layer
+    /// would hold the future twice.
     async fn observe<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        // An outage before the migration is the migration's to tell.
+        // An outage before the migration is reported by `migrate`.
         if !self.inner.migrated.load(Ordering::Acquire) {
-            let why = self.inner.unmigrated().as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            let why = self.inner.migration_error().as_ref().map(|why| format!(": {why}")).unwrap_or_default();
             return Err(unavailable(format!("its schema is not migrated yet{why}")));
         }
         let started = Instant::now();
-        let mut span = Span::child(Kind::Client, UNNAMED);
+        let mut span = Span::child(SpanKind::Client, DEFAULT_SPAN_NAME);
         span.set("db.system.name", "postgresql");
         let result = span.scope(work).await;
         if matches!(result, Err(Error::Unavailable(_))) {
-            // Work that is late, or that waited for a place, while the server answered other work tells of no outage.
+            // Work that timed out while the server answered other work shows no outage: it was slow or waited for a
+            // connection.
             if !self.inner.has_answered_since(started) {
                 self.inner.report(started, result.as_ref().err());
             }
@@ -262,7 +269,7 @@ impl Database {
         result
     }
 
-    async fn repeat<T, W>(&self, progress: Progress<'_>, work: W) -> Result<T, Error>
+    async fn run_with_retries<T, W>(&self, progress: Progress<'_>, work: W) -> Result<T, Error>
     where
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
@@ -270,21 +277,21 @@ impl Database {
         let now = Instant::now();
         let end = self.end(now);
         if now >= end {
-            return Err(unavailable("the time for it was over before it began"));
+            return Err(unavailable("its deadline had passed before it started"));
         }
         let mut connection = self.pool.acquire(end.min(now + acquire)).await?;
-        let mut repeats = Repeats::new(end);
+        let mut retries = Retries::new(end);
         loop {
             let begun = Instant::now();
             let limit = deadline.min(end.saturating_duration_since(begun));
             match timeout(limit, attempt(progress, connection.get(), work.clone())).await {
                 Ok(Ok(value)) => {
-                    connection.give_back();
+                    connection.release();
                     return Ok(value);
                 }
                 Ok(Err(error)) => {
                     // Boxed, because it is large and rare.
-                    connection = Box::pin(self.recover(connection, error, progress, begun, &mut repeats)).await?;
+                    connection = Box::pin(self.recover(connection, error, progress, begun, &mut retries)).await?;
                 }
                 Err(late) => {
                     connection.close();
@@ -295,60 +302,61 @@ impl Database {
         }
     }
 
-    /// A connection on which work is done again that has failed.
+    /// After a failed attempt: the connection for the next one.
     ///
     /// # Errors
-    /// If it is not done again, why it failed.
+    /// `error`, if the work is not retried.
     async fn recover<'a>(
         &self,
         mut connection: PooledConnection<'a>,
         error: sqlx::Error,
         progress: Progress<'_>,
         begun: Instant,
-        repeats: &mut Repeats,
+        retries: &mut Retries,
     ) -> Result<PooledConnection<'a>, Error> {
         let Settings { acquire, deadline, .. } = *self.inner.pools.settings();
         let cause = Cause::of(&error);
-        let repeat = repeats.allow(cause) && (cause.is_of_server() || progress.is_undone(&error));
-        // What is done here of a connection that is well also ends a transaction, whose rollback goes out with it.
-        let is_well = match cause {
+        let retry = retries.allow(cause) && (cause.is_rolled_back() || progress.may_be_retried(&error));
+        // The query on a healthy connection also flushes the ROLLBACK of a transaction that was dropped.
+        let is_healthy = match cause {
             Cause::Statement | Cause::Conflict => {
-                matches!(timeout(repeats.left().min(deadline), connection.get().ping()).await, Ok(Ok(())))
+                matches!(timeout(retries.left().min(deadline), connection.get().ping()).await, Ok(Ok(())))
             }
             Cause::StaleStatement => {
-                let forgetting = connection.get().clear_cached_statements();
-                matches!(timeout(repeats.left().min(deadline), forgetting).await, Ok(Ok(())))
+                let clearing = connection.get().clear_cached_statements();
+                matches!(timeout(retries.left().min(deadline), clearing).await, Ok(Ok(())))
             }
             Cause::ReadOnly | Cause::Shutdown | Cause::Disconnected => false,
         };
-        if is_well {
+        if is_healthy {
             self.inner.note_answer();
         } else {
             connection.close();
-            self.inner.forsake(cause);
+            self.inner.invalidate_connections(cause);
         }
-        // What would be late would leave it open whether it was done.
-        let needed = if cause == Cause::Conflict { begun.elapsed() * 2 + CONFLICT_PAUSES.1 } else { Duration::ZERO };
-        if !repeat || repeats.left() <= needed {
-            if is_well {
-                connection.give_back();
+        // An attempt that the deadline cut off would leave its outcome unknown.
+        let needed = if cause == Cause::Conflict { begun.elapsed() * 2 + CONFLICT_BACKOFF.1 } else { Duration::ZERO };
+        if !retry || retries.left() <= needed {
+            if is_healthy {
+                connection.release();
             }
             return Err(error.into());
         }
-        REPEATS.with_label_values(&[cause.name()]).inc();
+        RETRIES.with_label_values(&[cause.name()]).inc();
         if cause == Cause::Conflict {
-            repeats.backoff.pause().await;
+            retries.backoff.pause().await;
         }
-        if !is_well {
-            connection.replace(repeats.end.min(Instant::now() + acquire)).await?;
+        if !is_healthy {
+            connection.replace(retries.end.min(Instant::now() + acquire)).await?;
         }
         Ok(connection)
     }
 
-    /// Whether it answers. An answer of a moment ago will do: under load a question of our own would only wait in line.
+    /// Checks that the server answers. An answer to other work within the last second counts: under load a ping would
+    /// only wait for a connection.
     ///
     /// # Errors
-    /// Why it does not.
+    /// Why the database is unavailable.
     pub async fn ping(&self) -> Result<(), Error> {
         if !self.inner.outage.is_ongoing() && self.inner.has_just_answered() {
             return Ok(());
@@ -356,23 +364,23 @@ impl Database {
         self.run_idempotent(async |connection: &mut PgConnection| connection.ping().await).await
     }
 
-    /// Why the service cannot work on this database, if the migration has found it out.
-    pub fn refusal(&self) -> Option<&MigrationError> {
-        self.inner.refusal.get()
+    /// Why the schema can never be migrated as the database and the settings are, if that is so.
+    pub fn permanent_error(&self) -> Option<&MigrationError> {
+        self.inner.permanent_error.get()
     }
 
-    /// How long work waits for a free connection.
-    pub fn acquire_limit(&self) -> Duration {
+    /// How long work waits for a free connection: `DATABASE_ACQUIRE_DEADLINE`.
+    pub fn acquire_timeout(&self) -> Duration {
         self.inner.pools.settings().acquire
     }
 
-    /// How long a piece of work takes at most: the wait for a connection, the work itself and its repetition.
-    pub fn work_limit(&self) -> Duration {
+    /// Longest time for a piece of work: acquiring the connection, the work itself and its retries.
+    pub fn work_timeout(&self) -> Duration {
         let Settings { acquire, deadline, .. } = *self.inner.pools.settings();
         acquire + deadline
     }
 
-    /// Closes the connections that nobody uses.
+    /// Closes the idle connections.
     pub async fn close(&self) {
         self.inner.pools.close().await;
     }
@@ -394,19 +402,19 @@ impl Inner {
         }
     }
 
-    /// Draws the conclusions for other connections from how one has ended.
-    fn forsake(&self, cause: Cause) {
+    /// Drops other connections that cannot be used either after one has failed for this cause.
+    fn invalidate_connections(&self, cause: Cause) {
         match cause {
-            Cause::ReadOnly if self.pools.reopen_elsewhere() => {
-                tracing::warn!("the server takes no writes; the connections to it are closed, and new ones opened");
+            Cause::ReadOnly if self.pools.invalidate_after_failover() => {
+                tracing::warn!("the server is read-only; its connections are closed and new ones opened");
             }
             Cause::ReadOnly => {}
-            Cause::Shutdown => self.pools.reopen(),
+            Cause::Shutdown => self.pools.invalidate(),
             _ => self.pools.clear(),
         }
     }
 
-    /// Counts and logs a statement that was given up although the server is well.
+    /// Counts and logs a lock or statement timeout.
     fn report_timeout(&self, error: &Error, statement: &str) {
         let kind = match error {
             Error::Locked => "lock",
@@ -418,34 +426,34 @@ impl Inner {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
             *reported = Some(Instant::now());
-            tracing::warn!(statement, %error, "a statement was given up; the database is well (db_timeouts_total counts)");
+            tracing::warn!(statement, %error, "a healthy server cancelled a statement (counted in db_timeouts_total)");
         }
     }
 
-    /// A time as `answered` has it.
-    fn at(&self, time: Instant) -> u64 {
+    /// Microseconds since `created`, as in `answered`.
+    fn micros(&self, time: Instant) -> u64 {
         time.saturating_duration_since(self.created).as_micros() as u64 + 1
     }
 
-    fn unmigrated(&self) -> MutexGuard<'_, Option<String>> {
+    fn migration_error(&self) -> MutexGuard<'_, Option<String>> {
         // Nothing panics while it is held.
-        self.unmigrated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.migration_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_answer(&self) {
-        self.answered.store(self.at(Instant::now()), Ordering::Relaxed);
+        self.answered.store(self.micros(Instant::now()), Ordering::Relaxed);
     }
 
     fn has_answered_since(&self, time: Instant) -> bool {
-        self.answered.load(Ordering::Relaxed) > self.at(time)
+        self.answered.load(Ordering::Relaxed) > self.micros(time)
     }
 
     fn has_just_answered(&self) -> bool {
-        Instant::now().checked_sub(FRESH).is_some_and(|time| self.has_answered_since(time))
+        Instant::now().checked_sub(PING_VALIDITY).is_some_and(|time| self.has_answered_since(time))
     }
 }
 
-/// Does work once.
+/// One attempt at the work.
 async fn attempt<T, W>(progress: Progress<'_>, connection: &mut PgConnection, work: W) -> Result<T, sqlx::Error>
 where
     W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
@@ -459,31 +467,31 @@ where
     Ok(value)
 }
 
-/// How often a piece of work was repeated, and may be.
-struct Repeats {
+/// The retries of one piece of work.
+struct Retries {
     end: Instant,
     backoff: Backoff,
-    prepared_anew: u32,
+    reprepared: u32,
     reconnected: bool,
 }
 
-impl Repeats {
+impl Retries {
     fn new(end: Instant) -> Self {
-        let backoff = Backoff::new(CONFLICT_PAUSES.0, CONFLICT_PAUSES.1);
-        Self { end, backoff, prepared_anew: 0, reconnected: false }
+        let backoff = Backoff::new(CONFLICT_BACKOFF.0, CONFLICT_BACKOFF.1);
+        Self { end, backoff, reprepared: 0, reconnected: false }
     }
 
     fn left(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 
-    /// Whether it may be once more because of this.
+    /// Whether one more attempt is allowed after this cause.
     fn allow(&mut self, cause: Cause) -> bool {
         match cause {
             Cause::Statement => false,
             Cause::StaleStatement => {
-                self.prepared_anew += 1;
-                self.prepared_anew <= MAX_PREPARED_ANEW
+                self.reprepared += 1;
+                self.reprepared <= MAX_REPREPARED
             }
             Cause::Conflict => true,
             Cause::ReadOnly | Cause::Shutdown | Cause::Disconnected => !std::mem::replace(&mut self.reconnected, true),
@@ -491,37 +499,37 @@ impl Repeats {
     }
 }
 
-/// How far a piece of work can have got when it fails.
+/// What a failed attempt at the work may have committed.
 #[derive(Clone, Copy)]
 enum Progress<'a> {
-    /// It is one statement.
+    /// The work is one statement.
     Statement,
-    /// It may be done twice.
+    /// Executing the work twice has the same effect as once.
     Idempotent,
-    /// It is a transaction, whose commit may have been sent.
+    /// The work is a transaction; whether its COMMIT was sent.
     Transaction(&'a AtomicBool),
 }
 
 impl Progress<'_> {
-    /// Whether it may be done again after this error.
-    fn is_undone(self, error: &sqlx::Error) -> bool {
+    /// Whether the work may be executed again after this error.
+    fn may_be_retried(self, error: &sqlx::Error) -> bool {
         match self {
-            Self::Statement => is_certainly_undone(error, false),
+            Self::Statement => certainly_had_no_effect(error, false),
             Self::Idempotent => true,
             Self::Transaction(committing) => {
                 let committing = committing.load(Ordering::Relaxed);
-                !committing || is_certainly_undone(error, committing)
+                !committing || certainly_had_no_effect(error, committing)
             }
         }
     }
 }
 
-/// The service cannot work on this database as it is.
+/// Why the service cannot use this database until somebody changes it or the settings.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct MigrationError(String);
 
-/// Makes sure that work on a database can be part of a spawned task.
+/// Compile-time check that work on a database can be part of a spawned task.
 #[expect(dead_code, reason = "it only has to compile")]
 fn work_is_send(database: &Database) -> impl Future<Output = Result<(), Error>> + Send + '_ {
     database.transaction(async |connection: &mut PgConnection| connection.ping().await)

@@ -8,37 +8,37 @@ use sqlx::{
 /// Why work on the database failed, by what it means to the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database cannot do it now: it is away, late, full or in the middle of a restart. Whether a statement took
-    /// effect is not known. Trying again later may help.
+    /// The server cannot be reached, does not answer in time, has no free connection or is restarting. Whether the
+    /// statement was executed is unknown. A retry later may succeed.
     #[error("the database cannot serve now: {0}")]
     Unavailable(Cow<'static, str>),
-    /// The server takes no writes, as a standby or an old primary after a failover; nothing was done. The connections
-    /// that led there are closed.
+    /// The server is read-only, such as a standby or an old primary after a failover; nothing was written. The
+    /// connections to it are closed.
     #[error("the server takes no writes")]
     ReadOnly,
-    /// Other transactions hold what it needs, or wait for it in turn; it was undone. Trying again later helps. The
-    /// server is well.
+    /// A lock timeout, a deadlock or a serialization failure; the statement was rolled back. A retry later may succeed.
+    /// The server is healthy.
     #[error("other transactions hold what the statement needs")]
     Locked,
-    /// The server is well and cancelled the statement, which took too long (`statement_timeout`) or was cancelled by
-    /// somebody; it was undone.
+    /// The server cancelled the statement because of `statement_timeout` or on somebody's request; it was rolled back.
+    /// The server is healthy.
     #[error("the server cancelled the statement, which took too long")]
     Timeout,
-    /// So many wait for the same statement that no more may; it was not begun.
+    /// The queue of a [`Batcher`](crate::Batcher) is full; the request was not executed.
     #[error("too many requests wait for the same statement")]
     QueueFull,
-    /// The constraint of this name forbids it.
+    /// The constraint of this name was violated.
     #[error("the constraint {0} forbids it")]
     Constraint(String),
-    /// The statement is wrong, or the data are not what it expects: a mistake in the program.
+    /// The statement is wrong, or the data do not have the expected types: a bug in the program.
     #[error("the statement failed: {}", without_data(.0))]
     Query(sqlx::Error),
 }
 
 impl Error {
-    /// The same error for another who waited for the same work.
+    /// The same error for another request of the same statement. sqlx's error is not `Clone`; its text is kept.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn duplicate(&self) -> Self {
         match self {
             Self::Unavailable(why) => Self::Unavailable(why.clone()),
             Self::ReadOnly => Self::ReadOnly,
@@ -50,12 +50,12 @@ impl Error {
         }
     }
 
-    /// Whether the server has undone the statement because of what it was to do, and could do another.
-    pub(crate) fn is_of_the_statement(&self) -> bool {
+    /// Whether the failure is due to the statement's own effect, so that other statements can succeed.
+    pub(crate) fn is_statement_error(&self) -> bool {
         matches!(self, Self::Locked | Self::Constraint(_) | Self::Query(sqlx::Error::Database(_)))
     }
 
-    /// A short name for traces.
+    /// Label for traces, such as `unavailable`; the name of the constraint for a violated one.
     pub fn outcome(&self) -> Cow<'static, str> {
         match self {
             Self::Unavailable(_) => "unavailable".into(),
@@ -88,7 +88,7 @@ impl From<sqlx::Error> for Error {
                     "40001" | "40P01" | "55P03" => Self::Locked,
                     "57014" => Self::Timeout,
                     "25006" => Self::ReadOnly,
-                    code if is_passing(code) => Self::Unavailable(describe(&**database).into()),
+                    code if is_transient(code) => Self::Unavailable(describe(&**database).into()),
                     _ => Self::Query(error),
                 }
             }
@@ -100,17 +100,17 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Whether an SQLSTATE tells of the server's state rather than of the statement.
-fn is_passing(code: &str) -> bool {
+/// Whether an SQLSTATE is about the state of the server rather than about the statement.
+fn is_transient(code: &str) -> bool {
     let class = code.get(..2).unwrap_or_default();
-    // Connection, authorisation, rollback, resources, operator intervention, system error; the end of an idle transaction;
-    // no such database (yet).
+    // Connection, authorisation, rollback, resources, operator intervention, system error; the end of an idle
+    // transaction; no such database (yet).
     matches!(class, "08" | "28" | "40" | "53" | "57" | "58") || matches!(code, "25P03" | "25P04" | "3D000")
 }
 
-/// PostgreSQL's own words and its SQLSTATE, with what an administrator can do about it. Messages that can quote data are
-/// left out: those of classes 22 (data exception) and 23 (integrity constraint violation), what triggers raise, and
-/// internal errors.
+/// PostgreSQL's message and SQLSTATE, with a hint for the administrator. Messages that can quote data are left out:
+/// those of classes 22 (data exception) and 23 (integrity constraint violation), what triggers raise, and internal
+/// errors.
 pub(crate) fn describe(error: &dyn DatabaseError) -> String {
     let code = error.code().unwrap_or_default();
     let class = code.get(..2).unwrap_or_default();
@@ -122,14 +122,14 @@ pub(crate) fn describe(error: &dyn DatabaseError) -> String {
     } else {
         format!("SQLSTATE {code}")
     };
-    if let Some(advice) = advice(&code) {
-        text = format!("{text}; {advice}");
+    if let Some(hint) = hint(&code) {
+        text = format!("{text}; {hint}");
     }
     text
 }
 
-/// What an administrator can do about an error that has nothing to do with the statement.
-fn advice(code: &str) -> Option<&'static str> {
+/// What an administrator can do about an error that does not depend on the statement.
+fn hint(code: &str) -> Option<&'static str> {
     Some(match code {
         "28P01" | "28000" => {
             "check the user and the password in DATABASE_URL (or SPRING_DATASOURCE_USERNAME and _PASSWORD), and pg_hba.conf"
@@ -140,18 +140,18 @@ fn advice(code: &str) -> Option<&'static str> {
     })
 }
 
-/// What a failure says of the connection on which it came.
+/// What a failed statement means for its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// What the connection has prepared is of another schema than the one that there is now, or is gone.
+    /// A prepared statement of the connection does not fit the schema any more, or is gone.
     StaleStatement,
-    /// Other transactions: a serialization failure or a deadlock. The same work may succeed at once.
+    /// A serialization failure or a deadlock. The same work may succeed at once.
     Conflict,
-    /// The connection leads to a server that takes no writes.
+    /// The connection leads to a read-only server.
     ReadOnly,
-    /// The server ends its sessions: it is going down, or has gone.
+    /// The server shuts down or has crashed, and ends all sessions.
     Shutdown,
-    /// The connection is of no more use.
+    /// The connection is broken.
     Disconnected,
     /// The statement itself.
     Statement,
@@ -160,7 +160,7 @@ pub(crate) enum Cause {
 impl Cause {
     pub(crate) fn of(error: &sqlx::Error) -> Self {
         let sqlx::Error::Database(database) = error else {
-            // What the client does not understand of a row is no trouble of the connection.
+            // A row that the client cannot decode says nothing about the connection.
             let of_connection = matches!(
                 error,
                 sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed
@@ -169,17 +169,18 @@ impl Cause {
         };
         let postgres = database.try_downcast_ref::<PgDatabaseError>();
         match &*database.code().unwrap_or_default() {
-            // "cached plan must not change result type": in the server's language, so that only the routine tells it from
-            // other features that are not supported.
+            // "cached plan must not change result type": the message is localized, so only the routine distinguishes it
+            // from other unsupported features.
             "0A000" if postgres.and_then(PgDatabaseError::routine) == Some("RevalidateCachedQuery") => {
                 Self::StaleStatement
             }
-            // No such prepared statement; there is one of the name.
+            // No such prepared statement; a prepared statement of this name exists already.
             "26000" | "42P05" => Self::StaleStatement,
-            // Parameters and operators were resolved when it was prepared; for types that have since been changed, dropped
-            // or made anew, anew is otherwise.
+            // Parameter types and operators were resolved when the statement was prepared; types that were changed,
+            // dropped or created again since resolve differently.
             "42804" | "42883" | "42704" | "42703" | "42P18" => Self::StaleStatement,
-            // "cache lookup failed for type 16423", "could not open relation with OID": what it refers to was dropped.
+            // "cache lookup failed for type 16423", "could not open relation with OID": an object that it uses was
+            // dropped.
             "XX000" => Self::StaleStatement,
             "40001" | "40P01" => Self::Conflict,
             "25006" => Self::ReadOnly,
@@ -192,8 +193,8 @@ impl Cause {
         }
     }
 
-    /// Whether it is the answer of a server that has undone the statement and goes on.
-    pub(crate) fn is_of_server(self) -> bool {
+    /// Whether a healthy server reported that it rolled the statement back.
+    pub(crate) fn is_rolled_back(self) -> bool {
         matches!(self, Self::StaleStatement | Self::Conflict | Self::ReadOnly)
     }
 
@@ -214,23 +215,23 @@ fn is_fatal(error: &PgDatabaseError) -> bool {
     matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
 }
 
-/// Whether the failure itself shows that nothing was done: the server has undone the statement or never begun it.
-/// `committing` is whether the failure may have come after the commit of a transaction.
-pub(crate) fn is_certainly_undone(error: &sqlx::Error, committing: bool) -> bool {
+/// Whether the failure proves that the statement had no effect: the server rolled it back or never started it.
+/// `committing` says whether COMMIT of a transaction may have been sent before.
+pub(crate) fn certainly_had_no_effect(error: &sqlx::Error, committing: bool) -> bool {
     match error {
         sqlx::Error::Database(database) => {
             let is_fatal = database.try_downcast_ref::<PgDatabaseError>().is_none_or(is_fatal);
             match &*database.code().unwrap_or_default() {
-                // These come while the server waits for a statement, which therefore was not begun.
+                // Idle timeouts: they fire while the server waits for a statement, so the statement was not started.
                 "57P05" | "25P03" => true,
-                // A statement that is its own transaction is committed with the message that ends the exchange, after which
-                // the server says nothing else. A COMMIT is an exchange of its own, after which it may.
+                // A statement outside a transaction is committed with the message that ends the exchange, and no error
+                // follows that. After a COMMIT, which is an exchange of its own, an error may follow.
                 "57P01" | "57P02" | "57P03" | "57P04" | "25P04" => !committing,
-                // Other ends of a session may be a proxy's word, which does not know what the server has done.
+                // Other fatal errors may come from a proxy, which does not know what the server did.
                 _ => !is_fatal,
             }
         }
-        // What was sent has not been read to its end, and it is the end that commits.
+        // EPIPE: the server had closed the socket, so it cannot have read the end of the request, which commits.
         sqlx::Error::Io(error) => error.kind() == io::ErrorKind::BrokenPipe,
         _ => false,
     }
@@ -238,10 +239,10 @@ pub(crate) fn is_certainly_undone(error: &sqlx::Error, committing: bool) -> bool
 
 /// Why the schema was not migrated.
 pub(crate) enum MigrationFailure {
-    /// It may succeed later.
-    Passing(Error),
-    /// It does not, unless somebody changes the database or the settings.
-    Final(String),
+    /// A retry may succeed.
+    Transient(Error),
+    /// A retry fails until somebody changes the database or the settings.
+    Permanent(String),
 }
 
 #[cfg(test)]
@@ -249,14 +250,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_connection_does_not_show_what_was_done_and_a_broken_pipe_does() {
+    fn only_a_broken_pipe_shows_that_nothing_was_committed() {
         let io = |kind: io::ErrorKind| sqlx::Error::Io(kind.into());
-        assert!(is_certainly_undone(&io(io::ErrorKind::BrokenPipe), true));
+        assert!(certainly_had_no_effect(&io(io::ErrorKind::BrokenPipe), true));
         for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof, io::ErrorKind::TimedOut] {
-            assert!(!is_certainly_undone(&io(kind), false), "{kind}");
+            assert!(!certainly_had_no_effect(&io(kind), false), "{kind}");
             assert_eq!(Cause::of(&io(kind)), Cause::Disconnected);
         }
-        assert!(!is_certainly_undone(&sqlx::Error::Protocol(String::new()), false));
+        assert!(!certainly_had_no_effect(&sqlx::Error::Protocol(String::new()), false));
         assert_eq!(Cause::of(&sqlx::Error::RowNotFound), Cause::Statement);
     }
 }

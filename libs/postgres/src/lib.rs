@@ -1,17 +1,17 @@
 //! PostgreSQL for services.
 //!
-//! [`Database::run`] lends a connection for one piece of work within one deadline. Work that fails, is late or is
-//! cancelled costs its connection and never more: the place in the pool is free again at once. sqlx's own pool asks the
-//! server for a sign of life after every use and can lose a place for ever when a connection dies silently
-//! (sqlx#4349), which is why sqlx gives the connections here and this library keeps them.
+//! [`Database::run`] runs one piece of work on a pooled connection within one deadline. Work that fails, times out or
+//! is cancelled costs at most its connection; its permit in the pool is free again at once. sqlx's own pool pings the
+//! server after every use and can lose a permit for ever when a connection dies silently (sqlx#4349). So sqlx opens the
+//! connections, and this library pools them.
 //!
-//! What certainly was not done is done again: statements that are stale after a change of the schema, serialization
-//! failures and deadlocks, connections that were closed at rest or lead to a server that takes no writes. A statement that
-//! the server gave up ([`Error::Locked`], [`Error::Timeout`]) is no outage.
+//! Work is retried only if it certainly had no effect: stale prepared statements after a change of the schema,
+//! serialization failures and deadlocks, idle connections that were closed or lead to a read-only server. A lock
+//! timeout ([`Error::Locked`]) or a statement timeout ([`Error::Timeout`]) is no outage.
 //!
-//! [`Batcher`] has requests that come at the same time done by one statement.
+//! [`Batcher`] executes concurrent requests of one kind with one statement.
 //!
-//! What it does not do: TLS, replicas, notifications.
+//! Not supported: TLS, routing reads to replicas, LISTEN/NOTIFY.
 
 mod batcher;
 mod database;

@@ -1,4 +1,4 @@
-//! Connections at rest and at work.
+//! The connection pool.
 
 use std::{
     borrow::Cow,
@@ -16,58 +16,59 @@ use telemetry::metrics::{self, IntGauge, IntGaugeVec};
 
 use crate::{Error, Settings};
 
-/// A connection is not used again after this time, so that its memory on the server and changes of the server's
-/// address do not stay for ever.
-const LIFETIME: Duration = Duration::from_secs(30 * 60);
-/// The server gives a statement up this much earlier than the client does, so that it does not work for nobody.
-const SERVER_EARLIER: Duration = Duration::from_millis(100);
-/// A connection that has rested for longer is asked for a sign of life before it is used: the server may have ended it
-/// (`idle_session_timeout`), or something between. Under load connections do not rest, and the question is not asked.
-const UNCHECKED_REST: Duration = Duration::from_millis(200);
-/// A server that takes no writes is told, and all connections to it are closed, this often at most: it may be the only one.
-const MIN_REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection is closed after this time, which frees its memory on the server and follows changes of the server's
+/// address.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// The server's `statement_timeout` is shorter than the client's deadline by this, so that it does not work for a
+/// client that has given up.
+const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_millis(100);
+/// A connection that has been idle for longer is pinged before use: the server (`idle_session_timeout`) or a firewall
+/// may have closed it. Under load connections are not idle that long and no ping is sent.
+const PING_AFTER_IDLE: Duration = Duration::from_millis(200);
+/// A read-only server is logged and all connections to it are closed this often at most: it may be the only server.
+const MIN_INVALIDATE_INTERVAL: Duration = Duration::from_secs(1);
 
 static CONNECTIONS: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     metrics::gauges("db_pool_connections", "Connections to the database, by pool and state.", &["pool", "state"])
 });
 
-/// All pools of one database.
+/// All pools of one database, and how to connect to it.
 #[derive(Debug)]
 pub(crate) struct Pools {
     settings: Settings,
     members: Mutex<Vec<Weak<Pool>>>,
-    /// Connections of earlier generations are not used again: they lead to the wrong place.
+    /// Connections of earlier generations are not used again: they lead to a server that is not the primary any more.
     generation: AtomicU64,
-    /// When the generation was changed because a server took no writes.
-    reopened: Mutex<Option<Instant>>,
+    /// When the generation last changed because of a read-only server.
+    invalidated: Mutex<Option<Instant>>,
 }
 
-/// Connections for one kind of work. No other kind can use them up.
+/// The connections of one kind of work.
 #[derive(Debug)]
 pub(crate) struct Pool {
     name: &'static str,
-    siblings: Arc<Pools>,
-    /// Given in the order of asking. smol's semaphore lets newcomers overtake: at its limit, some would wait until their
-    /// deadline while others hardly wait at all.
-    places: Semaphore,
-    idle: Mutex<Vec<Open>>,
+    pools: Arc<Pools>,
+    /// One permit for each connection, granted in the order of requests. smol's semaphore is not fair: at the limit,
+    /// some work would wait until its deadline while later work hardly waits.
+    permits: Semaphore,
+    idle: Mutex<Vec<OpenConnection>>,
 }
 
-/// A connection, and since when it has been open and at rest.
+/// A connection, and since when it has been open and idle.
 #[derive(Debug)]
-struct Open {
+struct OpenConnection {
     connection: PgConnection,
     since: Instant,
-    resting_since: Instant,
+    idle_since: Instant,
     generation: u64,
 }
 
-/// Which limits the server keeps on a connection.
+/// The timeouts that are set on a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limits {
-    /// Those of the service's work.
+pub(crate) enum ServerTimeouts {
+    /// `statement_timeout`, `lock_timeout` and `idle_in_transaction_session_timeout`, by `DATABASE_DEADLINE`.
     Work,
-    /// None, for a migration.
+    /// Neither of the first two, for a migration.
     Migration,
 }
 
@@ -77,7 +78,7 @@ impl Pools {
             settings,
             members: Mutex::default(),
             generation: AtomicU64::new(0),
-            reopened: Mutex::default(),
+            invalidated: Mutex::default(),
         })
     }
 
@@ -87,14 +88,18 @@ impl Pools {
 
     /// Opens a connection.
     ///
-    /// Its settings are made by a statement and not by the startup message: a pooler between, such as PgBouncer, knows
-    /// only some of those.
-    pub(crate) async fn connect(&self, until: Instant, limits: Limits) -> Result<PgConnection, Error> {
+    /// The session settings are made by a statement and not by the startup message, of which poolers such as PgBouncer
+    /// accept only some parameters.
+    pub(crate) async fn connect(&self, until: Instant, server_timeouts: ServerTimeouts) -> Result<PgConnection, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let open = async {
             let url = self.settings.url.expose();
             let mut connection = PgConnection::connect_with(&url.options).await?;
-            let settings = url.session.iter().map(|(name, value)| (&**name, value.clone())).chain(self.limits(limits));
+            let settings = url
+                .session
+                .iter()
+                .map(|(name, value)| (&**name, value.clone()))
+                .chain(self.server_timeouts(server_timeouts));
             let settings: Vec<_> = settings
                 .map(|(name, value)| format!("set_config({}, {}, false)", literal(name), literal(&value)))
                 .collect();
@@ -106,57 +111,58 @@ impl Pools {
         Ok(opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))??)
     }
 
-    fn limits(&self, limits: Limits) -> [(&'static str, String); 3] {
-        let statement = self.settings.deadline.saturating_sub(SERVER_EARLIER).max(SERVER_EARLIER);
-        // Shorter, so that waiting for others is told from working for too long.
+    fn server_timeouts(&self, server_timeouts: ServerTimeouts) -> [(&'static str, String); 3] {
+        let statement = self.settings.deadline.saturating_sub(SERVER_TIMEOUT_MARGIN).max(SERVER_TIMEOUT_MARGIN);
+        // Shorter than statement_timeout, so that the error distinguishes waiting for a lock from a slow statement.
         let lock = statement * 3 / 4;
         let [statement, lock] = [statement, lock].map(|limit| limit.as_millis().to_string());
-        let (work, waiting) = match limits {
-            Limits::Work => (statement.clone(), lock),
-            Limits::Migration => ("0".to_owned(), "0".to_owned()),
+        let (work, waiting) = match server_timeouts {
+            ServerTimeouts::Work => (statement.clone(), lock),
+            ServerTimeouts::Migration => ("0".to_owned(), "0".to_owned()),
         };
         [("statement_timeout", work), ("lock_timeout", waiting), ("idle_in_transaction_session_timeout", statement)]
     }
 
-    /// One more pool, which opens so many connections at most.
+    /// Adds a pool of at most `connections`.
     pub(crate) fn pool(self: &Arc<Self>, name: &'static str, connections: usize) -> Arc<Pool> {
-        let places = Semaphore::new(true, connections);
+        let permits = Semaphore::new(true, connections);
         CONNECTIONS.with_label_values(&[name, "most"]).set(connections as i64);
-        let pool = Arc::new(Pool { name, siblings: self.clone(), places, idle: Mutex::default() });
+        let pool = Arc::new(Pool { name, pools: self.clone(), permits, idle: Mutex::default() });
         self.lock().push(Arc::downgrade(&pool));
         pool
     }
 
-    /// Closes the connections at rest in every pool.
+    /// Closes the idle connections of every pool.
     pub(crate) async fn close(&self) {
         for pool in self.members() {
             pool.close().await;
         }
     }
 
-    /// Drops the connections at rest in every pool, of which one has shown that the others are dead too.
+    /// Drops the idle connections of every pool, because one of them was found dead.
     pub(crate) fn clear(&self) {
         self.members().iter().for_each(|pool| pool.clear());
     }
 
-    /// Drops the connections at rest in every pool, and those at work when they come back: they lead to a server that
-    /// is no longer the one to talk to.
-    pub(crate) fn reopen(&self) {
+    /// Drops the idle connections of every pool, and those in use when they are released: their server is not the
+    /// primary any more.
+    pub(crate) fn invalidate(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.clear();
     }
 
-    /// As [`reopen`](Self::reopen), because a server takes no writes; false if that has just been done.
-    pub(crate) fn reopen_elsewhere(&self) -> bool {
+    /// As [`invalidate`](Self::invalidate), because the server is read-only. Returns false if that was done within the
+    /// last second.
+    pub(crate) fn invalidate_after_failover(&self) -> bool {
         {
             // Nothing panics while it is held.
-            let mut reopened = self.reopened.lock().unwrap_or_else(PoisonError::into_inner);
-            if reopened.is_some_and(|at| at.elapsed() < MIN_REOPEN_INTERVAL) {
+            let mut invalidated = self.invalidated.lock().unwrap_or_else(PoisonError::into_inner);
+            if invalidated.is_some_and(|at| at.elapsed() < MIN_INVALIDATE_INTERVAL) {
                 return false;
             }
-            *reopened = Some(Instant::now());
+            *invalidated = Some(Instant::now());
         }
-        self.reopen();
+        self.invalidate();
         true
     }
 
@@ -177,22 +183,25 @@ impl Pools {
 }
 
 impl Pool {
-    /// A place for one piece of work, and with it a connection.
+    /// Waits for a permit and takes an idle connection or opens one.
+    ///
+    /// # Errors
+    /// If neither is possible until `until`.
     pub(crate) async fn acquire(&self, until: Instant) -> Result<PooledConnection<'_>, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let exhausted = |_| unavailable("every connection is in use");
-        let place = timeout(left, self.places.acquire(1)).await.map_err(exhausted)?;
+        let permit = timeout(left, self.permits.acquire(1)).await.map_err(exhausted)?;
         self.gauge("used").inc();
-        let mut connection = PooledConnection { pool: self, open: None, _place: place };
+        let mut connection = PooledConnection { pool: self, open: None, _permit: permit };
         connection.connect(until).await?;
         Ok(connection)
     }
 
-    /// Closes the connections at rest.
+    /// Closes the idle connections.
     async fn close(&self) {
         let idle = std::mem::take(&mut *self.lock());
-        for Open { connection, .. } in idle {
-            // A server that is gone needs no farewell.
+        for OpenConnection { connection, .. } in idle {
+            // A server that does not answer needs no Terminate message.
             let _ = timeout(Duration::from_millis(200), connection.close()).await;
         }
         self.report_idle(0);
@@ -203,12 +212,12 @@ impl Pool {
         self.report_idle(0);
     }
 
-    fn take_idle(&self) -> Option<Open> {
+    fn take_idle(&self) -> Option<OpenConnection> {
         let mut idle = self.lock();
         let open = loop {
-            // The one used last is the most likely to be in the processor's caches, on both sides.
+            // The most recently used one is the most likely to be in the CPU caches on both sides.
             match idle.pop() {
-                Some(open) if open.since.elapsed() > LIFETIME => drop(open),
+                Some(open) if open.since.elapsed() > MAX_LIFETIME => drop(open),
                 open => break open,
             }
         };
@@ -216,19 +225,19 @@ impl Pool {
         open
     }
 
-    /// A connection at rest that has shown that it lives.
-    async fn take_living(&self, until: Instant) -> Option<Open> {
+    /// An idle connection that was used a moment ago or answered a ping.
+    async fn take_live(&self, until: Instant) -> Option<OpenConnection> {
         while let Some(mut open) = self.take_idle() {
-            if open.resting_since.elapsed() < UNCHECKED_REST {
+            if open.idle_since.elapsed() < PING_AFTER_IDLE {
                 return Some(open);
             }
-            // Half of the time, so that there is some left for a new connection.
+            // Half of the time, so that the rest suffices for a new connection.
             let limit = until.saturating_duration_since(Instant::now()) / 2;
             if matches!(timeout(limit, Box::pin(open.connection.ping())).await, Ok(Ok(()))) {
                 return Some(open);
             }
             drop(open);
-            self.siblings.clear();
+            self.pools.clear();
         }
         None
     }
@@ -241,63 +250,63 @@ impl Pool {
         CONNECTIONS.with_label_values(&[self.name, state])
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<OpenConnection>> {
         // Nothing can panic while it is held.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection at work, and its place. Dropped without [`give_back`](Self::give_back), it is closed: nobody knows what it
-/// is in the middle of.
+/// A connection in use, and its permit. Dropped without [`release`](Self::release), the connection is closed, because a
+/// statement may still be running on it.
 pub(crate) struct PooledConnection<'a> {
     pool: &'a Pool,
-    open: Option<Open>,
-    _place: SemaphoreReleaser<'a>,
+    open: Option<OpenConnection>,
+    _permit: SemaphoreReleaser<'a>,
 }
 
 impl PooledConnection<'_> {
     pub(crate) fn get(&mut self) -> &mut PgConnection {
-        &mut self.open.as_mut().expect("it is there until it is given back").connection
+        &mut self.open.as_mut().expect("it is there until it is released").connection
     }
 
-    /// Takes a connection at rest, or opens one.
+    /// Takes an idle connection, or opens one.
     async fn connect(&mut self, until: Instant) -> Result<(), Error> {
-        match self.pool.take_living(until).await {
+        match self.pool.take_live(until).await {
             Some(open) => self.open = Some(open),
-            // Boxed, as the other, because it is rare.
+            // Boxed because it is large and rare.
             None => Box::pin(self.open(until)).await?,
         }
         Ok(())
     }
 
-    /// Closes the connection, if it is still there, and opens one in its place.
+    /// Closes the connection, if it is still open, and opens another one under the same permit.
     pub(crate) async fn replace(&mut self, until: Instant) -> Result<(), Error> {
-        // Together with those at rest there must not be more than there are places.
+        // Idle connections and those in use together must not exceed the number of permits.
         self.open = None;
         drop(self.pool.take_idle());
         self.open(until).await
     }
 
     async fn open(&mut self, until: Instant) -> Result<(), Error> {
-        let siblings = &self.pool.siblings;
-        // From before: what changes meanwhile may concern it.
-        let generation = siblings.generation();
-        let connection = siblings.connect(until, Limits::Work).await?;
+        let pools = &self.pool.pools;
+        // Read before connecting: an invalidation meanwhile applies to this connection too.
+        let generation = pools.generation();
+        let connection = pools.connect(until, ServerTimeouts::Work).await?;
         let now = Instant::now();
-        self.open = Some(Open { connection, since: now, resting_since: now, generation });
+        self.open = Some(OpenConnection { connection, since: now, idle_since: now, generation });
         Ok(())
     }
 
-    /// Closes the connection and keeps the place.
+    /// Closes the connection and keeps the permit.
     pub(crate) fn close(&mut self) {
         self.open = None;
     }
 
-    /// Puts the connection back to rest, if it leads to where new ones lead.
-    pub(crate) fn give_back(mut self) {
+    /// Returns the connection to the pool, unless its generation was invalidated.
+    pub(crate) fn release(mut self) {
         let Some(mut open) = self.open.take() else { return };
-        if open.generation == self.pool.siblings.generation() {
-            open.resting_since = Instant::now();
+        if open.generation == self.pool.pools.generation() {
+            open.idle_since = Instant::now();
             let mut idle = self.pool.lock();
             idle.push(open);
             self.pool.report_idle(idle.len());
@@ -315,8 +324,8 @@ pub(crate) fn unavailable(why: impl Into<Cow<'static, str>>) -> Error {
     Error::Unavailable(why.into())
 }
 
-/// A string as SQL writes it. Backslashes have no meaning in it: `standard_conforming_strings` has been on since
-/// PostgreSQL 9.1, and `E` is not before it.
+/// An SQL string literal. Backslashes are plain characters in it: `standard_conforming_strings` has been on since
+/// PostgreSQL 9.1.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

@@ -7,20 +7,21 @@ use sqlx::{
     postgres::{PgConnectOptions, PgSslMode},
 };
 
-/// Where the database is, and how it is used.
+/// How to reach the database, and the limits of its use.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How to connect.
+    /// Where and as whom to connect.
     pub url: Secret<Url>,
-    /// Connections at most.
+    /// Size of the pool for requests.
     pub connections: usize,
-    /// Time for one piece of work on a connection, as the client measures it. The server gives up a little earlier.
+    /// Time for one piece of work on a connection, measured by the client. The server's `statement_timeout` is 100 ms
+    /// shorter.
     pub deadline: Duration,
     /// Time to wait for a free connection.
     pub acquire: Duration,
 }
 
-/// The parameters that the URL of a database may have, with what each is for: the table of docs/settings.md.
+/// The parameters that a database URL may have, with their meaning: the table of docs/settings.md.
 pub const URL_PARAMETERS: [(&str, &str); 12] = [
     ("host, hostaddr", "the host, instead of the URL's; the directory of a socket if it begins with /"),
     ("port", "instead of the URL's"),
@@ -36,17 +37,18 @@ pub const URL_PARAMETERS: [(&str, &str); 12] = [
     ("statement-cache-capacity", "prepared statements that are kept for each connection, at least 1 (100)"),
 ];
 
-/// Settings of the sessions that other settings of the service decide.
-const OURS: [&str; 4] = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "client_encoding"];
+/// Session settings that the service derives from its own settings.
+const RESERVED_SETTINGS: [&str; 4] =
+    ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "client_encoding"];
 
 const NO_TLS: &str = "TLS is not built into this program: use sslmode=disable on a network that you trust, or a proxy \
                       beside the service that speaks TLS";
 
 impl Settings {
-    /// Reads `DATABASE_URL`, `DATABASE_CONNECTIONS` and the deadlines, under our names or the originals'.
+    /// Reads `DATABASE_URL`, `DATABASE_CONNECTIONS` and the deadlines, under these names or those of Spring.
     ///
-    /// The variables of libpq (`PGHOST` and so on) have no say. Those that would change what is asked for are refused
-    /// instead of ignored: `PGSSLMODE` if it demands TLS, `PGOPTIONS`, and `PGUSER` if nothing else names a user.
+    /// The variables of libpq (`PGHOST` and so on) are ignored. Those with which an operator expects something else are
+    /// rejected: `PGSSLMODE` if it demands TLS, `PGOPTIONS`, and `PGUSER` if nothing else names a user.
     pub fn read(reader: &mut Reader, example: &'static str, application: &'static str) -> Self {
         let names: &[&str] = &["DATABASE_URL", "SPRING_DATASOURCE_URL"];
         let url: Secret<Url> = reader.variable(names, "the database").required(example);
@@ -69,22 +71,22 @@ impl Settings {
         if let Some(password) = password {
             url.password = Some(password.expose().clone());
         }
-        refuse_foreign(reader, &url);
+        reject_libpq_variables(reader, &url);
         let url = Secret::new(url.complete(application));
         Self { url, connections: connections.size(), deadline, acquire }
     }
 }
 
-/// Refuses what sqlx would take from the environment, or libpq would.
-fn refuse_foreign(reader: &mut Reader, url: &Url) {
+/// Rejects variables that libpq or sqlx would apply and this program ignores.
+fn reject_libpq_variables(reader: &mut Reader, url: &Url) {
     let demands_tls = |mode: &&str| !matches!(*mode, "disable" | "allow" | "prefer");
-    if reader.foreign("PGSSLMODE").filter(demands_tls).is_some() {
+    if reader.raw("PGSSLMODE").filter(demands_tls).is_some() {
         reader.reject("PGSSLMODE", "disable, allow or prefer", NO_TLS);
     }
-    if reader.foreign("PGOPTIONS").is_some() {
+    if reader.raw("PGOPTIONS").is_some() {
         reader.reject("PGOPTIONS", "nothing", "it would change the sessions: write options=... into DATABASE_URL");
     }
-    if url.user.is_none() && reader.foreign("PGUSER").is_some() {
+    if url.user.is_none() && reader.raw("PGUSER").is_some() {
         reader.reject("PGUSER", "nothing", "DATABASE_URL names no user: write it there");
     }
 }
@@ -93,7 +95,7 @@ fn refuse_foreign(reader: &mut Reader, url: &Url) {
 #[derive(Clone)]
 pub struct Url {
     pub(crate) options: PgConnectOptions,
-    /// Settings of each session.
+    /// Settings of each session: name and value.
     pub(crate) session: Vec<(String, String)>,
     user: Option<String>,
     password: Option<String>,
@@ -105,7 +107,7 @@ impl Value for Url {
     const EXPECTED: &'static str = "postgres://user:password@host:port/database";
     const SECRET: bool = true;
 
-    // No message has a part of the URL in it but the names of parameters that are known: it may be a password.
+    // No message quotes the URL, except for names of parameters that look like names: a part of it may be a password.
     fn parse(text: &str) -> Result<Self, String> {
         let text = text.strip_prefix("jdbc:").unwrap_or(text);
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
@@ -115,12 +117,12 @@ impl Value for Url {
         if url.fragment().is_some() {
             return Err("it has a #, which is written %23 in a URL".to_owned());
         }
-        // Nothing of what sqlx takes from the environment stays: each of its options is set here or in `complete`.
+        // sqlx reads options from the environment; each of them is overwritten here or in `complete`.
         let options = PgConnectOptions::new_without_pgpass()
             .host("localhost")
             .port(url.port().unwrap_or(5432))
             .ssl_mode(PgSslMode::Disable)
-            // A startup parameter that poolers do not know; in binary, floating-point numbers are exact anyway.
+            // A startup parameter that poolers reject; in the binary format floating-point numbers are exact anyway.
             .extra_float_digits(None)
             // sqlx logs every statement at debug and slow ones at warn; the server's log does that better.
             .log_statements(log::LevelFilter::Off)
@@ -161,16 +163,16 @@ impl Url {
     }
 
     fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let refused = |why: &str| Err(format!("its parameter {name}: {why}"));
+        let rejected = |why: &str| Err(format!("its parameter {name}: {why}"));
         match name {
             "host" => self.host(value)?,
             "hostaddr" => match value.parse::<IpAddr>() {
                 Ok(_) => self.options = self.options.clone().host(value),
-                Err(_) => return refused("it is no IP address"),
+                Err(_) => return rejected("it is no IP address"),
             },
             "port" => match value.parse() {
                 Ok(port) => self.options = self.options.clone().port(port),
-                Err(_) => return refused("it is no port"),
+                Err(_) => return rejected("it is no port"),
             },
             "dbname" => self.database = Some(value.to_owned()),
             "user" => self.user = Some(value.to_owned()),
@@ -184,35 +186,35 @@ impl Url {
             }
             "sslmode" | "ssl-mode" => match value {
                 "disable" | "allow" | "prefer" => {}
-                "require" | "verify-ca" | "verify-full" => return refused(NO_TLS),
-                _ => return refused("it is none of disable, allow and prefer"),
+                "require" | "verify-ca" | "verify-full" => return rejected(NO_TLS),
+                _ => return rejected("it is none of disable, allow and prefer"),
             },
             "ssl" => match value {
                 "false" => {}
-                _ => return refused(NO_TLS),
+                _ => return rejected(NO_TLS),
             },
             "sslrootcert" | "sslcert" | "sslkey" | "sslpassword" | "sslfactory" | "sslnegotiation" => {
-                return refused(NO_TLS);
+                return rejected(NO_TLS);
             }
             "gssencmode" | "channel_binding" => match value {
                 "disable" | "prefer" => {}
-                _ => return refused("it is not built into this program: use disable or prefer"),
+                _ => return rejected("it is not built into this program: use disable or prefer"),
             },
             "target_session_attrs" => match value {
                 "any" => {}
-                _ => return refused("only any is supported; a server that only reads is left by itself"),
+                _ => return rejected("only any is supported; a server that only reads is left by itself"),
             },
             "statement-cache-capacity" => match value.parse() {
                 Ok(capacity) if capacity > 0 => {
                     self.options = self.options.clone().statement_cache_capacity(capacity);
                 }
-                _ => return refused("it is no number from 1"),
+                _ => return rejected("it is no number from 1"),
             },
             "connect_timeout" | "connectTimeout" | "loginTimeout" => {
-                return refused("it is not supported: DATABASE_ACQUIRE_DEADLINE is the time for it");
+                return rejected("it is not supported: DATABASE_ACQUIRE_DEADLINE is the time for it");
             }
             "socketTimeout" | "tcp_user_timeout" => {
-                return refused("it is not supported: DATABASE_DEADLINE is the time for it");
+                return rejected("it is not supported: DATABASE_DEADLINE is the time for it");
             }
             _ => match name.strip_prefix("options[").and_then(|name| name.strip_suffix(']')) {
                 Some(setting) => self.session_setting(setting.to_owned(), value.to_owned())?,
@@ -227,7 +229,7 @@ impl Url {
             return Err("its parameter options: a name in it is no name of a setting".to_owned());
         }
         let name = name.to_ascii_lowercase();
-        if let Some(ours) = OURS.iter().find(|ours| **ours == name) {
+        if let Some(ours) = RESERVED_SETTINGS.iter().find(|ours| **ours == name) {
             return Err(format!(
                 "its parameter options sets {ours}, which the service sets itself: DATABASE_DEADLINE is the time for \
                  statements"
@@ -237,13 +239,13 @@ impl Url {
         Ok(())
     }
 
-    /// With everything that would come from the environment otherwise.
+    /// Sets every option that sqlx would take from the environment otherwise.
     fn complete(mut self, application: &str) -> Self {
         let mut options = self.options.application_name(self.application.as_deref().unwrap_or(application));
         if let Some(user) = &self.user {
             options = options.username(user);
         }
-        // No password is the empty one to a server that asks for one, and to sqlx PGPASSWORD's otherwise.
+        // Without a password sqlx would use PGPASSWORD; an empty one prevents that.
         options = options.password(self.password.as_deref().unwrap_or_default());
         let database = self.database.clone().unwrap_or_else(|| options.get_username().to_owned());
         self.options = options.database(&database);
@@ -251,7 +253,8 @@ impl Url {
     }
 }
 
-/// Names a parameter that is not known only if that gives nothing away: a password with `&` in it is cut into parameters.
+/// The error for an unknown parameter. It quotes only what looks like a name: a password with `&` in it is split into
+/// parameters.
 fn unknown(name: &str) -> String {
     let known: Vec<&str> = URL_PARAMETERS.iter().map(|(names, _)| *names).collect();
     let is_name =
@@ -265,8 +268,8 @@ fn decoded(text: &str) -> Result<String, String> {
     decoded.map(Into::into).map_err(|_| "it is not UTF-8 once it is decoded".to_owned())
 }
 
-/// The settings in a value of `options`, as libpq takes it: `-c name=value` or `--name=value`; a backslash takes the
-/// meaning from a space.
+/// The settings in a value of `options` in libpq's form: `-c name=value` or `--name=value`; a backslash escapes a
+/// space.
 fn session_options(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut words = vec![String::new()];
     let mut characters = text.chars();
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_springs_variables() {
+    fn variables_of_spring_are_accepted() {
         let environment = Environment::empty()
             .with("SPRING_DATASOURCE_URL", "jdbc:postgresql://db.example:5433/patients")
             .with("SPRING_DATASOURCE_USERNAME", "admin")
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_url_is_refused_without_being_shown() {
+    fn a_wrong_url_is_rejected_without_being_shown() {
         for wrong in [
             "mysql://root:hunter2@localhost/db",
             "jdbc:hunter2",
@@ -345,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_of_the_url_is_honoured_or_refused_by_its_name() {
+    fn every_url_parameter_is_applied_or_rejected_by_name() {
         let url = "postgres://jane:p%40ss@[::1]:5433/patients?application_name=mine&sslmode=prefer&ssl=false\
                    &currentSchema=app&options=-c%20geqo%3Doff%20--synchronous-commit%3Dlocal&options[work_mem]=8MB";
         let url = read_url(url).unwrap();
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_of_settings_lists_the_parameters_that_there_are() {
+    fn the_settings_page_lists_every_url_parameter() {
         let page = include_str!("../../../docs/settings.md");
         for (names, what) in URL_PARAMETERS {
             let names: Vec<_> = names.split(", ").map(|name| format!("`{name}`")).collect();
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_libpq_have_no_say_and_are_refused_where_they_would_matter() {
+    fn libpq_variables_are_ignored_or_rejected_where_they_would_matter() {
         let base = || Environment::empty().with("DATABASE_URL", "postgres://jane@localhost/x");
         for (name, value) in [("PGSSLMODE", "require"), ("PGSSLMODE", "verify-full"), ("PGOPTIONS", "-c geqo=off")] {
             let error = read(base().with(name, value)).unwrap_err();

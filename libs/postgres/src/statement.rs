@@ -1,16 +1,16 @@
 use sqlx::{Database, Postgres, SqlSafeStr, query::Query};
 use telemetry::Span;
 
-/// The name of a span before its first statement.
-pub(crate) const UNNAMED: &str = "PostgreSQL";
+/// Name of a span until its first statement is known.
+pub(crate) const DEFAULT_SPAN_NAME: &str = "PostgreSQL";
 
-/// A statement. Its first line, `-- name`, is its name in traces, as in the server's log: the first statement of a piece
-/// of work names its span, each further one is an event of it.
+/// A statement. Its first line, `-- name`, is its name in traces and in the server's log: the first statement of a
+/// piece of work names its span, each further one is an event of the span.
 pub fn query<'q>(statement: impl SqlSafeStr) -> Query<'q, Postgres, <Postgres as Database>::Arguments> {
     let statement = statement.into_sql_str();
     Span::with_current(|span| {
         let name = name(statement.as_str());
-        if span.name() == UNNAMED {
+        if span.name() == DEFAULT_SPAN_NAME {
             span.set("db.query.summary", name.to_owned());
             span.rename(|| name.to_owned());
         } else {
@@ -21,7 +21,7 @@ pub fn query<'q>(statement: impl SqlSafeStr) -> Query<'q, Postgres, <Postgres as
 }
 
 fn name(statement: &str) -> &str {
-    // The text of a statement is not shown, only what we call it.
+    // The text of the statement itself is never put into a trace.
     statement.lines().next().and_then(|line| line.strip_prefix("--")).map_or("unnamed statement", str::trim)
 }
 

@@ -1,4 +1,4 @@
-//! Requests that come together, against a real server.
+//! Batching of concurrent requests, on a real server.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -68,7 +68,7 @@ async fn put_all(batcher: &Batcher<Put>, numbers: impl Iterator<Item = i32>) -> 
 }
 
 #[test]
-fn requests_that_come_together_share_statements_and_each_gets_its_own_answer() {
+fn concurrent_requests_share_statements_and_each_gets_its_own_answer() {
     runtime::block_on(1, async {
         let database = database().await;
         let batcher = Batcher::<Put>::new(database.clone());
@@ -77,13 +77,13 @@ fn requests_that_come_together_share_statements_and_each_gets_its_own_answer() {
         }
         assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 100);
         let transactions = number(&database, "SELECT count(DISTINCT tx) FROM numbers").await;
-        // Two begin at once, and nobody takes more than twenty.
+        // Two statements run at once, and each executes at most twenty requests.
         assert!((5..20).contains(&transactions), "{transactions} transactions");
     });
 }
 
 #[test]
-fn one_that_fails_harms_no_other() {
+fn a_request_that_fails_affects_no_other_in_its_batch() {
     runtime::block_on(1, async {
         let database = database().await;
         let batcher = Batcher::<Put>::new(database.clone());
@@ -101,7 +101,7 @@ fn one_that_fails_harms_no_other() {
 }
 
 #[test]
-fn one_that_is_given_up_before_its_statement_is_not_executed() {
+fn a_request_cancelled_before_its_statement_is_not_executed() {
     runtime::block_on(1, async {
         let database = database().await;
         let batcher = Batcher::<Put>::new(database.clone());
@@ -125,7 +125,7 @@ fn one_that_is_given_up_before_its_statement_is_not_executed() {
             busy.push(runtime::spawn(async move { batcher.submit(n).await }));
             until_waiting_for_the_table(&database, busy.len() as i64).await;
         }
-        assert!(smol::future::poll_once(pin!(batcher.submit(2))).await.is_none(), "both places are taken");
+        assert!(smol::future::poll_once(pin!(batcher.submit(2))).await.is_none(), "both statements are running");
         released.send(()).await.unwrap();
         locking.await.unwrap();
         for (n, answer) in (0..).zip(busy) {
@@ -145,7 +145,7 @@ async fn until_waiting_for_the_table(database: &Database, statements: i64) {
 }
 
 #[test]
-fn the_queue_is_bounded_and_whoever_waits_in_it_is_told_in_time() {
+fn the_queue_is_bounded_in_length_and_waiting_time() {
     const WAITING: i32 = 16 * 20;
     runtime::block_on(1, async {
         let url = testbed::shared_database().await;

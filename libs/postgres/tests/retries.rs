@@ -1,4 +1,4 @@
-//! What is done again, and what never is, on a real server.
+//! Which work is retried, and which never is, on a real server.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -17,7 +17,7 @@ use testbed::{
     sql::{self, Session},
 };
 
-/// How long a test waits for what is going to happen.
+/// How long a test waits for a condition.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn open(url: &str, settings: &[(&str, &str)]) -> Database {
@@ -63,7 +63,7 @@ async fn through_proxy(url: &str) -> (Proxy, String) {
 }
 
 #[test]
-fn stale_statements_are_prepared_anew_and_the_work_repeated() {
+fn stale_statements_are_prepared_again_and_the_work_retried() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         let database = open(&url, &PATIENT).await;
@@ -108,7 +108,7 @@ fn stale_statements_are_prepared_anew_and_the_work_repeated() {
             assert!(work.await > 0);
         }
 
-        // Each of these makes what the one connection has prepared useless in a way of its own.
+        // Each of these makes the prepared statements of the one connection stale in its own way.
         let database = open(&url, &[("DATABASE_CONNECTIONS", "1"), PATIENT[0], PATIENT[1]]).await;
         sql::execute(&url, "CREATE TYPE mood AS ENUM ('good'); CREATE TABLE moods (mood mood)").await.unwrap();
         let statement = "SELECT count(*) FROM moods WHERE mood = 'good'::mood";
@@ -132,7 +132,7 @@ fn stale_statements_are_prepared_anew_and_the_work_repeated() {
 }
 
 #[test]
-fn connections_to_a_server_that_takes_no_writes_are_left_for_new_ones() {
+fn connections_to_a_read_only_server_are_replaced() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
         let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
@@ -141,7 +141,7 @@ fn connections_to_a_server_that_takes_no_writes_are_left_for_new_ones() {
         let database = open(&url, &PATIENT).await;
         let reserved = database.reserve("reserved", 2);
         execute(&database, "CREATE TABLE t (n int)").await.unwrap();
-        // Many connections at rest, in both pools, and one at work meanwhile.
+        // Many idle connections in both pools, and one in use.
         let rest = |n: usize| {
             let database = if n.is_multiple_of(4) { reserved.clone() } else { database.clone() };
             runtime::spawn(async move { number(&database, "SELECT count(*) FROM pg_sleep(0.2)").await.unwrap() })
@@ -158,7 +158,8 @@ fn connections_to_a_server_that_takes_no_writes_are_left_for_new_ones() {
             })
             .await
         });
-        // Live sessions take no writes from now on, and new ones do: as behind a name that leads to the new primary.
+        // Existing sessions are read-only from now on and new ones are not: as behind a name that resolves to the new
+        // primary.
         cluster.run("postgres", "ALTER ROLE postgres SET default_transaction_read_only = off").await.unwrap();
         cluster.run("postgres", "ALTER SYSTEM SET default_transaction_read_only = on").await.unwrap();
         cluster.run("postgres", "SELECT pg_reload_conf()").await.unwrap();
@@ -191,7 +192,7 @@ fn connections_to_a_server_that_takes_no_writes_are_left_for_new_ones() {
 }
 
 #[test]
-fn work_on_connections_that_were_closed_at_rest_is_done_on_new_ones() {
+fn work_moves_to_a_new_connection_if_its_idle_one_was_closed() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
@@ -226,9 +227,9 @@ fn work_on_connections_that_were_closed_at_rest_is_done_on_new_ones() {
     });
 }
 
-/// As a firewall ends them, which says nothing to either side in PostgreSQL's words.
+/// As a firewall does, without a message of PostgreSQL's protocol to either side.
 #[test]
-fn connections_that_were_reset_at_rest_cost_no_write() {
+fn idle_connections_that_were_reset_cost_no_write() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
@@ -245,7 +246,7 @@ fn connections_that_were_reset_at_rest_cost_no_write() {
         };
         write_at_once().await;
         proxy.reset_open().await;
-        // Longer than a connection rests without being asked for a sign of life.
+        // Longer than a connection may be idle without a ping.
         smol::Timer::after(Duration::from_millis(300)).await;
         write_at_once().await;
         assert_eq!(number(&database, "SELECT count(*) FROM t").await.unwrap(), 32, "each once");
@@ -253,7 +254,7 @@ fn connections_that_were_reset_at_rest_cost_no_write() {
 }
 
 #[test]
-fn a_write_whose_answer_was_lost_is_not_repeated_and_one_that_was_not_committed_is() {
+fn only_a_write_that_was_certainly_not_committed_is_retried() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
@@ -298,7 +299,7 @@ fn a_write_whose_answer_was_lost_is_not_repeated_and_one_that_was_not_committed_
             assert_eq!(committed(n).await, 1, "{n}: not twice");
         }
 
-        // What makes no difference the second time is repeated.
+        // Idempotent work is retried.
         let begun = AtomicBool::new(false);
         let write = database.run_idempotent(async |connection: &mut PgConnection| {
             query("SELECT 1").execute(&mut *connection).await?;
@@ -317,7 +318,7 @@ fn a_write_whose_answer_was_lost_is_not_repeated_and_one_that_was_not_committed_
         smol::future::zip(write, lose).await.0.unwrap();
         assert_eq!(committed(4).await, 1);
 
-        // A transaction whose connection ends before the commit is done again.
+        // A transaction whose connection is lost before COMMIT is retried.
         let attempts = AtomicUsize::new(0);
         let insert = async |transaction: &mut PgConnection| {
             query("INSERT INTO t VALUES (3)").execute(&mut *transaction).await?;
@@ -332,7 +333,7 @@ fn a_write_whose_answer_was_lost_is_not_repeated_and_one_that_was_not_committed_
 }
 
 #[test]
-fn serialization_failures_and_deadlocks_are_repeated() {
+fn serialization_failures_and_deadlocks_are_retried() {
     const TASKS: usize = 6;
     const EACH: usize = 5;
     runtime::block_on(2, async {
@@ -389,12 +390,12 @@ fn serialization_failures_and_deadlocks_are_repeated() {
 }
 
 #[test]
-fn repetitions_end_at_the_deadline_of_the_work() {
+fn retries_end_at_the_deadline_of_the_work() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         let settings = [("DATABASE_DEADLINE", "600ms"), ("DATABASE_ACQUIRE_DEADLINE", "400ms")];
         let database = open(&url, &settings).await;
-        assert_eq!(database.work_limit(), Duration::from_secs(1));
+        assert_eq!(database.work_timeout(), Duration::from_secs(1));
         let attempts = AtomicUsize::new(0);
         let started = Instant::now();
         let failing = database.run(async |connection: &mut PgConnection| {
@@ -409,7 +410,7 @@ fn repetitions_end_at_the_deadline_of_the_work() {
         assert!((Duration::from_millis(300)..Duration::from_millis(1900)).contains(&taken), "{taken:?}");
 
         // Several pieces of work together.
-        let together = database.with_one_deadline();
+        let together = database.with_shared_deadline();
         let started = Instant::now();
         while together.run(async |connection| query("SELECT pg_sleep(0.2)").execute(connection).await).await.is_ok() {
             assert!(started.elapsed() < TIMEOUT);
@@ -419,7 +420,7 @@ fn repetitions_end_at_the_deadline_of_the_work() {
 }
 
 #[test]
-fn connections_that_say_nothing_cost_one_deadline_and_no_more() {
+fn silent_connections_cost_one_deadline_and_no_more() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         let (proxy, by_tcp) = through_proxy(&url).await;
@@ -439,7 +440,7 @@ fn connections_that_say_nothing_cost_one_deadline_and_no_more() {
 }
 
 #[test]
-fn a_statement_that_waits_for_others_or_takes_too_long_is_no_outage() {
+fn lock_timeouts_and_statement_timeouts_are_no_outage() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await.unwrap();
@@ -453,7 +454,7 @@ fn a_statement_that_waits_for_others_or_takes_too_long_is_no_outage() {
         assert!(matches!(locked, Err(Error::Locked)), "{locked:?}");
         let late = execute(&database, "SELECT pg_sleep(10)").await;
         assert!(matches!(late, Err(Error::Timeout)), "{late:?}");
-        // Neither has cost the connection, and the database is not away.
+        // Neither has cost the connection, and the database is available.
         assert_eq!(number(&database, backend).await.unwrap(), before);
         database.ping().await.unwrap();
         session.execute("ROLLBACK").await.unwrap();

@@ -1,4 +1,4 @@
-//! Our pool against a real server, well and ill.
+//! The pool on a real server, healthy and failing.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -40,7 +40,7 @@ async fn number(database: &Database, statement: &'static str) -> Result<i32, Err
     database.run(async |connection| query(statement).fetch_one(connection).await?.try_get(0)).await
 }
 
-async fn until_back(database: &Database) {
+async fn until_available(database: &Database) {
     let started = Instant::now();
     while let Err(error) = number(database, "select 1").await {
         assert!(matches!(error, Error::Unavailable(_)), "{error}");
@@ -60,7 +60,7 @@ fn nothing_runs_before_the_schema_is_migrated() {
 }
 
 #[test]
-fn cancelled_work_leaves_its_place() {
+fn cancelled_work_releases_its_permit() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
         for _ in 0..3 {
@@ -72,7 +72,7 @@ fn cancelled_work_leaves_its_place() {
 }
 
 #[test]
-fn work_that_panics_leaves_its_place() {
+fn work_that_panics_releases_its_permit() {
     runtime::block_on(2, async {
         let database = open(&testbed::shared_database().await, "1").await;
         for _ in 0..3 {
@@ -89,7 +89,7 @@ fn work_that_panics_leaves_its_place() {
 }
 
 #[test]
-fn late_work_ends_in_time_on_both_sides() {
+fn a_slow_statement_ends_at_the_deadline_on_client_and_server() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
         let started = Instant::now();
@@ -136,7 +136,7 @@ fn reserved_connections_are_free_while_every_other_is_in_use() {
             let sleeping = runtime::spawn(async move { number(&sleeping, "select 1 from pg_sleep(0.3)").await });
             until_sleeping(quick).await;
             let waiting = timeout(DEADLINE / 10, number(slow, "select 1"));
-            assert!(waiting.await.is_err(), "its own place is taken");
+            assert!(waiting.await.is_err(), "the only permit is taken");
             assert_eq!(number(quick, "select 1").await.unwrap(), 1);
             assert_eq!(sleeping.await.unwrap(), 1);
         }
@@ -153,12 +153,12 @@ async fn until_sleeping(database: &Database) {
 }
 
 #[test]
-fn who_asks_first_is_served_first() {
+fn connections_are_given_in_the_order_of_requests() {
     const GREEDY: usize = 3;
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
         let served = Arc::new(AtomicUsize::new(0));
-        // Each asks again in the moment in which it gives its place back.
+        // Each acquires again in the moment in which it releases its permit.
         let greedy = |_| {
             let (database, served) = (database.clone(), served.clone());
             runtime::spawn(async move {
@@ -169,7 +169,7 @@ fn who_asks_first_is_served_first() {
         };
         let _greedy: Vec<_> = (0..GREEDY).map(greedy).collect();
         for _ in 0..50 {
-            // Somebody else has the place, or we would be the one who overtakes.
+            // Another one has the permit, or this one would overtake the others.
             let before = served.load(SeqCst);
             while served.load(SeqCst) == before {
                 smol::future::yield_now().await;
@@ -184,7 +184,7 @@ fn who_asks_first_is_served_first() {
 }
 
 #[test]
-fn a_database_whose_places_are_all_in_use_is_not_away_while_it_answers() {
+fn a_database_with_all_connections_in_use_is_available_while_it_answers() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
         // Whoever waits in line waits for 400 ms at least, which is longer than is asked of a ping.
@@ -209,7 +209,7 @@ fn a_database_whose_places_are_all_in_use_is_not_away_while_it_answers() {
 }
 
 #[test]
-fn a_constraint_is_told_by_its_name_and_costs_no_connection() {
+fn a_constraint_violation_names_the_constraint_and_keeps_the_connection() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
         let backend = number(&database, "select pg_backend_pid()").await.unwrap();
@@ -225,7 +225,7 @@ fn a_constraint_is_told_by_its_name_and_costs_no_connection() {
 }
 
 #[test]
-fn a_connection_that_has_ended_takes_those_at_rest_with_it() {
+fn a_broken_connection_clears_the_idle_ones() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "3").await;
         let three_at_once = async || {
@@ -262,7 +262,7 @@ fn a_server_that_freezes_dies_and_comes_back_is_used_again() {
             assert!(matches!(frozen, Err(Error::Unavailable(_))), "{frozen:?}");
         }
         cluster.process().signal_all(Signal::CONT);
-        until_back(&database).await;
+        until_available(&database).await;
 
         cluster.process().signal_all(Signal::KILL);
         cluster.process().kill().await;
@@ -270,7 +270,7 @@ fn a_server_that_freezes_dies_and_comes_back_is_used_again() {
         assert!(matches!(dead, Err(Error::Unavailable(_))), "{dead:?}");
         cluster.restart().await.unwrap();
         scratch.guard(cluster.process()).unwrap();
-        until_back(&database).await;
+        until_available(&database).await;
     });
 }
 

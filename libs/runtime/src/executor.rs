@@ -8,23 +8,24 @@ use std::{
 use futures_lite::FutureExt as _;
 use smol::{Executor, Task, channel};
 
-/// The executor of this process's own work. Libraries (sqlx) spawn on smol's global one instead, which has one thread.
+/// The executor of the service's own tasks. Libraries such as sqlx spawn on smol's global executor, which has one
+/// thread.
 static EXECUTOR: Executor<'static> = Executor::new();
 
-/// Starts `work` on the executor's threads. Dropping the [`Task`] cancels it; `detach` lets it go on.
+/// Spawns `work` on the executor's threads. Dropping the [`Task`] cancels it; `detach` lets it run on.
 pub fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Task<T> {
     EXECUTOR.spawn(work)
 }
 
-/// Runs `main` and all that it spawns on `threads` threads, this one among them, until `main` ends.
+/// Runs `main` and the tasks that it spawns on `threads` threads, including this one, until `main` ends.
 ///
-/// The threads drive I/O themselves whenever they have nothing else to do.
+/// Idle threads drive the I/O reactor.
 ///
 /// # Panics
 /// If `threads` is 0, if a thread cannot be started, or if `main` panics.
 pub fn block_on<T>(threads: usize, main: impl Future<Output = T>) -> T {
     assert!(threads > 0, "an executor needs a thread");
-    // Its own panic becomes a result, so that one that is caught further down is a task's.
+    // A panic of `main` becomes a result, so that every panic caught in `work_until` is that of a task.
     let main = AssertUnwindSafe(main).catch_unwind();
     let (running, stopped) = channel::bounded::<()>(1);
     thread::scope(|scope| {

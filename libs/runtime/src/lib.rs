@@ -1,12 +1,12 @@
-//! The frame in which a service runs.
+//! What every service is built on: its command line, its executor and its shutdown.
 //!
 //! - [`Program`]: the command line, the settings, the exit code;
 //! - [`spawn`] and [`block_on`]: our own executor threads, apart from those that libraries spawn on;
-//! - [`Shutdown`]: the token that tells every part to finish, triggered by SIGTERM or SIGINT;
-//! - [`TaskGroup`]: the long-running parts of a service, joined within a deadline;
-//! - [`listen()`]: bind first, serve later;
-//! - [`Notify`]: tells a task that there is something to do;
-//! - [`timeout()`] and [`Backoff`]: no wait without an end, no retry without a pause.
+//! - [`Shutdown`]: the cancellation token of the service, triggered by SIGTERM or SIGINT;
+//! - [`TaskGroup`]: the long-running tasks of a service, joined within a deadline;
+//! - [`listen()`]: binds a listener before it is served;
+//! - [`Notify`]: wakes a task;
+//! - [`timeout()`] and [`Backoff`]: a bound for every wait, and pauses between retries.
 
 mod backoff;
 mod executor;

@@ -5,10 +5,10 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Connections that the kernel holds ready for `accept`.
+/// Length of the queue of connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
 
-/// Binds a non-blocking listener, so that the port is known and taken before anything is served.
+/// Binds a non-blocking listener. The port is then known, and taken, before requests are served.
 ///
 /// # Errors
 /// If the address cannot be bound; the error names it.
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_named() {
+    fn a_port_in_use_is_named_in_the_error() {
         let first = listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = first.local_addr().unwrap();
         let error = listen(address).unwrap_err();

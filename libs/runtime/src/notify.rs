@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_listener::Event;
 
-/// A tap on the shoulder of one task: "there is something for you". Many taps before the task looks are one.
+/// Wakes one task. Notifications before the task waits are remembered as one, as with tokio's `Notify::notify_one`.
 #[derive(Debug, Default)]
 pub struct Notify {
     pending: AtomicBool,
@@ -10,24 +10,24 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// Nobody has tapped yet.
+    /// No notification is pending.
     pub const fn new() -> Self {
         Self { pending: AtomicBool::new(false), event: Event::new() }
     }
 
-    /// Taps. Never waits.
+    /// Notifies the task. Never blocks.
     pub fn notify(&self) {
-        // A tap that finds one pending has nothing to add.
+        // A second pending notification adds nothing.
         if !self.pending.swap(true, Ordering::AcqRel) {
             self.event.notify(1);
         }
     }
 
-    /// Ends with the next tap; at once if there was one since the last call.
+    /// Waits for a notification; returns at once if there was one since the last call.
     pub async fn wait(&self) {
         while !self.pending.swap(false, Ordering::AcqRel) {
             let listener = self.event.listen();
-            // Between the check and the registration it may have come unseen.
+            // A notification may have come between the check and the registration.
             if self.pending.load(Ordering::Acquire) {
                 continue;
             }
@@ -41,15 +41,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tap_is_not_lost_and_not_counted_twice() {
+    fn a_notification_is_not_lost_and_not_counted_twice() {
         smol::block_on(async {
-            let wake = Notify::new();
-            wake.notify();
-            wake.notify();
-            wake.wait().await;
-            let late = crate::timeout(std::time::Duration::from_millis(5), wake.wait()).await;
+            let notify = Notify::new();
+            notify.notify();
+            notify.notify();
+            notify.wait().await;
+            let late = crate::timeout(std::time::Duration::from_millis(5), notify.wait()).await;
             assert!(late.is_err());
-            let (waited, _) = futures_lite::future::zip(wake.wait(), async { wake.notify() }).await;
+            let (waited, _) = futures_lite::future::zip(notify.wait(), async { notify.notify() }).await;
             assert_eq!(waited, ());
         });
     }

@@ -21,16 +21,16 @@ static BUILD_INFO: LazyLock<IntGaugeVec> = LazyLock::new(|| {
 });
 
 /// How long `healthcheck` waits for the running service.
-const HEALTHCHECK_LIMIT: Duration = Duration::from_secs(3);
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Exit code of a service that failed.
-const FAILED: u8 = 1;
+const EX_FAILED: u8 = 1;
 /// Exit code of a wrong command line: `EX_USAGE` of sysexits.h.
-const USAGE: u8 = 64;
+const EX_USAGE: u8 = 64;
 /// Exit code of wrong settings: `EX_CONFIG` of sysexits.h.
-const CONFIG: u8 = 78;
+const EX_CONFIG: u8 = 78;
 
-/// What a service's `main` consists of: the settings or exit code 78, the run, the exit code.
+/// The `main` of a service: reads the settings, runs the service and returns the exit code.
 #[derive(Clone, Copy, Debug)]
 pub struct Program<S: 'static> {
     /// Name of the binary.
@@ -39,7 +39,7 @@ pub struct Program<S: 'static> {
     pub about: &'static str,
     /// Its version.
     pub version: &'static str,
-    /// The git revision that it was built from, if the build was told.
+    /// The git revision that it was built from, if the build set it.
     pub revision: Option<&'static str>,
     /// Reads the settings.
     pub settings: fn(&mut Reader) -> S,
@@ -65,7 +65,7 @@ pub struct Command<S: 'static> {
 /// A command with its arguments. It prints its result to stdout; its failure is printed to stderr.
 pub type RunCommand<S> = Box<dyn FnOnce(S) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> + Send>;
 
-/// Why a service has ended that nobody has stopped, and its exit code.
+/// Why a service ended without being stopped, and its exit code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -74,12 +74,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// What the settings lead to cannot be worked with until somebody changes one or the other: exit code 78.
-    pub fn of_settings(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: CONFIG }
+    /// A configuration error, which persists until somebody changes the settings or what they refer to: exit code 78.
+    pub fn configuration(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: EX_CONFIG }
     }
 
-    /// The exit code that it leads to.
+    /// The exit code.
     pub const fn code(&self) -> u8 {
         self.code
     }
@@ -88,12 +88,12 @@ impl Failure {
 impl From<String> for Failure {
     /// Any other failure: exit code 1.
     fn from(message: String) -> Self {
-        Self { message, code: FAILED }
+        Self { message, code: EX_FAILED }
     }
 }
 
 impl<S: Send + 'static> Program<S> {
-    /// Does what the command line asks for. Without arguments it runs the service until SIGTERM or SIGINT.
+    /// Executes the command line. Without arguments it runs the service until SIGTERM or SIGINT.
     pub fn main<R, E>(self, run: impl FnOnce(S, Shutdown) -> R + Send + 'static) -> ExitCode
     where
         R: Future<Output = Result<(), E>> + Send,
@@ -110,7 +110,7 @@ impl<S: Send + 'static> Program<S> {
                 Some(command) => self.command(command, rest),
                 None => {
                     eprintln!("{}: unknown arguments: {}; see {} --help", self.name, arguments.join(" "), self.name);
-                    ExitCode::from(USAGE)
+                    ExitCode::from(EX_USAGE)
                 }
             },
         }
@@ -122,7 +122,7 @@ impl<S: Send + 'static> Program<S> {
             Ok(run) => run,
             Err(error) => {
                 eprintln!("{program} {name}: {error}\nUsage: {program} {name} {usage}");
-                return ExitCode::from(USAGE);
+                return ExitCode::from(EX_USAGE);
             }
         };
         self.with_settings(|settings| match crate::block_on(settings.threads.size(), run(settings.own)) {
@@ -137,7 +137,7 @@ impl<S: Send + 'static> Program<S> {
     fn read(&self, reader: &mut Reader) -> Settings<S> {
         Settings {
             own: (self.settings)(reader),
-            // Two wake each other for each small piece of work, and win little even at the peak (docs/performance.md).
+            // Two threads wake each other for every small task and gain little even at peak load (docs/performance.md).
             threads: reader.variable(&["EXECUTOR_THREADS"], "threads that run the service's own work").or("1"),
             log: log::Settings::read(reader),
         }
@@ -150,7 +150,7 @@ impl<S: Send + 'static> Program<S> {
             Ok((settings, _)) => then(settings),
             Err(errors) => {
                 eprintln!("{}: {errors}", self.name);
-                ExitCode::from(CONFIG)
+                ExitCode::from(EX_CONFIG)
             }
         }
     }
@@ -197,7 +197,7 @@ impl<S: Send + 'static> Program<S> {
             Ok((_, report)) => print(&report.values()),
             Err(errors) => {
                 eprintln!("{}: {errors}", self.name);
-                ExitCode::from(CONFIG)
+                ExitCode::from(EX_CONFIG)
             }
         }
     }
@@ -209,7 +209,7 @@ impl<S: Send + 'static> Program<S> {
             "{name} {version}: {about}\n\n\
              Usage: {name} [COMMAND | --print-config | --help | --version]\n\
              \x20 (nothing)        runs the service until SIGTERM or SIGINT\n\
-             \x20 healthcheck      asks the service that runs with these settings; exit code 0 if it is ready\n\
+             \x20 healthcheck      queries the readiness of the running service; exit code 0 if it is ready\n\
              {commands}\
              \x20 --print-config   shows the settings in force, secrets masked\n\n\
              Exit codes: 0 stopped in order, 1 failed, 64 wrong arguments, 78 wrong settings.\n\n\
@@ -229,7 +229,7 @@ impl<S: 'static> Command<S> {
     }
 }
 
-/// Writes what was logged to the last line, also if `main` panics.
+/// Flushes the log, also if `main` panics.
 struct Flush;
 
 impl Drop for Flush {
@@ -244,10 +244,10 @@ struct Settings<S> {
     log: log::Settings,
 }
 
-/// Asks the readiness endpoint, as a container's health check does; there is no shell in our images to do it with.
+/// Queries the readiness endpoint, for the health check of a container: the images have no shell or curl.
 fn healthcheck(address: SocketAddr) -> ExitCode {
     let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-    match ask_readiness(SocketAddr::new(ip, address.port())) {
+    match get_readiness(SocketAddr::new(ip, address.port())) {
         Ok(answer) => {
             let ready = answer.split(' ').nth(1) == Some("200");
             let body = answer.split_once("\r\n\r\n").map_or("no answer", |(_, body)| body);
@@ -261,10 +261,10 @@ fn healthcheck(address: SocketAddr) -> ExitCode {
     }
 }
 
-fn ask_readiness(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_LIMIT)?;
-    stream.set_read_timeout(Some(HEALTHCHECK_LIMIT))?;
-    stream.set_write_timeout(Some(HEALTHCHECK_LIMIT))?;
+fn get_readiness(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
+    stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
     stream.write_all(b"GET /actuator/health/readiness HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -272,7 +272,7 @@ fn ask_readiness(address: SocketAddr) -> std::io::Result<String> {
 }
 
 fn print(text: &str) -> ExitCode {
-    // A closed pipe (`--help | head`) is no failure.
+    // A closed pipe (`--help | head`) is not an error.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
     ExitCode::SUCCESS
 }

@@ -10,7 +10,7 @@ use async_signal::{Signal, Signals};
 use event_listener::Event;
 use futures_lite::StreamExt as _;
 
-/// The token that says "finish what you do and end". Clones share one state.
+/// A cancellation token: once it is triggered, its holders finish their work and end. Clones share one state.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     inner: Arc<Inner>,
@@ -23,12 +23,12 @@ struct Inner {
 }
 
 impl Shutdown {
-    /// A token that nobody has triggered.
+    /// A token that is not triggered.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Tells every holder to finish. Further calls change nothing.
+    /// Triggers the shutdown. Further calls have no effect.
     pub fn trigger(&self) {
         self.inner.triggered.store(true, Ordering::Release);
         self.inner.event.notify(usize::MAX);
@@ -39,18 +39,18 @@ impl Shutdown {
         self.inner.triggered.load(Ordering::Acquire)
     }
 
-    /// Ends when it is triggered; at once if it has been.
+    /// Waits until it is triggered; returns at once if it was.
     pub async fn wait(&self) {
         while !self.is_triggered() {
             let listener = self.inner.event.listen();
-            // Between the check and the registration it may have been triggered unseen.
+            // It may have been triggered between the check and the registration.
             if !self.is_triggered() {
                 listener.await;
             }
         }
     }
 
-    /// Gives the result of `work`, or nothing if the shutdown comes first; then the work is dropped.
+    /// Runs `work` until it ends or the shutdown is triggered; in the second case drops it and returns `None`.
     pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let stop = async {
             self.wait().await;
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_waiter_ends() {
+    fn the_shutdown_wakes_every_waiter() {
         let shutdown = Shutdown::new();
         let waiters: Vec<_> = (0..3)
             .map(|_| {

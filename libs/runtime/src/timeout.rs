@@ -2,15 +2,15 @@ use std::{future::Future, time::Duration};
 
 use futures_lite::future::or;
 
-/// The time that a piece of work had is over.
+/// The work did not end within its time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no answer within {} ms", .0.as_millis())]
 pub struct Elapsed(pub Duration);
 
-/// Gives the result of `work` if it is there within `limit`; else drops the work.
+/// Runs `work` for at most `limit`, then drops it.
 ///
 /// # Errors
-/// [`Elapsed`] when the time is over.
+/// [`Elapsed`] if the work did not end in time.
 pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     let timer = async {
         smol::Timer::after(limit).await;

@@ -5,7 +5,7 @@
 //! - [`metrics`]: counters, gauges and histograms in one registry, rendered as Prometheus text.
 //! - [`Outage`]: has the beginning and the end of an outage logged once each.
 //! - [`TraceContext`]: the W3C `traceparent` that travels with a request through every hop.
-//! - [`Propagated`]: `tracestate` and `baggage`, which travel with it.
+//! - [`Propagated`]: the headers `tracestate` and `baggage`, which are propagated with it.
 //! - [`sampler`]: which traces are recorded.
 //! - [`Span`]: one piece of work in a trace, recorded if somebody [`collect`](span::collect)s spans.
 
@@ -19,5 +19,5 @@ mod trace;
 
 pub use outage::Outage;
 pub use propagated::Propagated;
-pub use span::Span;
+pub use span::{Span, SpanKind};
 pub use trace::TraceContext;

@@ -3,7 +3,7 @@
 //! A line carries the fields of its event and of every span around it; a span that belongs to a request carries
 //! `trace_id`, so each line can be followed through the system. Log a failure once, where it is handled.
 //!
-//! Lines are written by a thread of their own: a reader of stdout that stalls costs lines, and holds nothing up.
+//! A thread of its own writes the lines to stdout: a reader that stalls costs lines and blocks no other thread.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -39,14 +39,14 @@ use crate::TraceContext;
 mod writer;
 
 /// Bytes of lines that wait for stdout: a few thousand lines.
-const QUEUE: usize = 512 * 1024;
-/// How long the end of the process waits for lines to be written.
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+const QUEUE_BYTES: usize = 512 * 1024;
+/// How long the process waits at its end for lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The crates whose lines `LOG_LEVEL` lets through, beside the service's own. Lines of others pass from WARN on.
-const OURS: [&str; 7] = ["grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "web"];
+/// The crates to which `LOG_LEVEL` applies, besides the service's own. Lines of other crates are logged from WARN on.
+const OWN_CRATES: [&str; 7] = ["grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "web"];
 
-/// What is logged, and in which form.
+/// What is logged, and in which format.
 #[derive(Clone, Debug)]
 pub struct Settings {
     level: Verbosity,
@@ -58,7 +58,7 @@ impl Settings {
     pub fn read(reader: &mut Reader) -> Self {
         Self {
             level: reader.variable(&["LOG_LEVEL", "LOGGING_LEVEL_ROOT"], "the least severe lines to log").or("info"),
-            format: reader.variable(&["LOG_FORMAT"], "form of the log lines").or("auto"),
+            format: reader.variable(&["LOG_FORMAT"], "format of the log lines").or("auto"),
         }
     }
 }
@@ -94,8 +94,8 @@ impl Value for Format {
     }
 }
 
-/// Sends the process's log lines to stdout from now on, and panics as log lines too: what is printed on stderr waits for its
-/// reader. The first call counts.
+/// Writes the process's log lines to stdout from now on, and panics as log lines too, because a write to stderr can
+/// block. Only the first call in a process takes effect.
 ///
 /// # Errors
 /// If the thread that writes them cannot be started.
@@ -105,27 +105,27 @@ pub fn init(service: &'static str, settings: &Settings) -> io::Result<()> {
         .with_default(level.min(LevelFilter::WARN))
         // rskafka logs each failed attempt as an error, and libs/kafka reports the failure that remains.
         .with_target("rskafka", LevelFilter::OFF)
-        .with_targets(OURS.map(|target| (target, level)))
+        .with_targets(OWN_CRATES.map(|target| (target, level)))
         .with_target(service.replace('-', "_"), level);
     let pretty = match settings.format {
         Format::Json => false,
         Format::Pretty => true,
         Format::Auto => io::stdout().is_terminal(),
     };
-    let form = if pretty { pretty_line } else { json_line };
-    // Not Rust's own stdout, whose buffer would lose what an error leaves in it.
+    let format = if pretty { pretty_line } else { json_line };
+    // Not Rust's own stdout, which keeps bytes in its buffer after an error.
     let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let told = move |count| {
+    let notice = move |count| {
         let line = dropped_line(count);
         if let Some(sink) = SINK.get() {
             sink(line.clone());
         }
-        form(service, line)
+        format(service, line)
     };
-    let writer = Writer::start(QUEUE, stdout, told)?;
+    let writer = Writer::start(QUEUE_BYTES, stdout, notice)?;
     let lines = writer.clone();
-    let lines = Lines { service, form, write: move |line| lines.add(line) };
-    // A test that starts a second service in its process keeps the first one's lines.
+    let lines = LogLayer { service, format, write: move |line| lines.add(line) };
+    // In a test with two services in one process, the first one's settings stay.
     if tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().is_ok() {
         let _ = WRITER.set(writer);
         // So that it is shown from the start.
@@ -137,14 +137,14 @@ pub fn init(service: &'static str, settings: &Settings) -> io::Result<()> {
 
 static WRITER: OnceLock<Writer> = OnceLock::new();
 
-/// Waits until what was logged is written, for a second at most. To be called before the process ends.
+/// Waits until the lines so far are written, one second at most. Call it before the process ends.
 pub fn flush() {
     if let Some(writer) = WRITER.get() {
-        writer.flush(FLUSH_LIMIT);
+        writer.flush(FLUSH_TIMEOUT);
     }
 }
 
-/// What says that lines are missing, where they are missing.
+/// The line that reports dropped lines, written where they are missing.
 fn dropped_line(count: u64) -> Line {
     let mut fields = Map::new();
     fields.insert("message".to_owned(), "log lines were dropped, because nobody read stdout".into());
@@ -169,35 +169,35 @@ static SINK: OnceLock<Sink> = OnceLock::new();
 
 type Sink = Box<dyn Fn(Line) + Send + Sync>;
 
-/// Gives every line from now on to `sink` too, which must not wait. The first call in a process counts.
+/// Passes every line from now on to `sink` too, which must not block. Only the first call in a process takes effect.
 pub fn collect(sink: impl Fn(Line) + Send + Sync + 'static) {
-    // A second service in the process of a test is collected with the first.
+    // In a test with two services in one process, both use the first sink.
     let _ = SINK.set(Box::new(sink));
 }
 
-/// What a line consists of, beside the name of the service.
+/// A log line, without the name of the service.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// When it was written.
+    /// Time of the event.
     pub time: SystemTime,
-    /// How severe it is.
+    /// Severity.
     pub level: Level,
-    /// The module that it comes from.
+    /// The module that logged it.
     pub target: &'static str,
-    /// Of the spans around the event, outermost first, then of the event: later ones win. `message` is among them, and
-    /// `trace_id` if the line belongs to a request.
+    /// The fields of the spans around the event, outermost first, then those of the event; later ones override.
+    /// `message` is among them, and `trace_id` if the line belongs to a request.
     pub fields: Map<String, Json>,
-    /// The work that it was written in, if it is recorded.
+    /// The span that was current, if it is recorded.
     pub span: Option<TraceContext>,
 }
 
-struct Lines<W> {
+struct LogLayer<W> {
     service: &'static str,
-    form: fn(&str, Line) -> String,
+    format: fn(&str, Line) -> String,
     write: W,
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String) + 'static> Layer<S> for Lines<W> {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String) + 'static> Layer<S> for LogLayer<W> {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
@@ -233,11 +233,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String) + 'static> Layer<S> f
         if let Some(sink) = SINK.get() {
             sink(line.clone());
         }
-        (self.write)((self.form)(self.service, line));
+        (self.write)((self.format)(self.service, line));
     }
 }
 
-/// Gathers the fields of a span or an event.
+/// Collects the fields of a span or an event.
 #[derive(Default)]
 struct Fields(Map<String, Json>);
 
@@ -325,9 +325,9 @@ mod tests {
         static WRITTEN: RefCell<String> = const { RefCell::new(String::new()) };
     }
 
-    fn lines_of(form: fn(&str, Line) -> String, work: impl FnOnce()) -> String {
+    fn lines_of(format: fn(&str, Line) -> String, work: impl FnOnce()) -> String {
         let write = |line: String| WRITTEN.with_borrow_mut(|text| text.push_str(&line));
-        let subscriber = tracing_subscriber::registry().with(Lines { service: "test-service", form, write });
+        let subscriber = tracing_subscriber::registry().with(LogLayer { service: "test-service", format, write });
         tracing::subscriber::with_default(subscriber, work);
         WRITTEN.take()
     }
@@ -353,8 +353,8 @@ mod tests {
 
     #[test]
     fn pretty_lines_have_the_same_content() {
-        let text = lines_of(pretty_line, || tracing::warn!(attempts = 3, "billing is away"));
-        assert!(text.contains("WARN") && text.contains("billing is away") && text.contains("3"), "{text}");
+        let text = lines_of(pretty_line, || tracing::warn!(attempts = 3, "billing is unavailable"));
+        assert!(text.contains("WARN") && text.contains("billing is unavailable") && text.contains("3"), "{text}");
     }
 
     #[test]

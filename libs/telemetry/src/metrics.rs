@@ -1,6 +1,6 @@
 //! Counters, gauges and histograms, kept in one registry for the process.
 //!
-//! A metric is declared where it is counted, as a `static` in a [`LazyLock`](std::sync::LazyLock).
+//! A metric is declared in the module that changes it, as a `static` in a [`LazyLock`](std::sync::LazyLock).
 //! Names follow the Prometheus conventions: base units, `_total` for counters.
 
 use prometheus::{Encoder, HistogramOpts, Opts, Registry, TextEncoder, core::Collector};
@@ -9,7 +9,7 @@ pub use prometheus::{
     proto::{Metric as Sample, MetricFamily, MetricType},
 };
 
-/// Upper bounds, in seconds, of the buckets of a latency histogram: from a cached read to a lost database.
+/// Upper bounds, in seconds, of the buckets of a latency histogram: from a cached read to an unreachable database.
 const LATENCY_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -24,7 +24,7 @@ pub fn counter(name: &str, help: &str) -> IntCounter {
     register(IntCounter::new(name, help))
 }
 
-/// Declares a family of counters told apart by `labels`.
+/// Declares a family of counters with these labels.
 pub fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     register(IntCounterVec::new(Opts::new(name, help), labels))
 }
@@ -34,27 +34,27 @@ pub fn gauge(name: &str, help: &str) -> IntGauge {
     register(IntGauge::new(name, help))
 }
 
-/// Declares a family of gauges told apart by `labels`.
+/// Declares a family of gauges with these labels.
 pub fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
-/// Declares a family of latency histograms, in seconds, told apart by `labels`.
+/// Declares a family of latency histograms in seconds with these labels.
 pub fn latencies(name: &str, help: &str, labels: &[&str]) -> HistogramVec {
     register(HistogramVec::new(HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS.to_vec()), labels))
 }
 
-/// Counts one thing more in `gauge` until the result is dropped.
-pub fn count_in(gauge: &IntGauge) -> CountedIn {
+/// Increments `gauge` until the guard is dropped.
+pub fn track(gauge: &IntGauge) -> GaugeGuard {
     gauge.inc();
-    CountedIn(gauge.clone())
+    GaugeGuard(gauge.clone())
 }
 
-/// One thing counted in a gauge.
+/// Decrements its gauge when it is dropped.
 #[derive(Debug)]
-pub struct CountedIn(IntGauge);
+pub struct GaugeGuard(IntGauge);
 
-impl Drop for CountedIn {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renders_what_was_counted() {
+    fn counters_are_rendered_with_their_labels() {
         counters("tests_counted_total", "Of this test.", &["kind"]).with_label_values(&["good"]).inc_by(2);
         let text = String::from_utf8(render()).unwrap();
         assert!(text.contains("# TYPE tests_counted_total counter\ntests_counted_total{kind=\"good\"} 2\n"), "{text}");

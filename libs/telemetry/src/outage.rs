@@ -10,11 +10,11 @@ use std::{
 /// Causes of one outage that are logged at most: an error text may hold something that is new every time.
 const MAX_CAUSES: usize = 8;
 
-/// Whether something that a service needs is unavailable, so that the beginning of an outage is logged once, and so is its
-/// end. The caller logs, with its own message and fields, when a method says so.
+/// Whether something that a service needs is unavailable, so that the beginning of an outage is logged once, and so is
+/// its end. The caller logs, with its own message and fields, when a method says so.
 ///
-/// With keys, such as partitions, several parts fail and recover on their own: the outage begins when the first one fails
-/// and ends when the last one has recovered.
+/// With keys, such as partitions, several parts fail and recover on their own: the outage begins when the first one
+/// fails and ends when the last one has recovered.
 ///
 /// ```
 /// let outage = telemetry::Outage::new();
@@ -55,8 +55,8 @@ impl<K: Ord> Outage<K> {
         Self::default()
     }
 
-    /// Notes that `key` failed. `cause` tells one kind of failure from another, and a constant one has only the beginning
-    /// logged; `reason` is the text for [`reason`](Self::reason).
+    /// Notes that `key` failed. `cause` tells one kind of failure from another, and a constant one has only the
+    /// beginning logged; `reason` is the text for [`reason`](Self::reason).
     ///
     /// Returns whether to log it: it begins the outage, or this outage has not had the cause yet.
     pub fn failed_for(&self, key: K, cause: &str, reason: impl Into<String>) -> bool {
@@ -98,8 +98,8 @@ impl Outage {
         self.recovered_for(&())
     }
 
-    /// As [`failed`](Self::failed), shown by work that began at `started`. It counts for nothing if the outage has begun or
-    /// ended since: the work may have met what was before.
+    /// As [`failed`](Self::failed), shown by work that began at `started`. It counts for nothing if the outage has
+    /// begun or ended since: the work may have met what was before.
     pub fn failed_since(&self, started: Instant, cause: &str) -> bool {
         let mut state = self.lock();
         state.is_news(started) && state.fail((), cause, cause.to_owned(), &self.is_ongoing)

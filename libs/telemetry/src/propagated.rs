@@ -9,13 +9,13 @@ use std::{
 use crate::TraceContext;
 
 thread_local! {
-    /// What came with the request that this thread is polling.
+    /// The propagated headers of the request whose future this thread is polling.
     static CURRENT: RefCell<Propagated> = const { RefCell::new(Propagated(None)) };
 }
 
-/// What a caller wants to be passed on beside its `traceparent`: `tracestate`, in which tracing systems keep what is their
-/// own, and `baggage`, in which programs keep what is theirs. It goes on as it came, whether spans are collected or not;
-/// nothing here reads, logs or stores it.
+/// The headers that are propagated besides `traceparent`: `tracestate`, with the data of tracing systems, and
+/// `baggage`, with the data of applications. They are passed on unchanged, whether spans are collected or not; nothing
+/// here reads, logs or stores them.
 ///
 /// ```
 /// use telemetry::Propagated;
@@ -41,12 +41,12 @@ impl Propagated {
     /// The name of the header of W3C Baggage.
     pub const BAGGAGE: &'static str = "baggage";
 
-    /// Bytes of each that are passed on at most: as many as the specifications demand. More is dropped as a whole.
+    /// Bytes of each that are passed on at most: the minimum that the specifications demand. A longer value is dropped.
     const MAX_TRACESTATE: usize = 512;
     const MAX_BAGGAGE: usize = 8192;
 
-    /// Takes it from a request, of which `values` gives the values of a header, in their order. A `tracestate` without a
-    /// right `traceparent` says nothing.
+    /// Reads the headers of a request; `values` returns the values of a header in their order. `tracestate` counts only
+    /// with a valid `traceparent`.
     pub fn extract<'a, V: Iterator<Item = &'a str>>(values: impl Fn(&'static str) -> V) -> Self {
         let tracestate = joined(values(Self::TRACESTATE), Self::MAX_TRACESTATE)
             .filter(|_| only(values(TraceContext::HEADER)).and_then(TraceContext::parse).is_some());
@@ -55,12 +55,12 @@ impl Propagated {
         Self(some.then(|| Arc::new(Fields { tracestate, baggage })))
     }
 
-    /// That of the request around this call.
+    /// The headers of the current request.
     pub fn current() -> Self {
         CURRENT.with_borrow(Self::clone)
     }
 
-    /// The headers that a call on behalf of the request carries on, beside its `traceparent`.
+    /// The headers to add to a call on behalf of the request, besides `traceparent`.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let fields = self.0.iter().flat_map(|fields| {
             [(Self::TRACESTATE, fields.tracestate.as_deref()), (Self::BAGGAGE, fields.baggage.as_deref())]
@@ -68,7 +68,7 @@ impl Propagated {
         fields.filter_map(|(name, value)| Some((name, value?)))
     }
 
-    /// Does `work` with this as what came with its request, on whatever threads it is polled.
+    /// Runs `work` with these headers as the current ones, on whatever threads it is polled.
     pub async fn scope<T>(mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         poll_fn(|context| {
@@ -79,7 +79,7 @@ impl Propagated {
     }
 }
 
-/// The time of one poll, in which something stands in [`CURRENT`] and what was there waits in its place.
+/// For the time of one poll, swaps headers into [`CURRENT`] and restores the previous ones when dropped.
 struct Entered<'a>(&'a mut Propagated);
 
 impl<'a> Entered<'a> {
@@ -95,20 +95,21 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// The value of a header that must not come twice.
+/// The value of a header, if there is exactly one.
 fn only<'a>(mut values: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     values.next().filter(|_| values.next().is_none())
 }
 
-/// The values of a header that may come several times, as one list; none if they are too long or cannot be a header again.
-fn joined<'a>(mut values: impl Iterator<Item = &'a str>, most: usize) -> Option<String> {
+/// The values of a header joined to one list; none if it is longer than `max` bytes or has a character that no header
+/// may have.
+fn joined<'a>(mut values: impl Iterator<Item = &'a str>, max: usize) -> Option<String> {
     let mut list = values.next()?.trim().to_owned();
     for value in values {
         list.push(',');
         list.push_str(value.trim());
     }
     let visible = list.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte));
-    (!list.is_empty() && list.len() <= most && visible).then_some(list)
+    (!list.is_empty() && list.len() <= max && visible).then_some(list)
 }
 
 #[cfg(test)]
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_is_what_came_up_to_a_limit() {
+    fn headers_are_propagated_unchanged_up_to_a_limit() {
         let came = [PARENT, ("tracestate", "a=1"), ("tracestate", " b=2"), ("baggage", "user=x;p,tier=gold")];
         let expected = [("tracestate", "a=1,b=2".to_owned()), ("baggage", "user=x;p,tier=gold".to_owned())];
         assert_eq!(passed_on(&came), expected);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tracestate_without_a_right_traceparent_is_dropped() {
+    fn a_tracestate_without_a_valid_traceparent_is_dropped() {
         assert_eq!(passed_on(&[("tracestate", "a=1")]), []);
         assert_eq!(passed_on(&[PARENT, PARENT, ("tracestate", "a=1")]), []);
         assert_eq!(
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_current_while_its_work_is_polled_and_no_longer() {
+    fn headers_are_current_only_while_their_work_is_polled() {
         let of =
             |value: &'static str| Propagated::extract(move |name| (name == "baggage").then_some(value).into_iter());
         smol::block_on(async {

@@ -6,10 +6,9 @@ use config::Value;
 
 static SAMPLER: OnceLock<Sampler> = OnceLock::new();
 
-/// Decides for every trace from now on. The first call in a process counts; before it, a trace that begins here is sampled
-/// and a caller's goes on as the caller wants it.
+/// Sets the sampler of the process. Only the first call takes effect; before it, `parentbased_always_on` is in force.
 pub fn set(sampler: Sampler) {
-    // A second service in the process of a test samples as the first.
+    // In a test with two services in one process, both use the first sampler.
     let _ = SAMPLER.set(sampler);
 }
 
@@ -21,9 +20,9 @@ pub(crate) fn decide(trace_id: u128, parent: Option<bool>) -> bool {
 /// A value of `OTEL_TRACES_SAMPLER`, with that of `OTEL_TRACES_SAMPLER_ARG`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
-    /// Whether a caller's decision is kept.
+    /// Whether the decision of a parent is kept.
     parent_based: bool,
-    /// The share of the others that is sampled.
+    /// The share of the other traces that is sampled.
     ratio: f64,
 }
 
@@ -35,20 +34,20 @@ impl Default for Sampler {
 }
 
 impl Sampler {
-    /// The sampler `kind`; `ratio` counts for those that have one.
-    pub fn new(kind: Kind, ratio: Ratio) -> Self {
+    /// The sampler `kind`; `ratio` applies to the samplers that have one.
+    pub fn new(kind: SamplerKind, ratio: Ratio) -> Self {
         let (parent_based, share) = match kind {
-            Kind::AlwaysOn => (false, 1.0),
-            Kind::AlwaysOff => (false, 0.0),
-            Kind::TraceIdRatio => (false, ratio.0),
-            Kind::ParentBasedAlwaysOn => (true, 1.0),
-            Kind::ParentBasedAlwaysOff => (true, 0.0),
-            Kind::ParentBasedTraceIdRatio => (true, ratio.0),
+            SamplerKind::AlwaysOn => (false, 1.0),
+            SamplerKind::AlwaysOff => (false, 0.0),
+            SamplerKind::TraceIdRatio => (false, ratio.0),
+            SamplerKind::ParentBasedAlwaysOn => (true, 1.0),
+            SamplerKind::ParentBasedAlwaysOff => (true, 0.0),
+            SamplerKind::ParentBasedTraceIdRatio => (true, ratio.0),
         };
         Self { parent_based, ratio: share }
     }
 
-    /// Whether a trace is sampled; `parent` is what its caller has decided, if it has one.
+    /// Whether a trace is sampled; `parent` is the decision of the caller, if there is one.
     fn decide(self, trace_id: u128, parent: Option<bool>) -> bool {
         match parent.filter(|_| self.parent_based) {
             Some(decided) => decided,
@@ -60,22 +59,22 @@ impl Sampler {
 
 /// The name of a sampler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SamplerKind {
     /// Every trace.
     AlwaysOn,
     /// None.
     AlwaysOff,
     /// A share of the traces.
     TraceIdRatio,
-    /// What the caller decided; every trace that begins here.
+    /// The caller's decision; every trace that starts here.
     ParentBasedAlwaysOn,
-    /// What the caller decided; none that begins here.
+    /// The caller's decision; no trace that starts here.
     ParentBasedAlwaysOff,
-    /// What the caller decided; a share of those that begin here.
+    /// The caller's decision; a share of the traces that start here.
     ParentBasedTraceIdRatio,
 }
 
-impl Value for Kind {
+impl Value for SamplerKind {
     const EXPECTED: &'static str = "always_on, always_off or traceidratio, or one of them after parentbased_";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -86,7 +85,7 @@ impl Value for Kind {
             "parentbased_always_on" => Ok(Self::ParentBasedAlwaysOn),
             "parentbased_always_off" => Ok(Self::ParentBasedAlwaysOff),
             "parentbased_traceidratio" => Ok(Self::ParentBasedTraceIdRatio),
-            _ => Err("it is another sampler".to_owned()),
+            _ => Err("it is not a supported sampler".to_owned()),
         }
     }
 }
@@ -99,7 +98,7 @@ impl Value for Ratio {
     const EXPECTED: &'static str = "a number from 0 to 1";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let number: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+        let number: f64 = text.parse().map_err(|_| "it is not a number".to_owned())?;
         if (0.0..=1.0).contains(&number) { Ok(Self(number)) } else { Err("it is out of range".to_owned()) }
     }
 }
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
 
     fn sampler(kind: &str, ratio: &str) -> Sampler {
-        Sampler::new(Kind::parse(kind).unwrap(), Ratio::parse(ratio).unwrap())
+        Sampler::new(SamplerKind::parse(kind).unwrap(), Ratio::parse(ratio).unwrap())
     }
 
     #[test]
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_takes_its_share_of_the_traces_and_the_same_ones_everywhere() {
+    fn every_service_samples_the_same_share_of_traces() {
         let quarter = sampler("traceidratio", "0.25");
         let taken = (0..10_000).filter(|_| quarter.decide(fastrand::u128(1..), Some(false))).count();
         assert!((2_000..3_000).contains(&taken), "{taken}");
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_out_of_range_is_none() {
+    fn a_ratio_out_of_range_is_rejected() {
         for wrong in ["-0.1", "1.1", "NaN", "half", "inf"] {
             assert!(Ratio::parse(wrong).is_err(), "{wrong}");
         }

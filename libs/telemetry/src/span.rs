@@ -1,7 +1,7 @@
-//! Spans: pieces of work with their time, their outcome and their place in a trace.
+//! Spans: pieces of work with their duration, their outcome and their parent in a trace.
 //!
-//! As long as nobody has called [`collect`], a span allocates nothing and goes nowhere. A span holds nothing about a
-//! person: names of routes, statements and topics, codes, numbers.
+//! Without a call to [`collect`], a span allocates nothing and is not recorded. A span never holds personal data: only
+//! names of routes, statements and topics, codes and numbers.
 
 use std::{
     borrow::Cow,
@@ -15,41 +15,42 @@ use std::{
 
 use crate::TraceContext;
 
-/// The outcome of work that was dropped before its end.
-const BROKEN_OFF: &str = "cancelled";
+/// The error of work that was dropped before its end.
+const CANCELLED: &str = "cancelled";
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
-type Sink = Box<dyn Fn(Finished) + Send + Sync>;
+type Sink = Box<dyn Fn(FinishedSpan) + Send + Sync>;
 
 thread_local! {
-    /// The span of the work that this thread is polling.
+    /// The span of the future that this thread is polling.
     static CURRENT: RefCell<Span> = const { RefCell::new(Span::NONE) };
 }
 
-/// Gives every span that ends from now on to `sink`, which must not wait. The first call in a process counts.
-pub fn collect(sink: impl Fn(Finished) + Send + Sync + 'static) {
-    // A second service in the process of a test is collected with the first.
+/// Passes every span that ends from now on to `sink`, which must not block. Only the first call in a process takes
+/// effect.
+pub fn collect(sink: impl Fn(FinishedSpan) + Send + Sync + 'static) {
+    // In a test with two services in one process, both use the first sink.
     let _ = SINK.set(Box::new(sink));
 }
 
-/// Whether somebody collects spans.
+/// Whether spans are collected at all.
 pub fn is_collected() -> bool {
     SINK.get().is_some()
 }
 
-/// What a span is to its neighbours.
+/// The kind of a span, as in OpenTelemetry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SpanKind {
     /// Work within a service.
     Internal,
-    /// An answer to another program.
+    /// Handling a request of another program.
     Server,
-    /// A question to another program.
+    /// A request to another program.
     Client,
-    /// A message that is sent, to be handled later.
+    /// Sending a message.
     Producer,
-    /// The handling of a message.
+    /// Handling a message.
     Consumer,
 }
 
@@ -82,33 +83,33 @@ impl From<i64> for Value {
 
 /// A span that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finished {
+pub struct FinishedSpan {
     /// Its ids and its parent's.
     pub context: TraceContext,
-    /// What it is to its neighbours.
-    pub kind: Kind,
-    /// What was done, in few words that many spans share.
+    /// Its kind.
+    pub kind: SpanKind,
+    /// Name of low cardinality, such as the route or the statement.
     pub name: Cow<'static, str>,
-    /// When it began.
+    /// When it started.
     pub started: SystemTime,
-    /// How long it lasted.
-    pub lasted: Duration,
-    /// What else is known of it, by the names of OpenTelemetry's semantic conventions.
+    /// How long it took.
+    pub duration: Duration,
+    /// Attributes, named by OpenTelemetry's semantic conventions.
     pub attributes: Vec<(&'static str, Value)>,
-    /// What happened within it, and how long after its beginning.
+    /// Events within it, with the time since its start.
     pub events: Vec<(Duration, Cow<'static, str>)>,
-    /// Why it failed, if it did: a word that many spans share.
+    /// `error.type` of low cardinality, if it failed.
     pub error: Option<Cow<'static, str>>,
 }
 
-/// A piece of work under way. Dropped without [`end`](Self::end) or [`fail`](Self::fail), it was broken off.
+/// A span that has not ended. Dropped without [`end`](Self::end) or [`fail`](Self::fail), it ends as cancelled.
 ///
 /// ```
-/// use telemetry::{Span, TraceContext, span::Kind};
+/// use telemetry::{Span, TraceContext, span::SpanKind};
 ///
 /// # smol::block_on(async {
-/// let mut request = Span::start(TraceContext::root(), Kind::Server, "GET /hello");
-/// request.scope(async { Span::child(Kind::Client, "find greeting").end() }).await;
+/// let mut request = Span::start(TraceContext::root(), SpanKind::Server, "GET /hello");
+/// request.scope(async { Span::child(SpanKind::Client, "find greeting").end() }).await;
 /// request.end();
 /// # });
 /// ```
@@ -121,23 +122,23 @@ pub struct Span {
 #[derive(Debug)]
 struct Recording {
     since: Instant,
-    span: Finished,
+    span: FinishedSpan,
 }
 
 impl Span {
-    /// Work of no trace: nothing within it is recorded either, unless it begins a trace of its own.
+    /// No span and no trace: spans started within it are not recorded either, unless they start a trace of their own.
     pub const NONE: Self = Self { context: None, recording: None };
 
-    /// Begins the work that `context` names. It is recorded if spans are collected and the trace is sampled.
-    pub fn start(context: TraceContext, kind: Kind, name: &'static str) -> Self {
+    /// Starts the span with the ids of `context`. It is recorded if spans are collected and the trace is sampled.
+    pub fn start(context: TraceContext, kind: SpanKind, name: &'static str) -> Self {
         let recorded = context.sampled() && is_collected();
         let recording = recorded.then(|| {
-            let span = Finished {
+            let span = FinishedSpan {
                 context,
                 kind,
                 name: name.into(),
                 started: SystemTime::now(),
-                lasted: Duration::ZERO,
+                duration: Duration::ZERO,
                 attributes: Vec::new(),
                 events: Vec::new(),
                 error: None,
@@ -147,15 +148,15 @@ impl Span {
         Self { context: Some(context), recording }
     }
 
-    /// Begins work on behalf of the span around this call; where there is none, it is not recorded.
-    pub fn child(kind: Kind, name: &'static str) -> Self {
+    /// Starts a child of the current span; without one it is not recorded.
+    pub fn child(kind: SpanKind, name: &'static str) -> Self {
         match TraceContext::current() {
             Some(context) => Self::start(context.child(), kind, name),
             None => Self::NONE,
         }
     }
 
-    /// Does something with the span around this call, if it is recorded. No span may be begun within.
+    /// Changes the current span, if it is recorded. `change` must not start a span.
     pub fn with_current(change: impl FnOnce(&mut Self)) {
         if is_collected() {
             CURRENT.with_borrow_mut(|current| {
@@ -166,7 +167,7 @@ impl Span {
         }
     }
 
-    /// Whether it is recorded. It need not be asked, except to spare the making of a name or a value.
+    /// Whether it is recorded. Check it only to avoid computing an expensive name or value.
     pub fn is_recorded(&self) -> bool {
         self.recording.is_some()
     }
@@ -176,7 +177,7 @@ impl Span {
         self.recording.as_ref().map_or("", |recording| &recording.span.name)
     }
 
-    /// Gives it another name.
+    /// Changes the name; `name` is called only if it is recorded.
     pub fn rename(&mut self, name: impl FnOnce() -> String) {
         if let Some(recording) = &mut self.recording {
             recording.span.name = name().into();
@@ -190,14 +191,14 @@ impl Span {
         }
     }
 
-    /// Adds something that happens now.
+    /// Adds an event that happens now.
     pub fn event(&mut self, name: impl Into<Cow<'static, str>>) {
         if let Some(recording) = &mut self.recording {
             recording.span.events.push((recording.since.elapsed(), name.into()));
         }
     }
 
-    /// Does `work` with this as the span around it, on whatever threads it is polled.
+    /// Runs `work` with this as the current span, on whatever threads it is polled.
     pub async fn scope<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         poll_fn(|context| {
@@ -207,12 +208,12 @@ impl Span {
         .await
     }
 
-    /// Ends it well.
+    /// Ends the span without an error.
     pub fn end(mut self) {
         self.finish(None);
     }
 
-    /// Ends it with an error, named by a word that many spans share.
+    /// Ends the span with an error type of low cardinality.
     pub fn fail(mut self, error: impl Into<Cow<'static, str>>) {
         self.finish(Some(error.into()));
     }
@@ -222,34 +223,34 @@ impl Span {
             && let Some(sink) = SINK.get()
         {
             let Recording { since, span } = *recording;
-            sink(Finished { lasted: since.elapsed(), error, ..span });
+            sink(FinishedSpan { duration: since.elapsed(), error, ..span });
         }
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        self.finish(Some(BROKEN_OFF.into()));
+        self.finish(Some(CANCELLED.into()));
     }
 }
 
 impl TraceContext {
-    /// That of the work around this call, as long as somebody collects spans.
+    /// The context of the current span, if spans are collected.
     pub fn current() -> Option<Self> {
         if !is_collected() {
             return None;
         }
-        // It is borrowed while a span is changed, and a line that is logged meanwhile has no place.
+        // It is borrowed while `with_current` runs; a line logged meanwhile gets no span.
         CURRENT.with(|current| current.try_borrow().ok()?.context)
     }
 
-    /// Does `work` on behalf of this context: spans begun within are its children.
+    /// Runs `work` within this context: spans that it starts are its children.
     pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
         Span { context: Some(self), recording: None }.scope(work).await
     }
 }
 
-/// The time of one poll, in which a span stands in [`CURRENT`] and the one around it waits in its place.
+/// For the time of one poll, swaps a span into [`CURRENT`] and restores the previous one when dropped.
 struct Entered<'a>(&'a mut Span);
 
 impl<'a> Entered<'a> {
@@ -274,10 +275,10 @@ mod tests {
 
     use super::*;
 
-    static ENDED: Mutex<Vec<Finished>> = Mutex::new(Vec::new());
+    static ENDED: Mutex<Vec<FinishedSpan>> = Mutex::new(Vec::new());
 
     /// The spans of one trace, by name. Tests share the process's sink.
-    fn ended(trace: TraceContext) -> Vec<Finished> {
+    fn ended(trace: TraceContext) -> Vec<FinishedSpan> {
         let ended = ENDED.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ended: Vec<_> =
             ended.iter().filter(|span| span.context.trace_id() == trace.trace_id()).cloned().collect();
@@ -291,16 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn children_find_their_parent_across_threads_and_beside_each_other() {
+    fn concurrent_spans_on_several_threads_keep_their_parents() {
         let trace = collected();
         let request = |name| async move {
-            let mut span = Span::start(trace.child(), Kind::Server, name);
+            let mut span = Span::start(trace.child(), SpanKind::Server, name);
             let work = async {
                 for _ in 0..10 {
                     smol::future::yield_now().await;
                     assert_eq!(TraceContext::current().map(TraceContext::span_id), span_id(name));
                 }
-                Span::child(Kind::Client, "statement").end();
+                Span::child(SpanKind::Client, "statement").end();
             };
             NAMES.lock().unwrap().push((name, span.context.unwrap().span_id()));
             span.scope(work).await;
@@ -325,7 +326,7 @@ mod tests {
             });
         });
         let spans = ended(trace);
-        let (requests, statements): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.kind == Kind::Server);
+        let (requests, statements): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.kind == SpanKind::Server);
         assert_eq!((requests.len(), statements.len()), (3, 3));
         for request in requests {
             let children = statements.iter().filter(|span| span.context.ids().2 == Some(request.context.ids().1));
@@ -335,29 +336,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_or_panics_is_recorded_as_broken_off() {
+    fn spans_that_are_dropped_or_panic_are_recorded_as_cancelled() {
         let trace = collected();
-        let mut dropped = Span::start(trace.child(), Kind::Server, "dropped");
+        let mut dropped = Span::start(trace.child(), SpanKind::Server, "dropped");
         drop(dropped.scope(std::future::pending::<()>()));
         drop(dropped);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            let mut span = Span::start(trace.child(), Kind::Server, "panicked");
+            let mut span = Span::start(trace.child(), SpanKind::Server, "panicked");
             smol::block_on(span.scope(async { panic!("this panic belongs to the test") }))
         }));
         assert!(panicked.is_err() && TraceContext::current().is_none());
-        Span::start(trace.child(), Kind::Client, "refused").fail("unavailable");
+        Span::start(trace.child(), SpanKind::Client, "refused").fail("unavailable");
         let errors: Vec<_> = ended(trace).into_iter().map(|span| (span.name, span.error.unwrap())).collect();
-        let expected = [("dropped", BROKEN_OFF), ("panicked", BROKEN_OFF), ("refused", "unavailable")];
+        let expected = [("dropped", CANCELLED), ("panicked", CANCELLED), ("refused", "unavailable")];
         assert_eq!(errors, expected.map(|(name, error)| (name.into(), error.into())));
     }
 
     #[test]
-    fn a_trace_that_nobody_wants_is_not_recorded() {
+    fn a_trace_that_is_not_sampled_is_not_recorded() {
         let trace = collected();
         let unwanted = format!("00-{}-{}-00", trace.trace_id(), trace.span_id());
-        let mut span = Span::start(TraceContext::continue_from(Some(&unwanted)), Kind::Server, "unwanted");
+        let mut span = Span::start(TraceContext::continue_from(Some(&unwanted)), SpanKind::Server, "unwanted");
         smol::block_on(span.scope(async {
-            assert!(!Span::child(Kind::Client, "statement").is_recorded());
+            assert!(!Span::child(SpanKind::Client, "statement").is_recorded());
             Span::with_current(|_| panic!("there is nothing to change"));
         }));
         span.end();

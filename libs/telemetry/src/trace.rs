@@ -2,10 +2,10 @@ use std::fmt;
 
 use crate::sampler;
 
-/// Where a piece of work stands in its trace: the W3C Trace Context, version 00.
+/// The ids of a span in its trace: the W3C Trace Context, version 00.
 ///
-/// It is a plain value, which names a piece of work and the one that caused it. Whoever does work on behalf of a request
-/// passes it on; a [`Span`](crate::Span) records the work that it names.
+/// It is a plain value with the ids of the trace, the span and its parent. Code that works on behalf of a request
+/// passes it on; a [`Span`](crate::Span) records the span that it identifies.
 ///
 /// ```
 /// use telemetry::TraceContext;
@@ -19,7 +19,7 @@ use crate::sampler;
 pub struct TraceContext {
     trace_id: u128,
     span_id: u64,
-    /// 0 where the trace begins.
+    /// 0 for the root span.
     parent_id: u64,
     sampled: bool,
 }
@@ -28,21 +28,21 @@ impl TraceContext {
     /// The name of the header, in HTTP, in gRPC metadata and on Kafka records.
     pub const HEADER: &'static str = "traceparent";
 
-    /// A new trace that begins here; the [`sampler`] decides whether it is recorded.
+    /// The root of a new trace; the [`sampler`] decides whether it is recorded.
     pub fn root() -> Self {
         let trace_id = fastrand::u128(1..);
         let sampled = sampler::decide(trace_id, None);
         Self { trace_id, span_id: fastrand::u64(1..), parent_id: 0, sampled }
     }
 
-    /// The same trace, one span further.
+    /// A child span in the same trace.
     #[must_use]
     pub fn child(self) -> Self {
         Self { span_id: fastrand::u64(1..), parent_id: self.span_id, ..self }
     }
 
-    /// The context that a caller sent, one span further; a new trace if there is none or it is malformed, as the
-    /// specification demands. The [`sampler`] decides whether it goes on being recorded.
+    /// A child of the context in a caller's `traceparent`; a new root if there is none or it is malformed, as the
+    /// specification demands. The [`sampler`] decides whether it is recorded.
     pub fn continue_from(header: Option<&str>) -> Self {
         header.and_then(Self::parse).map_or_else(Self::root, |caller| {
             let sampled = sampler::decide(caller.trace_id, Some(caller.sampled));
@@ -104,7 +104,7 @@ mod tests {
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
-    fn reads_what_it_writes() {
+    fn a_traceparent_that_was_written_is_parsed_again() {
         assert_eq!(TraceContext::parse(PARENT).unwrap().to_string(), PARENT);
         let root = TraceContext::root();
         assert_eq!(TraceContext::parse(&root.to_string()), Some(root));

@@ -7,14 +7,14 @@ use tide::{Body, Request, StatusCode};
 
 use crate::{
     Limits, Problem,
+    chunks::{BlockPool, ChunkedBuffer},
     connections::Client,
-    pieces::{Pieces, Region},
-    router::{Place, overloaded},
+    router::{InFlightSlot, overloaded},
 };
 
-/// Bytes of a body too large that are read and thrown away, and for how long.
-const DISCARD: u64 = 4 * 1024 * 1024;
-const DISCARD_WAIT: Duration = Duration::from_secs(2);
+/// Bytes of a body above the limit that are read and discarded, and for how long.
+const MAX_DISCARDED: u64 = 4 * 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// The UTF-8 byte order mark, which editors put before a text. RFC 8259 lets a reader ignore it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -26,7 +26,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits: &Limits) -> Result<T, Problem> {
     let mut media_types = request.header("content-type").into_iter().flatten().map(|value| value.as_str());
     let essence = |media_type: &str| media_type.split(';').next().unwrap_or_default().trim().to_owned();
-    // Of two, neither is surely that of the body.
+    // Two values would be ambiguous.
     let essence = media_types.next().map(essence).filter(|_| media_types.next().is_none());
     if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         let problem = Problem::new(StatusCode::UnsupportedMediaType, "The body must be application/json.");
@@ -41,85 +41,85 @@ pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits:
     })
 }
 
-/// Reads the whole body. Only then the request is one of those in flight.
+/// Reads the whole body. Only then does the request count as in flight.
 ///
 /// # Errors
-/// 415 for a content coding, 413 for too many bytes, 408 when they do not come in time, 400 when the client breaks off, 503
-/// when there is no room for it or for the request.
+/// 415 for a content coding, 413 for too many bytes, 408 when they do not come in time, 400 when the client
+/// disconnects, 503 when there is no memory for it, or too many requests are in flight.
 pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<Vec<u8>, Problem> {
-    refuse_codings(request)?;
+    reject_content_coding(request)?;
     let too_large = || {
         let detail = format!("The body must not be longer than {} bytes.", limits.body);
         Problem::new(StatusCode::PayloadTooLarge, detail)
     };
     let announced = request.len();
     if announced.is_some_and(|length| length > limits.body) {
-        // A client that waits for our consent has sent nothing yet, and need not.
+        // A client that waits for 100 Continue has sent nothing yet.
         if request.header("expect").is_none() {
             discard(request.take_body()).await;
         }
         return Err(too_large());
     }
     let client = request.ext::<Client>().cloned();
-    let place = request.ext::<Arc<Place>>().cloned();
+    let slot = request.ext::<Arc<InFlightSlot>>().cloned();
     let mut body = request.take_body();
     let read = {
         let _awaiting = client.as_ref().map(Client::awaiting_body);
-        timeout(limits.body_wait, gather(&mut body, limits.body, client.as_ref())).await
+        timeout(limits.body_timeout, read_to_end(&mut body, limits.body, client.as_ref())).await
     };
     let bytes = match read {
-        Err(_) => return Err(late(limits.body_wait)),
+        Err(_) => return Err(timed_out(limits.body_timeout)),
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) if client.is_some_and(|client| client.gave_way()) => return Err(overloaded()),
-        Ok(Err(Broken::NoRoom)) => return Err(overloaded()),
-        Ok(Err(Broken::Off)) => return Err(Problem::bad_request("The body ended before it was complete.")),
-        Ok(Err(Broken::TooLarge)) => {
+        Ok(Err(_)) if client.is_some_and(|client| client.is_evicted()) => return Err(overloaded()),
+        Ok(Err(BodyError::NoRoom)) => return Err(overloaded()),
+        Ok(Err(BodyError::Incomplete)) => return Err(Problem::bad_request("The body ended before it was complete.")),
+        Ok(Err(BodyError::TooLarge)) => {
             discard(body).await;
             return Err(too_large());
         }
     };
-    if let Some(place) = place {
-        place.take()?;
+    if let Some(slot) = slot {
+        slot.take()?;
     }
     Ok(bytes)
 }
 
 /// Why a body could not be read.
-enum Broken {
-    /// The client or the connection.
-    Off,
+enum BodyError {
+    /// The connection ended or failed.
+    Incomplete,
     TooLarge,
     NoRoom,
 }
 
-/// Reads up to `limit` bytes. Memory is taken as they come, whatever has been announced.
-async fn gather(body: &mut Body, limit: usize, client: Option<&Client>) -> Result<Vec<u8>, Broken> {
-    // A request that no server has received is one of a test; it shares nothing with others.
-    let mut bytes =
-        client.map_or_else(|| Pieces::new(&Region::new(limit), Vec::new()), |client| client.pieces(Vec::new()));
+/// Reads up to `limit` bytes. Memory is allocated as they arrive, whatever Content-Length says.
+async fn read_to_end(body: &mut Body, limit: usize, client: Option<&Client>) -> Result<Vec<u8>, BodyError> {
+    // A request without a connection comes from a unit test and has a pool of its own.
+    let mut bytes = client
+        .map_or_else(|| ChunkedBuffer::new(&BlockPool::new(limit), Vec::new()), |client| client.chunks(Vec::new()));
     loop {
-        let chunk = body.fill_buf().await.map_err(|_| Broken::Off)?;
+        let chunk = body.fill_buf().await.map_err(|_| BodyError::Incomplete)?;
         let length = chunk.len();
         if length == 0 {
             return Ok(bytes.take());
         }
         if bytes.len() + length > limit {
-            return Err(Broken::TooLarge);
+            return Err(BodyError::TooLarge);
         }
         let size = bytes.size();
         bytes.push(chunk);
-        // As much again is in hyper's buffer, and again in the buffer that holds the whole at the end.
+        // Three times: as much is in hyper's buffer, and again in the buffer for the whole body at the end.
         let more = 3 * bytes.size().saturating_sub(size);
-        // One that has to give way may have sent more than has been read.
-        if client.is_some_and(|client| client.gave_way() || (more > 0 && !client.charge(more))) {
-            return Err(Broken::NoRoom);
+        // An evicted connection may have sent more than has been read.
+        if client.is_some_and(|client| client.is_evicted() || (more > 0 && !client.charge(more))) {
+            return Err(BodyError::NoRoom);
         }
         body.consume(length);
     }
 }
 
-/// Refuses a body in a content coding such as gzip: read as it comes it would be taken for what it is not.
-fn refuse_codings<S>(request: &Request<S>) -> Result<(), Problem> {
+/// Rejects a body with a content coding such as gzip, which would be read as if it had none.
+fn reject_content_coding<S>(request: &Request<S>) -> Result<(), Problem> {
     let values = request.header("content-encoding").into_iter().flatten();
     let mut codings = values.flat_map(|value| value.as_str().split(',')).map(str::trim);
     if codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity")) {
@@ -129,14 +129,14 @@ fn refuse_codings<S>(request: &Request<S>) -> Result<(), Problem> {
     Err(problem.kind("unsupported-content-coding").header("accept-encoding", "identity"))
 }
 
-/// Reads some of what nobody wants: many clients read no answer before they have sent all, and a connection closed in the
-/// middle of it would cost them the answer.
+/// Reads and discards some of the body: many clients read the answer only after they have sent everything, and would
+/// not get it if the connection were closed before.
 async fn discard(body: Body) {
-    let rest = futures_lite::io::copy(body.take(DISCARD), futures_lite::io::sink());
-    // Whatever comes of it, the answer is the same.
-    let _ = timeout(DISCARD_WAIT, rest).await;
+    let rest = futures_lite::io::copy(body.take(MAX_DISCARDED), futures_lite::io::sink());
+    // The answer is the same if this fails.
+    let _ = timeout(DISCARD_TIMEOUT, rest).await;
 }
 
-fn late(limit: Duration) -> Problem {
+fn timed_out(limit: Duration) -> Problem {
     Problem::new(StatusCode::RequestTimeout, format!("The body did not come within {} seconds.", limit.as_secs()))
 }

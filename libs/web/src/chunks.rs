@@ -1,19 +1,19 @@
-//! Bytes that come in pieces: heads and bodies of clients that take their time.
+//! Buffers for bytes that arrive in chunks: heads and bodies of slow clients.
 //!
-//! The first ones are in a buffer that grows. The others lie in blocks of one region of memory for all connections, which is
-//! mapped as long as any of it is in use. Buffers of any size, of many connections that come and go, would leave holes that
-//! the allocator cannot give back to the system; the region goes back as a whole.
+//! The first 4 KiB are in a `Vec`. The rest is in blocks of one pool for all connections, which is mapped as long as
+//! any block is in use. Buffers of many sizes for many short-lived connections would fragment the heap, so that the
+//! allocator cannot return memory to the system; the pool is returned as a whole.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of a block: a page.
 const BLOCK: usize = 4096;
-/// Bytes of the region at least. glibc maps what is larger than 32 MiB by itself and unmaps it when it is freed; pages that
-/// nobody writes to are not there.
-const LEAST_REGION: usize = 33 * 1024 * 1024;
+/// Smallest pool in bytes. glibc maps allocations above 32 MiB separately and unmaps them when they are freed; pages
+/// that were never written take no memory.
+const MIN_POOL_BYTES: usize = 33 * 1024 * 1024;
 
-/// Memory in blocks.
-pub(crate) struct Region {
+/// A pool of blocks of [`BLOCK`] bytes.
+pub(crate) struct BlockPool {
     blocks: usize,
     inner: Mutex<Inner>,
 }
@@ -22,21 +22,21 @@ pub(crate) struct Region {
 struct Inner {
     /// Empty while no block is in use.
     memory: Vec<u8>,
-    /// Blocks that were in use and are not any more.
+    /// Blocks that were used and are free again.
     free: Vec<usize>,
-    /// Blocks from here on have not been used.
+    /// Blocks from this index on have never been used.
     fresh: usize,
     used: usize,
 }
 
-impl Region {
-    /// A region for so many bytes.
+impl BlockPool {
+    /// A pool for this many bytes.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { blocks: bytes.max(LEAST_REGION) / BLOCK, inner: Mutex::default() })
+        Arc::new(Self { blocks: bytes.max(MIN_POOL_BYTES) / BLOCK, inner: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // What it holds is right between any two steps.
+        // The state is consistent between any two statements.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -53,22 +53,22 @@ impl Inner {
     }
 }
 
-/// Bytes that have come so far.
-pub(crate) struct Pieces {
+/// The bytes that have arrived so far.
+pub(crate) struct ChunkedBuffer {
     start: Vec<u8>,
-    region: Arc<Region>,
-    /// What follows the start.
+    pool: Arc<BlockPool>,
+    /// Blocks with the bytes after `start`.
     blocks: Vec<usize>,
     /// Bytes in the blocks.
     length: usize,
 }
 
-impl Pieces {
-    /// These bytes, and room for more in the region.
-    pub(crate) fn new(region: &Arc<Region>, mut start: Vec<u8>) -> Self {
-        // It may be a slice of a larger buffer.
+impl ChunkedBuffer {
+    /// Starts with these bytes; more go to the pool.
+    pub(crate) fn new(pool: &Arc<BlockPool>, mut start: Vec<u8>) -> Self {
+        // Its capacity may be that of a larger buffer.
         start.shrink_to_fit();
-        Self { start, region: region.clone(), blocks: Vec::new(), length: 0 }
+        Self { start, pool: pool.clone(), blocks: Vec::new(), length: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -79,23 +79,23 @@ impl Pieces {
         self.len() == 0
     }
 
-    /// Bytes of memory that they take.
+    /// Bytes of memory that are allocated.
     pub(crate) fn size(&self) -> usize {
         self.start.capacity() + self.blocks.len() * BLOCK
     }
 
-    /// Adds what has come.
+    /// Appends bytes.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) {
         if self.blocks.is_empty() && self.start.len() + bytes.len() <= BLOCK {
             self.start.extend_from_slice(bytes);
             return;
         }
-        let mut inner = self.region.lock();
+        let mut inner = self.pool.lock();
         while !bytes.is_empty() {
             let filled = self.length % BLOCK;
             if filled == 0 {
-                // More is in use than may be charged only for a moment, so that there is one.
-                let Some(block) = inner.take(self.region.blocks) else { break };
+                // The pool holds more than connections may be charged for, so a block is free except for moments.
+                let Some(block) = inner.take(self.pool.blocks) else { break };
                 self.blocks.push(block);
             }
             let Some(block) = self.blocks.last() else { break };
@@ -113,7 +113,7 @@ impl Pieces {
         }
     }
 
-    /// All of them in one buffer, of which this is left empty.
+    /// Takes all bytes as one `Vec` and leaves this empty.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.start);
         if self.blocks.is_empty() {
@@ -121,7 +121,7 @@ impl Pieces {
         }
         all.reserve_exact(self.length);
         {
-            let inner = self.region.lock();
+            let inner = self.pool.lock();
             let mut left = self.length;
             for block in &self.blocks {
                 let begin = block * BLOCK;
@@ -129,15 +129,15 @@ impl Pieces {
                 left = left.saturating_sub(BLOCK);
             }
         }
-        self.give_back();
+        self.release();
         all
     }
 
-    fn give_back(&mut self) {
+    fn release(&mut self) {
         if self.blocks.is_empty() {
             return;
         }
-        let mut inner = self.region.lock();
+        let mut inner = self.pool.lock();
         inner.used -= self.blocks.len();
         inner.free.append(&mut self.blocks);
         self.length = 0;
@@ -147,9 +147,9 @@ impl Pieces {
     }
 }
 
-impl Drop for Pieces {
+impl Drop for ChunkedBuffer {
     fn drop(&mut self) {
-        self.give_back();
+        self.release();
     }
 }
 
@@ -163,36 +163,36 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
         #[test]
-        fn what_comes_in_pieces_is_the_same_in_one(
+        fn chunks_are_joined_in_order(
             start in vec(any::<u8>(), 0..5_000),
-            pieces in vec((0..3_usize, vec(any::<u8>(), 0..9_000)), 0..20),
+            chunks in vec((0..3_usize, vec(any::<u8>(), 0..9_000)), 0..20),
         ) {
-            let region = Region::new(0);
+            let pool = BlockPool::new(0);
             let mut all = [start.clone(), Vec::new(), Vec::new()];
-            let mut gathered = [start, Vec::new(), Vec::new()].map(|start| Pieces::new(&region, start));
-            for (number, piece) in &pieces {
+            let mut gathered = [start, Vec::new(), Vec::new()].map(|start| ChunkedBuffer::new(&pool, start));
+            for (number, piece) in &chunks {
                 all[*number].extend_from_slice(piece);
                 gathered[*number].push(piece);
                 prop_assert_eq!(gathered[*number].len(), all[*number].len());
                 prop_assert!(gathered[*number].size() >= all[*number].len());
             }
-            // One gives its blocks back to the others before it is gone.
+            // One buffer releases its blocks for the others before it is dropped.
             let [mut first, mut second, third] = gathered;
             prop_assert_eq!(first.take(), all[0].as_slice());
             second.push(&all[2]);
             prop_assert_eq!(second.take(), [all[1].as_slice(), &all[2]].concat());
             drop(third);
-            prop_assert!(region.lock().memory.is_empty(), "nothing is mapped when nothing is in use");
+            prop_assert!(pool.lock().memory.is_empty(), "nothing is mapped when nothing is in use");
         }
     }
 
     #[test]
-    fn what_the_region_cannot_hold_is_held_all_the_same() {
-        let region = Arc::new(Region { blocks: 3, inner: Mutex::default() });
-        let mut pieces = Pieces::new(&region, Vec::new());
+    fn bytes_beyond_the_pool_are_kept_on_the_heap() {
+        let pool = Arc::new(BlockPool { blocks: 3, inner: Mutex::default() });
+        let mut chunks = ChunkedBuffer::new(&pool, Vec::new());
         let bytes: Vec<u8> = (0..5 * BLOCK).map(|n| n as u8).collect();
-        bytes.chunks(1_000).for_each(|piece| pieces.push(piece));
-        assert_eq!(pieces.take(), bytes);
-        assert!(region.lock().memory.is_empty());
+        bytes.chunks(1_000).for_each(|piece| chunks.push(piece));
+        assert_eq!(chunks.take(), bytes);
+        assert!(pool.lock().memory.is_empty());
     }
 }

@@ -1,12 +1,12 @@
-//! The open connections of a server: what each waits for, since when, and how much memory it holds meanwhile.
+//! The open connections of a server: what each waits for, since when, and how much memory it holds.
 //!
-//! One task looks at all of them once a second. That takes the place of two or three timers a request, each of which
-//! would wake the reactor, and it is what lets the server close the longest idle connection when it is full.
+//! One task sweeps all of them once a second. This replaces two or three timers for each request, each of which would
+//! wake the reactor, and lets the server close the longest idle connection when it is full.
 //!
-//! Memory is bounded for all connections together, and not for each. A connection is charged for what it holds: the bytes
-//! of an unfinished head, the buffers of a request under way, its body, an answer that its client has not taken. A charge
-//! beyond [`Limits::buffers`] is paid by others: first by idle connections, which give their buffers back, and then by the
-//! client that has been waited for longest, whose connection ends.
+//! Memory is bounded for all connections together. A connection is charged for what it holds: the bytes of an
+//! unfinished head, the buffers of the current request, its body, an answer that its client has not read. When the
+//! charges exceed [`Limits::buffers`], first idle connections release their buffers, and then the connection is evicted
+//! whose client has been waited for longest.
 
 use std::{
     collections::HashMap,
@@ -29,22 +29,22 @@ use telemetry::metrics::{self, IntCounter, IntGauge};
 
 use crate::{
     Limits,
-    pieces::{Pieces, Region},
+    chunks::{BlockPool, ChunkedBuffer},
 };
 
 static HELD: LazyLock<IntGauge> = LazyLock::new(|| {
     metrics::gauge("http_buffer_bytes", "Memory held for what HTTP clients have not sent or taken completely.")
 });
 static EVICTED: LazyLock<IntCounter> = LazyLock::new(|| {
-    metrics::counter("http_connections_evicted_total", "HTTP connections ended because others needed their memory.")
+    metrics::counter("http_connections_evicted_total", "HTTP connections closed because others needed their memory.")
 });
 
-/// Stands for a time that has not come: nothing is awaited.
+/// A time that is not set: nothing is waited for.
 const NEVER: u64 = u64::MAX;
-/// What a request under way costs before its head and its body are counted: hyper's buffers and the futures of its answer.
-pub(crate) const SESSION: usize = 20 * 1024;
-/// The slowest reader of an answer that is not given up, in bytes a second.
-const SLOWEST_READER: u64 = 4 * 1024;
+/// Bytes charged for a request besides its head and body: hyper's buffers and the futures of the handler.
+pub(crate) const REQUEST_OVERHEAD: usize = 20 * 1024;
+/// The slowest reader of an answer that is not disconnected, in bytes per second.
+const MIN_READ_RATE: u64 = 4 * 1024;
 
 /// Every open connection of a server.
 pub(crate) struct Connections {
@@ -52,11 +52,11 @@ pub(crate) struct Connections {
     closed: Event,
     next: AtomicU64,
     started: Instant,
-    /// The sum of what connections are charged with, and the most that it may be.
+    /// The sum of the charges of all connections, and its limit, in bytes.
     charged: AtomicUsize,
     most: usize,
-    write_wait: Duration,
-    region: Arc<Region>,
+    write_timeout: Duration,
+    pool: Arc<BlockPool>,
 }
 
 impl Connections {
@@ -68,13 +68,13 @@ impl Connections {
             started: Instant::now(),
             charged: AtomicUsize::new(0),
             most: limits.buffers,
-            write_wait: limits.write_wait,
-            region: Region::new(limits.buffers),
+            write_timeout: limits.write_timeout,
+            pool: BlockPool::new(limits.buffers),
         })
     }
 
-    /// Takes a connection in, which is forgotten when the result is dropped.
-    pub(crate) fn register(self: &Arc<Self>, stream: TcpStream, is_trusted_proxy: bool) -> Registered {
+    /// Registers a connection until the guard is dropped.
+    pub(crate) fn register(self: &Arc<Self>, stream: TcpStream, is_trusted_proxy: bool) -> ConnectionGuard {
         let never = || AtomicU64::new(NEVER);
         let connection = Connection {
             stream,
@@ -84,22 +84,22 @@ impl Connections {
             write_since: never(),
             answer_until: never(),
             charged: AtomicUsize::new(0),
-            has_part: AtomicBool::new(false),
-            gave_way: AtomicBool::new(false),
+            has_partial_head: AtomicBool::new(false),
+            is_evicted: AtomicBool::new(false),
             is_released: AtomicBool::new(false),
             task: AtomicWaker::new(),
         };
         let connection = Arc::new(connection);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, connection.clone());
-        Registered { id, is_trusted_proxy, client: Client { connection, all: self.clone() } }
+        ConnectionGuard { id, is_trusted_proxy, client: Client { connection, all: self.clone() } }
     }
 
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// Closes and forgets the connection that has waited longest for a request; false if each is at work.
+    /// Closes and removes the connection that has been idle longest; false if none is idle.
     pub(crate) fn close_longest_idle(&self) -> bool {
         let mut open = self.lock();
         let waiting = open.iter().map(|(id, connection)| (connection.request_awaited_since(), *id));
@@ -108,19 +108,19 @@ impl Connections {
         closed.inspect(|connection| connection.close(Shutdown::Both)).is_some()
     }
 
-    /// Closes those whose client has kept the server waiting for too long, and has idle ones give their buffers back.
-    pub(crate) fn look_over(&self, limits: &Limits) {
+    /// Closes connections whose client exceeded a timeout, and has idle ones release their buffers.
+    pub(crate) fn sweep(&self, limits: &Limits) {
         HELD.set(i64::try_from(self.charged.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         let now = self.now();
         let is_over = |since: &AtomicU64, limit: Duration| {
             now.saturating_sub(since.load(Ordering::Relaxed)) > u64::try_from(limit.as_millis()).unwrap_or(NEVER)
         };
         for connection in self.lock().values() {
-            // A head that has begun has a time of its own.
+            // A head that has started has its own timeout.
             let is_idle = connection.head_since.load(Ordering::Relaxed) == NEVER;
-            if is_idle && is_over(&connection.idle_since, limits.idle_wait)
-                || is_over(&connection.head_since, limits.head_wait)
-                || is_over(&connection.write_since, limits.write_wait)
+            if is_idle && is_over(&connection.idle_since, limits.idle_timeout)
+                || is_over(&connection.head_since, limits.head_timeout)
+                || is_over(&connection.write_since, limits.write_timeout)
                 || is_over(&connection.answer_until, Duration::ZERO)
             {
                 connection.close(Shutdown::Both);
@@ -134,7 +134,7 @@ impl Connections {
         self.lock().values().for_each(|connection| connection.close(Shutdown::Both));
     }
 
-    /// Ends when no connection is open.
+    /// Waits until no connection is open.
     pub(crate) async fn all_closed(&self) {
         loop {
             let listener = self.closed.listen();
@@ -150,19 +150,19 @@ impl Connections {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Charges a connection with so many bytes instead of what it was charged with.
+    /// Replaces the charge of a connection.
     fn set_charge(&self, connection: &Connection, bytes: usize) {
-        // Both at once would need a lock; the sum is right as soon as both are done.
+        // Not atomic together, which would need a lock; the sum is correct after both.
         self.charged.fetch_add(bytes, Ordering::Relaxed);
         self.charged.fetch_sub(connection.charged.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Whether more than half of the memory is in use, so that idle connections should hold none of it.
+    /// Whether more than half of the memory is in use; then idle connections release theirs at once.
     fn is_short(&self) -> bool {
         self.charged.load(Ordering::Relaxed) > self.most / 2
     }
 
-    /// Frees memory until no more than the limit is charged; false if nothing is left that could give way to `asking`.
+    /// Frees memory until the charges are within the limit; false if no connection but `asking` is left to be evicted.
     fn make_room(&self, asking: &Arc<Connection>) -> bool {
         let is_over = || self.charged.load(Ordering::Relaxed) > self.most;
         if !is_over() {
@@ -171,7 +171,7 @@ impl Connections {
         let open = self.lock();
         for connection in open.values().filter(|connection| connection.holds_idle_buffers()) {
             connection.release();
-            // It frees them as soon as its task runs.
+            // It frees the buffers as soon as its task runs.
             self.set_charge(connection, 0);
         }
         while is_over() {
@@ -179,9 +179,9 @@ impl Connections {
             let awaited = held.map(|connection| (connection.client_awaited_since(), connection));
             let longest = awaited.filter(|(since, _)| *since != NEVER).min_by_key(|(since, _)| *since);
             match longest {
-                // Not the asking one: what it asks for is refused, and it can still be answered.
+                // Not the asking one: its request is rejected, and it can still get an answer.
                 Some((_, connection)) if !Arc::ptr_eq(connection, asking) => {
-                    connection.give_way();
+                    connection.evict();
                     EVICTED.inc();
                     self.set_charge(connection, 0);
                 }
@@ -197,26 +197,26 @@ impl Connections {
     }
 }
 
-/// A connection's place among the open ones.
-pub(crate) struct Registered {
+/// Keeps a connection registered.
+pub(crate) struct ConnectionGuard {
     id: u64,
     is_trusted_proxy: bool,
     client: Client,
 }
 
-impl Registered {
-    /// What a request of this connection can say of it.
+impl ConnectionGuard {
+    /// The connection, for its requests.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The connection's bytes, watched; those of `begun` come first.
+    /// The connection's I/O for hyper, which reads the bytes of `begun` first.
     pub(crate) fn io(&self, begun: Vec<u8>) -> WatchedIo {
         let stream = self.client.connection.stream.clone();
         WatchedIo { begun, read: 0, inner: FuturesIo::new(stream), client: self.client.clone() }
     }
 
-    /// Whether the other end is a proxy that is believed.
+    /// Whether the peer is a trusted proxy.
     pub(crate) fn is_trusted_proxy(&self) -> bool {
         self.is_trusted_proxy
     }
@@ -225,10 +225,10 @@ impl Registered {
         self.client.connection.stream.clone()
     }
 
-    /// Says that the first bytes of a head have come and the rest has not, and charges the connection with them.
+    /// Notes that an incomplete head of this many bytes has arrived, and charges the connection for it.
     ///
-    /// False if they have to be given up: memory is short, and no other client has been waited for longer.
-    pub(crate) fn head_begun(&self, bytes: usize) -> bool {
+    /// False if there is no memory for it, because no other client has been waited for longer.
+    pub(crate) fn head_started(&self, bytes: usize) -> bool {
         let Client { connection, all } = &self.client;
         if connection.head_since.load(Ordering::Relaxed) == NEVER {
             connection.head_since.store(all.now(), Ordering::Relaxed);
@@ -237,54 +237,56 @@ impl Registered {
         all.make_room(connection)
     }
 
-    /// Says that nothing of a request has come since the last one, and that the connection holds nothing.
-    pub(crate) fn at_rest(&self) {
+    /// Notes that the connection waits for the next request and holds no memory.
+    pub(crate) fn mark_idle(&self) {
         let Client { connection, all } = &self.client;
         connection.is_released.store(false, Ordering::Relaxed);
         all.set_charge(connection, 0);
     }
 
-    /// Says that hyper has the connection now, with a whole head or with what it has to refuse.
-    pub(crate) fn session_begins(&self) {
+    /// Notes that hyper serves the connection now, with a complete head or one that it has to reject.
+    pub(crate) fn session_started(&self) {
         let Client { connection, all } = &self.client;
         connection.head_since.store(NEVER, Ordering::Relaxed);
-        connection.has_part.store(false, Ordering::Relaxed);
-        all.set_charge(connection, SESSION);
-        // Where nothing gives way, the request is refused in words once its head is read.
+        connection.has_partial_head.store(false, Ordering::Relaxed);
+        all.set_charge(connection, REQUEST_OVERHEAD);
+        // If there is no room, the request is rejected with 503 once its head is parsed.
         all.make_room(connection);
     }
 
-    /// Has the polling task woken when the connection is to give its buffers back.
+    /// Registers the task to wake when the connection is to release its buffers.
     pub(crate) fn watch(&self, context: &Context<'_>) {
         self.client.connection.task.register(context.waker());
     }
 
-    /// Whether hyper can be taken off the connection: it has answered all that has come as a whole, its answers have left,
-    /// and its buffers are needed, or hold the beginning of a head.
-    pub(crate) fn is_to_rest(&self) -> bool {
+    /// Whether the connection can be taken back from hyper: all complete requests are answered, the answers are
+    /// written, and its buffers are needed elsewhere or hold an incomplete head.
+    pub(crate) fn can_hand_back(&self) -> bool {
         let Client { connection, all } = &self.client;
         if connection.idle_since.load(Ordering::Relaxed) == NEVER || connection.is_writing() {
             return false;
         }
         connection.answer_until.store(NEVER, Ordering::Relaxed);
-        if connection.charged.load(Ordering::Relaxed) > SESSION {
-            all.set_charge(connection, SESSION);
+        if connection.charged.load(Ordering::Relaxed) > REQUEST_OVERHEAD {
+            all.set_charge(connection, REQUEST_OVERHEAD);
         }
-        connection.has_part.load(Ordering::Relaxed) || connection.is_released.load(Ordering::Relaxed) || all.is_short()
+        connection.has_partial_head.load(Ordering::Relaxed)
+            || connection.is_released.load(Ordering::Relaxed)
+            || all.is_short()
     }
 
-    /// Says that a whole head has come. The wait for the next one begins when the result is dropped.
-    pub(crate) fn busy(&self) -> Busy {
+    /// Notes that a complete head has arrived. The connection is idle again when the guard is dropped.
+    pub(crate) fn busy(&self) -> RequestGuard {
         let connection = &self.client.connection;
         connection.idle_since.store(NEVER, Ordering::Relaxed);
-        connection.has_part.store(false, Ordering::Relaxed);
-        // That was the time for the answer before, which has been handed on.
+        connection.has_partial_head.store(false, Ordering::Relaxed);
+        // That was the deadline of the previous answer.
         connection.answer_until.store(NEVER, Ordering::Relaxed);
-        Busy(self.client.clone())
+        RequestGuard(self.client.clone())
     }
 }
 
-impl Drop for Registered {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let Client { connection, all } = &self.client;
         all.lock().remove(&self.id);
@@ -293,10 +295,10 @@ impl Drop for Registered {
     }
 }
 
-/// A request of the connection is being handled or answered.
-pub(crate) struct Busy(Client);
+/// A request of the connection is being handled or its answer written.
+pub(crate) struct RequestGuard(Client);
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         let Client { connection, all } = &self.0;
         connection.body_since.store(NEVER, Ordering::Relaxed);
@@ -304,7 +306,7 @@ impl Drop for Busy {
     }
 }
 
-/// The connection as the requests on it know it.
+/// The connection, as its requests use it.
 #[derive(Clone)]
 pub(crate) struct Client {
     connection: Arc<Connection>,
@@ -312,20 +314,19 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Room for what comes in pieces, after these bytes.
-    pub(crate) fn pieces(&self, start: Vec<u8>) -> Pieces {
-        Pieces::new(&self.all.region, start)
+    /// A buffer that starts with these bytes.
+    pub(crate) fn chunks(&self, start: Vec<u8>) -> ChunkedBuffer {
+        ChunkedBuffer::new(&self.all.pool, start)
     }
 
-    /// Charges the connection with the request whose head has come, and with nothing that was before; false if there is no
-    /// room for it.
-    pub(crate) fn request_begins(&self, head: usize) -> bool {
-        // hyper's copy, tide's, and what lies between their headers.
-        self.all.set_charge(&self.connection, SESSION + 3 * head);
+    /// Charges the connection for a request with a head of this many bytes; false if there is no room for it.
+    pub(crate) fn request_started(&self, head: usize) -> bool {
+        // Three times: hyper's copy, tide's, and the overhead of both.
+        self.all.set_charge(&self.connection, REQUEST_OVERHEAD + 3 * head);
         self.all.make_room(&self.connection)
     }
 
-    /// Charges the connection with more bytes; false, and not charged, if there is no room for them.
+    /// Adds to the charge of the connection; false, and unchanged, if there is no room.
     pub(crate) fn charge(&self, bytes: usize) -> bool {
         let charge = self.connection.charged.load(Ordering::Relaxed);
         self.all.set_charge(&self.connection, charge + bytes);
@@ -336,64 +337,64 @@ impl Client {
         room
     }
 
-    /// Says that the client is waited for to send a body. It ends with the result.
-    pub(crate) fn awaiting_body(&self) -> AwaitingBody<'_> {
+    /// Notes that the server waits for a body until the guard is dropped.
+    pub(crate) fn awaiting_body(&self) -> BodyWaitGuard<'_> {
         self.connection.body_since.store(self.all.now(), Ordering::Relaxed);
-        AwaitingBody(&self.connection)
+        BodyWaitGuard(&self.connection)
     }
 
-    /// Charges the connection with an answer of this many bytes, and says that it begins: a client that reads at all has it
-    /// by some time. It is in memory already, so that there is no use in refusing it.
-    pub(crate) fn answer_begins(&self, bytes: usize) {
+    /// Charges the connection for an answer of this many bytes, and sets the deadline by which the client must have
+    /// read it. The answer is in memory already, so it is not rejected.
+    pub(crate) fn answer_started(&self, bytes: usize) {
         let charge = self.connection.charged.load(Ordering::Relaxed);
         self.all.set_charge(&self.connection, charge + bytes);
         self.all.make_room(&self.connection);
-        let seconds = bytes as u64 / SLOWEST_READER;
-        let time = self.all.write_wait + Duration::from_secs(seconds);
+        let seconds = bytes as u64 / MIN_READ_RATE;
+        let time = self.all.write_timeout + Duration::from_secs(seconds);
         let until = self.all.now().saturating_add(u64::try_from(time.as_millis()).unwrap_or(NEVER));
         self.connection.answer_until.store(until, Ordering::Relaxed);
     }
 
-    /// Whether the connection has been ended to free what it holds.
-    pub(crate) fn gave_way(&self) -> bool {
-        self.connection.gave_way.load(Ordering::Relaxed)
+    /// Whether the connection was closed to free its memory.
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.connection.is_evicted.load(Ordering::Relaxed)
     }
 }
 
-/// The rest of a body is awaited.
-pub(crate) struct AwaitingBody<'a>(&'a Connection);
+/// The server waits for a body.
+pub(crate) struct BodyWaitGuard<'a>(&'a Connection);
 
-impl Drop for AwaitingBody<'_> {
+impl Drop for BodyWaitGuard<'_> {
     fn drop(&mut self) {
         self.0.body_since.store(NEVER, Ordering::Relaxed);
     }
 }
 
-/// Times are in milliseconds after the server's start, or [`NEVER`].
+/// A connection. Times are in milliseconds since the server's start, or [`NEVER`].
 struct Connection {
     stream: TcpStream,
-    /// Since when no request is under way.
+    /// Since when no request is being handled.
     idle_since: AtomicU64,
-    /// When the first bytes came of a head that is not complete.
+    /// When the first bytes of an incomplete head arrived.
     head_since: AtomicU64,
-    /// Since when a body is awaited.
+    /// Since when the server waits for a body.
     body_since: AtomicU64,
-    /// Since when the client has taken no byte.
+    /// Since when a write has been blocked.
     write_since: AtomicU64,
-    /// By when the client has to have taken the whole answer.
+    /// Deadline for reading the whole answer.
     answer_until: AtomicU64,
-    /// Bytes of memory that it holds.
+    /// Bytes of memory that it is charged for.
     charged: AtomicUsize,
-    /// Whether bytes of the next head have come to hyper.
-    has_part: AtomicBool,
-    gave_way: AtomicBool,
-    /// Whether it is to give back the buffers of its last request.
+    /// Whether hyper has read bytes of the next head.
+    has_partial_head: AtomicBool,
+    is_evicted: AtomicBool,
+    /// Whether it is to release the buffers of its last request.
     is_released: AtomicBool,
     task: AtomicWaker,
 }
 
 impl Connection {
-    /// Reads of the connection end and, if asked for, writes fail from now on, so that its task ends by itself.
+    /// Shuts the socket down, so that the connection's task ends by itself.
     fn close(&self, what: Shutdown) {
         // It may be closed already.
         let _ = self.stream.shutdown(what);
@@ -407,7 +408,7 @@ impl Connection {
         self.idle_since.load(Ordering::Relaxed)
     }
 
-    /// Since when the client has had something of it waiting in memory.
+    /// Since when the connection has held memory while it waits for its client.
     fn client_awaited_since(&self) -> u64 {
         let since = [&self.head_since, &self.body_since, &self.write_since].map(|since| since.load(Ordering::Relaxed));
         since.into_iter().min().unwrap_or(NEVER)
@@ -423,15 +424,15 @@ impl Connection {
         self.task.wake();
     }
 
-    /// Ends the wait for its client.
-    fn give_way(&self) {
-        self.gave_way.store(true, Ordering::Relaxed);
-        // Whoever has begun to write an answer cannot say anything else; before that there is something to be told.
+    /// Closes the connection to free its memory.
+    fn evict(&self) {
+        self.is_evicted.store(true, Ordering::Relaxed);
+        // Once an answer has been started nothing else can be sent; before that, writing stays open for a 503.
         self.close(if self.is_writing() { Shutdown::Both } else { Shutdown::Read });
     }
 }
 
-/// A connection's bytes, for hyper; remembers when a write had to wait.
+/// A connection's I/O for hyper, which notes since when a write has been blocked.
 pub(crate) struct WatchedIo {
     begun: Vec<u8>,
     read: usize,
@@ -472,8 +473,8 @@ impl hyper::rt::Read for WatchedIo {
         };
         let connection = &this.client.connection;
         if outcome.is_ready() && connection.idle_since.load(Ordering::Relaxed) != NEVER {
-            // Of the next head; if it is the whole, this is taken back at once.
-            connection.has_part.store(true, Ordering::Relaxed);
+            // Bytes of the next head; reset at once if the head is complete.
+            connection.has_partial_head.store(true, Ordering::Relaxed);
         }
         outcome
     }
@@ -515,28 +516,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_has_to_be_taken_by_some_time() {
+    fn an_answer_has_to_be_read_by_a_deadline() {
         smol::block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
-            let limits = Limits { write_wait: Duration::ZERO, ..Limits::default() };
+            let limits = Limits { write_timeout: Duration::ZERO, ..Limits::default() };
             let connections = Connections::new(&limits);
             let registered = connections.register(stream, false);
             let _busy = registered.busy();
             let is_open = async || {
                 // Time is counted in milliseconds.
                 smol::Timer::after(Duration::from_millis(5)).await;
-                connections.look_over(&limits);
+                connections.sweep(&limits);
                 poll_once(registered.stream().read(&mut [0])).await.is_none()
             };
             assert!(is_open().await, "the answer is not there yet");
-            registered.client().answer_begins(1 << 30);
+            registered.client().answer_started(1 << 30);
             assert!(is_open().await, "a long answer has more time");
-            registered.client().answer_begins(1);
+            registered.client().answer_started(1);
             let _next = registered.busy();
             assert!(is_open().await, "the time for an answer does not count for the next one, such as a stream");
-            registered.client().answer_begins(1);
+            registered.client().answer_started(1);
             assert!(!is_open().await, "a short one has none");
         });
     }

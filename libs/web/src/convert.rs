@@ -1,4 +1,4 @@
-//! hyper's types to tide's and back. Bodies are streamed; only a short answer of known length is sent in one piece.
+//! Converts hyper's types to tide's and back. Bodies are streamed; a short answer of known length is sent as a whole.
 
 use std::{
     io,
@@ -24,25 +24,25 @@ use tide::{
 
 use crate::Problem;
 
-/// Answers of at most this many bytes leave in one write together with their head.
-const ONE_PIECE: usize = 64 * 1024;
-/// Bytes that one frame of a streamed answer holds at most.
-const FRAME: usize = 16 * 1024;
-/// Stands for each byte of a header's value that is not ASCII, which tide cannot hold. hyper takes no value with it, so
-/// that it is never mistaken for what a client sent.
+/// Answers up to this many bytes are written together with their head.
+const MAX_INLINE_BODY: usize = 64 * 1024;
+/// Largest frame of a streamed answer in bytes.
+const MAX_FRAME: usize = 16 * 1024;
+/// Replaces each non-ASCII byte of a header value, which tide does not support. hyper accepts no value with this byte,
+/// so it cannot be confused with a byte that a client sent.
 const OPAQUE: u8 = 0x7f;
 
-/// A tide request of a hyper one.
+/// Converts hyper's request to tide's.
 ///
 /// # Errors
 /// 400 for a well-formed but invalid request, such as two Host headers.
 pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Problem> {
     check_host(parts)?;
     let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
-    // tide cannot hold any other method. No route answers TRACE, so that the request gets its 404, or 405 with `Allow`.
+    // tide supports no other methods. No route answers TRACE, so the request gets 404, or 405 with `Allow`.
     let method = method.unwrap_or(Method::Trace);
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    // tide routes by path alone; who the client thinks we are does not matter and is not worth parsing.
+    // tide routes by path alone, so the host is not needed.
     let url = Url::parse(&format!("http://localhost{target}"))
         .map_err(|_| Problem::bad_request("The request target is not a valid path."))?;
     let mut request = http::Request::new(method, url);
@@ -54,16 +54,16 @@ pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Pr
     Ok(request)
 }
 
-/// The bytes of a head, about.
+/// Approximate size of a head in bytes.
 pub(crate) fn head_size(parts: &Parts) -> usize {
-    // Each header has an entry of a map in either form.
+    // Each header has a map entry in hyper and in tide.
     const ENTRY: usize = 64;
     let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let headers = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY);
     target + headers.sum::<usize>()
 }
 
-/// RFC 9112, section 3.2: one Host with a valid value, and none only from clients older than it.
+/// RFC 9112, section 3.2: exactly one valid Host, which only HTTP/1.0 clients may omit.
 fn check_host(parts: &Parts) -> Result<(), Problem> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let is_valid = |host: &header::HeaderValue| host.is_empty() || Authority::try_from(host.as_bytes()).is_ok();
@@ -75,32 +75,32 @@ fn check_host(parts: &Parts) -> Result<(), Problem> {
     }
 }
 
-/// Copies every header. A value may hold any bytes (RFC 9110, section 5.5): those of a header that nobody reads mean
-/// nothing, and who reads one finds [`OPAQUE`] in it, which no valid value has.
+/// Copies every header. A value may hold any bytes (RFC 9110, section 5.5). Non-ASCII bytes become [`OPAQUE`], which no
+/// valid value of a header that is used contains.
 fn copy_headers(from: &HeaderMap, to: &mut http::Request) {
     for (name, value) in from {
         let mut bytes = value.as_bytes().to_vec();
         bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = OPAQUE);
-        // Both are ASCII now.
+        // Both are ASCII now, so this does not fail.
         if let (Ok(name), Ok(value)) = (HeaderName::from_str(name.as_str()), HeaderValue::from_bytes(bytes)) {
             to.append_header(name, value);
         }
     }
 }
 
-/// The value of a header that must not come twice; none if it does, or is not visible ASCII.
-pub(crate) fn only_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The value of a header, if there is exactly one and it is visible ASCII.
+pub(crate) fn single_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
     values.next().is_none().then_some(value)
 }
 
-/// The values of a header, without those that are not visible ASCII.
+/// The values of a header that are visible ASCII.
 pub(crate) fn values<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
 }
 
-/// A problem as hyper's answer, without the way through tide's.
+/// Converts a problem to hyper's response directly.
 pub(crate) fn problem(problem: &Problem, path: &str, trace: TraceContext) -> hyper::Response<ResponseBody> {
     let mut answer = hyper::Response::new(ResponseBody::Whole(Some(problem.body(path, trace).into())));
     *answer.status_mut() = status(problem.status());
@@ -120,11 +120,11 @@ fn status(status: StatusCode) -> hyper::StatusCode {
     hyper::StatusCode::from_u16(status.into()).expect("tide's status codes are valid ones")
 }
 
-/// A hyper answer of a tide one.
+/// Converts tide's response to hyper's.
 pub(crate) async fn response(mut response: http::Response) -> hyper::Response<ResponseBody> {
     let body = response.take_body();
     let body = match body.len() {
-        Some(length) if length <= ONE_PIECE => match body.into_bytes().await {
+        Some(length) if length <= MAX_INLINE_BODY => match body.into_bytes().await {
             Ok(bytes) => ResponseBody::Whole(Some(bytes.into())),
             Err(error) => {
                 tracing::error!(%error, "the body of an answer could not be read");
@@ -140,12 +140,12 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
     let headers = answer.headers_mut();
     for (name, values) in &response {
         let Ok(name) = header::HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
-        // tide gives every answer a media type, one without a body too.
+        // tide sets a media type also for an empty body.
         if is_empty && name == header::CONTENT_TYPE {
             continue;
         }
         for value in values {
-            // A value with a line break would be a hole; http-types lets only ASCII in, this lets only valid ones out.
+            // http-types accepts any ASCII; a line break in a value would allow response splitting.
             if let Ok(value) = header::HeaderValue::from_str(value.as_str()) {
                 headers.append(&name, value);
             }
@@ -154,7 +154,7 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
     answer
 }
 
-/// hyper's body as the reader that tide wants.
+/// hyper's request body as a reader for tide.
 struct RequestBody {
     incoming: Incoming,
     chunk: Bytes,
@@ -188,7 +188,7 @@ impl AsyncRead for RequestBody {
     }
 }
 
-/// tide's body as hyper wants it.
+/// tide's response body for hyper.
 pub(crate) enum ResponseBody {
     Whole(Option<Bytes>),
     Stream { reader: Box<dyn AsyncBufRead + Send + Sync + Unpin>, left: Option<u64> },
@@ -211,7 +211,7 @@ impl hyper::body::Body for ResponseBody {
                     Ok(available) => available,
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 };
-                let most = left.map_or(FRAME, |left| FRAME.min(usize::try_from(left).unwrap_or(FRAME)));
+                let most = left.map_or(MAX_FRAME, |left| MAX_FRAME.min(usize::try_from(left).unwrap_or(MAX_FRAME)));
                 let bytes = Bytes::copy_from_slice(&available[..available.len().min(most)]);
                 if bytes.is_empty() {
                     return Poll::Ready(None);

@@ -1,5 +1,5 @@
-//! Server-sent events. tide's own helper spawns each stream on async-std's executor, which would start its threads;
-//! this one leaves the spawning to the caller.
+//! Server-sent events. tide's own helper spawns each stream on async-std's executor and so starts its threads; this one
+//! leaves spawning to the caller.
 
 use std::{
     io,
@@ -11,35 +11,35 @@ use futures_lite::{AsyncBufRead, AsyncRead, Stream};
 use smol::channel::{self, Receiver, Sender};
 use tide::{Body, Response, StatusCode};
 
-/// Events that wait for a slow client; the sender waits for room beyond.
-const WAITING_EVENTS: usize = 16;
+/// Events queued for a slow client; then sending waits.
+const MAX_PENDING_EVENTS: usize = 16;
 
-/// Where the events of a stream go in.
+/// Sends the events of a stream.
 #[derive(Clone, Debug)]
 pub struct EventSender(Sender<Vec<u8>>);
 
 impl EventSender {
-    /// Sends an event with one line of data; false when the client has gone.
+    /// Sends an event with one line of data; false if the client has disconnected.
     pub async fn send(&self, name: &str, data: &str) -> bool {
         debug_assert!(!data.contains('\n'), "a line break would end the data");
         self.0.send(format!("event: {name}\ndata: {data}\n\n").into_bytes()).await.is_ok()
     }
 
-    /// Ends when the client has gone, also while nothing is sent: the server reads from the connection all the time, and
-    /// drops the answer as soon as the client's end has come.
+    /// Waits until the client disconnects, also while nothing is sent: the server reads from the connection all the
+    /// time, and drops the answer when the client closes it.
     pub async fn closed(&self) {
         self.0.closed().await;
     }
 }
 
-/// An answer that streams events until every [`EventSender`] of it is dropped.
+/// An answer that streams events until all its [`EventSender`]s are dropped.
 pub fn events() -> (EventSender, Response) {
-    let (sender, receiver) = channel::bounded(WAITING_EVENTS);
+    let (sender, receiver) = channel::bounded(MAX_PENDING_EVENTS);
     let mut response = Response::new(StatusCode::Ok);
     response.set_body(Body::from_reader(Events { receiver: Box::pin(receiver), event: Vec::new(), read: 0 }, None));
     response.insert_header("content-type", "text/event-stream");
     response.insert_header("cache-control", "no-cache");
-    // nginx would keep events back until some kilobytes have come together.
+    // nginx would buffer events up to some kilobytes.
     response.insert_header("x-accel-buffering", "no");
     (EventSender(sender), response)
 }

@@ -1,7 +1,7 @@
-//! What proxies say of the request as it came to them: `X-Forwarded-Prefix`, the part of the path that they have taken off.
+//! `X-Forwarded-Prefix`: the part of the path that a proxy has stripped.
 //!
-//! It goes into `Location` and `Link`, which hold paths without host and scheme, so that no other of these headers is read.
-//! Everybody can send it; it counts from proxies that the operator trusts alone.
+//! It is added to the paths in `Location` and `Link`. These have no host and scheme, so no other `X-Forwarded-*` header
+//! is used. Any client can send it, so it counts only from the proxies that the operator trusts.
 
 use std::{net::IpAddr, str::FromStr};
 
@@ -21,7 +21,7 @@ const MAX_LENGTH: usize = 200;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<Network>);
 
-/// The addresses that begin with the same bits.
+/// A network in CIDR notation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Network {
     address: IpAddr,
@@ -29,7 +29,7 @@ struct Network {
 }
 
 impl TrustedProxies {
-    /// Whether there is a trusted proxy at this address.
+    /// Whether a proxy at this address is trusted.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(address))
@@ -52,10 +52,10 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-        let address: IpAddr = address.parse().map_err(|_| "one is no IP address")?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(most), str::parse).ok().filter(|bits| *bits <= most);
-        Ok(Self { address, bits: bits.ok_or("the length of a network is wrong")? })
+        let address: IpAddr = address.parse().map_err(|_| "one of them is not an IP address")?;
+        let max_bits = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(max_bits), str::parse).ok().filter(|bits| *bits <= max_bits);
+        Ok(Self { address, bits: bits.ok_or("the prefix length of a network is wrong")? })
     }
 }
 
@@ -66,19 +66,19 @@ impl Network {
             (IpAddr::V6(other), IpAddr::V6(own)) => (other.to_bits(), own.to_bits(), 128),
             _ => return false,
         };
-        // All bits of an address may be free, and a shift by its whole length is none.
+        // For a prefix of 0 bits the shift is by the whole length, which `checked_shr` rejects.
         (other ^ own).checked_shr(u32::from(length - self.bits)).unwrap_or_default() == 0
     }
 }
 
-/// The prefix that a proxy has taken off; none if it is no path. Several proxies in a row each add theirs to the list.
+/// The stripped prefix; none if it is not a path. Each of several proxies in a row appends its own to the list.
 pub(crate) fn prefix(headers: &HeaderMap) -> Option<String> {
-    let text = convert::only_value(headers, HEADER)?;
+    let text = convert::single_value(headers, HEADER)?;
     let mut prefix = String::new();
     for path in text.split(',') {
         let path = path.trim();
         let path = path.strip_suffix('/').unwrap_or(path);
-        // Anything else could lead to another host (`//`, `\`) or elsewhere on this one (`..`), or end the header.
+        // Other characters could lead to another host (`//`, `\`), to another path (`..`) or end the header.
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
         let is_segment = |segment: &str| !["", ".", ".."].contains(&segment) && segment.bytes().all(is_plain);
         if !path.is_empty() && !path.strip_prefix('/')?.split('/').all(is_segment) {
@@ -89,7 +89,7 @@ pub(crate) fn prefix(headers: &HeaderMap) -> Option<String> {
     (!prefix.is_empty() && prefix.len() <= MAX_LENGTH).then_some(prefix)
 }
 
-/// Puts a prefix before the paths in `Location` and `Link`.
+/// Prepends the prefix to the paths in `Location` and `Link`.
 pub(crate) fn apply(prefix: &str, headers: &mut HeaderMap) {
     if let Some(location) = headers.get_mut(LOCATION) {
         change(location, |path| path.starts_with('/').then(|| format!("{prefix}{path}")));

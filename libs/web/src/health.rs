@@ -5,28 +5,28 @@ use runtime::{Shutdown, timeout};
 use serde::Serialize;
 use tide::{Response, StatusCode};
 
-/// How long the checks may take, all together, before those that are not done count as down: a probe that waits a second
-/// for its answer gets one.
-const CHECK_LIMIT: Duration = Duration::from_millis(800);
+/// Time for all checks together; those that are not done then count as down. It is below the timeout of a second that
+/// probes usually have.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// How well something works.
+/// The status of a component or of the whole service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
     /// It works.
     Up,
-    /// It does not, and the service can do its work without it for now.
+    /// It does not work, and the service can do without it for now.
     Degraded,
-    /// It does not, and the service cannot work without it.
+    /// It does not work, and the service cannot do without it.
     Down,
 }
 
-/// The state of one thing that a service needs.
+/// The state of one dependency of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Component {
-    /// How well it works.
+    /// Its status.
     pub status: Status,
-    /// What is wrong with it, for an operator; never data.
+    /// What is wrong, for an operator; never personal data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -37,12 +37,12 @@ impl Component {
         Self { status: Status::Up, detail: None }
     }
 
-    /// It does not, which the service absorbs for now.
+    /// It does not work, and the service can do without it for now.
     pub fn degraded(detail: impl Into<String>) -> Self {
         Self { status: Status::Degraded, detail: Some(detail.into()) }
     }
 
-    /// It does not, and the service cannot do without.
+    /// It does not work, and the service cannot do without it.
     pub fn down(detail: impl Into<String>) -> Self {
         Self { status: Status::Down, detail: Some(detail.into()) }
     }
@@ -51,7 +51,7 @@ impl Component {
 type Check = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Component> + Send>> + Send + Sync>;
 
 /// What the readiness of a service depends on. It is DOWN as a whole while any component is down, and from the moment
-/// of the shutdown, so that balancers send their requests elsewhere.
+/// of the shutdown, so that load balancers send requests elsewhere.
 #[derive(Clone)]
 pub struct Health {
     shutdown: Shutdown,
@@ -59,12 +59,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// Depends on nothing but the shutdown.
+    /// Readiness that depends only on the shutdown.
     pub fn new(shutdown: Shutdown) -> Self {
         Self { shutdown, checks: Vec::new() }
     }
 
-    /// Depends on one thing more.
+    /// Adds a component; `check` is called for each probe.
     #[must_use]
     pub fn component<F, R>(mut self, name: &'static str, check: F) -> Self
     where
@@ -86,7 +86,7 @@ impl Health {
         if self.shutdown.is_triggered() {
             add("service", Component::down("stopping"));
         }
-        let checks = self.checks.iter().map(|(_, check)| timeout(CHECK_LIMIT, check()));
+        let checks = self.checks.iter().map(|(_, check)| timeout(CHECK_TIMEOUT, check()));
         for ((name, _), component) in self.checks.iter().zip(join_all(checks).await) {
             add(name, component.unwrap_or_else(|elapsed| Component::down(elapsed.to_string())));
         }
@@ -112,10 +112,10 @@ mod tests {
         let shutdown = Shutdown::new();
         let health = Health::new(shutdown.clone())
             .component("database", || async { Component::up() })
-            .component("kafka", || async { Component::degraded("away") });
+            .component("kafka", || async { Component::degraded("unavailable") });
         let (status, body) = readiness(&health);
         assert_eq!((status, body["status"].as_str()), (200, Some("DEGRADED")));
-        assert_eq!(body["components"]["kafka"]["detail"], "away");
+        assert_eq!(body["components"]["kafka"]["detail"], "unavailable");
 
         let (status, body) = readiness(&health.clone().component("state", || async { Component::down("full") }));
         assert_eq!((status, body["status"].as_str()), (503, Some("DOWN")));

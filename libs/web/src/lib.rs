@@ -3,20 +3,20 @@
 //! tide's own server is not used. It stalls keep-alive clients by about 40 ms, has no limits and cannot drain; see
 //! docs/decisions. What this library adds:
 //! - [`Server`]: bind, learn the port, serve until the shutdown, drain;
-//! - [`Limits`]: of connections, requests in flight, heads, bodies and every wait for a client;
-//! - [`Router`]: a route table whose every answer is well formed: 404, 405 with `Allow`, 500 after a panic, 503 under
-//!   overload, each as problem+json, measured and traced;
+//! - [`Limits`]: of connections, requests in flight, heads, bodies and the time that a client may take;
+//! - [`Router`]: a route table with 404, 405 with `Allow`, 500 after a panic and 503 under overload as problem+json,
+//!   with metrics and traces;
 //! - [`Problem`]: RFC 9457; [`Preconditions`]: RFC 9110, section 13;
 //! - [`Health`], [`metrics_page`], [`events`](mod@events): what each service serves besides its own routes.
 
 mod body;
+mod chunks;
 mod connections;
 mod convert;
 mod events;
 mod forwarded;
 mod health;
 mod limits;
-mod pieces;
 mod preconditions;
 mod problem;
 mod query;
@@ -40,6 +40,6 @@ pub use settings::Settings;
 
 /// The trace that a request belongs to.
 pub fn trace<S>(request: &tide::Request<S>) -> telemetry::TraceContext {
-    // The edge sets it on every request; a request made by a test without the edge begins its own trace.
+    // The server sets it on every request; a request of a unit test starts its own trace.
     request.ext::<telemetry::TraceContext>().copied().unwrap_or_else(telemetry::TraceContext::root)
 }

@@ -4,10 +4,10 @@ use tide::{Request, Response, StatusCode};
 
 use crate::Problem;
 
-/// What a request requires of the representation that it is about.
+/// The preconditions of a request.
 ///
-/// The router evaluates them for GET and HEAD, on every route, against the `ETag` of the answer. Whoever handles another
-/// method evaluates them where it makes the change, so that nothing comes in between.
+/// For GET and HEAD the router evaluates them against the `ETag` of the answer. Handlers of other methods evaluate them
+/// in the statement that makes the change, so that no other change comes in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Preconditions {
     /// `If-Match`.
@@ -19,9 +19,9 @@ pub struct Preconditions {
 /// The value of `If-Match` or `If-None-Match`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntityTags {
-    /// `*`: whatever there is.
+    /// `*`: any current representation.
     Any,
-    /// A list, never an empty one.
+    /// A list that is not empty.
     List(Vec<EntityTag>),
 }
 
@@ -30,18 +30,17 @@ pub enum EntityTags {
 pub struct EntityTag {
     /// Whether it begins with `W/`.
     pub weak: bool,
-    /// What stands between the quotes.
+    /// The text between the quotes.
     pub opaque: String,
 }
 
 impl EntityTags {
-    /// What stands between the quotes of those that a strong comparison may find equal: `If-Match` asks for one. None for
-    /// `*`.
+    /// The tags for the strong comparison of `If-Match`, without quotes: weak tags never match. None for `*`.
     pub fn strong(&self) -> Option<impl Iterator<Item = &str>> {
         self.list().map(|tags| tags.iter().filter(|tag| !tag.weak).map(|tag| &*tag.opaque))
     }
 
-    /// What stands between the quotes of all: `If-None-Match` asks for a weak comparison. None for `*`.
+    /// The tags for the weak comparison of `If-None-Match`, without quotes. None for `*`.
     pub fn weak(&self) -> Option<impl Iterator<Item = &str>> {
         self.list().map(|tags| tags.iter().map(|tag| &*tag.opaque))
     }
@@ -55,16 +54,16 @@ impl EntityTags {
 }
 
 impl Preconditions {
-    /// Those of this request. `If-Modified-Since` and `If-Unmodified-Since` are ignored, as the RFC demands of resources
-    /// whose time of change is not told.
+    /// The preconditions of this request. `If-Modified-Since` and `If-Unmodified-Since` are ignored, as the RFC demands
+    /// for resources without `Last-Modified`.
     ///
     /// # Errors
-    /// 400 if one is malformed: to ignore an `If-Match` would overwrite what the client wants to keep.
+    /// 400 if one is malformed: ignoring an `If-Match` could overwrite a change that the client has not seen.
     pub fn of<S>(request: &Request<S>) -> Result<Self, Problem> {
         Ok(Self { if_match: tags(request, "if-match")?, if_none_match: tags(request, "if-none-match")? })
     }
 
-    /// What becomes of a GET or HEAD whose answer would have this entity tag: in the order of section 13.2.2.
+    /// Evaluates them for a GET or HEAD whose answer has this entity tag, in the order of section 13.2.2.
     fn evaluate(&self, current: Option<&EntityTag>) -> Evaluation {
         let strong = |tag: &EntityTag| current.is_some_and(|current| !tag.weak && !current.weak && tag == current);
         let weak = |tag: &EntityTag| current.is_some_and(|current| tag.opaque == current.opaque);
@@ -88,13 +87,12 @@ enum Evaluation {
     Failed,
 }
 
-/// Whether a request has preconditions. Most have none, and theirs need not be read.
+/// Whether a request has preconditions; most have none, which saves parsing.
 pub(crate) fn are_in<S>(request: &Request<S>) -> bool {
     request.header("if-match").is_some() || request.header("if-none-match").is_some()
 }
 
-/// The answer to a GET or HEAD with these preconditions whose answer without them is `response`. They only count where that
-/// is a success.
+/// Applies preconditions to the answer of a GET or HEAD. They count only if the answer is a success.
 pub(crate) fn apply(preconditions: Result<Preconditions, Problem>, response: Response) -> Result<Response, Problem> {
     if !response.status().is_success() {
         return Ok(response);
@@ -202,13 +200,13 @@ mod tests {
             (list("\"1\""), list("\"1\""), current, 304),
             (list("\"2\""), list("\"1\""), current, 412),
         ] {
-            let told = format!("{if_match:?} {if_none_match:?} {current:?}");
-            assert_eq!(u16::from(status(if_match, if_none_match, current)), expected, "{told}");
+            let case = format!("{if_match:?} {if_none_match:?} {current:?}");
+            assert_eq!(u16::from(status(if_match, if_none_match, current)), expected, "{case}");
         }
     }
 
     #[test]
-    fn they_count_only_where_the_answer_is_a_success() {
+    fn preconditions_count_only_for_successful_answers() {
         let missing = apply(Err(Problem::bad_request("malformed")), Response::new(StatusCode::NotFound));
         assert_eq!(missing.unwrap().status(), StatusCode::NotFound);
     }

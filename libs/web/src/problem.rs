@@ -27,12 +27,12 @@ impl Problem {
     /// The media type of the answer.
     pub const CONTENT_TYPE: &'static str = "application/problem+json";
 
-    /// A problem of this status. `detail` is read by people: what is wrong and what to do, never internals.
+    /// A problem with this status. `detail` is for people: what is wrong and what to do, without internals.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, kind: None, message: None, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
     }
 
-    /// 404: there is nothing at this path.
+    /// 404: nothing exists at this path.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NotFound, detail)
     }
@@ -42,25 +42,25 @@ impl Problem {
         Self::new(StatusCode::BadRequest, detail)
     }
 
-    /// 500: a fault of ours, whose cause belongs into the log and not into the answer.
+    /// 500: a bug or fault of the service, whose cause is in the log and not in the answer.
     pub fn internal() -> Self {
         Self::new(StatusCode::InternalServerError, "The service failed to answer; the trace id leads to the cause.")
     }
 
-    /// 503: something that this needs is away for now; the client may come back after `retry_after`.
+    /// 503: a dependency is unavailable or the service overloaded; the client may retry after `retry_after`, at least a
+    /// second.
     pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
         let seconds = retry_after.as_secs().max(1).to_string();
         Self::new(StatusCode::ServiceUnavailable, detail).header("retry-after", seconds)
     }
 
-    /// Names the kind of the problem for programs: the last part of `type`.
+    /// Sets the kind of the problem for programs: the last part of `type`.
     #[must_use]
     pub fn kind(self, kind: &'static str) -> Self {
         Self { kind: Some(kind), ..self }
     }
 
-    /// What the member `message` says, for clients that compare it with the original services' words. Without it, it is the
-    /// detail.
+    /// Sets the member `message`, for clients of the original services that compare it. By default it is the detail.
     #[must_use]
     pub fn message(self, message: &'static str) -> Self {
         Self { message: Some(message), ..self }
@@ -96,7 +96,7 @@ impl Problem {
         response
     }
 
-    /// What `into_response` adds to the answer besides its body and its media type.
+    /// The headers that `into_response` adds besides the media type.
     pub(crate) fn headers(&self) -> &[(&'static str, String)] {
         &self.headers
     }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn has_every_member_of_the_rfc_and_ours() {
+    fn a_problem_has_every_member_of_the_rfc_and_ours() {
         let problem = Problem::bad_request("No.").kind("invalid-patient").field("name", "Name is required");
         let (response, body) = body_of(problem);
         assert_eq!(response.header("content-type").unwrap().as_str(), "application/problem+json");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn unavailable_says_when_to_come_back() {
+    fn unavailable_has_a_retry_after() {
         let (response, body) = body_of(Problem::unavailable("Later.", Duration::from_millis(1)));
         assert_eq!(response.header("retry-after").unwrap().as_str(), "1");
         assert_eq!(body["type"], "about:blank");

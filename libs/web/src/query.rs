@@ -6,7 +6,8 @@ use crate::Problem;
 
 /// The query parameters of a request. The last of several with one name counts; unknown ones are ignored.
 ///
-/// Wrong values are gathered, so that one answer names them all: read everything, then call [`finish`](Self::finish).
+/// Wrong values are collected, so that one answer names them all: read every parameter, then call
+/// [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct Query {
     pairs: Vec<(String, String)>,
@@ -24,12 +25,12 @@ impl Query {
         Self { pairs, errors: Vec::new() }
     }
 
-    /// Whether the parameter is there, even if empty.
+    /// Whether the parameter is present, even if empty.
     pub fn has(&self, name: &str) -> bool {
         self.pairs.iter().any(|(key, _)| key == name)
     }
 
-    /// The parameter, unless it is missing or empty. A NUL character, which no stored text can hold, is an error.
+    /// The parameter, unless it is missing or empty. A NUL character, which PostgreSQL cannot store, is an error.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
         let value = self.pairs.iter().rev().find(|(key, value)| key == name && !value.is_empty())?.1.clone();
         if value.contains('\0') {
@@ -39,13 +40,13 @@ impl Query {
         Some(value)
     }
 
-    /// The parameter read by `parse`, whose error completes the sentence "`name` ...".
+    /// The parameter parsed by `parse`, whose error completes the sentence "`name` ...".
     pub fn parsed<T>(&mut self, name: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let text = self.text(name)?;
         parse(&text).map_err(|why| self.reject(name, why)).ok()
     }
 
-    /// The parameter as a whole number within `range`. An empty one is no number.
+    /// The parameter as a whole number within `range`. An empty one is an error.
     pub fn number<N>(&mut self, name: &'static str, range: RangeInclusive<N>) -> Option<N>
     where
         N: FromStr + PartialOrd + std::fmt::Display,
@@ -63,10 +64,10 @@ impl Query {
         self.errors.push((name, why.into()));
     }
 
-    /// Gives `value` if every parameter was right.
+    /// Returns `value` if every parameter was valid.
     ///
     /// # Errors
-    /// 400, which names all that were not.
+    /// 400, which names every parameter that was not.
     pub fn finish<T>(self, value: T) -> Result<T, Problem> {
         if self.errors.is_empty() {
             return Ok(value);

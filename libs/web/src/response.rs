@@ -18,7 +18,7 @@ pub fn text(content_type: &str, body: impl Into<Vec<u8>>) -> Response {
     response
 }
 
-/// 204.
+/// 204 No Content.
 pub fn no_content() -> Response {
     Response::new(StatusCode::NoContent)
 }

@@ -12,7 +12,7 @@ use std::{
 
 use futures_lite::FutureExt as _;
 use telemetry::{
-    Outage, Span, TraceContext,
+    Outage, Span, SpanKind, TraceContext,
     metrics::{self, HistogramVec, IntCounter, IntCounterVec, IntGauge},
     span,
 };
@@ -24,23 +24,23 @@ use crate::{Health, Preconditions, Problem, preconditions};
 static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters("http_requests_total", "HTTP requests answered.", &["method", "route", "status"])
 });
-/// Refused before it was known for which route.
-static REFUSED: LazyLock<IntCounter> = LazyLock::new(|| REQUESTS.with_label_values(&["any", NO_ROUTE, "503"]));
+/// Rejected before routing.
+static REJECTED: LazyLock<IntCounter> = LazyLock::new(|| REQUESTS.with_label_values(&["any", NO_ROUTE, "503"]));
 static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
     metrics::latencies(
         "http_request_duration_seconds",
-        "Time from a request's head to its answer's head.",
+        "Time from the request's head to the answer's head.",
         &["method", "route"],
     )
 });
 static IN_FLIGHT: LazyLock<IntGauge> = LazyLock::new(|| {
-    metrics::gauge("http_requests_in_flight", "HTTP requests being handled, those for health and metrics apart.")
+    metrics::gauge("http_requests_in_flight", "HTTP requests being handled, without those for health and metrics.")
 });
 
-/// The route label of requests that match no route: paths of their own would grow the metrics without bound.
+/// The route label of requests that match no route, because arbitrary paths would make the cardinality unbounded.
 const NO_ROUTE: &str = "(none)";
-/// When a client that met an overloaded service may come back.
-const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
+/// `Retry-After` of an overloaded service.
+const OVERLOAD_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response, Problem>> + Send>>;
 /// What answers a route's requests.
@@ -49,7 +49,7 @@ pub type Handler<S> = Arc<dyn Fn(Request<S>) -> Answer + Send + Sync>;
 /// A route table.
 ///
 /// Handlers are `async fn(Request<S>) -> Result<Response, E>` with an `E` that becomes a [`Problem`]; that conversion
-/// is the one place where a service's errors meet HTTP.
+/// is the one place where a service's errors become HTTP responses.
 ///
 /// ```
 /// use tide::{Request, Response, StatusCode};
@@ -84,7 +84,7 @@ impl<S> Default for Everywhere<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> Router<S> {
-    /// No route yet. Every handler gets a clone of `state`.
+    /// A table without routes. Every handler gets a clone of `state`.
     pub fn new(state: S) -> Self {
         Self { state, routes: BTreeMap::new(), in_flight_limit: usize::MAX, everywhere: Everywhere::default() }
     }
@@ -103,7 +103,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// Answers 503 with `Retry-After` to requests beyond `limit` at once, those for health and metrics excepted.
+    /// Answers 503 with `Retry-After` to requests above `limit`, except those for health and metrics.
     #[must_use]
     pub fn limit_in_flight(self, limit: usize) -> Self {
         Self { in_flight_limit: limit, ..self }
@@ -120,7 +120,8 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self.route(Method::Get, path, boxed(handler), true)
     }
 
-    /// POST. The handler is counted in when [`read_body`](crate::read_body) or [`read_json`](crate::read_json) has the body.
+    /// POST. The request counts as in flight once [`read_body`](crate::read_body) or [`read_json`](crate::read_json)
+    /// has its body.
     #[must_use]
     pub fn post<F, R, E>(self, path: &'static str, handler: F) -> Self
     where
@@ -131,7 +132,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self.route(Method::Post, path, boxed(handler), true)
     }
 
-    /// PUT, counted in as POST is.
+    /// PUT, which counts as in flight like POST.
     #[must_use]
     pub fn put<F, R, E>(self, path: &'static str, handler: F) -> Self
     where
@@ -164,7 +165,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
             .route(Method::Get, "/actuator/health/readiness", boxed(readiness.clone()), false)
             .route(Method::Get, "/actuator/health", boxed(readiness), false)
             .route(Method::Get, "/metrics", boxed(metrics_page), false)
-            // Where Spring Boot has it, and scrapers of the original services look for it.
+            // The path of Spring Boot, which scrapers of the original services use.
             .route(Method::Get, "/actuator/prometheus", boxed(metrics_page), false)
     }
 
@@ -215,12 +216,12 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     }
 }
 
-/// A built application. It answers requests by itself, without a server, which is what unit tests do with it.
+/// A built application. Unit tests call it without a server.
 #[derive(Clone)]
 pub struct App<S> {
     tide: tide::Server<S>,
     in_flight: Arc<InFlight>,
-    /// Paths that are answered whatever is in flight.
+    /// Paths without the limit of requests in flight.
     unlimited: Arc<[&'static str]>,
 }
 
@@ -228,23 +229,22 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
     /// The answer to a request.
     pub async fn respond(&self, request: tide::http::Request) -> tide::http::Response {
         self.tide.respond(request).await.unwrap_or_else(|error| {
-            // No endpoint of ours returns an error; this is tide's own path.
+            // No endpoint returns an error; it comes from tide itself.
             tracing::error!(%error, "tide could not answer");
             tide::http::Response::new(StatusCode::InternalServerError)
         })
     }
 
-    /// Why a request for this path is not handled now: as many as may be are being handled already, or there is no room in
-    /// memory for it.
+    /// 503 for a request that cannot be handled now: too many are in flight, or there is no memory for it.
     ///
-    /// The routes' own look at the limit is the exact one. This one comes before any work is done for a request: a service
-    /// that is asked for a multiple of what it can do has no time for refusals.
-    pub(crate) fn refusal(&self, path: &str, has_room: bool) -> Option<Problem> {
+    /// The routes check the limit exactly. This check comes before any work for the request, because a service under a
+    /// multiple of its capacity has no time even to reject requests the long way.
+    pub(crate) fn overload_problem(&self, path: &str, has_room: bool) -> Option<Problem> {
         if has_room && !self.in_flight.is_full() || self.unlimited.contains(&path) {
             return None;
         }
-        REFUSED.inc();
-        Some(if has_room { self.in_flight.refuse() } else { overloaded() })
+        REJECTED.inc();
+        Some(if has_room { self.in_flight.reject() } else { overloaded() })
     }
 }
 
@@ -261,61 +261,61 @@ impl InFlight {
         self.count.load(Ordering::Relaxed) >= self.limit
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Entered, Problem> {
+    fn enter(self: &Arc<Self>) -> Result<InFlightGuard, Problem> {
         let is_free = self.count.fetch_add(1, Ordering::Relaxed) < self.limit;
-        // It counts out what has been counted in, in either case.
-        let entered = Entered { in_flight: self.clone(), _gauge: metrics::count_in(&IN_FLIGHT) };
-        if is_free { Ok(entered) } else { Err(self.refuse()) }
+        // It is decremented on drop in either case.
+        let entered = InFlightGuard { in_flight: self.clone(), _gauge: metrics::track(&IN_FLIGHT) };
+        if is_free { Ok(entered) } else { Err(self.reject()) }
     }
 
-    fn refuse(&self) -> Problem {
+    fn reject(&self) -> Problem {
         if self.overload.failed("full") {
-            tracing::warn!(limit = self.limit, "too many requests in flight; more are refused");
+            tracing::warn!(limit = self.limit, "too many requests in flight; more are rejected");
         }
         overloaded()
     }
 }
 
-/// The answer to a request that there is no room for.
+/// 503 for a request that there is no room for.
 pub(crate) fn overloaded() -> Problem {
-    Problem::unavailable("The service is at its limit.", OVERLOAD_PAUSE)
+    Problem::unavailable("The service is at its limit.", OVERLOAD_RETRY_AFTER)
 }
 
-/// A request that is counted in.
-struct Entered {
+/// A request that counts as in flight.
+struct InFlightGuard {
     in_flight: Arc<InFlight>,
-    _gauge: metrics::CountedIn,
+    _gauge: metrics::GaugeGuard,
 }
 
-impl Drop for Entered {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         let InFlight { count, limit, overload } = &*self.in_flight;
         let left = count.fetch_sub(1, Ordering::Relaxed) - 1;
-        // At the limit itself it begins and ends many times a second.
+        // At half of the limit, because at the limit itself an overload would begin and end many times a second.
         if left <= limit / 2
             && let Some(lasted) = overload.recovered()
         {
-            tracing::info!(lasted_ms = lasted.as_millis() as u64, "no more requests are refused");
+            tracing::info!(lasted_ms = lasted.as_millis() as u64, "requests are accepted again");
         }
     }
 }
 
-/// The place of a request among those in flight, which is taken when its handling begins: at once where there is no body to
-/// wait for, else when [`read_body`](crate::read_body) has it. It is given back when the last clone is dropped.
-pub(crate) struct Place {
+/// Counts a request as in flight from the start of its handling: at once if it has no body, else when
+/// [`read_body`](crate::read_body) has read it. It is released when the last clone is dropped.
+pub(crate) struct InFlightSlot {
     in_flight: Arc<InFlight>,
-    entered: Mutex<Option<Entered>>,
+    entered: Mutex<Option<InFlightGuard>>,
 }
 
-impl Place {
+impl InFlightSlot {
     fn of(in_flight: &Arc<InFlight>) -> Self {
         Self { in_flight: in_flight.clone(), entered: Mutex::default() }
     }
 
-    /// Takes it.
+    /// Counts the request, once.
     ///
     /// # Errors
-    /// 503 if none is free.
+    /// 503 above the limit.
     pub(crate) fn take(&self) -> Result<(), Problem> {
         let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
         if entered.is_none() {
@@ -325,13 +325,13 @@ impl Place {
     }
 }
 
-/// One row of the table. As tide's endpoint it wraps its handler into what holds for every request: the span, the
-/// metrics, the overload limit, the answer after an error or a panic.
+/// One row of the table. As a tide endpoint it wraps the handler with the span, the metrics, the limit of requests in
+/// flight and the answer after an error or a panic.
 struct Route<S> {
     method: Method,
     path: &'static str,
     handler: Handler<S>,
-    /// Whether the row counts against the limit of requests in flight; the counter itself comes with `build`.
+    /// The counter of requests in flight, if the row is limited; `build` sets the shared one.
     limit: Option<Arc<InFlight>>,
     /// Shared by all routes; it comes with `build`, too.
     everywhere: Arc<Everywhere<S>>,
@@ -342,13 +342,13 @@ impl<S> Route<S> {
         Self { method: Method::Get, path, handler, limit: None, everywhere: everywhere.clone() }
     }
 
-    /// The span of a request, named by its route: a path can hold anything. Probes and scrapes would only be noise.
+    /// The span of a request, named by its route, because a path can contain anything. Probes and scrapes have no span.
     fn span(&self, trace: TraceContext, method: Method) -> Span {
         let operation = self.limit.is_none() && self.path != NO_ROUTE;
         if operation || !span::is_collected() {
             return Span::NONE;
         }
-        let mut span = Span::start(trace, span::Kind::Server, "HTTP");
+        let mut span = Span::start(trace, SpanKind::Server, "HTTP");
         if self.path == NO_ROUTE {
             span.rename(|| method.to_string());
         } else {
@@ -364,7 +364,7 @@ impl<S> Route<S> {
         if let Some(guard) = &self.everywhere.guard {
             guard(&request)?;
         }
-        // Nothing is selected where no route is, and other methods evaluate theirs where they make the change.
+        // Other methods evaluate them in the statement that makes the change.
         let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
         if !evaluated || !preconditions::are_in(&request) {
             return self.answer(request).await;
@@ -379,18 +379,18 @@ impl<S> Route<S> {
     }
 
     async fn answer(&self, mut request: Request<S>) -> Result<Response, Problem> {
-        let place = self.limit.as_ref().map(|in_flight| Arc::new(Place::of(in_flight)));
-        if let Some(place) = &place {
-            // A client that does not send its body must not keep others out.
+        let slot = self.limit.as_ref().map(|in_flight| Arc::new(InFlightSlot::of(in_flight)));
+        if let Some(slot) = &slot {
+            // A client that does not send its body must not take a place in flight.
             if self.reads_body() && request.len() != Some(0) {
-                request.set_ext(place.clone());
+                request.set_ext(slot.clone());
             } else {
-                place.take()?;
+                slot.take()?;
             }
         }
         let answer = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
         answer.unwrap_or_else(|_| {
-            // The panic hook has printed the message; the route tells where to look.
+            // The panic hook has logged the message; the span of this line has the route.
             tracing::error!("a handler panicked");
             Err(Problem::internal())
         })
@@ -403,7 +403,7 @@ impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
         let started = Instant::now();
         let trace = crate::trace(&request);
         let method = if self.path == NO_ROUTE { "any" } else { self.method.as_ref() };
-        // Only a problem shows it, and most answers are none.
+        // For a problem's `instance`.
         let path = request.url().path().to_owned();
         let mut span = self.span(trace, request.method());
         let lines = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);

@@ -23,22 +23,22 @@ use telemetry::{
 
 use crate::{
     App, Limits, Settings, TrustedProxies,
-    connections::{Busy, Connections, Registered},
+    chunks::ChunkedBuffer,
+    connections::{ConnectionGuard, Connections, RequestGuard},
     convert::{self, ResponseBody},
     forwarded,
-    pieces::Pieces,
 };
 
-/// How often connections are looked over; the precision of every limit on waiting for a client.
-const LOOK_OVER: Duration = Duration::from_secs(1);
-/// Pause after a failed `accept`, which fails again at once as long as descriptors are short.
+/// How often connections are swept; the precision of every timeout of a client.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a failed `accept`, which fails again at once while file descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Bytes that are read of a head at once.
-const PIECE: usize = 4 * 1024;
-/// The smallest limit that hyper takes for its buffers.
-const LEAST_BUFFER: usize = 8 * 1024;
-/// What a connection gets for which there is no room: each of the others is at work, or has waited less.
-const FULL: &[u8] =
+/// Bytes of a head that are read at once.
+const READ_SIZE: usize = 4 * 1024;
+/// The smallest `max_buf_size` that hyper accepts.
+const MIN_BUFFER: usize = 8 * 1024;
+/// The answer on a connection that there is no room for.
+const SERVICE_UNAVAILABLE: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 static OPEN: LazyLock<IntGauge> = LazyLock::new(|| metrics::gauge("http_connections", "Open HTTP connections."));
@@ -94,13 +94,13 @@ impl Server {
             connections: connections.clone(),
             shutdown: shutdown.clone(),
         });
-        let look_over = async {
+        let sweep = async {
             loop {
-                smol::Timer::after(LOOK_OVER).await;
-                connections.look_over(&serve.limits);
+                smol::Timer::after(SWEEP_INTERVAL).await;
+                connections.sweep(&serve.limits);
             }
         };
-        shutdown.run_until_stopped(or(serve.clone().accept(&listener), look_over)).await;
+        shutdown.run_until_stopped(or(serve.clone().accept(&listener), sweep)).await;
         drop(listener);
         if timeout(serve.limits.drain, connections.all_closed()).await.is_err() {
             tracing::warn!(connections = connections.count(), "connections closed in the middle of a request");
@@ -109,21 +109,21 @@ impl Server {
     }
 }
 
-/// Has the kernel end a connection whose client has acknowledged nothing for so long: one that lost power or its network
-/// says no farewell, and a few bytes now and then, as of a stream of events, fit into the socket's buffer for hours. Without
-/// this, the kernel tries to send them for about a quarter of an hour.
-fn give_up_when_vanished(stream: &TcpStream, limit: Duration) {
+/// Has the kernel close a connection whose client has acknowledged nothing for `limit` (`TCP_USER_TIMEOUT`), because it
+/// lost power or its network. Without it the kernel retransmits for about a quarter of an hour, and the few bytes of an
+/// event stream fit into the socket's buffer for hours.
+fn set_user_timeout(stream: &TcpStream, limit: Duration) {
     #[cfg(target_os = "linux")]
     {
         let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-        // Then it takes the kernel's own time.
+        // On failure the kernel's default applies.
         let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, limit);
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (stream, limit);
 }
 
-/// What every connection of a server shares.
+/// What all connections of a server share.
 struct Serve<S> {
     app: App<S>,
     limits: Limits,
@@ -144,7 +144,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
                     self.admit(stream, peer);
                 }
                 Err(error) => {
-                    // A client that gave up while it waited is no news; a lack of descriptors is.
+                    // A client that disconnected in the queue is not an error; a lack of descriptors is.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
                         if outage.failed(&error.to_string()) {
                             tracing::warn!(%error, "cannot accept connections");
@@ -159,12 +159,12 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
 
     fn admit(self: &Arc<Self>, stream: Async<std::net::TcpStream>, peer: SocketAddr) {
         if self.connections.count() >= self.limits.connections && !self.connections.close_longest_idle() {
-            // The client learns it or not; nothing waits for it.
-            let _ = stream.get_ref().write_all(FULL);
+            // Best effort, without waiting for the client.
+            let _ = stream.get_ref().write_all(SERVICE_UNAVAILABLE);
             return;
         }
         let stream = TcpStream::from(stream);
-        give_up_when_vanished(&stream, self.limits.write_wait);
+        set_user_timeout(&stream, self.limits.write_timeout);
         // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
         if stream.set_nodelay(true).is_ok() {
             let registered = self.connections.register(stream, self.trusted_proxies.contains(peer.ip()));
@@ -172,83 +172,84 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
     }
 
-    async fn connection(self: Arc<Self>, registered: Registered) {
-        let _open = metrics::count_in(&OPEN);
+    async fn connection(self: Arc<Self>, registered: ConnectionGuard) {
+        let _open = metrics::track(&OPEN);
         let mut begun = Vec::new();
         while let Some(head) = self.next_head(&registered, begun).await {
-            // Boxed, so that a connection that waits for a head does not have the size of one at work.
+            // Boxed, so that an idle connection does not take the memory of one with a request.
             let Some(rest) = Box::pin(self.session(&registered, head)).await else { return };
             begun = rest;
         }
     }
 
-    /// Reads up to the end of a head, into a buffer that grows with it. It ends with nothing when the client has gone, or has
-    /// to give way to others, or when the server stops.
+    /// Reads up to the end of a head, into a buffer that grows with it. Returns `None` when the client disconnects, the
+    /// connection is evicted, or the server stops.
     ///
-    /// hyper takes 16 KiB for each connection from its start, and up to `max_buf_size` for a head that does not end.
-    async fn next_head(&self, registered: &Registered, begun: Vec<u8>) -> Option<Vec<u8>> {
-        let mut head = Head::of(registered.client().pieces(Vec::new()), &begun);
+    /// hyper would allocate 16 KiB for each connection at its start, and up to `max_buf_size` for a head that does not
+    /// end.
+    async fn next_head(&self, registered: &ConnectionGuard, begun: Vec<u8>) -> Option<Vec<u8>> {
+        let mut head = Head::of(registered.client().chunks(Vec::new()), &begun);
         head.bytes.push(&begun);
         drop(begun);
         let mut stream = registered.stream();
         if head.bytes.is_empty() {
-            registered.at_rest();
-        } else if !registered.head_begun(head.bytes.size()) {
-            return refuse(stream).await;
+            registered.mark_idle();
+        } else if !registered.head_started(head.bytes.size()) {
+            return reject(stream).await;
         }
         loop {
             let is_begun = !head.bytes.is_empty();
             let read = poll_fn(|context| head.poll_read(context, &mut stream));
             let read = if is_begun { read.await } else { self.shutdown.run_until_stopped(read).await? };
-            if registered.client().gave_way() {
-                return refuse(stream).await;
+            if registered.client().is_evicted() {
+                return reject(stream).await;
             }
             match read {
-                // hyper says what there is to say of half a head.
+                // hyper answers an incomplete head.
                 Ok(0) => return (!head.bytes.is_empty()).then(|| head.bytes.take()),
                 Ok(_) if head.end == End::Whole || head.bytes.len() > self.limits.head => {
                     return Some(head.bytes.take());
                 }
-                Ok(_) if registered.head_begun(head.bytes.size()) => {}
-                Ok(_) => return refuse(stream).await,
+                Ok(_) if registered.head_started(head.bytes.size()) => {}
+                Ok(_) => return reject(stream).await,
                 Err(_) => return None,
             }
         }
     }
 
-    /// Has hyper answer the requests of a connection, the first of which has come as far as `head`. It gives the bytes of the
-    /// next head that have come when its buffers are not needed or hold no whole one; nothing when the connection has ended.
-    async fn session(&self, registered: &Registered, head: Vec<u8>) -> Option<Vec<u8>> {
-        registered.session_begins();
+    /// Has hyper serve the requests of a connection, of which the bytes in `head` have arrived. Returns the bytes of
+    /// the next head when hyper hands the connection back, or `None` when the connection has ended.
+    async fn session(&self, registered: &ConnectionGuard, head: Vec<u8>) -> Option<Vec<u8>> {
+        registered.session_started();
         let answer = |request| self.answer(request, registered);
         let mut connection = http1::Builder::new()
-            // Waits are bounded by `Connections`, without a timer for each.
+            // `Connections` enforces the timeouts, without a timer for each.
             .header_read_timeout(None)
             .max_header_size(self.limits.head)
-            .max_buf_size(self.limits.head.max(LEAST_BUFFER))
+            .max_buf_size(self.limits.head.max(MIN_BUFFER))
             .serve_connection(registered.io(head), service_fn(answer));
         let served = poll_fn(|context| {
             registered.watch(context);
             match Pin::new(&mut connection).poll(context) {
-                Poll::Ready(outcome) => Poll::Ready(Next::Ended(outcome)),
-                Poll::Pending if registered.is_to_rest() => Poll::Ready(Next::Rest),
+                Poll::Ready(outcome) => Poll::Ready(SessionEnd::Closed(outcome)),
+                Poll::Pending if registered.can_hand_back() => Poll::Ready(SessionEnd::HandBack),
                 Poll::Pending => Poll::Pending,
             }
         });
         let next = or(served, async {
             self.shutdown.wait().await;
-            Next::Stop
+            SessionEnd::Shutdown
         });
         let outcome = match next.await {
-            Next::Rest => return Some(connection.into_parts().read_buf.into()),
-            Next::Ended(outcome) => outcome,
-            Next::Stop => {
+            SessionEnd::HandBack => return Some(connection.into_parts().read_buf.into()),
+            SessionEnd::Closed(outcome) => outcome,
+            SessionEnd::Shutdown => {
                 Pin::new(&mut connection).graceful_shutdown();
                 connection.await
             }
         };
         if let Err(error) = outcome {
-            // The client broke off or sent what is no HTTP: its affair, and hyper has answered what can be answered.
+            // The client disconnected or sent no valid HTTP; hyper has answered if it could.
             tracing::debug!(%error, "a connection ended early");
         }
         None
@@ -257,16 +258,16 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
     async fn answer(
         &self,
         request: hyper::Request<Incoming>,
-        registered: &Registered,
-    ) -> Result<hyper::Response<BusyBody>, Infallible> {
+        registered: &ConnectionGuard,
+    ) -> Result<hyper::Response<GuardedBody>, Infallible> {
         let (busy, client) = (registered.busy(), registered.client());
         let (parts, body) = request.into_parts();
-        let trace = TraceContext::continue_from(convert::only_value(&parts.headers, TraceContext::HEADER));
+        let trace = TraceContext::continue_from(convert::single_value(&parts.headers, TraceContext::HEADER));
         let path = parts.uri.path();
-        let has_room = client.request_begins(convert::head_size(&parts));
-        if let Some(problem) = self.app.refusal(path, has_room) {
-            let refusal = convert::problem(&problem, path, trace);
-            return Ok(refusal.map(|body| BusyBody { body, _busy: busy }));
+        let has_room = client.request_started(convert::head_size(&parts));
+        if let Some(problem) = self.app.overload_problem(path, has_room) {
+            let response = convert::problem(&problem, path, trace);
+            return Ok(response.map(|body| GuardedBody { body, _busy: busy }));
         }
         let mut response: tide::http::Response = match convert::request(&parts, body) {
             Err(problem) => problem.into_response(path, trace).into(),
@@ -278,10 +279,10 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             }
         };
         if let Some(length) = response.len() {
-            client.answer_begins(length);
+            client.answer_started(length);
         }
         response.insert_header(TraceContext::HEADER, trace.to_string());
-        let mut answer = convert::response(response).await.map(|body| BusyBody { body, _busy: busy });
+        let mut answer = convert::response(response).await.map(|body| GuardedBody { body, _busy: busy });
         if let Some(prefix) = registered.is_trusted_proxy().then(|| forwarded::prefix(&parts.headers)).flatten() {
             forwarded::apply(&prefix, answer.headers_mut());
         }
@@ -289,61 +290,61 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
     }
 }
 
-/// What becomes of a connection that hyper serves.
-enum Next {
-    Ended(hyper::Result<()>),
-    Rest,
-    Stop,
+/// How hyper's service of a connection ends.
+enum SessionEnd {
+    Closed(hyper::Result<()>),
+    HandBack,
+    Shutdown,
 }
 
-/// Tells a client that it has to give way to others. It learns it or not; nothing waits for it.
-async fn refuse(mut stream: TcpStream) -> Option<Vec<u8>> {
-    let _ = poll_once(stream.write(FULL)).await;
+/// Answers 503 on a connection that is evicted. Best effort, without waiting for the client.
+async fn reject(mut stream: TcpStream) -> Option<Vec<u8>> {
+    let _ = poll_once(stream.write(SERVICE_UNAVAILABLE)).await;
     None
 }
 
-/// A head that comes in pieces.
+/// A head that arrives in chunks.
 struct Head {
-    bytes: Pieces,
+    bytes: ChunkedBuffer,
     end: End,
 }
 
-/// How much of a head's end has come.
+/// How much of a head has been scanned.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Nothing but empty lines, which do not count before a head.
+    /// Only empty lines, which are allowed before a head.
     Before,
     /// Within a line.
     Line,
-    /// After a line, and perhaps a carriage return.
+    /// At the start of a line, possibly after a carriage return.
     Break,
     Whole,
 }
 
 impl Head {
-    /// A head that begins like this, and of which more is to come.
-    fn of(begun: Pieces, bytes: &[u8]) -> Self {
+    /// A head that starts with these bytes.
+    fn of(begun: ChunkedBuffer, bytes: &[u8]) -> Self {
         let mut head = Self { bytes: begun, end: End::Before };
-        head.look_at(bytes);
-        // hyper has looked at it, and would give it back again.
+        head.scan(bytes);
+        // hyper has seen these bytes and handed them back, so the head is not complete for it.
         if head.end == End::Whole {
             head.end = End::Line;
         }
         head
     }
 
-    /// Reads what has come; 0 bytes are the end of the connection.
+    /// Reads the next bytes; 0 is the end of the connection.
     fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
-        let mut piece = [0; PIECE];
+        let mut piece = [0; READ_SIZE];
         let read = ready!(Pin::new(stream).poll_read(context, &mut piece))?;
-        self.look_at(&piece[..read]);
+        self.scan(&piece[..read]);
         self.bytes.push(&piece[..read]);
         Poll::Ready(Ok(read))
     }
 
-    /// Looks for the empty line. What hyper can refuse earlier than that waits for it too, unless it does not even begin like
-    /// a method.
-    fn look_at(&mut self, bytes: &[u8]) {
+    /// Scans for the empty line that ends a head. What does not start like a method is complete at once, so that hyper
+    /// rejects it.
+    fn scan(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.end = match (self.end, byte) {
                 (End::Whole, _) => return,
@@ -357,13 +358,13 @@ impl Head {
     }
 }
 
-/// An answer's body, which keeps its connection busy until it has been sent.
-struct BusyBody {
+/// The body of an answer, which keeps its connection busy until it is written.
+struct GuardedBody {
     body: ResponseBody,
-    _busy: Busy,
+    _busy: RequestGuard,
 }
 
-impl http_body::Body for BusyBody {
+impl http_body::Body for GuardedBody {
     type Data = bytes::Bytes;
     type Error = io::Error;
 

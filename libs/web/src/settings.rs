@@ -4,19 +4,19 @@ use config::{Bounded, Reader};
 
 use crate::{Limits, TrustedProxies};
 
-/// Where a server listens and what it bounds.
+/// Where a server listens, and its limits.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The address to bind; port 0 takes a free one.
     pub address: SocketAddr,
-    /// The bounds.
+    /// The limits.
     pub limits: Limits,
-    /// Whose `X-Forwarded-Prefix` counts.
+    /// The proxies whose `X-Forwarded-Prefix` counts.
     pub trusted_proxies: TrustedProxies,
 }
 
 impl Settings {
-    /// Reads `SERVER_ADDRESS`, `SERVER_PORT` and the limits that an operator may want to turn.
+    /// Reads `SERVER_ADDRESS`, `SERVER_PORT` and the limits that operators can set.
     pub fn read(reader: &mut Reader, default_port: &'static str) -> Self {
         let mut settings = Self::read_for_operations(reader, default_port);
         let in_flight: Bounded<1, 100_000> =
@@ -25,7 +25,7 @@ impl Settings {
         settings
     }
 
-    /// The same for a service that serves nothing but health and metrics, which are never refused.
+    /// The same for a service that serves only health and metrics, which have no limit of requests in flight.
     pub fn read_for_operations(reader: &mut Reader, default_port: &'static str) -> Self {
         let ip: IpAddr = reader.variable(&["SERVER_ADDRESS"], "address that the HTTP server binds").or("127.0.0.1");
         let port = reader.variable(&["SERVER_PORT"], "port of the HTTP server").or(default_port);
@@ -37,9 +37,9 @@ impl Settings {
                 "bytes of memory for what HTTP clients have not sent or taken completely",
             )
             .or("16777216");
-        // Longer than the longest that is usual among balancers (Google's: 600 s): who closes first must not be the server,
-        // which may do so while a request is on its way.
-        let idle_wait: Duration =
+        // Longer than the idle timeout of load balancers (Google's: 600 s). The server must not close first, because a
+        // request may be on its way.
+        let idle_timeout: Duration =
             reader.variable(&["HTTP_IDLE_TIMEOUT"], "time that an idle HTTP connection is kept open").or("620s");
         let trusted_proxies = reader
             .variable(&["HTTP_TRUSTED_PROXIES"], "proxies whose X-Forwarded-Prefix counts, by address or network")
@@ -51,7 +51,7 @@ impl Settings {
             limits: Limits {
                 connections: connections.size(),
                 buffers: buffers.size(),
-                idle_wait,
+                idle_timeout,
                 drain,
                 ..Limits::default()
             },

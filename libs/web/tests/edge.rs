@@ -98,10 +98,10 @@ impl Edge {
             head: 8 * 1024,
             body: 10_000,
             buffers: 4 << 20,
-            idle_wait: Duration::from_secs(2),
-            head_wait: Duration::from_secs(2),
-            body_wait: Duration::from_millis(500),
-            write_wait: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(2),
+            head_timeout: Duration::from_secs(2),
+            body_timeout: Duration::from_millis(500),
+            write_timeout: Duration::from_secs(1),
             drain: Duration::from_secs(1),
         };
         change(&mut limits);
@@ -295,7 +295,7 @@ fn heads_and_options() {
 }
 
 #[test]
-fn older_clients_and_closing_ones() {
+fn http_1_0_and_connection_close_are_honoured() {
     let edge = Edge::start();
     let old = edge.raw(b"GET /hello HTTP/1.0\r\n\r\n");
     assert!(old.starts_with("HTTP/1.0 200") && old.ends_with("\"hello\""), "{old}");
@@ -306,7 +306,7 @@ fn older_clients_and_closing_ones() {
 }
 
 #[test]
-fn requests_that_mean_two_things_never_desynchronise() {
+fn ambiguous_requests_never_desynchronise_the_connection() {
     let edge = Edge::start();
     // The second request hides in what one reading takes for the first one's body.
     let hidden = "GET /panics HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -337,7 +337,7 @@ fn requests_that_mean_two_things_never_desynchronise() {
 }
 
 #[test]
-fn values_of_headers_that_nobody_reads_are_opaque() {
+fn non_ascii_values_of_unused_headers_are_accepted() {
     let edge = Edge::start();
     let mut client = edge.connect();
     for value in ["São Paulo", "\u{80}", "Größe;\t\"", "日本"].map(str::as_bytes).into_iter().chain([&b"\xe3\xff"[..]])
@@ -353,7 +353,7 @@ fn values_of_headers_that_nobody_reads_are_opaque() {
 }
 
 #[test]
-fn a_trace_goes_on_from_one_valid_header_alone() {
+fn a_trace_continues_from_exactly_one_valid_traceparent() {
     let edge = Edge::start();
     let mut client = edge.connect();
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -381,7 +381,7 @@ fn answers_without_a_body_have_no_media_type() {
 }
 
 #[test]
-fn a_prefix_that_a_proxy_has_taken_off_counts_from_trusted_ones_alone() {
+fn a_forwarded_prefix_counts_from_trusted_proxies_alone() {
     let ask = |edge: &Edge, prefix: &str| {
         let answer =
             edge.connect().ask(&format!("GET /made HTTP/1.1\r\nhost: x\r\nx-forwarded-prefix: {prefix}\r\n\r\n"));
@@ -416,7 +416,7 @@ fn no_other_origin_is_allowed() {
 }
 
 #[test]
-fn scrapers_of_the_originals_find_the_metrics() {
+fn metrics_are_also_served_at_actuator_prometheus() {
     let edge = Edge::start();
     for path in ["/metrics", "/actuator/prometheus"] {
         let answer = edge.get(path);
@@ -427,7 +427,7 @@ fn scrapers_of_the_originals_find_the_metrics() {
 }
 
 #[test]
-fn nonsense_is_answered_or_closed() {
+fn malformed_requests_are_answered_or_closed() {
     let edge = Edge::start();
     for nonsense in [
         "\r\n\r\n\r\n",
@@ -447,7 +447,7 @@ fn nonsense_is_answered_or_closed() {
 }
 
 #[test]
-fn a_head_that_does_not_end_is_refused() {
+fn a_head_that_does_not_end_is_rejected() {
     let edge = Edge::start();
     let large = edge.raw(format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}\r\n\r\n", "x".repeat(20_000)).as_bytes());
     assert!(large.starts_with("HTTP/1.1 431"), "{large}");
@@ -460,7 +460,7 @@ fn a_head_that_does_not_end_is_refused() {
 }
 
 #[test]
-fn slow_clients_are_given_up() {
+fn slow_clients_are_disconnected() {
     let edge = Edge::start();
     let mut silent = edge.connect();
     let mut slow_head = edge.connect();
@@ -476,7 +476,7 @@ fn slow_clients_are_given_up() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_given_up_and_costs_no_memory() {
+fn a_client_that_never_reads_is_disconnected_and_costs_no_memory() {
     let edge = Edge::start();
     let mut never = edge.connect();
     never.send(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n");
@@ -513,7 +513,7 @@ fn bodies_are_bounded_by_length_and_as_they_come() {
 }
 
 #[test]
-fn bodies_that_are_no_json_are_refused_and_the_connection_goes_on() {
+fn bodies_that_are_not_json_are_rejected_and_the_connection_stays_open() {
     let edge = Edge::start();
     let mut client = edge.connect();
     let nested = "[".repeat(9_000);
@@ -557,7 +557,7 @@ fn a_byte_order_mark_before_json_is_ignored() {
 }
 
 #[test]
-fn bodies_in_a_content_coding_are_refused_whatever_they_hold() {
+fn bodies_with_a_content_coding_are_rejected() {
     let edge = Edge::start();
     let mut client = edge.connect();
     let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x8b\x8e\x05\0\x29\xbb\x4c\x0d\x02\0\0\0";
@@ -606,7 +606,7 @@ fn bodies_stream_both_ways() {
 }
 
 #[test]
-fn a_panic_is_answered_and_the_connection_goes_on() {
+fn a_panic_is_answered_and_the_connection_stays_open() {
     let edge = Edge::start();
     let mut client = edge.connect();
     for _ in 0..3 {
@@ -651,8 +651,8 @@ const BODY_BEGUN: &str =
     "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[";
 
 #[test]
-fn bodies_that_do_not_come_keep_no_other_request_out() {
-    let edge = Edge::with(|limits| limits.body_wait = Duration::from_secs(60));
+fn unfinished_bodies_take_no_place_among_requests_in_flight() {
+    let edge = Edge::with(|limits| limits.body_timeout = Duration::from_secs(60));
     let mut held: Vec<_> = (0..50).map(|_| edge.connect()).collect();
     held.iter_mut().for_each(|client| client.send(BODY_BEGUN.as_bytes()));
     for client in &mut held {
@@ -674,7 +674,7 @@ fn bodies_that_do_not_come_keep_no_other_request_out() {
 }
 
 #[test]
-fn requests_with_a_body_are_counted_in_when_it_is_there() {
+fn requests_count_as_in_flight_once_their_body_is_read() {
     let edge = Edge::start();
     let head = "POST /slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
     let mut clients: Vec<_> = (0..20).map(|_| edge.connect()).collect();
@@ -690,10 +690,10 @@ fn requests_with_a_body_are_counted_in_when_it_is_there() {
 }
 
 #[test]
-fn unfinished_heads_share_their_memory_and_the_longest_awaited_gives_way() {
+fn unfinished_heads_share_a_memory_limit_and_the_longest_waiting_is_evicted() {
     let edge = Edge::with(|limits| {
         limits.buffers = 200 * 1024;
-        (limits.head_wait, limits.idle_wait) = (Duration::from_secs(60), Duration::from_secs(60));
+        (limits.head_timeout, limits.idle_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
     });
     let begun = format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(7_000));
     let begin = || {
@@ -720,10 +720,10 @@ fn unfinished_heads_share_their_memory_and_the_longest_awaited_gives_way() {
 }
 
 #[test]
-fn slow_bodies_share_their_memory_and_the_longest_awaited_gives_way() {
+fn slow_bodies_share_a_memory_limit_and_the_longest_waiting_is_evicted() {
     let edge = Edge::with(|limits| {
         limits.buffers = 400 * 1024;
-        limits.body_wait = Duration::from_secs(60);
+        limits.body_timeout = Duration::from_secs(60);
     });
     let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000\r\n\r\n";
     let begin = || {
@@ -740,10 +740,10 @@ fn slow_bodies_share_their_memory_and_the_longest_awaited_gives_way() {
 }
 
 #[test]
-fn answers_that_are_not_taken_share_their_memory_and_the_longest_awaited_gives_way() {
+fn unread_answers_share_a_memory_limit_and_the_longest_waiting_is_evicted() {
     let edge = Edge::with(|limits| {
         limits.buffers = LARGE * 5 / 2;
-        limits.write_wait = Duration::from_secs(60);
+        limits.write_timeout = Duration::from_secs(60);
     });
     let ask = |_| {
         let mut client = edge.connect();
@@ -765,9 +765,9 @@ fn answers_that_are_not_taken_share_their_memory_and_the_longest_awaited_gives_w
 }
 
 #[test]
-fn idle_connections_are_kept_and_heads_that_have_begun_are_not() {
+fn idle_connections_outlive_the_timeout_of_a_started_head() {
     let edge = Edge::with(|limits| {
-        (limits.idle_wait, limits.head_wait) = (Duration::from_secs(60), Duration::from_millis(100));
+        (limits.idle_timeout, limits.head_timeout) = (Duration::from_secs(60), Duration::from_millis(100));
     });
     let mut kept = edge.connect();
     assert_eq!(kept.ask(HELLO).status, 200);
@@ -780,13 +780,13 @@ fn idle_connections_are_kept_and_heads_that_have_begun_are_not() {
 }
 
 #[test]
-fn keep_alive_outlasts_that_of_balancers() {
+fn keep_alive_outlasts_that_of_load_balancers() {
     // AWS and nginx: 60 s; Traefik: 90 s; Google: 600 s.
     let mut reader = Reader::new(Environment::empty());
     let limits = Settings::read(&mut reader, "0").limits;
-    assert!(limits.idle_wait > Duration::from_secs(610), "{:?}", limits.idle_wait);
+    assert!(limits.idle_timeout > Duration::from_secs(610), "{:?}", limits.idle_timeout);
     let mut reader = Reader::new(Environment::empty().with("HTTP_IDLE_TIMEOUT", "2s"));
-    let edge = Edge::with(|limits| limits.idle_wait = Settings::read(&mut reader, "0").limits.idle_wait);
+    let edge = Edge::with(|limits| limits.idle_timeout = Settings::read(&mut reader, "0").limits.idle_timeout);
     let mut client = edge.connect();
     assert_eq!(client.ask(HELLO).status, 200);
     assert!(!client.is_closed_within(Duration::from_secs(1)), "not yet");
@@ -818,7 +818,7 @@ fn requests_in_any_pieces_are_answered_in_order_while_memory_is_short() {
 
 #[test]
 fn idle_connections_do_not_keep_others_out() {
-    let edge = Edge::with(|limits| (limits.connections, limits.idle_wait) = (100, Duration::from_secs(60)));
+    let edge = Edge::with(|limits| (limits.connections, limits.idle_timeout) = (100, Duration::from_secs(60)));
     let mut idle: Vec<_> = (0..300).map(|_| edge.connect()).collect();
     let mut times: Vec<_> = (0..20)
         .map(|_| {

@@ -53,8 +53,8 @@ async fn events(request: Request<Sender<()>>) -> Result<Response, Problem> {
 }
 
 #[test]
-fn a_client_of_a_stream_that_vanishes_is_given_up() {
-    let limits = Limits { write_wait: Duration::from_secs(1), drain: Duration::from_secs(1), ..Limits::default() };
+fn a_vanished_client_of_a_stream_is_disconnected() {
+    let limits = Limits { write_timeout: Duration::from_secs(1), drain: Duration::from_secs(1), ..Limits::default() };
     let environment = Environment::empty().with("SERVER_PORT", "0");
     let settings = Settings { limits, ..Settings::read(&mut Reader::new(environment), "0") };
     runtime::block_on(2, async {

@@ -4,7 +4,7 @@ use codec::headers::TRACEPARENT;
 use kafka::{RecordRef, Records};
 use telemetry::{
     Span, TraceContext,
-    span::{self, Kind},
+    span::{self, SpanKind},
 };
 
 use crate::state::StateError;
@@ -18,7 +18,8 @@ pub(super) fn begin(topic: &str, partition: i32, records: &Records) -> Vec<Span>
         return Vec::new();
     }
     let begin = |record: RecordRef<'_>| {
-        let mut span = Span::start(TraceContext::continue_from(record.header(TRACEPARENT)), Kind::Consumer, "process");
+        let mut span =
+            Span::start(TraceContext::continue_from(record.header(TRACEPARENT)), SpanKind::Consumer, "process");
         if span.is_recorded() {
             span.rename(|| format!("process {topic}"));
             span.set("messaging.system", "kafka");

@@ -6,7 +6,7 @@ use codec::{
     headers::{self, Headers},
 };
 use kafka::{Error, Record};
-use telemetry::{Span, TraceContext, span};
+use telemetry::{Span, SpanKind, TraceContext, span};
 
 use crate::outbox::OutboxRow;
 
@@ -47,7 +47,7 @@ impl Sending {
             let Some(context) = stored.and_then(TraceContext::parse).map(TraceContext::child) else {
                 return (None, record(event, stored));
             };
-            let mut span = Span::start(context, span::Kind::Producer, "send");
+            let mut span = Span::start(context, SpanKind::Producer, "send");
             if !span.is_recorded() {
                 return (None, record(event, stored));
             }

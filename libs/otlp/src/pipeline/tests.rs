@@ -13,7 +13,7 @@ use runtime::Shutdown;
 use surf::StatusCode;
 use telemetry::{
     TraceContext, metrics,
-    span::{Finished, Kind},
+    span::{FinishedSpan, SpanKind},
 };
 use tide::{Request, Response};
 use web::{Limits, Problem, Router, Server};
@@ -55,7 +55,10 @@ async fn take(mut request: Request<Books>) -> Result<Response, Problem> {
 
 /// Runs a test on an exporter with a collector that answers like this; gives the collector's books afterwards, and how
 /// long the exporter took to stop.
-fn with_collector(answer: fn(usize) -> Option<u16>, test: impl AsyncFnOnce(&Spans, &Books)) -> (Books, Duration) {
+fn with_collector(
+    answer: fn(usize) -> Option<u16>,
+    test: impl AsyncFnOnce(&SpanPipeline, &Books),
+) -> (Books, Duration) {
     let books = Books { sent: Arc::default(), calls: Arc::default(), answer };
     let stopped_in = runtime::block_on(2, async {
         let port = Environment::empty().with("SERVER_PORT", "0");
@@ -68,7 +71,7 @@ fn with_collector(answer: fn(usize) -> Option<u16>, test: impl AsyncFnOnce(&Span
             .with("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
             .with("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=a");
         let settings = Settings::read(&mut Reader::new(environment), "test-service");
-        let spans = Spans::new(settings.traces.unwrap(), &Resource::builder_empty().build());
+        let spans = SpanPipeline::new(settings.traces.unwrap(), &Resource::builder_empty().build());
         test(&spans, &books).await;
         let stopping = Instant::now();
         let _ = smol::unblock(move || spans.shutdown()).await;
@@ -78,20 +81,20 @@ fn with_collector(answer: fn(usize) -> Option<u16>, test: impl AsyncFnOnce(&Span
     (books, stopped_in)
 }
 
-fn span() -> Finished {
-    Finished {
+fn span() -> FinishedSpan {
+    FinishedSpan {
         context: TraceContext::root(),
-        kind: Kind::Internal,
+        kind: SpanKind::Internal,
         name: "work".into(),
         started: SystemTime::now(),
-        lasted: Duration::from_millis(1),
+        duration: Duration::from_millis(1),
         attributes: Vec::new(),
         events: Vec::new(),
         error: None,
     }
 }
 
-/// Spans that found no room so far.
+/// Spans dropped so far.
 fn dropped() -> u64 {
     let text = String::from_utf8(metrics::render()).unwrap();
     let name = "otlp_items_total{outcome=\"dropped\",signal=\"traces\"} ";
@@ -107,22 +110,22 @@ async fn until(what: &str, mut happened: impl FnMut() -> bool) {
 }
 
 #[test]
-fn full_batches_go_at_once_and_the_rest_at_the_stop() {
+fn full_batches_are_sent_at_once_and_the_rest_at_shutdown() {
     let (books, _) = with_collector(
         |_| Some(200),
         async |queue, books| {
-            (0..2 * BATCH).for_each(|_| queue.add(span()));
-            until("a full batch", || books.sizes().first() == Some(&BATCH)).await;
+            (0..2 * BATCH_SIZE).for_each(|_| queue.add(span()));
+            until("a full batch", || books.sizes().first() == Some(&BATCH_SIZE)).await;
             queue.add(span());
         },
     );
     let sizes = books.sizes();
-    assert!(sizes.iter().all(|size| *size <= BATCH), "{sizes:?}");
-    assert_eq!(sizes.iter().sum::<usize>(), 2 * BATCH + 1, "{sizes:?}");
+    assert!(sizes.iter().all(|size| *size <= BATCH_SIZE), "{sizes:?}");
+    assert_eq!(sizes.iter().sum::<usize>(), 2 * BATCH_SIZE + 1, "{sizes:?}");
 }
 
 #[test]
-fn a_few_spans_do_not_wait_long_for_others() {
+fn a_partial_batch_is_sent_after_the_scheduled_delay() {
     with_collector(
         |_| Some(200),
         async |queue, books| {
@@ -133,7 +136,7 @@ fn a_few_spans_do_not_wait_long_for_others() {
 }
 
 #[test]
-fn a_collector_that_comes_back_gets_what_it_did_not_take() {
+fn a_batch_is_retried_until_the_collector_accepts_it() {
     let (books, _) = with_collector(
         |call| Some(if call < 2 { 503 } else { 200 }),
         async |queue, books| {
@@ -145,7 +148,7 @@ fn a_collector_that_comes_back_gets_what_it_did_not_take() {
 }
 
 #[test]
-fn what_a_collector_refuses_for_good_is_not_sent_again() {
+fn a_batch_that_the_collector_rejects_is_not_retried() {
     let (books, _) = with_collector(
         |call| Some(if call == 0 { 400 } else { 200 }),
         async |queue, books| {
@@ -168,12 +171,12 @@ fn a_collector_that_hangs_costs_spans_and_no_more() {
             until("a call", || books.calls.load(Ordering::SeqCst) == 1).await;
             let before = dropped();
             let started = Instant::now();
-            (0..QUEUE + 1000).for_each(|_| queue.add(span()));
+            (0..QUEUE_SIZE + 1000).for_each(|_| queue.add(span()));
             assert!(started.elapsed() < Duration::from_secs(1), "nobody waits for the collector");
-            assert_eq!(queue.waiting(), QUEUE);
+            assert_eq!(queue.waiting(), QUEUE_SIZE);
             assert_eq!(dropped() - before, 1000);
         },
     );
     assert!(books.sizes().is_empty());
-    assert!(stopped_in < FLUSH_LIMIT + Duration::from_secs(1), "{stopped_in:?}");
+    assert!(stopped_in < FLUSH_TIMEOUT + Duration::from_secs(1), "{stopped_in:?}");
 }

@@ -1,4 +1,4 @@
-//! Writes lines on a thread of its own, so that whoever reads them slowly, or not at all, holds nobody up.
+//! Writes lines on a thread of its own, so that a slow or stalled reader of the output blocks no other thread.
 
 use std::{
     collections::VecDeque,
@@ -10,18 +10,18 @@ use std::{
 
 use crate::metrics::{self, IntCounter};
 
-/// What a line costs in the queue beside its bytes.
-const COST: usize = 64;
-/// Pause while an output that does not wait by itself has no room.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Bytes that a line costs in the queue besides its text.
+const LINE_OVERHEAD: usize = 64;
+/// Pause before writing again to a non-blocking output that is full.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Lines that were not written, because the queue was full or the output is gone.
 pub(super) static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     metrics::counter("log_lines_dropped_total", "Log lines dropped, because stdout does not take them.")
 });
 
-/// A queue of lines, bounded by bytes, and the thread that writes them. What does not fit is dropped and counted, and a line
-/// of its own says so when lines are written again.
+/// A queue of lines, bounded by bytes, and the thread that writes them. What does not fit is dropped and counted, and a
+/// line reports the number when lines are written again.
 #[derive(Clone)]
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -31,38 +31,38 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Tells the thread that there are lines.
-    more: Condvar,
-    /// Tells those that wait for the end that the thread has written what there was.
-    written: Condvar,
+    /// Wakes the thread when lines were added.
+    not_empty: Condvar,
+    /// Wakes `flush` when the thread has written lines.
+    drained: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     lines: VecDeque<String>,
-    /// Of the lines in the queue and of those that the thread is about to write.
+    /// Bytes of the lines in the queue and of those that the thread is writing.
     bytes: usize,
-    /// Lines dropped that no line has told of.
+    /// Dropped lines that no notice has reported yet.
     dropped: u64,
 }
 
 impl Writer {
-    /// Starts a thread that writes to `output`. `told` makes the line that says how many lines were dropped.
+    /// Starts a thread that writes to `output`. `notice` makes the line that says how many lines were dropped.
     pub(super) fn start(
         limit: usize,
         output: impl Write + Send + 'static,
-        told: impl Fn(u64) -> String + Send + 'static,
+        notice: impl Fn(u64) -> String + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let writing = shared.clone();
-        thread::Builder::new().name("log".to_owned()).spawn(move || writing.write(output, told))?;
+        thread::Builder::new().name("log".to_owned()).spawn(move || writing.write(output, notice))?;
         Ok(Self { shared, limit })
     }
 
-    /// Queues a line. It never waits for the output.
+    /// Adds a line to the queue. Never blocks on the output.
     pub(super) fn add(&self, line: String) {
         let mut state = self.shared.lock();
-        let bytes = line.len() + COST;
+        let bytes = line.len() + LINE_OVERHEAD;
         if state.bytes + bytes > self.limit {
             state.dropped += 1;
             DROPPED.inc();
@@ -71,16 +71,16 @@ impl Writer {
         state.bytes += bytes;
         state.lines.push_back(line);
         drop(state);
-        self.shared.more.notify_one();
+        self.shared.not_empty.notify_one();
     }
 
-    /// Waits until all lines are written, at most for so long; false if some are not.
+    /// Waits until all lines are written, at most for `limit`; false if some are not.
     pub(super) fn flush(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut state = self.shared.lock();
         while state.bytes > 0 || state.dropped > 0 {
             let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
-            let waited = self.shared.written.wait_timeout(state, left);
+            let waited = self.shared.drained.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
@@ -88,52 +88,52 @@ impl Writer {
 }
 
 impl Shared {
-    fn write(&self, mut output: impl Write, told: impl Fn(u64) -> String) {
+    fn write(&self, mut output: impl Write, notice: impl Fn(u64) -> String) {
         let mut text = String::new();
         loop {
             let mut state = self.lock();
             while state.lines.is_empty() && state.dropped == 0 {
-                state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             let lines = state.lines.drain(..);
             let count = lines.len() as u64;
             text.clear();
             text.extend(lines);
-            let bytes = text.len() + count as usize * COST;
-            // Lines that come while this is written belong behind what tells of those that were dropped before.
+            let bytes = text.len() + count as usize * LINE_OVERHEAD;
+            // The notice goes before lines that are added while this is being written.
             let dropped = std::mem::take(&mut state.dropped);
             drop(state);
             if dropped > 0 {
-                text.push_str(&told(dropped));
+                text.push_str(&notice(dropped));
             }
             if write_all(&mut output, text.as_bytes()).is_err() {
-                // Whoever read our output may be gone, or its disk may be full; the service goes on without its log.
+                // The reader of the output is gone or the disk is full; the service goes on without its log.
                 DROPPED.inc_by(count);
             }
-            text.shrink_to(PIPE);
+            text.shrink_to(PIPE_CAPACITY);
             self.lock().bytes -= bytes;
-            self.written.notify_all();
+            self.drained.notify_all();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while it is held would have lost a line, and no more.
+        // A panic while it was held has lost one line at most.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Bytes that are kept for the next lines: what a pipe takes at once.
-const PIPE: usize = 64 * 1024;
+/// Bytes of the buffer that are kept for the next lines: the capacity of a pipe.
+const PIPE_CAPACITY: usize = 64 * 1024;
 
-/// As [`Write::write_all`], but waits for room in an output that somebody has made non-blocking: a pipe or terminal may be
-/// shared with such a program.
+/// As [`Write::write_all`], but also for a non-blocking output: a pipe or terminal may be shared with a program that
+/// has made it so.
 fn write_all(output: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match output.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY_PAUSE),
             Err(error) => return Err(error),
         }
     }
@@ -146,11 +146,11 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: usize = 10 * (COST + 8);
-    /// How long a test waits for what is going to happen.
+    const LIMIT: usize = 10 * (LINE_OVERHEAD + 8);
+    /// How long a test waits for a condition.
     const TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// An output that takes something only when it is let.
+    /// An output in which each write waits for a permission.
     struct Stalling {
         lets: mpsc::Receiver<()>,
         began: mpsc::Sender<()>,
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_stalls_holds_nobody_up_and_is_told_what_it_has_missed() {
+    fn a_stalled_output_blocks_nobody_and_gets_the_number_of_dropped_lines() {
         let ((let_one, lets), (began, begins), (written, texts)) = (mpsc::channel(), mpsc::channel(), mpsc::channel());
         let output = Stalling { lets, began, written };
         let writer = Writer::start(LIMIT, output, |count| format!("{count} dropped\n")).unwrap();
@@ -194,7 +194,7 @@ mod tests {
         let_one.send(()).unwrap();
         assert!(writer.flush(TIMEOUT), "it goes on");
         assert_eq!(texts.recv_timeout(TIMEOUT).unwrap(), b"again\n");
-        // Its reader is gone.
+        // The reader is gone.
         drop(let_one);
         writer.add("nobody reads this\n".to_owned());
         assert!(writer.flush(TIMEOUT), "nothing is waited for");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_does_not_wait_by_itself_is_written_whole() {
+    fn lines_are_written_whole_to_a_non_blocking_output() {
         let mut refusals = 3;
         let mut written = Vec::new();
         struct NonBlocking<'a>(&'a mut u32, &'a mut Vec<u8>);
