@@ -77,6 +77,7 @@ test *filter:
     skip=$({{ quote(target / "debug/stack") }} test-parts); cargo test --locked --workspace --no-fail-fast -- $skip {{ filter }}
     tests/wire/run
     tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
+    tests/console/run
 
 # Run all tests so many times beside as many busy loops as there are processors (BUSY=0: none); a filter runs some
 [group("test")]
@@ -88,6 +89,12 @@ repeat times="10" *filter:
 contract:
     cargo build --locked --workspace --all-targets
     tests/contract/run $({{ quote(target / "debug/stack") }} test-parts)
+
+# Try the console's page in a real browser; UPDATE_SCREENSHOTS=1 takes its pictures anew
+[group("test")]
+browser *args:
+    cargo build --locked -p console
+    tests/console/run {{ args }}
 
 # Run the tests from outside: on the system that is up, else on systems of their own
 [group("test")]
