@@ -21,7 +21,7 @@ export GIT_REVISION := env("GIT_REVISION", `git rev-parse --short=12 HEAD 2>/dev
 default:
     @{{ just }} --list --unsorted
 
-# Start everything, wait until it is ready, and say where it is; --docker or --native chooses how
+# Start everything, wait until it is ready, and say where it is; --docker or --native chooses how, --no-build starts what was built last
 [group("run")]
 up *args: (_build args)
     @{{ stack }} up {{ args }}
@@ -171,7 +171,8 @@ settings:
 
 # One build for all, so that what they share is built once. For containers, the services are built in their images.
 _build *args:
-    @case " {{ args }} " in \
+    @case " {{ args }} " in *" --no-build "*) [ ! -x {{ stack }} ] || exit 0 ;; esac; \
+    case " {{ args }} " in \
         *" --native "*) services=yes ;; \
         *" --docker "* | *" --scaled "*) services= ;; \
         *) services=yes; ! timeout 5 docker version >/dev/null 2>&1 || services= ;; \

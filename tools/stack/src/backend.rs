@@ -77,27 +77,47 @@ enum Wish {
     Only(Backend),
 }
 
-impl Wish {
-    /// Reads the arguments of `up`: the wish, and whether `--yes` is among them.
-    fn parse(words: &[&str]) -> Outcome<(Self, bool)> {
-        let (agreed, words): (Vec<&str>, Vec<&str>) = words.iter().copied().partition(|word| *word == "--yes");
-        Ok((Self::of(&words)?, !agreed.is_empty()))
-    }
+/// What `up` was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Options {
+    wish: Wish,
+    /// Databases that `up` has not made may be used.
+    agreed: bool,
+    /// What has changed since the last build is built first.
+    build: bool,
+}
 
+impl Options {
+    fn parse(words: &[&str]) -> Outcome<Self> {
+        let mut options = Self { wish: Wish::Any, agreed: false, build: true };
+        let mut wish = Vec::new();
+        for word in words {
+            match *word {
+                "--yes" => options.agreed = true,
+                "--no-build" => options.build = false,
+                other => wish.push(other),
+            }
+        }
+        options.wish = Wish::of(&wish)?;
+        Ok(options)
+    }
+}
+
+impl Wish {
     fn of(words: &[&str]) -> Outcome<Self> {
         match words {
             [] => Ok(Self::Any),
             ["--native"] => Ok(Self::Only(Backend::Native)),
             ["--docker"] => Ok(Self::Only(Backend::Docker(Layout::Single))),
             ["--scaled"] | ["--docker", "--scaled"] => Ok(Self::Only(Backend::Docker(Layout::Scaled))),
-            _ => Err(Failure("up takes --docker, --native or --scaled, and --yes.".to_owned())),
+            _ => Err(Failure("up takes --docker, --native or --scaled, --yes and --no-build.".to_owned())),
         }
     }
 }
 
 /// Starts what is not running yet and waits until everything is ready.
 pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
-    let (wish, agreed) = Wish::parse(words)?;
+    let Options { wish, agreed, build } = Options::parse(words)?;
     let last = Backend::of_checkout()?;
     let is_up = last.is_up(settings).await?;
     let choice = match wish {
@@ -120,13 +140,15 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
     if let Backend::Docker(layout) = choice {
         let prepared = async {
             let docker = Docker::find_for_up(layout).await?;
-            docker.fetch_images().await?;
+            if build {
+                docker.fetch_images().await?;
+            }
             Ok::<_, Failure>(docker)
         };
         match prepared.await {
             Ok(docker) => {
                 choice.remember()?;
-                return docker.up(settings).await;
+                return docker.up(settings, build).await;
             }
             Err(failure) if wish == Wish::Only(choice) => return Err(failure),
             Err(Failure(why)) => {
@@ -135,7 +157,9 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
         }
     }
     Backend::Native.remember()?;
-    native::build().await?;
+    if build {
+        native::build().await?;
+    }
     native::up(settings, agreed).await
 }
 
@@ -244,13 +268,19 @@ mod tests {
 
     #[test]
     fn up_takes_one_wish() {
-        assert_eq!(Wish::parse(&[]).unwrap(), (Wish::Any, false));
-        assert_eq!(Wish::parse(&["--native"]).unwrap(), (Wish::Only(Backend::Native), false));
-        assert_eq!(Wish::parse(&["--yes", "--native"]).unwrap(), (Wish::Only(Backend::Native), true));
+        let parsed = |words: &[&str]| {
+            let options = Options::parse(words).unwrap();
+            (options.wish, options.agreed, options.build)
+        };
+        let native = Wish::Only(Backend::Native);
+        assert_eq!(parsed(&[]), (Wish::Any, false, true));
+        assert_eq!(parsed(&["--native"]), (native, false, true));
+        assert_eq!(parsed(&["--yes", "--native"]), (native, true, true));
+        assert_eq!(parsed(&["--no-build"]), (Wish::Any, false, false));
         let scaled = Wish::Only(Backend::Docker(Layout::Scaled));
-        assert_eq!(Wish::parse(&["--docker", "--scaled"]).unwrap(), (scaled, false));
+        assert_eq!(parsed(&["--docker", "--scaled"]), (scaled, false, true));
         for wrong in [&["--native", "--docker"][..], &["--nativ"], &["--native", "--scaled"]] {
-            assert!(Wish::parse(wrong).is_err(), "{wrong:?}");
+            assert!(Options::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 }

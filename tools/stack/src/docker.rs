@@ -150,14 +150,16 @@ impl Docker {
         images::fetch(&images).await
     }
 
-    /// Builds our images, starts what is not running and waits until everything is ready.
-    pub(crate) async fn up(&self, settings: &Settings) -> Outcome {
+    /// Starts what is not running and waits until everything is ready. `build`: with our images built anew first.
+    pub(crate) async fn up(&self, settings: &Settings, build: bool) -> Outcome {
         let started = Instant::now();
         let before = self.containers().await?;
         self.refuse_foreign(&before)?;
         self.check_ports(settings, &before)?;
-        step("Building the images", "(the first time it compiles everything)", self.work(&["build"], BUILD_LIMIT))
-            .await?;
+        if build {
+            let work = self.work(&["build"], BUILD_LIMIT);
+            step("Building the images", "(the first time it compiles everything)", work).await?;
+        }
         self.pass_settings().await?;
         Settings::keep()?;
         let start = async {

@@ -33,10 +33,10 @@ use settings::Settings;
 const USAGE: &str = "\
 Usage: stack COMMAND
 
-  up [--docker | --native | --scaled] [--yes]
+  up [--docker | --native | --scaled] [--no-build] [--yes]
                   start everything and wait until it is ready: in containers where a Docker engine answers, else
-                  natively; --scaled starts several replicas in containers; --yes agrees to use databases on the server
-                  of DATABASE_URL that up has not made
+                  natively; --scaled starts several replicas in containers; --no-build starts what was built last;
+                  --yes agrees to use databases on the server of DATABASE_URL that up has not made
   down            stop everything; data stay
   ps              show what runs
   logs [-f] [--all] [PART]
