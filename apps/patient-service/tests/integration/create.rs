@@ -1,14 +1,12 @@
 //! `POST /patients`.
 
-use std::time::{Duration, Instant};
-
 use chrono::{Days, NaiveDate, TimeDelta, Utc};
 use postgres::{Acquire as _, PgConnection};
 use serde_json::{Value as Json, json};
 use surf::http::Method;
 use testbed::http::Answer;
 
-use crate::harness::{Mood, at_once, id, path, patient, with_service};
+use crate::harness::{Mood, at_once, id, path, patient, with_service, with_settings};
 
 #[test]
 fn success() {
@@ -129,10 +127,14 @@ fn fifty_concurrent_requests_for_one_email_make_one_patient() {
     });
 }
 
+/// How long an email is held at most.
+const HELD: &str = "10s";
+
 /// A registration waits for whoever holds its email; those that are stored with it in one commit do not.
 #[test]
 fn an_email_that_is_held_holds_up_no_other_registration() {
-    with_service(|service| async move {
+    // Whoever waits for the email may wait as long as the others need on a busy machine.
+    with_settings(&[("DATABASE_DEADLINE", HELD)], |service| async move {
         let held = patient("Patient 25");
         let (holding, is_held) = smol::channel::bounded::<()>(1);
         let (release, released) = smol::channel::bounded::<()>(1);
@@ -155,7 +157,7 @@ fn an_email_that_is_held_holds_up_no_other_registration() {
             database.run(hold).await
         });
         is_held.recv().await.unwrap();
-        let (client, started) = (service.client.clone(), Instant::now());
+        let client = service.client.clone();
         let (sender, others) = smol::channel::unbounded();
         let registering = at_once(50, move |n| {
             let (client, sender) = (client.clone(), sender.clone());
@@ -171,12 +173,10 @@ fn an_email_that_is_held_holds_up_no_other_registration() {
         for _ in 0..49 {
             assert_eq!(others.recv().await.unwrap(), 201);
         }
-        let waited = started.elapsed();
         release.send(()).await.unwrap();
-        // It ends before the database's deadline, or the one that waits would not have been waiting.
+        // It was held until the others had been answered: had its deadline passed before, this would be an error.
         holder.await.unwrap();
         assert!(registering.await.iter().all(|&status| status == 201));
-        assert!(waited < Duration::from_millis(800), "{waited:?}");
     });
 }
 
