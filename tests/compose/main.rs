@@ -70,6 +70,8 @@ fn every_service_is_asked_whether_it_is_ready() {
                 check["timeout"].is_string() && check["interval"].is_string() && check["retries"].is_number(),
                 "{name}"
             );
+            let start = check["start_period"].as_str().and_then(|period| period.strip_suffix('s')?.parse::<u32>().ok());
+            assert!(start >= Some(120), "{name}: compose gives it up before a slow machine has started it");
             assert!(check.get("start_interval").is_none(), "{name}: older engines refuse start_interval");
             if let Some(binary) = binary(service) {
                 assert_eq!(test[1..], [&format!("/usr/local/bin/{binary}"), "healthcheck"], "{name}");
