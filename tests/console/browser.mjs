@@ -9,8 +9,8 @@ const require = createRequire(join(process.env.CONSOLE_TEST_PACKAGES ?? process.
 const { chromium } = require("playwright-core");
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
-/** How long a condition may take to come true, in milliseconds. */
-export const DEADLINE = 10_000;
+/** How long a condition may take to come true, in milliseconds: others may keep the processors busy. */
+export const DEADLINE = 30_000;
 
 export function launch() {
   return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--force-color-profile=srgb"] });

@@ -145,7 +145,7 @@ function lab(scenario) {
   return {
     agent: scenario !== "no-agent", parts: [{ id: "kafka", verbs: ["pause", "slow"] }, { id: "billing-service", verbs: ["kill", "pause", "slow"] }], excluded: [{ id: "patient-db", why: "given from outside" }], max_seconds: 60,
     expectations: [{ id: "kafka.pause", part: "kafka", verb: "pause", text: RUN.verdicts.map((one) => one.expected), row: "docs/failures.md" }],
-    commands: { "kafka.pause": "./justw kill kafka" }, load: null, runs: scenario === "no-agent" ? [] : [RUN], run: scenario === "no-agent" ? null : RUN,
+    commands: { "kafka.pause": "./justw kill kafka" }, load: null, last_load: { rate: 50, until: iso(NOW - 60_000), sent: 1500, answered: 1500, failed: 0, p50_ms: 3.2, p99_ms: 9.1 }, runs: scenario === "no-agent" ? [] : [RUN], run: scenario === "no-agent" ? null : RUN,
   };
 }
 
@@ -236,6 +236,7 @@ export async function startFixture() {
     const patient = PATIENTS.find((one) => path === `/api/patients/${one.id}`);
     if (patient && request.method === "GET") return send(200, detail(patient));
     if (path === "/api/dead-letters") return send(200, { analytics: fixture.scenario === "empty" ? [] : LETTERS, outbox: fixture.scenario === "empty" ? [] : [{ id: 3, error: "MESSAGE_TOO_LARGE" }], next: null, problem: null });
+    if (path === "/api/dead-letters/resend") return send(200, { state: "dead", detail: "no event" });
     if (path === "/api/lab") return send(200, lab(fixture.scenario));
     if (path === "/api/lab/runs/r1") return send(200, RUN);
     if (path.startsWith("/api/")) return problem(404, "Not Found", "There is no such call.");

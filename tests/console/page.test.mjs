@@ -414,6 +414,19 @@ describe("the theme", () => {
   });
 });
 
+describe("a dead letter", () => {
+  test("that is sent again says what became of it, and without an agent the command", async () => {
+    const { page, close } = await view("/dead-letters");
+    await page.getByRole("button", { name: "Resend dead letter 7" }).click();
+    await page.getByText("dead again: no event").waitFor();
+    fixture.scenario = "no-agent";
+    await page.reload();
+    await page.getByText("./justw dead-letters --resend 7").waitFor();
+    assert.equal(await page.getByRole("button", { name: /Resend/ }).count(), 0);
+    await close();
+  });
+});
+
 describe("a form", () => {
   test("that is refused comes back with what was wrong and what was typed", async () => {
     const { page, close } = await view("/patients?new=1", { expected: [409] });

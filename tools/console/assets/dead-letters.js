@@ -11,6 +11,8 @@ import { announce, empty, heading, loading, problem, status } from "./parts.js";
 
 /** How often the list is asked for, in milliseconds. */
 const REFRESH = 3_000;
+/** How long sending one again may take with what becomes of it, in milliseconds. */
+const RESEND_TIMEOUT = 60_000;
 
 /** @type {{ analytics: Letter[] | null, outbox: any[] | null, problem: Problem | null } | null} */
 let body = null;
@@ -74,30 +76,33 @@ function drawLetters(letters) {
           h("td", { class: "wrap" }, letter.error, h("div", { class: "small" }, letter.forwarded ? status("degraded", "dead, on its topic") : status("unknown", "dead, waits for its topic"))),
           h("td", { class: "right num wide" }, bytes(letter.value_bytes)),
           h("td", { class: "wide" }, h("time", { datetime: letter.parked_at, title: iso(Date.parse(letter.parked_at)), class: "num" }, dateTime(Date.parse(letter.parked_at)))),
-          h("td", { class: "right" }, resendButton(name, letter.id)));
+          h("td", { class: "right" }, resendButton(name, letter)));
       }))));
 }
 
-/** @param {string} name @param {number} id */
-function resendButton(name, id) {
+/** @param {string} name @param {Letter} letter */
+function resendButton(name, letter) {
+  const { id } = letter;
   const told = resent.get(name);
   // Only the stack's agent acts; without it the person types the command.
   if (consoleInfo()?.agent !== true) return h("code", { class: "small" }, `./justw dead-letters --resend ${id}`);
   return [
-    h("button", { onclick: () => resend(name, id), "aria-disabled": told?.state === "running" ? "true" : null, "aria-label": `Resend dead letter ${id}` }, "Resend"),
+    h("button", { onclick: () => resend(name, letter), "aria-disabled": told?.state === "running" ? "true" : null, "aria-label": `Resend dead letter ${id}` }, "Resend"),
     told && h("div", { class: "small", role: "status" }, status(told.state === "running" ? "running" : told.state, told.text), told.command && h("div", null, h("code", null, told.command))),
   ];
 }
 
-/** @param {string} name @param {number} id */
-async function resend(name, id) {
+/** @param {string} name @param {Letter} letter */
+async function resend(name, { id, partition, offset }) {
   if (resent.get(name)?.state === "running") return;
-  resent.set(name, { state: "running", text: "is sent" });
+  resent.set(name, { state: "running", text: "is sent again" });
   redraw();
-  const answer = await call("POST", `/api/dead-letters/${id}/resend`);
-  if (answer.ok) resent.set(name, { state: "done", text: "sent again" });
+  const answer = await call("POST", "/api/dead-letters/resend", { body: { partition, offset }, signal: AbortSignal.timeout(RESEND_TIMEOUT) });
+  const dead = answer.ok && answer.body?.state === "dead";
+  if (dead) resent.set(name, { state: "failed", text: `dead again${answer.body.detail ? `: ${answer.body.detail}` : ""}` });
+  else if (answer.ok) resent.set(name, { state: "done", text: "sent again, and taken" });
   else resent.set(name, { state: "failed", text: answer.problem.command ? "type it yourself:" : answer.problem.detail, command: answer.problem.command });
-  announce(answer.ok ? `Dead letter ${id} is sent again` : answer.problem.detail);
+  announce(answer.ok ? `Dead letter ${id} was sent again, and is ${dead ? "dead again" : "taken"}` : answer.problem.detail);
   asked = -Infinity;
   redraw();
 }

@@ -9,11 +9,12 @@ import { go } from "./router.js";
 
 /** @typedef {import("./api.js").Problem} Problem */
 /** @typedef {{ id: string, expected: string, measured: string | null, state: "pending" | "ok" | "failed" }} Verdict */
-/** @typedef {{ run: string, part: string, verb: string, seconds: number, state: string, started: string, ends: string | null, verdicts: Verdict[] }} Run */
+/** @typedef {{ run: string, part: string, verb: string, seconds: number, state: string, started: string, ends: string | null, detail?: string | null, verdicts: Verdict[] }} Run */
 /**
+ * @typedef {{ rate: number, until: string, sent: number, answered?: number, failed: number, p50_ms?: number | null, p99_ms: number | null }} Load
  * @typedef {{ agent: boolean, parts: { id: string, verbs: string[] }[], excluded: { id: string, why: string }[], max_seconds: number,
  *   expectations: { id: string, part: string, verb: string, text: string[], row: string }[], commands: Record<string, string>,
- *   load: { rate: number, until: string, sent: number, failed: number, p99_ms: number | null } | null, runs: Run[], run: Run | null }} Lab
+ *   load: Load | null, last_load?: Load | null, runs: Run[], run: Run | null }} Lab
  */
 
 const SECONDS = [5, 10, 20, 30, 60];
@@ -152,7 +153,8 @@ function drawRun(run) {
       run.state === "running" && left !== null && h("span", { class: "muted num" }, `heals in ${duration(left)}`),
       h("span", { class: "muted small" }, "Began ", time(run.started)),
       isGoing(run) && h("button", { style: { "margin-inline-start": "auto" }, onclick: () => heal(run) }, "Heal now")),
-    h("table", { class: "table cards" },
+    run.detail && h("p", { class: "wrong" }, run.detail),
+    run.verdicts.length > 0 && h("table", { class: "table cards" },
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Expected"), h("th", { scope: "col" }, "Measured"))),
       h("tbody", null, run.verdicts.map((verdict) => h("tr", { key: verdict.id, "data-verdict": verdict.id, "data-state": verdict.state },
         h("td", null, verdict.expected),
@@ -168,7 +170,7 @@ function drawLoad(known) {
     load
       ? [
           h("p", { key: "rate" }, h("span", { class: "lead" }, rate(load.rate)), h("span", { class: "muted num" }, ` for ${duration(left)} more`)),
-          h("dl", { class: "facts", key: "facts" }, h("dt", null, "Sent"), h("dd", { class: "num" }, count(load.sent)), h("dt", null, "Failed"), h("dd", { class: "num" }, count(load.failed)), h("dt", null, "p99"), h("dd", { class: "num" }, duration(load.p99_ms))),
+          loadFigures(load),
           h("div", { class: "actions", key: "actions" }, h("button", { onclick: () => setLoad("DELETE") }, "Stop")),
         ]
       : h("form", { class: "stacked", key: "form", onsubmit: (/** @type {Event} */ event) => {
@@ -179,7 +181,14 @@ function drawLoad(known) {
           h("div", { class: "two" },
             select("rate", "Registrations", String(chosen.rate), RATES.map((one) => [String(one), `${one}/s`]), (value) => { chosen.rate = Number(value); }),
             select("load-seconds", "For", String(chosen.loadSeconds), SECONDS.map((one) => [String(one), `${one} s`]), (value) => { chosen.loadSeconds = Number(value); })),
-          h("div", { class: "actions" }, h("button", { type: "submit" }, "Go"))));
+          h("div", { class: "actions" }, h("button", { type: "submit" }, "Go")),
+          known.last_load && [h("h3", { key: "last" }, `The last one: ${rate(known.last_load.rate)}`), loadFigures(known.last_load)]));
+}
+
+/** @param {Load} load */
+function loadFigures(load) {
+  const rows = [["Sent", count(load.sent)], ["Failed", count(load.failed)], ["p50", duration(load.p50_ms)], ["p99", duration(load.p99_ms)]];
+  return h("dl", { class: "facts", key: "facts" }, rows.map(([name, value]) => [h("dt", null, String(name)), h("dd", { class: "num" }, String(value))]));
 }
 
 /** @param {"POST" | "DELETE"} method */
