@@ -20,8 +20,6 @@ use crate::{
 
 /// Items in one delivery at most. A full batch is sent at once.
 pub(crate) const BATCH_SIZE: usize = 512;
-/// How long a partial batch waits for more items.
-const SCHEDULE_DELAY: Duration = Duration::from_secs(1);
 /// Time to send what is left when the service has stopped.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -40,7 +38,7 @@ impl SpanPipeline {
         let batches = trace::BatchConfigBuilder::default()
             .with_max_queue_size(QUEUE_SIZE)
             .with_max_export_batch_size(BATCH_SIZE)
-            .with_scheduled_delay(SCHEDULE_DELAY)
+            .with_scheduled_delay(delivery.destination().delay)
             .build();
         let counted = CountingExporter { exporter, delivery: delivery.clone() };
         let mut processor = BatchSpanProcessor::builder(counted).with_batch_config(batches).build();
@@ -85,7 +83,7 @@ impl LogPipeline {
         let batches = logs::BatchConfigBuilder::default()
             .with_max_queue_size(QUEUE_SIZE)
             .with_max_export_batch_size(BATCH_SIZE)
-            .with_scheduled_delay(SCHEDULE_DELAY)
+            .with_scheduled_delay(delivery.destination().delay)
             .build();
         let counted = CountingExporter { exporter, delivery: delivery.clone() };
         let mut processor = BatchLogProcessor::builder(counted).with_batch_config(batches).build();

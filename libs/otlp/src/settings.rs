@@ -32,7 +32,12 @@ pub(crate) struct Destination {
     pub(crate) headers: Secret<Headers>,
     /// Timeout of one attempt.
     pub(crate) timeout: Duration,
+    /// How long a partial batch waits for more items.
+    pub(crate) delay: Duration,
 }
+
+/// How long a partial batch waits for more items, unless a setting says it: less than the specification's 5 s.
+const DELAY: Duration = Duration::from_secs(1);
 
 /// The variables of one signal.
 struct Signal {
@@ -42,6 +47,8 @@ struct Signal {
     headers: &'static [&'static str],
     timeout: &'static [&'static str],
     protocol: &'static [&'static str],
+    /// How long an item waits for others; metrics have their interval instead.
+    delay: Option<&'static [&'static str]>,
 }
 
 const TRACES: Signal = Signal {
@@ -51,6 +58,7 @@ const TRACES: Signal = Signal {
     headers: &["OTEL_EXPORTER_OTLP_TRACES_HEADERS"],
     timeout: &["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"],
     protocol: &["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"],
+    delay: Some(&["OTEL_BSP_SCHEDULE_DELAY"]),
 };
 
 const METRICS: Signal = Signal {
@@ -60,6 +68,7 @@ const METRICS: Signal = Signal {
     headers: &["OTEL_EXPORTER_OTLP_METRICS_HEADERS"],
     timeout: &["OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"],
     protocol: &["OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"],
+    delay: None,
 };
 
 const LOGS: Signal = Signal {
@@ -69,6 +78,7 @@ const LOGS: Signal = Signal {
     headers: &["OTEL_EXPORTER_OTLP_LOGS_HEADERS"],
     timeout: &["OTEL_EXPORTER_OTLP_LOGS_TIMEOUT"],
     protocol: &["OTEL_EXPORTER_OTLP_LOGS_PROTOCOL"],
+    delay: Some(&["OTEL_BLRP_SCHEDULE_DELAY"]),
 };
 
 /// The settings of every signal that does not have its own.
@@ -166,10 +176,12 @@ impl General {
         let headers = variables.field(signal.headers, "headers for it").optional();
         let timeout = variables.field(signal.timeout, "time for one sending to it").optional();
         let _: Option<Protocol> = variables.field(signal.protocol, "form of what it is sent").optional();
+        let about = "time that an item of it waits for others";
+        let delay = signal.delay.map_or(DELAY, |names| variables.field(names, about).or("1s"));
         let general = || self.endpoint.clone().map(|endpoint| endpoint.join(signal.path));
         let url = own.map(|Endpoint(url)| url).or_else(general).filter(|_| exporter == Exporter::Otlp)?;
         let headers = headers.unwrap_or_else(|| self.headers.clone());
-        Some(Destination { url, headers, timeout: timeout.unwrap_or(self.timeout) })
+        Some(Destination { url, headers, timeout: timeout.unwrap_or(self.timeout), delay })
     }
 }
 
