@@ -59,6 +59,10 @@ type Request = tide::Request<App>;
 pub(crate) fn routes(app: App, in_flight: usize) -> Router<App> {
     Router::new(app)
         .limit_in_flight(in_flight)
+        .at_root(
+            "This is analytics-service. What it has counted is at /analytics/summary, and the console, which shows the whole \
+             system, is at http://127.0.0.1:4010/ unless CONSOLE_PORT chooses another port.",
+        )
         .get("/analytics/summary", summary)
         .get("/analytics/registrations", registrations)
         .get("/analytics/dead-letters", dead_letters)

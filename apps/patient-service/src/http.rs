@@ -57,6 +57,10 @@ pub fn routes(app: App) -> Router<App> {
     let in_flight = app.limits().in_flight;
     Router::new(app)
         .limit_in_flight(in_flight)
+        .at_root(
+            "This is patient-service. Patients are at /patients, the API is described at /swagger-ui/index.html, and the \
+             console, which shows the whole system, is at http://127.0.0.1:4010/ unless CONSOLE_PORT chooses another port.",
+        )
         .post("/patients", patients::create)
         .get("/patients", patients::list)
         .get("/patients/:id", patients::read)

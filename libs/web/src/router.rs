@@ -39,6 +39,8 @@ static IN_FLIGHT: LazyLock<IntGauge> = LazyLock::new(|| {
 
 /// The route label of requests that match no route, because arbitrary paths would make the cardinality unbounded.
 const NO_ROUTE: &str = "(none)";
+/// What a 404 says.
+const NOTHING: &str = "There is nothing at this path.";
 /// `Retry-After` of an overloaded service.
 const OVERLOAD_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -74,12 +76,14 @@ type Guard<S> = Arc<dyn Fn(&Request<S>) -> Result<(), Problem> + Send + Sync>;
 /// What holds for every path, also for those without a route.
 struct Everywhere<S> {
     guard: Option<Guard<S>>,
+    /// What the 404 for `/` says.
+    at_root: &'static str,
     headers: Vec<(&'static str, &'static str)>,
 }
 
 impl<S> Default for Everywhere<S> {
     fn default() -> Self {
-        Self { guard: None, headers: Vec::new() }
+        Self { guard: None, at_root: NOTHING, headers: Vec::new() }
     }
 }
 
@@ -93,6 +97,13 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     #[must_use]
     pub fn guard(mut self, guard: impl Fn(&Request<S>) -> Result<(), Problem> + Send + Sync + 'static) -> Self {
         self.everywhere.guard = Some(Arc::new(guard));
+        self
+    }
+
+    /// Has the 404 for `/` say where everything is. Whoever opens a service in a browser begins there.
+    #[must_use]
+    pub fn at_root(mut self, detail: &'static str) -> Self {
+        self.everywhere.at_root = detail;
         self
     }
 
@@ -210,7 +221,9 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
             tide.at(path).all(Route::unlimited(NO_ROUTE, handler, &everywhere));
         }
         for path in ["", "*"] {
-            tide.at(path).all(Route::unlimited(NO_ROUTE, boxed(not_found), &everywhere));
+            let detail = if path.is_empty() { everywhere.at_root } else { NOTHING };
+            let not_found = boxed(move |_| async move { Err::<Response, _>(Problem::not_found(detail)) });
+            tide.at(path).all(Route::unlimited(NO_ROUTE, not_found, &everywhere));
         }
         App { tide, in_flight, unlimited }
     }
@@ -450,10 +463,6 @@ async fn liveness<S>(_: Request<S>) -> Result<Response, Problem> {
 /// None.
 pub async fn metrics_page<S>(_: Request<S>) -> Result<Response, Problem> {
     Ok(crate::text(metrics::CONTENT_TYPE, metrics::render()))
-}
-
-async fn not_found<S>(_: Request<S>) -> Result<Response, Problem> {
-    Err(Problem::not_found("There is nothing at this path."))
 }
 
 async fn method_not_allowed<S>(request: Request<S>, allow: String) -> Result<Response, Problem> {
