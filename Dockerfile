@@ -1,4 +1,4 @@
-# The services' images: docker build --target patient-service . (or billing-service, analytics-service).
+# The services' images: docker build --target patient-service . (or billing-service, analytics-service, console).
 #
 # The base images are named here alone. A mirror takes the place of a registry: --build-arg DOCKER_HUB=mirror.example.org
 ARG DOCKER_HUB=docker.io
@@ -11,7 +11,7 @@ WORKDIR /src
 # Static binaries need no libc in their image, which leaves nothing there but them, and no dynamic loader to attack.
 # With a target of its own, the flag does not reach build scripts and procedural macros.
 ENV CARGO_BUILD_TARGET=host-tuple RUSTFLAGS="-C target-feature=+crt-static" CARGO_TERM_COLOR=never
-ENV SERVICES="-p patient-service -p billing-service -p analytics-service"
+ENV SERVICES="-p patient-service -p billing-service -p analytics-service -p console"
 
 # What decides about the dependencies: the manifests and the lock file, with an empty root for every crate of ours.
 FROM rust AS manifests
@@ -30,9 +30,9 @@ FROM dependencies AS build
 COPY . .
 ARG GIT_REVISION=unknown
 # Cargo compares times, and our code may be older than its empty stand-in.
-RUN find apps libs -name '*.rs' -exec touch {} + \
+RUN find apps libs tools -name '*.rs' -exec touch {} + \
     && cargo build --release --locked $SERVICES \
-    && mkdir -p /out/state && cp target/*/release/*-service /out/
+    && mkdir -p /out/state && cp target/*/release/*-service target/*/release/console /out/
 
 FROM ${RUNTIME_IMAGE} AS service
 LABEL org.opencontainers.image.licenses="MIT OR Apache-2.0" \
@@ -64,3 +64,10 @@ COPY --from=build --chown=65532:65532 /out/state /var/lib/analytics-service
 ENV STATE_FILE=/var/lib/analytics-service/analytics.sqlite
 EXPOSE 4002
 ENTRYPOINT ["/usr/local/bin/analytics-service"]
+
+FROM service AS console
+LABEL org.opencontainers.image.title="console" \
+      org.opencontainers.image.description="Shows the system at work: journeys of patients, the map, faults"
+COPY --from=build /out/console /usr/local/bin/
+EXPOSE 4010
+ENTRYPOINT ["/usr/local/bin/console"]

@@ -35,6 +35,11 @@ up-scaled: (up "--scaled")
 demo: _stack
     @{{ stack }} demo
 
+# Register plausible patients, marked as samples: 200, or as many as is said
+[group("run")]
+seed count="200": _stack
+    @{{ stack }} seed {{ count }}
+
 # Show what runs
 [group("run")]
 ps: _stack
@@ -177,7 +182,7 @@ _build *args:
         *" --docker "* | *" --scaled "*) services= ;; \
         *) services=yes; ! timeout 5 docker version >/dev/null 2>&1 || services= ;; \
     esac; \
-    cargo build --release --locked -p stack ${services:+-p patient-service -p billing-service -p analytics-service}
+    cargo build --release --locked -p stack ${services:+-p console -p patient-service -p billing-service -p analytics-service}
 
 _stack:
     @[ -x {{ stack }} ] || {{ just }} _build

@@ -11,7 +11,7 @@ use files::{scaled, services, single, strings, text, variables};
 use serde_json::Value as Json;
 use testbed::{broker::KAFKA_VERSION, postgres::POSTGRES_VERSION};
 
-const OURS: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
+const OURS: [&str; 4] = ["patient-service", "billing-service", "analytics-service", "console"];
 const MIB: u64 = 1024 * 1024;
 
 fn both() -> [Json; 2] {
@@ -116,9 +116,10 @@ fn ports_are_published_on_this_machine_alone_and_no_two_are_the_same() {
     let hosts: BTreeSet<_> =
         OURS.into_iter().chain(["kafka"]).flat_map(|name| ports(&system["services"][name])).collect();
     let variables = variables();
-    let chosen: BTreeSet<_> = ["PATIENT_PORT", "BILLING_PORT", "BILLING_GRPC_PORT", "ANALYTICS_PORT", "KAFKA_PORT"]
-        .map(|name| variables[name].as_str())
-        .into();
+    let chosen: BTreeSet<_> =
+        ["PATIENT_PORT", "BILLING_PORT", "BILLING_GRPC_PORT", "ANALYTICS_PORT", "KAFKA_PORT", "CONSOLE_PORT"]
+            .map(|name| variables[name].as_str())
+            .into();
     assert_eq!(hosts.iter().map(|(host, _)| *host).collect::<BTreeSet<_>>(), chosen, ".env chooses every port");
     let advertised = system["services"]["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].as_str().unwrap();
     assert!(advertised.contains(&format!("OUTSIDE://127.0.0.1:{}", variables["KAFKA_PORT"])), "{advertised}");

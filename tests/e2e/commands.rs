@@ -32,7 +32,7 @@ impl Stack {
         Consumer::new(self.kafka.clone(), topic, partition).offsets().await.map_or(0, |offsets| offsets.end)
     }
 
-    async fn send(&self, topic: &str, partition: i32, record: Record) -> i64 {
+    pub(crate) async fn send(&self, topic: &str, partition: i32, record: Record) -> i64 {
         let mut producer = Producer::new(self.kafka.clone(), topic);
         let mut sent = producer.send(BTreeMap::from([(partition, vec![record])])).await;
         sent.remove(&partition).unwrap().unwrap()[0]

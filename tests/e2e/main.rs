@@ -6,8 +6,10 @@
 mod collector;
 mod command_line;
 mod commands;
+mod console;
 mod contract;
 mod journey;
+mod lab;
 mod operations;
 mod outside;
 mod own;

@@ -10,8 +10,15 @@ use std::{
 use testbed::{Process, Scratch, broker::Kind, http::Client, ports, service::binaries};
 
 /// The parts that `up` starts, by their pid files.
-const PARTS: [&str; 5] =
-    ["postgres/postgres", "broker/broker", "patient-service", "billing-service", "analytics-service"];
+const PARTS: [&str; 7] = [
+    "postgres/postgres",
+    "broker/broker",
+    "patient-service",
+    "billing-service",
+    "analytics-service",
+    "console",
+    "agent",
+];
 
 /// A home for a system that `up` starts. All that runs ends with it.
 pub(crate) struct Stack {
@@ -34,6 +41,7 @@ impl Stack {
             ("BILLING_GRPC_PORT", port()),
             ("ANALYTICS_PORT", port()),
             ("KAFKA_PORT", kafka_port.to_string()),
+            ("CONSOLE_PORT", port()),
         ];
         let environment = vec![
             // Relative to where the program works.

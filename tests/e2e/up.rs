@@ -25,7 +25,7 @@ const ODD_HOME: &str =
     "päth with 'quotes', a + and a %2f; \"all\" = in & one $HOME # but no colon ......................";
 
 /// The broker that starts fastest of those that are here.
-fn broker() -> Kind {
+pub(crate) fn broker() -> Kind {
     if Kind::Nisshi.is_installed() { Kind::Nisshi } else { Kind::Kafka }
 }
 
@@ -50,7 +50,16 @@ fn settings_reach_the_services_from_a_home_of_any_name_and_stay_until_they_chang
         until("the patient is counted", counted).await;
         // Other commands know the system by what up was given, not by their own environment.
         let ps = stack.print(&["ps"]);
-        assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 3, "{ps}");
+        assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 4, "{ps}");
+        let console = stack.client("CONSOLE_PORT");
+        assert!(up.contains(&format!("See it at work: {}/", console.base())), "{up}");
+        let page = console.get("/").await.unwrap();
+        assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+        let seen = async || {
+            let journeys = console.get("/api/journeys").await.unwrap().json();
+            journeys["journeys"].as_array().is_some_and(|all| all.iter().any(|one| one["state"] == "delivered"))
+        };
+        until("the console shows the journey", seen).await;
         assert!(stack.print(&["demo"]).contains("applied by analytics"));
 
         let pids = || {

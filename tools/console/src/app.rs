@@ -12,6 +12,8 @@ use crate::{
     client::{self, Answer, NoAnswer, Outgoing},
     forward::Forwarder,
     journey::{self, Journey},
+    lab::Lab,
+    load::Load,
     map::{ANALYTICS, Map, PATIENTS, SERVICES},
     scrape::UNSAMPLED,
     store::{Store, TraceId},
@@ -34,6 +36,8 @@ struct Inner {
     store: Store,
     map: Map,
     forwarder: Option<Forwarder>,
+    lab: Lab,
+    load: Load,
     shutdown: Shutdown,
 }
 
@@ -46,7 +50,16 @@ impl App {
         shutdown: Shutdown,
     ) -> Self {
         let assets = Assets::new(settings.assets.clone());
-        Self { inner: Arc::new(Inner { assets, settings, store, map, forwarder, shutdown }) }
+        let (lab, load) = (Lab::default(), Load::default());
+        Self { inner: Arc::new(Inner { assets, settings, store, map, forwarder, lab, load, shutdown }) }
+    }
+
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.inner.lab
+    }
+
+    pub(crate) fn load(&self) -> &Load {
+        &self.inner.load
     }
 
     pub(crate) fn assets(&self) -> &Assets {

@@ -1,6 +1,7 @@
 //! The route table, and what serves the page itself.
 
 mod journeys;
+mod lab;
 mod map;
 mod patients;
 mod programs;
@@ -47,6 +48,14 @@ pub(crate) fn routes(app: App) -> Router<App> {
         .get("/api/sample", patients::sample)
         .get("/api/currencies", patients::currencies)
         .get("/api/dead-letters", patients::dead_letters)
+        .post("/api/dead-letters/resend", lab::resend)
+        .get("/api/lab", lab::read)
+        .post("/api/lab/runs", lab::begin)
+        .get("/api/lab/runs/:run", lab::run)
+        .delete("/api/lab/runs/:run", lab::heal)
+        .post("/api/lab/load", lab::begin_load)
+        .delete("/api/lab/load", lab::end_load)
+        .post("/agent/work", lab::work)
         .post("/v1/traces", programs::traces)
         .post("/v1/logs", programs::logs)
         .post("/v1/metrics", programs::metrics)
@@ -67,7 +76,8 @@ async fn info(request: Request) -> Result<Response, Problem> {
         "version": env!("CARGO_PKG_VERSION"),
         "revision": option_env!("GIT_REVISION"),
         "now": iso(SystemTime::now()),
-        "agent": false,
+        "agent": app.lab().has_agent(),
+        "lab": true,
         "collector": settings.collector.as_ref().map(ToString::to_string),
         "store": app.store().size(),
         "links": {

@@ -16,6 +16,7 @@ use web::EventSender;
 use crate::{
     app::App,
     journey::{self, Journey, Operation, Summary},
+    load::LoadBody,
     store::TraceId,
     time::iso,
 };
@@ -35,6 +36,7 @@ pub(crate) enum View {
     Map,
     Journeys { errors_only: bool },
     Journey(TraceId),
+    Lab,
 }
 
 /// A place among the streams, free again when it is dropped.
@@ -59,7 +61,7 @@ impl Drop for Place {
 pub(crate) async fn send(app: App, view: View, events: EventSender, place: Place) {
     let _place = place;
     let shutdown = app.shutdown().clone();
-    let mut stream = Stream { app, view, sequence: 0, map: 0, journeys: HashMap::new(), journey: None };
+    let mut stream = Stream { app, view, sequence: 0, map: 0, journeys: HashMap::new(), journey: None, lab: None };
     shutdown.run_until_stopped(or(events.closed(), stream.run(&events))).await;
 }
 
@@ -73,6 +75,16 @@ pub(crate) fn journeys(app: &App, limit: usize, errors_only: bool) -> Vec<(Trace
     })
 }
 
+/// The lab, with the load that there is and the one before.
+pub(crate) fn lab(app: &App) -> Json {
+    let mut body = json!(app.lab().body());
+    let load = app.load().body();
+    let (load, last) = if load.as_ref().is_some_and(LoadBody::is_running) { (load, None) } else { (None, load) };
+    body["load"] = json!(load);
+    body["last_load"] = json!(last);
+    body
+}
+
 /// What one page has been told.
 struct Stream {
     app: App,
@@ -81,6 +93,7 @@ struct Stream {
     map: u64,
     journeys: HashMap<TraceId, Summary>,
     journey: Option<Journey>,
+    lab: Option<Json>,
 }
 
 impl Stream {
@@ -115,6 +128,13 @@ impl Stream {
         }
         match self.view {
             View::Map => {}
+            View::Lab => {
+                let now = lab(&self.app);
+                if self.lab.as_ref() != Some(&now) {
+                    tell("lab", now.clone());
+                    self.lab = Some(now);
+                }
+            }
             View::Journeys { errors_only } => {
                 let now = journeys(&self.app, MAX_JOURNEYS, errors_only);
                 let changed: Vec<_> =

@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::{scrape::Sample, time::iso};
+use crate::{prometheus::Sample, time::iso};
 
 /// Readings older than this are shown as old.
 const STALE_AFTER: Duration = Duration::from_secs(3);
@@ -41,8 +41,10 @@ pub(crate) enum Flow {
     Requests,
     Commits,
     Calls,
+    Entries,
     Sends,
     Applied,
+    Stored,
 }
 
 /// What one replica has answered.
@@ -176,14 +178,12 @@ impl Map {
     pub(crate) fn note(&self, now: SystemTime, answers: [Vec<(SocketAddr, Result<Reading, String>)>; 3]) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = &mut *inner;
-        let mut complete = true;
         for (service, answers) in answers.into_iter().enumerate() {
             let replicas = &mut inner.services[service];
             // A service that is nowhere to be found has its replicas where they were last.
             if !answers.is_empty() {
                 replicas.retain(|address, _| answers.iter().any(|(other, _)| other == address));
             }
-            complete &= !answers.is_empty();
             for (address, answer) in answers {
                 let replica = replicas.entry(address).or_insert_with(|| Replica {
                     reading: Reading::default(),
@@ -208,7 +208,6 @@ impl Map {
                         *replica = Replica { reading, seen: Some(now), error: None, counters };
                     }
                     Err(error) => {
-                        complete = false;
                         replica.error = Some(error);
                     }
                 }
@@ -219,14 +218,13 @@ impl Map {
             inner.window.pop_front();
         }
         inner.version += 1;
-        let _ = complete;
         let point = [
             inner.rate(Flow::Requests, now),
             inner.rate(Flow::Commits, now),
             inner.rate(Flow::Sends, now),
             inner.rate(Flow::Applied, now),
-            inner.gauge(PATIENTS, "outbox_pending", now),
-            inner.gauge(ANALYTICS, "kafka_consumer_lag", now),
+            inner.outbox("outbox_pending", |a, b| a + b),
+            inner.gauge(ANALYTICS, "kafka_consumer_lag"),
         ];
         inner.history.push_back(point);
         if inner.history.len() > HISTORY {
@@ -254,7 +252,7 @@ impl Map {
     /// What journeys need to know.
     pub(crate) fn facts(&self, now: SystemTime) -> Facts {
         self.with(|inner| {
-            let mut facts = Facts { lag: inner.lag(now), ..Facts::default() };
+            let mut facts = Facts { lag: inner.lag(), ..Facts::default() };
             for partition in inner.partitions() {
                 facts.applied.insert(partition.partition, partition.applied);
             }
@@ -276,6 +274,28 @@ impl Map {
             let (health, samples) =
                 replica.map(|one| (one.reading.health.clone(), one.reading.samples.clone())).unwrap_or_default();
             Some((part, health, samples))
+        })
+    }
+
+    /// What waits in the outbox, as far as it is known, and how many events were sent to Kafka and read from it since the
+    /// console started.
+    pub(crate) fn waiting(&self) -> (f64, f64, f64) {
+        self.with(|inner| {
+            let outbox = inner.outbox("outbox_pending", |a, b| a + b).unwrap_or_default();
+            let total = |flow| inner.totals.get(&flow).copied().unwrap_or_default();
+            (outbox, total(Flow::Sends), total(Flow::Applied))
+        })
+    }
+
+    /// Whether nothing waits anywhere, and every service has just said so.
+    pub(crate) fn is_drained(&self, now: SystemTime) -> bool {
+        self.with(|inner| {
+            let is_fresh = (0..SERVICES.len()).all(|service| inner.fresh(service, now).is_some());
+            let is_up = inner.services.iter().flat_map(BTreeMap::values).all(|replica| replica.error.is_none());
+            let empty = |waiting: Option<f64>| waiting == Some(0.0);
+            let outbox = inner.outbox("outbox_pending", |a, b| a + b);
+            let tasks = inner.gauge(PATIENTS, "billing_tasks_pending");
+            is_fresh && is_up && empty(outbox) && tasks.is_none_or(|tasks| tasks == 0.0) && inner.lag() == Some(0)
         })
     }
 
@@ -304,8 +324,8 @@ impl Inner {
         let span = age(*last, *first).as_secs_f64();
         let service = match flow {
             Flow::Requests | Flow::Commits | Flow::Sends => PATIENTS,
-            Flow::Calls => BILLING,
-            Flow::Applied => ANALYTICS,
+            Flow::Calls | Flow::Entries => BILLING,
+            Flow::Applied | Flow::Stored => ANALYTICS,
         };
         self.fresh(service, now)?;
         let more = after.get(&flow)? - before.get(&flow)?;
@@ -318,14 +338,26 @@ impl Inner {
         (age(now, seen) <= STALE_AFTER).then_some(seen)
     }
 
+    /// A gauge of the outbox: while nobody holds the lease of a shard, every replica shows the same.
+    fn outbox(&self, name: &str, of_shards: fn(f64, f64) -> f64) -> Option<f64> {
+        let mut shards = BTreeMap::<&str, f64>::new();
+        for sample in self.services[PATIENTS].values().flat_map(|one| &one.reading.samples) {
+            if sample.name == name {
+                let shown = shards.entry(sample.label("shard").unwrap_or_default()).or_insert(sample.value);
+                *shown = shown.max(sample.value);
+            }
+        }
+        shards.into_values().reduce(of_shards)
+    }
+
     /// The sum of a gauge over replicas and labels; none if nobody shows it. Values of old readings stay, the part says so.
-    fn gauge(&self, service: usize, name: &str, _now: SystemTime) -> Option<f64> {
+    fn gauge(&self, service: usize, name: &str) -> Option<f64> {
         let samples = self.services[service].values().flat_map(|one| &one.reading.samples);
         samples.filter(|sample| sample.name == name).map(|sample| sample.value).reduce(|a, b| a + b)
     }
 
-    fn lag(&self, now: SystemTime) -> Option<i64> {
-        self.gauge(ANALYTICS, "kafka_consumer_lag", now).map(|lag| lag as i64)
+    fn lag(&self) -> Option<i64> {
+        self.gauge(ANALYTICS, "kafka_consumer_lag").map(|lag| lag as i64)
     }
 
     fn partitions(&self) -> Vec<PartitionBody> {
@@ -454,9 +486,8 @@ impl Inner {
 
     fn body(&self, now: SystemTime) -> MapBody {
         let edge = |id, from, to, per_second| EdgeBody { id, from, to, per_second, breaker: None };
-        let breaker = self
-            .gauge(PATIENTS, "grpc_client_breaker_open", now)
-            .map(|open| if open > 0.0 { "open" } else { "closed" });
+        let breaker =
+            self.gauge(PATIENTS, "grpc_client_breaker_open").map(|open| if open > 0.0 { "open" } else { "closed" });
         let calls = EdgeBody {
             breaker: breaker.or(self.fresh(PATIENTS, now).map(|_| "closed")),
             ..edge("patient-service>billing-service", "patient-service", "billing-service", self.rate(Flow::Calls, now))
@@ -467,19 +498,19 @@ impl Inner {
             edges: vec![
                 edge("clients>patient-service", "clients", "patient-service", self.rate(Flow::Requests, now)),
                 calls,
-                edge("billing-service>billing-db", "billing-service", "billing-db", None),
+                edge("billing-service>billing-db", "billing-service", "billing-db", self.rate(Flow::Entries, now)),
                 edge("patient-service>patient-db", "patient-service", "patient-db", self.rate(Flow::Commits, now)),
                 edge("patient-db>kafka", "patient-db", "kafka", self.rate(Flow::Sends, now)),
                 edge("kafka>analytics-service", "kafka", "analytics-service", self.rate(Flow::Applied, now)),
-                edge("analytics-service>sqlite", "analytics-service", "sqlite", None),
+                edge("analytics-service>sqlite", "analytics-service", "sqlite", self.rate(Flow::Stored, now)),
             ],
             outbox: OutboxBody {
-                pending: self.gauge(PATIENTS, "outbox_pending", now),
-                oldest_s: self.gauge(PATIENTS, "outbox_oldest_age_seconds", now),
+                pending: self.outbox("outbox_pending", |a, b| a + b),
+                oldest_s: self.outbox("outbox_oldest_age_seconds", f64::max),
             },
-            tasks: TasksBody { pending: self.gauge(PATIENTS, "billing_tasks_pending", now) },
+            tasks: TasksBody { pending: self.gauge(PATIENTS, "billing_tasks_pending") },
             partitions: self.partitions(),
-            lag: self.lag(now),
+            lag: self.lag(),
             counts: self.counts(),
         }
     }
@@ -509,9 +540,20 @@ fn counters(service: usize, samples: &[Sample]) -> BTreeMap<Flow, f64> {
         BILLING => {
             let is_billing =
                 |sample: &Sample| sample.label("method").is_some_and(|method| method.contains("BillingService"));
-            BTreeMap::from([(Flow::Calls, sum("grpc_server_calls_total", &is_billing))])
+            // Each that is answered well has been a commit, or a read.
+            let is_done = |sample: &Sample| {
+                is_billing(sample) && sample.label("code").is_some_and(|code| code.eq_ignore_ascii_case("OK"))
+            };
+            BTreeMap::from([
+                (Flow::Calls, sum("grpc_server_calls_total", &is_billing)),
+                (Flow::Entries, sum("grpc_server_calls_total", &is_done)),
+            ])
         }
-        _ => BTreeMap::from([(Flow::Applied, sum("events_applied_total", &|_| true))]),
+        _ => {
+            let applied = sum("events_applied_total", &|_| true);
+            let read = applied + sum("events_duplicate_total", &|_| true) + sum("events_dead_total", &|_| true);
+            BTreeMap::from([(Flow::Applied, read), (Flow::Stored, applied)])
+        }
     }
 }
 
@@ -542,7 +584,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::scrape::samples;
+    use crate::prometheus::samples;
 
     const AT: fn(u64) -> SystemTime = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds);
 

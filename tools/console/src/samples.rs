@@ -34,6 +34,12 @@ pub struct Sample {
     date_of_birth: String,
 }
 
+/// A sample with this word before its name, for what programs register.
+pub(crate) fn named(word: &str) -> Sample {
+    let sample = patient();
+    Sample { name: format!("{word} {}", sample.name), ..sample }
+}
+
 /// Another patient each time. The address and the email say that it is a sample; the email is unique.
 pub fn patient() -> Sample {
     let one = |of: &[&'static str]| of[fastrand::usize(..of.len())];

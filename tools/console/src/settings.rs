@@ -1,6 +1,6 @@
 use std::{path::PathBuf, time::Duration};
 
-use config::{HostPorts, Reader};
+use config::{HostPorts, Reader, Secret};
 
 use crate::address::Url;
 
@@ -21,6 +21,8 @@ pub struct Settings {
     pub analytics_link: String,
     /// The user's own collector, which gets what the services export.
     pub collector: Option<Url>,
+    /// What the stack's agent proves itself with; without it, there is no agent.
+    pub agent_token: Option<Secret<String>>,
     /// A folder whose files are served instead of those that are built in.
     pub assets: Option<PathBuf>,
 }
@@ -53,6 +55,12 @@ impl Settings {
                 .or("http://127.0.0.1:4002"),
             collector: reader
                 .variable(&["CONSOLE_FORWARD_OTLP"], "a collector that gets what the services export, the same bytes")
+                .optional(),
+            agent_token: reader
+                .variable(
+                    &["CONSOLE_AGENT_TOKEN"],
+                    "token of the agent that injects faults; without it, none is let in",
+                )
                 .optional(),
             assets: assets.map(PathBuf::from),
         }

@@ -163,6 +163,14 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
     native::up(settings, agreed).await
 }
 
+/// The engine that runs the system of this checkout; none if it runs natively.
+pub(crate) async fn docker_of_checkout() -> Outcome<Option<Docker>> {
+    match Backend::of_checkout()? {
+        Backend::Native => Ok(None),
+        Backend::Docker(layout) => Docker::find(layout).await.map(Some),
+    }
+}
+
 /// Stops everything; data stay.
 pub(crate) async fn down(settings: &Settings) -> Outcome {
     match Backend::of_checkout()? {

@@ -130,6 +130,21 @@ pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
     report(settings, sent).await.and(resubmitted)
 }
 
+/// Sends the dead letter again that came from a place on the topic of events, unless that was done before.
+pub(crate) async fn resend_from(settings: &Settings, partition: i32, offset: i64) -> Outcome {
+    let letters = read(&topic::kafka(settings, "dead-letters")?).await?;
+    let is_it = |origin: &Origin| {
+        (origin.topic.as_str(), origin.partition, origin.offset) == (topic::EVENTS, partition, offset)
+    };
+    // The last one: a topic that was made anew begins its offsets anew.
+    let found = letters.iter().rev().find(|(_, letter)| is_it(&letter.origin));
+    match found {
+        None => Err(Failure("It is not on the topic of dead letters yet, or not any more.".to_owned())),
+        Some((_, Letter { sent: Some(now), .. })) => Err(Failure(format!("It was sent again before: {}.", place(now)))),
+        Some((id, _)) => resend(settings, &[&id.to_string()]).await,
+    }
+}
+
 /// The ids to send, in the order of the topic, which is that of the partitions that they came from.
 fn choose(letters: &BTreeMap<i64, Letter>, ids: &[&str]) -> Outcome<Vec<i64>> {
     if ids.is_empty() {

@@ -15,7 +15,7 @@ use testbed::{Process, service::settings_in};
 use crate::{
     Failure, Outcome,
     addresses::Addresses,
-    home,
+    agent_process, home,
     logs::{ContainerLog, Log},
     port_owner::{self, Wanted},
     private_file, service_settings,
@@ -44,7 +44,7 @@ const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Compose knows profiles since this version.
 const OLDEST_COMPOSE: (u32, u32) = (1, 28);
-/// Where the services send their spans when the profile `observability` is on.
+/// Where the console passes what the services export on to when the profile `observability` is on.
 const COLLECTOR: &str = "http://observability:4318";
 /// The name under which Compose knows the containers.
 const PROJECT: &str = "COMPOSE_PROJECT_NAME";
@@ -169,6 +169,7 @@ impl Docker {
         if let Err(Failure(why)) = step("Starting the containers", "", start).await {
             return Err(Failure(format!("{why}{}", self.last_lines_of_unready().await)));
         }
+        agent_process::start(settings).await?;
         summary::print(settings, self.layout == Layout::Scaled);
         println!("\n  Ready after {:.1} s, in containers. Data are in their volumes.", started.elapsed().as_secs_f64());
         Ok(())
@@ -176,6 +177,7 @@ impl Docker {
 
     /// Stops everything; the volumes stay.
     pub(crate) async fn down(&self) -> Outcome {
+        agent_process::stop(&home::directory()?).await;
         if self.containers().await?.is_empty() {
             println!("Nothing is running.");
             return Ok(());
@@ -185,6 +187,7 @@ impl Docker {
 
     /// Stops everything and deletes the volumes.
     pub(crate) async fn delete(&self) -> Outcome {
+        agent_process::stop(&home::directory()?).await;
         let delete = self.work(&["down", "--volumes", "--remove-orphans"], COMPOSE_LIMIT);
         step("Removing the containers and volumes", "", delete).await
     }
@@ -228,6 +231,27 @@ impl Docker {
             return Err(Failure(format!("No container of {service:?} is running.")));
         };
         run("docker", &["kill", &container.id]).await.map(drop)
+    }
+
+    /// Has the engine do something to every container of a service.
+    pub(crate) async fn tell(&self, service: &str, verb: &str) -> Outcome {
+        let containers = self.containers().await?;
+        let found: Vec<_> = containers.iter().filter(|one| one.service == service).collect();
+        if found.is_empty() {
+            return Err(Failure(format!("There is no container of {service:?}.")));
+        }
+        for container in found {
+            run("docker", &[verb, &container.id]).await?;
+        }
+        Ok(())
+    }
+
+    /// Wakes the containers that stand still.
+    pub(crate) async fn unpause_all(&self) -> Outcome {
+        for paused in self.containers().await?.iter().filter(|one| one.status == "paused") {
+            run("docker", &["unpause", &paused.id]).await?;
+        }
+        Ok(())
     }
 
     /// Stops every analytics-service, copies its state to a folder of its own in `to`, and deletes it.
@@ -281,6 +305,9 @@ impl Docker {
             }
         }
         chosen.tell();
+        // Compose itself gives it to the console, which the services export to.
+        chosen.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR_VARIABLE)));
+        chosen.passed.retain(|_, settings| !settings.is_empty());
         service_settings::keep(&chosen.passed)?;
         let file = home::directory()?.join(SETTINGS_FILE);
         if chosen.passed.is_empty() {
@@ -292,9 +319,7 @@ impl Docker {
 
     async fn start_missing(&self) -> Outcome {
         // One that a broken-off `just chaos` has left so would never become ready.
-        for paused in self.containers().await?.iter().filter(|one| one.status == "paused") {
-            run("docker", &["unpause", &paused.id]).await?;
-        }
+        self.unpause_all().await?;
         self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await
     }
 
@@ -344,6 +369,7 @@ impl Docker {
             (settings.billing_grpc_port, "BILLING_GRPC_PORT"),
             (settings.analytics_port, "ANALYTICS_PORT"),
             (settings.kafka_port, "KAFKA_PORT"),
+            (settings.console_port, "CONSOLE_PORT"),
         ];
         ports.push(match self.layout {
             Layout::Single => (settings.billing_port, "BILLING_PORT"),
@@ -415,7 +441,8 @@ impl Docker {
     /// Lets compose do something; its output goes to a log, the end of which is shown if it fails.
     async fn work(&self, words: &[&str], limit: Duration) -> Outcome {
         let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
-        let mut environment = vec![("BUILDKIT_PROGRESS", "plain".to_owned())];
+        let mut environment =
+            vec![("BUILDKIT_PROGRESS", "plain".to_owned()), (agent_process::TOKEN, agent_process::token()?)];
         if words.contains(&"down") {
             environment.push(("COMPOSE_PROFILES", "tools,observability".to_owned()));
         } else if profiles.split(',').any(|profile| profile == "observability")

@@ -6,6 +6,8 @@ use std::{
 };
 
 mod addresses;
+mod agent;
+mod agent_process;
 mod analytics;
 mod backend;
 mod databases;
@@ -17,11 +19,13 @@ mod home;
 mod http;
 mod logs;
 mod native;
+mod observation;
 mod parts;
 mod patient_dead_letters;
 mod port_owner;
 mod private_file;
 mod rebuild;
+mod seed;
 mod service_settings;
 mod settings;
 mod show;
@@ -44,6 +48,7 @@ Usage: stack COMMAND
   kill PART       kill a part as a crash does; up brings it back
   reset [--yes]   stop everything and delete all data
   demo            send one patient all the way and show where it was
+  seed [N]        register N plausible patients (200), marked as samples
   dead-letters [--resend [ID...]]
                   show the records that are no events, and the events that the broker refused; --resend sends them
                   again
@@ -107,6 +112,10 @@ async fn run(words: &[&str]) -> Outcome {
         ["reset"] => backend::reset(&settings, false).await,
         ["reset", "--yes"] => backend::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
+        ["seed"] => seed::run(&settings, None).await,
+        ["seed", count] => seed::run(&settings, Some(count)).await,
+        // Started by `up`.
+        ["agent"] => agent::run(&settings).await,
         ["target"] => {
             println!("{}", backend::addresses(&settings).await?.as_words());
             Ok(())

@@ -11,18 +11,18 @@ use std::{
 };
 
 use testbed::{
-    Process,
+    Process, Signal,
     broker::{Broker, Kind, Size},
     postgres::{Cluster, Durability},
     service::{self, Launch, Service, binaries},
 };
 
 use crate::{
-    Failure, Outcome,
+    Failure, Outcome, agent_process,
     databases::Databases,
     given_databases, home,
     logs::{FileLog, Log},
-    parts,
+    observation, parts,
     port_owner::{self, Wanted},
     private_file, service_settings,
     settings::Settings,
@@ -36,13 +36,16 @@ const LOG_BYTES: u64 = 10 * 1024 * 1024;
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Time for everything to be compiled.
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+/// What shows the others at work. It is the first to be there and the last to go, so that it sees all of their spans.
+const CONSOLE: &str = "console";
 /// The services, in the order in which they are started.
-const SERVICES: [&str; 3] = ["billing-service", "analytics-service", "patient-service"];
+pub(crate) const SERVICES: [&str; 3] = ["billing-service", "analytics-service", "patient-service"];
 /// The logs of the parts, in the folder of the data.
-const LOGS: [(&str, &str); 5] = [
+const LOGS: [(&str, &str); 6] = [
     ("patient-service", "patient-service.log"),
     ("billing-service", "billing-service.log"),
     ("analytics-service", "analytics-service.log"),
+    (CONSOLE, "console.log"),
     ("broker", "broker/broker.log"),
     ("postgres", "postgres/postgres.log"),
 ];
@@ -55,7 +58,7 @@ pub(crate) async fn build() -> Outcome {
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The same packages together as in the recipe: others would have other features of what they share, and build anew.
-    let packages = ["stack", "patient-service", "billing-service", "analytics-service"];
+    let packages = ["stack", CONSOLE, "patient-service", "billing-service", "analytics-service"];
     let build = Process::prepare("cargo build", cargo, home::directory()?.join("build.log"))
         .args(["build", "--release", "--locked", "--quiet"])
         .args(packages.iter().flat_map(|package| ["-p", package]))
@@ -72,19 +75,53 @@ pub(crate) async fn up(settings: &Settings, agreed: bool) -> Outcome {
     for name in SERVICES {
         known.insert(name.to_owned(), service::settings(name)?);
     }
-    let chosen = service_settings::choose(&known, &[], |name| env::var(name).ok());
+    let mut chosen = service_settings::choose(&known, &[], |name| env::var(name).ok());
     chosen.tell();
+    // What the services export goes to the console, which passes it on to the user's collector.
+    let collector = observation::through_the_console(&mut chosen.passed, &SERVICES, settings);
     let databases = databases(settings, &home, agreed).await?;
     let kafka = broker(settings, &home).await?;
     // From here on, other commands mean this system.
     Settings::keep()?;
     service_settings::keep(&chosen.passed)?;
+    start(console(settings, &home, collector)?).await?;
     for launch in launches(settings, &home, &databases, &kafka, &chosen.passed) {
         start(launch).await?;
     }
+    agent_process::start(settings).await?;
     summary::print(settings, false);
     println!("\n  Ready after {:.1} s. Data and logs are in {}.", started.elapsed().as_secs_f64(), home.display());
     Ok(())
+}
+
+/// The console of this system, which passes what the services export on to a collector if there is one.
+fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Outcome<Launch> {
+    let mut environment = vec![
+        ("PATIENT_SERVICE_HTTP", settings.patient_address()),
+        ("BILLING_SERVICE_HTTP", settings.billing_address()),
+        ("ANALYTICS_SERVICE_HTTP", settings.analytics_address()),
+        ("PATIENT_SERVICE_LINK", format!("http://{}", settings.patient_address())),
+        ("ANALYTICS_SERVICE_LINK", format!("http://{}", settings.analytics_address())),
+        ("LOG_LEVEL", settings.log_level.clone()),
+        ("LOG_FORMAT", "json".to_owned()),
+        (agent_process::TOKEN, agent_process::token()?),
+    ];
+    environment.extend(collector.map(|collector| ("CONSOLE_FORWARD_OTLP", collector)));
+    environment.extend(env::var("CONSOLE_ASSETS").ok().map(|folder| ("CONSOLE_ASSETS", folder)));
+    Ok(Launch {
+        environment: environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        ..unset(CONSOLE, settings.console_port, home)
+    })
+}
+
+/// How a program would be started without settings: enough to find the one that runs.
+fn unset(name: &'static str, port: u16, home: &Path) -> Launch {
+    Launch { name, port, environment: Vec::new(), directory: home.to_owned(), label: name.to_owned() }
+}
+
+/// The console, if it runs.
+fn running_console(settings: &Settings, home: &Path) -> Option<Service> {
+    unset(CONSOLE, settings.console_port, home).running()
 }
 
 /// The services of this system, in the order in which they are started.
@@ -223,17 +260,14 @@ fn rotate(log: &Path) -> Outcome {
 
 /// Says which port is taken by whom, unless it is by us.
 fn check_ports(settings: &Settings, home: &Path) -> Outcome {
-    let ours = |name: &'static str, port| {
-        Launch { name, port, environment: Vec::new(), directory: home.to_owned(), label: name.to_owned() }
-            .running()
-            .is_some()
-    };
+    let ours = |name: &'static str, port| unset(name, port, home).running().is_some();
     let billing = ours("billing-service", settings.billing_port);
     let mut ports = vec![
         (settings.patient_port, "PATIENT_PORT", ours("patient-service", settings.patient_port)),
         (settings.billing_port, "BILLING_PORT", billing),
         (settings.billing_grpc_port, "BILLING_GRPC_PORT", billing),
         (settings.analytics_port, "ANALYTICS_PORT", ours("analytics-service", settings.analytics_port)),
+        (settings.console_port, "CONSOLE_PORT", ours(CONSOLE, settings.console_port)),
     ];
     if settings.kafka.is_none() {
         ports.push((settings.kafka_port, "KAFKA_PORT", running_broker(settings, home).is_some()));
@@ -348,7 +382,9 @@ async fn broker(settings: &Settings, home: &Path) -> Outcome<String> {
 pub(crate) async fn down(settings: &Settings) -> Outcome {
     let home = home::directory()?;
     let mut stopped = 0;
-    for mut service in services(settings, &home).into_iter().rev().flatten() {
+    agent_process::stop(&home).await;
+    let console = running_console(settings, &home);
+    for mut service in services(settings, &home).into_iter().rev().chain([console]).flatten() {
         let name = service.launch().name;
         let stop = async {
             let ended = service.stop().await;
@@ -396,11 +432,52 @@ pub(crate) fn is_up(settings: &Settings) -> Outcome<bool> {
 
 /// Kills a service, as a crash does.
 pub(crate) async fn kill(settings: &Settings, name: &str) -> Outcome {
-    let running = services(settings, &home::directory()?);
-    let Some(mut service) = running.into_iter().flatten().find(|service| service.launch().name == name) else {
+    let home = home::directory()?;
+    let running = services(settings, &home).into_iter().chain([running_console(settings, &home)]);
+    let Some(mut service) = running.flatten().find(|service| service.launch().name == name) else {
         return Err(Failure(format!("No service {name:?} is running.")));
     };
     service.process().kill().await;
+    Ok(())
+}
+
+/// Starts a service again that was killed, as `up` has started it.
+pub(crate) async fn start_service(settings: &Settings, name: &str) -> Outcome {
+    let home = home::directory()?;
+    let databases = match &settings.database_url {
+        Some(url) => {
+            let of = |name| given_databases::url_of(url.expose(), name);
+            Databases { patients: of("patients"), billing: of("billing") }
+        }
+        None => {
+            let cluster = Cluster::running(&home.join("postgres"), Durability::Disk);
+            let cluster = cluster.ok_or_else(|| Failure("PostgreSQL is not running.".to_owned()))?;
+            Databases { patients: cluster.url("patients"), billing: cluster.url("billing") }
+        }
+    };
+    let launches = launches(settings, &home, &databases, &settings.kafka_address(), &service_settings::kept()?);
+    let launch = launches.into_iter().find(|launch| launch.name == name);
+    start(launch.ok_or_else(|| Failure(format!("There is no service {name:?}.")))?).await
+}
+
+/// Sends a signal to a part: a service, the broker or PostgreSQL.
+pub(crate) fn signal(settings: &Settings, part: &str, signal: Signal) -> Outcome {
+    let home = home::directory()?;
+    let gone = || Failure(format!("{part} is not running."));
+    match part {
+        "kafka" if settings.kafka.is_none() => {
+            running_broker(settings, &home).ok_or_else(gone)?.process().signal_all(signal);
+        }
+        "postgres" if settings.database_url.is_none() => {
+            let cluster = Cluster::running(&home.join("postgres"), Durability::Disk);
+            cluster.ok_or_else(gone)?.process().signal_all(signal);
+        }
+        _ => {
+            let mut running = services(settings, &home).into_iter().flatten();
+            let service = running.find(|service| service.launch().name == part);
+            service.ok_or_else(gone)?.process().signal(signal);
+        }
+    }
     Ok(())
 }
 
@@ -441,7 +518,8 @@ pub(crate) async fn ps(settings: &Settings) -> Outcome<Vec<Part>> {
         Some(mut broker) => part(&broker_name(&home), Some(broker.process().pid()), "running", broker.address()),
         None => stopped("broker"),
     });
-    for (name, service) in SERVICES.into_iter().zip(services(settings, &home)) {
+    let console = [(CONSOLE, running_console(settings, &home))];
+    for (name, service) in SERVICES.into_iter().zip(services(settings, &home)).chain(console) {
         parts.push(match service {
             Some(mut service) => {
                 let state = if service.is_ready().await { "ready" } else { "unready" };

@@ -24,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) analytics_port: u16,
     pub(crate) analytics_2_port: u16,
     pub(crate) kafka_port: u16,
+    pub(crate) console_port: u16,
     pub(crate) broker: Option<BrokerKind>,
     pub(crate) kafka: Option<HostPorts>,
     pub(crate) database_url: Option<Secret<String>>,
@@ -83,6 +84,7 @@ impl Settings {
                 .variable(&["ANALYTICS_2_PORT"], "HTTP port of the second analytics-service of a scaled system")
                 .or("4003"),
             kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
+            console_port: reader.variable(&["CONSOLE_PORT"], "port of the console").or("4010"),
             broker: reader.variable(&["BROKER"], "which broker to run").optional(),
             kafka: reader.variable(&["KAFKA_BOOTSTRAP_SERVERS"], "a broker that is there already").optional(),
             database_url: reader.variable(&["DATABASE_URL"], "a PostgreSQL server that is there already").optional(),
@@ -90,6 +92,12 @@ impl Settings {
         };
         let (settings, report) = reader.finish(settings)?;
         Ok((settings, report.variables().iter().flat_map(|variable| variable.names().to_vec()).collect()))
+    }
+
+    /// Those of these variables alone.
+    #[cfg(test)]
+    pub(crate) fn of(environment: Environment) -> Outcome<Self> {
+        Ok(Self::read(environment)?.0)
     }
 
     /// Whether a part is given, or chosen, that only the native way knows.
@@ -107,6 +115,11 @@ impl Settings {
 
     pub(crate) fn analytics_address(&self) -> String {
         format!("127.0.0.1:{}", self.analytics_port)
+    }
+
+    /// Where the console is, for a browser.
+    pub(crate) fn console_url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.console_port)
     }
 
     /// Of every analytics-service: a scaled system has two.

@@ -32,7 +32,10 @@ The system runs.
   just demo     one patient all the way, step by step
   just logs -f  follow the logs
   just ps       what runs
-  just down     stop; data stay",
+  just down     stop; data stay
+
+  See it at work: {console}",
+        console = settings.console_url(),
         grpc = settings.billing_grpc_port,
         kafka = settings.kafka_address(),
     );

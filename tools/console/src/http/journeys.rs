@@ -39,8 +39,8 @@ pub(super) async fn stream(request: Request) -> Result<Response, Problem> {
     let errors_only = query.parsed("error", is_set).unwrap_or_default();
     let view = query.text("view").unwrap_or_else(|| "map".to_owned());
     let view = match (view.as_str(), trace) {
-        // The lab's own part of the stream is not there yet.
-        ("map" | "lab", _) => View::Map,
+        ("map", _) => View::Map,
+        ("lab", _) => View::Lab,
         ("journeys", _) => View::Journeys { errors_only },
         ("journey", Some(trace)) => View::Journey(trace),
         ("journey", None) => {

@@ -1,0 +1,119 @@
+//! The lab of a system that `up` has started: the agent on the host does what the console asks for, and ends it by itself.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use chrono::Utc;
+use kafka::Record;
+use serde_json::{Value as Json, json};
+use surf::http::Method;
+use testbed::{Process, Signal, http::Client};
+
+use crate::{stack::Stack, support::until, up::broker};
+
+/// Time for a fault and for what comes after it.
+const RUN_LIMIT: Duration = Duration::from_secs(120);
+
+/// Whether a process stands still.
+fn stands_still(process: &Process) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap_or_default();
+    // The state follows the name, which stands in parentheses and may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+}
+
+async fn send(console: &Client, method: Method, path: &str, body: Json) -> (u16, Json) {
+    let origin = console.base().to_owned();
+    let headers = [("x-console", "1"), ("origin", origin.as_str()), ("sec-fetch-site", "same-origin")];
+    let answer = console.send(method, path, &headers, Some(&body)).await.unwrap();
+    (answer.status, answer.json())
+}
+
+async fn begin(console: &Client, part: &str, verb: &str, seconds: u64) -> String {
+    let (status, body) =
+        send(console, Method::Post, "/api/lab/runs", json!({"part": part, "verb": verb, "seconds": seconds})).await;
+    assert_eq!(status, 202, "{body}");
+    format!("/api/lab/runs/{}", body["run"].as_str().unwrap())
+}
+
+/// Waits until a run is in one of these states; gives it.
+async fn until_run(console: &Client, path: &str, states: &[&str]) -> Json {
+    let end = Instant::now() + RUN_LIMIT;
+    loop {
+        let run = console.get(path).await.unwrap().json();
+        if states.iter().any(|state| run["state"] == *state) {
+            return run;
+        }
+        assert!(Instant::now() < end, "it is not {states:?}: {run}");
+        smol::Timer::after(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
+    runtime::block_on(2, async {
+        let stack = Stack::new(broker(), "stack");
+        stack.up_with(&[], &[]);
+        let console = stack.client("CONSOLE_PORT");
+        until("the agent asks for work", async || console.get("/api/lab").await.unwrap().json()["agent"] == true).await;
+        let lab = console.get("/api/lab").await.unwrap().json();
+        assert!(lab["parts"].as_array().unwrap().iter().any(|part| part["id"] == "kafka"), "{lab}");
+
+        // With a right expectation and all that was measured.
+        let run = begin(&console, "billing-service", "pause", 3).await;
+        let ended = until_run(&console, &run, &["ended", "failed"]).await;
+        assert_eq!(ended["state"], "ended", "{ended}");
+        let verdicts = ended["verdicts"].as_array().unwrap();
+        assert!(verdicts.iter().all(|verdict| verdict["state"] == "ok"), "{ended}");
+        let summary = stack.client("ANALYTICS_PORT");
+        let active = async || summary.get("/analytics/summary").await.unwrap().json()["activePatients"] == 0;
+        until("the canaries are gone", active).await;
+
+        // A dead letter is sent again once, and is dead again.
+        let junk = Record { key: None, value: Some(vec![0xff; 33]), headers: Vec::new(), timestamp: Utc::now() };
+        let offset = stack.send("patient", 1, junk).await;
+        let listed = async || console.get("/api/dead-letters").await.unwrap().json()["analytics"].clone();
+        let is_forwarded =
+            |letters: &Json| letters.as_array().is_some_and(|all| all.iter().any(|one| one["forwarded"] == true));
+        until("the letter is on its topic", async || is_forwarded(&listed().await)).await;
+        let letter = json!({"partition": 1, "offset": offset});
+        let (status, told) = send(&console, Method::Post, "/api/dead-letters/resend", letter.clone()).await;
+        assert_eq!(
+            (status, &told["state"], &told["detail"]),
+            (200, &json!("dead"), &json!("The cause is not mended."))
+        );
+        let (status, told) = send(&console, Method::Post, "/api/dead-letters/resend", letter).await;
+        assert_eq!((status, &told["state"]), (200, &json!("dead")));
+        assert!(told["detail"].as_str().unwrap().starts_with("It was sent again before"), "{told}");
+        assert_eq!(listed().await.as_array().map(Vec::len), Some(2), "the first, and that of the second time");
+
+        // A service that was killed comes back.
+        let before = stack.process("analytics-service").unwrap().pid();
+        let run = begin(&console, "analytics-service", "kill", 60).await;
+        until_run(&console, &run, &["running"]).await;
+        let (status, _) = send(&console, Method::Delete, &run, json!({})).await;
+        assert_eq!(status, 202, "somebody has seen enough");
+        let ended = until_run(&console, &run, &["ended", "failed"]).await;
+        stack.guard();
+        assert_eq!(ended["state"], "ended", "{ended}");
+        assert_ne!(stack.process("analytics-service").unwrap().pid(), before);
+
+        // The timer is the agent's own.
+        let run = begin(&console, "kafka", "pause", 5).await;
+        until_run(&console, &run, &["running"]).await;
+        let kafka = stack.process("broker/broker").unwrap();
+        assert!(stands_still(&kafka));
+        stack.process("console").unwrap().signal(Signal::KILL);
+        until("the broker runs again", async || !stands_still(&kafka)).await;
+        // And it ends with the agent.
+        stack.up_with(&[], &[]);
+        until("the agent asks for work", async || console.get("/api/lab").await.unwrap().json()["agent"] == true).await;
+        let run = begin(&console, "kafka", "pause", 60).await;
+        until_run(&console, &run, &["running"]).await;
+        let kafka = stack.process("broker/broker").unwrap();
+        assert!(stands_still(&kafka));
+        stack.print(&["down"]);
+        assert!(stack.process("broker/broker").is_none());
+    });
+}

@@ -1,0 +1,220 @@
+//! What is expected of the system under each fault, by the rows of docs/failures.md, against what was measured.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Time for the system to catch up after a fault.
+pub(crate) const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
+/// An answer in time, also one that says that it cannot be done now: the deadlines of the services and a busy machine's rest.
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+
+/// What was measured of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Measured {
+    /// Registrations while the fault was in force: those answered 201, those answered 503 and those that got no answer.
+    pub(crate) registered: u64,
+    pub(crate) unavailable: u64,
+    pub(crate) unanswered: u64,
+    pub(crate) other: u64,
+    /// The longest time that an answer took.
+    pub(crate) slowest: Duration,
+    /// Accounts that were not opened with the registration.
+    pub(crate) pending: u64,
+    /// The most that waited at one time.
+    pub(crate) most_in_outbox: u64,
+    pub(crate) most_lag: u64,
+    /// Whether the fault is over.
+    pub(crate) healed: bool,
+    /// From the end of the fault until nothing waited any more and registrations were answered.
+    pub(crate) caught_up: Option<Duration>,
+    /// Whether the time for that is over.
+    pub(crate) gave_up: bool,
+}
+
+impl Measured {
+    fn asked(&self) -> u64 {
+        self.registered + self.unavailable + self.unanswered + self.other
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    Pending,
+    Ok,
+    Failed,
+}
+
+/// An expectation with what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Verdict {
+    id: &'static str,
+    expected: &'static str,
+    measured: String,
+    pub(crate) state: Outcome,
+}
+
+/// The expectations of a part.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Row {
+    id: String,
+    part: &'static str,
+    verb: &'static str,
+    text: Vec<&'static str>,
+    row: &'static str,
+}
+
+/// One expectation: its name, its words, and how it is judged.
+type Expectation = (&'static str, &'static str, fn(&Measured) -> (String, Outcome));
+
+const ANSWERED: Expectation = ("answers", "registrations answer 201", |measured| {
+    let Measured { registered, slowest, .. } = measured;
+    let asked = measured.asked();
+    let text = format!("{registered} of {asked}, the slowest in {:.0} ms", slowest.as_secs_f64() * 1e3);
+    (text, judge_all(measured, *registered == asked))
+});
+const REFUSED: Expectation = ("answers", "registrations answer 201 or 503, each in time", |measured| {
+    let Measured { registered, unavailable, slowest, .. } = measured;
+    let in_time = registered + unavailable == measured.asked() && *slowest <= ANSWER_LIMIT;
+    let text = format!("{registered} 201, {unavailable} 503, the slowest in {:.0} ms", slowest.as_secs_f64() * 1e3);
+    (text, judge_all(measured, in_time))
+});
+const UNANSWERED: Expectation = ("answers", "requests fail or wait while it is away", |measured| {
+    let failed = measured.unanswered + measured.unavailable;
+    (format!("{failed} of {} failed", measured.asked()), judge_seen(measured, failed > 0))
+});
+const IN_OUTBOX: Expectation = ("outbox", "events wait in the outbox", |measured| {
+    (format!("at most {}", measured.most_in_outbox), judge_seen(measured, measured.most_in_outbox > 0))
+});
+const PENDING: Expectation = ("pending", "accounts are PENDING meanwhile", |measured| {
+    (format!("{} of {}", measured.pending, measured.registered), judge_seen(measured, measured.pending > 0))
+});
+const IN_TOPIC: Expectation = ("lag", "events wait in the topic", |measured| {
+    (format!("at most {}", measured.most_lag), judge_seen(measured, measured.most_lag > 0))
+});
+const CAUGHT_UP: Expectation = ("caught_up", "everything has arrived after its end", |measured| {
+    let text = measured.caught_up.map_or("not yet".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()));
+    let state = match (measured.caught_up, measured.gave_up) {
+        (Some(time), _) if time <= CATCH_UP_LIMIT => Outcome::Ok,
+        (Some(_), _) | (None, true) => Outcome::Failed,
+        (None, false) => Outcome::Pending,
+    };
+    (text, state)
+});
+
+/// Of what holds for all: known for certain only at the end, unless it is broken before.
+fn judge_all(measured: &Measured, holds: bool) -> Outcome {
+    match (holds, measured.healed && measured.asked() > 0) {
+        (false, _) if measured.asked() > 0 => Outcome::Failed,
+        (true, true) => Outcome::Ok,
+        _ if measured.gave_up => Outcome::Failed,
+        _ => Outcome::Pending,
+    }
+}
+
+/// Of what has to be seen once: missing for certain only at the end.
+fn judge_seen(measured: &Measured, seen: bool) -> Outcome {
+    match (seen, measured.caught_up.is_some() || measured.gave_up) {
+        (true, _) => Outcome::Ok,
+        (false, true) => Outcome::Failed,
+        (false, false) => Outcome::Pending,
+    }
+}
+
+const PARTS: [(&str, &[Expectation], &str); 6] = [
+    ("kafka", &[ANSWERED, IN_OUTBOX, CAUGHT_UP], "the broker is away at the start, dies, freezes"),
+    ("billing-service", &[ANSWERED, PENDING, CAUGHT_UP], "billing is away, slow"),
+    ("analytics-service", &[ANSWERED, IN_TOPIC, CAUGHT_UP], "analytics-service is killed"),
+    ("patient-service", &[UNANSWERED, CAUGHT_UP], "patient-service is killed at any instant"),
+    ("postgres", &[REFUSED, CAUGHT_UP], "PostgreSQL is killed, frozen, restarted"),
+    ("patient-db", &[REFUSED, CAUGHT_UP], "PostgreSQL is killed, frozen, restarted"),
+];
+
+/// However a part is away, the same is expected of the rest.
+const VERBS: [&str; 3] = ["kill", "pause", "slow"];
+
+/// Every expectation that there is, for the page.
+pub(crate) fn rows() -> Vec<Row> {
+    let row = |part: &'static str, verb, expectations: &[Expectation], row| Row {
+        id: format!("{part}.{verb}"),
+        part,
+        verb,
+        text: expectations.iter().map(|(_, words, _)| *words).collect(),
+        row,
+    };
+    let of_part = |(part, expectations, why): &(&'static str, &'static [Expectation], &'static str)| {
+        let (part, expectations, why) = (*part, *expectations, *why);
+        VERBS.map(|verb| row(part, verb, expectations, why))
+    };
+    PARTS.iter().flat_map(of_part).collect()
+}
+
+/// What came of the expectations of a part.
+pub(crate) fn judge(part: &str, measured: &Measured) -> Vec<Verdict> {
+    let found = PARTS.iter().find(|(id, ..)| *id == part);
+    let expectations = found.map_or(&[][..], |(_, expectations, _)| expectations);
+    let verdict = |(id, expected, judge): &Expectation| {
+        let (measured, state) = judge(measured);
+        Verdict { id, expected, measured, state }
+    };
+    expectations.iter().map(verdict).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of each part in which everything is as expected.
+    fn good(part: &str) -> Measured {
+        let measured = Measured {
+            registered: 41,
+            slowest: Duration::from_millis(900),
+            pending: 7,
+            most_in_outbox: 212,
+            most_lag: 3,
+            healed: true,
+            caught_up: Some(Duration::from_secs(2)),
+            ..Measured::default()
+        };
+        if part == "patient-service" { Measured { registered: 1, unanswered: 40, ..measured } } else { measured }
+    }
+
+    fn states(part: &str, measured: &Measured) -> Vec<Outcome> {
+        judge(part, measured).iter().map(|verdict| verdict.state).collect()
+    }
+
+    #[test]
+    fn every_verdict_is_good_when_all_is_as_expected_and_each_can_fail() {
+        for (part, expectations, _) in PARTS {
+            let measured = good(part);
+            assert!(states(part, &measured).iter().all(|state| *state == Outcome::Ok), "{part}");
+            // Nothing is as expected.
+            let bad = Measured {
+                registered: 0,
+                other: 41,
+                unanswered: if part == "patient-service" { 0 } else { 3 },
+                pending: 0,
+                most_in_outbox: 0,
+                most_lag: 0,
+                caught_up: None,
+                gave_up: true,
+                ..measured
+            };
+            let failed = states(part, &bad);
+            assert_eq!(failed, vec![Outcome::Failed; expectations.len()], "{part}");
+            let at_first = states(part, &Measured::default());
+            assert!(at_first.iter().all(|state| *state == Outcome::Pending), "{part}: {at_first:?}");
+        }
+    }
+
+    #[test]
+    fn one_answer_that_is_wrong_fails_at_once_and_a_late_one_too() {
+        let one_lost = Measured { registered: 40, unanswered: 1, ..Measured::default() };
+        assert_eq!(states("kafka", &one_lost)[0], Outcome::Failed);
+        let late = Measured { registered: 1, slowest: Duration::from_secs(9), ..Measured::default() };
+        assert_eq!(states("postgres", &late)[0], Outcome::Failed);
+        let too_late = Measured { caught_up: Some(Duration::from_secs(31)), ..good("kafka") };
+        assert_eq!(states("kafka", &too_late)[2], Outcome::Failed);
+    }
+}

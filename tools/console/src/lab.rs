@@ -1,0 +1,419 @@
+//! Faults on purpose: what the stack's agent is asked to do, and what is measured meanwhile.
+//!
+//! The console touches no process and no container. It leaves work for an agent on the host, which asks for it with a token,
+//! acts on closed verbs for a bounded time, and heals by a timer of its own though the console be gone.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use event_listener::Event;
+use runtime::timeout;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    expectations::{self, Measured, Verdict},
+    map::SERVICES,
+    time::iso,
+};
+
+/// A fault lasts so long at most.
+pub(crate) const MAX_SECONDS: u64 = 60;
+/// An agent that has not asked for so long is gone.
+const AGENT_GONE_AFTER: Duration = Duration::from_secs(10);
+/// Time for the agent to send a dead letter and to see what becomes of it.
+const ERRAND_LIMIT: Duration = Duration::from_secs(40);
+/// Runs that are kept.
+const MAX_RUNS: usize = 20;
+
+/// What can be done to a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verb {
+    /// It ends as by a crash, and is started again at the end.
+    Kill,
+    /// It stands still.
+    Pause,
+    /// It stands still half of the time.
+    Slow,
+    /// The end of whatever is done to it.
+    Resume,
+    /// No fault: a dead letter is sent again. Its part is where it came from, `partition:offset`.
+    Resend,
+}
+
+/// A part that the agent can do something to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Target {
+    pub(crate) id: String,
+    pub(crate) verbs: Vec<Verb>,
+}
+
+/// A part that the agent leaves alone.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Excluded {
+    id: String,
+    why: String,
+}
+
+/// What an agent says with its question.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Question {
+    parts: Vec<Target>,
+    excluded: Vec<Excluded>,
+    /// How the work is that it was given last.
+    #[serde(default)]
+    report: Option<Report>,
+}
+
+/// How a piece of work is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Report {
+    run: String,
+    state: Progress,
+    #[serde(default)]
+    detail: Option<String>,
+}
+
+impl Question {
+    /// The same, to be asked again.
+    pub(crate) fn without_report(&self) -> Self {
+        Self { report: None, ..self.clone() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Progress {
+    /// The fault is in force.
+    Injected,
+    /// It is over and the part runs.
+    Healed,
+    /// It could not be done.
+    Failed,
+}
+
+/// What the agent is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Work {
+    pub(crate) run: String,
+    pub(crate) part: String,
+    pub(crate) verb: Verb,
+    pub(crate) seconds: u64,
+}
+
+/// How a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RunState {
+    /// The agent has not begun.
+    Waiting,
+    Running,
+    /// The fault is over; the system catches up.
+    Healing,
+    Ended,
+    Failed,
+}
+
+/// A fault with what it was expected to do and what it did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Run {
+    run: String,
+    part: String,
+    verb: Verb,
+    seconds: u64,
+    state: RunState,
+    detail: Option<String>,
+    started: String,
+    /// When the agent ends the fault by itself; none before it has begun.
+    ends: Option<String>,
+    ended: Option<String>,
+    verdicts: Vec<Verdict>,
+}
+
+/// The lab as the page shows it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct LabBody {
+    agent: bool,
+    parts: Vec<Target>,
+    excluded: Vec<Excluded>,
+    max_seconds: u64,
+    expectations: Vec<expectations::Row>,
+    /// What to type where there is no agent, by part and verb.
+    commands: BTreeMap<String, String>,
+    runs: Vec<Run>,
+    /// The newest one.
+    run: Option<Run>,
+}
+
+/// Why something cannot be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NoAgent,
+    Busy,
+    /// No such part, or not with this verb.
+    NotOffered,
+    NoSuchRun,
+}
+
+/// The lab. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lab {
+    inner: Arc<Mutex<Inner>>,
+    /// Whether there is work.
+    woken: Arc<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    asked: Option<Instant>,
+    parts: Vec<Target>,
+    excluded: Vec<Excluded>,
+    work: Option<Work>,
+    runs: VecDeque<Run>,
+    /// What else the agent was asked for, with its report.
+    errands: BTreeMap<String, Option<Report>>,
+    count: u64,
+}
+
+impl Inner {
+    fn has_agent(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() < AGENT_GONE_AFTER)
+    }
+
+    fn run(&mut self, run: &str) -> Option<&mut Run> {
+        self.runs.iter_mut().find(|one| one.run == run)
+    }
+}
+
+impl Lab {
+    /// Takes an agent's question; gives the work that there is.
+    pub(crate) fn ask(&self, question: Question) -> Option<Work> {
+        let mut inner = self.lock();
+        inner.asked = Some(Instant::now());
+        (inner.parts, inner.excluded) = (question.parts, question.excluded);
+        if let Some(report) = &question.report
+            && let Some(errand) = inner.errands.get_mut(&report.run)
+        {
+            *errand = Some(report.clone());
+            self.woken.notify(usize::MAX);
+        }
+        if let Some(Report { run, state, detail }) = question.report
+            && let Some(run) = inner.run(&run)
+            && !matches!(run.state, RunState::Ended | RunState::Failed)
+        {
+            run.state = match state {
+                Progress::Injected => RunState::Running,
+                Progress::Healed => RunState::Healing,
+                Progress::Failed => RunState::Failed,
+            };
+            run.detail = detail;
+            if run.state == RunState::Running {
+                run.ends = Some(iso(SystemTime::now() + Duration::from_secs(run.seconds)));
+            }
+            if run.state == RunState::Failed {
+                run.ended = Some(iso(SystemTime::now()));
+            }
+        }
+        inner.work.take()
+    }
+
+    /// Ends when there may be work.
+    pub(crate) async fn woken(&self) {
+        let woken = self.woken.listen();
+        if self.lock().work.is_some() {
+            return;
+        }
+        woken.await;
+    }
+
+    /// Whether an agent asks for work now.
+    pub(crate) fn has_agent(&self) -> bool {
+        self.lock().has_agent()
+    }
+
+    /// Begins a run; gives its name.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn begin(&self, part: &str, verb: Verb, seconds: u64) -> Result<String, Refusal> {
+        let mut inner = self.lock();
+        if !inner.has_agent() {
+            return Err(Refusal::NoAgent);
+        }
+        let offered = inner.parts.iter().any(|target| target.id == part && target.verbs.contains(&verb));
+        if !offered || matches!(verb, Verb::Resume | Verb::Resend) {
+            return Err(Refusal::NotOffered);
+        }
+        if inner.runs.front().is_some_and(|run| !matches!(run.state, RunState::Ended | RunState::Failed)) {
+            return Err(Refusal::Busy);
+        }
+        inner.count += 1;
+        let run = format!("r{}", inner.count);
+        let seconds = seconds.clamp(1, MAX_SECONDS);
+        inner.work = Some(Work { run: run.clone(), part: part.to_owned(), verb, seconds });
+        let verdicts = expectations::judge(part, &Measured::default());
+        inner.runs.push_front(Run {
+            run: run.clone(),
+            part: part.to_owned(),
+            verb,
+            seconds,
+            state: RunState::Waiting,
+            detail: None,
+            started: iso(SystemTime::now()),
+            ends: None,
+            ended: None,
+            verdicts,
+        });
+        inner.runs.truncate(MAX_RUNS);
+        drop(inner);
+        self.woken.notify(usize::MAX);
+        Ok(run)
+    }
+
+    /// Has the agent send a dead letter again, and waits for its report: what went wrong, if something did.
+    ///
+    /// # Errors
+    /// Why it is not asked, or that it has not reported in time.
+    pub(crate) async fn resend(&self, partition: i64, offset: i64) -> Result<Option<String>, Refusal> {
+        let errand = {
+            let mut inner = self.lock();
+            if !inner.has_agent() {
+                return Err(Refusal::NoAgent);
+            }
+            if inner.work.is_some() || !inner.errands.is_empty() {
+                return Err(Refusal::Busy);
+            }
+            inner.count += 1;
+            let errand = format!("e{}", inner.count);
+            let part = format!("{partition}:{offset}");
+            inner.work = Some(Work { run: errand.clone(), part, verb: Verb::Resend, seconds: MAX_SECONDS });
+            inner.errands.insert(errand.clone(), None);
+            errand
+        };
+        self.woken.notify(usize::MAX);
+        let reported = timeout(ERRAND_LIMIT, async {
+            loop {
+                let woken = self.woken.listen();
+                if let Some(Some(report)) = self.lock().errands.get(&errand) {
+                    return report.clone();
+                }
+                woken.await;
+            }
+        });
+        let report = reported.await;
+        let mut inner = self.lock();
+        inner.errands.remove(&errand);
+        inner.work.take_if(|work| work.run == errand);
+        let Report { state, detail, .. } = report.map_err(|_| Refusal::NoAgent)?;
+        Ok((state == Progress::Failed).then(|| detail.unwrap_or_else(|| "it was not sent".to_owned())))
+    }
+
+    /// Has the agent end the fault of a run now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn heal(&self, run: &str) -> Result<(), Refusal> {
+        let mut inner = self.lock();
+        let found = inner.run(run).ok_or(Refusal::NoSuchRun)?;
+        let work = Work { run: found.run.clone(), part: found.part.clone(), verb: Verb::Resume, seconds: 1 };
+        if matches!(found.state, RunState::Waiting | RunState::Running) {
+            inner.work = Some(work);
+            drop(inner);
+            self.woken.notify(usize::MAX);
+        }
+        Ok(())
+    }
+
+    /// How a run is; none if it is not known.
+    pub(crate) fn state(&self, run: &str) -> Option<RunState> {
+        self.lock().run(run).map(|run| run.state)
+    }
+
+    /// Notes what was measured of a run so far.
+    pub(crate) fn note(&self, run: &str, measured: &Measured) {
+        if let Some(run) = self.lock().run(run) {
+            run.verdicts = expectations::judge(&run.part, measured);
+        }
+    }
+
+    /// Ends a run: the system has caught up, or has had its time.
+    pub(crate) fn end(&self, run: &str, failed: Option<String>) {
+        if let Some(run) = self.lock().run(run)
+            && !matches!(run.state, RunState::Ended | RunState::Failed)
+        {
+            run.state = if failed.is_some() { RunState::Failed } else { RunState::Ended };
+            run.detail = failed.or(run.detail.take());
+            run.ended = Some(iso(SystemTime::now()));
+        }
+    }
+
+    /// A run; none if it is not known.
+    pub(crate) fn read(&self, run: &str) -> Option<Run> {
+        self.lock().run(run).cloned()
+    }
+
+    pub(crate) fn body(&self) -> LabBody {
+        let inner = self.lock();
+        let has_agent = inner.has_agent();
+        // Without an agent, there is still something that a person can type.
+        let typed = || SERVICES.map(|id| Target { id: id.to_owned(), verbs: vec![Verb::Kill] }).into();
+        let command = |service: &str| (format!("{service}.kill"), format!("./justw kill {service}"));
+        LabBody {
+            agent: has_agent,
+            parts: if has_agent { inner.parts.clone() } else { typed() },
+            excluded: inner.excluded.clone(),
+            max_seconds: MAX_SECONDS,
+            expectations: expectations::rows(),
+            commands: SERVICES.iter().map(|service| command(service)).collect(),
+            run: inner.runs.front().cloned(),
+            runs: inner.runs.iter().cloned().collect(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question() -> Question {
+        let parts = vec![Target { id: "kafka".to_owned(), verbs: vec![Verb::Pause] }];
+        Question { parts, ..Question::default() }
+    }
+
+    fn reported(run: &str, state: Progress) -> Question {
+        Question { report: Some(Report { run: run.to_owned(), state, detail: None }), ..question() }
+    }
+
+    #[test]
+    fn work_is_given_once_to_an_agent_that_offers_it() {
+        let lab = Lab::default();
+        assert_eq!(lab.begin("kafka", Verb::Pause, 10), Err(Refusal::NoAgent));
+        assert_eq!(lab.ask(question()), None);
+        for (part, verb) in [("kafka", Verb::Kill), ("patient-db", Verb::Pause), ("kafka", Verb::Resume)] {
+            assert_eq!(lab.begin(part, verb, 10), Err(Refusal::NotOffered));
+        }
+        let run = lab.begin("kafka", Verb::Pause, 3600).unwrap();
+        assert_eq!(lab.begin("kafka", Verb::Pause, 10), Err(Refusal::Busy));
+        let work = lab.ask(question()).unwrap();
+        assert_eq!((work.run.as_str(), work.seconds), (run.as_str(), MAX_SECONDS), "no fault lasts longer");
+        assert_eq!(lab.ask(question()), None);
+        lab.ask(reported(&run, Progress::Injected));
+        assert_eq!(lab.state(&run), Some(RunState::Running));
+        lab.heal(&run).unwrap();
+        assert_eq!(lab.ask(question()).map(|work| work.verb), Some(Verb::Resume));
+        lab.ask(reported(&run, Progress::Healed));
+        assert_eq!(lab.state(&run), Some(RunState::Healing));
+        lab.end(&run, None);
+        assert_eq!(lab.state(&run), Some(RunState::Ended));
+        assert_eq!(lab.heal("r9"), Err(Refusal::NoSuchRun));
+        assert!(lab.begin("kafka", Verb::Pause, 10).is_ok());
+    }
+}
