@@ -88,7 +88,7 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
         until("billing is reached", async || register(&client, &acknowledged).await["billing"]["status"] == "ACTIVE")
             .await;
         let open = "grpc_client_breaker_open{peer=\"billing-service\"}";
-        let away = "the peer is away; calls to it fail at once until it is back";
+        let away = "peer unavailable; calls to it fail at once until a probe succeeds";
         let outages_before = logged(&system.patients[0], away);
         let faults = [Some(Mode::Stall), Some(Mode::HoldAnswers), Some(Mode::Reset), None];
         for (outages, fault) in (outages_before + 1..).zip(faults) {
@@ -121,7 +121,7 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
             audit(&system, &acknowledged).await;
             until_metric(&system.patients[0], open, |value| value == 0.0).await;
             assert_eq!(client.get(&account).await.unwrap().json()["status"], "ACTIVE", "{fault:?}");
-            assert_eq!(logged(&system.patients[0], "the peer is back"), outages, "{fault:?}");
+            assert_eq!(logged(&system.patients[0], "peer available again"), outages, "{fault:?}");
             until_readiness(&system.patients[0], "billing", 200, "UP").await;
         }
     });

@@ -1,10 +1,10 @@
-//! Accounts: whose they are and whether they take charges.
+//! Accounts: their holder and status.
 
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 
 use uuid::Uuid;
 
-/// Whose account it is. Names are for people; the account belongs to the id.
+/// The holder of an account, identified by the patient's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The patient.
@@ -16,10 +16,10 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Reads the fields of a request.
+    /// Validates the fields of a request.
     ///
     /// # Errors
-    /// If the id is no UUID, or a text is empty where it must not be or cannot be stored.
+    /// If the id is not a UUID, the name is empty, or a text contains NUL.
     pub fn parse(patient_id: &str, name: String, email: String) -> Result<Self, InvalidField> {
         let patient_id = parse_patient_id(patient_id)?;
         if name.trim().is_empty() {
@@ -34,16 +34,17 @@ impl Holder {
     }
 }
 
-/// Reads a patient's id.
+/// Parses a patient's id.
 ///
 /// # Errors
-/// If it is no UUID.
+/// If it is not a UUID.
 pub fn parse_patient_id(text: &str) -> Result<Uuid, InvalidField> {
     text.parse().map_err(|_| InvalidField { field: "patient id", why: "must be a UUID" })
 }
 
-/// A field of a request that is wrong. It does not repeat the value, which may be personal data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An invalid field of a request. It does not contain the value, which may be personal data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {field} {why}")]
 pub struct InvalidField {
     /// The field's name.
     pub field: &'static str,
@@ -51,18 +52,12 @@ pub struct InvalidField {
     pub why: &'static str,
 }
 
-impl fmt::Display for InvalidField {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the {} {}", self.field, self.why)
-    }
-}
-
-/// Whether an account takes charges.
+/// Whether an account accepts charges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It does.
+    /// It accepts charges.
     Active,
-    /// It does not, and never will again.
+    /// It accepts payments and refunds only, for ever.
     Closed,
 }
 
@@ -81,16 +76,16 @@ impl FromStr for Status {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let known = [Self::Active, Self::Closed].into_iter().find(|status| status.name() == name);
-        known.ok_or_else(|| format!("{name:?} is no status of an account"))
+        known.ok_or_else(|| format!("{name:?} is not a status of an account"))
     }
 }
 
 /// An account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Its own id.
+    /// Its id.
     pub id: Uuid,
-    /// Whether it takes charges.
+    /// Whether it accepts charges.
     pub status: Status,
 }
 

@@ -1,4 +1,4 @@
-//! The calls: a message in, one use of the store, a message out.
+//! The gRPC methods: convert a message, use the store, convert the result.
 
 use std::{pin::Pin, time::SystemTime};
 
@@ -14,15 +14,15 @@ use uuid::Uuid;
 
 use crate::{
     account::{Account, Holder, InvalidField, parse_patient_id},
-    ledger::{Entry, Kind, Money, Recorded},
-    status::Failure,
-    store::{Recording, Store},
+    ledger::{EntryType, LedgerEntry, Money, NewEntry},
+    status::CallFailure,
+    store::{RecordOutcome, Store},
 };
 
-/// Entries that are read at once for a list, and therefore what one costs in memory however long it is.
+/// Entries of a list that are read at once: the memory of a stream, however long the list is.
 const PAGE: i64 = 200;
 
-/// The billing service's calls.
+/// The gRPC service.
 #[derive(Clone, Debug)]
 pub(crate) struct Billing {
     store: Store,
@@ -43,8 +43,8 @@ impl BillingService for Billing {
         request: Request<BillingRequest>,
     ) -> Result<Response<BillingResponse>, Status> {
         let BillingRequest { patient_id, name, email } = request.into_inner();
-        let holder = Holder::parse(&patient_id, name, email).map_err(Failure::from)?;
-        let (account, new) = self.store.open(&holder).await.map_err(Failure::from)?;
+        let holder = Holder::parse(&patient_id, name, email).map_err(CallFailure::from)?;
+        let (account, new) = self.store.open(&holder).await.map_err(CallFailure::from)?;
         if new {
             tracing::info!(patient_id = %holder.patient_id, "account opened");
         }
@@ -55,9 +55,9 @@ impl BillingService for Billing {
         &self,
         request: Request<GetBillingAccountRequest>,
     ) -> Result<Response<BillingAccount>, Status> {
-        let patient_id = parse_patient_id(&request.into_inner().patient_id).map_err(Failure::from)?;
-        let found = self.store.find(patient_id).await.map_err(Failure::from)?;
-        let (account, balances) = found.ok_or(Failure::NoAccount)?;
+        let patient_id = parse_patient_id(&request.into_inner().patient_id).map_err(CallFailure::from)?;
+        let found = self.store.find(patient_id).await.map_err(CallFailure::from)?;
+        let (account, balances) = found.ok_or(CallFailure::NoAccount)?;
         Ok(Response::new(BillingAccount {
             account_id: account.id.to_string(),
             status: account.status.name().to_owned(),
@@ -69,9 +69,9 @@ impl BillingService for Billing {
         &self,
         request: Request<CloseBillingAccountRequest>,
     ) -> Result<Response<BillingResponse>, Status> {
-        let patient_id = parse_patient_id(&request.into_inner().patient_id).map_err(Failure::from)?;
-        let closed = self.store.close(patient_id).await.map_err(Failure::from)?;
-        let account = closed.ok_or(Failure::NoAccount)?;
+        let patient_id = parse_patient_id(&request.into_inner().patient_id).map_err(CallFailure::from)?;
+        let closed = self.store.close(patient_id).await.map_err(CallFailure::from)?;
+        let account = closed.ok_or(CallFailure::NoAccount)?;
         tracing::info!(%patient_id, "account closed");
         Ok(Response::new(response(account)))
     }
@@ -80,13 +80,13 @@ impl BillingService for Billing {
         &self,
         request: Request<RecordTransactionRequest>,
     ) -> Result<Response<Transaction>, Status> {
-        let entry = entry(request.into_inner()).map_err(Failure::from)?;
-        let recorded = match self.store.record(&entry).await.map_err(Failure::from)? {
-            Recording::Recorded(recorded) => recorded,
-            Recording::NoAccount => return Err(Failure::NoAccount.into()),
-            Recording::Closed => return Err(Failure::Closed.into()),
-            Recording::OtherEntry => return Err(Failure::OtherEntry.into()),
-            Recording::BalanceOutOfRange => return Err(Failure::BalanceOutOfRange.into()),
+        let entry = entry(request.into_inner()).map_err(CallFailure::from)?;
+        let recorded = match self.store.record(&entry).await.map_err(CallFailure::from)? {
+            RecordOutcome::Recorded(recorded) => recorded,
+            RecordOutcome::NoAccount => return Err(CallFailure::NoAccount.into()),
+            RecordOutcome::Closed => return Err(CallFailure::Closed.into()),
+            RecordOutcome::OtherEntry => return Err(CallFailure::OtherEntry.into()),
+            RecordOutcome::BalanceOutOfRange => return Err(CallFailure::BalanceOutOfRange.into()),
         };
         Ok(Response::new(transaction(recorded)))
     }
@@ -97,30 +97,30 @@ impl BillingService for Billing {
     ) -> Result<Response<Self::ListTransactionsStream>, Status> {
         let trace = ::grpc::trace(&request);
         let ListTransactionsRequest { patient_id, after_position, limit } = request.into_inner();
-        let patient_id = parse_patient_id(&patient_id).map_err(Failure::from)?;
-        self.store.find(patient_id).await.map_err(Failure::from)?.ok_or(Failure::NoAccount)?;
-        let left = (limit != 0).then_some(i64::from(limit));
+        let patient_id = parse_patient_id(&patient_id).map_err(CallFailure::from)?;
+        self.store.find(patient_id).await.map_err(CallFailure::from)?.ok_or(CallFailure::NoAccount)?;
+        let remaining = (limit != 0).then_some(i64::from(limit));
         let (store, page) = (self.store.clone(), Vec::new().into_iter());
-        let listing = Listing { store, trace, patient_id, after: after_position, left, page, last: false };
+        let listing = Listing { store, trace, patient_id, after: after_position, remaining, page, is_last: false };
         Ok(Response::new(Box::pin(listing.stream())))
     }
 }
 
-/// A list on its way to its reader.
+/// The stream of a list.
 ///
-/// It is read page by page, and the next page only when the reader has room for it: a slow reader takes its time, costs one
-/// page of memory and no connection to the database, and whatever keeps a page from being read ends the stream with an error
-/// behind the entries before it. Only the end of the ledger, or of what was asked for, ends it well.
+/// It is read page by page, and the next page only when the client's window has room: a slow client costs one page of memory and
+/// no database connection. If a page cannot be read, the stream ends with an error after the entries before it; it ends with
+/// OK only at the end of the ledger or the limit.
 struct Listing {
     store: Store,
     trace: TraceContext,
     patient_id: Uuid,
     after: i64,
-    /// Entries that are still wanted; none if all are.
-    left: Option<i64>,
-    page: std::vec::IntoIter<Recorded>,
+    /// Entries up to the limit; none if there is no limit.
+    remaining: Option<i64>,
+    page: std::vec::IntoIter<LedgerEntry>,
     /// Whether `page` is the last one.
-    last: bool,
+    is_last: bool,
 }
 
 impl Listing {
@@ -131,17 +131,17 @@ impl Listing {
         })
     }
 
-    async fn next(&mut self) -> Result<Option<Recorded>, Status> {
-        if self.page.len() == 0 && !self.last {
-            let wanted = self.left.map_or(PAGE, |left| left.min(PAGE));
+    async fn next(&mut self) -> Result<Option<LedgerEntry>, Status> {
+        if self.page.len() == 0 && !self.is_last {
+            let limit = self.remaining.map_or(PAGE, |remaining| remaining.min(PAGE));
             let (store, trace, patient_id, after) = (self.store.clone(), self.trace, self.patient_id, self.after);
-            let list = async move { trace.scope(store.list(patient_id, after, wanted)).await };
-            // A task of its own, which goes on although nobody polls the stream: tonic hands over what it has when a page is
-            // not there yet, and comes back when the reader has taken it. A connection is not held for that long.
-            let page = runtime::spawn(list).await.map_err(Failure::from)?;
+            let list = async move { trace.scope(store.list(patient_id, after, limit)).await };
+            // In a task of its own, which is not paused with the stream: while the client does not read, nobody polls the stream,
+            // and the read must not hold a database connection for that long.
+            let page = runtime::spawn(list).await.map_err(CallFailure::from)?;
             let count = page.len() as i64;
-            self.left = self.left.map(|left| left - count);
-            self.last = count < wanted || self.left == Some(0);
+            self.remaining = self.remaining.map(|remaining| remaining - count);
+            self.is_last = count < limit || self.remaining == Some(0);
             self.after = page.last().map_or(self.after, |last| last.position);
             self.page = page.into_iter();
         }
@@ -149,18 +149,18 @@ impl Listing {
     }
 }
 
-fn entry(request: RecordTransactionRequest) -> Result<Entry, InvalidField> {
+fn entry(request: RecordTransactionRequest) -> Result<NewEntry, InvalidField> {
     let patient_id = parse_patient_id(&request.patient_id)?;
-    let kind = match request.r#type() {
-        TransactionType::Charge => Kind::Charge,
-        TransactionType::Payment => Kind::Payment,
-        TransactionType::Refund => Kind::Refund,
+    let entry_type = match request.r#type() {
+        TransactionType::Charge => EntryType::Charge,
+        TransactionType::Payment => EntryType::Payment,
+        TransactionType::Refund => EntryType::Refund,
         TransactionType::Unspecified => {
             return Err(InvalidField { field: "type", why: "must be CHARGE, PAYMENT or REFUND" });
         }
     };
     let MoneyMessage { amount, currency } = request.amount.unwrap_or_default();
-    Entry::parse(patient_id, request.transaction_id, kind, Money { amount, currency })
+    NewEntry::parse(patient_id, request.transaction_id, entry_type, Money { amount, currency })
 }
 
 fn response(account: Account) -> BillingResponse {
@@ -171,15 +171,15 @@ fn money(Money { amount, currency }: Money) -> MoneyMessage {
     MoneyMessage { amount, currency }
 }
 
-fn transaction(recorded: Recorded) -> Transaction {
-    let kind = match recorded.kind {
-        Kind::Charge => TransactionType::Charge,
-        Kind::Payment => TransactionType::Payment,
-        Kind::Refund => TransactionType::Refund,
+fn transaction(recorded: LedgerEntry) -> Transaction {
+    let entry_type = match recorded.entry_type {
+        EntryType::Charge => TransactionType::Charge,
+        EntryType::Payment => TransactionType::Payment,
+        EntryType::Refund => TransactionType::Refund,
     };
     Transaction {
         transaction_id: recorded.transaction_id,
-        r#type: kind.into(),
+        r#type: entry_type.into(),
         amount: Some(money(recorded.amount)),
         recorded_at: Some(SystemTime::from(recorded.at).into()),
         position: recorded.position,

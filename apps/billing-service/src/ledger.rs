@@ -1,4 +1,4 @@
-//! The ledger's entries: what a patient is charged, pays and gets back.
+//! The ledger's entries: charges, payments and refunds.
 
 use std::str::FromStr;
 
@@ -10,21 +10,21 @@ use crate::account::InvalidField;
 
 /// The largest amount of one entry, in minor units. An `i64`, as a balance is, has room for nine million such entries.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
-/// The longest id of a transaction, in characters.
-const ID_LENGTH: usize = 64;
+/// The longest transaction id, in characters.
+const MAX_ID_LENGTH: usize = 64;
 
-/// The kind of an entry.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryType {
     /// The patient owes more.
     Charge,
-    /// The patient has paid.
+    /// The patient paid.
     Payment,
-    /// A payment was given back.
+    /// A payment was returned.
     Refund,
 }
 
-impl Kind {
+impl EntryType {
     /// Its name in the database.
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Kind {
         }
     }
 
-    /// Whether it makes what the patient owes more (1) or less (-1).
+    /// 1 if it increases what the patient owes, -1 if it reduces it.
     pub const fn sign(self) -> i64 {
         match self {
             Self::Charge | Self::Refund => 1,
@@ -43,12 +43,13 @@ impl Kind {
     }
 }
 
-impl FromStr for Kind {
+impl FromStr for EntryType {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = [Self::Charge, Self::Payment, Self::Refund].into_iter().find(|kind| kind.name() == name);
-        known.ok_or_else(|| format!("{name:?} is no kind of transaction"))
+        let known =
+            [Self::Charge, Self::Payment, Self::Refund].into_iter().find(|entry_type| entry_type.name() == name);
+        known.ok_or_else(|| format!("{name:?} is not a type of transaction"))
     }
 }
 
@@ -61,27 +62,32 @@ pub struct Money {
     pub currency: String,
 }
 
-/// An entry about to be made.
+/// An entry to be recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Whose account it belongs to.
+pub struct NewEntry {
+    /// The account's patient.
     pub patient_id: Uuid,
     /// Chosen by the client; makes the entry idempotent.
     pub transaction_id: String,
-    /// Its kind.
-    pub kind: Kind,
+    /// Its type.
+    pub entry_type: EntryType,
     /// Greater than zero, at most [`MAX_AMOUNT`].
     pub amount: Money,
 }
 
-impl Entry {
-    /// Checks the fields of a request.
+impl NewEntry {
+    /// Validates the fields of a request.
     ///
     /// # Errors
-    /// The first field that is wrong.
-    pub fn parse(patient_id: Uuid, transaction_id: String, kind: Kind, amount: Money) -> Result<Self, InvalidField> {
+    /// The first invalid field.
+    pub fn parse(
+        patient_id: Uuid,
+        transaction_id: String,
+        entry_type: EntryType,
+        amount: Money,
+    ) -> Result<Self, InvalidField> {
         let visible = transaction_id.bytes().all(|byte| byte.is_ascii_graphic());
-        if transaction_id.is_empty() || transaction_id.len() > ID_LENGTH || !visible {
+        if transaction_id.is_empty() || transaction_id.len() > MAX_ID_LENGTH || !visible {
             return Err(InvalidField { field: "transaction id", why: "must be 1 to 64 visible ASCII characters" });
         }
         if !(1..=MAX_AMOUNT).contains(&amount.amount) {
@@ -90,22 +96,22 @@ impl Entry {
         if Currency::from_code(&amount.currency).is_none() {
             return Err(InvalidField { field: "currency", why: "must be a code of ISO 4217, such as EUR" });
         }
-        Ok(Self { patient_id, transaction_id, kind, amount })
+        Ok(Self { patient_id, transaction_id, entry_type, amount })
     }
 }
 
-/// An entry in the ledger.
+/// A recorded entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// Its place: entries are listed in the order of it.
+pub struct LedgerEntry {
+    /// Its position, which gives the order of the list.
     pub position: i64,
     /// Chosen by the client.
     pub transaction_id: String,
-    /// Its kind.
-    pub kind: Kind,
-    /// How much.
+    /// Its type.
+    pub entry_type: EntryType,
+    /// The amount.
     pub amount: Money,
-    /// When it was made.
+    /// When it was recorded.
     pub at: DateTime<Utc>,
 }
 
@@ -113,13 +119,13 @@ pub struct Recorded {
 mod tests {
     use super::*;
 
-    fn parse(transaction_id: &str, amount: i64, currency: &str) -> Result<Entry, &'static str> {
+    fn parse(transaction_id: &str, amount: i64, currency: &str) -> Result<NewEntry, &'static str> {
         let amount = Money { amount, currency: currency.to_owned() };
-        Entry::parse(Uuid::nil(), transaction_id.to_owned(), Kind::Charge, amount).map_err(|error| error.field)
+        NewEntry::parse(Uuid::nil(), transaction_id.to_owned(), EntryType::Charge, amount).map_err(|error| error.field)
     }
 
     #[test]
-    fn an_entry_is_checked_field_by_field() {
+    fn every_field_of_an_entry_is_validated() {
         assert!(parse("t-1", 1, "EUR").is_ok());
         assert!(parse(&"t".repeat(64), MAX_AMOUNT, "JPY").is_ok());
         for wrong in ["", "t 1", "t\n", "naïve", &"t".repeat(65)] {

@@ -1,7 +1,7 @@
 //! Billing accounts of patients and their ledgers, over gRPC.
 //!
-//! Data flow one way: [`grpc`](mod@grpc) reads a message into the types of [`account`] and [`ledger`], [`store`] does
-//! one statement, [`status`] turns what went wrong into a gRPC status.
+//! Data flow one way: [`grpc`](mod@grpc) converts a message into the types of [`account`] and [`ledger`], [`store`] executes
+//! one statement, [`status`] converts an error into a gRPC status.
 
 pub mod account;
 mod grpc;

@@ -1,4 +1,4 @@
-//! What the service consists of, and how its parts are wired.
+//! The components of the service and how they are wired.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,12 +12,12 @@ use crate::{Settings, grpc::Billing, store::Store};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// The largest message that is read, in bytes. Ours have a few hundred.
+/// The largest request, in bytes. Requests have a few hundred.
 const MESSAGE_LIMIT: usize = 64 * 1024;
-/// How often the database is looked at for gRPC's health.
-const WATCH: Duration = Duration::from_secs(1);
+/// Interval between checks of the database for the gRPC health service.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Connections that calls cannot use up, besides `DATABASE_CONNECTIONS`: for readiness and gRPC's health.
+/// Reserved connections besides `DATABASE_CONNECTIONS`, which calls cannot use up: for readiness and gRPC health.
 const HEALTH_CONNECTIONS: usize = 1;
 
 /// A service with its ports bound.
@@ -29,7 +29,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Binds the ports. Nothing is connected yet: a database that is away does not keep the service from starting.
+    /// Binds the ports. Nothing is connected yet, so an unavailable database does not keep the service from starting.
     ///
     /// # Errors
     /// If a port cannot be bound.
@@ -52,7 +52,7 @@ impl Service {
     /// Serves until the shutdown.
     ///
     /// # Errors
-    /// If a part of it fails, or does not end in time.
+    /// If a component fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
         let Self { http, grpc, database, settings } = self;
         tracing::info!(http = %http.address(), grpc = %grpc.address(), "listening");
@@ -67,7 +67,7 @@ impl Service {
         });
         let app = Router::new(()).operations(health).build();
 
-        let serving = ::grpc::Health::not_serving("BillingService").await;
+        let serving = ::grpc::Health::not_serving(billing_api::SERVICE).await;
         let billing = BillingServiceServer::new(Billing::new(Store::new(database.clone())));
         let routes = Routes::new(billing.max_decoding_message_size(MESSAGE_LIMIT));
 
@@ -80,7 +80,7 @@ impl Service {
                 tracing::error!(%error, "the gRPC server failed");
             }
         });
-        // Each part bounds its own end by the drain; a little more lets them report it.
+        // Each component ends within the drain; a little more time lets it report its outcome.
         let outcome = group.join(settings.http.limits.drain + Duration::from_secs(1)).await;
         database.close().await;
         match database.permanent_error() {
@@ -90,15 +90,15 @@ impl Service {
     }
 }
 
-/// Migrates the schema, then tells gRPC's health how the database is.
+/// Migrates the schema, then reports the state of the database to the gRPC health service.
 async fn watch_database(database: Database, serving: ::grpc::Health, shutdown: Shutdown) {
     if let Err(error) = database.migrate(&MIGRATIONS, &shutdown).await {
         tracing::error!(%error, "the service cannot work on this database");
         return;
     }
     while !shutdown.is_triggered() {
-        let well = database.ping().await.is_ok();
-        serving.set_serving(well && !shutdown.is_triggered()).await;
-        shutdown.run_until_stopped(smol::Timer::after(WATCH)).await;
+        let is_up = database.ping().await.is_ok();
+        serving.set_serving(is_up && !shutdown.is_triggered()).await;
+        shutdown.run_until_stopped(smol::Timer::after(CHECK_INTERVAL)).await;
     }
 }

@@ -1,6 +1,6 @@
 use config::Reader;
 
-/// Everything that can be set from outside.
+/// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The HTTP server, for health and metrics.
@@ -9,7 +9,7 @@ pub struct Settings {
     pub grpc: ::grpc::ServerSettings,
     /// The database.
     pub database: postgres::Settings,
-    /// Where traces go.
+    /// OpenTelemetry.
     pub otlp: otlp::Settings,
 }
 

@@ -1,60 +1,52 @@
-//! The one place where what went wrong becomes a gRPC status.
+//! The one place where errors become gRPC statuses.
 
 use ::grpc::Status;
 
 use crate::account::InvalidField;
 
-/// Why a call has no result.
-#[derive(Debug)]
-pub enum Failure {
-    /// A field of the request is wrong.
-    Invalid(InvalidField),
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallFailure {
+    /// A field of the request is invalid.
+    #[error(transparent)]
+    Invalid(#[from] InvalidField),
     /// The patient has no account.
+    #[error("the patient has no billing account")]
     NoAccount,
     /// A charge on a closed account.
+    #[error("the account is closed and takes no charges")]
     Closed,
     /// The transaction's id belongs to another entry.
+    #[error("the transaction id was used for another transaction")]
     OtherEntry,
     /// The account's balance would leave its range.
+    #[error("the account's balance would leave the range of 64 bits; nothing was entered")]
     BalanceOutOfRange,
-    /// The database could not do it.
-    Database(postgres::Error),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] postgres::Error),
 }
 
-impl From<InvalidField> for Failure {
-    fn from(invalid: InvalidField) -> Self {
-        Self::Invalid(invalid)
-    }
-}
-
-impl From<postgres::Error> for Failure {
-    fn from(error: postgres::Error) -> Self {
-        Self::Database(error)
-    }
-}
-
-impl From<Failure> for Status {
-    fn from(failure: Failure) -> Self {
+impl From<CallFailure> for Status {
+    fn from(failure: CallFailure) -> Self {
         match failure {
-            Failure::Invalid(invalid) => Self::invalid_argument(invalid.to_string()),
-            Failure::NoAccount => Self::not_found("the patient has no billing account"),
-            Failure::Closed => Self::failed_precondition("the account is closed and takes no charges"),
-            Failure::OtherEntry => Self::already_exists("the transaction id was used for another transaction"),
-            Failure::BalanceOutOfRange => {
-                Self::out_of_range("the account's balance would leave the range of 64 bits; nothing was entered")
-            }
+            CallFailure::Invalid(_) => Self::invalid_argument(failure.to_string()),
+            CallFailure::NoAccount => Self::not_found(failure.to_string()),
+            CallFailure::Closed => Self::failed_precondition(failure.to_string()),
+            CallFailure::OtherEntry => Self::already_exists(failure.to_string()),
+            CallFailure::BalanceOutOfRange => Self::out_of_range(failure.to_string()),
             // `Database` has logged the outage.
-            Failure::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
+            CallFailure::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
                 Self::unavailable("the database cannot serve now")
             }
-            // The service and its database are well: no code that callers take for an outage.
-            Failure::Database(postgres::Error::Locked | postgres::Error::Timeout) => {
+            // The database is up, so the status must not be one that callers count as an outage.
+            CallFailure::Database(postgres::Error::Locked | postgres::Error::Timeout) => {
                 Self::aborted("the database was too busy with other calls, and nothing was done; repeat the call")
             }
-            Failure::Database(postgres::Error::QueueFull) => {
+            CallFailure::Database(postgres::Error::QueueFull) => {
                 Self::resource_exhausted("too many calls wait for the database; repeat the call later")
             }
-            Failure::Database(error) => {
+            CallFailure::Database(error) => {
                 tracing::error!(%error, "a query failed");
                 Self::internal("the service failed to answer; the trace id leads to the cause")
             }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     account::{Account, Holder, Status},
-    ledger::{Entry, Kind, Money, Recorded},
+    ledger::{EntryType, LedgerEntry, Money, NewEntry},
 };
 
 mod open;
@@ -29,9 +29,9 @@ pub struct Store {
 
 /// What became of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recording {
+pub enum RecordOutcome {
     /// It is in the ledger, now or since an earlier call.
-    Recorded(Recorded),
+    Recorded(LedgerEntry),
     /// The patient has no account.
     NoAccount,
     /// It is a charge, and the account is closed.
@@ -97,8 +97,8 @@ impl Store {
     ///
     /// # Errors
     /// If the database cannot do it.
-    pub async fn record(&self, entry: &Entry) -> Result<Recording, Error> {
-        let Entry { patient_id, transaction_id, kind, amount } = entry;
+    pub async fn record(&self, entry: &NewEntry) -> Result<RecordOutcome, Error> {
+        let NewEntry { patient_id, transaction_id, entry_type, amount } = entry;
         let database = self.database.with_shared_deadline();
         let turn = self.turn(*patient_id).await?;
         // A repetition finds what the first has made, by the transaction's id.
@@ -123,20 +123,20 @@ impl Store {
             )
             .bind(patient_id)
             .bind(transaction_id)
-            .bind(kind.name())
+            .bind(entry_type.name())
             .bind(amount.amount)
             .bind(&amount.currency)
-            .bind(kind.sign() * amount.amount)
+            .bind(entry_type.sign() * amount.amount)
             .fetch_optional(connection)
             .await?;
-            let Some(row) = row else { return Ok(Some(Recording::NoAccount)) };
+            let Some(row) = row else { return Ok(Some(RecordOutcome::NoAccount)) };
             let new = row.try_get::<Option<i64>, _>("position")?.is_some();
-            if new { Ok(Some(Recording::Recorded(recorded(&row)?))) } else { Ok(None) }
+            if new { Ok(Some(RecordOutcome::Recorded(recorded(&row)?))) } else { Ok(None) }
         });
         let inserted = match insert.await {
             // Of this statement only the sum of the balance can be out of range.
             Err(Error::Query(sqlx::Error::Database(error))) if error.code().as_deref() == Some(OUT_OF_RANGE) => {
-                return Ok(Recording::BalanceOutOfRange);
+                return Ok(RecordOutcome::BalanceOutOfRange);
             }
             inserted => inserted?,
         };
@@ -146,9 +146,9 @@ impl Store {
         }
         // Either the id was there before, or the account is closed.
         Ok(match find_entry(&database, *patient_id, transaction_id).await? {
-            Some(first) if first.kind == *kind && first.amount == *amount => Recording::Recorded(first),
-            Some(_) => Recording::OtherEntry,
-            None => Recording::Closed,
+            Some(first) if first.entry_type == *entry_type && first.amount == *amount => RecordOutcome::Recorded(first),
+            Some(_) => RecordOutcome::OtherEntry,
+            None => RecordOutcome::Closed,
         })
     }
 
@@ -165,7 +165,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database cannot be asked.
-    pub async fn list(&self, patient_id: Uuid, after: i64, limit: i64) -> Result<Vec<Recorded>, Error> {
+    pub async fn list(&self, patient_id: Uuid, after: i64, limit: i64) -> Result<Vec<LedgerEntry>, Error> {
         let list = self.database.run_idempotent(async |connection| {
             let rows = query(
                 "-- list transactions
@@ -206,7 +206,7 @@ async fn find(database: &Database, patient_id: Uuid) -> Result<Option<(Account, 
     find.await
 }
 
-async fn find_entry(database: &Database, patient_id: Uuid, transaction_id: &str) -> Result<Option<Recorded>, Error> {
+async fn find_entry(database: &Database, patient_id: Uuid, transaction_id: &str) -> Result<Option<LedgerEntry>, Error> {
     let find = database.run_idempotent(async |connection| {
         let row = query(
             "-- find transaction
@@ -226,11 +226,11 @@ fn account(row: &PgRow) -> Result<Account, sqlx::Error> {
     Ok(Account { id: row.try_get("id")?, status: parsed::<Status>(row, "status")? })
 }
 
-fn recorded(row: &PgRow) -> Result<Recorded, sqlx::Error> {
-    Ok(Recorded {
+fn recorded(row: &PgRow) -> Result<LedgerEntry, sqlx::Error> {
+    Ok(LedgerEntry {
         position: row.try_get("position")?,
         transaction_id: row.try_get("transaction_id")?,
-        kind: parsed::<Kind>(row, "type")?,
+        entry_type: parsed::<EntryType>(row, "type")?,
         amount: Money { amount: row.try_get("amount")?, currency: row.try_get("currency")? },
         at: row.try_get("recorded_at")?,
     })

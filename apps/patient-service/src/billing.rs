@@ -1,4 +1,4 @@
-//! What this service asks the billing service, in its own terms.
+//! A client of the billing service, in the types of this service.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use billing_api::{
     RecordTransactionRequest, Transaction, TransactionType, billing_service_client::BillingServiceClient,
 };
 use futures_lite::StreamExt as _;
-use grpc::{CallError, Client, ClientSettings, Outgoing};
+use grpc::{Attempt, CallError, Client, ClientSettings};
 use telemetry::TraceContext;
 use uuid::Uuid;
 
-/// An account as billing names it.
+/// A billing account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Its id.
+    /// Billing's id of it.
     pub id: String,
     /// ACTIVE or CLOSED.
     pub status: String,
@@ -38,25 +38,25 @@ impl Billing {
         Ok(Self { client, deadline })
     }
 
-    /// The time that a call has.
+    /// Time for a call with its retries.
     pub fn deadline(&self) -> Duration {
         self.deadline
     }
 
-    /// Where it is, as `host:port`.
+    /// Its address, as `host:port`.
     pub fn address(&self) -> String {
         self.client.address().to_string()
     }
 
-    /// Whether it has not answered for a while.
-    pub fn is_away(&self) -> bool {
-        self.client.is_peer_away()
+    /// Whether the circuit breaker is open: the last calls had no answer.
+    pub fn is_unavailable(&self) -> bool {
+        self.client.is_breaker_open()
     }
 
-    /// Opens the account of a patient, or gives the one that there is.
+    /// Opens the account of a patient, or returns the existing one.
     ///
     /// # Errors
-    /// If billing does not do it in time. It may have done it, or still do it.
+    /// If billing fails or does not answer in time. It may have opened the account all the same.
     pub async fn open(
         &self,
         patient_id: Uuid,
@@ -66,10 +66,10 @@ impl Billing {
     ) -> Result<Account, CallError> {
         let request =
             BillingRequest { patient_id: patient_id.to_string(), name: name.to_owned(), email: email.to_owned() };
-        let open = |outgoing: Outgoing| {
-            let request = outgoing.request(request.clone());
+        let open = |attempt: Attempt| {
+            let request = attempt.request(request.clone());
             async move {
-                let mut stub = BillingServiceClient::new(outgoing.channel());
+                let mut stub = BillingServiceClient::new(attempt.channel());
                 Ok(stub.create_billing_account(request).await?.into_inner())
             }
         };
@@ -80,27 +80,27 @@ impl Billing {
     /// Closes the account of a patient.
     ///
     /// # Errors
-    /// If there is none (`NOT_FOUND`), or billing does not do it in time.
+    /// If there is none (`NOT_FOUND`), or billing fails or does not answer in time.
     pub async fn close(&self, patient_id: Uuid, trace: TraceContext) -> Result<(), CallError> {
-        let close = |outgoing: Outgoing| {
-            let request = outgoing.request(CloseBillingAccountRequest { patient_id: patient_id.to_string() });
+        let close = |attempt: Attempt| {
+            let request = attempt.request(CloseBillingAccountRequest { patient_id: patient_id.to_string() });
             async move {
-                let mut stub = BillingServiceClient::new(outgoing.channel());
+                let mut stub = BillingServiceClient::new(attempt.channel());
                 stub.close_billing_account(request).await
             }
         };
         self.client.call("CloseBillingAccount", trace, close).await.map(drop)
     }
 
-    /// The account of a patient with what the patient owes, by currency.
+    /// The account of a patient with its balances by currency.
     ///
     /// # Errors
-    /// If there is none (`NOT_FOUND`), or billing does not answer in time.
+    /// If there is none (`NOT_FOUND`), or billing fails or does not answer in time.
     pub async fn account(&self, patient_id: Uuid, trace: TraceContext) -> Result<(Account, Vec<Money>), CallError> {
-        let get = |outgoing: Outgoing| {
-            let request = outgoing.request(GetBillingAccountRequest { patient_id: patient_id.to_string() });
+        let get = |attempt: Attempt| {
+            let request = attempt.request(GetBillingAccountRequest { patient_id: patient_id.to_string() });
             async move {
-                let mut stub = BillingServiceClient::new(outgoing.channel());
+                let mut stub = BillingServiceClient::new(attempt.channel());
                 Ok(stub.get_billing_account(request).await?.into_inner())
             }
         };
@@ -111,7 +111,7 @@ impl Billing {
     /// Enters a transaction into the ledger of a patient's account.
     ///
     /// # Errors
-    /// If billing refuses it, or does not answer in time.
+    /// If billing rejects it, fails, or does not answer in time.
     pub async fn record(
         &self,
         patient_id: Uuid,
@@ -126,10 +126,10 @@ impl Billing {
             r#type: kind.into(),
             amount: Some(amount),
         };
-        let record = |outgoing: Outgoing| {
-            let request = outgoing.request(request.clone());
+        let record = |attempt: Attempt| {
+            let request = attempt.request(request.clone());
             async move {
-                let mut stub = BillingServiceClient::new(outgoing.channel());
+                let mut stub = BillingServiceClient::new(attempt.channel());
                 Ok(stub.record_transaction(request).await?.into_inner())
             }
         };
@@ -139,7 +139,7 @@ impl Billing {
     /// At most `limit` entries of the ledger of a patient's account, after a position.
     ///
     /// # Errors
-    /// If there is no account (`NOT_FOUND`), or billing does not answer in time.
+    /// If there is no account (`NOT_FOUND`), or billing fails or does not answer in time.
     pub async fn transactions(
         &self,
         patient_id: Uuid,
@@ -148,10 +148,10 @@ impl Billing {
         trace: TraceContext,
     ) -> Result<Vec<Transaction>, CallError> {
         let request = ListTransactionsRequest { patient_id: patient_id.to_string(), after_position, limit };
-        let list = |outgoing: Outgoing| {
-            let request = outgoing.request(request.clone());
+        let list = |attempt: Attempt| {
+            let request = attempt.request(request.clone());
             async move {
-                let mut stub = BillingServiceClient::new(outgoing.channel());
+                let mut stub = BillingServiceClient::new(attempt.channel());
                 stub.list_transactions(request).await?.into_inner().try_collect().await
             }
         };

@@ -1,4 +1,4 @@
-//! Every query of the tasks for billing: what the billing service has to be told, and when it is tried next.
+//! Queries of the billing tasks: calls to billing that have to be made, and when the next attempt is due.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ mod dead_letters;
 
 pub use dead_letters::TaskDeadLetter;
 
-/// The time after the end of a request's own call to billing before the reconciler makes it again.
+/// Time after the deadline of a request's own call before the reconciler makes it again.
 pub(crate) const RECONCILE_AFTER: Duration = Duration::from_secs(4);
 
-/// What billing has to be told.
+/// The call to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// That the patient needs an account.
+    /// Open the patient's account.
     Open,
-    /// That the patient's account is to be closed.
+    /// Close the patient's account.
     Close,
 }
 
@@ -38,11 +38,11 @@ impl Action {
     }
 }
 
-/// Leaves the task to close a patient's account in the caller's transaction. It replaces one to open it, also one that
-/// billing has rejected for good.
+/// Stores the task to close a patient's account in the caller's transaction. It replaces a task to open it, also a
+/// dead-lettered one.
 ///
 /// # Errors
-/// If the database cannot do it.
+/// If the database fails.
 pub async fn enqueue_close(
     transaction: &mut PgConnection,
     patient: &Patient,
@@ -66,36 +66,36 @@ pub async fn enqueue_close(
     Ok(())
 }
 
-/// A task that this instance tries now.
+/// A claimed task.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// Whose account it is about.
+    /// The account's patient.
     pub patient_id: Uuid,
-    /// What to do.
+    /// The call to make.
     pub action: Action,
     /// The patient's name.
     pub name: String,
     /// The patient's email.
     pub email: String,
-    /// The trace of the request that it came with.
+    /// `traceparent` of the request that stored it.
     pub traceparent: Option<String>,
-    /// Earlier attempts that failed.
+    /// Failed attempts.
     pub attempts: u32,
-    /// Those of them in which billing rejected the task itself.
+    /// Attempts that billing rejected.
     pub rejections: u32,
 }
 
-/// How many tasks there are, each counted up to [`Counts::MAX`].
+/// Numbers of tasks, counted up to [`Counts::MAX`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Tasks that wait for an attempt.
+    /// Pending tasks.
     pub pending: i64,
-    /// Tasks that billing has rejected for good.
+    /// Dead-lettered tasks.
     pub dead_letters: i64,
 }
 
 impl Counts {
-    /// Where the counting stops, because it costs the more the more there are.
+    /// Most that are counted, because counting costs time for each.
     pub const MAX: i64 = 100_000;
 }
 
@@ -111,14 +111,13 @@ impl BillingTasks {
         Self { database }
     }
 
-    /// Takes tasks that are due, at most `limit`. For the time `lease` no other instance gets them, and nothing is
-    /// locked meanwhile.
+    /// Claims due tasks, at most `limit`. For the time `lease` no other replica gets them; no row is locked meanwhile.
     ///
-    /// A task that seems due later than `longest_wait` from now is due: nobody postpones one for longer, so that the
-    /// database's clock was set back since.
+    /// A task that is due later than `longest_wait` from now is claimed too: no task is postponed for longer, so the
+    /// database's clock has been set back since.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn claim(&self, limit: i64, lease: Duration, longest_wait: Duration) -> Result<Vec<Task>, Error> {
         let claim = self.database.run(async |connection| {
             let rows = query(
@@ -161,26 +160,26 @@ impl BillingTasks {
         claim.await
     }
 
-    /// Forgets tasks that are done, unless they have been replaced by another action meanwhile.
+    /// Deletes completed tasks, unless another action has replaced them meanwhile.
     ///
     /// # Errors
-    /// If the database cannot do it: then they are done again, which changes nothing.
-    pub async fn done(&self, action: Action, patient_ids: &[Uuid]) -> Result<(), Error> {
-        let done = self.database.run_idempotent(async |connection| {
-            query("-- billing tasks done\nDELETE FROM billing_tasks WHERE patient_id = ANY($1) AND action = $2")
+    /// If the database fails; then the calls are made again, which changes nothing at billing.
+    pub async fn complete(&self, action: Action, patient_ids: &[Uuid]) -> Result<(), Error> {
+        let complete = self.database.run_idempotent(async |connection| {
+            query("-- delete completed billing tasks\nDELETE FROM billing_tasks WHERE patient_id = ANY($1) AND action = $2")
                 .bind(patient_ids)
                 .bind(action.name())
                 .execute(connection)
                 .await
         });
-        done.await.map(drop)
+        complete.await.map(drop)
     }
 
-    /// Says when a task that failed is tried again, and whether billing rejected it, unless it has been replaced by another
-    /// action meanwhile.
+    /// Schedules the next attempt of a failed task, and counts a rejection, unless another action has replaced the task
+    /// meanwhile.
     ///
     /// # Errors
-    /// If the database cannot do it: then it is tried again when its claim ends.
+    /// If the database fails; then the next attempt is made when the claim ends.
     pub async fn postpone(&self, task: &Task, pause: Duration, rejected: bool) -> Result<(), Error> {
         let postpone = self.database.run(async |connection| {
             query(
@@ -199,10 +198,10 @@ impl BillingTasks {
         postpone.await.map(drop)
     }
 
-    /// How many tasks there are.
+    /// Counts the tasks.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn count(&self) -> Result<Counts, Error> {
         let count = self.database.run_idempotent(async |connection| {
             let row = query(

@@ -69,7 +69,7 @@ impl CompletedTaskDeleter {
             if done.is_empty() {
                 return Ok(());
             }
-            tasks.done(Action::Open, done).await?;
+            tasks.complete(Action::Open, done).await?;
             done.clear();
         }
     }

@@ -33,7 +33,7 @@ pub const COMMAND: Command<Settings> = Command {
 
 /// Dead letters that one statement reads or moves.
 const PAGE: i64 = 1000;
-/// How long to wait for the outcome of resubmitted ones, unless `--timeout` says it.
+/// Default of `--timeout`: time to wait for the outcome.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -207,7 +207,7 @@ impl DeadLetters {
         }
     }
 
-    /// Resubmits these, or all if none is named, and reports what has become of each.
+    /// Resubmits the dead letters with these ids, or all if there are none, and reports the outcomes.
     async fn resend(&self, ids: &[Id], timeout: Duration, json: bool) -> Result<(), Failure> {
         let (mut keys, mut patient_ids, mut found) = (Vec::new(), Vec::new(), BTreeSet::new());
         self.for_each(|line, key| {
@@ -254,11 +254,11 @@ struct Resubmitted {
     patient_ids: Vec<Uuid>,
 }
 
-/// What has become of a resubmitted dead letter.
+/// Outcome of a resubmitted dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Accepted,
-    /// Not tried, or not successfully so far; it is tried further.
+    /// Without success so far; it is retried.
     Pending,
     /// With the error.
     DeadLettered(String),

@@ -1,4 +1,4 @@
-//! The HTTP edge: a request in, one use case, an answer out. Nothing else is decided here.
+//! The HTTP edge: maps requests to use cases of the registry, and their results to responses.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ mod responses;
 pub use body::PatientInput;
 pub use openapi::document;
 
-/// What every handler can use.
+/// What the handlers share.
 #[derive(Clone)]
 pub struct App {
     inner: Arc<Inner>,
@@ -32,7 +32,7 @@ struct Inner {
 }
 
 impl App {
-    /// What handlers need.
+    /// The registry, the client of billing, and the limits on bodies.
     pub fn new(registry: Registry, billing: Arc<Billing>, limits: Limits) -> Self {
         Self { inner: Arc::new(Inner { registry, billing, limits }) }
     }

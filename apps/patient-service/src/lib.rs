@@ -1,8 +1,9 @@
 //! Patient records over HTTP.
 //!
-//! Data flow one way. A request: [`http`] -> [`registry`] -> [`store`], with the domain's types in [`patient`]. What a
-//! change sets off is written in its own commit, by [`outbox`] and [`billing_tasks`], and done afterwards: [`relay`]
-//! publishes the events, [`reconciler`] tells billing what the request itself could not tell it in time.
+//! Data flow one way. A request: [`http`] -> [`registry`] -> [`store`], with the domain's types in [`patient`]. Events and
+//! billing tasks are written in the commit of the change, by [`outbox`] and [`billing_tasks`], and processed afterwards:
+//! [`relay`] publishes the events, [`reconciler`] makes the calls to billing that a request could not finish in time.
+//! [`dead_letters`] is the operator's command for what Kafka or billing has rejected.
 
 pub mod billing;
 pub mod billing_tasks;

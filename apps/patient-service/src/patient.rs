@@ -1,49 +1,49 @@
-//! What a patient is, and what the registry takes as one. No HTTP, no JSON, no SQL.
+//! Patients and their validation. No HTTP, no JSON, no SQL.
 
 use chrono::{Datelike as _, NaiveDate};
 use email_address::{EmailAddress, Options};
 use uuid::Uuid;
 
 /// The longest name, in characters.
-const NAME_LENGTH: usize = 100;
+const MAX_NAME_LENGTH: usize = 100;
 /// The longest address, in characters.
-const ADDRESS_LENGTH: usize = 255;
+const MAX_ADDRESS_LENGTH: usize = 255;
 
 /// A registered patient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patient {
-    /// Given by the registry.
+    /// UUID v7, chosen by the registry.
     pub id: Uuid,
-    /// As it was given, never blank.
+    /// Verbatim, never blank.
     pub name: String,
-    /// As it was given; no two patients have the same one, whatever its case.
+    /// Verbatim; unique among all patients, case-insensitively.
     pub email: String,
-    /// As it was given, never blank.
+    /// Verbatim, never blank.
     pub address: String,
-    /// Not in the future when it was given.
+    /// Not in the future when it was set.
     pub date_of_birth: NaiveDate,
-    /// Not in the future when it was given.
+    /// Not in the future when it was set.
     pub registered_date: NaiveDate,
     /// 1 at the creation, one more with each change.
     pub version: i64,
 }
 
-/// A patient's data as a client gives them, checked.
+/// A patient's data, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Details {
     /// 1 to 100 characters, not blank.
     pub name: String,
-    /// A valid address of email.
+    /// A valid email address.
     pub email: String,
     /// 1 to 255 characters, not blank.
     pub address: String,
     /// Not in the future.
     pub date_of_birth: NaiveDate,
-    /// Not in the future; none leaves it to the registry.
+    /// Not in the future; if there is none, the registry chooses it.
     pub registered_date: Option<NaiveDate>,
 }
 
-/// A patient's data as a client gives them, not looked at yet.
+/// A patient's data as a client sends them, not validated yet.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
     /// See [`Details::name`].
@@ -74,7 +74,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// What a sentence calls it at its beginning.
+    /// Its name at the beginning of a message.
     const fn title(self) -> &'static str {
         match self {
             Self::Name => "Name",
@@ -86,19 +86,19 @@ impl Field {
     }
 }
 
-/// Every field that is wrong, with a message for people. Messages never repeat the value.
+/// Every wrong field with a message. Messages never contain the value.
 pub type FieldErrors = Vec<(Field, String)>;
 
 impl Details {
-    /// Checks a client's data. `latest_day` is the last one that is not in the future.
+    /// Validates a client's data. `latest_day` is the latest date that is not in the future.
     ///
     /// # Errors
-    /// All fields that are wrong, not only the first.
+    /// All wrong fields.
     pub fn parse(input: Input, latest_day: NaiveDate) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::new();
-        let name = text(Field::Name, input.name, NAME_LENGTH, &mut errors);
+        let name = text(Field::Name, input.name, MAX_NAME_LENGTH, &mut errors);
         let email = email(input.email, &mut errors);
-        let address = text(Field::Address, input.address, ADDRESS_LENGTH, &mut errors);
+        let address = text(Field::Address, input.address, MAX_ADDRESS_LENGTH, &mut errors);
         let date_of_birth = input.date_of_birth.filter(|text| !is_blank(text));
         if date_of_birth.is_none() {
             errors.push((Field::DateOfBirth, "Date of birth is required".to_owned()));
@@ -114,14 +114,14 @@ impl Details {
     }
 }
 
-fn text(field: Field, value: Option<String>, most: usize, errors: &mut FieldErrors) -> Option<String> {
+fn text(field: Field, value: Option<String>, max_length: usize, errors: &mut FieldErrors) -> Option<String> {
     let title = field.title();
     let Some(value) = value.filter(|value| !is_blank(value)) else {
         errors.push((field, format!("{title} is required")));
         return None;
     };
-    if value.chars().count() > most {
-        errors.push((field, format!("{title} cannot exceed {most} characters")));
+    if value.chars().count() > max_length {
+        errors.push((field, format!("{title} cannot exceed {max_length} characters")));
         return None;
     }
     if value.contains('\0') {
@@ -144,9 +144,9 @@ fn email(value: Option<String>, errors: &mut FieldErrors) -> Option<String> {
     Some(value)
 }
 
-/// A date as patients have it: ISO 8601 with a year from 0001 to 9999, which PostgreSQL can hold.
+/// Parses an ISO 8601 date with a year from 0001 to 9999, which PostgreSQL can store.
 pub fn parse_date(text: &str) -> Option<NaiveDate> {
-    // chrono alone would take "2024-1-1" and years of any length.
+    // chrono also accepts "2024-1-1" and longer years.
     let date = text.parse::<NaiveDate>().ok().filter(|date| date.to_string() == text)?;
     (1..=9999).contains(&date.year()).then_some(date)
 }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn right_data_are_kept_as_they_are() {
+    fn valid_data_are_kept_verbatim() {
         let input = Input {
             name: Some(" Zoë O'Neill-Ώ 🩺 ".to_owned()),
             registered_date: Some("2026-07-01".to_owned()),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn every_missing_field_is_told_at_once() {
+    fn every_missing_field_is_reported_at_once() {
         let expected = ["Name is required", "Email is required", "Address is required", "Date of birth is required"];
         assert_eq!(messages(Input::default()), expected);
         let blank = || Some(" \t".to_owned());
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn emails_must_be_addresses() {
+    fn emails_must_be_valid() {
         for right in ["a@b", "jane.doe+tag@sub.example.org", "o'neill@example.org", "用户@例え.jp"] {
             assert!(Details::parse(Input { email: Some(right.to_owned()), ..input() }, today()).is_ok(), "{right}");
         }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_must_be_dates_and_not_in_the_future() {
+    fn dates_must_be_valid_and_not_in_the_future() {
         for wrong in ["yesterday", "2024-02-30", "2024-2-3", "0000-01-01", "+2024-1-01", "20240101", "2024-01-01T00:00"]
         {
             let message = messages(Input { date_of_birth: Some(wrong.to_owned()), ..input() });
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nul_character_is_refused() {
+    fn the_nul_character_is_rejected() {
         let input = Input { name: Some("a\0b".to_owned()), ..input() };
         assert_eq!(messages(input), ["Name must not contain the NUL character"]);
     }

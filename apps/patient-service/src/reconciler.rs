@@ -68,7 +68,7 @@ impl Reconciler {
         // A little more than any task is postponed for, so that a clock that is adjusted by milliseconds strands none.
         let longest_wait = lease.max(BACKOFF.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
         // While billing is away, its breaker lets one probe through now and then; more tasks would only fail.
-        let limit = if self.billing.is_away() { 1 } else { MAX_CONCURRENT };
+        let limit = if self.billing.is_unavailable() { 1 } else { MAX_CONCURRENT };
         let tasks = self.tasks.claim(limit, lease, longest_wait).await?;
         join_all(tasks.iter().map(|task| self.attempt(task))).await;
         Ok(tasks.len())
@@ -95,14 +95,14 @@ impl Reconciler {
             Ok(()) => {
                 RECONCILED.with_label_values(&["done"]).inc();
                 tracing::info!(trace_id, %patient_id, ?action, attempts, "billing reconciled");
-                self.tasks.done(task.action, &[task.patient_id]).await
+                self.tasks.complete(task.action, &[task.patient_id]).await
             }
             Err(error) if is_final(error) && task.rejections + 1 >= MAX_REJECTIONS => {
                 let moved = self.tasks.dead_letter(task, &error.to_string()).await;
                 if moved.is_ok() {
                     RECONCILED.with_label_values(&["dead_lettered"]).inc();
                     tracing::error!(trace_id, %patient_id, ?action, %error, attempts,
-                        "billing rejects a task for good; it is in billing_task_dead_letters");
+                        "billing task dead-lettered; it is in billing_task_dead_letters");
                 }
                 moved
             }
@@ -111,7 +111,7 @@ impl Reconciler {
                 let rejected = is_rejection(error);
                 if rejected && task.rejections == 0 {
                     tracing::warn!(trace_id, %patient_id, ?action, %error,
-                        "billing rejected a reconciliation call; it is tried again");
+                        "billing rejected a reconciliation call; it is retried");
                 }
                 self.tasks.postpone(task, Backoff::after(task.attempts, BACKOFF.0, BACKOFF.1), rejected).await
             }

@@ -1,7 +1,6 @@
-//! The use cases of the registry. Each change is one transaction; what it sets off is told to the parts that do it.
+//! The use cases. Each change is one transaction; afterwards the relay and the reconciler are notified of its events and tasks.
 
 use std::{
-    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,8 +20,8 @@ use crate::{
     store::{Change, IdempotencyKey, List, Listed, Store, StoreError, VersionCondition},
 };
 
-/// How far before UTC a day begins where it begins first (Kiritimati).
-const EARLIEST_DAY: TimeDelta = TimeDelta::hours(14);
+/// The time zone that is furthest ahead of UTC (Kiritimati).
+const MAX_UTC_OFFSET: TimeDelta = TimeDelta::hours(14);
 
 /// The registry of patients.
 #[derive(Clone)]
@@ -34,63 +33,48 @@ pub struct Registry {
     reconciler: Arc<Notify>,
 }
 
-/// A patient just registered, or registered before by the same request.
+/// A patient registered by this request, or earlier by the same one.
 #[derive(Clone, Debug)]
 pub struct Registered {
     /// The patient.
     pub patient: Patient,
-    /// The billing account; none while billing has not answered.
+    /// The billing account; none if billing has not answered in time.
     pub account: Option<Account>,
-    /// How long the commit took.
+    /// Time until the commit.
     pub stored_in: Duration,
-    /// How long billing took, or had.
+    /// Time of the call to billing.
     pub billed_in: Duration,
 }
 
 /// Why a use case failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such patient.
+    #[error("there is no such patient")]
     NotFound,
     /// Another patient has the email.
+    #[error("another patient has this email")]
     EmailTaken,
-    /// The patient's version is none that the client wants to change.
-    OtherVersion,
+    /// The patient's version does not meet the precondition.
+    #[error("the version of the patient does not meet the precondition")]
+    VersionMismatch,
     /// The idempotency key was used for another request.
+    #[error("the idempotency key was used for another request")]
     KeyReused,
-    /// The idempotency key was used for this request, and the patient that it made has been deleted.
+    /// The idempotency key was used for this request, and its patient has been deleted since.
+    #[error("the patient of this idempotency key has been deleted")]
     KeySpent,
-    /// The idempotency key was forgotten while it was looked up; the request may be repeated.
-    KeyForgotten,
-    /// The database could not do it.
-    Database(postgres::Error),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFound => f.write_str("there is no such patient"),
-            Self::EmailTaken => f.write_str("another patient has this email"),
-            Self::OtherVersion => f.write_str("the patient has another version"),
-            Self::KeyReused => f.write_str("the idempotency key was used for another request"),
-            Self::KeyForgotten => f.write_str("the idempotency key was forgotten while it was looked up"),
-            Self::KeySpent => f.write_str("the patient that this idempotency key made has been deleted"),
-            Self::Database(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl From<postgres::Error> for Error {
-    fn from(error: postgres::Error) -> Self {
-        Self::Database(error)
-    }
+    /// The idempotency key expired while it was looked up; the request may be repeated.
+    #[error("the idempotency key expired while it was looked up")]
+    KeyExpired,
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] postgres::Error),
 }
 
 impl Registry {
-    /// A registry of the patients in `store`. `relay` and `reconciler` are woken when there is something for them;
-    /// `completed` takes the accounts that a request itself has opened.
+    /// A registry of the patients in `store`. `relay` and `reconciler` are notified of new events and tasks; `completed`
+    /// receives the tasks that a request has completed itself.
     pub fn new(
         store: Store,
         billing: Arc<Billing>,
@@ -101,17 +85,17 @@ impl Registry {
         Self { store, billing, completed, relay, reconciler }
     }
 
-    /// The last day that is not in the future: the one that it is where days begin first, at UTC+14. A patient may be born
-    /// there, and registered by somebody there, while it is still yesterday elsewhere.
+    /// The latest date that is not in the future: today in UTC+14. A patient may be born and registered there while it is
+    /// still yesterday elsewhere.
     pub fn latest_day(&self) -> NaiveDate {
-        (Utc::now() + EARLIEST_DAY).date_naive()
+        (Utc::now() + MAX_UTC_OFFSET).date_naive()
     }
 
-    /// Registers a patient. With a key, repetitions of the request give the patient that the first one made.
+    /// Registers a patient. With a key, a repeated request returns the patient of the first one.
     ///
     /// # Errors
-    /// If the email is taken, the key does not fit, or the database cannot do it. Not if billing fails: its part is then
-    /// made up for later.
+    /// If the email is taken, the key belongs to another request, or the database fails. Not if billing fails: the
+    /// reconciler opens the account later.
     pub async fn register(
         &self,
         details: Details,
@@ -133,7 +117,7 @@ impl Registry {
                 patient
             }
             Err(StoreError::Database(error)) => return Err(Error::Database(error)),
-            // Which of the two a repetition meets first is the database's choice.
+            // Which of the two constraints a repeated request violates first is up to the database.
             Err(conflict @ (StoreError::EmailTaken | StoreError::KeyUsed)) => {
                 let repeated = match &key {
                     Some(key) => repeated(&store, key).await?,
@@ -142,8 +126,8 @@ impl Registry {
                 match (repeated, conflict) {
                     (Some(patient), _) => patient,
                     (None, StoreError::EmailTaken) => return Err(Error::EmailTaken),
-                    // The key was there a moment ago and was forgotten in between.
-                    (None, _) => return Err(Error::KeyForgotten),
+                    // The key has expired since the insert failed.
+                    (None, _) => return Err(Error::KeyExpired),
                 }
             }
         };
@@ -155,35 +139,35 @@ impl Registry {
         Ok(Registered { patient, account, stored_in, billed_in: started.elapsed() - stored_in })
     }
 
-    /// A patient.
+    /// Finds a patient.
     ///
     /// # Errors
-    /// If there is none of this id, or the database cannot be asked.
+    /// If there is none with this id, or the database fails.
     pub async fn find(&self, id: Uuid) -> Result<Patient, Error> {
         self.store.find(id).await?.ok_or(Error::NotFound)
     }
 
-    /// Patients in an order.
+    /// Lists patients.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
         Ok(self.store.with_shared_deadline().list(list).await?)
     }
 
-    /// Patients in an order, and how many there are in all, or how many its search finds.
+    /// Lists patients and counts all, or all that match the search.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn list_and_count(&self, list: &List) -> Result<(Vec<Listed>, i64), Error> {
         let store = self.store.with_shared_deadline();
         Ok((store.list(list).await?, store.count(list.search.as_ref()).await?))
     }
 
-    /// Replaces a patient's data, if the version is one that the change is for.
+    /// Replaces a patient's data if its version meets the condition.
     ///
     /// # Errors
-    /// If there is no such patient or version, the email is taken, or the database cannot do it.
+    /// If there is no such patient, its version does not meet the condition, the email is taken, or the database fails.
     pub async fn update(
         &self,
         id: Uuid,
@@ -202,10 +186,10 @@ impl Registry {
         Ok(patient)
     }
 
-    /// Deletes a patient, if the version is one that the change is for. Its billing account is closed soon after.
+    /// Deletes a patient if its version meets the condition. The reconciler closes its billing account.
     ///
     /// # Errors
-    /// If there is no such patient or version, or the database cannot do it.
+    /// If there is no such patient, its version does not meet the condition, or the database fails.
     pub async fn delete(&self, id: Uuid, condition: &VersionCondition, trace: TraceContext) -> Result<(), Error> {
         changed(self.store.delete(id, condition, trace).await?)?;
         self.relay.notify();
@@ -215,7 +199,7 @@ impl Registry {
     }
 }
 
-/// The patient that an earlier request with this key made; none if there was no such request.
+/// The patient of an earlier request with this key; none if there was no such request.
 async fn repeated(store: &Store, key: &IdempotencyKey) -> Result<Option<Patient>, Error> {
     match store.find_key(&key.key).await? {
         None => Ok(None),
@@ -228,11 +212,11 @@ fn changed<T>(change: Change<T>) -> Result<T, Error> {
     match change {
         Change::Done(value) => Ok(value),
         Change::NotFound => Err(Error::NotFound),
-        Change::OtherVersion => Err(Error::OtherVersion),
+        Change::VersionMismatch => Err(Error::VersionMismatch),
     }
 }
 
-/// Equal for equal data, and for practical purposes for no others.
+/// Identifies a request by its data (SHA-256).
 fn fingerprint(details: &Details) -> Vec<u8> {
     let Details { name, email, address, date_of_birth, registered_date } = details;
     let registered_date = registered_date.map(|date| date.to_string()).unwrap_or_default();
@@ -250,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fingerprint_tells_requests_apart() {
+    fn fingerprints_distinguish_requests() {
         let date = NaiveDate::from_ymd_opt(2000, 1, 1).unwrap();
         let details = |name: &str, email: &str, registered_date| Details {
             name: name.to_owned(),

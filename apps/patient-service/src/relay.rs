@@ -167,20 +167,17 @@ pub struct Step {
 }
 
 /// Why a step did not do all it should.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// Another instance has the lease.
+    #[error("the lease is not held")]
     NotLeased,
     /// The database could not do its part.
-    Database(postgres::Error),
+    #[error(transparent)]
+    Database(#[from] postgres::Error),
     /// The broker could not.
+    #[error(transparent)]
     Kafka(kafka::Error),
-}
-
-impl From<postgres::Error> for StepError {
-    fn from(error: postgres::Error) -> Self {
-        Self::Database(error)
-    }
 }
 
 impl Relay {
@@ -277,7 +274,7 @@ impl Relay {
             match self.watermark.check(source) {
                 Ids::Continue => return Ok(events),
                 Ids::OtherSource => {
-                    tracing::info!(last_id, "PostgreSQL was started anew or replaced; the whole outbox is read again");
+                    tracing::info!(last_id, "PostgreSQL was restarted or replaced; the whole outbox is read again");
                 }
                 Ids::WentBack => {
                     ID_REGRESSIONS.inc();
@@ -382,7 +379,7 @@ impl Relay {
         self.outbox.dead_letter(event.key(), &error.to_string()).await?;
         REFUSED.inc();
         let OutboxRow { patient_id, event_id, .. } = event;
-        tracing::error!(%patient_id, %event_id, %error, "event refused by the broker; it is in outbox_dead_letters");
+        tracing::error!(%patient_id, %event_id, %error, "event rejected by the broker; it is in outbox_dead_letters");
         Ok(())
     }
 

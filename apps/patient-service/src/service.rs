@@ -1,4 +1,4 @@
-//! What the service consists of, and how its parts are wired.
+//! The components of the service and how they are wired.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,11 +22,11 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Time for what goes on behind the requests to end after the last request: a batch in flight, and what it leads to.
+/// Time for the background tasks to end after the last request: a batch in flight and its deletion.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(6);
 
-/// Connections that requests cannot use up, besides `DATABASE_CONNECTIONS`: for a shard's relay, which reads while it
-/// deletes, and for the relays together at most; for the tasks of billing and old keys; for the leases; for readiness.
+/// Reserved connections besides `DATABASE_CONNECTIONS`, which requests cannot use up: for a shard's relay, which reads while it
+/// deletes, and at most for all relays; for billing tasks and idempotency keys; for leases; for readiness.
 const RELAY_CONNECTIONS: (usize, usize) = (2, 8);
 const TASK_CONNECTIONS: usize = 2;
 const LEASE_CONNECTIONS: usize = 1;
@@ -41,7 +41,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Binds the port. Nothing is connected yet: whatever is away does not keep the service from starting.
+    /// Binds the port. Nothing is connected yet, so unavailable dependencies do not keep the service from starting.
     ///
     /// # Errors
     /// If the port cannot be bound, or billing's address is not a valid URI.
@@ -56,29 +56,29 @@ impl Service {
         self.server.address()
     }
 
-    /// Serves until the shutdown; then finishes the requests, then what goes on behind them.
+    /// Serves until the shutdown, then finishes requests in flight, then the background tasks.
     ///
     /// # Errors
-    /// If a part of it fails, or does not end in time.
+    /// If a component fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
         let Self { server, database, billing, settings } = self;
         tracing::info!(http = %server.address(), "listening");
 
-        // Slow requests cannot keep events from being published, accounts from being opened or a lease from being renewed.
+        // Reserved, so that slow requests delay no event, no account and no renewal of a lease.
         let for_tasks = database.reserve("tasks", TASK_CONNECTIONS);
         let relay_connections = (RELAY_CONNECTIONS.0 * settings.relay.shards as usize).min(RELAY_CONNECTIONS.1);
         let for_leases = database.reserve("leases", LEASE_CONNECTIONS);
         let outbox = Outbox::new(database.reserve("relay", relay_connections)).with_leases_on(for_leases);
         let (store, tasks) = (Store::new(database.clone()), BillingTasks::new(for_tasks.clone()));
-        let (wake_relays, wake_reconciler) = (RelayWaker::new(settings.relay.shards), Arc::new(Notify::new()));
+        let (relay_waker, reconciler_notify) = (RelayWaker::new(settings.relay.shards), Arc::new(Notify::new()));
         let (completed, completed_task_deleter) = completed_tasks();
-        let registry = Registry::new(store, billing.clone(), completed, wake_relays.clone(), wake_reconciler.clone());
+        let registry = Registry::new(store, billing.clone(), completed, relay_waker.clone(), reconciler_notify.clone());
         let broker = BrokerState::default();
         let health = health(database.reserve("health", HEALTH_CONNECTIONS), &broker, &billing, shutdown.clone());
         let app = App::new(registry, billing.clone(), settings.http.limits.clone());
         let app = http::routes(app).operations(health).build();
 
-        // The background goes on until the last request has been answered.
+        // The background tasks run until the last request has been answered.
         let background = Shutdown::new();
         let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
         let mut group = TaskGroup::new(shutdown.clone());
@@ -93,9 +93,9 @@ impl Service {
         group.start("migration", migrate(database.clone(), shutdown));
         for shard in 0..settings.relay.shards {
             let relay = Relay::new(outbox.clone(), settings.relay.clone(), shard, broker.clone());
-            group.start("relay", relay.run(wake_relays.clone(), background.clone()));
+            group.start("relay", relay.run(relay_waker.clone(), background.clone()));
         }
-        group.start("reconciler", Reconciler::new(tasks.clone(), billing).run(wake_reconciler, background.clone()));
+        group.start("reconciler", Reconciler::new(tasks.clone(), billing).run(reconciler_notify, background.clone()));
         group.start("completed tasks", completed_task_deleter.run(tasks, background.clone()));
         group.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
         let outcome = group.join(drain).await;
@@ -110,7 +110,7 @@ impl Service {
 async fn migrate(database: Database, shutdown: Shutdown) {
     match database.migrate(&MIGRATIONS, &shutdown).await {
         Ok(()) => shutdown.wait().await,
-        // A part that ends early stops the service.
+        // A component that ends early stops the service.
         Err(error) => tracing::error!(%error, "the service cannot work on this database"),
     }
 }
@@ -125,13 +125,13 @@ fn health(database: Database, broker: &BrokerState, billing: &Arc<Billing>, shut
             }
         })
         .component("kafka", move || {
-            let trouble = broker.trouble();
-            async move { trouble.map_or_else(Component::up, Component::degraded) }
+            let error = broker.trouble();
+            async move { error.map_or_else(Component::up, Component::degraded) }
         })
         .component("billing", move || {
-            let away = billing.is_away().then(|| billing.address());
+            let unavailable_at = billing.is_unavailable().then(|| billing.address());
             async move {
-                away.map_or_else(Component::up, |address| {
+                unavailable_at.map_or_else(Component::up, |address| {
                     Component::degraded(format!("the billing service does not answer at {address}"))
                 })
             }

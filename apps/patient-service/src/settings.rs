@@ -8,20 +8,20 @@ use crate::relay;
 const BILLING_PORT: &str = "BILLING_SERVICE_GRPC_PORT";
 const DEFAULT_BILLING_PORT: u16 = 9001;
 
-/// Everything that can be set from outside.
+/// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The HTTP server.
     pub http: web::Settings,
     /// The database.
     pub database: postgres::Settings,
-    /// How to reach billing.
+    /// The client of the billing service.
     pub billing: grpc::ClientSettings,
-    /// How events are published.
+    /// The relays.
     pub relay: relay::Settings,
-    /// How long an `Idempotency-Key` is remembered.
+    /// How long an `Idempotency-Key` is kept.
     pub key_retention: Duration,
-    /// Where traces go.
+    /// OpenTelemetry.
     pub otlp: otlp::Settings,
 }
 
@@ -47,7 +47,7 @@ impl Settings {
             partitions: partitions.get() as i32,
             shards: shards.get() as i32,
             lease,
-            // After its id is taken, an insert has at most two statements, two pauses and the commit.
+            // An insert has at most two statements, two pauses and the commit after it has taken its id.
             late_commit: database.deadline * 5,
         };
         let key_retention = reader

@@ -19,7 +19,7 @@ mod insert;
 mod keys;
 mod list;
 
-pub use keys::ClockLook;
+pub use keys::ClockObservation;
 pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
 
 /// The names under which the schema reports that an email or a key is taken.
@@ -44,13 +44,16 @@ pub struct IdempotencyKey {
 }
 
 /// Why a patient was not stored.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another patient has the email.
+    #[error("another patient has this email")]
     EmailTaken,
     /// An earlier request had the key.
+    #[error("an earlier request used the idempotency key")]
     KeyUsed,
     /// The database could not do it.
+    #[error(transparent)]
     Database(Error),
 }
 
@@ -81,7 +84,7 @@ pub enum Change<T> {
     /// There is no such patient.
     NotFound,
     /// The patient's version is none that the change is for.
-    OtherVersion,
+    VersionMismatch,
 }
 
 impl Store {
@@ -200,7 +203,7 @@ impl Store {
 async fn missing<T>(connection: &mut PgConnection, id: Uuid) -> Result<Change<T>, sqlx::Error> {
     let row =
         query("-- patient exists\nSELECT 1 FROM patients WHERE id = $1").bind(id).fetch_optional(connection).await?;
-    Ok(if row.is_some() { Change::OtherVersion } else { Change::NotFound })
+    Ok(if row.is_some() { Change::VersionMismatch } else { Change::NotFound })
 }
 
 fn patient(row: &PgRow) -> Result<Patient, sqlx::Error> {

@@ -13,7 +13,7 @@ use billing_api::{
 use config::HostPort;
 use futures_lite::StreamExt as _;
 use grpc::{
-    CallError, Client, ClientSettings, Code, FailureKind, Health, Outgoing, Request, Response, Routes, Server,
+    Attempt, CallError, Client, ClientSettings, Code, FailureKind, Health, Request, Response, Routes, Server,
     ServerSettings, Status,
 };
 use original::billing_service_server::{BillingService, BillingServiceServer};
@@ -44,31 +44,31 @@ fn client(address: SocketAddr) -> Client {
 }
 
 async fn create(client: &Client) -> Result<BillingResponse, CallError> {
-    let call = |outgoing: Outgoing| async move {
-        let request = outgoing.request(BillingRequest::default());
-        Ok(BillingServiceClient::new(outgoing.channel()).create_billing_account(request).await?.into_inner())
+    let call = |attempt: Attempt| async move {
+        let request = attempt.request(BillingRequest::default());
+        Ok(BillingServiceClient::new(attempt.channel()).create_billing_account(request).await?.into_inner())
     };
     client.call("CreateBillingAccount", TraceContext::root(), call).await
 }
 
-/// Each call that an original does not have.
+/// Each method that an original does not have.
 async fn others(client: &Client) -> Vec<CallError> {
     let trace = TraceContext::root();
-    let get = |outgoing: Outgoing| async move {
-        let request = outgoing.request(GetBillingAccountRequest::default());
-        BillingServiceClient::new(outgoing.channel()).get_billing_account(request).await.map(drop)
+    let get = |attempt: Attempt| async move {
+        let request = attempt.request(GetBillingAccountRequest::default());
+        BillingServiceClient::new(attempt.channel()).get_billing_account(request).await.map(drop)
     };
-    let close = |outgoing: Outgoing| async move {
-        let request = outgoing.request(CloseBillingAccountRequest::default());
-        BillingServiceClient::new(outgoing.channel()).close_billing_account(request).await.map(drop)
+    let close = |attempt: Attempt| async move {
+        let request = attempt.request(CloseBillingAccountRequest::default());
+        BillingServiceClient::new(attempt.channel()).close_billing_account(request).await.map(drop)
     };
-    let record = |outgoing: Outgoing| async move {
-        let request = outgoing.request(RecordTransactionRequest::default());
-        BillingServiceClient::new(outgoing.channel()).record_transaction(request).await.map(drop)
+    let record = |attempt: Attempt| async move {
+        let request = attempt.request(RecordTransactionRequest::default());
+        BillingServiceClient::new(attempt.channel()).record_transaction(request).await.map(drop)
     };
-    let list = |outgoing: Outgoing| async move {
-        let request = outgoing.request(ListTransactionsRequest::default());
-        let mut list = BillingServiceClient::new(outgoing.channel()).list_transactions(request).await?.into_inner();
+    let list = |attempt: Attempt| async move {
+        let request = attempt.request(ListTransactionsRequest::default());
+        let mut list = BillingServiceClient::new(attempt.channel()).list_transactions(request).await?.into_inner();
         while list.next().await.transpose()?.is_some() {}
         Ok(())
     };
@@ -83,7 +83,7 @@ async fn others(client: &Client) -> Vec<CallError> {
 }
 
 #[test]
-fn calls_that_a_peer_does_not_have_are_no_outage_of_it() {
+fn methods_that_a_peer_does_not_have_are_no_outage() {
     runtime::block_on(2, async {
         let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(5) };
         let server = Server::bind(&settings).unwrap();
@@ -98,7 +98,7 @@ fn calls_that_a_peer_does_not_have_are_no_outage_of_it() {
                 assert!(error.is_permanent() && !error.is_outage());
             }
             assert_eq!(create(&client).await.unwrap().account_id, "12345");
-            assert!(!client.is_peer_away());
+            assert!(!client.is_breaker_open());
         }
         shutdown.trigger();
         serving.await.unwrap();
@@ -106,9 +106,9 @@ fn calls_that_a_peer_does_not_have_are_no_outage_of_it() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_told_with_its_cause() {
+fn an_unreachable_peer_is_reported_with_the_cause() {
     runtime::block_on(2, async {
-        // Bound and dropped: nobody listens there.
+        // A port that nobody listens on.
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let started = Instant::now();
         let error = create(&client(nobody)).await.unwrap_err();

@@ -14,14 +14,14 @@ use billing_api::{
 };
 use config::HostPort;
 use futures_lite::Stream;
-use grpc::{Client, ClientSettings, Health, Outgoing, Request, Response, Routes, Server, ServerSettings, Status};
+use grpc::{Attempt, Client, ClientSettings, Health, Request, Response, Routes, Server, ServerSettings, Status};
 use runtime::Shutdown;
 use telemetry::TraceContext;
 
 /// Threads of each side, as the services have them.
 const THREADS: usize = 1;
 
-/// Answers at once.
+/// Responds with a constant.
 struct Constant;
 
 #[grpc::async_trait]
@@ -78,7 +78,7 @@ async fn serve(port: u16) {
     shutdown.trigger_on_signals().expect("signals can be handled");
     let health = Health::not_serving("BillingService").await;
     let routes = Routes::new(BillingServiceServer::new(Constant));
-    server.serve(routes, health, DESCRIPTORS, shutdown).await.expect("it serves until it is told to end");
+    server.serve(routes, health, DESCRIPTORS, shutdown).await.expect("it serves until the shutdown");
 }
 
 /// Calls a second, over one connection.
@@ -95,10 +95,10 @@ async fn call(port: u16, callers: u64, seconds: u64) -> f64 {
             runtime::spawn(async move {
                 let mut count = 0_u64;
                 while Instant::now() < end {
-                    let call = |outgoing: Outgoing| {
-                        let request = outgoing.request(request());
+                    let call = |attempt: Attempt| {
+                        let request = attempt.request(request());
                         async move {
-                            let mut stub = BillingServiceClient::new(outgoing.channel());
+                            let mut stub = BillingServiceClient::new(attempt.channel());
                             stub.create_billing_account(request).await
                         }
                     };

@@ -16,16 +16,16 @@ use tonic::{
     transport::{Channel, Endpoint, Error},
 };
 
-use crate::{Breaker, CallError, FailureKind, breaker::Admission, budget::Budget};
+use crate::{Breaker, CallError, FailureKind, breaker::Admission, retry_budget::RetryBudget};
 
 /// Attempts at one call, the first one included.
 const ATTEMPTS: u32 = 3;
-/// The first pause between attempts, and the longest.
+/// Pauses between attempts: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(200));
-/// A connection that takes longer to be made is given up.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How often a quiet connection is asked for a sign of life while calls wait, and how long it may take: a peer that
-/// froze or vanished is noticed although TCP does not tell.
+/// Time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval between HTTP/2 pings while calls are in flight, and the time for the answer to one. They detect a peer that is
+/// frozen or gone without a RST.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(2));
 
 static CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -34,32 +34,31 @@ static CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
     metrics::latencies("grpc_client_call_duration_seconds", "Time of a gRPC call with its retries.", &["method"])
 });
-static BREAKER_OPEN: LazyLock<IntGaugeVec> = LazyLock::new(|| {
-    metrics::gauges("grpc_client_breaker_open", "1 while the circuit breaker refuses calls.", &["peer"])
-});
+static BREAKER_OPEN: LazyLock<IntGaugeVec> =
+    LazyLock::new(|| metrics::gauges("grpc_client_breaker_open", "1 while the circuit breaker is open.", &["peer"]));
 
-/// Where a client's peer is, and how long its calls may take.
+/// Settings of a client.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
-    /// The name of the peer, for logs and metrics.
+    /// Name of the peer in logs and metrics.
     pub peer: &'static str,
-    /// The name of the service that it offers, for traces.
+    /// Name of its gRPC service in traces.
     pub service: &'static str,
     /// Its address.
     pub address: HostPort,
-    /// The time for a call with all its retries.
+    /// Time for a call with all its retries.
     pub deadline: Duration,
 }
 
-/// A client of one gRPC service. Each call has one deadline over all its attempts; it is tried again only when the peer
-/// said UNAVAILABLE or the connection broke, and retries are within budget; it fails at once while the circuit breaker is
-/// open. A call may therefore arrive twice, and its method must be one that a repetition does not harm.
+/// A client of one gRPC service. A call has one deadline over all its attempts. It is retried only after UNAVAILABLE or a
+/// broken connection, and within the retry budget; it fails at once while the circuit breaker is open. A call may arrive
+/// twice, so its method has to be idempotent.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel,
     breaker: Breaker,
     outage: Outage,
-    budget: Budget,
+    budget: RetryBudget,
     settings: ClientSettings,
 }
 
@@ -70,35 +69,35 @@ impl Client {
     /// If the address cannot be part of a URI.
     pub fn new(settings: ClientSettings) -> Result<Self, Error> {
         let endpoint = Endpoint::from_shared(format!("http://{}", settings.address))?
-            .connect_timeout(CONNECT_LIMIT)
+            .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1);
-        // It spawns the connection's task on the tokio that it finds around it.
+        // It spawns the connection's task on the tokio runtime that it finds around it.
         let channel = smol::block_on(Compat::new(async { endpoint.connect_lazy() }));
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
-        Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: Budget::full(), settings })
+        Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: RetryBudget::full(), settings })
     }
 
-    /// Where the peer is.
+    /// Address of the peer.
     pub fn address(&self) -> &HostPort {
         &self.settings.address
     }
 
-    /// Whether the breaker is open: the peer has not answered for a while.
-    pub fn is_peer_away(&self) -> bool {
+    /// Whether the circuit breaker is open: the last calls had no answer.
+    pub fn is_breaker_open(&self) -> bool {
         self.breaker.is_open()
     }
 
-    /// Makes a call. `attempt` is called once for each attempt and does all of it, a stream's messages included.
+    /// Makes a call. `make` is called for each attempt and does all of it, including reading a stream.
     ///
     /// # Errors
-    /// The peer's last answer if it is an error, or why there is none.
+    /// The status of the last attempt, or why there is none.
     pub async fn call<T, F>(
         &self,
         method: &'static str,
         trace: TraceContext,
-        attempt: impl Fn(Outgoing) -> F,
+        make: impl Fn(Attempt) -> F,
     ) -> Result<T, CallError>
     where
         F: Future<Output = Result<T, Status>>,
@@ -106,9 +105,9 @@ impl Client {
         let started = Instant::now();
         let result = match self.breaker.admit(started) {
             Some(admission) => {
-                let attempts = Compat::new(self.attempts(started, method, trace, attempt));
+                let attempts = Compat::new(self.attempts(started, method, trace, make));
                 let result = timeout(self.settings.deadline, attempts).await;
-                let result = result.unwrap_or(Err(CallError::Late(self.settings.deadline)));
+                let result = result.unwrap_or(Err(CallError::Timeout(self.settings.deadline)));
                 self.report_to_breaker(admission, result.as_ref().err());
                 result
             }
@@ -128,22 +127,22 @@ impl Client {
         started: Instant,
         method: &'static str,
         trace: TraceContext,
-        attempt: impl Fn(Outgoing) -> F,
+        make: impl Fn(Attempt) -> F,
     ) -> Result<T, CallError>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         for number in 1.. {
-            let left = self.settings.deadline.saturating_sub(started.elapsed());
-            let outgoing = Outgoing { channel: self.channel.clone(), left, trace: trace.child() };
-            let mut span = Span::start(outgoing.trace, SpanKind::Client, "gRPC");
+            let remaining = self.settings.deadline.saturating_sub(started.elapsed());
+            let attempt = Attempt { channel: self.channel.clone(), remaining, trace: trace.child() };
+            let mut span = Span::start(attempt.trace, SpanKind::Client, "gRPC");
             if span.is_recorded() {
                 describe(&mut span, &format!("{}/{method}", self.settings.service));
                 span.set("peer.service", self.settings.peer);
             }
-            // Boxed, because a call's future takes kilobytes and would be part of every handler's.
-            let result = Box::pin(attempt(outgoing)).await;
+            // Boxed, because a call's future takes kilobytes and would be part of every caller's.
+            let result = Box::pin(make(attempt)).await;
             end(span, &result);
             match result {
                 Ok(answer) => {
@@ -152,7 +151,7 @@ impl Client {
                 }
                 Err(status) => {
                     let error = CallError::from_status(status);
-                    // A peer that let the deadline pass is not asked again: nothing is left of it, and the peer is busy.
+                    // DEADLINE_EXCEEDED is not retried: no time is left, and the peer is busy.
                     let may_retry = matches!(error.code(), None | Some(Code::Unavailable));
                     if may_retry {
                         self.budget.failure();
@@ -178,41 +177,41 @@ impl Client {
                         peer,
                         %address,
                         %error,
-                        "the peer is away; calls to it fail at once until it is back"
+                        "peer unavailable; calls to it fail at once until a probe succeeds"
                     );
                 }
             }
-            // An answer, whatever it says, is a sign of life.
+            // Any answer, also an error, shows that the peer is up.
             _ => {
                 if self.breaker.success() {
                     BREAKER_OPEN.with_label_values(&[peer]).set(0);
                     let lasted_ms = self.outage.recovered().map(|lasted| lasted.as_millis() as u64);
-                    tracing::info!(peer, %address, lasted_ms, "the peer is back");
+                    tracing::info!(peer, %address, lasted_ms, "peer available again");
                 }
             }
         }
     }
 }
 
-/// What one attempt at a call needs.
+/// One attempt at a call: its channel, the time that is left, and its trace.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct Attempt {
     channel: Channel,
-    left: Duration,
+    remaining: Duration,
     trace: TraceContext,
 }
 
-impl Outgoing {
+impl Attempt {
     /// The channel for a generated client.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// A request with the time that is left, so that the peer stops when nobody waits any more, with the trace, and with what the caller
-    /// wants to be passed on.
+    /// A request with `grpc-timeout`, so that the peer stops when nobody waits any more, `traceparent`, and the caller's
+    /// `tracestate` and `baggage`.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.left);
+        request.set_timeout(self.remaining);
         let traceparent = self.trace.to_string().parse().expect("hexadecimal digits and dashes");
         request.metadata_mut().insert(TraceContext::HEADER, traceparent);
         for (name, value) in Propagated::current().headers() {
@@ -222,7 +221,7 @@ impl Outgoing {
     }
 }
 
-/// What a span tells of a call to a method, written as `service/method`.
+/// Sets the name and the attributes of a call's span. `method` is written as `service/method`.
 pub(crate) fn describe(span: &mut Span, method: &str) {
     span.rename(|| method.to_owned());
     span.set("rpc.system", "grpc");
@@ -232,7 +231,7 @@ pub(crate) fn describe(span: &mut Span, method: &str) {
     }
 }
 
-/// The attribute with a call's status code.
+/// The attribute for a call's status code.
 pub(crate) const STATUS_CODE: &str = "rpc.grpc.status_code";
 
 fn end<T>(mut span: Span, result: &Result<T, Status>) {
@@ -241,7 +240,7 @@ fn end<T>(mut span: Span, result: &Result<T, Status>) {
     if code == Code::Ok { span.end() } else { span.fail(code_name(code)) }
 }
 
-/// The name of a status code as gRPC writes it, in lower case.
+/// gRPC's name of a status code, in lower case.
 pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "ok",

@@ -1,4 +1,4 @@
-//! The open connections of a server: how many, what each waits for, and since when.
+//! The open connections of a server, and which of them have waited for their client for too long.
 
 use std::{
     collections::HashMap,
@@ -19,12 +19,12 @@ use smol::net::TcpStream;
 
 use crate::Limits;
 
-/// No wait begins at this time.
-const NOT_WAITING: u64 = u64::MAX;
-/// Bytes of HTTP/2's preface and of a frame's head. A client that sends no more than these has not begun.
-const FIRST_BYTES: usize = 24 + 9;
+/// Stands for: no write is blocked.
+const NOT_BLOCKED: u64 = u64::MAX;
+/// Bytes of HTTP/2's preface and the first frame's header. A client that has sent fewer has not completed the handshake.
+const HANDSHAKE_BYTES: usize = 24 + 9;
 
-/// Milliseconds since a moment of the server's own: times that fit an atomic.
+/// Monotonic time in milliseconds since the start of the server, which fits an atomic.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -39,7 +39,7 @@ impl Clock {
 
     /// Whether more than `limit` has passed since then.
     pub(crate) fn is_past(self, since: u64, limit: Duration) -> bool {
-        // A time that has been written since is none that has passed.
+        // Another thread may have written a later time than our `now`.
         u128::from(self.now().saturating_sub(since)) > limit.as_millis()
     }
 }
@@ -57,43 +57,43 @@ impl Connections {
         Arc::new(Self { open: Mutex::default(), closed: Event::new(), next: AtomicU64::new(0), clock })
     }
 
-    /// Takes a connection in, which is forgotten when the result is dropped.
-    pub(crate) fn register(self: &Arc<Self>, stream: TcpStream) -> Registered {
+    /// Registers a connection until the result is dropped.
+    pub(crate) fn register(self: &Arc<Self>, stream: TcpStream) -> ConnectionGuard {
         let now = self.clock.now();
         let connection = Arc::new(Connection {
             stream,
             clock: self.clock,
             opened: now,
             received: AtomicUsize::new(0),
-            used: AtomicU64::new(now),
-            running: AtomicUsize::new(0),
-            write_since: AtomicU64::new(NOT_WAITING),
+            last_used: AtomicU64::new(now),
+            active_calls: AtomicUsize::new(0),
+            blocked_since: AtomicU64::new(NOT_BLOCKED),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, connection.clone());
-        Registered { id, connection, all: self.clone() }
+        ConnectionGuard { id, connection, all: self.clone() }
     }
 
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// Closes and forgets the connection that has been of no use for longest; false if calls are at work on each.
-    pub(crate) fn close_least_used(&self) -> bool {
+    /// Closes the least recently used connection without active calls; false if each has some.
+    pub(crate) fn close_least_recently_used(&self) -> bool {
         let mut open = self.lock();
-        let unused = open.iter().filter(|(_, connection)| connection.running.load(Ordering::Relaxed) == 0);
-        let longest = unused.map(|(id, connection)| (connection.used.load(Ordering::Relaxed), *id)).min();
-        let closed = longest.and_then(|(_, id)| open.remove(&id));
+        let idle = open.iter().filter(|(_, connection)| connection.active_calls.load(Ordering::Relaxed) == 0);
+        let least_recent = idle.map(|(id, connection)| (connection.last_used.load(Ordering::Relaxed), *id)).min();
+        let closed = least_recent.and_then(|(_, id)| open.remove(&id));
         closed.inspect(|connection| connection.close()).is_some()
     }
 
-    /// Closes those whose client has kept the server waiting for too long.
+    /// Closes connections whose client has not completed the handshake, or has read nothing, for too long.
     pub(crate) fn close_overdue(&self, limits: &Limits) {
         for connection in self.lock().values() {
-            let begun = connection.received.load(Ordering::Relaxed) >= FIRST_BYTES;
-            let write_since = connection.write_since.load(Ordering::Relaxed);
-            if (!begun && self.clock.is_past(connection.opened, limits.handshake))
-                || self.clock.is_past(write_since, limits.write_wait)
+            let has_begun = connection.received.load(Ordering::Relaxed) >= HANDSHAKE_BYTES;
+            let blocked_since = connection.blocked_since.load(Ordering::Relaxed);
+            if (!has_begun && self.clock.is_past(connection.opened, limits.handshake))
+                || self.clock.is_past(blocked_since, limits.write_wait)
             {
                 connection.close();
             }
@@ -104,7 +104,7 @@ impl Connections {
         self.lock().values().for_each(|connection| connection.close());
     }
 
-    /// Ends when no connection is open.
+    /// Waits until no connection is open.
     pub(crate) async fn all_closed(&self) {
         loop {
             let listener = self.closed.listen();
@@ -116,30 +116,30 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
-        // Nothing can panic while it is held.
+        // Nothing panics while it is held.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's place among the open ones.
-pub(crate) struct Registered {
+/// A registered connection. Dropping it removes the connection from the open ones.
+pub(crate) struct ConnectionGuard {
     id: u64,
     connection: Arc<Connection>,
     all: Arc<Connections>,
 }
 
-impl Registered {
+impl ConnectionGuard {
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
-    /// The connection's bytes, watched.
-    pub(crate) fn io(&self) -> WatchedIo {
-        WatchedIo { inner: self.connection.stream.clone(), connection: self.connection.clone() }
+    /// The connection's stream, observed.
+    pub(crate) fn io(&self) -> ObservedIo {
+        ObservedIo { inner: self.connection.stream.clone(), connection: self.connection.clone() }
     }
 }
 
-impl Drop for Registered {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.all.lock().remove(&self.id);
         self.all.closed.notify(usize::MAX);
@@ -151,69 +151,69 @@ pub(crate) struct Connection {
     stream: TcpStream,
     clock: Clock,
     opened: u64,
-    /// Bytes received, as far as they matter.
+    /// Bytes received, counted up to [`HANDSHAKE_BYTES`].
     received: AtomicUsize,
-    /// When it last did what connections are for.
-    used: AtomicU64,
-    /// Calls whose handlers are at work.
-    running: AtomicUsize,
-    /// Since when the client has taken no byte.
-    write_since: AtomicU64,
+    /// When a call last ended, or the client last read from a response.
+    last_used: AtomicU64,
+    /// Calls that the service is handling.
+    active_calls: AtomicUsize,
+    /// Since when a write has been blocked.
+    blocked_since: AtomicU64,
 }
 
 impl Connection {
-    /// A call's handler is at work until the result is dropped.
-    pub(crate) fn run(self: &Arc<Self>) -> Running {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        Running(self.clone())
+    /// Counts a call as active until the result is dropped.
+    pub(crate) fn begin_call(self: &Arc<Self>) -> ActiveCall {
+        self.active_calls.fetch_add(1, Ordering::Relaxed);
+        ActiveCall(self.clone())
     }
 
-    /// Its client has sent a whole request, or taken a part of an answer.
-    pub(crate) fn use_now(&self) {
-        self.used.store(self.clock.now(), Ordering::Relaxed);
+    /// Marks it as used now.
+    pub(crate) fn touch(&self) {
+        self.last_used.store(self.clock.now(), Ordering::Relaxed);
     }
 
-    /// Reads of the connection end and writes fail from now on, so that its task ends by itself.
+    /// Ends reads and fails writes, so that the connection's task ends by itself.
     fn close(&self) {
         // It may be closed already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-/// A call's handler is at work.
-pub(crate) struct Running(Arc<Connection>);
+/// A call that the service is handling.
+pub(crate) struct ActiveCall(Arc<Connection>);
 
-impl Drop for Running {
+impl Drop for ActiveCall {
     fn drop(&mut self) {
-        self.0.use_now();
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch();
+        self.0.active_calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A connection's bytes; remembers whether its client has begun, and when a write had to wait.
-pub(crate) struct WatchedIo {
+/// A connection's stream; records the bytes of the handshake, and since when a write has been blocked.
+pub(crate) struct ObservedIo {
     inner: TcpStream,
     connection: Arc<Connection>,
 }
 
-impl WatchedIo {
-    fn watch<T>(&self, write: Poll<T>) -> Poll<T> {
-        let since = &self.connection.write_since;
+impl ObservedIo {
+    fn observe<T>(&self, write: Poll<T>) -> Poll<T> {
+        let since = &self.connection.blocked_since;
         if write.is_ready() {
-            since.store(NOT_WAITING, Ordering::Relaxed);
-        } else if since.load(Ordering::Relaxed) == NOT_WAITING {
+            since.store(NOT_BLOCKED, Ordering::Relaxed);
+        } else if since.load(Ordering::Relaxed) == NOT_BLOCKED {
             since.store(self.connection.clock.now(), Ordering::Relaxed);
         }
         write
     }
 }
 
-impl AsyncRead for WatchedIo {
+impl AsyncRead for ObservedIo {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let read = Pin::new(&mut self.inner).poll_read(context, buffer);
         if let Poll::Ready(Ok(count)) = read {
             let received = &self.connection.received;
-            if received.load(Ordering::Relaxed) < FIRST_BYTES {
+            if received.load(Ordering::Relaxed) < HANDSHAKE_BYTES {
                 received.fetch_add(count, Ordering::Relaxed);
             }
         }
@@ -221,10 +221,10 @@ impl AsyncRead for WatchedIo {
     }
 }
 
-impl AsyncWrite for WatchedIo {
+impl AsyncWrite for ObservedIo {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.watch(written)
+        self.observe(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,34 +1,34 @@
-//! gRPC for services: tonic behind the tokio compat bridge.
+//! gRPC on smol: a server and a client for the code that tonic generates.
 //!
-//! tonic's client and its reflection need tokio's reactor and timers. Only this library (and libs/kafka) knows that: its
-//! futures can be awaited on smol, because they run whole inside the bridge. tonic's server is left out: it has no bound on
-//! connections, on calls and on what waits to be sent, and CANCELLED for a deadline that has passed. [`Server`] gives tonic's
-//! services to hyper's `http2`, on smol, as libs/web does with `http1`.
+//! tonic's client and reflection need tokio's reactor and timers. Their futures can be awaited on smol, because they run
+//! inside async-compat; only this library and libs/kafka know that. tonic's own server is not used: it bounds neither
+//! connections, calls nor send buffers, and answers CANCELLED when a deadline passes. [`Server`] serves tonic's services with
+//! hyper's `http2` on smol, as libs/web does with `http1`.
 //!
-//! What it does not do: TLS, name resolution beyond the system's, anything that tonic does by itself.
+//! It knows no service and no message. It has neither TLS nor a name resolver of its own.
 
-mod answer;
 mod breaker;
-mod budget;
+mod call_error;
 mod calls;
 mod client;
 mod connections;
-mod failure;
+mod handler;
 mod limits;
 mod observe;
+mod retry_budget;
 mod server;
 mod target;
 
 pub use breaker::{Admission, Breaker};
-pub use client::{Client, ClientSettings, Outgoing};
-pub use failure::{CallError, FailureKind};
+pub use call_error::{CallError, FailureKind};
+pub use client::{Attempt, Client, ClientSettings};
 pub use limits::Limits;
 pub use server::{Health, Server, ServerSettings};
 pub use target::Target;
 pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
 
-/// The trace that a call belongs to.
+/// The trace of a call.
 pub fn trace<T>(request: &Request<T>) -> telemetry::TraceContext {
-    // `observe` sets it on every call; a call made by a test without a server begins its own trace.
+    // `observe` sets it on every call that comes through a server.
     request.extensions().get().copied().unwrap_or_else(telemetry::TraceContext::root)
 }

@@ -1,37 +1,38 @@
 use std::time::Duration;
 
-/// Bounds on what clients can make a server hold, and for how long.
+/// Bounds on a server's memory and on how long it waits for clients.
 ///
-/// What clients can make it hold is about [`request_bytes`](Self::request_bytes), 100 KB for each answer under way, 100 KB for
-/// each call at work, and 50 KB for each connection: with the defaults, less than 45 MB in all.
+/// The memory is about [`request_bytes`](Self::request_bytes), 100 KB for each response that is being sent, 100 KB for each
+/// call in flight, and 50 KB for each connection: with the defaults, less than 45 MB in all.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections. Above it, the one that has been of no use for longest is closed for the new one.
+    /// Open connections. Above it, the least recently used one is closed for the new one.
     pub connections: usize,
-    /// Calls at once on one connection. A client holds further ones back by itself.
+    /// Concurrent calls on one connection (`SETTINGS_MAX_CONCURRENT_STREAMS`).
     pub streams: u32,
-    /// Bytes of a call's head, as HTTP/2 counts them. Above it, 431.
+    /// Bytes of a call's header list, as HTTP/2 counts them. Above it, 431.
     pub head: u32,
     /// Bytes of a call's request. Above it, OUT_OF_RANGE.
     pub request: usize,
-    /// Bytes of all requests that have no answer yet. Above it, the requests that have been incomplete for longest are given
-    /// up for new ones, and if there are none, new calls get RESOURCE_EXHAUSTED.
+    /// Bytes of all requests that have no response yet. Above it, the oldest incomplete requests are evicted for new ones, and
+    /// if there are none, new calls get RESOURCE_EXHAUSTED.
     pub request_bytes: usize,
-    /// Calls whose handlers are at work. Above it, complete requests wait for their turn.
-    pub running: usize,
-    /// How long a complete request waits for its turn. After it, RESOURCE_EXHAUSTED.
-    pub turn_wait: Duration,
-    /// Answers that are being sent. Above it, the one whose reader has taken nothing for longest is broken off.
-    pub sending: usize,
-    /// Time from a call's head to its answer's head, whatever the client's own deadline is. After it, DEADLINE_EXCEEDED.
+    /// Calls that the service handles at once. Above it, complete requests wait in a queue.
+    pub in_flight: usize,
+    /// How long a complete request waits in the queue. After it, RESOURCE_EXHAUSTED.
+    pub queue_wait: Duration,
+    /// Responses that are being sent. Above it, the one whose client has read nothing for longest is aborted.
+    pub responses: usize,
+    /// Time from a call's headers to the response's headers, whatever the client's own deadline is. After it,
+    /// DEADLINE_EXCEEDED.
     pub call: Duration,
-    /// Time in which the client of an answer takes nothing of it. After it, the answer is broken off.
+    /// Time in which a client reads nothing of a response. After it, the response is aborted.
     pub reader_wait: Duration,
-    /// Time from a connection's start to the client's first frame.
+    /// Time from a connection's start to the client's first frame. After it, the connection is closed.
     pub handshake: Duration,
-    /// Time without the client taking any byte from the connection.
+    /// Time in which a client reads nothing from the connection. After it, the connection is closed.
     pub write_wait: Duration,
-    /// How often a connection is asked for a sign of life, and how long that may take.
+    /// Interval between HTTP/2 pings on a connection, and the time for the answer to one.
     pub keep_alive: (Duration, Duration),
 }
 
@@ -43,9 +44,9 @@ impl Default for Limits {
             head: 8 * 1024,
             request: 64 * 1024,
             request_bytes: 16 * 1024 * 1024,
-            running: 128,
-            turn_wait: Duration::from_secs(2),
-            sending: 128,
+            in_flight: 128,
+            queue_wait: Duration::from_secs(2),
+            responses: 128,
             call: Duration::from_secs(10),
             reader_wait: Duration::from_secs(300),
             handshake: Duration::from_secs(5),

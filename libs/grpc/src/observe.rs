@@ -1,4 +1,4 @@
-//! What holds for every call that a server answers: its span, its metrics, its trace.
+//! Spans, metrics and log context of a server's calls.
 
 use std::{
     future::Future,
@@ -23,19 +23,23 @@ use tracing::Instrument as _;
 
 use crate::client::{STATUS_CODE, code_name, describe};
 
-/// Where the head or the trailers of an answer have its status.
+/// The status, in the headers or the trailers of a response.
 const STATUS: &str = "grpc-status";
 
 static CALLS: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("grpc_server_calls_total", "gRPC calls answered.", &["method", "code"]));
 static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
-    metrics::latencies("grpc_server_call_duration_seconds", "Time from a gRPC call to its answer's head.", &["method"])
+    metrics::latencies(
+        "grpc_server_call_duration_seconds",
+        "Time from a gRPC call to the headers of its response.",
+        &["method"],
+    )
 });
 
-/// Answers a call and tells of it.
+/// Handles a call, with its span, log context and metrics.
 pub(crate) async fn observe<B, F>(
     mut request: Request<B>,
-    answer: impl FnOnce(Request<B>) -> F,
+    respond: impl FnOnce(Request<B>) -> F,
 ) -> Response<ObservedBody>
 where
     F: Future<Output = Response<tonic::body::Body>>,
@@ -48,12 +52,12 @@ where
     request.extensions_mut().insert(trace);
     let method = request.uri().path().trim_start_matches('/').to_owned();
     let mut span = server_span(trace, &method);
-    let lines = tracing::info_span!("call", trace_id = trace.trace_id(), method);
-    let response = propagated.scope(span.scope(answer(request).instrument(lines))).await;
-    // A call that fails before its first message says so in the head; what becomes of the others, their trailers say.
+    let log_context = tracing::info_span!("call", trace_id = trace.trace_id(), method);
+    let response = propagated.scope(span.scope(respond(request).instrument(log_context))).await;
+    // A call that fails before its first message has its status in the headers, any other in the trailers.
     let failed = response.headers().get(STATUS).map(|value| Code::from_bytes(value.as_bytes()));
     let code = failed.unwrap_or(Code::Ok);
-    // A method that does not exist is a client's word, which would grow the metrics without bound.
+    // Names of methods that do not exist come from clients and would be an unbounded label.
     let method = if code == Code::Unimplemented { "(none)".to_owned() } else { method };
     LATENCY.with_label_values(&[&method]).observe(started.elapsed().as_secs_f64());
     describe(&mut span, &method);
@@ -72,10 +76,10 @@ where
     })
 }
 
-/// The body of an answer, whose end is counted.
+/// The body of a response; its end is counted.
 pub(crate) struct ObservedBody {
     body: tonic::body::Body,
-    /// None when it has been counted.
+    /// None once it has been counted.
     method: Option<String>,
 }
 
@@ -112,18 +116,18 @@ impl Body for ObservedBody {
 
 impl Drop for ObservedBody {
     fn drop(&mut self) {
-        // Its client has gone, or it was broken off.
+        // The client has reset the stream, or the response was aborted.
         self.count(Code::Cancelled);
     }
 }
 
-/// The span of a call, which gets its name once it is known that there is such a method. Probes would only be noise.
+/// The span of a call. Its name is set once it is known that the method exists. Health checks and reflection have none.
 fn server_span(trace: TraceContext, method: &str) -> Span {
     let operation = method.starts_with("grpc.");
     if operation || !span::is_collected() { Span::NONE } else { Span::start(trace, SpanKind::Server, "gRPC") }
 }
 
-/// Whether an answer tells of a fault of the server's, rather than of the call.
+/// Whether a status is the server's fault, rather than the client's.
 fn is_fault(code: Code) -> bool {
     use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
     matches!(code, DataLoss | DeadlineExceeded | Internal | Unavailable | Unimplemented | Unknown)

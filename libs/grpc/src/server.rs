@@ -23,19 +23,19 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     Limits,
-    answer::Answering,
     calls::{Call, Calls},
-    connections::{Clock, Connections, Registered},
+    connections::{Clock, ConnectionGuard, Connections},
+    handler::Handler,
     observe::observe,
 };
 
-/// How often connections and answers are looked over; the precision of every limit on waiting for a client.
-const LOOK_OVER: Duration = Duration::from_secs(1);
-/// Pause after a failed `accept`, which fails again at once as long as descriptors are short.
+/// How often overdue connections and responses are looked for: the precision of the limits on waiting for a client.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a failed `accept`, which fails again at once while file descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of requests that a connection may have sent and nobody has read, in all and for one call; they are read at once.
+/// Flow-control windows, in bytes: of a connection and of a stream. Requests are read at once, so small ones are enough.
 const WINDOWS: (u32, u32) = (64 * 1024, 16 * 1024);
-/// Bytes of an answer that wait for the connection.
+/// Bytes of a response that hyper buffers.
 const SEND_BUFFER: usize = 16 * 1024;
 
 static OPEN: LazyLock<IntGauge> = LazyLock::new(|| metrics::gauge("grpc_connections", "Open gRPC connections."));
@@ -82,19 +82,19 @@ impl Server {
         Ok(Self { listener: Async::new(listener)?, address, drain: settings.drain, limits })
     }
 
-    /// Bounds what clients can make it hold, in place of the defaults.
-    pub fn limited(mut self, limits: Limits) -> Self {
+    /// Sets the limits in place of the defaults.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// The bound address, with the port in use.
+    /// The bound address, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until the shutdown, then finishes the calls in flight within the limit for it. `descriptors` is the
-    /// compiled form of the services' files, for reflection.
+    /// Serves until the shutdown, then finishes the calls in flight within [`ServerSettings::drain`]. `descriptors` is the
+    /// `FileDescriptorSet` of the services, encoded, for reflection.
     ///
     /// # Errors
     /// If the descriptors are malformed.
@@ -119,39 +119,39 @@ impl Server {
         let clock = Clock::start();
         let calls = Calls::new(limits.clone(), clock);
         let connections = Connections::new(clock);
-        let answering = Answering { routes, limits: Arc::new(limits), calls: calls.clone() };
-        let serve = Serve { answering, connections: connections.clone(), shutdown: shutdown.clone() };
-        let limits = serve.answering.limits.clone();
-        let look_over = async {
+        let handler = Handler { routes, limits: Arc::new(limits), calls: calls.clone() };
+        let acceptor = Acceptor { handler, connections: connections.clone(), shutdown: shutdown.clone() };
+        let limits = acceptor.handler.limits.clone();
+        let sweep = async {
             loop {
-                smol::Timer::after(LOOK_OVER).await;
+                smol::Timer::after(SWEEP_INTERVAL).await;
                 connections.close_overdue(&limits);
-                calls.break_off_overdue();
+                calls.abort_overdue();
             }
         };
-        shutdown.run_until_stopped(or(serve.accept(&listener), look_over)).await;
+        shutdown.run_until_stopped(or(acceptor.accept(&listener), sweep)).await;
         drop(listener);
         for name in ["", health.name] {
             health.reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
-        // A client that keeps its connection open, or an answer's reader that takes nothing, could hold the end up for ever.
+        // A client that keeps its connection open, or does not read its response, must not prolong the drain.
         if timeout(drain, connections.all_closed()).await.is_err() {
-            tracing::warn!(connections = connections.count(), "gRPC calls broken off by the end of the drain");
+            tracing::warn!(connections = connections.count(), "gRPC connections closed at the end of the drain");
             connections.close_all();
         }
         Ok(())
     }
 }
 
-/// What every connection of a server shares.
+/// Accepts and serves connections.
 #[derive(Clone)]
-struct Serve {
-    answering: Answering,
+struct Acceptor {
+    handler: Handler,
     connections: Arc<Connections>,
     shutdown: Shutdown,
 }
 
-impl Serve {
+impl Acceptor {
     async fn accept(&self, listener: &Async<TcpListener>) {
         let outage = Outage::new();
         loop {
@@ -163,12 +163,12 @@ impl Serve {
                     self.admit(stream);
                 }
                 Err(error) => {
-                    // A client that gave up while it waited is no news; a lack of descriptors is.
+                    // ECONNABORTED is a client that left before it was accepted; anything else is our own lack of resources.
                     if error.kind() != io::ErrorKind::ConnectionAborted {
                         if outage.failed(&error.to_string()) {
                             tracing::warn!(%error, "cannot accept gRPC connections");
                         }
-                        self.connections.close_least_used();
+                        self.connections.close_least_recently_used();
                     }
                     smol::Timer::after(ACCEPT_PAUSE).await;
                 }
@@ -177,32 +177,32 @@ impl Serve {
     }
 
     fn admit(&self, stream: Async<std::net::TcpStream>) {
-        let is_full = self.connections.count() >= self.answering.limits.connections;
-        if is_full && !self.connections.close_least_used() {
-            // Its client sees a connection that is closed before anything was sent: UNAVAILABLE, and safe to try again.
+        let is_full = self.connections.count() >= self.handler.limits.connections;
+        if is_full && !self.connections.close_least_recently_used() {
+            // The client sees a connection that closes before any frame: UNAVAILABLE, which is safe to retry.
             return;
         }
         let stream = TcpStream::from(stream);
-        // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
+        // With Nagle's algorithm, a response in two writes waits for the client's delayed ACK, about 40 ms.
         if stream.set_nodelay(true).is_ok() {
-            let registered = self.connections.register(stream);
-            runtime::spawn(self.clone().connection(registered)).detach();
+            let guard = self.connections.register(stream);
+            runtime::spawn(self.clone().connection(guard)).detach();
         }
     }
 
-    async fn connection(self, registered: Registered) {
+    async fn connection(self, guard: ConnectionGuard) {
         let _open = metrics::track(&OPEN);
         let spawner = Spawner::default();
-        let answer = |request| {
+        let service = |request| {
             let call = Arc::<Call>::default();
             spawner.next(call.clone());
-            let (answering, connection) = (self.answering.clone(), registered.connection().clone());
+            let (handler, connection) = (self.handler.clone(), guard.connection().clone());
             async move {
-                let answer = |request| answering.answer(request, call, connection);
-                Ok::<_, Infallible>(Box::pin(observe(request, answer)).await)
+                let respond = |request| handler.respond(request, call, connection);
+                Ok::<_, Infallible>(Box::pin(observe(request, respond)).await)
             }
         };
-        let limits = &self.answering.limits;
+        let limits = &self.handler.limits;
         let mut builder = http2::Builder::new(spawner.clone());
         builder
             .timer(SmolTimer::new())
@@ -213,7 +213,7 @@ impl Serve {
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(limits.keep_alive.0)
             .keep_alive_timeout(limits.keep_alive.1);
-        let connection = builder.serve_connection(FuturesIo::from(registered.io()), service_fn(answer));
+        let connection = builder.serve_connection(FuturesIo::from(guard.io()), service_fn(service));
         let mut connection = pin!(connection);
         let stopping = async {
             self.shutdown.wait().await;
@@ -227,22 +227,22 @@ impl Serve {
             }
         };
         if let Err(error) = outcome {
-            // The client broke off or sent what is no HTTP/2: its affair, and hyper has answered what can be answered.
-            tracing::debug!(%error, "a gRPC connection ended early");
+            // The client reset it or does not speak HTTP/2; hyper has sent the GOAWAY.
+            tracing::debug!(%error, "a gRPC connection ended with an error");
         }
     }
 }
 
-/// Runs the calls of a connection, each until it ends or is broken off.
+/// Runs the calls of a connection, each until it ends or is aborted.
 #[derive(Clone, Default)]
 struct Spawner {
-    /// The call that hyper runs next: it runs the future of a call as soon as it has it.
+    /// The call that hyper spawns next: it spawns a call's future as soon as the service has returned it.
     call: Arc<Mutex<Option<Arc<Call>>>>,
 }
 
 impl Spawner {
     fn next(&self, call: Arc<Call>) {
-        // Nothing can panic while it is held.
+        // Nothing panics while it is held.
         *self.call.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
     }
 }
@@ -252,8 +252,8 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawne
         let call = self.call.lock().unwrap_or_else(PoisonError::into_inner).take();
         let work = async move {
             match call {
-                // Only dropping it breaks an answer off whose reader has no room: hyper does not ask for the next part then.
-                Some(call) => or(async { drop(work.await) }, call.broken_off.wait()).await,
+                // hyper does not poll a response while the client's window is full, so only dropping its task aborts it.
+                Some(call) => or(async { drop(work.await) }, call.aborted.wait()).await,
                 None => drop(work.await),
             }
         };
@@ -261,7 +261,7 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawne
     }
 }
 
-/// The health that a server reports for itself (`""`) and for one service by its name.
+/// The serving status of a server (`""`) and of one service by its name, for `grpc.health.v1`.
 #[derive(Clone)]
 pub struct Health {
     reporter: HealthReporter,
@@ -272,7 +272,7 @@ pub struct Health {
 type HealthService = tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
 
 impl Health {
-    /// Not serving yet.
+    /// `NOT_SERVING` at first.
     pub async fn not_serving(name: &'static str) -> Self {
         let reporter = HealthReporter::new();
         let service = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
@@ -282,7 +282,7 @@ impl Health {
         health
     }
 
-    /// Says whether calls can be served.
+    /// Sets the status of both.
     pub async fn set_serving(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for name in ["", self.name] {

@@ -1,15 +1,15 @@
 use config::{Authority, Value};
 
-/// Schemes before `//` that lead to a host by the system's resolver and to plaintext HTTP/2. `static` is what Spring's gRPC
-/// clients write for one address; `dns` and `passthrough` are gRPC's own.
-const PLAIN: [&str; 5] = ["http", "grpc", "dns", "passthrough", "static"];
-/// Those of them that begin with the resolver's own address, which is empty: `dns:///host:port`.
-const WITH_RESOLVER: [&str; 2] = ["dns", "passthrough"];
-/// Schemes that ask for TLS.
+/// Schemes before `//` for plaintext HTTP/2 to a host that the system's resolver knows. `static` is written by Spring's gRPC
+/// clients; `dns` and `passthrough` are gRPC's own.
+const PLAINTEXT: [&str; 5] = ["http", "grpc", "dns", "passthrough", "static"];
+/// Those of them with an authority, which names a resolver and is empty here: `dns:///host:port`.
+const WITH_AUTHORITY: [&str; 2] = ["dns", "passthrough"];
+/// Schemes for TLS.
 const TLS: [&str; 4] = ["https", "grpcs", "ssl", "tls"];
 
-/// Where a gRPC peer is, in any of the forms in which people write it: `host`, `host:port`, `http://host:port`,
-/// `dns:///host:port`, `[::1]:port`, `ipv4:` and `ipv6:` addresses.
+/// The address of a gRPC peer in any common form: `host`, `host:port`, `http://host:port`, `dns:///host:port`,
+/// `[::1]:port`, `ipv4:` and `ipv6:` addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target(pub Authority);
 
@@ -20,29 +20,29 @@ impl Value for Target {
         if let Some((scheme, rest)) = text.split_once("://") {
             let scheme = scheme.to_ascii_lowercase();
             if TLS.contains(&scheme.as_str()) {
-                return Err("its scheme asks for TLS, which is not built in".to_owned());
+                return Err("its scheme requires TLS, which is not supported".to_owned());
             }
-            if !PLAIN.contains(&scheme.as_str()) {
+            if !PLAINTEXT.contains(&scheme.as_str()) {
                 return Err("its scheme is none of http, grpc, dns, passthrough and static".to_owned());
             }
             let rest = match rest.strip_prefix('/') {
-                Some(rest) if WITH_RESOLVER.contains(&scheme.as_str()) => rest,
-                None if WITH_RESOLVER.contains(&scheme.as_str()) => {
+                Some(rest) if WITH_AUTHORITY.contains(&scheme.as_str()) => rest,
+                None if WITH_AUTHORITY.contains(&scheme.as_str()) => {
                     return Err("it names a resolver; the system's own is used: write dns:///host:port".to_owned());
                 }
                 _ => rest,
             };
-            // A lone slash is the empty path of a URL.
+            // A slash at the end is the empty path of a URL.
             return authority(rest.strip_suffix('/').unwrap_or(rest));
         }
-        // gRPC's schemes without slashes. A host may have such a name, too: then a port follows, or nothing.
+        // gRPC's schemes without slashes. A host may have such a name too, with a port or nothing after it.
         let is_port = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit());
         match text.split_once(':') {
             Some(("dns", rest)) if !is_port(rest) => authority(rest),
             Some(("ipv4", rest)) if !is_port(rest) => address(rest, |host| host.parse::<std::net::Ipv4Addr>().is_ok()),
             Some(("ipv6", rest)) if !is_port(rest) => address(rest, |host| host.parse::<std::net::Ipv6Addr>().is_ok()),
             Some(("unix" | "unix-abstract" | "vsock", rest)) if !is_port(rest) => {
-                Err("it is no address of TCP, which is the only way to a peer here".to_owned())
+                Err("it is not a TCP address, and nothing else is supported".to_owned())
             }
             _ => authority(text),
         }
@@ -54,7 +54,7 @@ fn authority(text: &str) -> Result<Target, String> {
         return Err("it has a path, which a gRPC peer does not have".to_owned());
     }
     if text.contains('@') {
-        return Err("it holds a user, whom nobody would ask for a password".to_owned());
+        return Err("it has a user, and gRPC has no such authentication".to_owned());
     }
     if text.contains(',') {
         return Err("it is more than one address".to_owned());
@@ -91,7 +91,7 @@ mod tests {
             ("[::1]", "::1", None),
             ("[::1]:9001", "::1", Some(9001)),
             ("http://[::1]:9001", "::1", Some(9001)),
-            // A service may have such a name.
+            // Hosts with the name of a scheme.
             ("dns", "dns", None),
             ("dns:9001", "dns", Some(9001)),
             ("unix:9001", "unix", Some(9001)),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_refused_with_its_reason() {
+    fn unusable_addresses_are_rejected_with_the_reason() {
         for (text, reason) in [
             ("https://billing-service:9001", "TLS"),
             ("grpcs://billing-service:9001", "TLS"),

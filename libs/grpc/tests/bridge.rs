@@ -1,4 +1,4 @@
-//! Server and client over a real connection, both on smol through the bridge.
+//! Server and client over a real connection, both on smol.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -27,7 +27,7 @@ use telemetry::TraceContext;
 
 const DEADLINE: Duration = Duration::from_millis(500);
 
-/// Answers by the name in the request.
+/// Responds by the name in the request.
 #[derive(Clone, Default)]
 struct Scripted {
     calls: Arc<AtomicU32>,
@@ -89,10 +89,10 @@ fn client(address: SocketAddr) -> Client {
 }
 
 async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<BillingResponse, CallError> {
-    let call = |outgoing: grpc::Outgoing| async move {
+    let call = |attempt: grpc::Attempt| async move {
         let request = BillingRequest { name: name.to_owned(), ..Default::default() };
-        let mut client = BillingServiceClient::new(outgoing.channel());
-        Ok(client.create_billing_account(outgoing.request(request)).await?.into_inner())
+        let mut client = BillingServiceClient::new(attempt.channel());
+        Ok(client.create_billing_account(attempt.request(request)).await?.into_inner())
     };
     client.call("CreateBillingAccount", trace, call).await
 }
@@ -111,7 +111,7 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, Scripted) -> F)
         shutdown.trigger();
         let stopping = Instant::now();
         serving.await.unwrap();
-        assert!(stopping.elapsed() < Duration::from_secs(4), "the drain has no one to wait for");
+        assert!(stopping.elapsed() < Duration::from_secs(4), "the drain has nothing to wait for");
     });
 }
 
@@ -127,9 +127,9 @@ fn a_call_carries_its_trace_and_comes_back() {
 #[test]
 fn a_stream_is_read_within_one_call() {
     with_server(|client, _| async move {
-        let list = |outgoing: grpc::Outgoing| async move {
-            let mut client = BillingServiceClient::new(outgoing.channel());
-            let request = outgoing.request(ListTransactionsRequest::default());
+        let list = |attempt: grpc::Attempt| async move {
+            let mut client = BillingServiceClient::new(attempt.channel());
+            let request = attempt.request(ListTransactionsRequest::default());
             let stream = client.list_transactions(request).await?.into_inner();
             stream.map(|item| item.map(|transaction| transaction.position)).try_collect::<i64, Status, Vec<_>>().await
         };
@@ -139,7 +139,7 @@ fn a_stream_is_read_within_one_call() {
 }
 
 #[test]
-fn only_unavailable_is_tried_again() {
+fn only_unavailable_is_retried() {
     with_server(|client, scripted| async move {
         create(&client, "unavailable once", TraceContext::root()).await.unwrap();
         assert_eq!(scripted.calls.swap(0, Ordering::SeqCst), 2);
@@ -167,12 +167,12 @@ fn a_peer_that_hangs_costs_the_deadline_and_no_more() {
 }
 
 #[test]
-fn an_outage_opens_the_breaker_and_the_peers_return_closes_it() {
+fn an_outage_opens_the_breaker_and_a_probe_closes_it() {
     runtime::block_on(2, async {
-        // Bound and never accepting is worse than refusing: only a deadline ends the wait.
+        // A listener that never accepts: only the deadline ends a call.
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = client(silent.local_addr().unwrap());
-        while !client.is_peer_away() {
+        while !client.is_breaker_open() {
             assert!(create(&client, "", TraceContext::root()).await.unwrap_err().is_outage());
         }
         let started = Instant::now();
@@ -191,14 +191,14 @@ fn an_outage_opens_the_breaker_and_the_peers_return_closes_it() {
             }
         });
         healed.await.expect("a probe finds the peer");
-        assert!(!client.is_peer_away());
+        assert!(!client.is_breaker_open());
         shutdown.trigger();
         serving.await.unwrap();
     });
 }
 
 #[test]
-fn health_is_told_for_the_server_and_for_the_service() {
+fn health_is_served_for_the_server_and_for_the_service() {
     use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
     with_server(|client, _| async move {
@@ -207,9 +207,9 @@ fn health_is_told_for_the_server_and_for_the_service() {
             ("BillingService", Ok(ServingStatus::Serving)),
             ("Other", Err(Code::NotFound)),
         ] {
-            let check = |outgoing: grpc::Outgoing| async move {
-                let request = outgoing.request(HealthCheckRequest { service: service.to_owned() });
-                Ok(HealthClient::new(outgoing.channel()).check(request).await?.into_inner().status())
+            let check = |attempt: grpc::Attempt| async move {
+                let request = attempt.request(HealthCheckRequest { service: service.to_owned() });
+                Ok(HealthClient::new(attempt.channel()).check(request).await?.into_inner().status())
             };
             let status = client.call("Check", TraceContext::root(), check).await.map_err(|error| error.code().unwrap());
             assert_eq!(status, expected, "{service:?}");
@@ -220,23 +220,23 @@ fn health_is_told_for_the_server_and_for_the_service() {
 #[test]
 fn reflection_describes_the_service_in_both_versions() {
     with_server(|client, _| async move {
-        let v1 = |outgoing: grpc::Outgoing| async move {
+        let v1 = |attempt: grpc::Attempt| async move {
             use tonic_reflection::pb::v1::{
                 ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
                 server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
             };
-            let ask = ServerReflectionRequest {
+            let first = ServerReflectionRequest {
                 host: String::new(),
                 message_request: Some(MessageRequest::FileContainingSymbol("BillingService".to_owned())),
             };
             let health = MessageRequest::FileContainingSymbol("grpc.health.v1.Health".to_owned());
             let health = ServerReflectionRequest { host: String::new(), message_request: Some(health) };
-            // As grpcurl does it: the second question depends on the first answer, in one call.
-            let (asking, questions) = smol::channel::bounded(2);
-            asking.try_send(ask).unwrap();
-            let request = outgoing.request(questions);
+            // As grpcurl does it: the second request depends on the first response, in one stream.
+            let (requests, receiver) = smol::channel::bounded(2);
+            requests.try_send(first).unwrap();
+            let request = attempt.request(receiver);
             let mut answers =
-                ServerReflectionClient::new(outgoing.channel()).server_reflection_info(request).await?.into_inner();
+                ServerReflectionClient::new(attempt.channel()).server_reflection_info(request).await?.into_inner();
             let mut files = Vec::new();
             for next in [Some(health), None] {
                 match answers.next().await.unwrap()?.message_response.unwrap() {
@@ -246,7 +246,7 @@ fn reflection_describes_the_service_in_both_versions() {
                     other => panic!("{other:?}"),
                 }
                 if let Some(next) = next {
-                    asking.try_send(next).unwrap();
+                    requests.try_send(next).unwrap();
                 }
             }
             Ok(files)
@@ -255,16 +255,16 @@ fn reflection_describes_the_service_in_both_versions() {
         assert!(file.windows(20).any(|bytes| bytes == b"CreateBillingAccount"));
         assert!(file.windows(18).any(|bytes| bytes == b"HealthCheckRequest"));
 
-        let v1alpha = |outgoing: grpc::Outgoing| async move {
+        let v1alpha = |attempt: grpc::Attempt| async move {
             use tonic_reflection::pb::v1alpha::{
                 ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
                 server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
             };
             let message_request = Some(MessageRequest::ListServices(String::new()));
             let request =
-                outgoing.request(stream::once(ServerReflectionRequest { host: String::new(), message_request }));
+                attempt.request(stream::once(ServerReflectionRequest { host: String::new(), message_request }));
             let mut answers =
-                ServerReflectionClient::new(outgoing.channel()).server_reflection_info(request).await?.into_inner();
+                ServerReflectionClient::new(attempt.channel()).server_reflection_info(request).await?.into_inner();
             match answers.next().await.unwrap()?.message_response.unwrap() {
                 MessageResponse::ListServicesResponse(list) => Ok(list.service.into_iter().map(|s| s.name).collect()),
                 other => panic!("{other:?}"),

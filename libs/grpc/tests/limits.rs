@@ -1,4 +1,4 @@
-//! What clients cannot make a server hold, and what a call gets whose time or place is over.
+//! Limits of the server: connections, memory, calls in flight and deadlines.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -24,12 +24,12 @@ use testbed::http2::{Connection, DATA, END_HEADERS, Frame, HEADERS, RST_STREAM, 
 
 const CREATE: &str = "/BillingService/CreateBillingAccount";
 const LIST: &str = "/BillingService/ListTransactions";
-/// How long a test waits for what is going to happen.
+/// Time for what a test waits for.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Long, where it is not the limit that a test is about.
+/// A limit that is not reached in a test's time.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Answers by the name in the request, and lists without an end.
+/// Responds by the name in the request, and lists without an end.
 #[derive(Clone, Default)]
 struct Scripted {
     running: Arc<AtomicUsize>,
@@ -83,7 +83,7 @@ impl BillingService for Scripted {
 fn with_server<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(SocketAddr, Scripted) -> F) {
     runtime::block_on(2, async {
         let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_millis(10) };
-        let server = Server::bind(&settings).unwrap().limited(limits);
+        let server = Server::bind(&settings).unwrap().with_limits(limits);
         let (address, shutdown, scripted) = (server.address(), Shutdown::new(), Scripted::default());
         let routes = Routes::new(BillingServiceServer::new(scripted.clone()));
         let health = Health::not_serving("BillingService").await;
@@ -94,11 +94,11 @@ fn with_server<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(SocketA
     });
 }
 
-/// Limits of which none is reached in a test's time.
-fn long() -> Limits {
+/// Time limits of which none is reached in a test.
+fn no_limits() -> Limits {
     Limits {
         call: LONG,
-        turn_wait: LONG,
+        queue_wait: LONG,
         reader_wait: LONG,
         handshake: LONG,
         write_wait: LONG,
@@ -138,8 +138,8 @@ async fn is_answered(address: SocketAddr) -> Option<Code> {
 }
 
 #[test]
-fn a_deadline_that_runs_out_is_deadline_exceeded_before_and_within_an_answer() {
-    with_server(long(), |address, _| async move {
+fn a_deadline_that_passes_is_deadline_exceeded_before_and_within_a_response() {
+    with_server(no_limits(), |address, _| async move {
         let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
         let soon = [("grpc-timeout", "100m")];
         connection.call(1, CREATE, &soon, &named("hang")).await.unwrap();
@@ -148,7 +148,7 @@ fn a_deadline_that_runs_out_is_deadline_exceeded_before_and_within_an_answer() {
         assert_eq!(code(&end(&mut connection, 3).await), Some(Code::DeadlineExceeded), "of the client, in the middle");
         connection.frame(HEADERS, END_HEADERS, 5, &head(CREATE, &soon)).await.unwrap();
         assert_eq!(code(&end(&mut connection, 5).await), Some(Code::DeadlineExceeded), "of the client, no request");
-        // Its reader has no room until long after the deadline.
+        // The client's window is full until long after the deadline.
         let mut slow = Connection::begin(address, 100).await.unwrap();
         slow.call(1, LIST, &soon, &limited(0)).await.unwrap();
         while slow.receive(TIMEOUT).await.unwrap().unwrap().kind != DATA {}
@@ -157,7 +157,7 @@ fn a_deadline_that_runs_out_is_deadline_exceeded_before_and_within_an_answer() {
         slow.widen(1, 1 << 20).await.unwrap();
         assert_eq!(code(&end(&mut slow, 1).await), Some(Code::DeadlineExceeded), "of the client, no room");
     });
-    with_server(Limits { call: Duration::from_millis(100), ..long() }, |address, _| async move {
+    with_server(Limits { call: Duration::from_millis(100), ..no_limits() }, |address, _| async move {
         let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
         for (stream, more) in [(1, &[][..]), (3, &[("grpc-timeout", "1H")])] {
             connection.call(stream, CREATE, more, &named("hang")).await.unwrap();
@@ -167,8 +167,8 @@ fn a_deadline_that_runs_out_is_deadline_exceeded_before_and_within_an_answer() {
 }
 
 #[test]
-fn connections_are_bounded_and_the_least_used_gives_way() {
-    with_server(Limits { connections: 4, ..long() }, |address, scripted| async move {
+fn connections_are_bounded_and_the_least_recently_used_is_closed() {
+    with_server(Limits { connections: 4, ..no_limits() }, |address, scripted| async move {
         let mut busy = Connection::begin(address, 1 << 16).await.unwrap();
         busy.call(1, CREATE, &[], &named("hang")).await.unwrap();
         while scripted.running.load(Ordering::SeqCst) == 0 {
@@ -178,18 +178,18 @@ fn connections_are_bounded_and_the_least_used_gives_way() {
         for _ in 0..20 {
             idle.push(Connection::begin(address, 1 << 16).await.unwrap());
         }
-        assert_eq!(is_answered(address).await, Some(Code::Ok), "there is a place for another one");
+        assert_eq!(is_answered(address).await, Some(Code::Ok), "another connection is accepted");
         for connection in &mut idle[..16] {
             connection.until_closed(TIMEOUT).await.unwrap();
         }
         busy.call(3, CREATE, &[], &named("Jane Doe")).await.unwrap();
-        assert_eq!(code(&end(&mut busy, 3).await), Some(Code::Ok), "one with a call at work stays");
+        assert_eq!(code(&end(&mut busy, 3).await), Some(Code::Ok), "one with an active call stays");
     });
 }
 
 #[test]
-fn a_connection_that_does_not_begin_is_closed() {
-    with_server(Limits { handshake: Duration::from_millis(100), ..long() }, |address, _| async move {
+fn a_connection_without_a_handshake_is_closed() {
+    with_server(Limits { handshake: Duration::from_millis(100), ..no_limits() }, |address, _| async move {
         let mut silent = Connection::open(address).await.unwrap();
         let mut half = Connection::open(address).await.unwrap();
         half.send(&testbed::http2::PREFACE[..20]).await.unwrap();
@@ -202,10 +202,10 @@ fn a_connection_that_does_not_begin_is_closed() {
 }
 
 #[test]
-fn a_head_that_does_not_end_and_a_client_that_is_gone_end_with_the_keep_alive() {
+fn endless_headers_and_a_client_that_is_gone_end_with_the_keep_alive() {
     // A client that answers may be late on a busy machine.
     let keep_alive = (Duration::from_millis(200), Duration::from_secs(3));
-    with_server(Limits { keep_alive, ..long() }, |address, _| async move {
+    with_server(Limits { keep_alive, ..no_limits() }, |address, _| async move {
         let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
         // No END_HEADERS: until a CONTINUATION comes, the client cannot even answer a ping.
         connection.frame(HEADERS, 0, 1, &head(CREATE, &[])).await.unwrap();
@@ -227,8 +227,8 @@ fn a_head_that_does_not_end_and_a_client_that_is_gone_end_with_the_keep_alive() 
 }
 
 #[test]
-fn requests_that_are_incomplete_keep_no_other_out_and_their_bytes_are_bounded() {
-    let limits = Limits { request_bytes: 20 * 8 * 1024, running: 4, ..long() };
+fn incomplete_requests_block_no_others_and_their_bytes_are_bounded() {
+    let limits = Limits { request_bytes: 20 * 8 * 1024, in_flight: 4, ..no_limits() };
     with_server(limits, |address, _| async move {
         let started = Instant::now();
         let mut clients = Vec::new();
@@ -244,24 +244,24 @@ fn requests_that_are_incomplete_keep_no_other_out_and_their_bytes_are_bounded() 
         for _ in 0..25 {
             assert_eq!(is_answered(address).await, Some(Code::Ok));
         }
-        // There is room for 20; the others were given up for those that came later.
-        let mut given_up = 0;
-        while given_up < 60 {
+        // There is room for 20; the others were evicted for later ones.
+        let mut evicted = 0;
+        while evicted < 60 {
             for client in &mut clients {
                 while let Ok(frame) = client.receive(Duration::from_millis(10)).await {
                     let frame = frame.expect("the connection is open");
                     assert!(matches!(code(&frame), None | Some(Code::ResourceExhausted)), "{frame:?}");
-                    given_up += u32::from(frame.grpc_status().is_some());
+                    evicted += u32::from(frame.grpc_status().is_some());
                 }
             }
-            assert!(started.elapsed() < TIMEOUT, "{given_up} were given up");
+            assert!(started.elapsed() < TIMEOUT, "{evicted} were evicted");
         }
-        // The window of a stream is the server's from the acknowledgement of its settings on.
+        // The server's stream window applies once its SETTINGS are acknowledged.
         let mut large = Connection::begin(address, 1 << 16).await.unwrap();
         large.call(1, CREATE, &[], &named("Jane Doe")).await.unwrap();
         assert_eq!(code(&end(&mut large, 1).await), Some(Code::Ok));
         large.frame(HEADERS, END_HEADERS, 3, &head(CREATE, &[])).await.unwrap();
-        let refused = loop {
+        let rejected = loop {
             large.frame(DATA, 0, 3, &[0; 14_000]).await.unwrap();
             let frame = loop {
                 let frame = large.receive(TIMEOUT).await.unwrap().expect("the connection is open");
@@ -273,13 +273,13 @@ fn requests_that_are_incomplete_keep_no_other_out_and_their_bytes_are_bounded() 
                 break frame;
             }
         };
-        assert_eq!(code(&refused), Some(Code::OutOfRange), "more than a request may have");
+        assert_eq!(code(&rejected), Some(Code::OutOfRange), "more than a request may have");
     });
 }
 
 #[test]
-fn calls_at_work_are_bounded_and_further_ones_wait_or_are_refused() {
-    let limits = Limits { running: 2, turn_wait: Duration::from_millis(100), ..long() };
+fn calls_in_flight_are_bounded_and_further_ones_wait_or_are_rejected() {
+    let limits = Limits { in_flight: 2, queue_wait: Duration::from_millis(100), ..no_limits() };
     with_server(limits, |address, scripted| async move {
         let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
         for stream in [1, 3] {
@@ -290,22 +290,22 @@ fn calls_at_work_are_bounded_and_further_ones_wait_or_are_refused() {
         }
         assert_eq!(is_answered(address).await, Some(Code::ResourceExhausted));
         assert_eq!(scripted.running.load(Ordering::SeqCst), 2, "it did not begin");
-        // A place that is given up is there for others: one whose client has gone is dropped.
+        // A call whose client has reset the stream releases its permit.
         connection.frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes()).await.unwrap();
         while is_answered(address).await != Some(Code::Ok) {}
     });
 }
 
 #[test]
-fn answers_whose_readers_take_nothing_are_broken_off_and_never_end_well() {
-    with_server(Limits { reader_wait: Duration::from_millis(100), ..long() }, |address, _| async move {
+fn responses_that_are_not_read_are_aborted_and_never_end_with_ok() {
+    with_server(Limits { reader_wait: Duration::from_millis(100), ..no_limits() }, |address, _| async move {
         let mut connection = Connection::begin(address, 100).await.unwrap();
         connection.call(1, LIST, &[], &limited(0)).await.unwrap();
         let end = end(&mut connection, 1).await;
         assert_eq!((end.kind, code(&end)), (RST_STREAM, None), "the stream was reset");
     });
-    // When there are too many, the one that has waited for its reader longest goes first.
-    with_server(Limits { sending: 2, ..long() }, |address, _| async move {
+    // When there are too many, the one that has not been read for longest is aborted.
+    with_server(Limits { responses: 2, ..no_limits() }, |address, _| async move {
         let mut connection = Connection::begin(address, 100).await.unwrap();
         for stream in [1, 3, 5] {
             connection.call(stream, LIST, &[], &limited(0)).await.unwrap();

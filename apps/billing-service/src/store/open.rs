@@ -1,4 +1,4 @@
-//! New accounts. Calls that come together are one statement and one commit.
+//! Opens accounts. Concurrent calls share a statement and its commit.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::account;
 use crate::account::{Account, Holder};
 
-/// The statement that opens accounts for many.
+/// Opens the accounts of several holders.
 pub(super) enum Open {}
 
 impl BatchStatement for Open {
@@ -19,7 +19,7 @@ impl BatchStatement for Open {
     const MAX_REQUESTS: usize = 128;
 
     async fn execute(database: &Database, holders: &[Holder]) -> Result<Vec<Option<Account>>, Error> {
-        // Of two calls for one patient in one statement, the first has its id come back.
+        // Of two calls for one patient in a statement, only the first gets its id back.
         let ids: Vec<Uuid> = holders.iter().map(|_| Uuid::now_v7()).collect();
         let open = database.run_idempotent(async |connection| {
             let rows = query(

@@ -1,4 +1,4 @@
-//! A service under test and a client of it.
+//! The service under test and a client of it.
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use billing_api::{
 use billing_service::{Service, Settings};
 use config::{Environment, HostPort, Reader};
 use futures_lite::StreamExt as _;
-use grpc::{CallError, Client, ClientSettings, Code, Outgoing, Status};
+use grpc::{Attempt, CallError, Client, ClientSettings, Code, Status};
 use runtime::Shutdown;
 use smol::Task;
 use telemetry::TraceContext;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 type Stub = BillingServiceClient<grpc::Channel>;
 
 pub(crate) struct Harness {
-    /// The service's own database, for looking behind it.
+    /// The service's database, for checks and changes beside the service.
     pub(crate) database: String,
     client: Arc<Client>,
     /// Where gRPC is served.
@@ -41,7 +41,7 @@ pub(crate) fn with_service<F: Future<Output = ()>>(test: impl FnOnce(Arc<Harness
     });
 }
 
-/// A client whose calls have so much time.
+/// A client with this deadline.
 fn client(address: SocketAddr, deadline: Duration) -> Client {
     let address = HostPort { host: address.ip().to_string(), port: address.port() };
     Client::new(ClientSettings { peer: "billing-service", service: "BillingService", address, deadline }).unwrap()
@@ -74,12 +74,12 @@ impl Harness {
         self.running.await.unwrap();
     }
 
-    /// Waits until calls are served, with clients whose breaker knows nothing of the time before.
+    /// Waits until calls are served. Each attempt has a new client, whose circuit breaker is closed.
     pub(crate) async fn until_serving(&self) {
         let limit = std::time::Instant::now() + Duration::from_secs(30);
-        let get = |outgoing: Outgoing| async move {
-            let request = outgoing.request(GetBillingAccountRequest { patient_id: Uuid::nil().to_string() });
-            BillingServiceClient::new(outgoing.channel()).get_billing_account(request).await.map(drop)
+        let get = |attempt: Attempt| async move {
+            let request = attempt.request(GetBillingAccountRequest { patient_id: Uuid::nil().to_string() });
+            BillingServiceClient::new(attempt.channel()).get_billing_account(request).await.map(drop)
         };
         loop {
             let client = client(self.grpc, Duration::from_secs(5));
@@ -92,11 +92,11 @@ impl Harness {
         }
     }
 
-    async fn call<T, F>(&self, attempt: impl Fn(Stub, Outgoing) -> F) -> Result<T, Code>
+    async fn call<T, F>(&self, method: impl Fn(Stub, Attempt) -> F) -> Result<T, Code>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let stub = |outgoing: Outgoing| attempt(BillingServiceClient::new(outgoing.channel()), outgoing);
+        let stub = |attempt: Attempt| method(BillingServiceClient::new(attempt.channel()), attempt);
         self.client.call("test", TraceContext::root(), stub).await.map_err(|error| match error {
             CallError::Status(status) => status.code(),
             other => panic!("no answer: {other}"),
@@ -106,8 +106,8 @@ impl Harness {
     pub(crate) async fn create(&self, patient_id: impl ToString, name: &str) -> Result<BillingResponse, Code> {
         let email = "jane@example.org".to_owned();
         let request = BillingRequest { patient_id: patient_id.to_string(), name: name.to_owned(), email };
-        let call = |mut stub: Stub, outgoing: Outgoing| {
-            let request = outgoing.request(request.clone());
+        let call = |mut stub: Stub, attempt: Attempt| {
+            let request = attempt.request(request.clone());
             async move { Ok(stub.create_billing_account(request).await?.into_inner()) }
         };
         self.call(call).await
@@ -115,8 +115,8 @@ impl Harness {
 
     pub(crate) async fn get(&self, patient_id: impl ToString) -> Result<BillingAccount, Code> {
         let patient_id = patient_id.to_string();
-        let call = |mut stub: Stub, outgoing: Outgoing| {
-            let request = outgoing.request(GetBillingAccountRequest { patient_id: patient_id.clone() });
+        let call = |mut stub: Stub, attempt: Attempt| {
+            let request = attempt.request(GetBillingAccountRequest { patient_id: patient_id.clone() });
             async move { Ok(stub.get_billing_account(request).await?.into_inner()) }
         };
         self.call(call).await
@@ -124,8 +124,8 @@ impl Harness {
 
     pub(crate) async fn close(&self, patient_id: impl ToString) -> Result<BillingResponse, Code> {
         let patient_id = patient_id.to_string();
-        let call = |mut stub: Stub, outgoing: Outgoing| {
-            let request = outgoing.request(CloseBillingAccountRequest { patient_id: patient_id.clone() });
+        let call = |mut stub: Stub, attempt: Attempt| {
+            let request = attempt.request(CloseBillingAccountRequest { patient_id: patient_id.clone() });
             async move { Ok(stub.close_billing_account(request).await?.into_inner()) }
         };
         self.call(call).await
@@ -145,8 +145,8 @@ impl Harness {
             r#type: kind.into(),
             amount: Some(Money { amount, currency: currency.to_owned() }),
         };
-        let call = |mut stub: Stub, outgoing: Outgoing| {
-            let request = outgoing.request(request.clone());
+        let call = |mut stub: Stub, attempt: Attempt| {
+            let request = attempt.request(request.clone());
             async move { Ok(stub.record_transaction(request).await?.into_inner()) }
         };
         self.call(call).await
@@ -159,14 +159,14 @@ impl Harness {
         limit: u32,
     ) -> Result<Vec<Transaction>, Code> {
         let request = ListTransactionsRequest { patient_id: patient_id.to_string(), after_position, limit };
-        let call = |mut stub: Stub, outgoing: Outgoing| {
-            let request = outgoing.request(request.clone());
+        let call = |mut stub: Stub, attempt: Attempt| {
+            let request = attempt.request(request.clone());
             async move { stub.list_transactions(request).await?.into_inner().try_collect().await }
         };
         self.call(call).await
     }
 
-    /// The balance in one currency, which must equal the sum of the ledger.
+    /// The balance in one currency. Asserts that it equals the sum of the ledger.
     pub(crate) async fn balance(&self, patient_id: Uuid, currency: &str) -> i64 {
         let account = self.get(patient_id).await.unwrap();
         let balance = account.balances.iter().find(|money| money.currency == currency).map_or(0, |money| money.amount);
@@ -184,27 +184,27 @@ impl Harness {
     }
 }
 
-/// How long a reader waits for a part of an answer.
-const PART_LIMIT: Duration = Duration::from_secs(30);
+/// Time to wait for a frame.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Writes charges of one cent into the ledger of every account, behind the service.
+/// Inserts charges of one cent into the ledger of every account.
 pub(crate) const CHARGE_5_000: &str = "INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
     SELECT patient_id, 't-' || n, 'CHARGE', 1, 'EUR' FROM accounts, generate_series(1, 5000) AS n";
 /// See [`CHARGE_5_000`].
 pub(crate) const CHARGE_30_000: &str = "INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
     SELECT patient_id, 't-' || n, 'CHARGE', 1, 'EUR' FROM accounts, generate_series(1, 30000) AS n";
 
-/// A reader of a list who takes as much of it as it likes, over HTTP/2 by hand.
+/// A client of `ListTransactions` over raw HTTP/2, which controls how much it reads.
 pub(crate) struct LedgerReader {
     connection: http2::Connection,
-    /// Bytes of messages that have not come whole.
+    /// Bytes of a message that is not complete yet.
     rest: Vec<u8>,
-    /// Entries that have come.
+    /// Entries received.
     pub(crate) entries: usize,
 }
 
 impl LedgerReader {
-    /// Asks for a ledger; what comes without being asked for is at most `window` bytes.
+    /// Starts the call with a flow-control window of `window` bytes.
     pub(crate) async fn open(grpc: SocketAddr, patient_id: Uuid, window: u32) -> Self {
         let mut connection = http2::Connection::begin(grpc, window).await.unwrap();
         let request = [&[0x0a, 36], patient_id.to_string().as_bytes()].concat();
@@ -212,15 +212,15 @@ impl LedgerReader {
         Self { connection, rest: Vec::new(), entries: 0 }
     }
 
-    /// Reads on until the first bytes of entries have come.
+    /// Reads until the first bytes of entries arrive.
     pub(crate) async fn begin(&mut self) {
         while self.rest.is_empty() && self.entries == 0 {
             assert_eq!(self.next().await, None, "it has not ended");
         }
     }
 
-    /// Takes all the rest; gives the status at its end, or none if the stream was reset.
-    pub(crate) async fn take_all(&mut self) -> Option<Code> {
+    /// Reads the rest; returns the status, or none if the stream was reset.
+    pub(crate) async fn read_all(&mut self) -> Option<Code> {
         loop {
             if let Some(end) = self.next().await {
                 return end;
@@ -229,7 +229,7 @@ impl LedgerReader {
     }
 
     async fn next(&mut self) -> Option<Option<Code>> {
-        let frame = self.connection.receive(PART_LIMIT).await.unwrap().expect("the connection is open");
+        let frame = self.connection.receive(FRAME_TIMEOUT).await.unwrap().expect("the connection is open");
         if frame.kind == http2::DATA {
             let length = frame.payload.len() as u32;
             for stream in [0, 1] {

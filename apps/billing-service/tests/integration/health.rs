@@ -1,4 +1,4 @@
-//! What operators and generic tools ask.
+//! Health and metrics.
 
 use std::{
     io::{Read as _, Write as _},

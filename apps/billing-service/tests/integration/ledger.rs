@@ -1,4 +1,4 @@
-//! Charges, payments, refunds and what they add up to.
+//! Charges, payments, refunds and balances.
 
 use std::{
     sync::Arc,
@@ -59,7 +59,7 @@ fn a_closed_account_takes_no_charges_and_is_settled() {
     });
 }
 
-/// Sets the balance of every account with one entry, behind the service.
+/// Sets the balance of every account, with one entry.
 async fn set_balance(billing: &Harness, balance: i64) {
     let kind = if balance < 0 { "PAYMENT" } else { "CHARGE" };
     let statement = format!(
@@ -146,7 +146,7 @@ fn where_every_transaction_is_serializable_concurrent_calls_all_succeed() {
         let name = url.rsplit_once('/').unwrap().1.split_once('?').unwrap().0;
         let setting = format!("ALTER DATABASE {name} SET default_transaction_isolation = serializable");
         sql::execute(&url, Box::leak(setting.into_boxed_str())).await.unwrap();
-        // Two replicas, so that no queue of one process keeps the charges apart.
+        // Two replicas, so that no lock within one process serializes the charges.
         let replicas = [Arc::new(Harness::start(&url).await), Arc::new(Harness::start(&url).await)];
         for replica in &replicas {
             replica.until_serving().await;
@@ -183,7 +183,7 @@ fn an_account_that_is_held_is_no_outage() {
         let mut session = sql::Session::open(&billing.database).await.unwrap();
         session.execute("BEGIN; SELECT 1 FROM accounts FOR UPDATE").await.unwrap();
         let charge = billing.record(patient, "t-1", Charge, 10, "EUR").await;
-        assert_eq!(charge.unwrap_err(), Code::Aborted, "no code that callers take for an outage");
+        assert_eq!(charge.unwrap_err(), Code::Aborted, "not a status that callers count as an outage");
         session.execute("ROLLBACK").await.unwrap();
         billing.record(patient, "t-1", Charge, 10, "EUR").await.unwrap();
     });
@@ -228,7 +228,7 @@ fn a_long_ledger_is_listed_whole_and_in_parts() {
     });
 }
 
-/// Makes the transaction that enters `slow` take a while after it has taken its position, and before it is committed.
+/// Delays the transaction of the entry `slow` after it has taken its position, before the commit.
 const SLOW: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.transaction_id = 'slow' THEN PERFORM pg_sleep(0.3); END IF; RETURN NULL; END $$;
     CREATE TRIGGER slow AFTER INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION slow()";
@@ -249,7 +249,7 @@ fn whoever_follows_a_ledger_passes_no_entry_of_concurrent_transactions() {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
         sql::execute(&billing.database, SLOW).await.unwrap();
-        // Two replicas, because what only waits within one process would pass for a lock.
+        // Two replicas, because a lock within one process would hide a missing row lock.
         let other = Harness::start(&billing.database).await;
         other.until_serving().await;
 
@@ -279,7 +279,7 @@ fn whoever_follows_a_ledger_passes_no_entry_of_concurrent_transactions() {
 #[test]
 fn entries_of_one_account_hold_up_no_other_account() {
     with_service(|billing| async move {
-        // Two accounts may share a queue within the service, by their last byte.
+        // Two accounts may share a lock within the service, by the last byte of the patient's id.
         let busy = Uuid::now_v7();
         let quiet = std::iter::repeat_with(Uuid::now_v7).find(|id| id.as_bytes()[15] != busy.as_bytes()[15]).unwrap();
         for patient in [busy, quiet] {
@@ -289,7 +289,7 @@ fn entries_of_one_account_hold_up_no_other_account() {
         let one = billing.clone();
         let slow = runtime::spawn(async move { one.record(busy, "slow", Charge, 1, "EUR").await });
         until_slow_has_its_position(&billing.database).await;
-        // More than there are connections wait for their turn.
+        // More than connections wait for the account's lock.
         let waiting: Vec<_> = (0..20)
             .map(|n| {
                 let billing = billing.clone();
@@ -315,9 +315,9 @@ fn a_reader_that_pauses_gets_the_whole_ledger() {
         sql::execute(&billing.database, CHARGE_30_000).await.unwrap();
         let mut reader = LedgerReader::open(billing.grpc, patient, 65_535).await;
         reader.begin().await;
-        // Longer than any other call may take.
+        // Longer than the deadline of other calls.
         smol::Timer::after(Duration::from_secs(12)).await;
-        assert_eq!((reader.take_all().await, reader.entries), (Some(Code::Ok), 30_000));
+        assert_eq!((reader.read_all().await, reader.entries), (Some(Code::Ok), 30_000));
         for limit in [0, 30_001, u32::MAX] {
             assert_eq!(billing.list(patient, 0, limit).await.map(|all| all.len()), Ok(30_000), "{limit}");
         }
@@ -332,7 +332,7 @@ fn readers_that_pause_hold_no_connection_to_the_database() {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
         sql::execute(&billing.database, CHARGE_5_000).await.unwrap();
-        // Many more than there are connections.
+        // Many more than connections.
         let mut readers = Vec::new();
         for _ in 0..60 {
             let mut reader = LedgerReader::open(billing.grpc, patient, 1_000).await;
@@ -341,7 +341,7 @@ fn readers_that_pause_hold_no_connection_to_the_database() {
         }
         assert_eq!(billing.list(patient, 0, 0).await.map(|all| all.len()), Ok(5_000));
         for mut reader in readers {
-            assert_eq!((reader.take_all().await, reader.entries), (Some(Code::Ok), 5_000));
+            assert_eq!((reader.read_all().await, reader.entries), (Some(Code::Ok), 5_000));
         }
     });
 }

@@ -1,4 +1,4 @@
-//! A database that goes away and comes back.
+//! Outages of the database.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::harness::{CHARGE_30_000, Harness, LedgerReader};
 
-/// The service on a PostgreSQL of its own, which may be struck.
+/// The service on a PostgreSQL of its own, which the test can stop.
 async fn with_own_cluster() -> (Scratch, Cluster, Harness) {
     let scratch = Scratch::new().unwrap();
     let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
@@ -58,24 +58,24 @@ fn a_list_that_loses_its_database_ends_with_an_error_and_never_well() {
             let mut reader = LedgerReader::open(billing.grpc, patient, 65_535).await;
             reader.begin().await;
             match round % 2 {
-                // It may be killed while a page is read, or while the reader is waited for.
+                // Killed while a page is read, or while the stream waits for the client.
                 0 => smol::Timer::after(Duration::from_millis(fastrand::u64(..20))).await,
                 _ => Instant::now(),
             };
             cluster.process().signal_all(Signal::KILL);
             cluster.process().kill().await;
-            let end = reader.take_all().await;
+            let end = reader.read_all().await;
             assert_eq!(end, Some(Code::Unavailable), "after {} entries", reader.entries);
             assert!(reader.entries < 30_000, "it was killed too late to test anything");
             cluster.restart().await.unwrap();
             scratch.guard(cluster.process()).unwrap();
             billing.until_serving().await;
         }
-        // One that freezes is waited for as long as for any other call.
+        // A frozen server costs the deadline, as for any other call.
         let mut reader = LedgerReader::open(billing.grpc, patient, 65_535).await;
         reader.begin().await;
         cluster.process().signal_all(Signal::STOP);
-        assert_eq!(reader.take_all().await, Some(Code::Unavailable));
+        assert_eq!(reader.read_all().await, Some(Code::Unavailable));
         cluster.process().signal_all(Signal::CONT);
         billing.stop().await;
     });

@@ -1,4 +1,4 @@
-//! Dead letters of billing tasks: calls that billing has rejected for good.
+//! Dead-lettered billing tasks: calls that billing has rejected for good.
 
 use chrono::{DateTime, Utc};
 use postgres::{Error, Row as _, query};
@@ -6,12 +6,12 @@ use uuid::Uuid;
 
 use super::{Action, BillingTasks, Task};
 
-/// A task that billing has rejected for good, without name and email.
+/// A dead-lettered task, without name and email.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskDeadLetter {
-    /// Whose account it is about; there is one at most for a patient.
+    /// The account's patient, who has at most one task.
     pub patient_id: Uuid,
-    /// What to do.
+    /// The call to make.
     pub action: Action,
     /// When it was dead-lettered.
     pub since: DateTime<Utc>,
@@ -20,11 +20,10 @@ pub struct TaskDeadLetter {
 }
 
 impl BillingTasks {
-    /// Moves a task that billing rejects for good to the dead letters, unless it has been replaced by another action
-    /// meanwhile.
+    /// Dead-letters a task, unless another action has replaced it meanwhile.
     ///
     /// # Errors
-    /// If the database cannot do it: then it is tried once more when its claim ends.
+    /// If the database fails; then another attempt is made when the claim ends.
     pub async fn dead_letter(&self, task: &Task, error: &str) -> Result<(), Error> {
         let dead_letter = self.database.run_idempotent(async |connection| {
             query(
@@ -53,7 +52,7 @@ impl BillingTasks {
     /// `limit`.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn dead_letters(&self, after: Option<Uuid>, limit: i64) -> Result<Vec<TaskDeadLetter>, Error> {
         let list = self.database.run_idempotent(async |connection| {
             let rows = query(
@@ -78,14 +77,14 @@ impl BillingTasks {
         list.await
     }
 
-    /// Has dead-lettered tasks tried again, with no rejections counted; gives the patients whose tasks they are. One that is
-    /// not there any more is left out.
+    /// Resubmits dead-lettered tasks, without their count of rejections; returns the patients. Those that no longer exist are
+    /// ignored.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn resend(&self, patient_ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
         let resend = self.database.run(async |connection| {
-            // A task of the patient that is there already is a newer one.
+            // An existing task of the patient is newer.
             let rows = query(
                 "-- resend dead letters of billing tasks
                 WITH chosen AS (
@@ -108,7 +107,7 @@ impl BillingTasks {
     /// Which of these patients have a task that waits for an attempt.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn still_pending(&self, patient_ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
         let pending = self.database.run_idempotent(async |connection| {
             let rows = query(

@@ -1,4 +1,4 @@
-//! A patient's billing account, asked of the billing service.
+//! Handlers of `/patients/{id}/billing`, by calls of the billing service.
 
 use grpc::Code;
 use tide::{Response, StatusCode};
@@ -13,17 +13,17 @@ use super::{
 };
 use billing_api::Money;
 
-/// Transactions of a list, unless the client wants another number, and at most.
+/// Transactions in a list: the default and the maximum.
 const LIMIT: (u32, u32) = (100, 1000);
 
 /// Read the billing account
 ///
-/// PENDING while the billing service has not opened it yet.
+/// PENDING until the billing service has opened it.
 #[utoipa::path(
     get, path = "/patients/{id}/billing", tag = "billing",
     params(("id" = Uuid, Path, description = "Id of the patient")),
     responses(
-        (status = 200, description = "The account and what the patient owes", body = StatementBody),
+        (status = 200, description = "The account with its balances", body = StatementBody),
         (status = 400, response = super::responses::BadRequest),
         (status = 404, response = super::responses::NotFound),
         (status = 501, response = super::responses::NotImplemented),
@@ -44,12 +44,12 @@ pub(super) async fn account(request: Request) -> Result<Response, Problem> {
 
 /// Enter a transaction into the ledger
 ///
-/// The same transaction sent again is entered once.
+/// A repeated transaction is entered once.
 #[utoipa::path(
     post, path = "/patients/{id}/billing/transactions", tag = "billing", request_body = TransactionInput,
     params(("id" = Uuid, Path, description = "Id of the patient")),
     responses(
-        (status = 201, description = "Entered, now or before", body = TransactionBody),
+        (status = 201, description = "Entered, by this or an earlier request", body = TransactionBody),
         (status = 400, response = super::responses::BadRequest),
         (status = 404, response = super::responses::NotFound),
         (status = 409, response = super::responses::Conflict),
@@ -73,13 +73,13 @@ pub(super) async fn record(mut request: Request) -> Result<Response, Problem> {
 
 /// List the ledger's transactions
 ///
-/// In the order in which they were entered. Where there are more than `limit`, the header `Link` leads to the next ones.
+/// In the order in which they were entered. If there are more than `limit`, the header `Link` leads to the next ones.
 #[utoipa::path(
     get, path = "/patients/{id}/billing/transactions", tag = "billing",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Transactions at most; 100 unless given"),
-        ("cursor" = Option<i64>, Query, minimum = 0, description = "From the Link of an earlier answer"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Maximum number of transactions; 100 by default"),
+        ("cursor" = Option<i64>, Query, minimum = 0, description = "From the Link of an earlier response"),
     ),
     responses(
         (status = 200, description = "The transactions", body = [TransactionBody], headers(
@@ -96,7 +96,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let after = query.number("cursor", 0..=i64::MAX).unwrap_or_default();
     query.finish(())?;
     let id = existing_patient(&request).await?;
-    // One more than asked tells whether there are more.
+    // One more than requested shows whether there are more.
     let found = request.state().billing().transactions(id, after, limit + 1, web::trace(&request)).await;
     let mut transactions = match found {
         Ok(transactions) => transactions,
@@ -115,7 +115,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// The id in the path, of a patient that there is.
+/// The id in the path, of an existing patient.
 async fn existing_patient(request: &Request) -> Result<Uuid, Problem> {
     let id = patient_id(request)?;
     request.state().registry().find(id).await?;

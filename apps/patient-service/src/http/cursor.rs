@@ -1,4 +1,4 @@
-//! Cursors: where a list goes on, as text that clients pass back unread.
+//! Cursors: positions in a list, as opaque text for clients.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use uuid::Uuid;
@@ -11,26 +11,26 @@ use crate::{
 /// The bytes of an id before the sort key.
 const ID_BYTES: usize = 16;
 
-/// The cursor of a position.
+/// Encodes a position as a cursor.
 pub fn encode(position: &Position) -> String {
     let mut bytes = position.id.as_bytes().to_vec();
     bytes.extend_from_slice(position.sort_key.as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The position of a cursor of this order.
+/// Decodes a cursor of a list with this order.
 ///
 /// # Errors
-/// If it is none that we gave out for such an order.
+/// If it is not a cursor of a list with this order.
 pub fn decode(cursor: &str, order: Order) -> Result<Position, String> {
     decode_any(cursor)
         .filter(|position| match order.field {
             SortField::Id => position.sort_key == position.id.to_string(),
             SortField::Name | SortField::Email => !position.sort_key.contains('\0'),
-            // Only dates that a patient can have: PostgreSQL refuses others of those that chrono takes, such as the year 0.
+            // Only dates that a patient can have: chrono accepts others that PostgreSQL rejects, such as the year 0.
             SortField::DateOfBirth | SortField::RegisteredDate => parse_date(&position.sort_key).is_some(),
         })
-        .ok_or_else(|| "must be the cursor of an earlier answer with the same sort".to_owned())
+        .ok_or_else(|| "must be the cursor of an earlier response with the same sort".to_owned())
 }
 
 fn decode_any(cursor: &str) -> Option<Position> {
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes() {
+    fn a_cursor_is_decoded_as_it_was_encoded() {
         let id = Uuid::now_v7();
         for (field, sort_key) in [
             (SortField::Id, id.to_string()),
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_did_not_write() {
+    fn other_texts_are_rejected() {
         let date = encode(&Position { id: Uuid::nil(), sort_key: "2024-02-29".to_owned() });
         let text = encode(&Position { id: Uuid::nil(), sort_key: "infinity".to_owned() });
         let nul = encode(&Position { id: Uuid::nil(), sort_key: "\0".to_owned() });
@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_cursor_or_refused(
+        fn any_text_is_a_cursor_or_rejected(
             text: String,
             bytes in vec(any::<u8>(), 0..80),
             (id, sort_key) in (any::<u128>(), "[a-c0-9\\x00é-]{0,10}"),
@@ -99,7 +99,7 @@ mod tests {
             for cursor in [text, URL_SAFE_NO_PAD.encode(bytes), position] {
                 for field in [SortField::Id, SortField::Name, SortField::Email, SortField::DateOfBirth] {
                     if let Ok(position) = decode(&cursor, by(field)) {
-                        prop_assert_eq!(encode(&position), cursor.as_str(), "there is one way to write a place");
+                        prop_assert_eq!(encode(&position), cursor.as_str(), "each position has one cursor");
                         prop_assert!(!position.sort_key.contains('\0'));
                     }
                 }

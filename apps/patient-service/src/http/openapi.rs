@@ -1,4 +1,4 @@
-//! The OpenAPI document, made from the handlers.
+//! The OpenAPI document, generated from the handlers.
 
 use utoipa::{
     Modify, OpenApi,
@@ -13,7 +13,7 @@ use super::{
     },
 };
 
-/// The whole document.
+/// The document.
 #[derive(OpenApi)]
 #[openapi(
     modifiers(&AbsentIsNotNull),
@@ -25,7 +25,7 @@ use super::{
     servers((url = "/")),
     tags(
         (name = "patients", description = "The registry"),
-        (name = "billing", description = "What patients owe, kept by the billing service")
+        (name = "billing", description = "Accounts and ledgers, kept by the billing service")
     ),
     paths(
         patients::create, patients::list, patients::read, patients::update, patients::delete,
@@ -38,7 +38,7 @@ use super::{
 )]
 struct Document;
 
-/// A parameter that may be left out is not one that may be null, which is what utoipa makes of `Option`.
+/// utoipa makes an `Option` parameter nullable; an optional parameter is not nullable.
 struct AbsentIsNotNull;
 
 impl Modify for AbsentIsNotNull {

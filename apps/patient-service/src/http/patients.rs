@@ -1,4 +1,4 @@
-//! Patients: register, list, read, replace, remove.
+//! Handlers of `/patients`: register, list, read, replace, delete.
 
 use form_urlencoded::Serializer;
 use tide::{Response, StatusCode};
@@ -16,23 +16,23 @@ use crate::{
     store::{Begin, Direction, List, Listed, Order, Position, Search, SortField},
 };
 
-/// Patients of a list, unless the client wants another number, and at most.
+/// Patients in a list: the default and the maximum.
 const LIMIT: (i64, i64) = (100, 1000);
-/// Patients of a page, unless the client wants another number.
+/// Default number of patients on a page.
 const PAGE_SIZE: i64 = 10;
-/// Patients that a page can leave out before it, each of which costs time.
-const SKIP: i64 = 100_000;
+/// Most patients before a page. Each of them costs time (`OFFSET`).
+const MAX_OFFSET: i64 = 100_000;
 /// The longest idempotency key, in characters.
-const KEY_LENGTH: usize = 255;
+const MAX_KEY_LENGTH: usize = 255;
 
 /// Register a patient
 ///
-/// The billing account is opened on the way. While the billing service does not answer, its status is PENDING, and it is
-/// opened later.
+/// Opens the billing account too. If the billing service does not answer in time, the status of the account is PENDING and it
+/// is opened later.
 #[utoipa::path(
     post, path = "/patients", tag = "patients", request_body = PatientInput,
     params(("Idempotency-Key" = Option<String>, Header, max_length = 255, pattern = "^[!-~]+$",
-        description = "1 to 255 visible ASCII characters, new for each new patient. A repeated request with the same key gives the patient of the first one.")),
+        description = "1 to 255 visible ASCII characters, unique to each new patient. A repeated request with the same key returns the patient of the first one.")),
     responses(
         (status = 201, description = "Registered", body = RegisteredBody, headers(
             ("Location" = String, description = "Path of the patient"),
@@ -66,21 +66,21 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
 
 /// List patients
 ///
-/// Gives at most `limit` patients; where there are more, the header `Link` leads to the next ones, and costs the same
-/// however far one goes. With `page` or `size` it gives a page with the size of the whole instead.
+/// Returns at most `limit` patients. If there are more, the header `Link` leads to the next ones, at the same cost for every
+/// part of the list. With `page` or `size`, returns a page with the total number instead.
 #[utoipa::path(
     get, path = "/patients", tag = "patients",
     params(
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients at most; 100 unless given"),
-        ("cursor" = Option<String>, Query, format = "cursor", description = "From the Link of an earlier answer with the same sort"),
-        ("search" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "Part of a name or an email, whatever its case; without three letters or digits in a row, only the beginning of a word"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Maximum number of patients; 100 by default"),
+        ("cursor" = Option<String>, Query, format = "cursor", description = "From the Link of an earlier response with the same sort"),
+        ("search" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "Part of a name or an email, case-insensitive; without three consecutive letters or digits, only the beginning of a word"),
         ("sort" = Option<String>, Query, pattern = "^(asc|desc|-?(id|name|email|dateOfBirth|registeredDate))?$",
-            description = "id, name, email, dateOfBirth or registeredDate, with - before it for the reverse; or asc or desc, by sortField"),
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 100001, description = "Number of a page, from 1; it must not begin after the first 100000 patients, which `cursor` can"),
-        ("size" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients on a page; 10 unless given"),
+            description = "id, name, email, dateOfBirth or registeredDate, prefixed with - for descending order; or asc or desc, with sortField"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 100001, description = "Page number, from 1. A page must not begin after the first 100000 patients; use `cursor` for those"),
+        ("size" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Patients on a page; 10 by default"),
         ("sortField" = Option<String>, Query, pattern = "^(id|name|email|dateOfBirth|registeredDate)?$",
-            description = "By what to sort where sort does not say it; unless given, id, on pages name"),
-        ("searchValue" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "On pages: as search"),
+            description = "Field to sort by, if sort does not name one; by default id, on pages name"),
+        ("searchValue" = Option<String>, Query, pattern = "^[^\\x00]*$", description = "On pages: same as search"),
     ),
     responses(
         (status = 200, description = "Patients, or a page of them", body = super::responses::ListOrPage, headers(
@@ -99,7 +99,7 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
     let (sort, sort_field) = (query.text("sort"), query.text("sortField"));
     let order = order(&mut query, SortField::Id);
     let term = query.text("search");
-    // It has no meaning here; a wrong one is told all the same.
+    // Ignored here, but a malformed one is still reported.
     let _ = query.text("searchValue");
     let after = query.parsed("cursor", |text| cursor::decode(text, order));
     let begin = after.map_or(Begin::First, Begin::After);
@@ -108,7 +108,7 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
     if search == Some(None) {
         return Ok(json(StatusCode::Ok, &[(); 0]));
     }
-    // One more than asked tells whether there are more.
+    // One more than requested shows whether there are more.
     let list = List { order, search: search.flatten(), begin, limit: limit + 1 };
     let mut patients = request.state().registry().list(&list).await?;
     let more = patients.len() as i64 > limit;
@@ -130,13 +130,13 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
 }
 
 async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> {
-    // These have no meaning on pages; a wrong one is told all the same.
+    // Ignored on pages, but malformed ones are still reported.
     let _ = (query.number("limit", 1..=LIMIT.1), query.text("search"));
-    let page = query.number("page", 1..=SKIP + 1).unwrap_or(1);
+    let page = query.number("page", 1..=MAX_OFFSET + 1).unwrap_or(1);
     let size = query.number("size", 1..=LIMIT.1).unwrap_or(PAGE_SIZE);
-    let skip = (page - 1) * size;
-    if skip > SKIP {
-        query.reject("page", format!("must not begin after the first {SKIP} patients; a list with cursor can"));
+    let offset = (page - 1) * size;
+    if offset > MAX_OFFSET {
+        query.reject("page", format!("must not begin after the first {MAX_OFFSET} patients; a list with cursor can"));
     }
     let order = order(&mut query, SortField::Name);
     let term = query.text("searchValue");
@@ -145,7 +145,7 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
     let (patients, total) = if search == Some(None) {
         (Vec::new(), 0)
     } else {
-        let list = List { order, search: search.flatten(), begin: Begin::Skip(skip), limit: size };
+        let list = List { order, search: search.flatten(), begin: Begin::Offset(offset), limit: size };
         let registry = request.state().registry();
         registry.list_and_count(&list).await?
     };
@@ -164,7 +164,7 @@ async fn page(request: &Request, mut query: Query) -> Result<Response, Problem> 
     get, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is wanted; any version unless given", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the requested version; any version by default", example = "\"1\""),
         ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that the client has", example = "\"1\""),
     ),
     responses(
@@ -187,11 +187,11 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     put, path = "/patients/{id}", tag = "patients", request_body = PatientInput,
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is replaced; any version unless given", example = "\"1\""),
-        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETags of versions that are not replaced; with * none is", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version to replace; any version by default", example = "\"1\""),
+        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETags of versions not to replace; * for all", example = "\"1\""),
     ),
     responses(
-        (status = 200, description = "The patient as it is now", body = PatientBody, headers(
+        (status = 200, description = "The updated patient", body = PatientBody, headers(
             ("ETag" = String, description = "New version of the patient"))),
         (status = 400, response = super::responses::BadRequest),
         (status = 404, response = super::responses::NotFound),
@@ -212,18 +212,18 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     Ok(with_patient(&app.registry().update(id, &condition, details, trace).await?))
 }
 
-/// Remove a patient
+/// Delete a patient
 ///
-/// The billing account is closed soon after.
+/// The billing account is closed soon afterwards.
 #[utoipa::path(
     delete, path = "/patients/{id}", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "Id of the patient"),
-        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version that is removed; any version unless given", example = "\"1\""),
-        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETags of versions that are not removed; with * none is", example = "\"1\""),
+        ("If-Match" = Option<String>, Header, format = "entity-tag", description = "ETag of the version to delete; any version by default", example = "\"1\""),
+        ("If-None-Match" = Option<String>, Header, format = "entity-tag", description = "ETags of versions not to delete; * for all", example = "\"1\""),
     ),
     responses(
-        (status = 204, description = "Removed"),
+        (status = 204, description = "Deleted"),
         (status = 400, response = super::responses::BadRequest),
         (status = 404, response = super::responses::NotFound),
         (status = 412, response = super::responses::PreconditionFailed),
@@ -241,12 +241,12 @@ pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
 /// The id in the path.
 ///
 /// # Errors
-/// 400 if it is no UUID in its usual form.
+/// 400 if it is not a hyphenated UUID.
 pub(super) fn patient_id(request: &Request) -> Result<Uuid, Problem> {
     let text = request.param("id").unwrap_or_default();
-    // The parser alone takes braces, `urn:uuid:` and no hyphens too.
-    let usual = text.len() == uuid::fmt::Hyphenated::LENGTH;
-    usual.then(|| text.parse().ok()).flatten().ok_or_else(|| {
+    // The parser also accepts braces, `urn:uuid:` and no hyphens.
+    let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
+    is_hyphenated.then(|| text.parse().ok()).flatten().ok_or_else(|| {
         Problem::bad_request("The id in the path is not valid.").kind("invalid-parameter").field("id", "must be a UUID")
     })
 }
@@ -260,9 +260,9 @@ fn with_patient(patient: &Patient) -> Response {
 fn idempotency_key(request: &Request) -> Result<Option<String>, Problem> {
     let Some(values) = request.header("idempotency-key") else { return Ok(None) };
     let key = values.last().as_str();
-    // Of two, neither is surely the one that a repetition will have.
+    // Of two keys it is not clear which one a retry will have.
     let valid = values.iter().count() == 1
-        && (1..=KEY_LENGTH).contains(&key.len())
+        && (1..=MAX_KEY_LENGTH).contains(&key.len())
         && key.bytes().all(|byte| byte.is_ascii_graphic());
     if valid {
         return Ok(Some(key.to_owned()));
@@ -271,10 +271,9 @@ fn idempotency_key(request: &Request) -> Result<Option<String>, Problem> {
         .kind("invalid-parameter"))
 }
 
-/// The order that `sort` and `sortField` ask for: `sort` names a field or, as the later form of the originals has it, a
-/// direction alone.
-fn order(query: &mut Query, unless_given: SortField) -> Order {
-    let field = query.parsed("sortField", parse_field).unwrap_or(unless_given);
+/// The order of `sort` and `sortField`: `sort` names a field or, in the later form of the originals, only a direction.
+fn order(query: &mut Query, default: SortField) -> Order {
+    let field = query.parsed("sortField", parse_field).unwrap_or(default);
     query.parsed("sort", |text| parse_sort(text, field)).unwrap_or(Order { field, direction: Direction::Ascending })
 }
 
@@ -287,7 +286,7 @@ fn parse_sort(text: &str, field: SortField) -> Result<Order, String> {
             None => (text, Direction::Ascending),
         },
     };
-    let why = |why| format!("{why}, with - before it for the reverse; or asc or desc");
+    let why = |why| format!("{why}, prefixed with - for descending order; or asc or desc");
     Ok(Order { field: parse_field(name).map_err(why)?, direction })
 }
 

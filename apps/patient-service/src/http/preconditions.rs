@@ -1,4 +1,4 @@
-//! Entity tags of patients: the version in quotes.
+//! Entity tags of patients (the version in quotes), and preconditions on them.
 
 use web::{EntityTags, Preconditions, Problem};
 
@@ -10,7 +10,7 @@ pub(super) fn entity_tag(version: i64) -> String {
     format!("\"{version}\"")
 }
 
-/// Which versions of the patient a request may change, by its preconditions.
+/// The versions of the patient that a request may change, by `If-Match` and `If-None-Match`.
 ///
 /// # Errors
 /// 400 if one is malformed.
@@ -19,7 +19,7 @@ pub(super) fn version_condition(request: &Request) -> Result<VersionCondition, P
 }
 
 fn of_preconditions(Preconditions { if_match, if_none_match }: &Preconditions) -> VersionCondition {
-    // `If-Match: *` is met by every patient that there is, and `If-None-Match: *` by none.
+    // `If-Match: *` is met by every existing patient, and `If-None-Match: *` by none.
     let mut condition = VersionCondition {
         only: if_match.as_ref().and_then(EntityTags::strong).map(|tags| tags.filter_map(version).collect()),
         not: Vec::new(),
@@ -32,7 +32,7 @@ fn of_preconditions(Preconditions { if_match, if_none_match }: &Preconditions) -
     condition
 }
 
-/// The version whose entity tag has this between its quotes. Tags are compared as strings: "+1" is no version's.
+/// The version with this opaque tag. Tags are compared as strings: "+1" is not version 1.
 fn version(opaque: &str) -> Option<i64> {
     opaque.parse().ok().filter(|version: &i64| version.to_string() == opaque)
 }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asterisk_means_every_patient_that_there_is() {
+    fn an_asterisk_matches_every_existing_patient() {
         assert_eq!(condition(None, None), (None, vec![]));
         assert_eq!(condition(Some(EntityTags::Any), None), (None, vec![]));
         assert_eq!(condition(None, Some(EntityTags::Any)), (Some(vec![]), vec![]));

@@ -1,4 +1,4 @@
-//! The one place where what went wrong becomes an HTTP status.
+//! The one place where errors become HTTP statuses.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::{
     registry::Error,
 };
 
-/// When a client may come back to a service that something is missing from.
+/// `Retry-After` while a dependency is unavailable.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
-            // Messages are the original service's words, which its clients may compare.
+            // The messages are those of the original service, which its clients may compare.
             Error::NotFound => Self::not_found("There is no patient with this id.")
                 .kind("patient-not-found")
                 .message("Patient not found"),
@@ -25,7 +25,7 @@ impl From<Error> for Problem {
                 .kind("email-taken")
                 .message("Email address already exists")
                 .field("email", "A patient with this email already exists"),
-            Error::OtherVersion => {
+            Error::VersionMismatch => {
                 let detail = "The patient is not in the state that If-Match or If-None-Match requires. Read it again and \
                               repeat the request with its new ETag.";
                 Self::new(StatusCode::PreconditionFailed, detail).kind("version-mismatch")
@@ -38,7 +38,7 @@ impl From<Error> for Problem {
                 let detail = "The patient that this Idempotency-Key registered has been deleted since.";
                 Self::new(StatusCode::Conflict, detail).kind("idempotency-key-spent")
             }
-            Error::KeyForgotten => {
+            Error::KeyExpired => {
                 let detail = "The Idempotency-Key expired during the request. Repeat it.";
                 Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
             }
@@ -46,7 +46,7 @@ impl From<Error> for Problem {
             Error::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
                 Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable")
             }
-            // The database is well.
+            // The database is up.
             Error::Database(postgres::Error::Locked | postgres::Error::Timeout | postgres::Error::QueueFull) => {
                 let detail = "The database was too busy with other requests, and nothing was done. Repeat it.";
                 Self::unavailable(detail, RETRY_AFTER).kind("database-busy")
@@ -59,16 +59,16 @@ impl From<Error> for Problem {
     }
 }
 
-/// The answer when billing gave none, or refused. What a code means is decided in one place, `grpc::FailureKind`; here only
-/// those are told apart that a client can do something about.
+/// The problem for a failed call to billing. The meaning of a status code is decided by `grpc::FailureKind`; here only those
+/// are distinguished that a client can act on.
 pub(super) fn of_call(error: &CallError) -> Problem {
     match (error.kind(), error) {
-        // Billing's own words on a field; they hold no value.
+        // Billing's message names the field and never its value.
         (FailureKind::Invalid, CallError::Status(status)) => {
             Problem::bad_request(status.message()).kind("invalid-transaction")
         }
         (FailureKind::Unsupported, _) => {
-            let detail = "The billing service has no such call: it opens accounts and does nothing else with them.";
+            let detail = "The billing service has no such method: it only opens accounts.";
             Problem::new(StatusCode::NotImplemented, detail).kind("billing-not-supported")
         }
         (FailureKind::Unavailable, _) => {
@@ -96,7 +96,7 @@ pub(super) fn of_call(error: &CallError) -> Problem {
     }
 }
 
-/// The answer to data that are no patient's.
+/// The problem for invalid data of a patient.
 pub(super) fn of_fields(errors: FieldErrors) -> Problem {
     let problem = Problem::bad_request("The patient is not valid.").kind("invalid-patient");
     errors.into_iter().fold(problem, |problem, (field, message)| problem.field(json_name(field), message))

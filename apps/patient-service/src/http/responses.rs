@@ -1,4 +1,4 @@
-//! The answers that the OpenAPI document describes and that handlers share.
+//! Responses that several handlers have in the OpenAPI document.
 
 use std::collections::BTreeMap;
 
@@ -6,30 +6,30 @@ use utoipa::{ToResponse, ToSchema};
 
 use super::body;
 
-/// An error answer: RFC 9457.
+/// An error: RFC 9457.
 #[derive(ToSchema)]
 #[schema(as = Problem)]
 #[expect(dead_code, reason = "describes what libs/web writes")]
 #[schema(rename_all = "camelCase")]
 pub(super) struct ProblemBody {
-    /// Names the kind of the problem; about:blank where the status says it all.
+    /// Type of the problem; about:blank if the status says enough.
     #[schema(example = "urn:problem-type:invalid-patient")]
     r#type: String,
     #[schema(example = "Bad Request")]
     title: String,
     #[schema(example = 400)]
     status: u16,
-    /// What is wrong and what to do.
+    /// What is wrong, and what to do.
     detail: String,
-    /// The words of the original service where it has some, else the detail.
+    /// The original service's message if it has one, else the detail.
     #[schema(example = "Patient not found")]
     message: String,
     /// Path of the request.
     #[schema(example = "/patients")]
     instance: String,
-    /// What is wrong with each field or parameter, by its name.
+    /// Messages by field or parameter.
     errors: Option<BTreeMap<String, String>>,
-    /// Leads to the request in the logs of all services.
+    /// Finds the request in the logs of all services.
     #[schema(example = "4bf92f3577b34da6a3ce929d0e0e4736")]
     trace_id: String,
 }
@@ -54,13 +54,13 @@ macro_rules! problems {
 }
 
 problems! {
-    BadRequest: "The request is malformed, or its data are not valid",
-    NotFound: "There is no such patient",
-    Conflict: "It contradicts what is stored, such as an email that another patient has",
+    BadRequest: "The request is malformed or its data are invalid",
+    NotFound: "The patient does not exist",
+    Conflict: "The request conflicts with the current state, such as an email that another patient has",
     PreconditionFailed: "The patient is not in the state that If-Match or If-None-Match requires",
     TooLarge: "The body is too large",
-    UnsupportedMediaType: "The body is not application/json, or it is in a content coding",
+    UnsupportedMediaType: "The body is not application/json, or has a content coding",
     KeyReused: "The Idempotency-Key was used for another request",
-    NotImplemented: "The billing service has no such call; an original's opens accounts and does nothing else",
-    Unavailable: "Something that the service needs is away; Retry-After says when to come back",
+    NotImplemented: "The billing service has no such method, as an original's, which only opens accounts",
+    Unavailable: "A dependency is unavailable or the service is overloaded; see Retry-After",
 }

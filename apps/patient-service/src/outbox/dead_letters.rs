@@ -1,7 +1,7 @@
 //! Dead letters of the outbox: events that the broker has rejected for good.
 
 use chrono::{DateTime, Utc};
-use postgres::{Error, Row as _, query};
+use postgres::{Error, PgRow, Row as _, query};
 use uuid::Uuid;
 
 use super::{Outbox, RowKey};
@@ -67,9 +67,9 @@ impl Outbox {
             .bind(limit)
             .fetch_all(connection)
             .await?;
-            let read = |row: &postgres::PgRow| {
+            let read = |row: &PgRow| {
                 Ok(EventDeadLetter {
-                    key: RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? },
+                    key: row_key(row)?,
                     patient_id: row.try_get("patient_id")?,
                     event_type: row.try_get("event_type")?,
                     bytes: row.try_get("bytes")?,
@@ -104,7 +104,7 @@ impl Outbox {
             .bind(&event_ids)
             .fetch_all(connection)
             .await?;
-            rows.iter().map(|row| Ok(RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? })).collect()
+            rows.iter().map(row_key).collect()
         });
         resend.await
     }
@@ -124,8 +124,12 @@ impl Outbox {
             .bind(&event_ids)
             .fetch_all(connection)
             .await?;
-            rows.iter().map(|row| Ok(RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? })).collect()
+            rows.iter().map(row_key).collect()
         });
         pending.await
     }
+}
+
+fn row_key(row: &PgRow) -> Result<RowKey, sqlx::Error> {
+    Ok(RowKey { id: row.try_get("id")?, event_id: row.try_get("event_id")? })
 }

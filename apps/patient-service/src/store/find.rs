@@ -1,4 +1,4 @@
-//! Patients by id. Reads that come together are one statement.
+//! Finds patients by id. Concurrent reads share a statement.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::patient;
 use crate::patient::Patient;
 
-/// The statement for many ids.
+/// Finds patients by their ids.
 pub(super) enum Find {}
 
 impl BatchStatement for Find {

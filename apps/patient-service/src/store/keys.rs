@@ -1,9 +1,8 @@
-//! Idempotency keys: which request had one, and how old it is.
+//! Idempotency keys: which request used one, and how old it is.
 //!
-//! PostgreSQL's clock may step, by an hour or by days, when it is started on another host or somebody sets it. A key must
-//! not be forgotten early because of that: its request, repeated, could make a second patient. So a key ages only in time
-//! that somebody saw pass: replicas look at the clock now and then, and what lies between two looks that are too far apart
-//! by that clock does not count.
+//! PostgreSQL's clock may step, by an hour or by days, when the server moves to another host or somebody sets the clock. A
+//! key must not expire early because of that: a repeated request could make a second patient. So a key ages only in observed
+//! time: replicas observe the clock periodically, and a gap between two observations that is too long does not count.
 
 use std::time::Duration;
 
@@ -13,17 +12,17 @@ use uuid::Uuid;
 
 use super::Store;
 
-/// PostgreSQL's clock, as a look found it.
+/// An observation of PostgreSQL's clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ClockLook {
-    /// Keys that were made before this time by the clock have served theirs.
+pub struct ClockObservation {
+    /// Keys created before this time have expired.
     pub keys_expired_before: DateTime<Utc>,
-    /// How far the clock was from where the last look expects it: forward if no replica has looked meanwhile, backward if
-    /// it was set back.
+    /// Time since the last observation, if it is not plausible: too long if the clock was set forward or no replica ran, negative
+    /// if the clock was set back.
     pub step: Option<TimeDelta>,
 }
 
-/// Time by the clock that nobody saw pass.
+/// A period of the clock that was not observed.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     began_at: DateTime<Utc>,
@@ -31,10 +30,10 @@ struct Gap {
 }
 
 impl Store {
-    /// The fingerprint and the patient of the request that had this key, if there was one.
+    /// The fingerprint and the patient of the request that used this key, if any.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn find_key(&self, key: &str) -> Result<Option<(Vec<u8>, Uuid)>, Error> {
         let find = self.database.run_idempotent(async |connection| {
             let row = query(
@@ -49,48 +48,51 @@ impl Store {
         find.await
     }
 
-    /// Looks at the clock and says which keys are older than `retention`. If the last look, by any replica, was longer ago
-    /// than `max_gap`, the time since then does not count.
+    /// Observes the clock and computes which keys are older than `retention`. If the last observation, by any replica, was
+    /// longer ago than `max_gap`, the time since then does not count.
     ///
     /// # Errors
-    /// If the database cannot be asked.
-    pub async fn look_at_clock(&self, retention: Duration, max_gap: Duration) -> Result<ClockLook, Error> {
+    /// If the database fails.
+    pub async fn observe_clock(&self, retention: Duration, max_gap: Duration) -> Result<ClockObservation, Error> {
         let [retention, max_gap] = [retention, max_gap].map(|time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
-        let look = self.database.transaction(async |transaction| {
-            let looked_at: DateTime<Utc> = query("-- look at clock\nSELECT looked_at FROM clock_looks FOR UPDATE")
+        let observe = self.database.transaction(async |transaction| {
+            let observed_at: DateTime<Utc> = query("-- last observation\nSELECT looked_at FROM clock_looks FOR UPDATE")
                 .fetch_one(&mut *transaction)
                 .await?
                 .try_get(0)?;
-            // Not that of the transaction: it may have waited for another replica's look.
+            // Not the transaction's time: it may have waited for another replica's row lock.
             let now: DateTime<Utc> =
                 query("-- time now\nSELECT clock_timestamp()").fetch_one(&mut *transaction).await?.try_get(0)?;
-            let step = Some(now - looked_at).filter(|passed| *passed > max_gap || *passed < TimeDelta::zero());
+            let step = Some(now - observed_at).filter(|passed| *passed > max_gap || *passed < TimeDelta::zero());
             if let Some(passed) = step {
                 if passed > max_gap {
-                    add_gap(transaction, looked_at, now).await?
+                    add_gap(transaction, observed_at, now).await?
                 } else {
                     cut_gaps(transaction, now).await?
                 }
             }
-            query("-- note look\nUPDATE clock_looks SET looked_at = $1").bind(now).execute(&mut *transaction).await?;
+            query("-- note observation\nUPDATE clock_looks SET looked_at = $1")
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
             let keys_expired_before = keys_expired_before(now, retention, &gaps(transaction).await?);
-            query("-- forget gaps\nDELETE FROM clock_gaps WHERE ended_at < $1")
+            query("-- delete old gaps\nDELETE FROM clock_gaps WHERE ended_at < $1")
                 .bind(keys_expired_before)
                 .execute(&mut *transaction)
                 .await?;
-            Ok(ClockLook { keys_expired_before, step })
+            Ok(ClockObservation { keys_expired_before, step })
         });
-        look.await
+        observe.await
     }
 
-    /// Forgets keys that were made before a time by the database's clock, at most `limit` of them; gives how many.
+    /// Deletes keys created before a time by the database's clock, at most `limit` of them; returns how many.
     ///
     /// # Errors
-    /// If the database cannot do it.
-    pub async fn forget_keys(&self, before: DateTime<Utc>, limit: i64) -> Result<u64, Error> {
-        let forget = self.database.run(async |connection| {
+    /// If the database fails.
+    pub async fn delete_keys(&self, before: DateTime<Utc>, limit: i64) -> Result<u64, Error> {
+        let delete = self.database.run(async |connection| {
             let result = query(
-                "-- forget idempotency keys
+                "-- delete idempotency keys
                 DELETE FROM idempotency_keys WHERE key IN (
                     SELECT key FROM idempotency_keys WHERE created_at < $1 ORDER BY created_at LIMIT $2
                 )",
@@ -101,18 +103,18 @@ impl Store {
             .await?;
             Ok(result.rows_affected())
         });
-        forget.await
+        delete.await
     }
 
-    /// Has keys that were made while the clock was ahead count from now on, at most `limit` of them; gives how many. They
-    /// would stay for as long as the clock was ahead otherwise, be it years.
+    /// Sets the creation time of keys from the future to now, at most `limit` of them; returns how many. They were created
+    /// while the clock was ahead, and would otherwise stay for as long as it was, perhaps years.
     ///
     /// # Errors
-    /// If the database cannot do it.
-    pub async fn date_keys_of_the_future(&self, limit: i64) -> Result<u64, Error> {
-        let date = self.database.run(async |connection| {
+    /// If the database fails.
+    pub async fn redate_future_keys(&self, limit: i64) -> Result<u64, Error> {
+        let redate = self.database.run(async |connection| {
             let result = query(
-                "-- date idempotency keys of the future
+                "-- redate idempotency keys of the future
                 UPDATE idempotency_keys SET created_at = now() WHERE key IN (
                     SELECT key FROM idempotency_keys WHERE created_at > clock_timestamp() LIMIT $1
                 )",
@@ -122,7 +124,7 @@ impl Store {
             .await?;
             Ok(result.rows_affected())
         });
-        date.await
+        redate.await
     }
 }
 
@@ -143,9 +145,9 @@ async fn add_gap(
     Ok(())
 }
 
-/// The clock was set back to `now`: what lies after it has not passed.
+/// The clock was set back to `now`: gaps after it are removed.
 async fn cut_gaps(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    query("-- forget gaps of the future\nDELETE FROM clock_gaps WHERE began_at >= $1")
+    query("-- delete gaps of the future\nDELETE FROM clock_gaps WHERE began_at >= $1")
         .bind(now)
         .execute(&mut *connection)
         .await?;
@@ -153,7 +155,7 @@ async fn cut_gaps(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<(
     Ok(())
 }
 
-/// The gaps, the newest first.
+/// The gaps, newest first.
 async fn gaps(connection: &mut PgConnection) -> Result<Vec<Gap>, sqlx::Error> {
     let rows = query("-- gaps\nSELECT began_at, ended_at FROM clock_gaps ORDER BY ended_at DESC")
         .fetch_all(connection)
@@ -161,7 +163,7 @@ async fn gaps(connection: &mut PgConnection) -> Result<Vec<Gap>, sqlx::Error> {
     rows.iter().map(|row| Ok(Gap { began_at: row.try_get(0)?, ended_at: row.try_get(1)? })).collect()
 }
 
-/// The time by the clock since which `retention` has passed, without the gaps (the newest first).
+/// The time since which `retention` of observed time has passed. `gaps` are ordered newest first.
 fn keys_expired_before(now: DateTime<Utc>, retention: TimeDelta, gaps: &[Gap]) -> DateTime<Utc> {
     let (mut end, mut left) = (now, retention);
     for gap in gaps.iter().filter(|gap| gap.ended_at <= now) {

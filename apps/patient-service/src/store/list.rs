@@ -1,9 +1,9 @@
-//! Lists of patients: in an order, from a position on, perhaps only those that a search finds.
+//! Lists patients: in an order, from a position on, optionally with a search.
 //!
-//! A search has two ways. The index of the order, read until enough is found, is fast where many patients match; the index
-//! of trigrams, which gives all that match to be sorted, is fast where few do. Each is hopeless in the other's place among
-//! a million patients, and the planner cannot know which is which. So a search looks at a small part of the order first,
-//! goes on with it if that was fruitful, and takes the trigrams otherwise.
+//! A search has two possible plans. Scanning the index of the order until enough patients are found is fast if many match;
+//! the trigram index, which finds all that match to be sorted, is fast if few do. Among a million patients each is very slow
+//! in the other's place, and the planner cannot know which applies. So a search scans a small part of the order first, scans
+//! a larger part if that found many, and uses the trigram index otherwise.
 
 use std::sync::Arc;
 
@@ -16,26 +16,26 @@ use crate::patient::Patient;
 
 /// The columns of a patient.
 const COLUMNS: &str = "id, name, email, address, date_of_birth, registered_date, version";
-/// The searched text, as the index `patients_search` has it.
+/// The searched text, as it is in the index `patients_search`.
 const SEARCHED: &str = r"(E'\x1f' || lower(name) || E'\x1f' || lower(email))";
-/// How many patients of the order a search looks at first.
-const FIRST_LOOK: i64 = 1_000;
-/// How many it looks at if at least [`FRUITFUL`] of the first ones matched: then these should be enough for a list.
-const SECOND_LOOK: i64 = 8_000;
-const FRUITFUL: usize = 20;
-/// Where the counting of what a search finds stops, because it costs the more the more there are.
-const COUNTED: i64 = 10_000;
+/// Patients of the order that a search scans first.
+const FIRST_SCAN: i64 = 1_000;
+/// Patients that it scans if at least [`MIN_MATCHES`] of the first ones matched: these should be enough for a list.
+const SECOND_SCAN: i64 = 8_000;
+const MIN_MATCHES: usize = 20;
+/// Most matches of a search that are counted, because counting costs time for each.
+const MAX_COUNT: i64 = 10_000;
 
-/// Which patients, in which order.
+/// A query for a list of patients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct List {
     /// The order.
     pub order: Order,
-    /// Only these.
+    /// Only patients that match.
     pub search: Option<Search>,
-    /// Where to begin.
+    /// Where it begins.
     pub begin: Begin,
-    /// How many at most.
+    /// Maximum number of patients.
     pub limit: i64,
 }
 
@@ -44,18 +44,18 @@ pub struct List {
 pub enum Begin {
     /// At the first patient.
     First,
-    /// After a place that an earlier list ended at. Costs the same wherever that is.
+    /// After the position of an earlier list's last patient; at the same cost for every position.
     After(Position),
-    /// After this many patients. Costs more the more there are.
-    Skip(i64),
+    /// After this many patients; each costs time.
+    Offset(i64),
 }
 
-/// A place in an order.
+/// A position in an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// The text of the column that the order goes by.
+    /// The value of the sort column, as text.
     pub sort_key: String,
-    /// Tells patients with equal columns apart.
+    /// Distinguishes patients with equal values.
     pub id: Uuid,
 }
 
@@ -71,13 +71,13 @@ pub struct Listed {
 /// An order of patients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// By what.
+    /// The field to sort by.
     pub field: SortField,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
 }
 
-/// Which way an order goes.
+/// The direction of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Smallest first.
@@ -94,7 +94,7 @@ impl Direction {
         }
     }
 
-    /// How a later place compares with an earlier one.
+    /// The operator that is true for a later position and an earlier one.
     const fn later(self) -> &'static str {
         match self {
             Self::Ascending => ">",
@@ -103,14 +103,14 @@ impl Direction {
     }
 }
 
-/// What patients can be ordered by.
+/// The fields that patients can be sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SortField {
     /// The id: the order of registration.
     Id,
     /// The name.
     Name,
-    /// The email, whatever its case.
+    /// The email, case-insensitively.
     Email,
     /// The date of birth.
     DateOfBirth,
@@ -119,7 +119,7 @@ pub enum SortField {
 }
 
 impl SortField {
-    /// What the index of the order is made on.
+    /// The indexed expression.
     const fn column(self) -> &'static str {
         match self {
             Self::Id => "id",
@@ -139,8 +139,8 @@ impl SortField {
     }
 }
 
-/// A search for a part of a name or an email, whatever its case. A term with three letters or digits in a row is found
-/// anywhere; a shorter one at the beginning of words only, because trigrams find nothing else fast.
+/// A case-insensitive search for a part of a name or an email. A term with three consecutive letters or digits is found
+/// anywhere; a shorter one only at the beginning of words, because trigrams cannot find anything else quickly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
     /// With `LIKE`'s special characters escaped.
@@ -149,7 +149,7 @@ pub struct Search {
 }
 
 impl Search {
-    /// A search for this term; none if it has no letter and no digit.
+    /// A search for this term; none if it has neither letters nor digits.
     pub fn new(term: &str) -> Option<Self> {
         let longest_run = term.split(|c: char| !c.is_alphanumeric()).map(|run| run.chars().count()).max();
         let longest_run = longest_run.filter(|&run| run > 0)?;
@@ -157,7 +157,7 @@ impl Search {
         Some(Self { escaped, anywhere: longest_run >= 3 })
     }
 
-    /// What `$1` and `$2` of [`matches()`] are.
+    /// The parameters `$1` and `$2` of [`matches()`].
     fn patterns(&self) -> (String, Option<String>) {
         let Self { escaped, anywhere } = self;
         if *anywhere {
@@ -168,22 +168,22 @@ impl Search {
     }
 }
 
-/// The condition of a search. The patterns are lowered by the database, which also lowered the searched text.
+/// The condition of a search. The database lowers the patterns, as it does the indexed text.
 fn matches() -> String {
     format!("({SEARCHED} LIKE lower($1) OR {SEARCHED} LIKE lower($2))")
 }
 
 impl List {
-    /// The condition that leaves out what comes before the beginning: `$3` and `$4` are the position.
+    /// The condition for patients after the position (`$3` and `$4`).
     fn after(&self) -> String {
         let Order { field, direction } = self.order;
         match self.begin {
-            Begin::First | Begin::Skip(_) => "true".to_owned(),
+            Begin::First | Begin::Offset(_) => "true".to_owned(),
             Begin::After(_) => format!("({}, id) {} ($3::{}, $4)", field.column(), direction.later(), field.cast()),
         }
     }
 
-    /// What to sort by so that the order's index serves.
+    /// The `ORDER BY` that the order's index supports.
     fn order_by(&self) -> String {
         let (column, direction) = (self.order.field.column(), self.order.direction.sql());
         format!("{column} {direction}, id {direction}")
@@ -192,33 +192,33 @@ impl List {
     fn position(&self) -> (Option<&str>, Option<Uuid>) {
         match &self.begin {
             Begin::After(Position { sort_key, id }) => (Some(sort_key), Some(*id)),
-            Begin::First | Begin::Skip(_) => (None, None),
+            Begin::First | Begin::Offset(_) => (None, None),
         }
     }
 
-    fn skip(&self) -> i64 {
+    fn offset(&self) -> i64 {
         match self.begin {
-            Begin::Skip(patients) => patients,
+            Begin::Offset(patients) => patients,
             Begin::First | Begin::After(_) => 0,
         }
     }
 }
 
 impl Store {
-    /// Patients in an order, from a position on.
+    /// Lists patients.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
         let Some(search) = &list.search else { return self.list_all(list).await };
-        // Pages are counted, and the counting finds all that match anyway.
-        if !matches!(list.begin, Begin::Skip(_)) {
-            let (found, complete) = self.list_among(list, search, FIRST_LOOK).await?;
+        // Pages are counted too, which finds all matches anyway.
+        if !matches!(list.begin, Begin::Offset(_)) {
+            let (found, complete) = self.list_among(list, search, FIRST_SCAN).await?;
             if complete {
                 return Ok(found);
             }
-            if found.len() >= FRUITFUL {
-                let (found, complete) = self.list_among(list, search, SECOND_LOOK).await?;
+            if found.len() >= MIN_MATCHES {
+                let (found, complete) = self.list_among(list, search, SECOND_SCAN).await?;
                 if complete {
                     return Ok(found);
                 }
@@ -227,36 +227,23 @@ impl Store {
         self.list_matching(list, search).await
     }
 
-    /// By the order's index alone.
+    /// By the order's index, without a search.
     async fn list_all(&self, list: &List) -> Result<Vec<Listed>, Error> {
         let (column, after, order_by) = (list.order.field.column(), list.after(), list.order_by());
-        // Made of constants of this file alone, as each statement here. The first two parameters are those of a search.
+        // Made of constants of this file only, like each statement here. The first two parameters are those of a search.
         let part = format!("WHERE {after} ORDER BY {order_by} LIMIT $5 OFFSET $6");
         let part = match list.begin {
-            // Those that are left out are passed over in the index alone, which holds their ids.
-            Begin::Skip(_) => format!("WHERE id IN (SELECT id FROM patients {part}) ORDER BY {order_by}"),
+            // The skipped patients are read from the index only, which has their ids.
+            Begin::Offset(_) => format!("WHERE id IN (SELECT id FROM patients {part}) ORDER BY {order_by}"),
             Begin::First | Begin::After(_) => part,
         };
         let statement: Arc<str> =
             Arc::from(format!("-- list patients\nSELECT {COLUMNS}, {column}::text AS sort_key FROM patients {part}"));
-        let (sort_key, id) = list.position();
-        let fetch = self.database.run_idempotent(async |connection| {
-            let rows = query(AssertSqlSafe(statement))
-                .bind(None::<&str>)
-                .bind(None::<&str>)
-                .bind(sort_key)
-                .bind(id)
-                .bind(list.limit)
-                .bind(list.skip())
-                .fetch_all(connection)
-                .await?;
-            rows.iter().map(listed).collect()
-        });
-        fetch.await
+        self.fetch(list, statement, None).await
     }
 
-    /// Those that match among the next `window` patients of the order; true if there is nothing more to be found: the
-    /// list is full, or the order ends there.
+    /// Matches among the next `window` patients of the order; true if the list is complete: it is full, or the order ends
+    /// there.
     async fn list_among(&self, list: &List, search: &Search, window: i64) -> Result<(Vec<Listed>, bool), Error> {
         let (column, after, order_by) = (list.order.field.column(), list.after(), list.order_by());
         let matches = matches();
@@ -265,7 +252,7 @@ impl Store {
             WITH part AS MATERIALIZED (
                 SELECT {COLUMNS} FROM patients WHERE {after} ORDER BY {order_by} LIMIT $6
             )
-            SELECT found.*, looked_at FROM (SELECT count(*) AS looked_at FROM part) counted LEFT JOIN (
+            SELECT found.*, scanned FROM (SELECT count(*) AS scanned FROM part) counted LEFT JOIN (
                 SELECT {COLUMNS}, {column}::text AS sort_key FROM part WHERE {matches} ORDER BY {order_by} LIMIT $5
             ) found ON true"
         ));
@@ -280,38 +267,42 @@ impl Store {
                 .bind(window)
                 .fetch_all(connection)
                 .await?;
-            let looked_at: i64 = rows.first().map_or(Ok(0), |row| row.try_get("looked_at"))?;
+            let scanned: i64 = rows.first().map_or(Ok(0), |row| row.try_get("scanned"))?;
             let mut found = Vec::new();
             for row in &rows {
                 if row.try_get::<Option<Uuid>, _>("id")?.is_some() {
                     found.push(listed(row)?);
                 }
             }
-            let complete = looked_at < window || found.len() as i64 >= list.limit;
+            let complete = scanned < window || found.len() as i64 >= list.limit;
             Ok((found, complete))
         });
         fetch.await
     }
 
-    /// By the index of trigrams.
+    /// By the trigram index.
     async fn list_matching(&self, list: &List, search: &Search) -> Result<Vec<Listed>, Error> {
         let (column, after, direction) = (list.order.field.column(), list.after(), list.order.direction.sql());
         let matches = matches();
-        // No index has the order of a row, so that the planner does not read one in the hope of finding enough soon.
+        // No index supports the order of a ROW, so the planner cannot choose to scan one in the hope of early matches.
         let statement: Arc<str> = Arc::from(format!(
             "-- search patients
             SELECT {COLUMNS}, {column}::text AS sort_key FROM patients WHERE {matches} AND {after}
             ORDER BY ROW({column}, id) {direction} LIMIT $5 OFFSET $6"
         ));
-        let ((sort_key, id), (first, second)) = (list.position(), search.patterns());
+        self.fetch(list, statement, Some(search)).await
+    }
+
+    async fn fetch(&self, list: &List, statement: Arc<str>, search: Option<&Search>) -> Result<Vec<Listed>, Error> {
+        let ((first, second), (sort_key, id)) = (search.map(Search::patterns).unzip(), list.position());
         let fetch = self.database.run_idempotent(async |connection| {
             let rows = query(AssertSqlSafe(statement))
                 .bind(first)
-                .bind(second)
+                .bind(second.flatten())
                 .bind(sort_key)
                 .bind(id)
                 .bind(list.limit)
-                .bind(list.skip())
+                .bind(list.offset())
                 .fetch_all(connection)
                 .await?;
             rows.iter().map(listed).collect()
@@ -319,20 +310,20 @@ impl Store {
         fetch.await
     }
 
-    /// How many patients there are; with a search, how many it finds, counted up to 10000.
+    /// Counts all patients, or those that match a search, up to 10000.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
         let count = self.database.run_idempotent(async |connection| match search.map(Search::patterns) {
             None => query("-- count patients\nSELECT count(*) FROM patients").fetch_one(connection).await?.try_get(0),
             Some((first, second)) => {
                 let matches = matches();
                 let statement = AssertSqlSafe(format!(
-                    "-- count found patients
+                    "-- count matching patients
                     SELECT count(*) FROM (SELECT 1 FROM patients WHERE {matches} LIMIT $3) found"
                 ));
-                let count = query(statement).bind(first).bind(second).bind(COUNTED);
+                let count = query(statement).bind(first).bind(second).bind(MAX_COUNT);
                 count.fetch_one(connection).await?.try_get(0)
             }
         });
@@ -349,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_search_is_a_pattern_that_trigrams_can_find() {
+    fn a_search_is_a_pattern_that_the_trigram_index_supports() {
         let patterns = |term| Search::new(term).unwrap().patterns();
         assert_eq!(patterns("doe"), ("%doe%".to_owned(), None));
         assert_eq!(patterns("do"), ("%\u{1f}do%".to_owned(), Some("% do%".to_owned())));

@@ -3,7 +3,10 @@
 use serde_json::{Value as Json, json};
 use testbed::http::Answer;
 
-use crate::harness::{Harness, Mood, path, with_service};
+use crate::{
+    harness::{Harness, path, with_service},
+    test_billing::Behaviour,
+};
 
 fn charge(id: &str, amount: i64) -> Json {
     json!({"transactionId": id, "type": "CHARGE", "amount": amount, "currency": "EUR"})
@@ -88,13 +91,13 @@ fn errors() {
 #[test]
 fn billing_away_is_503_and_an_account_not_opened_yet_is_pending() {
     with_service(|service| async move {
-        service.billing.set(Mood::Unavailable);
+        service.billing.set(Behaviour::Unavailable);
         let jane = service.register("Jane Doe").await;
         let account = format!("{}/billing", path(&jane));
         let away = service.get(&account).await;
         assert_eq!((away.status, away.header("retry-after")), (503, Some("2")));
         assert_eq!(record(&service, &jane, &charge("t-1", 1)).await.status, 503);
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         service.until("the account is open", async || service.get(&account).await.json()["status"] == "ACTIVE").await;
     });
 }
@@ -102,7 +105,7 @@ fn billing_away_is_503_and_an_account_not_opened_yet_is_pending() {
 #[test]
 fn against_an_original_billing_registrations_stay_active_and_the_rest_is_not_implemented() {
     with_service(|service| async move {
-        service.billing.set(Mood::Original);
+        service.billing.set(Behaviour::Original);
         let jane = service.register("Jane Doe").await;
         assert_eq!(jane["billing"]["status"], "ACTIVE");
         let account = format!("{}/billing", path(&jane));
@@ -135,13 +138,18 @@ fn a_ledger_that_breaks_off_is_503_and_no_part_of_it_is_shown() {
             record(&service, &jane, &charge(&format!("t-{n}"), 1)).await;
         }
         let transactions = format!("{}/billing/transactions", path(&jane));
-        for mood in [Mood::BreaksOff, Mood::Stalls] {
-            service.billing.set(mood);
+        for behaviour in [Behaviour::BreaksOff, Behaviour::Stalls] {
+            service.billing.set(behaviour);
             let answer = service.get(&transactions).await;
-            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")), "{mood:?}: {}", answer.text());
+            assert_eq!(
+                (answer.status, answer.header("retry-after")),
+                (503, Some("2")),
+                "{behaviour:?}: {}",
+                answer.text()
+            );
             assert!(!answer.text().contains("t-0"), "{}", answer.text());
         }
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         service.until("the ledger is whole", async || service.get(&transactions).await.status == 200).await;
         assert_eq!(service.get(&transactions).await.json().as_array().unwrap().len(), 3);
     });

@@ -1,19 +1,22 @@
-//! What billing has to be told, and what becomes of what it cannot be told.
+//! Billing tasks: retries, dead letters, and steps of the clock.
 
 use patient_service::billing_tasks::BillingTasks;
 
-use crate::harness::{Mood, execute, id, path, with_service};
+use crate::{
+    harness::{execute, id, path, with_service},
+    test_billing::Behaviour,
+};
 
-/// PostgreSQL's clock was set back after a reconciler that died had claimed them, or forward.
+/// PostgreSQL's clock was set back or forward after a reconciler had claimed them and died.
 #[test]
 fn tasks_are_due_whatever_time_they_name() {
     with_service(|service| async move {
-        service.billing.set(Mood::Unavailable);
+        service.billing.set(Behaviour::Unavailable);
         let mut patients = Vec::new();
         for name in ["Jane Doe", "John Doe", "Jim Doe", "Joan Doe"] {
             patients.push(id(&service.register(name).await));
         }
-        // Ahead by more than anything is postponed for; the last one is postponed as it may be.
+        // Due later than any task is postponed; the last one is within that time.
         let ahead = "UPDATE billing_tasks t SET next_attempt_at = CASE p.name
                 WHEN 'Jane Doe' THEN now() + interval '59 minutes'
                 WHEN 'John Doe' THEN 'infinity'
@@ -21,7 +24,7 @@ fn tasks_are_due_whatever_time_they_name() {
                 ELSE now() + interval '25 seconds'
             END FROM patients p WHERE p.id = t.patient_id";
         execute(&service, ahead).await;
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         let is_open = async || patients[..3].iter().all(|id| service.billing.status(id).is_some());
         service.until("those that are due are done", is_open).await;
         assert_eq!(service.billing.status(&patients[3]), None, "it is postponed");
@@ -32,11 +35,11 @@ fn tasks_are_due_whatever_time_they_name() {
     });
 }
 
-/// An original's billing-service can open accounts and do nothing else.
+/// An original's billing service only opens accounts.
 #[test]
 fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
     with_service(|service| async move {
-        service.billing.set(Mood::Original);
+        service.billing.set(Behaviour::Original);
         let jane = service.register("Jane Doe").await;
         assert_eq!(jane["billing"]["status"], "ACTIVE");
         assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
@@ -44,15 +47,15 @@ fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
             WHERE action = 'CLOSE' AND attempts = 5 AND error LIKE '%unimplemented%' AND name = 'Jane Doe'";
         service.until("it is a dead letter", async || service.number(dead).await == 1).await;
         assert_eq!(service.number("SELECT count(*) FROM billing_tasks").await, 0, "and it is tried no more");
-        let told = async || service.get("/metrics").await.text().contains("\nbilling_task_dead_letters 1\n");
-        service.until("it is told", told).await;
-        // A peer that lacks a call is not away.
+        let is_reported = async || service.get("/metrics").await.text().contains("\nbilling_task_dead_letters 1\n");
+        service.until("it is reported", is_reported).await;
+        // A peer without the method is not unavailable.
         let readiness = service.get("/actuator/health/readiness").await.json();
         assert_eq!(readiness["components"]["billing"]["status"], "UP", "{readiness}");
         assert_eq!(service.register("John Doe").await["billing"]["status"], "ACTIVE");
 
         // Once billing can do it.
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         BillingTasks::new(service.database.clone()).resend(&[id(&jane).parse().unwrap()]).await.unwrap();
         let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
         service.until("the account is closed", is_closed).await;
@@ -62,16 +65,16 @@ fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
 #[test]
 fn a_deletion_supersedes_a_task_that_billing_rejected() {
     with_service(|service| async move {
-        service.billing.set(Mood::Unavailable);
+        service.billing.set(Behaviour::Unavailable);
         let jane = service.register("Jane Doe").await;
         // As if billing had rejected to open it.
         let reject = "WITH rejected AS (DELETE FROM billing_tasks RETURNING patient_id, action, traceparent)
             INSERT INTO billing_task_dead_letters (patient_id, action, traceparent, attempts, error)
-            SELECT *, 5, 'as the test wants it' FROM rejected";
+            SELECT *, 5, 'simulated by the test' FROM rejected";
         execute(&service, reject).await;
         service.client.delete(&path(&jane)).await.unwrap();
         assert_eq!(service.number("SELECT count(*) FROM billing_task_dead_letters").await, 0);
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
         service.until("its account is closed", is_closed).await;
     });

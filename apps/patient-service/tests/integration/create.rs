@@ -6,7 +6,10 @@ use serde_json::{Value as Json, json};
 use surf::http::Method;
 use testbed::http::Answer;
 
-use crate::harness::{Mood, at_once, id, path, patient, with_service, with_settings};
+use crate::{
+    harness::{at_once, id, path, patient, with_service, with_settings},
+    test_billing::Behaviour,
+};
 
 #[test]
 fn success() {
@@ -216,11 +219,11 @@ fn text_of_any_kind_is_stored_verbatim() {
 #[test]
 fn without_billing_the_patient_is_stored_and_its_account_is_opened_later() {
     with_service(|service| async move {
-        service.billing.set(Mood::Unavailable);
+        service.billing.set(Behaviour::Unavailable);
         let jane = service.register("Jane Doe").await;
         assert_eq!(jane["billing"], json!({"accountId": null, "status": "PENDING"}));
         assert_eq!(service.get(&path(&jane)).await.status, 200);
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         service.until("the account is opened", async || service.billing.status(&id(&jane)).is_some()).await;
         service
             .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
@@ -232,15 +235,15 @@ fn without_billing_the_patient_is_stored_and_its_account_is_opened_later() {
 #[test]
 fn an_answer_of_billing_that_never_comes_costs_the_deadline() {
     with_service(|service| async move {
-        for mood in [Mood::Silent, Mood::SilentAfterwards] {
-            service.billing.set(mood);
+        for behaviour in [Behaviour::Hangs, Behaviour::HangsAfterExecution] {
+            service.billing.set(behaviour);
             let started = std::time::Instant::now();
-            let patient: Json = service.register(&format!("Jane {mood:?}")).await;
+            let patient: Json = service.register(&format!("Jane {behaviour:?}")).await;
             assert_eq!(patient["billing"]["status"], "PENDING");
             let took = started.elapsed().as_secs_f64();
             assert!((1.0..2.0).contains(&took), "{took}");
         }
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         service.until("both accounts are open", async || service.billing.count() == 2).await;
         service
             .until("the tasks are done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)

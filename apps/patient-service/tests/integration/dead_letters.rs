@@ -8,7 +8,10 @@ use std::{
 use patient_service::outbox::{Outbox, PendingQuery};
 use serde_json::Value as Json;
 
-use crate::harness::{Harness, Mood, execute, id, with_service};
+use crate::{
+    harness::{Harness, execute, id, with_service},
+    test_billing::Behaviour,
+};
 
 /// Two events and a task, as the relay and the reconciler dead-letter them.
 const REJECTED: &str = "WITH event AS (
@@ -67,7 +70,7 @@ fn dead_letters_are_listed_and_resubmitted() {
         assert!(none.status.success() && printed(&none) == "There are no dead letters.\n", "{}", printed(&none));
         assert_eq!(objects(&run(&url, &["--json"]).await), [] as [Json; 0]);
 
-        service.billing.set(Mood::Unavailable);
+        service.billing.set(Behaviour::Unavailable);
         let jane = id(&service.register("Jane Doe").await);
         execute(&service, "DELETE FROM outbox").await;
         execute(&service, REJECTED).await;
@@ -103,7 +106,7 @@ fn dead_letters_are_listed_and_resubmitted() {
         assert_eq!(objects(&pending)[0]["outcome"], "pending");
         relay(&service, false).await;
 
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         let all = ["--resend", "--json"];
         let (all, ()) = smol::future::zip(run(&url, &all), relay(&service, false)).await;
         assert_eq!(all.status.code(), Some(1), "one is rejected again: {}", printed(&all));

@@ -2,7 +2,10 @@
 
 use surf::http::Method;
 
-use crate::harness::{Mood, id, path, patient, with_service};
+use crate::{
+    harness::{id, path, patient, with_service},
+    test_billing::Behaviour,
+};
 
 #[test]
 fn success() {
@@ -40,10 +43,10 @@ fn the_version_must_match_if_the_client_says_so() {
 #[test]
 fn an_account_that_was_never_opened_ends_closed() {
     with_service(|service| async move {
-        service.billing.set(Mood::Unavailable);
+        service.billing.set(Behaviour::Unavailable);
         let jane = service.register("Jane Doe").await;
         assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
-        service.billing.set(Mood::Well);
+        service.billing.set(Behaviour::Normal);
         service
             .until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED"))
             .await;

@@ -95,9 +95,9 @@ fn a_key_does_not_age_by_a_step_of_the_clock() {
         let store = Store::new(service.database.clone());
         let (hour, day, minute) = (Duration::from_secs(3600), Duration::from_secs(86_400), Duration::from_secs(60));
         let look = async |retention| {
-            let look = store.look_at_clock(retention, minute * 2).await.unwrap();
-            store.date_keys_of_the_future(1000).await.unwrap();
-            store.forget_keys(look.keys_expired_before, 1000).await.unwrap()
+            let look = store.observe_clock(retention, minute * 2).await.unwrap();
+            store.redate_future_keys(1000).await.unwrap();
+            store.delete_keys(look.keys_expired_before, 1000).await.unwrap()
         };
         let jane = post(&service, "key-1", &patient("Jane Doe")).await.json();
         // Else the email would give the repetition away.

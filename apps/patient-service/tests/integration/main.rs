@@ -1,5 +1,5 @@
-//! The service as its clients see it: over HTTP, on a real PostgreSQL, each test in a database of its own. Billing is
-//! played by a server of the test, so that it can be slow, away or wrong; `tests/e2e` has the real one.
+//! The service over HTTP, on a real PostgreSQL, each test in a database of its own. Billing is a server of the test, so that it
+//! can be slow, unavailable or wrong; `tests/e2e` has the real one.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod billing;
@@ -18,4 +18,5 @@ mod pages;
 mod read;
 mod relay;
 mod requirements;
+mod test_billing;
 mod update;

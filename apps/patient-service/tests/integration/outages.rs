@@ -1,4 +1,4 @@
-//! A database that goes away and comes back, and a shutdown.
+//! Outages of the database, and requests that use all its connections.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
 fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_nor_readiness() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
-        // Whoever waits for a lock keeps its connection for longer than the lease.
+        // A request that waits for a lock keeps its connection for longer than the lease.
         let settings = [("DATABASE_CONNECTIONS", "4"), ("DATABASE_DEADLINE", "8s"), ("RELAY_LEASE", "4s")];
         let service = Harness::start(&url, &settings).await;
         let jane = path(&service.register("Jane Doe").await);
@@ -56,7 +56,7 @@ fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_no
         service.until("it has the lease", async || sql::number(&url, held).await.unwrap() == 1).await;
         let mut session = Session::open(&url).await.unwrap();
         session.execute("BEGIN; SELECT id FROM patients FOR UPDATE").await.unwrap();
-        // Three times as many as there are connections, and each comes again when it is refused.
+        // Three times as many as connections, and each is repeated after a 503.
         let change = |n| {
             let (client, jane) = (service.client.clone(), jane.clone());
             runtime::spawn(async move {
@@ -119,8 +119,8 @@ fn reads_go_on_while_a_column_changes_its_type() {
         let jane = path(&service.register("Jane Doe").await);
         let mut session = Session::open(&url).await.unwrap();
         for (n, kind) in ["varchar(200)", "text", "varchar(200)"].into_iter().enumerate() {
-            // Each way to read has its own statements, and twice as many requests as there are connections have them all
-            // prepare theirs.
+            // Each way to read has its own statements, and twice as many requests as connections make every connection prepare
+            // them.
             for path in [&*jane, "/patients", "/patients?search=jane&sort=name", "/patients?search=ja"] {
                 let (client, asked) = (service.client.clone(), path.to_owned());
                 let answers = at_once(8, move |_| {

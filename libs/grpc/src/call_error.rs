@@ -1,37 +1,36 @@
-//! What the failure of a call means: the one place where a status code becomes a decision.
+//! Failed calls, and the one place where a status code becomes a decision.
 
-use std::{error::Error as _, fmt, time::Duration};
+use std::{error::Error as _, time::Duration};
 
 use tonic::{Code, Status};
 
 use crate::client::code_name;
 
-/// What a failed call says of the peer and of the request.
+/// What a failed call says about the peer and the request.
 ///
-/// Each decision that depends on a status code is made from this, so that the circuit breaker, retries, the HTTP edge and
-/// tasks that are tried again later agree on what a code means.
+/// The circuit breaker, retries, the HTTP edge and tasks that are retried later all decide by it, so that they agree on what
+/// a status code means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// Nobody answered, or only to say that the service is not there now. This alone counts as an outage of the peer.
+    /// No answer, or the answer that the service is unavailable. Only this counts as an outage of the peer.
     Unavailable,
-    /// The peer is there and could not do it this time: it is overloaded, has a fault, or does not accept who we are. The
-    /// same call may succeed later without a change to the request.
+    /// The peer is up and could not do it this time: it is overloaded, has a fault, or rejects our credentials. The same call
+    /// may succeed later.
     Transient,
-    /// The peer is there and rejects the request in the state in which its data are.
+    /// The peer is up and rejects the request in the current state of its data.
     Rejected,
-    /// The peer is there and rejects the request whatever the state of its data: it never succeeds.
+    /// The peer is up and rejects the request whatever the state of its data: the call never succeeds.
     Invalid,
-    /// The peer is there and has no such method: no call of it ever succeeds on that peer.
+    /// The peer is up and has no such method: the call never succeeds on that peer.
     Unsupported,
 }
 
 impl FailureKind {
-    /// The meaning of a code that a peer has answered with, by gRPC's own definitions. `Ok` is no failure; a peer that
-    /// fails with it has a fault.
+    /// The meaning of a status code of a failed call, by gRPC's definitions. A peer that fails a call with `Ok` has a fault.
     pub const fn of(code: Code) -> Self {
         match code {
-            // CANCELLED: this side drops a call that it cancels and never sees its status, so a peer or a proxy between
-            // has given up; tonic's own server says it when a deadline runs out (ours says DEADLINE_EXCEEDED).
+            // CANCELLED: this side never sees the status of a call that it cancels, so the peer or a proxy has cancelled it.
+            // tonic's own server answers it for a deadline that has passed (ours DEADLINE_EXCEEDED).
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable,
             Code::Ok
             | Code::Unknown
@@ -47,29 +46,34 @@ impl FailureKind {
         }
     }
 
-    /// Whether the same call never succeeds on that peer, so that trying it again is useless.
+    /// Whether the same call never succeeds on that peer, so that a retry is useless.
     pub const fn is_permanent(self) -> bool {
         matches!(self, Self::Invalid | Self::Unsupported)
     }
 }
 
 /// Why a call has no result.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The peer answered with an error.
+    /// The peer answered with an error. Its message is not part of the text: it could quote the request, which may be personal
+    /// data.
+    #[error("the peer answered {}", code_name(.0.code()))]
     Status(Box<Status>),
-    /// The peer could not be reached, or the connection broke before the answer was complete. What is known of the cause
-    /// is told.
+    /// The peer could not be reached, or the connection broke before the response was complete; with the cause, as far as it
+    /// is known.
+    #[error("the peer cannot be reached: {0}")]
     Unreachable(String),
-    /// The deadline passed. The peer may have done what it was asked, or may still do it.
-    Late(Duration),
-    /// The call was not made, because the peer has been away.
+    /// The deadline passed. The peer may have executed the call, or may still do so.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The call was not made, because the circuit breaker is open.
+    #[error("not called, because the circuit breaker is open")]
     BreakerOpen,
 }
 
 impl CallError {
-    /// Tells a status that a peer has sent from one that tonic makes of a broken connection, whose code says nothing of
-    /// the peer: a reset may show as UNKNOWN, INTERNAL or CANCELLED.
+    /// Distinguishes a status that the peer has sent from one that tonic makes of a broken connection: a reset may show as
+    /// UNKNOWN, INTERNAL or CANCELLED.
     pub(crate) fn from_status(status: Status) -> Self {
         let Some(mut cause) = status.source() else { return Self::Status(Box::new(status)) };
         while let Some(deeper) = cause.source() {
@@ -78,26 +82,25 @@ impl CallError {
         Self::Unreachable(cause.to_string())
     }
 
-    /// The peer's status, if it gave one.
+    /// The status code that the peer has sent, if any.
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Status(status) => Some(status.code()),
-            Self::Unreachable(_) | Self::Late(_) | Self::BreakerOpen => None,
+            Self::Unreachable(_) | Self::Timeout(_) | Self::BreakerOpen => None,
         }
     }
 
-    /// What it says of the peer and of the request.
+    /// What it says about the peer and the request.
     pub fn kind(&self) -> FailureKind {
         self.code().map_or(FailureKind::Unavailable, FailureKind::of)
     }
 
-    /// Whether the peer is away or late, as opposed to an answer that is an error.
+    /// Whether there was no answer, or UNAVAILABLE, as opposed to another error of the peer.
     pub fn is_outage(&self) -> bool {
         self.kind() == FailureKind::Unavailable
     }
 
-    /// Whether the same call never succeeds on that peer: it has no such method, or the request itself is wrong. A task
-    /// that meets it ends; with any other error it is tried again later.
+    /// Whether the same call never succeeds on that peer: it has no such method, or the request itself is wrong.
     pub fn is_permanent(&self) -> bool {
         self.kind().is_permanent()
     }
@@ -107,25 +110,11 @@ impl CallError {
         match self {
             Self::Status(status) => code_name(status.code()),
             Self::Unreachable(_) => code_name(Code::Unavailable),
-            Self::Late(_) => "late",
+            Self::Timeout(_) => "late",
             Self::BreakerOpen => "breaker_open",
         }
     }
 }
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            // A message of the peer could quote what it was sent; the code says enough.
-            Self::Status(status) => write!(f, "the peer answered {}", code_name(status.code())),
-            Self::Unreachable(cause) => write!(f, "the peer cannot be reached: {cause}"),
-            Self::Late(limit) => write!(f, "no answer within {} ms", limit.as_millis()),
-            Self::BreakerOpen => f.write_str("not called, because the peer has been away"),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
 
 #[cfg(test)]
 mod tests {
@@ -133,8 +122,8 @@ mod tests {
 
     use super::*;
 
-    /// Every code, with what it means. A code that is missing here fails the test that reads it.
-    const RULE: [(Code, FailureKind); 17] = [
+    /// Every status code and its meaning.
+    const MEANINGS: [(Code, FailureKind); 17] = [
         (Code::Ok, FailureKind::Transient),
         (Code::Cancelled, FailureKind::Unavailable),
         (Code::Unknown, FailureKind::Transient),
@@ -157,7 +146,7 @@ mod tests {
     #[test]
     fn every_code_has_one_meaning() {
         for number in 0..17 {
-            let (code, kind) = RULE[number as usize];
+            let (code, kind) = MEANINGS[number as usize];
             assert_eq!(code as i32, number, "the table is in the order of the codes");
             assert_eq!(FailureKind::of(code), kind, "{code:?}");
             let error = CallError::Status(Box::new(Status::new(code, "")));
@@ -178,7 +167,7 @@ mod tests {
             assert_eq!((error.kind(), error.code()), (FailureKind::Unavailable, None), "{number}");
             assert_eq!(error.to_string(), "the peer cannot be reached: connection reset");
         }
-        for error in [CallError::Late(Duration::from_secs(1)), CallError::BreakerOpen] {
+        for error in [CallError::Timeout(Duration::from_secs(1)), CallError::BreakerOpen] {
             assert!(error.is_outage() && !error.is_permanent(), "{error}");
         }
     }

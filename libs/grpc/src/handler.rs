@@ -1,4 +1,4 @@
-//! From a request on the wire to its answer: the deadline, the whole request, the handler, and the answer's parts.
+//! One call of a server: reads the request, runs the service within the deadline, and sends the response.
 
 use std::{
     pin::Pin,
@@ -22,27 +22,27 @@ use tower::Service as _;
 
 use crate::{
     Limits,
-    calls::{Call, Calls, Held, Sending, exhausted},
+    calls::{Call, Calls, PendingRequest, PendingResponse, exhausted},
     connections::Connection,
 };
 
-/// Bytes before a message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
-/// The services of which a call takes further requests after the first answer. Each other method has one request, which is
-/// whole when the client has ended its side.
-const CONVERSATIONS: &str = "/grpc.reflection.";
+/// Bytes before a message: the compressed flag and the length.
+const MESSAGE_PREFIX: usize = 5;
+/// Services with bidirectional streams. Every other method has one request message, which is complete when the client has
+/// ended its side of the stream.
+const BIDIRECTIONAL: &str = "/grpc.reflection.";
 
-/// What answering a call takes.
+/// Handles the calls of a server.
 #[derive(Clone)]
-pub(crate) struct Answering {
+pub(crate) struct Handler {
     pub(crate) routes: Routes,
     pub(crate) limits: Arc<Limits>,
     pub(crate) calls: Arc<Calls>,
 }
 
-impl Answering {
-    /// The answer to a call, which always has a status.
-    pub(crate) async fn answer(
+impl Handler {
+    /// The response to a call. It always has a status.
+    pub(crate) async fn respond(
         self,
         request: Request<Incoming>,
         call: Arc<Call>,
@@ -52,14 +52,21 @@ impl Answering {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let limit = timeout.map_or(self.limits.call, |timeout| timeout.min(self.limits.call));
         let work = self.handle(request, &call, &connection);
-        let late = async {
+        let deadline_passes = async {
             Timer::after(limit).await;
-            Err(late())
+            Err(deadline_exceeded())
         };
-        match or(work, late).await {
+        match or(work, deadline_passes).await {
             Ok(response) => response.map(|body| {
-                let sending = self.calls.send(call);
-                tonic::body::Body::new(AnswerBody { body, sending, connection, deadline, timer: None, is_over: false })
+                let response = self.calls.begin_response(call);
+                tonic::body::Body::new(ResponseBody {
+                    body,
+                    response,
+                    connection,
+                    deadline,
+                    timer: None,
+                    is_over: false,
+                })
             }),
             Err(status) => status.into_http(),
         }
@@ -71,19 +78,19 @@ impl Answering {
         call: &Arc<Call>,
         connection: &Arc<Connection>,
     ) -> Result<Response<tonic::body::Body>, Status> {
-        let held = self.calls.arrive(call.clone())?;
-        let is_conversation = request.uri().path().starts_with(CONVERSATIONS);
+        let pending = self.calls.begin_request(call.clone())?;
+        let is_bidirectional = request.uri().path().starts_with(BIDIRECTIONAL);
         let (head, body) = request.into_parts();
-        let given_up = async {
-            call.given_up.wait().await;
+        let evicted = async {
+            call.evicted.wait().await;
             Err(exhausted())
         };
-        let body = or(given_up, self.read(body, &held, is_conversation)).await?;
-        held.complete();
-        let _place = self.calls.place().await?;
-        let _running = connection.run();
+        let body = or(evicted, self.read(body, &pending, is_bidirectional)).await?;
+        pending.complete();
+        let _permit = self.calls.acquire_permit().await?;
+        let _active = connection.begin_call();
         let mut routes = self.routes.clone();
-        // Reflection's handler spawns on the tokio that it finds around it.
+        // tonic-reflection spawns on the tokio runtime that it finds around it.
         let handler = Compat::new(async move {
             let _ = poll_fn(|context| tower::Service::<Request<RequestBody>>::poll_ready(&mut routes, context)).await;
             routes.call(Request::from_parts(head, body)).await
@@ -92,34 +99,39 @@ impl Answering {
         Ok(response)
     }
 
-    /// Reads a request: of a conversation the first message, else all that the client sends.
-    async fn read(&self, mut body: Incoming, held: &Held, is_conversation: bool) -> Result<RequestBody, Status> {
-        // Copied, because what comes is a part of a larger buffer, which it would keep.
+    /// Reads a request: the first message of a bidirectional stream, else all that the client sends.
+    async fn read(
+        &self,
+        mut body: Incoming,
+        pending: &PendingRequest,
+        is_bidirectional: bool,
+    ) -> Result<RequestBody, Status> {
+        // Copied, because a frame keeps the whole buffer that it was received in.
         let mut read = BytesMut::new();
-        while !(is_conversation && has_message(&read)) {
+        while !(is_bidirectional && has_message(&read)) {
             let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await else { break };
-            // Nobody reads the answer to a call that its client has broken off.
-            let frame = frame.map_err(|_| Status::cancelled("the client has broken off its request"))?;
-            // Trailers of a client mean nothing, and nothing comes after them.
+            // The client has reset the stream: nobody reads the response.
+            let frame = frame.map_err(|_| Status::cancelled("the client has reset the stream"))?;
+            // A client's trailers have no meaning in gRPC, and no frame follows them.
             let Ok(data) = frame.into_data() else { break };
-            if read.len() + data.len() > self.limits.request + PREFIX {
+            if read.len() + data.len() > self.limits.request + MESSAGE_PREFIX {
                 let limit = self.limits.request;
                 return Err(Status::out_of_range(format!("a request may have {limit} bytes")));
             }
-            held.grow(data.len())?;
+            pending.grow(data.len())?;
             read.extend_from_slice(&data);
         }
-        Ok(RequestBody { read: (!read.is_empty()).then(|| read.freeze()), rest: is_conversation.then_some(body) })
+        Ok(RequestBody { read: (!read.is_empty()).then(|| read.freeze()), rest: is_bidirectional.then_some(body) })
     }
 }
 
-/// Whether these bytes begin with a whole message.
+/// Whether these bytes begin with a complete message.
 fn has_message(bytes: &[u8]) -> bool {
-    let length = bytes.get(1..PREFIX).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
-    length.is_some_and(|length| bytes.len() - PREFIX >= length as usize)
+    let length = bytes.get(1..MESSAGE_PREFIX).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
+    length.is_some_and(|length| bytes.len() - MESSAGE_PREFIX >= length as usize)
 }
 
-/// A request as its handler reads it.
+/// A request as the service reads it.
 struct RequestBody {
     read: Option<Bytes>,
     rest: Option<Incoming>,
@@ -147,20 +159,20 @@ impl Body for RequestBody {
     }
 }
 
-/// An answer, of which the connection asks for a part whenever its reader has room for one.
-struct AnswerBody {
+/// A response, which hyper polls for a frame whenever the client's flow-control window has room.
+struct ResponseBody {
     body: tonic::body::Body,
-    sending: Sending,
+    response: PendingResponse,
     connection: Arc<Connection>,
-    /// When nobody waits for it any more.
+    /// The client's deadline.
     deadline: Option<Instant>,
     timer: Option<Timer>,
     is_over: bool,
 }
 
-impl AnswerBody {
+impl ResponseBody {
     /// Whether the client's deadline has passed; wakes the task when it does.
-    fn is_late(&mut self, context: &mut Context<'_>) -> bool {
+    fn is_past_deadline(&mut self, context: &mut Context<'_>) -> bool {
         let Some(deadline) = self.deadline else { return false };
         if Instant::now() >= deadline {
             return true;
@@ -170,7 +182,7 @@ impl AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -178,23 +190,23 @@ impl Body for AnswerBody {
         if self.is_over {
             return Poll::Ready(None);
         }
-        self.sending.take();
-        self.connection.use_now();
+        self.response.polled();
+        self.connection.touch();
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        // Trailers say how it has ended: that is so, even if it is late.
+        // Trailers have the status of a call that has ended; a deadline that passes now does not change it.
         let is_end = match &frame {
             Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
             Poll::Ready(_) => true,
             Poll::Pending => false,
         };
-        if !is_end && self.is_late(context) {
+        if !is_end && self.is_past_deadline(context) {
             self.is_over = true;
             let mut trailers = HeaderMap::new();
-            late().add_header(&mut trailers)?;
+            deadline_exceeded().add_header(&mut trailers)?;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if frame.is_ready() {
-            self.sending.given();
+            self.response.frame_sent();
         }
         frame
     }
@@ -208,11 +220,11 @@ impl Body for AnswerBody {
     }
 }
 
-fn late() -> Status {
+fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the call's deadline has passed")
 }
 
-/// The time that a client gives a call, if it says so: at most eight digits and a unit.
+/// The client's time-out, if it sends one: at most eight digits and a unit.
 fn grpc_timeout(head: &HeaderMap) -> Option<Duration> {
     let text = head.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -236,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_deadline_of_a_client_is_read_in_every_unit() {
+    fn grpc_timeout_is_read_in_every_unit() {
         let read = |text: &str| {
             let mut head = HeaderMap::new();
             head.insert("grpc-timeout", text.parse().unwrap());
@@ -258,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_whole_when_its_last_byte_is_there() {
+    fn a_message_is_complete_with_its_last_byte() {
         assert!(!has_message(&[]) && !has_message(&[0, 0, 0, 0]) && !has_message(&[0, 0, 0, 0, 1]));
         assert!(has_message(&[0, 0, 0, 0, 0]) && has_message(&[0, 0, 0, 0, 1, 7]) && has_message(&[0, 0, 0, 0, 0, 0]));
         assert!(!has_message(&[0, 255, 255, 255, 255, 7]));

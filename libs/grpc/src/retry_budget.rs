@@ -1,20 +1,20 @@
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// A tenth of a token, so that whole numbers do.
+/// A token, in tenths, so that integers are enough.
 const TOKEN: i32 = 10;
-/// Tokens at most. Retries are allowed while more than half are left.
-const MOST: i32 = 10 * TOKEN;
+/// Most tokens. Retries are allowed while more than half of them are left.
+const MAX_TOKENS: i32 = 10 * TOKEN;
 
-/// Bounds retries to a share of calls, as gRFC A6 has it: a failure costs a token, a success gives a tenth of one back.
-/// While a service fails throughout, its clients do not double its load.
+/// Retry throttling of gRFC A6: a failure costs a token, a success gives back a tenth of one. A service that fails
+/// constantly does not get a multiple of its load in retries.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct RetryBudget {
     tokens: AtomicI32,
 }
 
-impl Budget {
+impl RetryBudget {
     pub(crate) fn full() -> Self {
-        Self { tokens: AtomicI32::new(MOST) }
+        Self { tokens: AtomicI32::new(MAX_TOKENS) }
     }
 
     pub(crate) fn success(&self) {
@@ -26,12 +26,12 @@ impl Budget {
     }
 
     pub(crate) fn allows_retry(&self) -> bool {
-        self.tokens.load(Ordering::Relaxed) > MOST / 2
+        self.tokens.load(Ordering::Relaxed) > MAX_TOKENS / 2
     }
 
     fn add(&self, amount: i32) {
-        let new = |tokens: i32| Some((tokens + amount).clamp(0, MOST));
-        // It always succeeds, because `new` always gives a value.
+        let new = |tokens: i32| Some((tokens + amount).clamp(0, MAX_TOKENS));
+        // It always succeeds, because `new` never gives none.
         let _ = self.tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, new);
     }
 }
@@ -41,8 +41,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retries_end_before_the_tokens_do_and_come_back_slowly() {
-        let budget = Budget::full();
+    fn retries_stop_at_half_of_the_tokens_and_resume_with_successes() {
+        let budget = RetryBudget::full();
         for _ in 0..4 {
             budget.failure();
         }

@@ -1,0 +1,126 @@
+//! Bodies of `/patients/{id}/billing`.
+
+use billing_api::{Money, Transaction, TransactionType};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::billing::Account;
+
+/// The billing account of a patient. PENDING and without an id until the billing service has opened it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = BillingAccount)]
+pub(crate) struct AccountBody<'a> {
+    #[schema(required, nullable)]
+    account_id: Option<&'a str>,
+    /// PENDING, ACTIVE or CLOSED.
+    #[schema(example = "ACTIVE")]
+    status: &'a str,
+}
+
+impl<'a> From<Option<&'a Account>> for AccountBody<'a> {
+    fn from(account: Option<&'a Account>) -> Self {
+        match account {
+            Some(Account { id, status }) => Self { account_id: Some(id), status },
+            None => Self { account_id: None, status: "PENDING" },
+        }
+    }
+}
+
+/// The billing account of a patient with its balances.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BillingStatement)]
+pub(crate) struct StatementBody<'a> {
+    #[serde(flatten)]
+    pub(crate) account: AccountBody<'a>,
+    /// The balance in each currency in use: what the patient owes.
+    pub(crate) balances: Vec<MoneyBody>,
+}
+
+/// An amount of money.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Money)]
+pub(crate) struct MoneyBody {
+    /// In minor units of the currency, such as cents.
+    #[schema(example = 2500)]
+    amount: i64,
+    /// ISO 4217.
+    #[schema(example = "EUR")]
+    currency: String,
+}
+
+impl From<Money> for MoneyBody {
+    fn from(Money { amount, currency }: Money) -> Self {
+        Self { amount, currency }
+    }
+}
+
+/// A CHARGE increases what the patient owes, a PAYMENT reduces it, a REFUND returns a payment.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schema(as = TransactionType)]
+pub(crate) enum TransactionTypeBody {
+    Charge,
+    Payment,
+    Refund,
+}
+
+impl From<TransactionTypeBody> for TransactionType {
+    fn from(r#type: TransactionTypeBody) -> Self {
+        match r#type {
+            TransactionTypeBody::Charge => Self::Charge,
+            TransactionTypeBody::Payment => Self::Payment,
+            TransactionTypeBody::Refund => Self::Refund,
+        }
+    }
+}
+
+/// A transaction as a client sends it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = TransactionInput)]
+pub(crate) struct TransactionInput {
+    /// Chosen by the client, unique within the account. A repeated transaction is entered once.
+    #[schema(example = "visit-2024-02-29", min_length = 1, max_length = 64, pattern = "^[!-~]+$")]
+    pub(crate) transaction_id: String,
+    pub(crate) r#type: TransactionTypeBody,
+    /// In minor units of the currency, such as cents.
+    #[schema(example = 2500, minimum = 1, maximum = 1_000_000_000_000_i64)]
+    pub(crate) amount: i64,
+    /// ISO 4217.
+    #[schema(example = "EUR", format = "iso-4217", pattern = "^[A-Z]{3}$")]
+    pub(crate) currency: String,
+}
+
+/// A transaction in the ledger.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Transaction)]
+pub(crate) struct TransactionBody {
+    #[schema(example = "visit-2024-02-29")]
+    transaction_id: String,
+    r#type: TransactionTypeBody,
+    #[serde(flatten)]
+    amount: MoneyBody,
+    recorded_at: DateTime<Utc>,
+}
+
+impl From<Transaction> for TransactionBody {
+    fn from(transaction: Transaction) -> Self {
+        let r#type = match transaction.r#type() {
+            TransactionType::Payment => TransactionTypeBody::Payment,
+            TransactionType::Refund => TransactionTypeBody::Refund,
+            // Billing rejects a transaction without a type.
+            TransactionType::Charge | TransactionType::Unspecified => TransactionTypeBody::Charge,
+        };
+        let recorded_at = transaction.recorded_at.unwrap_or_default();
+        let nanos = u32::try_from(recorded_at.nanos).unwrap_or_default();
+        Self {
+            transaction_id: transaction.transaction_id,
+            r#type,
+            amount: transaction.amount.unwrap_or_default().into(),
+            recorded_at: DateTime::from_timestamp(recorded_at.seconds, nanos).unwrap_or_default(),
+        }
+    }
+}
