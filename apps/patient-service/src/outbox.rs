@@ -1,4 +1,4 @@
-//! Every query of the outbox: events that are stored with the change they tell of and not yet published.
+//! Queries of the outbox: events that were committed with their change and are not published yet, and the relays' leases.
 
 use std::time::Duration;
 
@@ -15,25 +15,25 @@ mod dead_letters;
 
 pub use dead_letters::EventDeadLetter;
 
-/// An event about to be stored.
+/// An event to be stored.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
-    /// Whom it happened to.
+    /// The patient; the record's key.
     pub patient_id: Uuid,
-    /// Of the patient's id, as Kafka's partitioner has it.
+    /// Hash of the key by Kafka's default partitioner.
     pub key_hash: i32,
-    /// Names the event in every delivery.
+    /// Id of the event, the same in every delivery.
     pub event_id: Uuid,
-    /// What happened.
+    /// Type of the event.
     pub kind: Kind,
     /// The record's value.
     pub value: Vec<u8>,
-    /// The trace of the request that it came with.
+    /// `traceparent` of the request that made the change.
     pub traceparent: String,
 }
 
 impl NewEvent {
-    /// The event of a change that left the patient like this. A deletion's carries neither name nor email.
+    /// The event of a change, with the patient as it is afterwards. A deletion has neither name nor email.
     pub fn of(patient: &Patient, kind: Kind, trace: TraceContext) -> Self {
         let event_id = Uuid::now_v7();
         let (name, email) = if kind == Kind::Deleted { ("", "") } else { (&*patient.name, &*patient.email) };
@@ -62,7 +62,7 @@ impl NewEvent {
 /// Stores an event in the caller's transaction.
 ///
 /// # Errors
-/// If the database cannot do it.
+/// If the database fails.
 pub async fn enqueue(transaction: &mut PgConnection, event: &NewEvent) -> Result<(), sqlx::Error> {
     query(
         "-- enqueue event
@@ -80,85 +80,85 @@ pub async fn enqueue(transaction: &mut PgConnection, event: &NewEvent) -> Result
     Ok(())
 }
 
-/// An event that waits to be published.
+/// A row of the outbox: an event that is pending.
 #[derive(Clone, Debug)]
 pub struct OutboxRow {
-    /// Its place in the outbox.
+    /// Id of the row, which gives the order.
     pub id: i64,
-    /// Whom it happened to.
+    /// The patient; the record's key.
     pub patient_id: Uuid,
-    /// Of the patient's id, as Kafka's partitioner has it.
+    /// Hash of the key by Kafka's default partitioner.
     pub key_hash: i32,
-    /// Names the event in every delivery.
+    /// Id of the event, the same in every delivery.
     pub event_id: Uuid,
-    /// What happened, by its name on the wire.
+    /// Type of the event, by its name on the wire.
     pub event_type: String,
     /// The record's value.
     pub value: Vec<u8>,
-    /// The trace of the request that it came with.
+    /// `traceparent` of the request that made the change.
     pub traceparent: Option<String>,
     /// When it was stored.
     pub created_at: DateTime<Utc>,
 }
 
 impl OutboxRow {
-    /// What names it.
+    /// The key of the row.
     pub fn key(&self) -> RowKey {
         RowKey { id: self.id, event_id: self.event_id }
     }
 }
 
-/// Names a row of the outbox. The id alone does not: after a restore or a failover the same ids are given to other events.
+/// The key of a row of the outbox. The id alone is not enough: after a restore or a failover it is given to another event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowKey {
-    /// Its place in the outbox.
+    /// Id of the row, which gives the order.
     pub id: i64,
-    /// The event's own id.
+    /// Id of the event.
     pub event_id: Uuid,
 }
 
-/// Which of the waiting events are wanted.
+/// Selects pending events.
 #[derive(Clone, Debug)]
 pub struct PendingQuery<'a> {
-    /// The shard, from 0, and of how many.
+    /// The shard, from 0, and the number of shards.
     pub shard: (i32, i32),
-    /// No event before this place. It spares reading what was deleted long ago and cannot be cleaned up as long as some
-    /// transaction, be it unrelated, might still look at it.
+    /// The smallest id. It spares scanning dead tuples, which vacuum cannot remove while any transaction is open that could
+    /// see them.
     pub from: i64,
-    /// Partitions to leave out, of how many.
+    /// Partitions to exclude, and the number of partitions.
     pub without: (&'a [i32], i32),
-    /// Events that the broker has and that are being deleted.
+    /// Event ids to exclude: acknowledged, and being deleted.
     pub acked: &'a [Uuid],
-    /// How many at most.
+    /// Maximum number of events.
     pub limit: i64,
 }
 
-/// Where the ids of the outbox come from, as the server told together with the rows.
+/// The source of the outbox's ids, read in the same statement as the rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdSource {
-    /// Another one after the server was started anew, after a failover to another server, and after the table or its
-    /// sequence was made anew: then ids that were given before may be given again.
+    /// Identifies server start, table and sequence. It changes with a restart, a failover, and when the table or its sequence
+    /// is recreated: then the same ids may be given again.
     pub identity: String,
     /// The last id that the sequence has given.
     pub last_id: i64,
 }
 
-/// What a relay may do with a lease.
+/// Outcome of an attempt to take or renew a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// It is the holder's who asked.
-    Ours,
-    /// Another holder has it.
-    Others(LeaseToken),
-    /// Another holder has just taken it, or given it up.
+pub enum LeaseAttempt {
+    /// The caller holds it.
+    Held,
+    /// Another relay holds it.
+    HeldByAnother(LeaseToken),
+    /// Another relay has just taken or released it.
     Unknown,
 }
 
-/// A lease as it was seen. Every renewal changes it.
+/// State of a lease. Every renewal changes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseToken {
     holder: Uuid,
-    /// The transaction that wrote the row last (`xmin`), which no clock has a part in.
+    /// The transaction that wrote the row last (`xmin`): no clock is involved.
     renewal: String,
 }
 
@@ -169,22 +169,21 @@ pub struct Outbox {
     leases: Database,
 }
 
-/// How full the outbox is.
+/// Size and age of the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Backlog {
-    /// Events that wait, counted up to [`Backlog::MAX_EVENTS`].
+    /// Pending events, counted up to [`Backlog::MAX_EVENTS`].
     pub events: i64,
-    /// The place of the one that waits longest.
+    /// Id of the oldest pending event.
     pub first_id: Option<i64>,
-    /// Seconds for which it has waited by the database's clock, which may have stepped since.
+    /// Its age in seconds by the database's clock, which may have stepped since.
     pub oldest_seconds: f64,
-    /// The largest id in the outbox, if the sequence of ids is behind it: the next changes would get ids that are taken,
-    /// and fail.
+    /// The largest id in the outbox, if the sequence is behind it: the next inserts would get ids that exist, and fail.
     pub ids_behind: Option<i64>,
 }
 
 impl Backlog {
-    /// Where the counting of events stops, because it costs the more the more there are.
+    /// Most events that are counted, because counting costs time for each.
     pub const MAX_EVENTS: i64 = 100_000;
 }
 
@@ -194,18 +193,17 @@ impl Outbox {
         Self { leases: database.clone(), database }
     }
 
-    /// Has the leases renewed over these connections, where they wait for no other statement.
+    /// Uses these connections for the leases, so that renewals wait for no other statement.
     #[must_use]
     pub fn with_leases_on(self, leases: Database) -> Self {
         Self { leases, ..self }
     }
 
-    /// The oldest waiting events, in the order of their ids, and where their ids come from.
+    /// The oldest pending events, ordered by id, and the source of their ids.
     ///
     /// # Errors
-    /// If the database cannot be asked, or the connection leads to a server that only reads: what it shows may be older
-    /// than what another server has.
-    pub async fn pending(&self, wanted: &PendingQuery<'_>) -> Result<(IdSource, Vec<OutboxRow>), Error> {
+    /// If the database fails, or the connection leads to a read-only server, which may lag behind the primary.
+    pub async fn pending(&self, pending_query: &PendingQuery<'_>) -> Result<(IdSource, Vec<OutboxRow>), Error> {
         let pending = self.database.run_idempotent(async |connection| {
             let rows = query(
                 "-- pending events
@@ -221,24 +219,24 @@ impl Outbox {
                     ORDER BY id LIMIT $7
                 ) event ON true ORDER BY event.id",
             )
-            .bind(wanted.from)
-            .bind(wanted.shard.1)
-            .bind(wanted.shard.0)
-            .bind(wanted.without.1)
-            .bind(wanted.without.0)
-            .bind(wanted.acked)
-            .bind(wanted.limit)
+            .bind(pending_query.from)
+            .bind(pending_query.shard.1)
+            .bind(pending_query.shard.0)
+            .bind(pending_query.without.1)
+            .bind(pending_query.without.0)
+            .bind(pending_query.acked)
+            .bind(pending_query.limit)
             .fetch_all(connection)
             .await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
             if first.try_get("read_only")? {
-                // As an error of the connection, which closes it: a new one may lead to the right server.
-                return Err(sqlx::Error::Protocol("the server only reads".to_owned()));
+                // A protocol error closes the connection; a new one may lead to the primary.
+                return Err(sqlx::Error::Protocol("the server is read-only".to_owned()));
             }
             let source = IdSource { identity: first.try_get("identity")?, last_id: first.try_get("last_id")? };
             let mut events = Vec::with_capacity(rows.len());
             for row in &rows {
-                // Without any event there is one row, of the source alone.
+                // Without pending events there is one row, with the source only.
                 let Some(id) = row.try_get("id")? else { continue };
                 events.push(OutboxRow {
                     id,
@@ -256,11 +254,11 @@ impl Outbox {
         pending.await
     }
 
-    /// Deletes events that the broker has acknowledged; gives those that are still there, which only happens with
-    /// `skip_locked`: then rows that other transactions have locked are passed over instead of waited for.
+    /// Deletes acknowledged events; returns those that are left. With `skip_locked`, rows that other transactions have locked
+    /// are left; without it, none.
     ///
     /// # Errors
-    /// If the database cannot do it: then none is deleted, as far as one knows.
+    /// If the database fails; then it is not known whether they are deleted.
     pub async fn delete(&self, rows: &[RowKey], skip_locked: bool) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = rows.iter().map(|row| (row.id, row.event_id)).unzip();
         let delete = self.database.run_idempotent(async |connection| {
@@ -291,13 +289,13 @@ impl Outbox {
         delete.await
     }
 
-    /// Moves the sequence of ids past `id`, if it has fallen behind; see [`Backlog::ids_behind`].
+    /// Advances the sequence of ids past `id`, if it is behind; see [`Backlog::ids_behind`].
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn move_ids_past(&self, id: i64) -> Result<(), Error> {
         let advance = self.database.run_idempotent(async |connection| {
-            // Further than needed, because others may take ids between the look at the sequence and the move.
+            // Further than necessary, because others may take ids between the check and the update.
             query("-- move outbox ids\nSELECT setval('outbox_id_seq', $1) FROM outbox_id_seq WHERE last_value < $1")
                 .bind(id.saturating_add(1000))
                 .execute(connection)
@@ -306,10 +304,10 @@ impl Outbox {
         advance.await.map(drop)
     }
 
-    /// How full a shard of it is, from a place on.
+    /// Size and age of a shard, from the id `from` on.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn backlog(&self, shard: (i32, i32), from: i64) -> Result<Backlog, Error> {
         let backlog = self.database.run_idempotent(async |connection| {
             let row = query(
@@ -337,19 +335,19 @@ impl Outbox {
         backlog.await
     }
 
-    /// Takes or renews the lease of a shard, unless another holder has it. `abandoned` is a lease that nobody has renewed
-    /// for its length, as the caller has measured it; it is taken over if that is still so. No clock of the database has a
-    /// part in it: `expires_at` is there for people who look, and for replicas of the version before.
+    /// Takes or renews the lease of a shard, unless another relay holds it. `expired` is the token of a lease that, by the
+    /// caller's measurement, was not renewed for its duration; the lease is taken over if its token is still the same. The
+    /// database's clock is not used: `expires_at` is for operators and for replicas of the previous version.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn hold_lease(
         &self,
         shard: i32,
         holder: Uuid,
         duration: Duration,
-        abandoned: Option<&LeaseToken>,
-    ) -> Result<Hold, Error> {
+        expired: Option<&LeaseToken>,
+    ) -> Result<LeaseAttempt, Error> {
         let hold = self.leases.run_idempotent(async |connection| {
             let row = query(
                 "-- hold relay lease
@@ -368,25 +366,25 @@ impl Outbox {
             .bind(shard)
             .bind(holder)
             .bind(duration.as_secs_f64())
-            .bind(abandoned.map(|token| token.holder))
-            .bind(abandoned.map(|token| &*token.renewal))
+            .bind(expired.map(|token| token.holder))
+            .bind(expired.map(|token| &*token.renewal))
             .fetch_one(connection)
             .await?;
             if row.try_get::<Option<bool>, _>("ours")?.is_some() {
-                return Ok(Hold::Ours);
+                return Ok(LeaseAttempt::Held);
             }
             Ok(match row.try_get("holder")? {
-                Some(holder) => Hold::Others(LeaseToken { holder, renewal: row.try_get("renewal")? }),
-                None => Hold::Unknown,
+                Some(holder) => LeaseAttempt::HeldByAnother(LeaseToken { holder, renewal: row.try_get("renewal")? }),
+                None => LeaseAttempt::Unknown,
             })
         });
         hold.await
     }
 
-    /// Gives a lease up, so that another replica need not wait for its end.
+    /// Releases a lease, so that another replica can take it at once.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn release_lease(&self, shard: i32, holder: Uuid) -> Result<(), Error> {
         let release = self.leases.run_idempotent(async |connection| {
             query("-- release relay lease\nDELETE FROM relay_leases WHERE shard = $1 AND holder = $2")

@@ -38,7 +38,7 @@ fn fifty_concurrent_calls_open_one_account() {
 }
 
 #[test]
-fn a_bad_request_is_told() {
+fn invalid_requests_are_rejected() {
     with_service(|billing| async move {
         assert_eq!(billing.create("42", "Jane").await, Err(Code::InvalidArgument));
         assert_eq!(billing.create(Uuid::now_v7(), "").await, Err(Code::InvalidArgument));

@@ -27,7 +27,7 @@ fn entries_add_up_by_currency() {
 }
 
 #[test]
-fn a_repeated_entry_is_made_once_and_another_one_is_refused() {
+fn a_repeated_entry_is_made_once_and_another_with_its_id_is_rejected() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
@@ -100,7 +100,7 @@ fn an_entry_that_would_take_the_balance_out_of_its_range_is_rejected_and_nothing
 }
 
 #[test]
-fn wrong_entries_are_told() {
+fn invalid_entries_are_rejected() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         assert_eq!(billing.record(patient, "t-1", Charge, 1, "EUR").await, Err(Code::NotFound));
@@ -140,7 +140,7 @@ fn concurrent_entries_and_their_repetitions_add_up() {
 }
 
 #[test]
-fn where_every_transaction_is_serializable_concurrent_calls_all_succeed() {
+fn with_serializable_transactions_concurrent_calls_all_succeed() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         let name = url.rsplit_once('/').unwrap().1.split_once('?').unwrap().0;
@@ -176,7 +176,7 @@ fn where_every_transaction_is_serializable_concurrent_calls_all_succeed() {
 }
 
 #[test]
-fn an_account_that_is_held_is_no_outage() {
+fn a_locked_account_is_no_outage() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
@@ -190,7 +190,7 @@ fn an_account_that_is_held_is_no_outage() {
 }
 
 #[test]
-fn a_charge_and_a_close_at_once_leave_the_books_right() {
+fn a_concurrent_charge_and_close_keep_the_balance_consistent() {
     with_service(|billing| async move {
         for _ in 0..20 {
             let patient = Uuid::now_v7();
@@ -212,7 +212,7 @@ fn a_charge_and_a_close_at_once_leave_the_books_right() {
 }
 
 #[test]
-fn a_long_ledger_is_listed_whole_and_in_parts() {
+fn a_long_ledger_is_listed_completely_and_in_parts() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
@@ -244,7 +244,7 @@ async fn until_slow_has_its_position(database: &str) {
 }
 
 #[test]
-fn whoever_follows_a_ledger_passes_no_entry_of_concurrent_transactions() {
+fn a_client_that_follows_a_ledger_skips_no_entry_of_concurrent_transactions() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
@@ -277,7 +277,7 @@ fn whoever_follows_a_ledger_passes_no_entry_of_concurrent_transactions() {
 }
 
 #[test]
-fn entries_of_one_account_hold_up_no_other_account() {
+fn entries_of_one_account_block_no_other_account() {
     with_service(|billing| async move {
         // Two accounts may share a lock within the service, by the last byte of the patient's id.
         let busy = Uuid::now_v7();
@@ -308,7 +308,7 @@ fn entries_of_one_account_hold_up_no_other_account() {
 }
 
 #[test]
-fn a_reader_that_pauses_gets_the_whole_ledger() {
+fn a_client_that_pauses_gets_the_whole_ledger() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();
@@ -327,7 +327,7 @@ fn a_reader_that_pauses_gets_the_whole_ledger() {
 }
 
 #[test]
-fn readers_that_pause_hold_no_connection_to_the_database() {
+fn clients_that_pause_hold_no_database_connection() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
         billing.create(patient, "Jane Doe").await.unwrap();

@@ -48,7 +48,7 @@ fn without_its_database_it_is_unavailable_in_time_and_recovers_by_itself() {
 }
 
 #[test]
-fn a_list_that_loses_its_database_ends_with_an_error_and_never_well() {
+fn a_list_that_loses_its_database_ends_with_an_error_and_never_with_ok() {
     runtime::block_on(2, async {
         let (scratch, mut cluster, billing) = with_own_cluster().await;
         let patient = Uuid::now_v7();

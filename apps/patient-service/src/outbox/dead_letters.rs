@@ -1,4 +1,4 @@
-//! Dead letters of the outbox: events that the broker has rejected for good.
+//! Dead-lettered events: events that the broker has rejected for good.
 
 use chrono::{DateTime, Utc};
 use postgres::{Error, PgRow, Row as _, query};
@@ -6,14 +6,14 @@ use uuid::Uuid;
 
 use super::{Outbox, RowKey};
 
-/// An event that the broker has rejected for good, without its value, which is personal data.
+/// A dead-lettered event, without its value, which is personal data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventDeadLetter {
-    /// Names the row. Its id is the one that the event had in the outbox.
+    /// The key that the event had in the outbox.
     pub key: RowKey,
-    /// Whom it happened to.
+    /// The patient.
     pub patient_id: Uuid,
-    /// What happened, by its name on the wire.
+    /// Type of the event, by its name on the wire.
     pub event_type: String,
     /// Length of the record's value.
     pub bytes: i64,
@@ -24,10 +24,10 @@ pub struct EventDeadLetter {
 }
 
 impl Outbox {
-    /// Moves an event that the broker rejects for good to the dead letters, so that it does not hold up the others.
+    /// Dead-letters an event, so that it does not block the others.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn dead_letter(&self, row: RowKey, error: &str) -> Result<(), Error> {
         let dead_letter = self.database.run_idempotent(async |connection| {
             query(
@@ -53,7 +53,7 @@ impl Outbox {
     /// The dead letters after one of them, or from the first on, in the order of their keys; at most `limit`.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn dead_letters(&self, after: Option<RowKey>, limit: i64) -> Result<Vec<EventDeadLetter>, Error> {
         let list = self.database.run_idempotent(async |connection| {
             let rows = query(
@@ -82,11 +82,11 @@ impl Outbox {
         list.await
     }
 
-    /// Moves dead letters back into the outbox, where they get new ids; gives the new keys. One that is not there any more
-    /// is left out.
+    /// Moves dead letters back into the outbox, where they get new ids; returns the new keys. Those that no longer exist are
+    /// ignored.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn resend(&self, dead_letters: &[RowKey]) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = dead_letters.iter().map(|key| (key.id, key.event_id)).unzip();
         let resend = self.database.run(async |connection| {
@@ -112,7 +112,7 @@ impl Outbox {
     /// Which of these events are still in the outbox.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn still_pending(&self, keys: &[RowKey]) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = keys.iter().map(|key| (key.id, key.event_id)).unzip();
         let pending = self.database.run_idempotent(async |connection| {

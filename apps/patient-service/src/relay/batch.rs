@@ -1,32 +1,31 @@
 use super::record::record;
 use crate::outbox::OutboxRow;
 
-/// Bytes of one batch at most: with its frame it has to stay below the 1 MiB that brokers take by default.
-const BATCH_BYTES: usize = 900_000;
-/// What a record's frame adds to its key, value and headers, at most.
-const FRAME_BYTES: usize = 64;
+/// Most bytes of a batch: with its overhead it has to stay below the brokers' default limit of 1 MiB.
+const MAX_BYTES: usize = 900_000;
+/// Most bytes that a record's encoding adds to its key, value and headers.
+const RECORD_OVERHEAD: usize = 64;
 
-/// Events for one partition, in order.
+/// A batch of events for one partition, in order.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) events: Vec<OutboxRow>,
     bytes: usize,
-    full: bool,
+    is_full: bool,
 }
 
 impl Batch {
-    /// Adds an event unless the batch is full. An event that finds no room waits for the next step, and so does
-    /// everything after it.
+    /// Adds an event unless the batch is full. An event that does not fit waits for the next step, as do all after it.
     pub(super) fn add(&mut self, event: OutboxRow) {
-        let bytes = record(&event, event.traceparent.as_deref()).approximate_size() + FRAME_BYTES;
-        self.full |= !self.events.is_empty() && self.bytes + bytes > BATCH_BYTES;
-        if !self.full {
+        let bytes = record(&event, event.traceparent.as_deref()).approximate_size() + RECORD_OVERHEAD;
+        self.is_full |= !self.events.is_empty() && self.bytes + bytes > MAX_BYTES;
+        if !self.is_full {
             self.bytes += bytes;
             self.events.push(event);
         }
     }
 
-    /// The events that come first, to find the one that is to blame.
+    /// The first half, to find the event that the broker rejects.
     pub(super) fn first_half(mut self) -> Self {
         self.events.truncate(self.events.len() / 2);
         self
@@ -42,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_ends_before_what_does_not_fit_and_takes_nothing_after_it() {
+    fn a_batch_ends_before_an_event_that_does_not_fit() {
         let event = |id, bytes| OutboxRow {
             id,
             patient_id: Uuid::nil(),
@@ -54,12 +53,12 @@ mod tests {
             created_at: Utc::now(),
         };
         let mut batch = Batch::default();
-        for (id, bytes) in [(1, BATCH_BYTES * 2), (2, 1), (3, 1)] {
+        for (id, bytes) in [(1, MAX_BYTES * 2), (2, 1), (3, 1)] {
             batch.add(event(id, bytes));
         }
-        assert_eq!(batch.events.iter().map(|event| event.id).collect::<Vec<_>>(), [1], "one always fits");
+        assert_eq!(batch.events.iter().map(|event| event.id).collect::<Vec<_>>(), [1], "the first event always fits");
         let mut batch = Batch::default();
-        for (id, bytes) in [(1, BATCH_BYTES / 2), (2, BATCH_BYTES), (3, 1)] {
+        for (id, bytes) in [(1, MAX_BYTES / 2), (2, MAX_BYTES), (3, 1)] {
             batch.add(event(id, bytes));
         }
         assert_eq!(batch.events.iter().map(|event| event.id).collect::<Vec<_>>(), [1]);

@@ -5,21 +5,21 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::outbox::{Hold, LeaseToken, Outbox};
+use crate::outbox::{LeaseAttempt, LeaseToken, Outbox};
 
-/// The holder renews the lease this often at least, however long it lasts, so that others notice soon that nobody does.
+/// Longest interval between renewals, however long the lease lasts, so that standbys notice soon that nobody renews it.
 const MAX_RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
-/// A standby does not look more often than this.
+/// Shortest interval between a standby's attempts.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
-/// Renewals that may fail or be late before the others take it that nobody renews the lease.
+/// Missing renewals after which standbys regard the lease as not renewed.
 const MISSED_RENEWALS: u32 = 3;
 
-/// The right to send a shard's events, for a while.
+/// The lease of a shard: the exclusive right to send its events.
 ///
-/// No clock of a calendar decides about it: PostgreSQL's may step by an hour when it is started on another host, or when
-/// somebody sets it. The holder counts the lease's length on its own monotonic clock, from before it asked. A standby
-/// watches the lease's token, which changes with every renewal, and takes over when it has not changed for the lease's
-/// length on the standby's monotonic clock. The takeover names the token, so that a renewal that comes in between wins.
+/// It does not depend on wall clocks: PostgreSQL's may step by an hour when the server moves to another host or somebody sets
+/// the clock. The holder measures the duration on its monotonic clock, from before the statement. A standby observes the
+/// lease's token, which changes with every renewal, and takes over when the token has not changed for the duration on its own
+/// monotonic clock. The takeover is conditional on the token, so that a concurrent renewal wins.
 #[derive(Clone, Debug)]
 pub(super) struct Lease {
     outbox: Outbox,
@@ -31,10 +31,10 @@ pub(super) struct Lease {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Until when the lease is ours without doubt; none if it is not.
-    until: Option<Instant>,
-    /// The lease of another holder, and since when we have seen it like this.
-    watched: Option<(LeaseToken, Instant)>,
+    /// Until when we hold the lease for certain; none if we do not.
+    held_until: Option<Instant>,
+    /// The token of another holder's lease, and since when we have observed it unchanged.
+    observed: Option<(LeaseToken, Instant)>,
 }
 
 impl Lease {
@@ -42,42 +42,43 @@ impl Lease {
         Self { outbox, shard, holder: Uuid::now_v7(), duration, state: Arc::default() }
     }
 
-    /// Takes or keeps it; false if another holder has it.
+    /// Takes or renews it; false if another relay holds it.
     pub(super) async fn hold(&self) -> Result<bool, postgres::Error> {
-        // From before the question: what others count begins after the commit, so that ours ends first.
-        let asked = Instant::now();
-        let abandoned = self.lock().abandoned(asked, self.duration);
-        let hold = self.outbox.hold_lease(self.shard, self.holder, self.duration, abandoned.as_ref()).await?;
+        // Measured from before the statement, while standbys measure from after the commit: ours ends first.
+        let started = Instant::now();
+        let expired = self.lock().expired(started, self.duration);
+        let attempt = self.outbox.hold_lease(self.shard, self.holder, self.duration, expired.as_ref()).await?;
         let (mut state, now) = (self.lock(), Instant::now());
-        match hold {
-            Hold::Ours => *state = State { until: Some(asked + self.duration), watched: None },
-            Hold::Others(token) => {
-                state.until = None;
-                // From after the answer: it may have been renewed while we asked.
+        match attempt {
+            LeaseAttempt::Held => *state = State { held_until: Some(started + self.duration), observed: None },
+            LeaseAttempt::HeldByAnother(token) => {
+                state.held_until = None;
+                // Measured from after the response: it may have been renewed during the statement.
                 let since =
-                    state.watched.take().filter(|(watched, _)| *watched == token).map_or(now, |(_, since)| since);
-                state.watched = Some((token, since));
+                    state.observed.take().filter(|(observed, _)| *observed == token).map_or(now, |(_, since)| since);
+                state.observed = Some((token, since));
             }
-            // Somebody has just taken it, or given it up.
-            Hold::Unknown => *state = State::default(),
+            // Another relay has just taken or released it.
+            LeaseAttempt::Unknown => *state = State::default(),
         }
-        Ok(state.until.is_some())
+        Ok(state.held_until.is_some())
     }
 
     pub(super) fn is_ours(&self) -> bool {
-        self.lock().until.is_some_and(|until| Instant::now() < until)
+        self.lock().held_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Whether another holder has renewed it lately.
+    /// Whether another relay has renewed it recently.
     pub(super) fn is_renewed_by_another(&self) -> bool {
         let limit = self.renewal_interval() * MISSED_RENEWALS;
-        self.lock().watched.as_ref().is_some_and(|(_, since)| since.elapsed() < limit)
+        self.lock().observed.as_ref().is_some_and(|(_, since)| since.elapsed() < limit)
     }
 
-    /// The time until it has to be renewed, or may be taken over.
+    /// Time until the next attempt to renew it or to take it over.
     pub(super) fn pause(&self) -> Duration {
-        let watched = self.lock().watched.as_ref().map(|(_, since)| self.duration.saturating_sub(since.elapsed()));
-        watched.unwrap_or(self.duration).clamp(MIN_PAUSE, self.renewal_interval().max(MIN_PAUSE))
+        let until_expiry =
+            self.lock().observed.as_ref().map(|(_, since)| self.duration.saturating_sub(since.elapsed()));
+        until_expiry.unwrap_or(self.duration).clamp(MIN_PAUSE, self.renewal_interval().max(MIN_PAUSE))
     }
 
     pub(super) fn renewal_interval(&self) -> Duration {
@@ -86,7 +87,7 @@ impl Lease {
 
     pub(super) async fn release(&self) {
         *self.lock() = State::default();
-        // A lease that cannot be given back is taken over in its time.
+        // A lease that cannot be released expires.
         let _ = self.outbox.release_lease(self.shard, self.holder).await;
     }
 
@@ -97,9 +98,9 @@ impl Lease {
 }
 
 impl State {
-    /// The token of a lease that nobody has renewed for its length.
-    fn abandoned(&self, now: Instant, duration: Duration) -> Option<LeaseToken> {
+    /// The token of a lease that was not renewed for its duration.
+    fn expired(&self, now: Instant, duration: Duration) -> Option<LeaseToken> {
         let is_over = |since: Instant| now.saturating_duration_since(since) >= duration;
-        self.watched.as_ref().filter(|(_, since)| is_over(*since)).map(|(token, _)| token.clone())
+        self.observed.as_ref().filter(|(_, since)| is_over(*since)).map(|(token, _)| token.clone())
     }
 }

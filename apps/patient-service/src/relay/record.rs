@@ -1,4 +1,4 @@
-//! An event as a record of Kafka, and the span of its sending.
+//! Events as Kafka records, and the producer spans of sending them.
 
 use chrono::Utc;
 use codec::{
@@ -10,7 +10,7 @@ use telemetry::{Span, SpanKind, TraceContext, span};
 
 use crate::outbox::OutboxRow;
 
-/// The record of an event. Whoever reads it goes on with the trace `traceparent`.
+/// The record of an event. Consumers continue the trace of `traceparent`.
 pub(super) fn record(event: &OutboxRow, traceparent: Option<&str>) -> Record {
     Record {
         key: Some(event.patient_id.to_string().into_bytes()),
@@ -23,26 +23,26 @@ pub(super) fn record(event: &OutboxRow, traceparent: Option<&str>) -> Record {
 fn headers_of(event: &OutboxRow, traceparent: Option<&str>) -> Headers {
     match event.event_type.parse::<Kind>() {
         Ok(kind) => headers::of_event(event.event_id, kind, event.created_at, traceparent),
-        // A later version of this service wrote a kind that we do not know. Its value says all.
+        // A newer version of this service wrote a type that this one does not know. The value is complete.
         Err(_) => Headers::new(),
     }
 }
 
-/// The sending of a batch, in the trace of each of its events.
+/// The producer spans of a batch, each in the trace of its event.
 #[derive(Debug, Default)]
 pub(super) struct Sending {
-    /// For each event; none at all if spans are not collected.
+    /// One for each event; empty if spans are not collected.
     spans: Vec<Option<Span>>,
 }
 
 impl Sending {
-    /// Begins to send events to a partition; gives their records, which carry the traces on.
+    /// Starts the spans of events for a partition; returns their records, which propagate the traces.
     pub(super) fn begin(topic: &str, partition: i32, events: &[OutboxRow]) -> (Self, Vec<Record>) {
         if !span::is_collected() {
             let records = events.iter().map(|event| record(event, event.traceparent.as_deref())).collect();
             return (Self::default(), records);
         }
-        let begin = |event: &OutboxRow| {
+        let start = |event: &OutboxRow| {
             let stored = event.traceparent.as_deref();
             let Some(context) = stored.and_then(TraceContext::parse).map(TraceContext::child) else {
                 return (None, record(event, stored));
@@ -58,11 +58,11 @@ impl Sending {
             span.set("messaging.destination.partition.id", partition.to_string());
             (Some(span), record(event, Some(&context.to_string())))
         };
-        let (spans, records) = events.iter().map(begin).unzip();
+        let (spans, records) = events.iter().map(start).unzip();
         (Self { spans }, records)
     }
 
-    /// Ends with the offsets of the records, or with an error.
+    /// Ends the spans with the offsets of the records, or with the error.
     pub(super) fn end(self, result: &Result<Vec<i64>, Error>) {
         for (number, span) in self.spans.into_iter().enumerate() {
             let Some(mut span) = span else { continue };

@@ -9,7 +9,7 @@ use crate::{
 
 /// PostgreSQL's clock was set back or forward after a reconciler had claimed them and died.
 #[test]
-fn tasks_are_due_whatever_time_they_name() {
+fn tasks_are_claimed_whatever_the_clock_was() {
     with_service(|service| async move {
         service.billing.set(Behaviour::Unavailable);
         let mut patients = Vec::new();
@@ -37,7 +37,7 @@ fn tasks_are_due_whatever_time_they_name() {
 
 /// An original's billing service only opens accounts.
 #[test]
-fn a_task_that_can_never_succeed_ends_as_a_dead_letter() {
+fn a_task_that_can_never_succeed_is_dead_lettered() {
     with_service(|service| async move {
         service.billing.set(Behaviour::Original);
         let jane = service.register("Jane Doe").await;

@@ -81,7 +81,7 @@ fn the_date_of_registration_is_today_unless_given() {
 }
 
 #[test]
-fn every_wrong_field_is_told_at_once() {
+fn every_wrong_field_is_reported_at_once() {
     with_service(|service| async move {
         let answer =
             service.post("/patients", &json!({"name": " ", "email": "jane", "dateOfBirth": "3000-01-01"})).await;
@@ -99,7 +99,7 @@ fn every_wrong_field_is_told_at_once() {
 }
 
 #[test]
-fn an_email_is_taken_whatever_its_case() {
+fn emails_are_unique_case_insensitively() {
     with_service(|service| async move {
         service.register("Jane Doe").await;
         let mut other = patient("Someone Else");
@@ -135,7 +135,7 @@ const HELD: &str = "10s";
 
 /// A registration waits for whoever holds its email; those that are stored with it in one commit do not.
 #[test]
-fn an_email_that_is_held_holds_up_no_other_registration() {
+fn a_locked_email_blocks_no_other_registration() {
     // Whoever waits for the email may wait as long as the others need on a busy machine.
     with_settings(&[("DATABASE_DEADLINE", HELD)], |service| async move {
         let held = patient("Patient 25");
@@ -233,7 +233,7 @@ fn without_billing_the_patient_is_stored_and_its_account_is_opened_later() {
 }
 
 #[test]
-fn an_answer_of_billing_that_never_comes_costs_the_deadline() {
+fn a_call_to_billing_without_an_answer_costs_the_deadline() {
     with_service(|service| async move {
         for behaviour in [Behaviour::Hangs, Behaviour::HangsAfterExecution] {
             service.billing.set(behaviour);
@@ -252,7 +252,7 @@ fn an_answer_of_billing_that_never_comes_costs_the_deadline() {
 }
 
 #[test]
-fn a_task_done_by_the_request_is_forgotten_soon() {
+fn a_task_completed_by_the_request_is_deleted_soon() {
     with_service(|service| async move {
         service.register("Jane Doe").await;
         service
@@ -262,7 +262,7 @@ fn a_task_done_by_the_request_is_forgotten_soon() {
 }
 
 #[test]
-fn what_a_caller_wants_to_be_passed_on_reaches_billing() {
+fn tracestate_and_baggage_reach_billing() {
     with_service(|service| async move {
         let headers = [
             ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),

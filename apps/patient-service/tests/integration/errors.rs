@@ -94,7 +94,7 @@ fn bodies_must_be_json_of_a_bounded_size() {
 }
 
 #[test]
-fn a_trace_of_the_client_goes_on() {
+fn the_trace_of_a_client_is_continued() {
     with_service(|service| async move {
         let headers = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")];
         let answer = service.client.send(Method::Get, "/patients", &headers, None).await.unwrap();

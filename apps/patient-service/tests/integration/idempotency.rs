@@ -28,7 +28,7 @@ fn a_repeated_request_gives_the_first_patient() {
 }
 
 #[test]
-fn another_request_with_the_key_is_refused() {
+fn another_request_with_the_key_is_rejected() {
     with_service(|service| async move {
         post(&service, "key-1", &patient("Jane Doe")).await;
         let other = post(&service, "key-1", &patient("John Doe")).await;

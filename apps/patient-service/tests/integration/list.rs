@@ -39,7 +39,7 @@ fn an_empty_registry_is_an_empty_array() {
 }
 
 #[test]
-fn parts_follow_each_other_in_every_order() {
+fn parts_of_a_list_follow_each_other_in_every_order() {
     with_service(|service| async move {
         register(&service, &["Cora", "Abel", "Dora", "Bert", "Emil"]).await;
         assert_eq!(
@@ -112,7 +112,7 @@ fn search_finds_parts_of_names_and_emails() {
 }
 
 #[test]
-fn crafted_cursors_never_reach_what_postgresql_refuses() {
+fn crafted_cursors_are_rejected_before_postgresql() {
     with_service(|service| async move {
         service.register("Jane Doe").await;
         let id = Uuid::now_v7();
@@ -138,7 +138,7 @@ fn crafted_cursors_never_reach_what_postgresql_refuses() {
 }
 
 #[test]
-fn wrong_parameters_are_all_told() {
+fn all_wrong_parameters_are_reported() {
     with_service(|service| async move {
         let answer = service.get("/patients?limit=0&sort=age&cursor=abc&search=%00").await;
         assert_eq!(answer.status, 400);

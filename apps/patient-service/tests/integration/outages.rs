@@ -45,7 +45,7 @@ fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
 }
 
 #[test]
-fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_nor_readiness() {
+fn requests_that_use_every_connection_block_neither_leases_nor_tasks_nor_readiness() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         // A request that waits for a lock keeps its connection for longer than the lease.
@@ -92,7 +92,7 @@ fn requests_that_use_every_connection_hold_up_neither_the_lease_nor_the_tasks_no
 }
 
 #[test]
-fn a_patient_that_is_held_is_no_outage_of_the_database() {
+fn a_locked_patient_is_no_outage_of_the_database() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         let service = Harness::start(&url, &[]).await;

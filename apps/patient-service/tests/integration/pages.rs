@@ -41,7 +41,7 @@ fn pages_are_counted_from_one() {
 }
 
 #[test]
-fn wrong_parameters_are_told() {
+fn wrong_parameters_are_reported() {
     with_service(|service| async move {
         for wrong in
             ["page=0", "page=x", "size=0", "size=1001", "page=1&sort=age", "page=1&sortField=age", "page=1002&size=100"]

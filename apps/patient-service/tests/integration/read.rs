@@ -40,7 +40,7 @@ fn a_client_with_this_version_gets_304() {
 }
 
 #[test]
-fn a_client_that_wants_a_version_gets_it_or_412() {
+fn if_match_on_a_read_gives_the_version_or_412() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let unknown = "/patients/00000000-0000-7000-8000-000000000000".to_owned();
@@ -83,7 +83,7 @@ fn unknown_and_malformed_ids() {
 }
 
 #[test]
-fn of_many_who_ask_at_once_each_gets_its_own() {
+fn concurrent_reads_get_the_right_patients() {
     with_service(|service| async move {
         let names = (0..20).map(|number| format!("Patient {number}"));
         let patients: Vec<_> = join_all(names.map(async |name| service.register(&name).await)).await;
@@ -102,7 +102,7 @@ fn of_many_who_ask_at_once_each_gets_its_own() {
 }
 
 #[test]
-fn what_was_answered_before_is_read() {
+fn a_read_sees_changes_that_were_answered_before() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let noise = join_all((0..50).map(async |_| service.get(&path(&jane)).await));

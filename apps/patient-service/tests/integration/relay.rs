@@ -23,15 +23,15 @@ use crate::harness::{Harness, execute, id, path, patient};
 
 testbed::on_each_broker!(
     events_arrive_in_order_with_their_headers,
-    a_topic_is_made_and_keys_choose_the_partition,
+    a_topic_is_created_and_keys_determine_the_partition,
     one_relay_sends_and_another_takes_over,
     a_late_commit_is_not_skipped,
     a_broker_that_was_away_gets_everything,
     a_repeated_batch_repeats_events_and_loses_none,
-    a_deletion_that_waits_holds_up_no_event,
-    what_cannot_be_deleted_is_kept_for_later_and_not_sent_again,
+    a_blocked_deletion_blocks_no_event,
+    events_that_cannot_be_deleted_are_deleted_later_and_not_sent_again,
     an_event_with_the_id_of_one_that_was_published_is_published_too,
-    ids_that_go_back_hold_up_no_event,
+    ids_that_go_back_delay_no_event,
 );
 
 fn unique_topic() -> String {
@@ -169,7 +169,7 @@ fn events_arrive_in_order_with_their_headers(kind: broker::Kind) {
     });
 }
 
-fn a_topic_is_made_and_keys_choose_the_partition(kind: broker::Kind) {
+fn a_topic_is_created_and_keys_determine_the_partition(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
         let service = service_without_relay().await;
@@ -308,7 +308,7 @@ fn a_repeated_batch_repeats_events_and_loses_none(kind: broker::Kind) {
     });
 }
 
-fn a_deletion_that_waits_holds_up_no_event(kind: broker::Kind) {
+fn a_blocked_deletion_blocks_no_event(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
         let database = testbed::shared_database().await;
@@ -333,7 +333,7 @@ fn a_deletion_that_waits_holds_up_no_event(kind: broker::Kind) {
     });
 }
 
-fn what_cannot_be_deleted_is_kept_for_later_and_not_sent_again(kind: broker::Kind) {
+fn events_that_cannot_be_deleted_are_deleted_later_and_not_sent_again(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
         let database = testbed::shared_database().await;
@@ -395,7 +395,7 @@ fn an_event_with_the_id_of_one_that_was_published_is_published_too(kind: broker:
     });
 }
 
-fn ids_that_go_back_hold_up_no_event(kind: broker::Kind) {
+fn ids_that_go_back_delay_no_event(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
         let service = service_without_relay().await;
@@ -451,7 +451,7 @@ fn a_sequence_that_is_behind_the_outbox_is_moved_past_it() {
 
 /// PostgreSQL's clock was set back or forward after the holder died, or has stopped to mean anything.
 #[test]
-fn the_lease_of_a_dead_holder_is_taken_over_in_its_length_whatever_time_it_names() {
+fn the_lease_of_a_dead_holder_is_taken_over_after_its_duration_whatever_its_expiry() {
     runtime::block_on(2, async {
         let service = service_without_relay().await;
         let lease = Duration::from_secs(1);
@@ -476,7 +476,7 @@ fn the_lease_of_a_dead_holder_is_taken_over_in_its_length_whatever_time_it_names
 
 /// PostgreSQL's clock was set forward while the holder renews its lease.
 #[test]
-fn a_lease_that_is_renewed_stays_with_its_holder_whatever_time_it_names() {
+fn a_renewed_lease_stays_with_its_holder_whatever_its_expiry() {
     runtime::block_on(2, async {
         let service = service_without_relay().await;
         let lease = Duration::from_secs(2);
@@ -495,7 +495,7 @@ fn a_lease_that_is_renewed_stays_with_its_holder_whatever_time_it_names() {
 
 /// Otherwise a gauge of 0 would hide that events wait for as long as the lease lasts.
 #[test]
-fn what_waits_is_told_while_nobody_renews_the_lease() {
+fn the_backlog_is_reported_while_nobody_renews_the_lease() {
     runtime::block_on(2, async {
         let service = service_without_relay().await;
         for n in 0..7 {
@@ -511,7 +511,7 @@ mod on_kafka_alone {
     use super::*;
 
     #[test]
-    fn what_other_partitions_got_is_noted_although_a_dead_letter_fails() {
+    fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
             let extra = "message.max.bytes=1500";
@@ -570,7 +570,7 @@ mod on_kafka_alone {
     /// Nisshi takes records of any size.
     /// As with a clock that is wrong. Nothing of it is the events' fault.
     #[test]
-    fn events_whose_time_the_topic_does_not_take_wait_until_it_does() {
+    fn events_with_a_timestamp_that_the_topic_rejects_stay_pending_until_it_accepts_them() {
         runtime::block_on(2, async {
             let (kafka, topic) = (testbed::shared_broker(broker::Kind::Kafka).await, unique_topic());
             kafka::create_topic(&kafka, &topic, 3).await.unwrap();
@@ -654,7 +654,7 @@ mod on_kafka_alone {
     }
 
     #[test]
-    fn an_event_that_is_too_large_is_put_aside_and_holds_up_no_other() {
+    fn an_event_that_is_too_large_is_dead_lettered_and_blocks_no_other() {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
             let extra = "message.max.bytes=1500";

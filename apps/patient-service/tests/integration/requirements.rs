@@ -53,7 +53,7 @@ fn assert_told(failure: &Failure, words: &[&str]) {
 }
 
 #[test]
-fn what_a_database_lacks_is_told_in_one_line_with_what_to_do() {
+fn an_unsuitable_database_is_reported_in_one_line_with_the_remedy() {
     runtime::block_on(2, async {
         for encoding in ["LATIN1", "SQL_ASCII"] {
             let url = database(&format!("ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")).await;
@@ -85,7 +85,7 @@ fn what_a_database_lacks_is_told_in_one_line_with_what_to_do() {
 }
 
 #[test]
-fn rights_that_are_missing_are_told_with_the_grant() {
+fn missing_privileges_are_reported_with_the_grant() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         let role = format!("role_{}", uuid::Uuid::now_v7().simple());
@@ -110,7 +110,7 @@ fn rights_that_are_missing_are_told_with_the_grant() {
 
 /// What time or an administrator heals is waited for, and told meanwhile.
 #[test]
-fn a_wrong_password_and_a_missing_database_are_told_until_they_are_right() {
+fn a_wrong_password_and_a_missing_database_are_reported_until_they_are_right() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
         let directory = scratch.path().join("postgres");

@@ -38,7 +38,7 @@ fn the_version_must_match_if_the_client_says_so() {
 }
 
 #[test]
-fn preconditions_keep_what_they_are_to_keep() {
+fn unmet_preconditions_change_nothing() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let unknown = "/patients/00000000-0000-7000-8000-000000000000".to_owned();
