@@ -1,4 +1,4 @@
-//! The HTTP edge without a network: routing, a JSON answer, and what a refused request costs.
+//! The HTTP edge without a network: routing, a JSON answer, and a rejected request.
 
 use divan::{Bencher, black_box};
 use serde::Serialize;

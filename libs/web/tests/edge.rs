@@ -1,4 +1,4 @@
-//! The server as a socket sees it.
+//! The HTTP server, tested over sockets.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -33,14 +33,14 @@ async fn unchanged(_: Request<Limits>) -> Result<Response, Problem> {
     Ok(Response::new(StatusCode::NotModified))
 }
 
-/// Reads a whole body of JSON, within the limits.
+/// Reads a JSON body within the limits.
 async fn json(mut request: Request<Limits>) -> Result<Response, Problem> {
     let limits = request.state().clone();
     let body: Json = web::read_json(&mut request, &limits).await?;
     Ok(web::json(StatusCode::Ok, &body))
 }
 
-/// Reads a body, and then takes its time.
+/// Reads a body and answers after a pause.
 async fn slow_json(mut request: Request<Limits>) -> Result<Response, Problem> {
     let limits = request.state().clone();
     let body: Json = web::read_json(&mut request, &limits).await?;
@@ -48,7 +48,7 @@ async fn slow_json(mut request: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::json(StatusCode::Ok, &body))
 }
 
-/// Answers with more than sockets take.
+/// Answers with more than socket buffers hold.
 async fn large(_: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::text("text/plain", vec![b'x'; LARGE]))
 }
@@ -60,7 +60,7 @@ async fn made(_: Request<Limits>) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// Gives back what comes while it comes.
+/// Streams the body back while it arrives.
 async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
     let mut response = Response::new(StatusCode::Ok);
     let length = request.len();
@@ -68,7 +68,7 @@ async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// Sends without end.
+/// Streams an endless body.
 async fn endless(_: Request<Limits>) -> Result<Response, Problem> {
     let mut response = Response::new(StatusCode::Ok);
     response.set_body(Body::from_reader(futures_lite::io::BufReader::new(futures_lite::io::repeat(b'x')), None));
@@ -143,7 +143,7 @@ impl Edge {
         self.connect().ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"))
     }
 
-    /// What comes back for these bytes until the server closes, or nothing more comes.
+    /// Sends these bytes and returns what the server sends until it closes or stays silent.
     fn raw(&self, bytes: &[u8]) -> String {
         let mut client = self.connect();
         client.send(bytes);
@@ -180,7 +180,7 @@ impl Answer {
 
 impl Client {
     fn send(&mut self, bytes: &[u8]) {
-        // The server may have closed, which the answer will show.
+        // The server may have closed; then the answer shows it.
         let _ = self.reader.get_mut().write_all(bytes);
     }
 
@@ -189,7 +189,7 @@ impl Client {
         self.answer(false).unwrap()
     }
 
-    /// The next answer, whose length is known.
+    /// The next answer, by its Content-Length.
     fn answer(&mut self, head_only: bool) -> io::Result<Answer> {
         let mut line = || {
             let mut line = String::new();
@@ -222,7 +222,7 @@ impl Client {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Whether anything has come within `limit`, if only the end.
+    /// Whether anything arrives within `limit`, if only the end of the connection.
     fn has_heard_within(&mut self, limit: Duration) -> bool {
         self.reader.get_mut().set_read_timeout(Some(limit)).unwrap();
         let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
@@ -308,7 +308,7 @@ fn http_1_0_and_connection_close_are_honoured() {
 #[test]
 fn ambiguous_requests_never_desynchronise_the_connection() {
     let edge = Edge::start();
-    // The second request hides in what one reading takes for the first one's body.
+    // Under one interpretation of the framing, the second request is part of the first one's body.
     let hidden = "GET /panics HTTP/1.1\r\nhost: x\r\n\r\n";
     let with = |headers: &str| format!("POST /json HTTP/1.1\r\n{headers}\r\n{hidden}");
     for (headers, status) in [
@@ -330,7 +330,7 @@ fn ambiguous_requests_never_desynchronise_the_connection() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers:?}: {answer}");
         assert!(!answer.contains(" 500 ") || headers.contains("content-length: 0\r\n"), "{headers:?}: {answer}");
     }
-    // Both lengths: the chunks count, as RFC 9112 has it, and nothing is left over to be taken for a request.
+    // With both lengths the chunks count (RFC 9112), and no bytes are left to be parsed as a request.
     let both = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n";
     let answer = edge.raw(format!("{both}{HELLO}").as_bytes());
     assert!(answer.starts_with("HTTP/1.1 400") || answer.contains("\r\n\r\n[]"), "{answer}");
@@ -345,7 +345,7 @@ fn non_ascii_values_of_unused_headers_are_accepted() {
         client.send(&[b"GET /hello HTTP/1.1\r\nhost: x\r\ncf-ipcity: ", value, b"\r\n\r\n"].concat());
         assert_eq!(client.answer(false).unwrap().status, 200, "{}", value.escape_ascii());
     }
-    // One that is read is taken for what it is: not the media type that is wanted.
+    // A value that is used is checked: it is not the required media type.
     client.send(
         "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/jsonß\r\ncontent-length: 2\r\n\r\n[]".as_bytes(),
     );
@@ -400,7 +400,7 @@ fn a_forwarded_prefix_counts_from_trusted_proxies_alone() {
     }
 }
 
-/// Pages of other origins can read no answer, and send no request that needs their browser's consent.
+/// Pages of other origins cannot read answers or send requests that need a CORS preflight.
 #[test]
 fn no_other_origin_is_allowed() {
     let edge = Edge::start();
@@ -481,7 +481,7 @@ fn a_client_that_never_reads_is_disconnected_and_costs_no_memory() {
     let mut never = edge.connect();
     never.send(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n");
     thread::sleep(Duration::from_secs(4));
-    // It ends although there is always more: only what was in the sockets is left.
+    // The connection ends although the body does not: only what was in the socket buffers arrives.
     let mut total = 0;
     let mut buffer = vec![0; 1 << 20];
     while let Ok(read @ 1..) = never.reader.read(&mut buffer) {
@@ -656,7 +656,7 @@ fn unfinished_bodies_take_no_place_among_requests_in_flight() {
     let mut held: Vec<_> = (0..50).map(|_| edge.connect()).collect();
     held.iter_mut().for_each(|client| client.send(BODY_BEGUN.as_bytes()));
     for client in &mut held {
-        assert!(!client.is_closed_within(Duration::from_millis(1)), "it may take its time");
+        assert!(!client.is_closed_within(Duration::from_millis(1)), "slow bodies are allowed");
     }
     for _ in 0..25 {
         assert_eq!(edge.get("/hello").status, 200);
@@ -668,7 +668,7 @@ fn unfinished_bodies_take_no_place_among_requests_in_flight() {
     }
     for mut client in held {
         client.reader.get_mut().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        // They all come at once now, and there are places for five.
+        // All bodies arrive at once now, and five requests may be in flight.
         assert!([200, 503].contains(&client.answer(false).unwrap().status));
     }
 }
@@ -678,7 +678,7 @@ fn requests_count_as_in_flight_once_their_body_is_read() {
     let edge = Edge::start();
     let head = "POST /slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
     let mut clients: Vec<_> = (0..20).map(|_| edge.connect()).collect();
-    // All heads are there before any body, so that none is refused for its head.
+    // All heads arrive before any body, so that no request is rejected because of its head.
     clients.iter_mut().for_each(|client| client.send(head.as_bytes()));
     assert_eq!(edge.get("/hello").status, 200);
     clients.iter_mut().for_each(|client| client.send(b"[]"));
@@ -759,8 +759,8 @@ fn unread_answers_share_a_memory_limit_and_the_longest_waiting_is_evicted() {
         client.reader.get_mut().set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         client.rest().len()
     };
-    assert!(rest(5) >= LARGE, "the last one has its place");
-    assert!(rest(0) < LARGE, "the first one had to give way");
+    assert!(rest(5) >= LARGE, "the newest one is kept");
+    assert!(rest(0) < LARGE, "the oldest one was evicted");
     assert_eq!(edge.get("/hello").status, 200);
 }
 
@@ -771,10 +771,10 @@ fn idle_connections_outlive_the_timeout_of_a_started_head() {
     });
     let mut kept = edge.connect();
     assert_eq!(kept.ask(HELLO).status, 200);
-    // Long enough for the look at all connections, which takes idle ones their buffers.
+    // Long enough for a sweep, in which idle connections release their buffers.
     assert!(!kept.is_closed_within(Duration::from_millis(2_500)));
     kept.reader.get_mut().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    assert_eq!(kept.ask(HELLO).status, 200, "it goes on without them");
+    assert_eq!(kept.ask(HELLO).status, 200, "it works without its buffers");
     kept.send(b"GET /hello HTTP/1.1\r\n");
     assert!(kept.is_closed_within(Duration::from_secs(10)));
 }
@@ -793,7 +793,7 @@ fn keep_alive_outlasts_that_of_load_balancers() {
     assert!(client.is_closed_within(Duration::from_secs(10)));
 }
 
-/// Where memory is short a connection has hyper's buffers for one request at a time, and each head is read by us.
+/// When memory is short, hyper serves a connection for one request at a time, and the server reads each head itself.
 #[test]
 fn requests_in_any_pieces_are_answered_in_order_while_memory_is_short() {
     let edge = Edge::with(|limits| limits.buffers = 30 * 1024);
@@ -844,7 +844,7 @@ fn a_shutdown_finishes_what_is_in_flight() {
     assert!(idle.is_closed_within(Duration::from_millis(200)));
     let answer = busy.answer(false).unwrap();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
-    assert!(TcpStream::connect(edge.address).is_err(), "nobody is let in any more");
+    assert!(TcpStream::connect(edge.address).is_err(), "new connections are refused");
 }
 
 #[test]
@@ -866,7 +866,7 @@ fn a_shutdown_does_not_wait_for_ever() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
-    /// Whatever is sent, each answer is a whole one of HTTP, none is a fault of the server's, and the server lives.
+    /// For any input, each answer is complete HTTP, none is a 500, and the server keeps working.
     #[test]
     fn any_bytes_get_whole_answers_or_none(pieces in vec(piece(), 1..12)) {
         let edge = Edge::start();
@@ -881,7 +881,7 @@ proptest! {
     }
 }
 
-/// A piece of what a client may send, right or wrong.
+/// A part of a request, valid or not.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let known = vec![
         "GET /hello HTTP/1.1\r\nhost: x\r\n\r\n",

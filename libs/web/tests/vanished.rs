@@ -1,4 +1,4 @@
-//! A client that is gone without a farewell, as one that lost power or its network.
+//! A client that vanishes without closing its connection, such as one that lost power or its network.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -14,7 +14,7 @@ use smol::channel::{self, Sender};
 use tide::{Request, Response};
 use web::{Limits, Problem, Router, Server, Settings};
 
-/// Reads the beginning of a stream, and then has the kernel drop whatever comes for its socket, before TCP sees it.
+/// Reads the beginning of a stream, and then has the kernel drop every packet for its socket before TCP handles it.
 const CLIENT: &str = r#"
 import ctypes, socket, struct, sys, time
 client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -26,7 +26,7 @@ print("vanished", flush=True)
 time.sleep(120)
 "#;
 
-/// Far less than the kernel tries by itself.
+/// Far less than the kernel retransmits by default.
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Client(Child);
@@ -38,7 +38,7 @@ impl Drop for Client {
     }
 }
 
-/// A stream of few bytes now and then, and word of its end.
+/// A stream of a few bytes now and then, which reports its end.
 async fn events(request: Request<Sender<()>>) -> Result<Response, Problem> {
     let gone = request.state().clone();
     let (events, response) = web::events();
@@ -68,7 +68,7 @@ fn a_vanished_client_of_a_stream_is_disconnected() {
             .stdout(Stdio::piped())
             .spawn();
         let Ok(client) = client else {
-            // Not by eprintln, which is shown for tests that fail alone.
+            // Not with eprintln, whose output is only shown for tests that fail.
             let _ = writeln!(io::stderr(), "SKIPPED: a client that vanishes: python3 is not installed");
             return;
         };
