@@ -51,6 +51,20 @@ fn members() -> BTreeMap<String, (PathBuf, BTreeSet<String>)> {
     metadata["packages"].as_array().unwrap().iter().map(member).collect()
 }
 
+/// The toolchain file, the Dockerfile's image and, without the patch, Cargo.toml.
+#[test]
+fn the_version_of_rust_is_the_same_everywhere() {
+    let between = |file: &str, before: &str, after: &str| {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("{file} has no {before}"));
+        rest.split_once(after).unwrap().0.to_owned()
+    };
+    let toolchain = between("rust-toolchain.toml", "channel = \"", "\"");
+    assert_eq!(between("Dockerfile", "/library/rust:", "-"), toolchain);
+    let minimum = between("Cargo.toml", "rust-version = \"", "\"");
+    assert_eq!(toolchain.rsplit_once('.').map(|(minor, _)| minor), Some(&*minimum));
+}
+
 /// Nor on services. Tools may use the libraries of services, and tests everything.
 #[test]
 fn apps_and_libraries_never_depend_on_tools_or_tests() {
