@@ -9,6 +9,7 @@ use std::{fmt, fs, process::ExitCode, sync::Arc};
 use clap::Parser as _;
 use runtime::Shutdown;
 
+mod counters;
 mod event_latency;
 mod machine;
 mod options;

@@ -72,9 +72,16 @@ pub(crate) struct RunOptions {
     /// Topic of patient events
     #[arg(long, default_value = "patient")]
     pub(crate) topic: String,
-    /// Report CPU time and memory of this process, and CPU time of those below it; may be repeated
+    /// Patients that the scenarios update and delete make before, all clients together
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) own: usize,
+    /// Report memory of this process, and CPU time and voluntary context switches of it and those below it; may be repeated
     #[arg(long, value_name = "NAME=PID")]
     pub(crate) watch: Vec<Watched>,
+    /// Run this by sh when measuring begins and when it ends, and report by how much the numbers have grown that it prints,
+    /// one a line after its name
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) counters: Option<String>,
     /// Write the report to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -97,6 +104,10 @@ pub(crate) enum Mix {
     Read,
     /// GET /patients
     List,
+    /// PUT /patients/{id} of patients that the client has made before
+    Update,
+    /// DELETE /patients/{id} of patients that the client has made before; when none is left, it makes more
+    Delete,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

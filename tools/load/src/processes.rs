@@ -44,19 +44,29 @@ pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     /// The largest resident set that was seen, of itself alone, in MiB.
     pub(crate) peak_rss_mib: f64,
+    /// How often its threads, and those of all below it, gave up the processor because there was nothing to do.
+    pub(crate) voluntary_switches: u64,
 }
 
 /// Looks at processes from its making until its `finish`.
 #[derive(Debug)]
 pub(crate) struct Watch {
     watched: Vec<Watched>,
-    before: Vec<u64>,
+    before: Vec<Taken>,
     peaks: Vec<f64>,
+}
+
+/// What a process has taken since it began, together with all below it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    /// CPU time, in ticks.
+    ticks: u64,
+    voluntary_switches: u64,
 }
 
 impl Watch {
     pub(crate) fn new(watched: Vec<Watched>) -> Self {
-        let before = ticks_of(&watched);
+        let before = taken_by(&watched);
         let peaks = vec![0.0; watched.len()];
         Self { watched, before, peaks }
     }
@@ -73,7 +83,7 @@ impl Watch {
 
     /// What each has taken since.
     pub(crate) fn finish(self) -> Vec<Usage> {
-        let after = ticks_of(&self.watched);
+        let after = taken_by(&self.watched);
         let per_second = rustix::param::clock_ticks_per_second() as f64;
         let both = self.before.into_iter().zip(after).zip(self.peaks);
         self.watched
@@ -81,16 +91,34 @@ impl Watch {
             .zip(both)
             .map(|(watched, ((before, after), peak))| Usage {
                 name: watched.name,
-                cpu_seconds: after.saturating_sub(before) as f64 / per_second,
+                cpu_seconds: after.ticks.saturating_sub(before.ticks) as f64 / per_second,
                 peak_rss_mib: (peak * 10.0).round() / 10.0,
+                voluntary_switches: after.voluntary_switches.saturating_sub(before.voluntary_switches),
             })
             .collect()
     }
 }
 
-fn ticks_of(watched: &[Watched]) -> Vec<u64> {
+fn taken_by(watched: &[Watched]) -> Vec<Taken> {
     let children = children();
-    watched.iter().map(|watched| cpu_ticks(watched.pid, &children).unwrap_or_default()).collect()
+    let taken = |watched: &Watched| Taken {
+        ticks: cpu_ticks(watched.pid, &children).unwrap_or_default(),
+        voluntary_switches: voluntary_switches(watched.pid, &children),
+    };
+    watched.iter().map(taken).collect()
+}
+
+/// How often the threads of a process, and of all below it, have given up the processor by themselves. Those of threads and
+/// processes that have ended are not told any more.
+fn voluntary_switches(pid: u32, children: &BTreeMap<u32, Vec<u32>>) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_thread = |thread: fs::DirEntry| {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or_default()
+    };
+    let below = children.get(&pid).into_iter().flatten();
+    threads.map(of_thread).sum::<u64>() + below.map(|child| voluntary_switches(*child, children)).sum::<u64>()
 }
 
 /// Processes by parent.
@@ -145,6 +173,7 @@ mod tests {
         let usage = watch.finish().remove(0);
         // How much of the time we got depends on who else runs.
         assert!(usage.cpu_seconds > 0.01 && usage.peak_rss_mib > 1.0, "{usage:?}");
+        assert!(usage.voluntary_switches > 0, "the wait for the timer: {usage:?}");
     }
 
     #[test]

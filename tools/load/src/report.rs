@@ -6,6 +6,7 @@ use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
 
 use crate::{
+    counters::Counters,
     event_latency::POLL_INTERVAL,
     machine::Machine,
     options::Options,
@@ -42,6 +43,9 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<Applied>,
     processes: Vec<Usage>,
+    /// By how much the numbers of `--counters` have grown.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    counters: Counters,
 }
 
 /// From POST until analytics has applied the event.
@@ -63,6 +67,7 @@ impl Report {
         recorder: &Recorder,
         applied: Option<Applied>,
         processes: Vec<Usage>,
+        counters: Counters,
     ) -> Self {
         let run = options.run();
         let scenario = match &run.path {
@@ -89,6 +94,7 @@ impl Report {
             errors: recorder.errors.clone(),
             applied,
             processes,
+            counters,
         }
     }
 
@@ -139,12 +145,17 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f)?;
-        for Usage { name, cpu_seconds, peak_rss_mib } in &self.processes {
-            let per_thousand = cpu_seconds / self.all.count.max(1) as f64 * 1e3;
+        let count = self.all.count.max(1) as f64;
+        for Usage { name, cpu_seconds, peak_rss_mib, voluntary_switches } in &self.processes {
+            let (per_thousand, switches) = (cpu_seconds / count * 1e3, *voluntary_switches as f64 / count);
             writeln!(
                 f,
-                "{name:<20}{cpu_seconds:>8.2} s CPU {per_thousand:>8.3} s per 1000 requests {peak_rss_mib:>8.1} MiB at most"
+                "{name:<20}{cpu_seconds:>8.2} s CPU {per_thousand:>8.3} s per 1000 requests {switches:>8.2} voluntary \
+                 switches per request {peak_rss_mib:>8.1} MiB at most"
             )?;
+        }
+        for (name, growth) in &self.counters {
+            writeln!(f, "{name:<20}{growth:>12.0} {:>12.3} per request", growth / count)?;
         }
         if self.errors.is_empty() {
             return writeln!(f, "\nno errors");

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     Outcome,
+    counters::{self, Counters},
     event_latency::Follower,
     options::Options,
     pace::Pace,
@@ -56,16 +57,27 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
         _ => None,
     };
 
-    let pace = Arc::new(Pace::new(options.rate(), run.warm_up, run.duration, run.limit, shutdown.clone()));
-    let progress = Arc::<Progress>::default();
-    let clients: Vec<_> = (0..run.connections.into())
+    let connections = usize::from(run.connections);
+    let preparing: Vec<_> = (0..connections)
         .map(|number| {
             let client = Client::new(scenario.clone(), number);
-            runtime::spawn(work(client, connect(), pace.clone(), progress.clone()))
+            let share = client.share(run.own, connections);
+            runtime::spawn(prepare(client, connect(), share))
         })
         .collect();
+    let mut prepared = Vec::new();
+    for client in preparing {
+        prepared.push(client.await?);
+    }
+
+    let pace = Arc::new(Pace::new(options.rate(), run.warm_up, run.duration, run.limit, shutdown.clone()));
+    let progress = Arc::<Progress>::default();
+    let clients: Vec<_> = prepared
+        .into_iter()
+        .map(|(client, connection)| runtime::spawn(work(client, connection, pace.clone(), progress.clone())))
+        .collect();
     let watched = run.watch.iter().cloned().chain([Watched::ourselves()]).collect();
-    let usage = runtime::spawn(watch(watched, pace.clone(), shutdown.clone()));
+    let usage = runtime::spawn(watch(watched, run.counters.clone(), pace.clone(), shutdown.clone()));
     let work = async {
         let mut done = Vec::new();
         for client in clients {
@@ -93,7 +105,25 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
         Some(follower) => Some(applied(follower, &created, last_answer, measured).await?),
         None => None,
     };
-    Ok(Report::new(&options, scenario.known(), measured, &recorder, applied, usage.await))
+    let (usage, counted) = usage.await?;
+    Ok(Report::new(&options, scenario.known(), measured, &recorder, applied, usage, counted))
+}
+
+/// Has a client make so many patients, which it may change then.
+async fn prepare(
+    mut client: Client,
+    mut connection: Connection,
+    patients: usize,
+) -> Result<(Client, Connection), String> {
+    while client.own() < patients {
+        let request = client.create();
+        let outcome = connection.send(request.method.clone(), &request.path, request.body.clone()).await;
+        if client.learn(&request, &outcome).is_none() {
+            let why = outcome.map_or_else(|error| error.to_string(), |answer| format!("status {}", answer.status));
+            return Err(format!("POST {}, before it begins: {why}", request.path));
+        }
+    }
+    Ok((client, connection))
 }
 
 /// Sends requests, one after the other, until the end.
@@ -118,15 +148,22 @@ async fn work(mut client: Client, mut connection: Connection, pace: Arc<Pace>, p
     done
 }
 
-/// What the processes took while it was measured.
-async fn watch(watched: Vec<Watched>, pace: Arc<Pace>, shutdown: Shutdown) -> Vec<Usage> {
+/// What the processes took while it was measured, and by how much the counters have grown.
+async fn watch(
+    watched: Vec<Watched>,
+    counters: Option<String>,
+    pace: Arc<Pace>,
+    shutdown: Shutdown,
+) -> Result<(Vec<Usage>, Counters), String> {
     shutdown.run_until_stopped(smol::Timer::at(pace.measured_from())).await;
+    let before = counters::read(counters.as_deref()).await?;
     let mut watch = Watch::new(watched);
     let end = async {
         shutdown.run_until_stopped(smol::Timer::at(pace.end())).await;
     };
     or(watch.look(), end).await;
-    watch.finish()
+    let usage = watch.finish();
+    Ok((usage, counters::growth(&before, &counters::read(counters.as_deref()).await?)))
 }
 
 /// How long the events of these patients took to be applied.

@@ -161,6 +161,8 @@ impl Client {
             What::Mix(Mix::Create) => Action::Create,
             What::Mix(Mix::Read) => Action::Read,
             What::Mix(Mix::List) => Action::List,
+            What::Mix(Mix::Update) => Action::Update,
+            What::Mix(Mix::Delete) => Action::Delete,
         };
         // Where there is no patient yet, one is made.
         match wanted {
@@ -183,6 +185,17 @@ impl Client {
         }
     }
 
+    /// The patients that this client should have before it begins, of all that the clients should have together.
+    pub(crate) fn share(&self, own: usize, clients: usize) -> usize {
+        let is_wanted = matches!(self.scenario.what, What::Mix(Mix::Update | Mix::Delete));
+        if is_wanted { own.div_ceil(clients) } else { 0 }
+    }
+
+    /// How many patients of its own it knows.
+    pub(crate) fn own(&self) -> usize {
+        self.own.len()
+    }
+
     /// Remembers what an answer says; gives the patient that it made.
     pub(crate) fn learn(&mut self, request: &Request, answer: &Result<Answer, NoAnswer>) -> Option<Uuid> {
         let answer = answer.as_ref().ok().filter(|answer| answer.status.is_success());
@@ -203,7 +216,8 @@ impl Client {
         }
     }
 
-    fn create(&mut self) -> Request {
+    /// A request that makes a patient.
+    pub(crate) fn create(&mut self) -> Request {
         self.made += 1;
         self.write(Action::Create, Method::POST, "/patients".to_owned(), None)
     }

@@ -138,6 +138,23 @@ fn a_closed_loop_does_the_whole_mix_and_counts_what_it_did() {
     assert!(report["machine"]["cores"].as_u64() > Some(0) && report["processes"][0]["name"] == "load");
 }
 
+#[test]
+fn updates_and_deletions_are_of_patients_that_were_made_before() {
+    for (scenario, counters) in [("update", "echo made $(($(date +%s%N) / 1000000))"), ("delete", "echo made 7")] {
+        let registry = Registry::default();
+        let report = with_registry(&registry, |url| {
+            let arguments = ["-c", "4", "-d", "200ms", "-w", "0s", "--own", "10000", "--counters", counters];
+            load(&[&["closed", url, "--scenario", scenario][..], &arguments].concat())
+        });
+        assert_eq!(registry.counted("create"), 10_000, "before it began");
+        let count = registry.counted(scenario);
+        assert_eq!(report["byAction"], json!({ scenario: report["all"] }));
+        assert!(count > 0 && report["all"]["count"].as_u64() == Some(count), "{report}");
+        let grown = report["counters"]["made"].as_f64().unwrap();
+        assert_eq!(grown >= 200.0, scenario == "update", "{report}");
+    }
+}
+
 /// Coordinated omission: a stall of the service must show in the latency of every request that should have begun
 /// meanwhile, and none may be missing.
 #[test]
