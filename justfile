@@ -154,6 +154,7 @@ load *args="--help":
 # Compare the system with what it stands on, in one run; --quick fails on ratios far below docs/performance/results.json
 [group("measure")]
 bench *args:
+    @tools/bench/prepare {{ args }}
     cargo build --release --locked -p patient-service -p billing-service -p analytics-service -p load -p bench -p baselines
     cargo build --release --locked -p web -p grpc --examples
     {{ quote(target / "release/bench") }} {{ args }}

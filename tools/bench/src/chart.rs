@@ -1,4 +1,5 @@
-//! The growth of cost as a picture: one panel for each axis, rates relative to the first point of their series.
+//! The growth of cost as a picture: one panel for each axis, rates relative to the first point of their series, each on a
+//! scale that its largest rate fits.
 
 use std::fmt::Write as _;
 
@@ -7,8 +8,9 @@ use crate::growth::Series;
 const PANEL: (f64, f64) = (300.0, 180.0);
 const MARGIN: (f64, f64) = (46.0, 34.0);
 const COLOURS: [&str; 5] = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"];
-/// The rate at the upper edge, in parts of the first one.
-const TOP: f64 = 1.6;
+/// Lines across a panel, at most, and the distances that they may have, in parts of the first rate.
+const MAX_LINES: f64 = 6.0;
+const DISTANCES: [f64; 9] = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 
 /// The chart as an SVG file.
 pub(crate) fn svg(all: &[Series]) -> String {
@@ -30,11 +32,17 @@ pub(crate) fn svg(all: &[Series]) -> String {
 /// Writes never fail on a string.
 fn panel(text: &mut String, left: f64, axis: &str, all: &[&Series]) {
     let (top, bottom) = (MARGIN.1, MARGIN.1 + PANEL.1);
-    let _ =
-        writeln!(text, "<text x=\"{left}\" y=\"20\" font-weight=\"bold\">requests/s by {axis}, the first is 1</text>");
-    for part in [0.0, 0.5, 1.0, 1.5] {
-        let y = bottom - part / TOP * PANEL.1;
-        let right = left + PANEL.0;
+    let _ = writeln!(
+        text,
+        "<text x=\"{left}\" y=\"20\" font-weight=\"bold\">requests/s by {axis}, in parts of the first</text>"
+    );
+    let largest = all.iter().flat_map(|series| relative(series)).map(|(_, rate)| rate).fold(1.0, f64::max);
+    let distance = distance(largest);
+    let most = (largest / distance).ceil();
+    let height = |rate: f64| bottom - rate / (most * distance) * PANEL.1;
+    for line in 0..=most as u32 {
+        let part = f64::from(line) * distance;
+        let (y, right) = (height(part), left + PANEL.0);
         let _ = writeln!(text, "<path d=\"M{left} {y:.1}H{right}\" stroke=\"#ddd\"/>");
         let _ = writeln!(text, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{part}</text>", left - 6.0, y + 4.0);
     }
@@ -51,16 +59,14 @@ fn panel(text: &mut String, left: f64, axis: &str, all: &[&Series]) {
         );
     }
     for (number, (series, colour)) in all.iter().zip(COLOURS).enumerate() {
-        let first = series.points.first().map_or(1.0, |point| point.per_second);
-        let place =
-            |point: &crate::growth::Point| (x(point.at), bottom - (point.per_second / first).min(TOP) / TOP * PANEL.1);
-        let line: Vec<_> = series.points.iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let places: Vec<_> = relative(series).map(|(at, rate)| (x(at), height(rate))).collect();
+        let line: Vec<_> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let _ = writeln!(
             text,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
             line.join(" ")
         );
-        for (x, y) in series.points.iter().map(place) {
+        for (x, y) in places {
             let _ = writeln!(text, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>");
         }
         let (x, y) = (left + (number % 3) as f64 * 104.0, bottom + 36.0 + (number / 3) as f64 * 16.0);
@@ -68,6 +74,17 @@ fn panel(text: &mut String, left: f64, axis: &str, all: &[&Series]) {
         let _ = writeln!(text, "<text x=\"{}\" y=\"{y}\">{}</text>", x + 14.0, series.what);
     }
     let _ = writeln!(text, "<path d=\"M{left} {top}V{bottom}H{}\" fill=\"none\" stroke=\"#333\"/>", left + PANEL.0);
+}
+
+/// The points of a series, with their rates in parts of the first one.
+fn relative(series: &Series) -> impl Iterator<Item = (u64, f64)> {
+    let first = series.points.first().map_or(1.0, |point| point.per_second);
+    series.points.iter().map(move |point| (point.at, point.per_second / first))
+}
+
+/// The distance of the lines in a panel up to this rate.
+fn distance(largest: f64) -> f64 {
+    DISTANCES.into_iter().find(|distance| largest / distance <= MAX_LINES).unwrap_or(largest)
 }
 
 fn short(number: u64) -> String {
@@ -83,17 +100,32 @@ mod tests {
     use super::*;
     use crate::growth::Point;
 
+    /// The heights of the circles, and of the lines by the text beside them.
+    fn heights(text: &str) -> (Vec<f64>, Vec<(f64, f64)>) {
+        let value = |line: &str, name: &str| line.split(&format!(" {name}=\"")).nth(1)?.split('"').next()?.parse().ok();
+        let circles = text.lines().filter(|line| line.starts_with("<circle")).map(|line| value(line, "cy").unwrap());
+        let lines = text.lines().filter(|line| line.contains("text-anchor=\"end\""));
+        let label = |line: &str| line.split('>').nth(1)?.split('<').next()?.parse().ok();
+        let lines = lines.map(|line| (label(line).unwrap(), value(line, "y").unwrap() - 4.0));
+        (circles.collect(), lines.collect())
+    }
+
     #[test]
-    fn every_point_is_inside_its_panel() {
-        let points = [(1, 10.0), (100, 5.0), (1000, 90.0)];
-        let points = points.map(|(at, per_second)| Point { at, per_second, p99_ms: 1.0 }).to_vec();
-        let one = Series { axis: "patients".to_owned(), what: "read".to_owned(), points: points.clone() };
-        let two = Series { axis: "partitions".to_owned(), what: "read".to_owned(), points };
-        let text = svg(&[one, two]);
-        assert_eq!(text.matches("<polyline").count(), 2);
-        for circle in text.lines().filter(|line| line.starts_with("<circle")) {
-            let y: f64 = circle.split("cy=\"").nth(1).and_then(|rest| rest.split('"').next()?.parse().ok()).unwrap();
-            assert!((MARGIN.1..=MARGIN.1 + PANEL.1).contains(&y), "{circle}");
+    fn every_point_is_drawn_where_its_rate_is() {
+        for largest in [10.0, 15.9, 16.0, 35.5, 90.0, 12_345.0] {
+            let points = [(1, 10.0), (100, 5.0), (1000, largest)];
+            let points = points.map(|(at, per_second)| Point { at, per_second, p99_ms: 1.0 }).to_vec();
+            let one = Series { axis: "connections".to_owned(), what: "register".to_owned(), points };
+            let text = svg(&[one]);
+            assert_eq!(text.matches("<polyline").count(), 1);
+            let (circles, lines) = heights(&text);
+            let (bottom, top) = (lines[0].1, lines.last().unwrap().1);
+            assert_eq!((lines[0].0, bottom), (0.0, MARGIN.1 + PANEL.1));
+            assert!((top - MARGIN.1).abs() < 0.1 && lines.len() <= 8, "{lines:?}");
+            for (rate, y) in [1.0, 0.5, largest / 10.0].into_iter().zip(circles) {
+                let expected = bottom - rate / lines.last().unwrap().0 * (bottom - top);
+                assert!((y - expected).abs() < 0.2, "{rate} is at {y}, expected {expected}");
+            }
         }
     }
 }

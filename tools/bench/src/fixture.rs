@@ -18,6 +18,7 @@ pub(crate) struct Ground {
     pub(crate) broker: Broker,
     /// Given to every service besides its own settings.
     settings: Vec<(String, String)>,
+    counts_statements: bool,
     scratch: Scratch,
 }
 
@@ -36,7 +37,28 @@ impl Ground {
             Ok::<_, testbed::StartError>((cluster, broker))
         };
         let (cluster, broker) = step("Starting PostgreSQL and Apache Kafka", start).await?;
-        Ok(Self { cluster, broker, settings: settings.to_vec(), scratch })
+        Ok(Self { cluster, broker, settings: settings.to_vec(), counts_statements: false, scratch })
+    }
+
+    /// Has PostgreSQL count statements by database from now on, if it has its module for that here.
+    pub(crate) async fn count_statements(&mut self) -> Outcome {
+        let preload = "alter system set shared_preload_libraries = 'pg_stat_statements'";
+        if self.cluster.run("postgres", "load 'pg_stat_statements'").await.is_err() {
+            eprintln!("Statements are not counted: this PostgreSQL has no pg_stat_statements.");
+            return Ok(());
+        }
+        self.cluster.run("postgres", preload).await?;
+        self.cluster.stop().await;
+        self.cluster.restart().await?;
+        self.scratch.guard(self.cluster.process())?;
+        self.cluster.run("postgres", "create extension if not exists pg_stat_statements").await?;
+        self.counts_statements = true;
+        Ok(())
+    }
+
+    /// Whether statements are counted.
+    pub(crate) fn counts_statements(&self) -> bool {
+        self.counts_statements
     }
 
     /// Starts the services on databases and a topic of this name.

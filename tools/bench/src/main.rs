@@ -13,7 +13,9 @@ mod edge;
 mod fixture;
 mod footprint;
 mod growth;
+mod lean;
 mod load;
+mod needs;
 mod pgbench;
 mod reads;
 mod replay;
@@ -21,6 +23,7 @@ mod results;
 mod show;
 mod tool;
 mod unary;
+mod updates;
 
 use fixture::Ground;
 use results::Results;
@@ -38,6 +41,12 @@ struct Options {
     /// A setting for every service, to try what it does; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
+    /// Of lean: rates to be offered, in operations a second, or the peak
+    #[arg(long, value_delimiter = ',', default_value = lean::RATES, value_parser = rate)]
+    rate: Vec<String>,
+    /// Of lean: what is done
+    #[arg(long, value_delimiter = ',', default_values = lean::ACTIONS, value_parser = lean::ACTIONS)]
+    action: Vec<String>,
     /// Measure instead how the cost grows with patients, connections and partitions, which takes about 15 minutes
     #[arg(long)]
     growth: bool,
@@ -66,7 +75,12 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
-const PARTS: [&str; 6] = ["creates", "reads", "edge", "replay", "unary", "images"];
+fn rate(text: &str) -> Result<String, String> {
+    let is_rate = text == lean::PEAK || text.parse::<u64>().is_ok_and(|rate| rate > 0);
+    if is_rate { Ok(text.to_owned()) } else { Err(format!("expected a number or {}", lean::PEAK)) }
+}
+
+const PARTS: [&str; 8] = ["creates", "updates", "reads", "edge", "replay", "unary", "lean", "images"];
 
 /// Why there is no measurement, as the user should read it.
 #[derive(Debug)]
@@ -91,7 +105,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures; false if a ratio is far below what is recorded.
+/// Measures; false if a ratio is far below what is recorded, or a part that was asked for by its name cannot be measured.
 async fn run(options: &Options) -> Outcome<bool> {
     let recorded = Results::read(&options.results);
     if options.show {
@@ -112,8 +126,24 @@ async fn run(options: &Options) -> Outcome<bool> {
         }
         return Ok(true);
     }
-    let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|only| only == part);
     let quick = options.quick;
+    let mut parts: Vec<&str> = PARTS.to_vec();
+    if options.only.is_empty() {
+        // It takes minutes, and has no counterpart.
+        parts.retain(|part| !quick || *part != "lean");
+    } else {
+        parts.retain(|part| options.only.iter().any(|only| only == part));
+    }
+    let all = parts.len();
+    parts.retain(|part| match needs::missing(part) {
+        Some(missing) => {
+            eprintln!("{part} is left out, because it needs what is not here: {missing}");
+            false
+        }
+        None => true,
+    });
+    let are_all = options.only.is_empty() || parts.len() == all;
+    let wanted = |part: &str| parts.contains(&part);
     if wanted("images") {
         footprint::images(&mut results).await;
     }
@@ -123,7 +153,7 @@ async fn run(options: &Options) -> Outcome<bool> {
     if wanted("unary") {
         unary::measure(quick, &mut results).await?;
     }
-    if ["creates", "reads", "replay"].into_iter().any(wanted) {
+    if ["creates", "updates", "reads", "replay"].into_iter().any(wanted) {
         let mut ground = Ground::start(&options.settings).await?;
         // Before anything is in PostgreSQL, which cleans up for minutes afterwards.
         if wanted("replay") {
@@ -135,6 +165,14 @@ async fn run(options: &Options) -> Outcome<bool> {
         if wanted("creates") {
             creates::measure(&mut ground, quick, &mut results).await?;
         }
+        if wanted("updates") {
+            updates::measure(&mut ground, quick, &mut results).await?;
+        }
+    }
+    if wanted("lean") {
+        // On a PostgreSQL of its own, which counts statements.
+        let mut ground = Ground::start(&options.settings).await?;
+        lean::measure(&mut ground, options, &mut results).await?;
     }
     println!("{}", results.table(recorded.as_ref()));
     let regressions = if quick { results.far_below(recorded.as_ref()) } else { Vec::new() };
@@ -144,5 +182,5 @@ async fn run(options: &Options) -> Outcome<bool> {
     for regression in &regressions {
         eprintln!("{regression}");
     }
-    Ok(regressions.is_empty())
+    Ok(regressions.is_empty() && are_all)
 }

@@ -10,6 +10,8 @@ use crate::{Failure, Outcome, fixture::Ground, load::Time, tool};
 const CLIENTS: u32 = 64;
 /// Threads of pgbench: it must not be what limits.
 const THREADS: u32 = 2;
+/// Changes that one client does not reach while it warms up.
+const WARM_UP_CHANGES: u64 = 1_000;
 
 /// The two statements of a registration, as apps/patient-service and apps/billing-service have them, each a commit. The
 /// patient's id is in the order of time, as UUIDs of version 7 are.
@@ -45,14 +47,71 @@ pub(crate) fn read(patients: u64) -> String {
     )
 }
 
+/// The two statements of an update of one of so many patients that [`Ground::seed`] made, as apps/patient-service has them:
+/// the patient as it is, and the change with its event, in one commit.
+pub(crate) fn update(patients: u64) -> String {
+    format!(
+        r"
+\set n random(1, {patients})
+\set m random(1, 2000000000)
+SELECT id AS pid, version FROM (
+    SELECT id, name, email, address, date_of_birth, registered_date, version FROM patients
+    WHERE id = ANY(ARRAY[md5((:n)::text)::uuid])
+) found \gset
+WITH changed AS (
+    UPDATE patients
+    SET name = 'Amara ' || (ARRAY['Abebe','Bianchi','Castillo','Dubois','Eriksson','Fischer','Garcia','Haddad'])[1 + :m % 8],
+        email = :pid || '@example.org', address = :m % 1000 || ' Main Street, Springfield',
+        date_of_birth = date '1930-01-01' + :m % 32000, registered_date = date '2020-01-01' + :m % 2000,
+        version = version + 1
+    WHERE id = :pid::uuid AND version = :version::bigint
+    RETURNING id
+)
+INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+SELECT id, :m, gen_random_uuid(), 'PATIENT_UPDATED', decode(repeat('0a', 200), 'hex'),
+    '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' FROM changed;
+"
+    )
+}
+
+/// The same of a deletion. Each client deletes patients of its own, from one of those that [`Ground::seed`] made on.
+pub(crate) fn delete(from: u64) -> String {
+    format!(
+        r"
+\set i :i + 1
+\set n {from} + 1 + :client_id + {CLIENTS} * :i
+SELECT id AS pid, version FROM (
+    SELECT id, name, email, address, date_of_birth, registered_date, version FROM patients
+    WHERE id = ANY(ARRAY[md5((:n)::text)::uuid])
+) found \gset
+WITH deleted AS (
+    DELETE FROM patients WHERE id = :pid::uuid AND version = :version::bigint RETURNING id, name, email
+), event AS (
+    INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+    SELECT id, :n, gen_random_uuid(), 'PATIENT_DELETED', decode(repeat('0a', 100), 'hex'),
+        '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' FROM deleted
+), superseded AS (
+    DELETE FROM billing_task_dead_letters dead USING deleted WHERE dead.patient_id = deleted.id
+)
+INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)
+SELECT id, 'CLOSE', name, email, '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', now() FROM deleted
+ON CONFLICT (patient_id) DO UPDATE
+SET action = excluded.action, name = excluded.name, email = excluded.email, traceparent = excluded.traceparent,
+    attempts = 0, rejections = 0, next_attempt_at = excluded.next_attempt_at;
+"
+    )
+}
+
 /// Transactions a second of a script.
 pub(crate) async fn rate(ground: &Ground, database: &str, script: &str, time: Time) -> Outcome<f64> {
     let file = ground.directory().join("pgbench.sql");
     fs::write(&file, script)?;
-    let run = async |seconds: u64| {
+    let run = async |measured: bool, seconds: u64| {
         let mut command = Command::new(binary("pgbench")?);
         command
             .args(["--no-vacuum", "--protocol=prepared", "-U", "postgres", "-p", "5432"])
+            // How many of its own each client has come to, in scripts that count them.
+            .arg(format!("--define=i={}", if measured { WARM_UP_CHANGES } else { 0 }))
             .args([format!("--client={CLIENTS}"), format!("--jobs={THREADS}"), format!("--time={seconds}")])
             .arg("-h")
             .arg(ground.cluster.socket_directory())
@@ -62,8 +121,8 @@ pub(crate) async fn rate(ground: &Ground, database: &str, script: &str, time: Ti
         let rate = printed.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
         rate.ok_or_else(|| Failure(format!("pgbench has told no rate: {printed}")))
     };
-    run(time.warm_up.as_secs()).await?;
-    run(time.measured.as_secs()).await
+    run(false, time.warm_up.as_secs()).await?;
+    run(true, time.measured.as_secs()).await
 }
 
 /// Makes a database with the tables of both services, empty, of the system with this name.
@@ -90,7 +149,33 @@ pub(crate) async fn copy_schemas(ground: &Ground, name: &str, copy: &str) -> Out
     Ok(())
 }
 
-fn binary(name: &str) -> Outcome<std::path::PathBuf> {
+/// A command that prints PostgreSQL's counters of these databases, one a line, as `load --counters` reads them.
+pub(crate) fn counters_command(ground: &Ground, databases: &[&str]) -> Outcome<String> {
+    let names: Vec<_> = databases.iter().map(|name| format!("'{name}'")).collect();
+    let names = names.join(", ");
+    let mut sql = format!(
+        "select 'transactions of ' || datname, xact_commit + xact_rollback from pg_stat_database
+         where datname in ({names})
+         union all select 'bytes of WAL', pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
+    );
+    if ground.counts_statements() {
+        sql += &format!(
+            " union all select 'statements of ' || datname, sum(calls) from pg_stat_statements s
+              join pg_database d on d.oid = s.dbid where datname in ({names}) group by datname"
+        );
+    }
+    let psql = binary("psql")?;
+    let sockets = ground.cluster.socket_directory();
+    // The paths are ours, and have no quotes.
+    Ok(format!(
+        "'{}' -X -At -F ' ' -U postgres -p 5432 -h '{}' -d postgres -c \"{sql}\"",
+        psql.display(),
+        sockets.display()
+    ))
+}
+
+/// Where a program of PostgreSQL is, if it is there: beside the server.
+pub(crate) fn binary(name: &str) -> Outcome<std::path::PathBuf> {
     let directory = postgres::binaries().ok_or_else(|| Failure("there is no PostgreSQL".to_owned()))?;
     Ok(directory.join(name))
 }

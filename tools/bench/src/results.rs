@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use crate::{
     Outcome,
     growth::{self, Series},
+    lean::{self, Cost},
 };
 
 /// What a ratio may fall to, in parts of the recorded one, before it counts as a regression. A short run on a busy machine
@@ -50,6 +51,9 @@ pub(crate) struct Results {
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
     growth: Vec<Series>,
+    /// What an operation costs.
+    #[serde(default)]
+    lean: Vec<Cost>,
 }
 
 /// Ours against what it stands on, one measurement of each after the other.
@@ -128,6 +132,7 @@ impl Results {
         merged.pairs.extend(self.pairs);
         merged.figures.extend(self.figures);
         growth::merge(&mut merged.growth, self.growth);
+        lean::merge(&mut merged.lean, self.lean);
         merged
     }
 
@@ -152,6 +157,11 @@ impl Results {
                 seconds * 1e3,
             );
         }
+    }
+
+    /// Notes what an operation costs.
+    pub(crate) fn cost(&mut self, cost: Cost) {
+        self.lean.push(cost);
     }
 
     pub(crate) fn growth(&mut self, growth: Vec<Series>) {
@@ -220,6 +230,12 @@ impl Results {
         for (key, Figure { what, unit, value }) in &self.figures {
             let digits = if *value < 10.0 { 2 } else { usize::from(*value < 1000.0) };
             let _ = writeln!(text, "| {what} | {value:.digits$} {unit} | {} |", target(key, *value));
+        }
+        for action in lean::ACTIONS {
+            let costs: Vec<_> = self.lean.iter().filter(|cost| cost.action == action).cloned().collect();
+            if !costs.is_empty() {
+                let _ = write!(text, "\n{}", lean::table(&costs));
+            }
         }
         text
     }

@@ -1,0 +1,51 @@
+//! The programs that parts are measured with. A part whose programs are missing is left out, and that is said.
+
+use std::process::{Command, Stdio};
+
+use testbed::broker::Kind;
+
+use crate::{Failure, pgbench};
+
+/// Parts that are measured on PostgreSQL and Apache Kafka, beside PostgreSQL's own programs.
+const ON_SERVERS: [&str; 5] = ["creates", "updates", "reads", "replay", "lean"];
+/// What beside the server belongs to PostgreSQL.
+const OF_POSTGRESQL: [&str; 3] = ["pgbench", "psql", "pg_dump"];
+
+/// Why a part cannot be measured here, if it cannot.
+pub(crate) fn missing(part: &str) -> Option<String> {
+    let mut missing = Vec::new();
+    if ON_SERVERS.contains(&part) {
+        if !Kind::Kafka.is_installed() && !(runs("java", "-version") && runs("mvn", "--version")) {
+            missing.push("Apache Kafka, or Java and Maven to fetch it".to_owned());
+        }
+        // A replay is compared with kcat.
+        let programs = if part == "replay" { &[][..] } else { &OF_POSTGRESQL };
+        missing.extend(programs.iter().filter_map(|name| match pgbench::binary(name) {
+            Ok(path) if path.is_file() => None,
+            Ok(path) => Some(path.display().to_string()),
+            Err(Failure(why)) => Some(format!("{name}: {why}")),
+        }));
+    }
+    if part == "replay" && !runs("kcat", "-V") {
+        missing.push("kcat".to_owned());
+    }
+    (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+fn runs(program: &str, argument: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_not_there_is_missing() {
+        assert!(!runs("there-is-no-such-program", "--version"));
+        assert!(runs("true", ""));
+        assert_eq!(missing("edge"), None, "it needs nothing but what is built");
+    }
+}

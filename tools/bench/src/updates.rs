@@ -1,0 +1,96 @@
+//! Updates and deletions: PUT and DELETE /patients/{id} against the same statements by pgbench.
+
+use serde_json::Value as Json;
+use testbed::system::System;
+
+use crate::{
+    Outcome,
+    fixture::{Ground, SETTLE},
+    load::{self, Time, figure, words},
+    pgbench,
+    results::{Pair, Results},
+    show::step,
+};
+
+/// Patients that are updated by turns, on either side.
+const UPDATED: u64 = 10_000;
+/// Patients that one turn of deletions has a second, more than either side deletes.
+const DELETED_PER_SECOND: u64 = 8_000;
+
+pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Results) -> Outcome {
+    let time = Time { warm_up: Time::TURN.warm_up, measured: Time::of(quick).measured / if quick { 1 } else { 2 } };
+    let mut system = ground.system("updates", &[]).await?;
+    pgbench::copy_schemas(ground, "updates", "pgbench_changes_patients").await?;
+    ground.seed("updates", 0, UPDATED).await?;
+    ground.seed("pgbench_changes", 0, UPDATED).await?;
+    let rounds = if quick { 1 } else { 3 };
+
+    let theirs = "pgbench, the same two statements";
+    let mut pair =
+        Pair::new("updates", "updates, 64 clients", "updates/s", "PUT /patients/{id}, event to Kafka", theirs);
+    for round in 1..=rounds {
+        let report = ours(ground, &mut system, "update", UPDATED, time, round).await?;
+        pair.ours(figure(&report, "/all/perSecond"));
+        results.figure("updates-p99", "update, 64 clients, p99", "ms", figure(&report, "/all/p99Ms"));
+        results.cpu_of(&report, "updates");
+        settle(ground).await?;
+        let script = pgbench::update(UPDATED);
+        let rate = pgbench::rate(ground, "pgbench_changes_patients", &script, time);
+        pair.theirs(step(&format!("Updates, pgbench ({round})"), rate).await?);
+    }
+    results.pair(pair);
+
+    let mut pair =
+        Pair::new("deletions", "deletions, 64 clients", "deletions/s", "DELETE /patients/{id}, event to Kafka", theirs);
+    let seconds = (time.warm_up + time.measured).as_secs();
+    let (own, mut seeded) = (DELETED_PER_SECOND / 2 * seconds, UPDATED);
+    for round in 1..=rounds {
+        let report = ours(ground, &mut system, "delete", own, time, round).await?;
+        pair.ours(figure(&report, "/byAction/delete/perSecond"));
+        results.figure("deletions-p99", "deletion, 64 clients, p99", "ms", figure(&report, "/byAction/delete/p99Ms"));
+        results.cpu_of(&report, "deletions");
+        let from = seeded;
+        seeded += DELETED_PER_SECOND * seconds;
+        ground.seed("pgbench_changes", from, seeded).await?;
+        settle(ground).await?;
+        let script = pgbench::delete(from);
+        let rate = pgbench::rate(ground, "pgbench_changes_patients", &script, time);
+        pair.theirs(step(&format!("Deletions, pgbench ({round})"), rate).await?);
+    }
+    results.pair(pair);
+    Ok(())
+}
+
+async fn ours(
+    ground: &mut Ground,
+    system: &mut System,
+    scenario: &str,
+    own: u64,
+    time: Time,
+    round: u32,
+) -> Outcome<Json> {
+    settle(ground).await?;
+    let watched = ground.watched(system);
+    let url = format!("http://{}", system.patients[0].address());
+    let arguments = words(&format!("closed {url} --scenario {scenario} -c 64 --own {own} {watched}"));
+    let arguments = [arguments, time.arguments()].concat();
+    let run = load::run(ground.directory(), &arguments);
+    let report = step(&format!("{scenario}, HTTP ({round})"), run).await?;
+    report_others(&report, scenario);
+    Ok(report)
+}
+
+/// Says so if the clients ran out of what they were to change.
+fn report_others(report: &Json, scenario: &str) {
+    let others = figure(report, "/byAction/create/count");
+    if others > 0.0 {
+        eprintln!("{scenario}: {others} requests made new patients, because none was left to be changed");
+    }
+}
+
+/// Lets the servers finish what the last measurement left to do.
+async fn settle(ground: &Ground) -> Outcome {
+    ground.cluster.run("postgres", "checkpoint").await?;
+    smol::Timer::after(SETTLE).await;
+    Ok(())
+}
