@@ -12,6 +12,7 @@ use crate::{
     ledger::{EntryType, LedgerEntry, Money, NewEntry},
 };
 
+mod close;
 mod open;
 
 /// Queues for entries: those of one account share one. More of them than connections, so that accounts seldom share a queue.
@@ -22,6 +23,7 @@ const QUEUES: usize = 256;
 pub struct Store {
     database: Database,
     opener: Batcher<open::Open>,
+    closer: Batcher<close::Close>,
     /// Entries of one account are made one after the other. Those that wait their turn wait here, where they hold no
     /// connection that others could use, and not for the account's row in PostgreSQL.
     queues: Arc<[Mutex<()>]>,
@@ -49,7 +51,7 @@ impl Store {
     /// A store in this database.
     pub fn new(database: Database) -> Self {
         let queues = (0..QUEUES).map(|_| Mutex::new(())).collect();
-        Self { opener: Batcher::new(database.clone()), database, queues }
+        Self { opener: Batcher::new(database.clone()), closer: Batcher::new(database.clone()), database, queues }
     }
 
     /// Opens the account of a patient, or gives the one that there is; true if it is new.
@@ -79,18 +81,7 @@ impl Store {
     /// # Errors
     /// If the database cannot do it.
     pub async fn close(&self, patient_id: Uuid) -> Result<Option<Account>, Error> {
-        let close = self.database.run_idempotent(async |connection| {
-            let row = query(
-                "-- close account
-                UPDATE accounts SET status = 'CLOSED', closed_at = coalesce(closed_at, now()) WHERE patient_id = $1
-                RETURNING id, status",
-            )
-            .bind(patient_id)
-            .fetch_optional(connection)
-            .await?;
-            row.as_ref().map(account).transpose()
-        });
-        close.await
+        self.closer.submit(patient_id).await
     }
 
     /// Makes an entry and its part of the balance, in one statement.

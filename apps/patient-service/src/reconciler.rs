@@ -20,8 +20,8 @@ use crate::{
     billing_tasks::{Action, BillingTasks, Counts, RECONCILE_AFTER, Task},
 };
 
-/// Tasks that are tried at once.
-const MAX_CONCURRENT: i64 = 16;
+/// Tasks that are tried at once: they share a claim, billing's statements, and the deletion.
+const MAX_CONCURRENT: i64 = 64;
 /// Poll interval for tasks that other replicas have written, and for those that are due by time.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The pause after a first failure, and the longest.
@@ -70,17 +70,28 @@ impl Reconciler {
         // While billing is away, its breaker lets one probe through now and then; more tasks would only fail.
         let limit = if self.billing.is_unavailable() { 1 } else { MAX_CONCURRENT };
         let tasks = self.tasks.claim(limit, lease, longest_wait).await?;
-        join_all(tasks.iter().map(|task| self.attempt(task))).await;
+        let done = join_all(tasks.iter().map(|task| self.attempt(task))).await;
+        for action in [Action::Open, Action::Close] {
+            let done = tasks.iter().zip(&done).filter(|(task, done)| **done && task.action == action);
+            let patients: Vec<_> = done.map(|(task, _)| task.patient_id).collect();
+            if !patients.is_empty() {
+                // A database that fails here leaves the tasks to be claimed again, which changes nothing at billing.
+                let _ = self.tasks.done(action, &patients).await;
+            }
+        }
         Ok(tasks.len())
     }
 
-    async fn attempt(&self, task: &Task) {
+    /// Whether it is done.
+    async fn attempt(&self, task: &Task) -> bool {
         let trace = TraceContext::continue_from(task.traceparent.as_deref());
         let mut span = Span::start(trace, SpanKind::Internal, "reconcile billing");
-        match span.scope(self.attempt_in(task, trace)).await {
+        let outcome = span.scope(self.attempt_in(task, trace)).await;
+        match &outcome {
             Ok(()) => span.end(),
             Err(error) => span.fail(error.outcome()),
         }
+        outcome.is_ok()
     }
 
     async fn attempt_in(&self, task: &Task, trace: TraceContext) -> Result<(), CallError> {
@@ -88,14 +99,14 @@ impl Reconciler {
             Action::Open => self.billing.open(task.patient_id, &task.name, &task.email, trace).await.map(drop),
             Action::Close => self.close(task, trace).await,
         };
-        // A database that fails here leaves the task to be claimed again, which changes nothing at billing.
         let (patient_id, action, trace_id, attempts) =
             (task.patient_id, task.action, trace.trace_id(), task.attempts.saturating_add(1));
+        // A database that fails here leaves the task to be claimed again.
         let _ = match &outcome {
             Ok(()) => {
                 RECONCILED.with_label_values(&["done"]).inc();
                 tracing::info!(trace_id, %patient_id, ?action, attempts, "billing reconciled");
-                self.tasks.complete(task.action, &[task.patient_id]).await
+                Ok(())
             }
             Err(error) if is_final(error) && task.rejections + 1 >= MAX_REJECTIONS => {
                 let moved = self.tasks.dead_letter(task, &error.to_string()).await;
