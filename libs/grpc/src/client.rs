@@ -16,7 +16,12 @@ use tonic::{
     transport::{Channel, Endpoint, Error},
 };
 
-use crate::{Breaker, CallError, FailureKind, breaker::Admission, retry_budget::RetryBudget};
+use crate::{
+    Breaker, CallError, FailureKind,
+    breaker::Admission,
+    retry_budget::RetryBudget,
+    transport::{Connector, OurExecutor},
+};
 
 /// Attempts at one call, the first one included.
 const ATTEMPTS: u32 = 3;
@@ -69,12 +74,11 @@ impl Client {
     /// If the address cannot be part of a URI.
     pub fn new(settings: ClientSettings) -> Result<Self, Error> {
         let endpoint = Endpoint::from_shared(format!("http://{}", settings.address))?
+            .executor(OurExecutor)
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1);
-        // It spawns the connection's task on the tokio runtime that it finds around it.
-        let channel = smol::block_on(Compat::new(async { endpoint.connect_lazy() }));
+        let channel = endpoint.connect_with_connector_lazy(Connector(settings.address.clone()));
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
         Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: RetryBudget::full(), settings })
     }

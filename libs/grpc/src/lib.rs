@@ -18,6 +18,7 @@ mod observe;
 mod retry_budget;
 mod server;
 mod target;
+mod transport;
 
 pub use breaker::{Admission, Breaker};
 pub use call_error::{CallError, FailureKind};
