@@ -174,8 +174,10 @@ pub(crate) fn counters_command(ground: &Ground, databases: &[&str]) -> Outcome<S
     ))
 }
 
-/// Where a program of PostgreSQL is, if it is there: beside the server.
+/// Where a program of PostgreSQL is, if it is there: beside the server, links followed, because a folder on the PATH may have
+/// links to some of them alone.
 pub(crate) fn binary(name: &str) -> Outcome<std::path::PathBuf> {
     let directory = postgres::binaries().ok_or_else(|| Failure("there is no PostgreSQL".to_owned()))?;
-    Ok(directory.join(name))
+    let server = directory.join("postgres").canonicalize()?;
+    Ok(server.with_file_name(name))
 }
