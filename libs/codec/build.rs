@@ -1,4 +1,4 @@
-//! Generates the messages of `protos/patient_event.proto`. protox compiles the file, so that no protoc needs to be installed.
+//! Generates the messages of `protos/patient_event.proto`. protox compiles the file, so no protoc needs to be installed.
 
 use std::{env, error::Error, path::PathBuf};
 

@@ -9,7 +9,7 @@ use std::{
 use chrono::{NaiveDate, Utc};
 use codec::{
     dead_letter::{self, Origin},
-    event::{Event, Kind::Created},
+    event::{Event, EventKind::Created},
     headers,
 };
 use kafka::{Consumer, Producer, Record};
@@ -61,7 +61,7 @@ fn created(patient_id: Uuid) -> Record {
     Record {
         key: Some(patient_id.to_string().into_bytes()),
         value: Some(event.encode()),
-        headers: headers::of_event(event.id, Created, event.time, None),
+        headers: headers::event_headers(event.id, Created, event.time, None),
         timestamp: Utc::now(),
     }
 }
@@ -102,7 +102,7 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         // A letter whose cause is mended: an event that an older analytics could not read.
         let event = created(Uuid::now_v7());
         let origin = Origin { topic: "patient".to_owned(), partition: 2, offset: 0 };
-        let headers = dead_letter::of_letter(event.headers.clone(), &origin, "unknown");
+        let headers = dead_letter::add_headers(event.headers.clone(), &origin, "unknown");
         let id = stack.send("patient.dlq", 0, Record { headers, ..event.clone() }).await.to_string();
         let unknown = stack.run(&["dead-letters", "--resend", &id, "77"]);
         assert!(!unknown.status.success() && said(&unknown).contains("nothing was sent"), "{}", said(&unknown));

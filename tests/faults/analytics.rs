@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{NaiveDate, Utc};
 use codec::{
-    event::{Event, Kind as What},
+    event::{Event, EventKind},
     headers,
 };
 use kafka::{Producer, Record};
@@ -85,16 +85,16 @@ fn records_that_are_strange_are_passed_and_counted(kind: Kind) {
         let patient = Uuid::now_v7();
         let undecodable = |value: Vec<u8>| Record { value: Some(value), ..original() };
         let records = [
-            event(patient, What::Created, 1),
-            event(patient, What::Created, 1),
-            event(patient, What::Deleted, 3),
-            event(patient, What::Updated, 2),
+            event(patient, EventKind::Created, 1),
+            event(patient, EventKind::Created, 1),
+            event(patient, EventKind::Deleted, 3),
+            event(patient, EventKind::Updated, 2),
             original(),
             undecodable(b"{\"json\": true}".to_vec()),
             undecodable(Vec::new()),
             Record { value: None, ..original() },
             undecodable(vec![0xff; 1_000_000]),
-            event(Uuid::now_v7(), What::Created, 1),
+            event(Uuid::now_v7(), EventKind::Created, 1),
         ];
         let count = records.len() as i64;
         for record in records {
@@ -106,7 +106,7 @@ fn records_that_are_strange_are_passed_and_counted(kind: Kind) {
         assert_eq!(counts, [2, 3, 0, 1]);
         assert_eq!(metric(&system.analytics, "events_duplicate_total").await, Some(2.0));
         assert_eq!(metric(&system.analytics, "events_dead_total").await, Some(4.0));
-        assert_eq!(logged(&system.analytics, "a record is no event; it becomes a dead letter"), 4);
+        assert_eq!(logged(&system.analytics, "a record cannot be decoded and is dead-lettered"), 4);
         let letters = async || {
             let letters = system.analytics.client().get("/analytics/dead-letters").await.unwrap().json();
             letters.as_array().unwrap().iter().filter(|letter| letter["forwarded"] == true).count()
@@ -191,7 +191,7 @@ fn original() -> Record {
 }
 
 /// An event as patient-service publishes it.
-fn event(patient_id: Uuid, kind: What, version: i64) -> Record {
+fn event(patient_id: Uuid, kind: EventKind, version: i64) -> Record {
     let event = Event {
         id: Uuid::now_v7(),
         patient_id,
@@ -206,7 +206,7 @@ fn event(patient_id: Uuid, kind: What, version: i64) -> Record {
     Record {
         key: Some(patient_id.to_string().into_bytes()),
         value: Some(event.encode()),
-        headers: headers::of_event(event.id, kind, event.time, None),
+        headers: headers::event_headers(event.id, kind, event.time, None),
         timestamp: Utc::now(),
     }
 }

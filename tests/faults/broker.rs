@@ -64,8 +64,8 @@ fn away_frozen_or_restarted_it_costs_clients_nothing(kind: Kind) {
             until_metric(&system.patients[0], "outbox_oldest_age_seconds{shard=\"0\"}", |age| age >= 1.0).await;
             until_readiness(&system.analytics, "kafka", 200, "DEGRADED").await;
             if freeze {
-                let late = "kafka_calls_total{operation=\"produce\",outcome=\"late\"}";
-                assert!(metric(&system.patients[0], late).await.is_some());
+                let timeout = "kafka_calls_total{operation=\"produce\",outcome=\"timeout\"}";
+                assert!(metric(&system.patients[0], timeout).await.is_some());
                 ground.broker.process().signal(Signal::CONT);
             } else {
                 ground.restart_broker().await.unwrap();

@@ -120,7 +120,7 @@ fn dead_letters_that_their_topic_refuses_cost_little_memory() {
         let mut service = ground.start().await;
         until("every record is a dead letter", async || letters(&service).await.len() == RECORDS).await;
         until("they are refused", async || {
-            logged(&service, "a dead letter stays on its topic only")
+            logged(&service, "a dead letter is rejected by its topic; the record is on the topic of events only")
                 + logged(&service, "dead letters cannot be forwarded; they wait in the state")
                 > 0
         })
@@ -142,7 +142,7 @@ fn dead_letters_whose_topic_cannot_be_had_are_bounded_and_told() {
         let waiting = metric(&service, "dead_letters_waiting").await.unwrap() as usize;
         assert!((60..RECORDS).contains(&waiting), "{waiting} wait");
         assert_eq!(letters(&service).await.len(), waiting);
-        let message = "too many dead letters wait for their topic; nothing is counted meanwhile";
+        let message = "too many dead letters wait for their topic; ingest has stopped until they are forwarded";
         assert_eq!(logged(&service, message), 1, "{}", service.log());
         assert_little_memory(&mut service);
         service.stop().await;

@@ -186,8 +186,10 @@ fn what_cannot_be_reached_is_tried_again_and_said_once() {
             until_readiness(service, "database", 503, "DOWN").await;
         }
         until_readiness(&analytics, "kafka", 200, "DEGRADED").await;
-        until_metric(&analytics, "kafka_calls_total{operation=\"leaders\",outcome=\"away\"}", |calls| calls >= 4.0)
-            .await;
+        until_metric(&analytics, "kafka_calls_total{operation=\"leaders\",outcome=\"unavailable\"}", |calls| {
+            calls >= 4.0
+        })
+        .await;
         for (service, message) in [
             (&patients, "the database is unavailable"),
             (&billing, "the database is unavailable"),

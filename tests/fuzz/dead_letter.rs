@@ -3,7 +3,7 @@
 
 use arbitrary::Arbitrary;
 use codec::{
-    dead_letter::{self, Content, Origin, of_letter, of_mark, originals},
+    dead_letter::{self, Origin, RecordKind, add_headers, original_headers, resent_marker_headers},
     headers::Headers,
 };
 
@@ -64,21 +64,23 @@ pub fn check(input: Input) {
     };
     let headers: Headers = headers.into_iter().map(|(parts, bytes)| (name(parts), value(bytes))).collect();
 
-    let content = dead_letter::read(&headers);
+    let content = dead_letter::parse(&headers);
     match &content {
-        Content::Letter { origin, error } => {
-            let letter = of_letter(originals(headers.clone()), origin, error);
-            assert_eq!(dead_letter::read(&letter), content);
+        RecordKind::DeadLetter { origin, error } => {
+            let letter = add_headers(original_headers(headers.clone()), origin, error);
+            assert_eq!(dead_letter::parse(&letter), content);
         }
-        Content::SentAgain { letter, now } => assert_eq!(dead_letter::read(&of_mark(*letter, now)), content),
-        Content::Foreign => {}
+        RecordKind::Resent { dead_letter: offset, sent_to } => {
+            assert_eq!(dead_letter::parse(&resent_marker_headers(*offset, sent_to)), content);
+        }
+        RecordKind::Foreign => {}
     }
 
     let origin = Origin { topic, partition, offset };
-    let letter = of_letter(headers.clone(), &origin, &error);
+    let letter = add_headers(headers.clone(), &origin, &error);
     let (theirs, ours) = letter.split_at(headers.len());
     assert_eq!(theirs, headers);
     assert!(ours.iter().all(|(name, _)| headers.iter().all(|(other, _)| name != other)));
-    assert_eq!(dead_letter::read(&letter), Content::Letter { origin, error });
-    assert_eq!(originals(letter), headers);
+    assert_eq!(dead_letter::parse(&letter), RecordKind::DeadLetter { origin, error });
+    assert_eq!(original_headers(letter), headers);
 }

@@ -2,24 +2,25 @@
 
 use analytics_service::counts::{Counts, Interval, PatientState};
 use chrono::NaiveDate;
-use codec::event::{DecodeError, Event, Kind, Received};
+use codec::event::{DecodeError, Event, EventKind, ReceivedEvent};
 use uuid::Uuid;
 
 /// Reads the bytes as an event and counts it.
 pub fn check(bytes: &[u8]) {
-    let received = match Received::decode(bytes) {
+    let received = match ReceivedEvent::decode(bytes) {
         Ok(received) => received,
         Err(error) => return assert_eq!(error == DecodeError::Empty, bytes.is_empty(), "{error}"),
     };
     assert!(received.version.is_none_or(|version| version > 0) && received.birth_year != Some(0), "{received:?}");
     if let Some(bytes) = written_anew(&received) {
-        assert_eq!(Received::decode(&bytes).as_ref(), Ok(&received));
+        assert_eq!(ReceivedEvent::decode(&bytes).as_ref(), Ok(&received));
     }
 
     // Once more as a repetition, then what may follow it.
     let (mut counts, mut known) = (Counts::default(), PatientState::default());
     let next = received.version.map(|version| version.saturating_add(1));
-    let deletion = Received { kind: Some(Kind::Deleted), version: next, birth_year: None, ..received.clone() };
+    let deletion =
+        ReceivedEvent { kind: Some(EventKind::Deleted), version: next, birth_year: None, ..received.clone() };
     for event in [&received, &received, &deletion, &received] {
         counts.apply(&mut known, event);
     }
@@ -32,7 +33,7 @@ pub fn check(bytes: &[u8]) {
 }
 
 /// What we would have sent, if it is complete and could be ours.
-fn written_anew(received: &Received) -> Option<Vec<u8>> {
+fn written_anew(received: &ReceivedEvent) -> Option<Vec<u8>> {
     let event = Event {
         id: Uuid::nil(),
         patient_id: received.patient_id,

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use kafka::{
     Record,
-    testing::{Codec, ReadBytes, at_offset, batch, batch_of_bytes, bomb, marker, read, transactional_batch},
+    testing::{
+        Codec, DecodedRecords, at_offset, batch, batch_of_bytes, bomb, decode, transaction_marker, transactional_batch,
+    },
 };
 
 /// So many parts and values are looked at.
@@ -109,7 +111,7 @@ impl Log {
                 let producer = producer % PRODUCERS;
                 // A broker writes none without a transaction.
                 let Some((first, number)) = self.open.remove(&producer) else { return };
-                self.append(&marker(producer.into(), is_committed, time()), 1);
+                self.append(&transaction_marker(producer.into(), is_committed, time()), 1);
                 self.ended.insert(producer, number + 1);
                 if !is_committed {
                     self.aborted.push((producer.into(), first));
@@ -158,7 +160,8 @@ pub fn check(input: Input) -> BTreeSet<Outcome> {
     let sent = Bytes::copy_from_slice(&log.bytes[..cut]);
 
     let mut seen = BTreeSet::new();
-    let Ok(ReadBytes { records, next, unreadable }) = read(sent.clone(), from, log.aborted.clone(), largest) else {
+    let Ok(DecodedRecords { records, next, unreadable }) = decode(sent.clone(), from, log.aborted.clone(), largest)
+    else {
         assert!(log.is_uncertain, "what was sent are batches");
         return [Outcome::Malformed].into();
     };

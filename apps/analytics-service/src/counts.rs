@@ -1,4 +1,4 @@
-//! What events add up to. Pure: no I/O, no clock.
+//! Counts of events. Pure: no I/O, no clock.
 
 use std::{
     collections::BTreeMap,
@@ -6,114 +6,114 @@ use std::{
 };
 
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
-use codec::event::{Kind, Received};
+use codec::event::{EventKind, ReceivedEvent};
 
-/// Years that a patient's dates can have. Others in an event count as not known: there would be no end of them in memory.
+/// Valid years of dates. Others count as unknown, which bounds the memory of the counts.
 const YEARS: RangeInclusive<i32> = 1..=9999;
 
-/// Counts. The counts of a sequence of events is the sum of the tallies of its parts.
+/// Counts of events. The counts of a sequence are the sum of the counts of its parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Patients registered and not deleted.
     pub active: i64,
-    /// Events applied that told of a registration.
+    /// Applied events of registrations.
     pub created: i64,
-    /// Events applied that told of a change.
+    /// Applied events of changes.
     pub updated: i64,
-    /// Events applied that told of a deletion.
+    /// Applied events of deletions.
     pub deleted: i64,
-    /// Events applied that told of something that we do not know.
+    /// Applied events of an unknown kind.
     pub unknown: i64,
     /// Active patients by year of birth.
     pub births: BTreeMap<Option<i32>, i64>,
-    /// Registrations by date, those of patients deleted since included.
+    /// Registrations by date, also of patients who were deleted later.
     pub registrations: BTreeMap<Option<NaiveDate>, i64>,
-    /// When the latest of the events happened, by its publisher's clock.
+    /// The time of the latest event, by its publisher's clock.
     pub last_event: Option<DateTime<Utc>>,
 }
 
-/// What is remembered of a patient.
+/// The state of a patient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PatientState {
-    /// The latest version that an event told of; 0 if none told one.
+    /// The highest version of an applied event; 0 if none had one.
     pub version: i64,
     /// Whether the patient is registered.
     pub active: bool,
-    /// The patient's year of birth, while active and if it is known.
+    /// The patient's year of birth, if it is known.
     pub birth_year: Option<i32>,
-    /// When the patient was registered, if that is known.
+    /// The date of registration, if it is known.
     pub registered: Option<NaiveDate>,
-    /// When that version was made, by its publisher's clock, in milliseconds after 1970; none if no event told.
+    /// The time of the event with that version, by its publisher's clock, in milliseconds since 1970; none if it had none.
     pub changed: Option<i64>,
 }
 
 impl PatientState {
-    /// Whether an event of a version that has been seen tells of another change than the one that made it: of the same
-    /// version at another time, or of an earlier one at a later time. Versions were given twice then, as after a restore
-    /// of the publisher's database; or, of an earlier version, the clocks of two publishers differ.
-    fn contradicts(&self, version: i64, event: &Received) -> bool {
+    /// Whether an event with a version that was applied before is another change: it has the same version and another time,
+    /// or a lower version and a later time. Then versions were assigned twice, as after a restore of the publisher's database,
+    /// or, for a lower version, the clocks of two publishers differ.
+    fn conflicts_with(&self, version: i64, event: &ReceivedEvent) -> bool {
         let times = event.time.map(|time| time.timestamp_millis()).zip(self.changed);
-        times.is_some_and(|(time, known)| if version == self.version { time != known } else { time > known })
+        times.is_some_and(|(time, applied)| if version == self.version { time != applied } else { time > applied })
     }
 }
 
-/// What became of an event.
+/// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It counts.
+    /// It is counted.
     Applied,
-    /// It tells of a version that has been seen: a repetition, or late.
+    /// Its version is not above the highest applied one: a duplicate, or out of order.
     Duplicate,
-    /// It tells of a version that has been seen, and of another change than before: a version that was given twice.
+    /// As a duplicate, but of another change: the version was assigned twice.
     Conflict,
 }
 
 impl Counts {
-    /// Counts an event, knowing what is known of its patient, which it updates.
-    pub fn apply(&mut self, known: &mut PatientState, event: &Received) -> Outcome {
-        if let Some(version) = event.version.filter(|version| *version <= known.version) {
-            return if known.contradicts(version, event) { Outcome::Conflict } else { Outcome::Duplicate };
+    /// Counts an event and updates the state of its patient.
+    pub fn apply(&mut self, patient: &mut PatientState, event: &ReceivedEvent) -> Outcome {
+        if let Some(version) = event.version.filter(|version| *version <= patient.version) {
+            return if patient.conflicts_with(version, event) { Outcome::Conflict } else { Outcome::Duplicate };
         }
-        let before = *known;
+        let before = *patient;
         if let Some(version) = event.version {
-            (known.version, known.changed) = (version, event.time.map(|time| time.timestamp_millis()));
+            (patient.version, patient.changed) = (version, event.time.map(|time| time.timestamp_millis()));
         }
         match event.kind {
-            Some(Kind::Created) => self.created += 1,
-            Some(Kind::Updated) => self.updated += 1,
-            Some(Kind::Deleted) => self.deleted += 1,
+            Some(EventKind::Created) => self.created += 1,
+            Some(EventKind::Updated) => self.updated += 1,
+            Some(EventKind::Deleted) => self.deleted += 1,
             None => self.unknown += 1,
         }
         match event.kind {
-            Some(Kind::Created | Kind::Updated) => {
+            Some(EventKind::Created | EventKind::Updated) => {
                 let birth_year = event.birth_year.filter(|year| YEARS.contains(year));
                 let registered = event.registered_date.filter(|date| YEARS.contains(&date.year()));
-                known.active = true;
-                known.birth_year = birth_year.or(before.birth_year);
-                known.registered = registered.or(before.registered);
+                patient.active = true;
+                patient.birth_year = birth_year.or(before.birth_year);
+                patient.registered = registered.or(before.registered);
             }
-            Some(Kind::Deleted) => known.active = false,
+            Some(EventKind::Deleted) => patient.active = false,
             None => {}
         }
         self.count_active(&before, -1);
-        self.count_active(known, 1);
-        self.count_registration(event.kind, &before, known);
+        self.count_active(patient, 1);
+        self.count_registration(event.kind, &before, patient);
         self.last_event = self.last_event.max(event.time);
         Outcome::Applied
     }
 
-    fn count_active(&mut self, known: &PatientState, sign: i64) {
-        if known.active {
+    fn count_active(&mut self, patient: &PatientState, sign: i64) {
+        if patient.active {
             self.active += sign;
-            add(&mut self.births, known.birth_year, sign);
+            add(&mut self.births, patient.birth_year, sign);
         }
     }
 
-    fn count_registration(&mut self, kind: Option<Kind>, before: &PatientState, now: &PatientState) {
+    fn count_registration(&mut self, kind: Option<EventKind>, before: &PatientState, now: &PatientState) {
         match kind {
-            Some(Kind::Created) => add(&mut self.registrations, now.registered, 1),
-            // A change of the date moves the registration, wherever it was counted.
-            Some(Kind::Updated) if before.active && before.registered != now.registered => {
+            Some(EventKind::Created) => add(&mut self.registrations, now.registered, 1),
+            // A changed date moves the registration.
+            Some(EventKind::Updated) if before.active && before.registered != now.registered => {
                 add(&mut self.registrations, before.registered, -1);
                 add(&mut self.registrations, now.registered, 1);
             }
@@ -121,9 +121,9 @@ impl Counts {
         }
     }
 
-    /// Active patients by age in a year, as whole bands; the last is for those whose age is not known.
+    /// Active patients by age band in a year. The last band is for unknown ages.
     pub fn age_bands(&self, year: i32) -> Vec<(&'static str, i64)> {
-        /// The bands' names and the first age above each.
+        /// The name of each band, and the first age above it.
         const BANDS: [(&str, i32); 6] =
             [("0-17", 18), ("18-29", 30), ("30-44", 45), ("45-59", 60), ("60-74", 75), ("75+", i32::MAX)];
         let mut bands: Vec<_> = BANDS.iter().map(|(name, _)| (*name, 0)).collect();
@@ -141,7 +141,7 @@ impl Counts {
         bands
     }
 
-    /// Registrations from one date to another, both included, by the period that each date belongs to.
+    /// Registrations by period, from one date to another, both included.
     pub fn registrations(
         &self,
         interval: Interval,
@@ -181,7 +181,7 @@ fn add<K: Ord>(counts: &mut BTreeMap<K, i64>, key: K, amount: i64) {
     *counts.entry(key).or_default() += amount;
 }
 
-/// The period of a series.
+/// The length of the periods of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interval {
     /// A day.
@@ -193,7 +193,7 @@ pub enum Interval {
 }
 
 impl Interval {
-    /// The name of the period that a date belongs to; names sort as periods do.
+    /// The name of the period of a date. Names sort like periods.
     fn period(self, date: NaiveDate) -> String {
         let (year, month, day) = (date.year(), date.month(), date.day());
         match self {
@@ -214,8 +214,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn event(kind: Option<Kind>, version: Option<i64>) -> Received {
-        Received {
+    fn event(kind: Option<EventKind>, version: Option<i64>) -> ReceivedEvent {
+        ReceivedEvent {
             patient_id: Uuid::nil(),
             kind,
             version,
@@ -225,113 +225,117 @@ mod tests {
         }
     }
 
-    fn fold(events: &[Received]) -> (Counts, PatientState, Vec<Outcome>) {
-        let (mut counts, mut known) = (Counts::default(), PatientState::default());
-        let outcomes = events.iter().map(|event| counts.apply(&mut known, event)).collect();
-        (counts, known, outcomes)
+    fn apply_all(events: &[ReceivedEvent]) -> (Counts, PatientState, Vec<Outcome>) {
+        let (mut counts, mut patient) = (Counts::default(), PatientState::default());
+        let outcomes = events.iter().map(|event| counts.apply(&mut patient, event)).collect();
+        (counts, patient, outcomes)
     }
 
     #[test]
-    fn a_life() {
-        let life = [Kind::Created, Kind::Updated, Kind::Deleted];
-        let events: Vec<_> = life.iter().zip(1..).map(|(kind, version)| event(Some(*kind), Some(version))).collect();
-        let (counts, _, _) = fold(&events[..2]);
+    fn a_registration_an_update_and_a_deletion_are_counted() {
+        let kinds = [EventKind::Created, EventKind::Updated, EventKind::Deleted];
+        let events: Vec<_> = kinds.iter().zip(1..).map(|(kind, version)| event(Some(*kind), Some(version))).collect();
+        let (counts, _, _) = apply_all(&events[..2]);
         assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (1, 1, 1, 0));
         assert_eq!(counts.births, BTreeMap::from([(Some(1990), 1)]));
-        let (counts, known, _) = fold(&events);
+        let (counts, patient, _) = apply_all(&events);
         assert_eq!((counts.active, counts.deleted), (0, 1));
         assert_eq!(counts.births, BTreeMap::from([(Some(1990), 0)]));
-        assert_eq!(counts.registrations, BTreeMap::from([(Some(date("2024-02-29")), 1)]), "it was a registration");
+        assert_eq!(
+            counts.registrations,
+            BTreeMap::from([(Some(date("2024-02-29")), 1)]),
+            "a deletion does not undo the registration"
+        );
         assert_eq!(counts.last_event, DateTime::from_timestamp(3, 0));
-        assert_eq!((known.version, known.active), (3, false));
+        assert_eq!((patient.version, patient.active), (3, false));
     }
 
     #[test]
-    fn repeated_and_late_versions_change_nothing() {
+    fn duplicates_and_stale_versions_are_not_applied() {
         let events = [
-            event(Some(Kind::Created), Some(1)),
-            event(Some(Kind::Created), Some(1)),
-            event(Some(Kind::Deleted), Some(3)),
-            event(Some(Kind::Updated), Some(2)),
-            event(Some(Kind::Deleted), Some(3)),
+            event(Some(EventKind::Created), Some(1)),
+            event(Some(EventKind::Created), Some(1)),
+            event(Some(EventKind::Deleted), Some(3)),
+            event(Some(EventKind::Updated), Some(2)),
+            event(Some(EventKind::Deleted), Some(3)),
         ];
-        let (counts, _, outcomes) = fold(&events);
+        let (counts, _, outcomes) = apply_all(&events);
         use Outcome::{Applied, Duplicate};
         assert_eq!(outcomes, [Applied, Duplicate, Applied, Duplicate, Duplicate]);
         assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (0, 1, 0, 1));
     }
 
     #[test]
-    fn a_version_that_was_given_twice_is_told_from_a_repetition() {
-        let at = |version: i64, seconds: i64| Received {
+    fn a_version_that_was_assigned_twice_is_a_conflict_and_no_duplicate() {
+        let at = |version: i64, seconds: i64| ReceivedEvent {
             time: DateTime::from_timestamp(seconds, 0),
-            ..event(Some(Kind::Updated), Some(version))
+            ..event(Some(EventKind::Updated), Some(version))
         };
-        let untimed = Received { time: None, ..at(3, 0) };
+        let untimed = ReceivedEvent { time: None, ..at(3, 0) };
         let events = [at(1, 10), at(3, 30), at(3, 30), at(3, 31), at(2, 20), at(2, 40), untimed, at(4, 5), at(4, 5)];
-        let (counts, known, outcomes) = fold(&events);
+        let (counts, patient, outcomes) = apply_all(&events);
         use Outcome::{Applied, Conflict, Duplicate};
         let expected = [Applied, Applied, Duplicate, Conflict, Duplicate, Conflict, Duplicate, Applied, Duplicate];
         assert_eq!(outcomes, expected);
-        assert_eq!((counts.updated, known.version, known.changed), (3, 4, Some(5_000)));
+        assert_eq!((counts.updated, patient.version, patient.changed), (3, 4, Some(5_000)));
     }
 
     #[test]
     fn events_without_a_version_always_count() {
-        let original = |kind| Received { birth_year: None, registered_date: None, ..event(kind, None) };
+        let original = |kind| ReceivedEvent { birth_year: None, registered_date: None, ..event(kind, None) };
         let events = [
-            original(Some(Kind::Created)),
-            original(Some(Kind::Created)),
+            original(Some(EventKind::Created)),
+            original(Some(EventKind::Created)),
             original(None),
-            original(Some(Kind::Deleted)),
+            original(Some(EventKind::Deleted)),
         ];
-        let (counts, known, outcomes) = fold(&events);
+        let (counts, patient, outcomes) = apply_all(&events);
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Applied));
         assert_eq!((counts.active, counts.created, counts.unknown, counts.deleted), (0, 2, 1, 1));
-        assert_eq!(known.version, 0);
+        assert_eq!(patient.version, 0);
         assert_eq!(counts.births, BTreeMap::from([(None, 0)]));
     }
 
     #[test]
-    fn a_change_of_date_moves_the_registration() {
-        let moved = Received {
+    fn a_changed_date_moves_the_registration() {
+        let moved = ReceivedEvent {
             registered_date: Some(date("2025-01-01")),
             birth_year: Some(1991),
-            ..event(Some(Kind::Updated), Some(2))
+            ..event(Some(EventKind::Updated), Some(2))
         };
-        let (counts, _, _) = fold(&[event(Some(Kind::Created), Some(1)), moved]);
+        let (counts, _, _) = apply_all(&[event(Some(EventKind::Created), Some(1)), moved]);
         assert_eq!(counts.registrations(Interval::Year, None, None), BTreeMap::from([("2025".to_owned(), 1)]));
         assert_eq!(counts.births, BTreeMap::from([(Some(1990), 0), (Some(1991), 1)]));
     }
 
     #[test]
-    fn dates_that_no_patient_can_have_are_not_known() {
-        let strange = |year: i32, version| Received {
+    fn dates_out_of_range_count_as_unknown() {
+        let with_year = |year: i32, version| ReceivedEvent {
             birth_year: Some(year),
             registered_date: NaiveDate::from_ymd_opt(year, 1, 1),
-            ..event(Some(Kind::Created), Some(version))
+            ..event(Some(EventKind::Created), Some(version))
         };
         for year in [i32::MIN, -1, 0, 10_000, i32::MAX] {
-            let (counts, ..) = fold(&[strange(year, 1)]);
+            let (counts, ..) = apply_all(&[with_year(year, 1)]);
             assert_eq!((counts.births, counts.registrations), ([(None, 1)].into(), [(None, 1)].into()), "{year}");
         }
-        let (counts, ..) = fold(&[strange(1, 1), strange(9999, 2)]);
+        let (counts, ..) = apply_all(&[with_year(1, 1), with_year(9999, 2)]);
         assert_eq!(counts.births, [(Some(1), 0), (Some(9999), 1)].into());
     }
 
     #[test]
-    fn the_tally_of_a_sequence_is_the_sum_of_its_parts() {
-        let events: Vec<_> = [Kind::Created, Kind::Updated, Kind::Deleted]
+    fn counts_of_a_sequence_are_the_sum_of_its_parts() {
+        let events: Vec<_> = [EventKind::Created, EventKind::Updated, EventKind::Deleted]
             .iter()
             .zip(1..)
             .map(|(kind, version)| event(Some(*kind), Some(version)))
             .collect();
-        let (whole, _, _) = fold(&events);
+        let (whole, _, _) = apply_all(&events);
         for cut in 0..=events.len() {
-            let (mut first, mut known, _) = fold(&events[..cut]);
+            let (mut first, mut patient, _) = apply_all(&events[..cut]);
             let mut second = Counts::default();
             for event in &events[cut..] {
-                second.apply(&mut known, event);
+                second.apply(&mut patient, event);
             }
             first += &second;
             assert_eq!(first, whole);
@@ -350,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_series_has_the_periods_in_which_something_happened() {
+    fn a_series_has_the_periods_with_registrations() {
         let days = [("2023-12-31", 1), ("2024-01-01", 2), ("2024-01-31", 3), ("2024-02-01", 0)];
         let registrations = days.map(|(day, patients)| (Some(date(day)), patients)).into();
         let counts = Counts { registrations, ..Counts::default() };

@@ -1,23 +1,23 @@
-//! From the state to the topic of dead letters: with the original bytes, and with headers that say why and from where.
+//! Forwards dead letters from the state to the dead letter topic, with the original bytes and with headers for origin and error.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::Utc;
-use codec::dead_letter::{Origin, of_letter};
+use codec::dead_letter::{self, Origin};
 use kafka::{Producer, Record};
 use runtime::{Backoff, Notify, Shutdown, timeout};
 
 use crate::{
     read_model::ReadModel,
     settings::Settings,
-    state::{DeadLetter, Parked, SharedState, State},
+    state::{DeadLetter, SharedState, State, StoredDeadLetter},
 };
 
-/// Letters that are forwarded with one batch.
-const AT_ONCE: i64 = 20;
-/// Bytes that they have together, unless the first alone has more: about as many as a broker takes in one batch.
-const BYTES_AT_ONCE: i64 = 1024 * 1024;
-/// Poll interval for dead letters of an earlier run, which wake nobody.
+/// The largest number of dead letters in one batch.
+const MAX_BATCH: i64 = 20;
+/// The largest size of a batch, unless its first dead letter alone is larger: about the default `max.message.bytes`.
+const MAX_BATCH_BYTES: i64 = 1024 * 1024;
+/// Poll interval for dead letters of an earlier run, which notify nobody.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Pauses after failures.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -32,23 +32,23 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// A forwarder of the letters in this state; the view shows whether it can.
+    /// A forwarder of the dead letters in this state. It reports errors in the read model.
     pub fn new(state: Arc<SharedState>, settings: Settings, read_model: ReadModel) -> Self {
         let producer = Producer::new(settings.kafka.clone(), &settings.dead_letter_topic);
         Self { state, settings, read_model, producer }
     }
 
-    /// Forwards until the shutdown. `wake` cuts the pauses short.
-    pub async fn run(mut self, wake: Arc<Notify>, shutdown: Shutdown) {
+    /// Forwards until the shutdown. `stored` is notified when there are new dead letters.
+    pub async fn run(mut self, stored: Arc<Notify>, shutdown: Shutdown) {
         let work = async {
             let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
             let mut failing = false;
             loop {
                 let step = self.step().await;
-                self.show(&step);
+                self.report(&step);
                 match step {
                     Ok(0) => {
-                        let _ = timeout(POLL_INTERVAL, wake.wait()).await;
+                        let _ = timeout(POLL_INTERVAL, stored.wait()).await;
                     }
                     Ok(forwarded) => {
                         tracing::info!(forwarded, "dead letters forwarded");
@@ -68,44 +68,44 @@ impl Forwarder {
         shutdown.run_until_stopped(work).await;
     }
 
-    /// Shows what became of a step, also to whoever waits for room in the state.
-    fn show(&self, step: &Result<usize, kafka::Error>) {
+    /// Reports the outcome of a step in the read model, which also wakes ingest when it waits for space in the state.
+    fn report(&self, step: &Result<usize, kafka::Error>) {
         let trouble = step.as_ref().err().map(ToString::to_string);
         if matches!(step, Ok(1..)) || self.read_model.read(|snapshot| snapshot.dead_letters.trouble != trouble) {
             self.read_model.change(&self.settings.topic, |snapshot| snapshot.dead_letters.trouble = trouble);
         }
     }
 
-    /// Forwards the oldest letters; gives how many.
+    /// Forwards the oldest dead letters. Returns their number.
     ///
     /// # Errors
-    /// If the broker cannot take them now.
+    /// If the broker is unavailable or rejects the request.
     pub async fn step(&mut self) -> Result<usize, kafka::Error> {
-        // A state that is not open is opened by ingest, which also says so.
-        let waiting = async |state: &mut State| state.waiting_dead_letters(AT_ONCE, BYTES_AT_ONCE).await;
-        let Ok(letters) = self.state.with(waiting).await else { return Ok(0) };
-        let Some(last) = letters.last().map(|letter| letter.id) else { return Ok(0) };
-        match self.send(letters.iter().map(|letter| self.record(&letter.letter)).collect()).await {
+        // Ingest opens a closed state and reports the error.
+        let waiting = async |state: &mut State| state.waiting_dead_letters(MAX_BATCH, MAX_BATCH_BYTES).await;
+        let Ok(dead_letters) = self.state.with(waiting).await else { return Ok(0) };
+        let Some(last) = dead_letters.last().map(|stored| stored.id) else { return Ok(0) };
+        match self.send(dead_letters.iter().map(|stored| self.record(&stored.dead_letter)).collect()).await {
             Ok(()) => {}
-            // One of them is too large for the topic: the others go one by one.
-            Err(kafka::Error::Refused(_)) => self.send_each(&letters).await?,
+            // One of them is too large for the topic: send each one alone.
+            Err(kafka::Error::RecordRejected(_)) => self.send_each(&dead_letters).await?,
             Err(kafka::Error::UnknownTopic) => {
                 kafka::create_topic(&self.settings.kafka, &self.settings.dead_letter_topic, 1).await?;
                 return Ok(0);
             }
             Err(error) => return Err(error),
         }
-        // If this fails, they will be on the topic twice.
-        let _ = self.state.with(async |state| state.forwarded(last).await).await;
-        Ok(letters.len())
+        // If this fails, they are forwarded again.
+        let _ = self.state.with(async |state| state.mark_forwarded(last).await).await;
+        Ok(dead_letters.len())
     }
 
-    async fn send_each(&mut self, letters: &[Parked]) -> Result<(), kafka::Error> {
-        for Parked { letter, .. } in letters {
-            match self.send(vec![self.record(letter)]).await {
-                Err(error @ kafka::Error::Refused(_)) => {
-                    let DeadLetter { partition, offset, .. } = letter;
-                    tracing::error!(partition, offset, %error, "a dead letter stays on its topic only");
+    async fn send_each(&mut self, dead_letters: &[StoredDeadLetter]) -> Result<(), kafka::Error> {
+        for StoredDeadLetter { dead_letter, .. } in dead_letters {
+            match self.send(vec![self.record(dead_letter)]).await {
+                Err(error @ kafka::Error::RecordRejected(_)) => {
+                    let DeadLetter { partition, offset, .. } = dead_letter;
+                    tracing::error!(partition, offset, %error, "a dead letter is rejected by its topic; the record is on the topic of events only");
                 }
                 outcome => outcome?,
             }
@@ -121,7 +121,7 @@ impl Forwarder {
     fn record(&self, letter: &DeadLetter) -> Record {
         let DeadLetter { partition, offset, key, value, headers, error } = letter;
         let origin = Origin { topic: self.settings.topic.clone(), partition: *partition, offset: *offset };
-        let headers = of_letter(headers.clone(), &origin, error);
+        let headers = dead_letter::add_headers(headers.clone(), &origin, error);
         Record { key: key.clone(), value: value.clone(), headers, timestamp: Utc::now() }
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP edge: shows the view and the dead letters.
+//! HTTP routes: the read model, the dead letters, and the stream of summaries.
 
 use std::{
     sync::{
@@ -19,26 +19,26 @@ use web::{EventSender, Problem, Query, Router, json};
 use crate::{
     counts::Interval,
     read_model::{ReadModel, Snapshot},
-    state::{ListedLetter, SharedState},
+    state::{DeadLetterSummary, SharedState},
 };
 
-/// Points of a series at most.
-const MOST_POINTS: usize = 5000;
-/// Dead letters of a list, unless the client wants another number, and at most.
-const LETTERS: (i64, i64) = (100, 1000);
-/// Clients of the stream at most.
-const MOST_STREAMS: usize = 64;
-/// The stream tells changes at once, and then not again before this time.
-const STREAM_PAUSE: Duration = Duration::from_millis(100);
-/// A quiet stream repeats the summary so often, which shows that it is alive: proxies close what is quiet for longer.
-const STREAM_SIGN: Duration = Duration::from_secs(15);
-/// When a client may come back.
+/// The largest number of points of a series.
+const MAX_POINTS: usize = 5000;
+/// The default and the largest page size of dead letters.
+const PAGE_SIZE: (i64, i64) = (100, 1000);
+/// The largest number of clients of the stream.
+const MAX_STREAMS: usize = 64;
+/// The shortest time between two summaries of a stream.
+const STREAM_MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// A stream without changes repeats the summary at this interval, because proxies close idle connections.
+const STREAM_KEEPALIVE: Duration = Duration::from_secs(15);
+/// `Retry-After` of 503.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 static STREAMS: LazyLock<IntGauge> =
     LazyLock::new(|| metrics::gauge("analytics_streams", "Clients of the stream of summaries."));
 
-/// What every handler can use.
+/// The state of the handlers.
 #[derive(Clone)]
 pub(crate) struct App {
     read_model: ReadModel,
@@ -149,9 +149,9 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
     let (from, to) = (query.parsed("from", date), query.parsed("to", date));
     let interval = query.finish(interval.unwrap_or(Interval::Month))?;
     let series = request.state().read_model.read(|snapshot| snapshot.counts.registrations(interval, from, to));
-    if series.len() > MOST_POINTS {
+    if series.len() > MAX_POINTS {
         let detail =
-            format!("That would be more than {MOST_POINTS} points; choose a shorter time or a longer interval.");
+            format!("That would be more than {MAX_POINTS} points; choose a shorter time or a longer interval.");
         return Err(Problem::bad_request(detail).kind("invalid-parameter"));
     }
     let points = series.into_iter().map(|(period, registrations)| PointBody { period, registrations });
@@ -161,7 +161,7 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
 /// A dead letter without its content, which may be personal data.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct LetterBody {
+struct DeadLetterBody {
     id: i64,
     partition: i32,
     offset: i64,
@@ -171,28 +171,28 @@ struct LetterBody {
     forwarded: bool,
 }
 
-impl From<ListedLetter> for LetterBody {
-    fn from(letter: ListedLetter) -> Self {
-        let ListedLetter { id, partition, offset, error, value_bytes, at, forwarded } = letter;
-        Self { id, partition, offset, error, value_bytes, parked_at: at, forwarded }
+impl From<DeadLetterSummary> for DeadLetterBody {
+    fn from(letter: DeadLetterSummary) -> Self {
+        let DeadLetterSummary { id, partition, offset, error, value_bytes, stored_at, forwarded } = letter;
+        Self { id, partition, offset, error, value_bytes, parked_at: stored_at, forwarded }
     }
 }
 
 async fn dead_letters(request: Request) -> Result<Response, Problem> {
     let mut query = Query::of(&request);
-    let limit = query.number("limit", 1..=LETTERS.1).unwrap_or(LETTERS.0);
+    let limit = query.number("limit", 1..=PAGE_SIZE.1).unwrap_or(PAGE_SIZE.0);
     let before = query.number("cursor", 1..=i64::MAX).unwrap_or(i64::MAX);
     query.finish(())?;
-    // One more than asked tells whether there are more.
+    // One more than the page shows whether there is a next page.
     let found = request.state().state.with(async |state| state.dead_letters(before, limit + 1).await).await;
     let mut letters = found.map_err(|error| {
         tracing::warn!(%error, "dead letters cannot be listed");
         Problem::unavailable("The state cannot be read now.", RETRY_AFTER)
     })?;
-    let more = letters.len() as i64 > limit;
+    let has_next = letters.len() as i64 > limit;
     letters.truncate(limit as usize);
-    let last = letters.last().filter(|_| more).map(|letter| letter.id);
-    let mut response = json(StatusCode::Ok, &letters.into_iter().map(LetterBody::from).collect::<Vec<_>>());
+    let last = letters.last().filter(|_| has_next).map(|letter| letter.id);
+    let mut response = json(StatusCode::Ok, &letters.into_iter().map(DeadLetterBody::from).collect::<Vec<_>>());
     if let Some(last) = last {
         let link = format!("</analytics/dead-letters?limit={limit}&cursor={last}>; rel=\"next\"");
         response.insert_header("link", link);
@@ -202,12 +202,12 @@ async fn dead_letters(request: Request) -> Result<Response, Problem> {
 
 async fn stream(request: Request) -> Result<Response, Problem> {
     let app = request.state().clone();
-    let Some(place) = Place::take(&app.streams) else {
+    let Some(permit) = StreamPermit::acquire(&app.streams) else {
         return Err(Problem::unavailable("There are too many clients of the stream.", RETRY_AFTER));
     };
     let (events, response) = web::events();
     let send = async move {
-        let _place = place;
+        let _permit = permit;
         let _counted = metrics::track(&STREAMS);
         let send = or(events.closed(), send_summaries(&app.read_model, &events));
         app.shutdown.run_until_stopped(send).await;
@@ -216,34 +216,34 @@ async fn stream(request: Request) -> Result<Response, Problem> {
     Ok(response)
 }
 
-/// A place among the clients of the stream, free again when this is dropped.
-struct Place(Arc<AtomicUsize>);
+/// The permit of a client of the stream.
+struct StreamPermit(Arc<AtomicUsize>);
 
-impl Place {
-    /// None if each is taken.
-    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(taken.clone());
-        (taken.fetch_add(1, Ordering::Relaxed) < MOST_STREAMS).then_some(place)
+impl StreamPermit {
+    /// None if all are in use.
+    fn acquire(streams: &Arc<AtomicUsize>) -> Option<Self> {
+        let permit = Self(streams.clone());
+        (streams.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(permit)
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Sends the summary now and with every change, until the client has gone.
+/// Sends the summary now and after every change, until the client disconnects.
 async fn send_summaries(read_model: &ReadModel, events: &EventSender) {
     loop {
         let change = read_model.next_change();
         let body = read_model.read(summary_body);
-        let text = serde_json::to_string(&body).expect("a summary has string keys and no failing parts");
+        let text = serde_json::to_string(&body).expect("a summary can be serialized");
         if !events.send("summary", &text).await {
             return;
         }
-        smol::Timer::after(STREAM_PAUSE).await;
-        // A change since the summary was read ends the wait at once; without one, the summary is sent again.
-        let _ = timeout(STREAM_SIGN, change).await;
+        smol::Timer::after(STREAM_MIN_INTERVAL).await;
+        // A change since the summary was read ends this wait at once.
+        let _ = timeout(STREAM_KEEPALIVE, change).await;
     }
 }

@@ -1,12 +1,12 @@
-//! From Kafka into the state: fetch, decode, count, commit.
+//! Ingest from Kafka into the state: fetch, decode, count, commit.
 //!
-//! One task fetches each partition, a little ahead of the one task that applies. The counts and the next offsets are one
-//! transaction, so that a record counts once, however often it is read. When the state fails, everything is begun anew
-//! from what the file says.
+//! One task for each partition fetches and decodes ahead of the one task that applies. Counts and next offsets are committed in
+//! one transaction, so a record counts once, however often it is read. After an error of the state, ingest opens it again and
+//! resumes at its offsets.
 
-mod batch;
+mod batch_applier;
 mod budget;
-mod counting;
+mod fetched_batch;
 mod fetcher;
 mod spans;
 
@@ -24,36 +24,34 @@ use smol::{
 };
 use telemetry::metrics::{self, IntGaugeVec};
 
-use self::{batch::Batch, budget::Budget, counting::BatchApplier, fetcher::Fetcher};
+use self::{batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher};
 use crate::{
     read_model::{Position, ReadModel},
     settings::{Assignment, Settings},
-    state::{Delta, Saved, SharedState, State, StateError, Waiting},
+    state::{Delta, SavedState, SharedState, State, StateError, WaitingDeadLetters},
 };
 
-/// Fetched batches that wait to be applied, for all partitions together: enough for the next transaction to be large, so
-/// that what each one costs by itself (births, registrations, positions, the log's last page) is paid seldom.
-const BATCHES_AHEAD: usize = 32;
-/// Bytes of memory that they take, decoded, with those of the transaction that is under way; more only if a single one
-/// does.
-const BYTES_AHEAD: usize = 4 * 1024 * 1024;
-/// Records that one transaction takes, unless a single batch has more: about 0.1 s.
-const RECORDS_AT_ONCE: usize = 30_000;
-/// Bytes of dead letters that wait in the state for their topic, beside those of one transaction. With more of them nothing
-/// is counted: a disk is no queue without end.
-const WAITING_BYTES: i64 = 64 * 1024 * 1024;
-/// How often it is looked at least whether there is room for dead letters.
-const ROOM_LOOK: Duration = Duration::from_secs(1);
-/// Pauses after failures of the broker or the state.
+/// The capacity of the queue of fetched batches of all partitions: large transactions share their fixed cost (births,
+/// registrations, positions, the last page of the WAL) between more records.
+const MAX_QUEUED_BATCHES: usize = 32;
+/// Bytes of decoded batches in the queue and in the current transaction, unless a single batch has more.
+const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
+/// Records of a transaction, unless a single batch has more: about 0.1 s.
+const MAX_TRANSACTION_RECORDS: usize = 30_000;
+/// Bytes of dead letters that may wait in the state, beside those of one transaction. Above it ingest stops, so that they do
+/// not fill the disk.
+const MAX_WAITING_BYTES: i64 = 64 * 1024 * 1024;
+/// Poll interval for space for dead letters.
+const SPACE_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Pauses after errors of the broker or the state.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-
-/// How often it is looked whether partitions were added.
-const PARTITIONS_LOOK: Duration = Duration::from_secs(5);
+/// Poll interval for added partitions.
+const PARTITION_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 static TOPIC_PARTITIONS: LazyLock<IntGaugeVec> =
-    LazyLock::new(|| metrics::gauges("kafka_topic_partitions", "Partitions that the topic has.", &["topic"]));
+    LazyLock::new(|| metrics::gauges("kafka_topic_partitions", "Partitions of the topic.", &["topic"]));
 
-/// The tasks that fetch, by partition.
+/// The fetcher tasks, by partition.
 type Fetchers = BTreeMap<i32, Task<()>>;
 
 /// Reads the partitions of this instance into the state.
@@ -62,19 +60,24 @@ pub struct Ingest {
     settings: Arc<Settings>,
     state: Arc<SharedState>,
     read_model: ReadModel,
-    dead_letters: Arc<Notify>,
+    dead_letter_stored: Arc<Notify>,
 }
 
 impl Ingest {
-    /// An intake; `dead_letters` is woken when there are some.
-    pub fn new(settings: Settings, state: Arc<SharedState>, read_model: ReadModel, dead_letters: Arc<Notify>) -> Self {
-        Self { settings: Arc::new(settings), state, read_model, dead_letters }
+    /// `dead_letter_stored` is notified after each commit with dead letters.
+    pub fn new(
+        settings: Settings,
+        state: Arc<SharedState>,
+        read_model: ReadModel,
+        dead_letter_stored: Arc<Notify>,
+    ) -> Self {
+        Self { settings: Arc::new(settings), state, read_model, dead_letter_stored }
     }
 
     /// Reads and applies until the shutdown.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        // A transaction in flight is finished or undone as a whole.
+        // A transaction in flight is committed or rolled back.
         let work = async {
             loop {
                 let error = match self.state.open().await {
@@ -89,15 +92,15 @@ impl Ingest {
         self.state.close().await;
     }
 
-    /// Reads and applies from what the state says on, until the state fails.
-    async fn run_from(&self, saved: Saved, backoff: &mut Backoff) -> StateError {
-        let count = self.count_partitions().await;
+    /// Reads and applies from the saved positions on, until the state fails.
+    async fn run_from(&self, saved: SavedState, backoff: &mut Backoff) -> StateError {
+        let count = self.wait_for_partition_count().await;
         let assigned = self.assigned(count);
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
         let others: Vec<_> = counted.filter(|partition| !assigned.contains(partition)).collect();
         if !others.is_empty() {
             self.report_kafka(None, None);
-            // The counts cannot be told apart by partitions, and whoever reads these counts them too.
+            // Counts are not kept by partition, and other instances count these partitions too.
             return match self.settings.assignment {
                 Assignment::All => StateError::fewer_partitions(&others, count),
                 _ => StateError::shared(&others),
@@ -109,50 +112,56 @@ impl Ingest {
             snapshot.partitions.clear();
         });
         self.hand_over_kafka_trouble(&assigned);
-        let (sender, receiver) = channel::bounded(BATCHES_AHEAD);
+        let (sender, receiver) = channel::bounded(MAX_QUEUED_BATCHES);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
             ingest: self.clone(),
             topic_id: Arc::new(Mutex::new(topic_id)),
-            budget: Budget::new(BYTES_AHEAD),
+            budget: Budget::new(MAX_QUEUED_BYTES),
             sender,
         };
         let mut fetchers = Fetchers::new();
-        self.read(assigned, &saved, &shared, &mut fetchers);
-        let look = self.look_for_partitions(count, &saved, &shared, &mut fetchers);
-        let error = or(self.apply_all(&receiver, backoff), look).await;
+        self.start_fetchers(assigned, &saved, &shared, &mut fetchers);
+        let watch = self.watch_partitions(count, &saved, &shared, &mut fetchers);
+        let error = or(self.apply_all(&receiver, backoff), watch).await;
         for (_, fetcher) in fetchers {
             fetcher.cancel().await;
         }
         error
     }
 
-    /// Begins to fetch partitions.
-    fn read(&self, partitions: BTreeSet<i32>, saved: &Saved, shared: &fetcher::Shared, fetchers: &mut Fetchers) {
+    /// Starts to fetch these partitions.
+    fn start_fetchers(
+        &self,
+        partitions: BTreeSet<i32>,
+        saved: &SavedState,
+        shared: &fetcher::Shared,
+        fetchers: &mut Fetchers,
+    ) {
         let position = |partition: &i32| {
             let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
             (*partition, Position { next, end: next, halted: None })
         };
         self.change(|snapshot| snapshot.partitions.extend(partitions.iter().map(position)));
-        let of = fetchers.len() + partitions.len();
+        let total = fetchers.len() + partitions.len();
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
-            fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, of, saved).run()));
+            fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, total, saved).run()));
         }
     }
 
-    /// Looks for partitions that are added to the topic, and reads those that are ours.
-    async fn look_for_partitions(
+    /// Polls for partitions that are added to the topic, and starts to fetch those of this instance.
+    async fn watch_partitions(
         &self,
         mut count: i32,
-        saved: &Saved,
+        saved: &SavedState,
         shared: &fetcher::Shared,
         fetchers: &mut Fetchers,
     ) -> StateError {
         loop {
-            smol::Timer::after(PARTITIONS_LOOK).await;
-            // A broker that cannot be asked is told by the fetchers.
-            let Ok(now) = self.ask_count().await else { continue };
+            smol::Timer::after(PARTITION_POLL_INTERVAL).await;
+            // The fetchers report an unavailable broker.
+            let Ok(now) = self.partition_count().await else { continue };
             if now <= count {
                 continue;
             }
@@ -165,7 +174,7 @@ impl Ingest {
                 reading = ?new,
                 "partitions were added to the topic: those of this instance are read from their beginning"
             );
-            self.read(new, saved, shared, fetchers);
+            self.start_fetchers(new, saved, shared, fetchers);
             if let Assignment::Listed(_) = self.settings.assignment {
                 let unread: Vec<_> = added.difference(&ours).copied().collect();
                 if !unread.is_empty() {
@@ -179,17 +188,17 @@ impl Ingest {
         }
     }
 
-    /// The partitions of this instance, of so many.
+    /// The partitions of this instance.
     fn assigned(&self, count: i32) -> BTreeSet<i32> {
         self.settings.assignment.partitions(count).into_iter().collect()
     }
 
-    /// How many partitions the topic has, as soon as a broker answers. An outage before that stays reported: the partitions
-    /// have not been read yet.
-    async fn count_partitions(&self) -> i32 {
+    /// The number of partitions of the topic, once a broker responds. An outage before that stays reported: no partition has
+    /// been read yet.
+    async fn wait_for_partition_count(&self) -> i32 {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
-            match self.ask_count().await {
+            match self.partition_count().await {
                 Ok(count) => return count,
                 Err(error) => self.report_kafka(None, Some(error.to_string())),
             }
@@ -197,17 +206,17 @@ impl Ingest {
         }
     }
 
-    async fn ask_count(&self) -> Result<i32, kafka::Error> {
+    async fn partition_count(&self) -> Result<i32, kafka::Error> {
         let count = kafka::leaders(&self.settings.kafka, &self.settings.topic).await?.len();
         TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count as i64);
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 
-    async fn apply_all(&self, receiver: &Receiver<Batch>, backoff: &mut Backoff) -> StateError {
+    async fn apply_all(&self, receiver: &Receiver<FetchedBatch>, backoff: &mut Backoff) -> StateError {
         while let Ok(first) = receiver.recv().await {
             let mut batches = vec![first];
             let mut records = batches[0].len();
-            while records < RECORDS_AT_ONCE
+            while records < MAX_TRANSACTION_RECORDS
                 && let Ok(batch) = receiver.try_recv()
             {
                 records += batch.len();
@@ -218,69 +227,69 @@ impl Ingest {
             }
             backoff.reset();
         }
-        unreachable!("the fetchers end after this")
+        unreachable!("the fetchers are cancelled after this")
     }
 
     /// Applies batches in one transaction.
-    async fn apply(&self, mut batches: Vec<Batch>) -> Result<(), StateError> {
-        let mut commit = Delta::default();
+    async fn apply(&self, mut batches: Vec<FetchedBatch>) -> Result<(), StateError> {
+        let mut delta = Delta::default();
         let mut spans = Vec::new();
         for batch in &mut batches {
-            commit.positions.insert(batch.partition, batch.position);
-            commit.dead_letters.append(&mut batch.dead_letters);
+            delta.positions.insert(batch.partition, batch.position);
+            delta.dead_letters.append(&mut batch.dead_letters);
             spans.append(&mut batch.spans);
         }
-        let room = if commit.dead_letters.is_empty() { Ok(()) } else { self.room_for_dead_letters().await };
-        let result = match room {
-            Ok(()) => self.commit(&batches, commit).await,
+        let has_space = if delta.dead_letters.is_empty() { Ok(()) } else { self.wait_for_dead_letter_space().await };
+        let result = match has_space {
+            Ok(()) => self.commit(&batches, delta).await,
             Err(error) => Err(error),
         };
         spans::end(spans, &result);
         result
     }
 
-    async fn commit(&self, batches: &[Batch], mut commit: Delta) -> Result<(), StateError> {
-        let store = async |state: &mut State| BatchApplier::store(state, batches, &mut commit).await;
-        let counted = self.state.with(store).await?;
-        counted.tell(commit.dead_letters.len());
+    async fn commit(&self, batches: &[FetchedBatch], mut delta: Delta) -> Result<(), StateError> {
+        let store = async |state: &mut State| BatchApplier::store(state, batches, &mut delta).await;
+        let applied = self.state.with(store).await?;
+        applied.record_metrics(delta.dead_letters.len());
         self.change(|snapshot| {
-            snapshot.counts += &commit.counts;
-            for (partition, saved) in &commit.positions {
+            snapshot.counts += &delta.counts;
+            for (partition, saved) in &delta.positions {
                 if let Some(position) = snapshot.partitions.get_mut(partition) {
                     position.next = saved.next;
                     position.end = position.end.max(saved.next);
                 }
             }
         });
-        if !commit.dead_letters.is_empty() {
-            self.dead_letters.notify();
+        if !delta.dead_letters.is_empty() {
+            self.dead_letter_stored.notify();
         }
         Ok(())
     }
 
-    /// Waits until not too many dead letters wait for their topic.
-    async fn room_for_dead_letters(&self) -> Result<(), StateError> {
+    /// Waits until there is space for dead letters in the state.
+    async fn wait_for_dead_letter_space(&self) -> Result<(), StateError> {
         loop {
             let change = self.read_model.next_change();
             let waiting = self.state.with(async |state| Ok(state.waiting())).await?;
-            let is_full = waiting.bytes >= WAITING_BYTES;
-            if self.read_model.read(|snapshot| snapshot.dead_letters.are_too_many) != is_full {
+            let is_full = waiting.bytes >= MAX_WAITING_BYTES;
+            if self.read_model.read(|snapshot| snapshot.dead_letters.is_full) != is_full {
                 if is_full {
-                    let Waiting { letters, bytes } = waiting;
+                    let WaitingDeadLetters { count, bytes } = waiting;
                     tracing::error!(
-                        letters,
+                        count,
                         bytes,
-                        "too many dead letters wait for their topic; nothing is counted meanwhile"
+                        "too many dead letters wait for their topic; ingest has stopped until they are forwarded"
                     );
                 } else {
-                    tracing::info!("there is room for dead letters again");
+                    tracing::info!("there is space for dead letters again; ingest resumes");
                 }
-                self.change(|snapshot| snapshot.dead_letters.are_too_many = is_full);
+                self.change(|snapshot| snapshot.dead_letters.is_full = is_full);
             }
             if !is_full {
                 return Ok(());
             }
-            let _ = timeout(ROOM_LOOK, change).await;
+            let _ = timeout(SPACE_POLL_INTERVAL, change).await;
         }
     }
 
@@ -324,15 +333,15 @@ impl Ingest {
 
     /// Logs when an outage begins, with the first trouble, and when it ends, with the last.
     fn change_kafka_troubles(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
-        let (mut was_away, mut error) = (false, None);
+        let (mut was_unavailable, mut error) = (false, None);
         self.change(|snapshot| {
-            was_away = !snapshot.kafka_troubles.is_empty();
+            was_unavailable = !snapshot.kafka_troubles.is_empty();
             change(&mut snapshot.kafka_troubles);
             error = snapshot.kafka_troubles.values().next().cloned();
         });
         match error {
-            Some(error) if !was_away => tracing::warn!(error, "events cannot be read; they wait on the topic"),
-            None if was_away => tracing::info!("events can be read again"),
+            Some(error) if !was_unavailable => tracing::warn!(error, "events cannot be read; they wait on the topic"),
+            None if was_unavailable => tracing::info!("events can be read again"),
             _ => {}
         }
     }

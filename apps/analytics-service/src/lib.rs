@@ -1,8 +1,8 @@
-//! Counts what happens to patients.
+//! Counts patient events.
 //!
-//! Data flow one way: [`ingest`] fetches records, decodes them and folds them into a [`counts`]; [`state`] keeps the counts
-//! and the next offset in one transaction; [`read_model`] is what of it is shown; [`http`] shows it. Records that are no events
-//! wait in the state until [`dead_letters`] has put them on their topic.
+//! Data flows one way: [`ingest`] fetches records, decodes them and counts them ([`counts`]); [`state`] commits the counts and
+//! the next offsets in one transaction; [`read_model`] has a copy in memory, which [`http`] serves. Records that cannot be
+//! decoded wait in the state until [`dead_letters`] has forwarded them to the dead letter topic.
 
 pub mod counts;
 pub mod dead_letters;

@@ -8,7 +8,7 @@ use runtime::Program;
 fn main() -> ExitCode {
     let program = Program {
         name: "analytics-service",
-        about: "counts what happens to patients: from Kafka into a local state, effectively once",
+        about: "counts patient events from Kafka in a local state, effectively once",
         version: env!("CARGO_PKG_VERSION"),
         revision: option_env!("GIT_REVISION"),
         settings: Settings::read,

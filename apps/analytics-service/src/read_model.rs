@@ -1,4 +1,4 @@
-//! The read model: the counts and the positions as of the last commit, in memory.
+//! The read model: counts and positions as of the last commit, and the health of ingest, in memory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,47 +14,47 @@ static LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
     metrics::gauges("kafka_consumer_lag", "Records of a partition that are not applied yet.", &["topic", "partition"])
 });
 
-/// The read model, shared between ingest, which changes it, and HTTP. Clones are the same read model.
+/// The read model, shared by ingest, which updates it, and HTTP. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub struct ReadModel {
     snapshot: Arc<Mutex<Snapshot>>,
     changed: Arc<Event>,
 }
 
-/// What is shown.
+/// The data of the read model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// The counts.
     pub counts: Counts,
     /// Each partition that this instance reads.
     pub partitions: BTreeMap<i32, Position>,
-    /// Partitions that were added to the topic and that the settings, which list those to read, do not name.
+    /// Partitions that were added to the topic and are not in the list of `PARTITIONS`.
     pub unassigned: BTreeSet<i32>,
-    /// How it is with the topic of dead letters.
-    pub dead_letters: DeadLetters,
-    /// What is wrong with the state, if it cannot be written.
+    /// The state of forwarding.
+    pub dead_letters: Forwarding,
+    /// Why the state cannot be used, if it cannot.
     pub state_trouble: Option<String>,
-    /// What is wrong with the broker, by who cannot read it: a partition's fetcher, or none for the topic as a whole.
+    /// Why Kafka cannot be read, by partition; none stands for the topic.
     pub kafka_troubles: BTreeMap<Option<i32>, String>,
 }
 
-/// How it is with the topic of dead letters.
+/// The state of forwarding dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeadLetters {
+pub struct Forwarding {
     /// Why they cannot be forwarded, if they cannot.
     pub trouble: Option<String>,
-    /// Whether so many wait for it that nothing is counted.
-    pub are_too_many: bool,
+    /// Whether so many dead letters wait that ingest has stopped.
+    pub is_full: bool,
 }
 
-/// How far a partition has been applied.
+/// The progress of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The offset of the record that comes next.
+    /// The offset of the next record.
     pub next: i64,
-    /// The offset after the last record that there is, as far as we know.
+    /// The last known high watermark.
     pub end: i64,
-    /// Why it is not read any more, if it is not.
+    /// Why the partition is halted, if it is.
     pub halted: Option<String>,
 }
 
@@ -66,17 +66,17 @@ impl Position {
 }
 
 impl ReadModel {
-    /// What is shown now.
+    /// A copy of the data.
     pub fn snapshot(&self) -> Snapshot {
         self.lock().clone()
     }
 
-    /// Reads without a copy.
+    /// Reads the data without a copy.
     pub fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
         read(&self.lock())
     }
 
-    /// Changes it and tells who waits for changes.
+    /// Changes the data, updates the lag of the topic, and notifies [`next_change`](Self::next_change).
     pub fn change(&self, topic: &str, change: impl FnOnce(&mut Snapshot)) {
         {
             let mut snapshot = self.lock();
@@ -88,13 +88,13 @@ impl ReadModel {
         self.changed.notify(usize::MAX);
     }
 
-    /// Ends with the next change after this call.
+    /// Waits for the next change after this call.
     pub fn next_change(&self) -> EventListener {
         self.changed.listen()
     }
 
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
-        // Nothing panics while it is held; if it did, what is shown is still the last commit or the next.
+        // Nothing panics while it is held.
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What the service consists of, and how its parts are wired.
+//! Wiring of the service.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,21 +10,21 @@ use crate::{
     dead_letters::Forwarder,
     http::{self, App},
     ingest::Ingest,
-    read_model::{DeadLetters, ReadModel},
+    read_model::{Forwarding, ReadModel},
     state::SharedState,
 };
 
 /// Time for the last transaction after the last request.
-const BACKGROUND_LIMIT: Duration = Duration::from_secs(5);
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A service with its port bound.
+/// A service with a bound port.
 pub struct Service {
     server: web::Server,
     settings: Settings,
 }
 
 impl Service {
-    /// Binds the port. Nothing is connected or opened yet.
+    /// Binds the port. Connects to nothing and opens no file.
     ///
     /// # Errors
     /// If the port cannot be bound.
@@ -33,7 +33,7 @@ impl Service {
         Ok(Self { server, settings })
     }
 
-    /// Where HTTP is served.
+    /// The address of the HTTP server.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
@@ -41,22 +41,22 @@ impl Service {
     /// Serves until the shutdown.
     ///
     /// # Errors
-    /// If a part of it fails, or does not end in time.
+    /// If a task fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
         let Self { server, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
-        let (read_model, wake) = (ReadModel::default(), Arc::new(Notify::new()));
+        let (read_model, dead_letter_stored) = (ReadModel::default(), Arc::new(Notify::new()));
         let health = health(&read_model, shutdown.clone());
         let app = App::new(read_model.clone(), state.clone(), shutdown.clone());
         let app = http::routes(app, settings.http.limits.in_flight).operations(health).build();
-        let limit = settings.http.limits.drain + BACKGROUND_LIMIT;
+        let limit = settings.http.limits.drain + BACKGROUND_TIMEOUT;
 
         let mut group = TaskGroup::new(shutdown.clone());
-        let ingest = Ingest::new(settings.clone(), state.clone(), read_model.clone(), wake.clone());
+        let ingest = Ingest::new(settings.clone(), state.clone(), read_model.clone(), dead_letter_stored.clone());
         group.start("http", server.serve(app, shutdown.clone()));
-        group.start("intake", ingest.run(shutdown.clone()));
-        group.start("dead letters", Forwarder::new(state, settings, read_model).run(wake, shutdown));
+        group.start("ingest", ingest.run(shutdown.clone()));
+        group.start("dead letters", Forwarder::new(state, settings, read_model).run(dead_letter_stored, shutdown));
         group.join(limit).await
     }
 }
@@ -89,9 +89,9 @@ fn health(read_model: &ReadModel, shutdown: Shutdown) -> Health {
             async move { component }
         })
         .component("deadLetters", move || {
-            let DeadLetters { trouble, are_too_many } = letters.read(|snapshot| snapshot.dead_letters.clone());
+            let Forwarding { trouble, is_full } = letters.read(|snapshot| snapshot.dead_letters.clone());
             let component = match trouble {
-                trouble if are_too_many => Component::down(format!(
+                trouble if is_full => Component::down(format!(
                     "too many wait for their topic, and nothing is counted meanwhile: {}",
                     trouble.unwrap_or_else(|| "they are being forwarded".to_owned())
                 )),

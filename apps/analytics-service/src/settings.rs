@@ -2,24 +2,24 @@ use std::path::PathBuf;
 
 use config::{Reader, Value};
 
-/// Everything that can be set from outside.
+/// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The HTTP server.
     pub http: web::Settings,
-    /// How to reach Kafka.
+    /// The Kafka client.
     pub kafka: kafka::Settings,
     /// The topic of patient events.
     pub topic: String,
-    /// The topic of records that are no events.
+    /// The dead letter topic.
     pub dead_letter_topic: String,
-    /// Which partitions are read.
+    /// The partitions to read.
     pub assignment: Assignment,
     /// The file of the state.
     pub state: PathBuf,
-    /// What to do when the next record is gone.
+    /// What to do when the next record does not exist any more.
     pub on_offset_loss: OnOffsetLoss,
-    /// Where traces go.
+    /// The exporter of traces.
     pub otlp: otlp::Settings,
 }
 
@@ -29,35 +29,34 @@ impl Settings {
         let http = web::Settings::read(reader, "4002");
         let kafka = kafka::Settings::read(reader, "analytics-service");
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
-        let dead_letter_topic =
-            reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "topic of records that are no events").or("patient.dlq");
+        let dead_letter_topic = reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "dead letter topic").or("patient.dlq");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
-        let about = "what to do when records were deleted before they were read, or the topic was made anew";
+        let about = "what to do when records were deleted before they were read, or the topic was recreated";
         let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
         let otlp = otlp::Settings::read(reader, "analytics-service");
         Self { http, kafka, topic, dead_letter_topic, assignment, state: state.into(), on_offset_loss, otlp }
     }
 }
 
-/// Which partitions of the topic an instance reads. Every partition belongs to exactly one instance.
+/// The partitions that an instance reads. Each partition must belong to exactly one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Assignment {
-    /// All of them.
+    /// All partitions.
     All,
-    /// These.
+    /// These partitions.
     Listed(Vec<i32>),
-    /// Those of the instance with this number, from 0, among so many: the number of a pod in a StatefulSet of that size.
+    /// Each `replicas`-th partition from `ordinal` on: ordinal and size of a StatefulSet.
     Share {
-        /// The number.
+        /// The ordinal, from 0.
         ordinal: i32,
-        /// How many instances there are.
+        /// The number of instances.
         replicas: i32,
     },
 }
 
 impl Assignment {
-    /// The partitions of a topic that has `count` of them.
+    /// The partitions of this instance, of a topic with `count` partitions.
     pub fn partitions(&self, count: i32) -> Vec<i32> {
         match self {
             Self::All => (0..count).collect(),
@@ -90,12 +89,12 @@ impl Value for Assignment {
     }
 }
 
-/// What to do when the record that comes next is gone: deleted by retention, or with the topic, which was made anew.
+/// What to do when the next record does not exist any more: retention deleted it, or the topic was recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnOffsetLoss {
-    /// Stop reading the partition and say so until somebody decides.
+    /// Halt the partition and report it until an operator acts.
     Halt,
-    /// Go on with the first record that there is.
+    /// Resume at the earliest offset.
     Continue,
 }
 

@@ -1,148 +1,83 @@
-//! The state: the counts, what is known of each patient, and the next offsets, in one SQLite file and one transaction.
+//! The state in SQLite: counts, patient states, next offsets and dead letters, committed together.
 //!
-//! The file is a cache of the topic. It is opened by one process at a time, and whatever goes wrong with it, it is opened
-//! anew and its positions tell what is still to be applied.
+//! The file is a cache of the topic. One process opens it at a time. After any error it is opened again, and ingest resumes at
+//! its offsets.
 
 mod columns;
+mod dead_letters;
 mod encoding;
 mod transaction;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     path::{Path, PathBuf},
-    sync::LazyLock,
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
-use codec::headers::Headers;
+use chrono::DateTime;
 use runtime::{Elapsed, timeout};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
+    ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator,
     query,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteRow, SqliteSynchronous},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
 };
-use telemetry::metrics::{self, IntGauge};
+use thiserror::Error;
 use uuid::Uuid;
 
-use self::encoding::{date_of, headers_of, year_of};
-pub use self::transaction::{Delta, Remember, Transaction};
+use self::encoding::{decode_date, decode_year};
+pub use self::{
+    dead_letters::{DeadLetter, DeadLetterSummary, StoredDeadLetter, WaitingDeadLetters},
+    transaction::{Delta, PatientUpsert, Transaction},
+};
 use crate::counts::Counts;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Time for one step of a transaction. A disk that takes longer is as good as none.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// Time to bring the tables of an older version up to date, when each patient may have to be written anew.
-const MIGRATION_DEADLINE: Duration = Duration::from_secs(120);
-/// Forwarded dead letters that are kept to be shown; the topic has them all.
-const KEPT_DEAD_LETTERS: i64 = 1000;
-/// The SQL of the bytes that a dead letter has. SQLite finds lengths without reading what they are of.
-const LETTER_BYTES: &str = "coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)";
-/// Pages of SQLite's log (4 KiB each) that are written back into the file together, with a wait for the disk. The same
-/// pages change again and again, so a longer log writes less.
-const LOG_PAGES: &str = "4000";
-
-static WAITING: LazyLock<IntGauge> =
-    LazyLock::new(|| metrics::gauge("dead_letters_waiting", "Dead letters that are not on their topic yet."));
-static WAITING_BYTES: LazyLock<IntGauge> =
-    LazyLock::new(|| metrics::gauge("dead_letters_waiting_bytes", "Bytes that they take in the state."));
+/// Time limit of one step of a transaction: a slower disk counts as failed.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit of migrations, which may rewrite the row of every patient.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Pages of the WAL (4 KiB each) before a checkpoint, which waits for the disk. The same pages change again and again, so a
+/// longer WAL writes less.
+const CHECKPOINT_PAGES: &str = "4000";
 
 /// The open state.
 #[derive(Debug)]
 pub struct State {
     connection: SqliteConnection,
-    waiting: Waiting,
-    /// The newest dead letter that is among those, or was.
-    newest: i64,
+    waiting: WaitingDeadLetters,
+    /// The id of the newest dead letter that was ever counted in `waiting`.
+    newest_counted: i64,
 }
 
-/// Dead letters that are not on their topic yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many.
-    pub letters: i64,
-    /// Bytes of them all.
-    pub bytes: i64,
-}
-
-/// What the file says when it is opened.
+/// Counts and positions in the file when it is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Saved {
-    /// The counts of everything applied.
+pub struct SavedState {
+    /// The counts of all applied events.
     pub counts: Counts,
     /// The position of each partition that was ever read.
     pub positions: BTreeMap<i32, SavedPosition>,
 }
 
-/// Where a partition goes on.
+/// The position in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedPosition {
-    /// The offset of the record that comes next.
+    /// The offset of the next record.
     pub next: i64,
-    /// The timestamp, in milliseconds, of the record before it.
+    /// The timestamp of the record before it, in milliseconds since 1970.
     pub last_timestamp: Option<i64>,
-    /// The id of the topic that it is an offset of, if that is known.
+    /// The id of the topic, if it is known.
     pub topic_id: Option<Uuid>,
 }
 
-/// A record that is no event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Where it was.
-    pub partition: i32,
-    /// Where it was.
-    pub offset: i64,
-    /// Its key.
-    pub key: Option<Vec<u8>>,
-    /// Its value.
-    pub value: Option<Vec<u8>>,
-    /// Its headers.
-    pub headers: Headers,
-    /// Why it is none.
-    pub error: String,
-}
-
-/// A dead letter in the state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parked {
-    /// Its number.
-    pub id: i64,
-    /// The record.
-    pub letter: DeadLetter,
-    /// When it was parked.
-    pub at: DateTime<Utc>,
-    /// Whether it is on the topic of dead letters.
-    pub forwarded: bool,
-}
-
-/// A dead letter in the state without its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedLetter {
-    /// Its number.
-    pub id: i64,
-    /// Where the record was.
-    pub partition: i32,
-    /// Where the record was.
-    pub offset: i64,
-    /// Why it is no event.
-    pub error: String,
-    /// Bytes of its value.
-    pub value_bytes: i64,
-    /// When it was parked.
-    pub at: DateTime<Utc>,
-    /// Whether it is on the topic of dead letters.
-    pub forwarded: bool,
-}
-
-/// The state cannot be used. It has to be opened anew.
-#[derive(Debug)]
+/// The state cannot be used. It has to be opened again.
+#[derive(Debug, Error)]
+#[error("{0}")]
 pub struct StateError(String);
 
 impl StateError {
-    /// That what the state has counted belongs to other instances as well.
+    /// The state has counted partitions that other instances count too.
     pub fn shared(partitions: &[i32]) -> Self {
         Self(format!(
             "it has counted partitions {partitions:?}, which PARTITIONS leaves to others: set PARTITIONS as before, or delete \
@@ -150,27 +85,19 @@ impl StateError {
         ))
     }
 
-    /// That the topic has lost partitions, which none that stays the same one can.
+    /// The state has counted partitions that the topic does not have: it was recreated.
     pub fn fewer_partitions(partitions: &[i32], count: i32) -> Self {
         Self(format!(
-            "it has counted partitions {partitions:?}, and the topic, which was made anew, has {count}: delete the state to \
+            "it has counted partitions {partitions:?}, and the topic, which was recreated, has {count}: delete the state to \
              count the topic again"
         ))
     }
 }
 
-impl fmt::Display for StateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StateError {}
-
 impl From<sqlx::Error> for StateError {
     fn from(error: sqlx::Error) -> Self {
         Self(match error {
-            // SQLite's message names the file's trouble ("disk is full"), never a value.
+            // SQLite's message names the problem of the file ("disk is full"), never a value.
             sqlx::Error::Database(error) => error.message().to_owned(),
             error => error.to_string(),
         })
@@ -184,74 +111,39 @@ impl From<Elapsed> for StateError {
 }
 
 impl State {
-    /// Opens the file, which is made if it is not there.
+    /// Opens the file, or creates it.
     ///
     /// # Errors
-    /// If it cannot be read and written, or another process has it open.
-    pub async fn open(path: &Path) -> Result<(Self, Saved), StateError> {
+    /// If it cannot be read and written, or another process has opened it.
+    pub async fn open(path: &Path) -> Result<(Self, SavedState), StateError> {
         let failed = |error: StateError| StateError(format!("the state file {}: {error}", path.display()));
         Self::open_file(path).await.map_err(failed)
     }
 
-    async fn open_file(path: &Path) -> Result<(Self, Saved), StateError> {
+    async fn open_file(path: &Path) -> Result<(Self, SavedState), StateError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            // After a power cut the last transactions may be missing, their positions with them.
+            // After a power failure the last transactions may be missing, together with their positions.
             .synchronous(SqliteSynchronous::Normal)
-            // Two processes that count the same events would count them twice.
+            // A second process would count the events twice.
             .locking_mode(SqliteLockingMode::Exclusive)
             .busy_timeout(Duration::from_secs(1))
-            .pragma("wal_autocheckpoint", LOG_PAGES)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
             .disable_statement_logging();
-        let mut connection = timeout(DEADLINE, options.connect()).await??;
+        let mut connection = timeout(STEP_TIMEOUT, options.connect()).await??;
         let migrate = Box::pin(MIGRATIONS.run_direct(None, &mut connection, false));
-        let migrated = timeout(MIGRATION_DEADLINE, migrate).await?;
+        let migrated = timeout(MIGRATION_TIMEOUT, migrate).await?;
         migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
         let load = async {
             columns::prepare(&mut connection).await?;
             load(&mut connection).await
         };
-        let saved = timeout(DEADLINE, Box::pin(load)).await??;
-        let mut state = Self { connection, waiting: Waiting::default(), newest: 0 };
-        state.count_waiting().await?;
+        let saved = timeout(STEP_TIMEOUT, Box::pin(load)).await??;
+        let mut state = Self { connection, waiting: WaitingDeadLetters::default(), newest_counted: 0 };
+        state.count_new_dead_letters().await?;
         Ok((state, saved))
-    }
-
-    /// The dead letters that are not on their topic yet.
-    pub fn waiting(&self) -> Waiting {
-        self.waiting
-    }
-
-    /// Counts the dead letters that were stored since they were counted last. To be called after each transaction with some.
-    ///
-    /// # Errors
-    /// If the state cannot be read.
-    pub async fn count_waiting(&mut self) -> Result<(), StateError> {
-        let (new, newest) = self.waiting_of("id > ?", self.newest).await?;
-        self.newest = newest.unwrap_or(self.newest);
-        self.set_waiting(self.waiting.letters + new.letters, self.waiting.bytes + new.bytes);
-        Ok(())
-    }
-
-    /// Those of the waiting letters that meet a condition, and the newest of them.
-    async fn waiting_of(&mut self, condition: &'static str, id: i64) -> Result<(Waiting, Option<i64>), StateError> {
-        let sql = format!(
-            "-- count waiting dead letters
-            SELECT count(*) AS letters, max(id) AS newest, coalesce(sum({LETTER_BYTES}), 0) AS bytes
-            FROM dead_letters WHERE forwarded = 0 AND {condition}"
-        );
-        let count = query(AssertSqlSafe(sql)).bind(id);
-        let row = timeout(DEADLINE, count.fetch_one(&mut self.connection)).await??;
-        let waiting = Waiting { letters: row.try_get("letters")?, bytes: row.try_get("bytes")? };
-        Ok((waiting, row.try_get("newest")?))
-    }
-
-    fn set_waiting(&mut self, letters: i64, bytes: i64) {
-        self.waiting = Waiting { letters, bytes };
-        WAITING.set(letters);
-        WAITING_BYTES.set(bytes);
     }
 
     /// Begins a transaction.
@@ -259,81 +151,18 @@ impl State {
     /// # Errors
     /// If the state cannot be used.
     pub async fn begin(&mut self) -> Result<Transaction<'_>, StateError> {
-        Ok(Transaction(timeout(DEADLINE, self.connection.begin()).await??))
+        Ok(Transaction(timeout(STEP_TIMEOUT, self.connection.begin()).await??))
     }
 
-    /// The oldest dead letters that are not on their topic yet: so many, and of so many bytes, unless the first alone has
-    /// more.
-    ///
-    /// # Errors
-    /// If the state cannot be read.
-    pub async fn waiting_dead_letters(&mut self, limit: i64, bytes: i64) -> Result<Vec<Parked>, StateError> {
-        let sql = format!(
-            "-- waiting dead letters
-            SELECT * FROM dead_letters WHERE forwarded = 0 AND id <= (
-                SELECT max(id) FROM (
-                    SELECT id, row_number() OVER oldest AS number, sum({LETTER_BYTES}) OVER oldest AS bytes
-                    FROM (SELECT * FROM dead_letters WHERE forwarded = 0 ORDER BY id LIMIT ?1)
-                    WINDOW oldest AS (ORDER BY id)
-                ) WHERE number = 1 OR bytes <= ?2
-            ) ORDER BY id"
-        );
-        let find = query(AssertSqlSafe(sql)).bind(limit).bind(bytes);
-        let rows = timeout(DEADLINE, find.fetch_all(&mut self.connection)).await??;
-        rows.iter().map(parked).collect()
-    }
-
-    /// The newest dead letters before one of them.
-    ///
-    /// # Errors
-    /// If the state cannot be read.
-    pub async fn dead_letters(&mut self, before: i64, limit: i64) -> Result<Vec<ListedLetter>, StateError> {
-        let find = query(
-            "-- dead letters
-            SELECT id, partition, \"offset\", error, value_bytes, parked_at, forwarded
-            FROM dead_letters WHERE id < ? ORDER BY id DESC LIMIT ?",
-        )
-        .bind(before)
-        .bind(limit);
-        let rows = timeout(DEADLINE, find.fetch_all(&mut self.connection)).await??;
-        rows.iter().map(listed).collect()
-    }
-
-    /// Says that dead letters are on their topic; forgets what is in them, and the oldest of those.
-    ///
-    /// # Errors
-    /// If the state cannot be written: then they will be on it twice.
-    pub async fn forwarded(&mut self, up_to: i64) -> Result<(), StateError> {
-        let (done, _) = self.waiting_of("id <= ?", up_to).await?;
-        let work = async {
-            query(
-                "-- dead letters forwarded
-                UPDATE dead_letters SET forwarded = 1, key = NULL, value = NULL, headers = '[]'
-                WHERE forwarded = 0 AND id <= ?",
-            )
-            .bind(up_to)
-            .execute(&mut self.connection)
-            .await?;
-            query("-- forget dead letters\nDELETE FROM dead_letters WHERE forwarded = 1 AND id <= ? - ?")
-                .bind(up_to)
-                .bind(KEPT_DEAD_LETTERS)
-                .execute(&mut self.connection)
-                .await
-        };
-        timeout(DEADLINE, work).await??;
-        self.set_waiting(self.waiting.letters - done.letters, self.waiting.bytes - done.bytes);
-        Ok(())
-    }
-
-    /// Closes the file, with everything in it.
+    /// Closes the file.
     pub async fn close(self) {
-        // Everything that matters was committed.
-        let _ = timeout(DEADLINE, self.connection.close()).await;
+        // Everything is committed.
+        let _ = timeout(STEP_TIMEOUT, self.connection.close()).await;
     }
 }
 
-async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
-    let mut saved = Saved::default();
+async fn load(connection: &mut SqliteConnection) -> Result<SavedState, sqlx::Error> {
+    let mut saved = SavedState::default();
     let counts = &mut saved.counts;
     for row in query("-- totals\nSELECT name, value FROM totals").fetch_all(&mut *connection).await? {
         let value: i64 = row.try_get("value")?;
@@ -348,10 +177,10 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
         }
     }
     for row in query("-- births\nSELECT year, patients FROM births").fetch_all(&mut *connection).await? {
-        counts.births.insert(year_of(row.try_get("year")?), row.try_get("patients")?);
+        counts.births.insert(decode_year(row.try_get("year")?), row.try_get("patients")?);
     }
     for row in query("-- registrations\nSELECT date, patients FROM registrations").fetch_all(&mut *connection).await? {
-        counts.registrations.insert(date_of(row.try_get("date")?), row.try_get("patients")?);
+        counts.registrations.insert(decode_date(row.try_get("date")?), row.try_get("patients")?);
     }
     let positions = query("-- positions\nSELECT partition, next, last_timestamp, topic_id FROM positions");
     for row in positions.fetch_all(connection).await? {
@@ -365,35 +194,7 @@ async fn load(connection: &mut SqliteConnection) -> Result<Saved, sqlx::Error> {
     Ok(saved)
 }
 
-fn parked(row: &SqliteRow) -> Result<Parked, StateError> {
-    Ok(Parked {
-        id: row.try_get("id")?,
-        letter: DeadLetter {
-            partition: row.try_get("partition")?,
-            offset: row.try_get("offset")?,
-            key: row.try_get("key")?,
-            value: row.try_get("value")?,
-            headers: headers_of(row.try_get("headers")?),
-            error: row.try_get("error")?,
-        },
-        at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
-        forwarded: row.try_get("forwarded")?,
-    })
-}
-
-fn listed(row: &SqliteRow) -> Result<ListedLetter, StateError> {
-    Ok(ListedLetter {
-        id: row.try_get("id")?,
-        partition: row.try_get("partition")?,
-        offset: row.try_get("offset")?,
-        error: row.try_get("error")?,
-        value_bytes: row.try_get("value_bytes")?,
-        at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
-        forwarded: row.try_get("forwarded")?,
-    })
-}
-
-/// The state as its users share it: open or not, and opened anew after a failure.
+/// The state, shared by its users: open or closed.
 #[derive(Debug)]
 pub struct SharedState {
     path: PathBuf,
@@ -401,16 +202,16 @@ pub struct SharedState {
 }
 
 impl SharedState {
-    /// A state in this file, not opened yet.
+    /// A closed state in this file.
     pub fn new(path: PathBuf) -> Self {
         Self { path, open: smol::lock::Mutex::new(None) }
     }
 
-    /// Opens it, closing it before if it was open.
+    /// Opens the file, after closing it if it is open.
     ///
     /// # Errors
-    /// If it cannot be used.
-    pub async fn open(&self) -> Result<Saved, StateError> {
+    /// If the file cannot be opened.
+    pub async fn open(&self) -> Result<SavedState, StateError> {
         let mut open = self.open.lock().await;
         if let Some(state) = open.take() {
             state.close().await;
@@ -420,19 +221,19 @@ impl SharedState {
         Ok(saved)
     }
 
-    /// Does something with it.
+    /// Runs `work` on the open state.
     ///
     /// # Errors
-    /// If it is not open, or the work fails.
+    /// If it is closed, or `work` fails.
     pub async fn with<T>(&self, work: impl AsyncFnOnce(&mut State) -> Result<T, StateError>) -> Result<T, StateError> {
         match self.open.lock().await.as_mut() {
-            // Boxed, because the futures of a transaction are deep and large.
+            // Boxed, because the futures of a transaction are large.
             Some(state) => Box::pin(work(state)).await,
             None => Err(StateError("the state is not open".to_owned())),
         }
     }
 
-    /// Closes it.
+    /// Closes the file if it is open.
     pub async fn close(&self) {
         if let Some(state) = self.open.lock().await.take() {
             state.close().await;
@@ -452,7 +253,7 @@ mod tests {
     use crate::counts::PatientState;
 
     #[test]
-    fn a_state_of_the_first_schema_goes_on() {
+    fn a_state_of_the_first_schema_is_migrated() {
         let directory = Scratch::new().unwrap();
         let file = directory.path().join("state.sqlite");
         smol::block_on(async {
@@ -497,51 +298,9 @@ mod tests {
                     },
                 ),
             ];
-            let expected = expected.map(|(id, known)| (Uuid::from_u128(id), known));
+            let expected = expected.map(|(id, patient)| (Uuid::from_u128(id), patient));
             let mut transaction = state.begin().await.unwrap();
-            assert_eq!(transaction.known(&expected.map(|(id, _)| id)).await.unwrap(), expected.into());
-        });
-    }
-
-    #[test]
-    fn dead_letters_are_taken_by_their_bytes() {
-        let directory = Scratch::new().unwrap();
-        smol::block_on(async {
-            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
-            let letter = |(offset, bytes): (i64, usize)| DeadLetter {
-                partition: 0,
-                offset,
-                key: None,
-                value: Some(vec![0; bytes]),
-                headers: Headers::new(),
-                error: String::new(),
-            };
-            let dead_letters = (0..).zip([900, 10, 10, 900, 10]).map(letter).collect();
-            let commit = Delta { dead_letters, ..Delta::default() };
-            state.begin().await.unwrap().commit(&commit).await.unwrap();
-            state.count_waiting().await.unwrap();
-            // Headers take two bytes if there are none.
-            assert_eq!(state.waiting(), Waiting { letters: 5, bytes: 900 * 2 + 10 * 3 + 5 * 2 });
-            for (limit, bytes, expected) in [(20, 1, 1), (20, 1000, 3), (2, 1000, 2), (20, 10_000, 5)] {
-                let waiting = state.waiting_dead_letters(limit, bytes).await.unwrap();
-                let offsets: Vec<_> = waiting.iter().map(|parked| parked.letter.offset).collect();
-                assert_eq!(offsets, (0..expected).collect::<Vec<_>>(), "{limit} of {bytes} bytes");
-            }
-            state.forwarded(3).await.unwrap();
-            let waiting = state.waiting_dead_letters(20, 1).await.unwrap();
-            assert_eq!(waiting.iter().map(|parked| parked.letter.offset).collect::<Vec<_>>(), [3]);
-            let listed = state.dead_letters(i64::MAX, 2).await.unwrap();
-            assert_eq!(listed.iter().map(|letter| letter.value_bytes).collect::<Vec<_>>(), [10, 900]);
-            let after = Waiting { letters: 2, bytes: 900 + 10 + 2 * 2 };
-            assert_eq!(state.waiting(), after);
-            state.close().await;
-            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
-            assert_eq!(state.waiting(), after, "it is counted anew when the file is opened");
-            let listed = state.dead_letters(i64::MAX, 9).await.unwrap();
-            assert_eq!(listed.iter().map(|letter| letter.value_bytes).collect::<Vec<_>>(), [10, 900, 10, 10, 900]);
-            let kept = "SELECT sum(octet_length(value)) FROM dead_letters";
-            let kept: i64 = sqlx::query_scalar(kept).fetch_one(&mut state.connection).await.unwrap();
-            assert_eq!(kept, 910, "the content of those that were forwarded is on their topic alone");
+            assert_eq!(transaction.find_patients(&expected.map(|(id, _)| id)).await.unwrap(), expected.into());
         });
     }
 }

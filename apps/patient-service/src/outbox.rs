@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use codec::event::{Event, Kind};
+use codec::event::{Event, EventKind};
 use kafka::partitioner::key_hash;
 use postgres::{Database, Error, PgConnection, Row as _, query};
 use telemetry::TraceContext;
@@ -25,7 +25,7 @@ pub struct NewEvent {
     /// Id of the event, the same in every delivery.
     pub event_id: Uuid,
     /// Type of the event.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// The record's value.
     pub value: Vec<u8>,
     /// `traceparent` of the request that made the change.
@@ -34,9 +34,9 @@ pub struct NewEvent {
 
 impl NewEvent {
     /// The event of a change, with the patient as it is afterwards. A deletion has neither name nor email.
-    pub fn of(patient: &Patient, kind: Kind, trace: TraceContext) -> Self {
+    pub fn of(patient: &Patient, kind: EventKind, trace: TraceContext) -> Self {
         let event_id = Uuid::now_v7();
-        let (name, email) = if kind == Kind::Deleted { ("", "") } else { (&*patient.name, &*patient.email) };
+        let (name, email) = if kind == EventKind::Deleted { ("", "") } else { (&*patient.name, &*patient.email) };
         let event = Event {
             id: event_id,
             patient_id: patient.id,

@@ -326,10 +326,10 @@ impl Relay {
                         self.acked.add(batch.events.iter().map(OutboxRow::key));
                     }
                     // Too large a batch may be made of small records: halves find the one that is to blame.
-                    Err(kafka::Error::Refused(_)) if batch.events.len() > 1 => {
+                    Err(kafka::Error::RecordRejected(_)) if batch.events.len() > 1 => {
                         again.insert(partition, batch.first_half());
                     }
-                    Err(error @ kafka::Error::Refused(_)) => {
+                    Err(error @ kafka::Error::RecordRejected(_)) => {
                         rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
                     }
                     Err(error) => {

@@ -3,7 +3,7 @@
 //! A change and what it sets off are one commit: the event in the outbox, the task for billing, the idempotency key.
 
 use chrono::NaiveDate;
-use codec::event::Kind;
+use codec::event::EventKind;
 use postgres::{Batcher, Database, Error, PgConnection, PgRow, Row as _, query};
 use telemetry::TraceContext;
 use uuid::Uuid;
@@ -115,7 +115,7 @@ impl Store {
         billing_after: std::time::Duration,
         trace: TraceContext,
     ) -> Result<(), StoreError> {
-        let event = NewEvent::of(&patient, Kind::Created, trace);
+        let event = NewEvent::of(&patient, EventKind::Created, trace);
         Ok(self.inserter.submit(insert::New { patient, event, key, billing_after }).await?)
     }
 
@@ -160,7 +160,7 @@ impl Store {
             let Some(row) = row else { return missing(transaction, id).await };
             let patient = patient(&row)?;
             // The row is locked until the commit, so that the ids of a patient's events grow with its versions.
-            outbox::enqueue(transaction, &NewEvent::of(&patient, Kind::Updated, trace)).await?;
+            outbox::enqueue(transaction, &NewEvent::of(&patient, EventKind::Updated, trace)).await?;
             Ok(Change::Done(patient))
         });
         Ok(update.await?)
@@ -191,7 +191,7 @@ impl Store {
             .await?;
             let Some(row) = row else { return missing(transaction, id).await };
             let patient = patient(&row)?;
-            outbox::enqueue(transaction, &NewEvent::of(&patient, Kind::Deleted, trace)).await?;
+            outbox::enqueue(transaction, &NewEvent::of(&patient, EventKind::Deleted, trace)).await?;
             billing_tasks::enqueue_close(transaction, &patient, trace).await?;
             Ok(Change::Done(()))
         });

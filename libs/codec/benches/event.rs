@@ -1,8 +1,8 @@
-//! Events: what each registration encodes and what analytics decodes by the million.
+//! Encoding and decoding of events.
 
 use chrono::{DateTime, NaiveDate};
 use codec::{
-    event::{Event, Kind, Received},
+    event::{Event, EventKind, ReceivedEvent},
     headers,
 };
 use divan::{Bencher, black_box};
@@ -18,7 +18,7 @@ fn event() -> Event<'static> {
     Event {
         id: ID,
         patient_id: ID,
-        kind: Kind::Created,
+        kind: EventKind::Created,
         version: 1,
         time: DateTime::from_timestamp(1_720_000_000, 123_456_000).expect("it is a time"),
         name: "Amara Abebe",
@@ -36,11 +36,11 @@ fn encode() -> Vec<u8> {
 #[divan::bench]
 fn decode(bencher: Bencher<'_, '_>) {
     let bytes = event().encode();
-    bencher.bench_local(|| Received::decode(black_box(&bytes)));
+    bencher.bench_local(|| ReceivedEvent::decode(black_box(&bytes)));
 }
 
 #[divan::bench]
 fn headers_of_an_event() -> headers::Headers {
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    headers::of_event(black_box(ID), Kind::Created, event().time, Some(traceparent))
+    headers::event_headers(black_box(ID), EventKind::Created, event().time, Some(traceparent))
 }

@@ -1,33 +1,34 @@
-//! Dead letters: records that are no events, on a topic of their own, with the original bytes, key and headers. Headers
-//! of ours say where a letter comes from and why it is there, and which letters were sent again.
+//! Headers of dead letters: which record a dead letter was, why it could not be decoded, and whether it was sent again.
 //!
-//! The original's headers come first, as they were: in order, repeated and null ones too. Ours are the last four:
-//! `dead-letter-topic`, `dead-letter-partition`, `dead-letter-offset`, and `dead-letter-error` (of a mark
-//! `dead-letter-sent-again`). If a header of the original begins with `dead-letter-`, as that of a letter which somebody has
-//! sent to a topic of events, ours begin with `dead-letter-2-`, or the first higher number with which none of the original's
-//! begins: no name of ours is ever one of the original's, and which headers are ours is known by their place.
+//! A dead letter has the original's key, value and headers: all of them, in order, with duplicate names and null values. Four
+//! headers follow: `dead-letter-topic`, `dead-letter-partition`, `dead-letter-offset`, and `dead-letter-error` or, in a resent
+//! marker, `dead-letter-sent-again`. If a header of the original begins with `dead-letter-`, as after a dead letter was sent
+//! to a topic of events, the prefix is `dead-letter-2-`, or the first higher number that no original header begins with. So
+//! names never clash, and the last four headers are ours.
 //!
-//! Until 2026 ours had the names `dlq-topic` and so on, in any place, and replaced the original's of the same name. Such
-//! letters are still read.
+//! Until 2026 these headers were named `dlq-topic` and so on, stood in any order, and replaced headers of the original that
+//! had the same name. Such dead letters can still be parsed.
 
 use std::collections::BTreeSet;
 
-use crate::headers::{Headers, header, text};
+use crate::headers::{Header, Headers, header, text};
 
-/// What the names of our headers begin with; if it is not taken, nothing but their last part follows.
+/// The prefix of our header names, unless the original has names that begin with it.
 const PREFIX: &str = "dead-letter-";
-/// The last parts of the names.
+/// Suffixes of our header names.
 const TOPIC: &str = "topic";
 const PARTITION: &str = "partition";
 const OFFSET: &str = "offset";
-/// The reason.
 const ERROR: &str = "error";
-/// Makes a record a mark instead of a letter: the offset, on the topic of dead letters, of the letter that was sent again.
+/// Stands in the place of [`ERROR`] in a resent marker. Its value is the offset, on the dead letter topic, of the dead letter
+/// that was sent again.
 const SENT_AGAIN: &str = "sent-again";
-/// What the names began with before.
+/// The prefix until 2026.
 const OLD_PREFIX: &str = "dlq-";
+/// How many headers we add.
+const ADDED_HEADERS: usize = 4;
 
-/// Where a letter comes from.
+/// The topic, partition and offset of a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     /// The topic.
@@ -38,43 +39,43 @@ pub struct Origin {
     pub offset: i64,
 }
 
-/// What a record on the topic of dead letters is.
+/// A record on the dead letter topic, by its headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum RecordKind {
     /// A dead letter.
-    Letter {
-        /// Where it comes from.
+    DeadLetter {
+        /// The record that it was.
         origin: Origin,
-        /// Why it is dead.
+        /// Why that could not be decoded.
         error: String,
     },
-    /// Says that the letter with this offset was sent again.
-    SentAgain {
-        /// The offset, on the topic of dead letters.
-        letter: i64,
-        /// Where the letter is now.
-        now: Origin,
+    /// A marker: a dead letter was sent again.
+    Resent {
+        /// The offset of the dead letter on the dead letter topic.
+        dead_letter: i64,
+        /// The record that was sent.
+        sent_to: Origin,
     },
-    /// Nothing of ours.
+    /// A record of another program.
     Foreign,
 }
 
-/// The headers of a dead letter: the original's own, and after them ours.
-pub fn of_letter(mut headers: Headers, origin: &Origin, error: &str) -> Headers {
-    let prefix = free_prefix(&headers);
-    headers.extend(ours(&prefix, origin, (ERROR, error.to_owned())));
-    headers
+/// The headers of a dead letter: the original's, and ours after them.
+pub fn add_headers(mut original: Headers, origin: &Origin, error: &str) -> Headers {
+    let prefix = unused_prefix(&original);
+    original.extend(added_headers(&prefix, origin, (ERROR, error.to_owned())));
+    original
 }
 
-/// The headers of the mark that says that a letter was sent again, and where it is now.
-pub fn of_mark(letter: i64, now: &Origin) -> Headers {
-    ours(PREFIX, now, (SENT_AGAIN, letter.to_string())).into()
+/// The headers of a resent marker: the dead letter with this offset on the dead letter topic was sent to `sent_to`.
+pub fn resent_marker_headers(dead_letter: i64, sent_to: &Origin) -> Headers {
+    added_headers(PREFIX, sent_to, (SENT_AGAIN, dead_letter.to_string())).into()
 }
 
-/// The headers that a letter had before it became one.
-pub fn originals(mut headers: Headers) -> Headers {
-    if is_ours(&headers) {
-        headers.truncate(headers.len() - OUR_NAMES);
+/// The original's headers: those of a dead letter without ours.
+pub fn original_headers(mut headers: Headers) -> Headers {
+    if ends_with_ours(&headers) {
+        headers.truncate(headers.len() - ADDED_HEADERS);
     } else {
         let old = [TOPIC, PARTITION, OFFSET, ERROR, SENT_AGAIN].map(|name| format!("{OLD_PREFIX}{name}").into_bytes());
         headers.retain(|(name, _)| !old.contains(name));
@@ -82,55 +83,52 @@ pub fn originals(mut headers: Headers) -> Headers {
     headers
 }
 
-/// What a record with these headers is.
-pub fn read(headers: &Headers) -> Content {
-    let content = if is_ours(headers) {
-        let last = headers[headers.len() - OUR_NAMES..].iter();
+/// The kind of a record with these headers.
+pub fn parse(headers: &Headers) -> RecordKind {
+    let kind = if ends_with_ours(headers) {
+        let ours = headers[headers.len() - ADDED_HEADERS..].iter();
         let values: Vec<Option<&str>> =
-            last.map(|(_, value)| value.as_deref().and_then(|value| std::str::from_utf8(value).ok())).collect();
-        let is_mark = ends_with(headers, SENT_AGAIN);
-        content(
+            ours.map(|(_, value)| value.as_deref().and_then(|value| std::str::from_utf8(value).ok())).collect();
+        let is_marker = headers.last().is_some_and(|(name, _)| name.ends_with(SENT_AGAIN.as_bytes()));
+        record_kind(
             values[..3].try_into().unwrap_or_default(),
-            values[3].filter(|_| is_mark),
-            values[3].filter(|_| !is_mark),
+            values[3].filter(|_| is_marker),
+            values[3].filter(|_| !is_marker),
         )
     } else {
         let old = |name: &str| text(headers, &format!("{OLD_PREFIX}{name}"));
-        let has_mark = headers.iter().any(|(name, _)| name == format!("{OLD_PREFIX}{SENT_AGAIN}").as_bytes());
+        let is_marker = headers.iter().any(|(name, _)| name == format!("{OLD_PREFIX}{SENT_AGAIN}").as_bytes());
         let error = old(ERROR).unwrap_or_default();
-        content([TOPIC, PARTITION, OFFSET].map(old), old(SENT_AGAIN), (!has_mark).then_some(error))
+        record_kind([TOPIC, PARTITION, OFFSET].map(old), old(SENT_AGAIN), (!is_marker).then_some(error))
     };
-    content.unwrap_or(Content::Foreign)
+    kind.unwrap_or(RecordKind::Foreign)
 }
 
-/// How many headers are ours.
-const OUR_NAMES: usize = 4;
-
-fn ours(prefix: &str, origin: &Origin, last: (&str, String)) -> [(Vec<u8>, Option<Vec<u8>>); OUR_NAMES] {
+fn added_headers(prefix: &str, origin: &Origin, last: (&str, String)) -> [Header; ADDED_HEADERS] {
     let Origin { topic, partition, offset } = origin;
-    let named = [(TOPIC, topic.clone()), (PARTITION, partition.to_string()), (OFFSET, offset.to_string()), last];
-    named.map(|(name, text)| header(format!("{prefix}{name}"), text))
+    let headers = [(TOPIC, topic.clone()), (PARTITION, partition.to_string()), (OFFSET, offset.to_string()), last];
+    headers.map(|(name, value)| header(format!("{prefix}{name}"), value))
 }
 
-/// The first prefix with which no name begins.
-fn free_prefix(headers: &Headers) -> String {
-    let mut is_free = true;
-    let mut taken = BTreeSet::new();
+/// The first prefix that no header name begins with.
+fn unused_prefix(headers: &Headers) -> String {
+    let mut is_unused = true;
+    let mut used_numbers = BTreeSet::new();
     for rest in headers.iter().filter_map(|(name, _)| name.strip_prefix(PREFIX.as_bytes())) {
-        is_free = false;
+        is_unused = false;
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let number = std::str::from_utf8(&rest[..digits]).ok().and_then(|digits| digits.parse::<u64>().ok());
-        taken.extend(number.filter(|_| rest.get(digits) == Some(&b'-')));
+        used_numbers.extend(number.filter(|_| rest.get(digits) == Some(&b'-')));
     }
-    match (2..).find(|number| !taken.contains(number)) {
-        Some(number) if !is_free => format!("{PREFIX}{number}-"),
+    match (2..).find(|number| !used_numbers.contains(number)) {
+        Some(number) if !is_unused => format!("{PREFIX}{number}-"),
         _ => PREFIX.to_owned(),
     }
 }
 
-/// Whether the last headers are ours.
-fn is_ours(headers: &Headers) -> bool {
-    let Some(prefix) = headers.len().checked_sub(OUR_NAMES).and_then(|first| {
+/// Whether the last four headers are ours.
+fn ends_with_ours(headers: &Headers) -> bool {
+    let Some(prefix) = headers.len().checked_sub(ADDED_HEADERS).and_then(|first| {
         let name = std::str::from_utf8(&headers[first].0).ok()?;
         name.strip_suffix(TOPIC)
     }) else {
@@ -140,22 +138,19 @@ fn is_ours(headers: &Headers) -> bool {
     let is_prefix = number.is_some_and(|number| {
         prefix == PREFIX || number.parse::<u64>().is_ok_and(|parsed| prefix == format!("{PREFIX}{parsed}-"))
     });
-    let is = |number: usize, name: &str| headers[headers.len() - number].0 == format!("{prefix}{name}").as_bytes();
-    is_prefix && is(3, PARTITION) && is(2, OFFSET) && (is(1, ERROR) || is(1, SENT_AGAIN))
+    let has_name =
+        |from_end: usize, name: &str| headers[headers.len() - from_end].0 == format!("{prefix}{name}").as_bytes();
+    is_prefix && has_name(3, PARTITION) && has_name(2, OFFSET) && (has_name(1, ERROR) || has_name(1, SENT_AGAIN))
 }
 
-fn ends_with(headers: &Headers, name: &str) -> bool {
-    headers.last().is_some_and(|(last, _)| last.ends_with(name.as_bytes()))
-}
-
-/// None if something that belongs to it is missing or cannot be read.
-fn content(place: [Option<&str>; 3], sent_again: Option<&str>, error: Option<&str>) -> Option<Content> {
-    let [topic, partition, offset] = place;
+/// None if a value is missing or cannot be parsed.
+fn record_kind(origin: [Option<&str>; 3], sent_again: Option<&str>, error: Option<&str>) -> Option<RecordKind> {
+    let [topic, partition, offset] = origin;
     let origin =
         Origin { topic: topic?.to_owned(), partition: partition?.parse().ok()?, offset: offset?.parse().ok()? };
     match (sent_again, error) {
-        (Some(letter), _) => Some(Content::SentAgain { letter: letter.parse().ok()?, now: origin }),
-        (None, Some(error)) => Some(Content::Letter { origin, error: error.to_owned() }),
+        (Some(dead_letter), _) => Some(RecordKind::Resent { dead_letter: dead_letter.parse().ok()?, sent_to: origin }),
+        (None, Some(error)) => Some(RecordKind::DeadLetter { origin, error: error.to_owned() }),
         (None, None) => None,
     }
 }
@@ -173,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_keeps_its_headers_in_order_repeated_and_null_and_says_where_it_comes_from() {
+    fn a_dead_letter_keeps_all_original_headers_and_names_its_origin() {
         let own = vec![
             header("a", "1"),
             header("a", "2"),
@@ -181,64 +176,67 @@ mod tests {
             header("dlq-error", "mine"),
             (b"\xff".to_vec(), Some(vec![0, 255])),
         ];
-        let letter = of_letter(own.clone(), &origin(), "no event");
+        let letter = add_headers(own.clone(), &origin(), "undecodable");
         assert_eq!(letter[..own.len()], own);
         assert_eq!(
             names(&letter[own.len()..].to_vec()),
             ["dead-letter-topic", "dead-letter-partition", "dead-letter-offset", "dead-letter-error"]
         );
-        assert_eq!(read(&letter), Content::Letter { origin: origin(), error: "no event".to_owned() });
-        assert_eq!(originals(letter), own);
+        assert_eq!(parse(&letter), RecordKind::DeadLetter { origin: origin(), error: "undecodable".to_owned() });
+        assert_eq!(original_headers(letter), own);
     }
 
     #[test]
-    fn no_name_of_ours_is_one_of_the_originals() {
-        // A letter of a letter of a letter, and names that look like the next ones.
+    fn added_headers_never_have_the_name_of_an_original_header() {
+        // A dead letter of a dead letter, several times, and original names with the next numbers.
         let mut own = vec![header("dead-letter-error", "mine"), header("dead-letter-5-x", "")];
         let mut prefixes = Vec::new();
         for depth in 0..5 {
             let error = format!("error {depth}");
-            let letter = of_letter(own.clone(), &origin(), &error);
-            let (theirs, ours) = letter.split_at(own.len());
-            assert!(theirs == own && ours.iter().all(|(name, _)| own.iter().all(|(other, _)| name != other)));
-            prefixes.push(String::from_utf8(ours[3].0.clone()).unwrap());
-            assert_eq!(read(&letter), Content::Letter { origin: origin(), error });
-            assert_eq!(originals(letter.clone()), own);
+            let letter = add_headers(own.clone(), &origin(), &error);
+            let (original, added) = letter.split_at(own.len());
+            assert!(original == own && added.iter().all(|(name, _)| own.iter().all(|(other, _)| name != other)));
+            prefixes.push(String::from_utf8(added[3].0.clone()).unwrap());
+            assert_eq!(parse(&letter), RecordKind::DeadLetter { origin: origin(), error });
+            assert_eq!(original_headers(letter.clone()), own);
             own = letter;
         }
         assert_eq!(prefixes, [2, 3, 4, 6, 7].map(|number| format!("dead-letter-{number}-error")));
     }
 
     #[test]
-    fn an_original_that_looks_like_a_mark_is_a_letter_all_the_same() {
-        let letter = of_letter(of_mark(5, &origin()), &origin(), "no event");
-        assert!(matches!(read(&letter), Content::Letter { .. }), "{letter:?}");
-        assert_eq!(originals(letter), of_mark(5, &origin()));
+    fn a_dead_letter_of_a_resent_marker_is_a_dead_letter() {
+        let letter = add_headers(resent_marker_headers(5, &origin()), &origin(), "undecodable");
+        assert!(matches!(parse(&letter), RecordKind::DeadLetter { .. }), "{letter:?}");
+        assert_eq!(original_headers(letter), resent_marker_headers(5, &origin()));
     }
 
     #[test]
-    fn letters_and_marks_of_before_are_read() {
+    fn dead_letters_and_markers_with_the_old_headers_are_parsed() {
         let place = [header("dlq-offset", "17"), header("dlq-partition", "2"), header("dlq-topic", "patient")];
         let old = |more: &[(&str, &str)]| -> Headers {
             let more = more.iter().map(|(name, value)| header(*name, *value));
             more.chain(place.clone()).collect()
         };
-        let letter = old(&[("a", "1"), ("dlq-error", "no event")]);
-        assert_eq!(read(&letter), Content::Letter { origin: origin(), error: "no event".to_owned() });
-        assert_eq!(originals(letter), [header("a", "1")]);
-        assert_eq!(read(&old(&[("dlq-sent-again", "5")])), Content::SentAgain { letter: 5, now: origin() });
-        assert_eq!(read(&old(&[("dlq-sent-again", "five")])), Content::Foreign);
+        let letter = old(&[("a", "1"), ("dlq-error", "undecodable")]);
+        assert_eq!(parse(&letter), RecordKind::DeadLetter { origin: origin(), error: "undecodable".to_owned() });
+        assert_eq!(original_headers(letter), [header("a", "1")]);
+        assert_eq!(parse(&old(&[("dlq-sent-again", "5")])), RecordKind::Resent { dead_letter: 5, sent_to: origin() });
+        assert_eq!(parse(&old(&[("dlq-sent-again", "five")])), RecordKind::Foreign);
     }
 
     #[test]
-    fn marks_and_strangers_are_no_letters() {
-        assert_eq!(read(&of_mark(5, &origin())), Content::SentAgain { letter: 5, now: origin() });
-        assert_eq!(read(&Headers::new()), Content::Foreign);
-        let mut broken = of_mark(5, &origin());
+    fn markers_and_foreign_records_are_no_dead_letters() {
+        assert_eq!(
+            parse(&resent_marker_headers(5, &origin())),
+            RecordKind::Resent { dead_letter: 5, sent_to: origin() }
+        );
+        assert_eq!(parse(&Headers::new()), RecordKind::Foreign);
+        let mut broken = resent_marker_headers(5, &origin());
         broken[3].1 = Some(b"five".to_vec());
-        assert_eq!(read(&broken), Content::Foreign);
-        let mut elsewhere = of_mark(5, &origin());
+        assert_eq!(parse(&broken), RecordKind::Foreign);
+        let mut elsewhere = resent_marker_headers(5, &origin());
         elsewhere.push(header("a", "1"));
-        assert_eq!(read(&elsewhere), Content::Foreign, "ours are the last");
+        assert_eq!(parse(&elsewhere), RecordKind::Foreign, "our headers are the last");
     }
 }

@@ -1,4 +1,4 @@
-//! Patient events: the typed form, its bytes, and the tolerant reading of what others publish on the same topic.
+//! Patient events: encoding, and tolerant decoding of those that the original services publish on the same topic.
 
 mod fields;
 
@@ -7,6 +7,7 @@ use std::{fmt, str::FromStr};
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use prost::Message as _;
 use prost_types::Timestamp;
+use thiserror::Error;
 use uuid::Uuid;
 
 use self::fields::Fields;
@@ -16,9 +17,9 @@ mod wire {
     include!(concat!(env!("OUT_DIR"), "/patient.events.rs"));
 }
 
-/// What happened to a patient.
+/// The kind of change of a patient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum EventKind {
     /// The patient was registered.
     Created,
     /// The patient's data were replaced.
@@ -27,8 +28,8 @@ pub enum Kind {
     Deleted,
 }
 
-impl Kind {
-    /// The name on the wire.
+impl EventKind {
+    /// `event_type` of the message and `ce_type` of the headers.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Created => "PATIENT_CREATED",
@@ -38,36 +39,40 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// A name that is none of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnknownKind;
+/// An event type that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the event type is unknown")]
+pub struct UnknownEventKind;
 
-impl FromStr for Kind {
-    type Err = UnknownKind;
+impl FromStr for EventKind {
+    type Err = UnknownEventKind;
 
-    fn from_str(name: &str) -> Result<Self, UnknownKind> {
-        [Self::Created, Self::Updated, Self::Deleted].into_iter().find(|kind| kind.name() == name).ok_or(UnknownKind)
+    fn from_str(name: &str) -> Result<Self, UnknownEventKind> {
+        [Self::Created, Self::Updated, Self::Deleted]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or(UnknownEventKind)
     }
 }
 
-/// An event of ours, about to be published.
+/// An event to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// Names this event in every delivery of it.
+    /// Identifies the event; the same in every delivery.
     pub id: Uuid,
-    /// Whom it happened to.
+    /// The patient.
     pub patient_id: Uuid,
-    /// What happened.
-    pub kind: Kind,
-    /// The version of the patient that it made.
+    /// The kind of change.
+    pub kind: EventKind,
+    /// The patient's version after the change.
     pub version: i64,
-    /// When it happened.
+    /// When the change was committed.
     pub time: DateTime<Utc>,
     /// The patient's name; empty for a deletion.
     pub name: &'a str,
@@ -80,7 +85,7 @@ pub struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// The value of the record.
+    /// The event as the value of a record.
     pub fn encode(&self) -> Vec<u8> {
         let message = wire::PatientEvent {
             patient_id: self.patient_id.to_string(),
@@ -97,35 +102,35 @@ impl Event<'_> {
     }
 }
 
-/// What a consumer learns from an event, be it ours or an original's. It leaves out what a consumer must not keep.
+/// A decoded event, ours or an original's, without the personal data that a consumer must not keep.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// Whom it happened to.
+pub struct ReceivedEvent {
+    /// The patient.
     pub patient_id: Uuid,
-    /// What happened; none if the publisher did not say, or said something that we do not know.
-    pub kind: Option<Kind>,
-    /// The version of the patient that it made; none in the originals' events.
+    /// The kind of change; none if it is missing or unknown.
+    pub kind: Option<EventKind>,
+    /// The patient's version after the change; none in events of the originals.
     pub version: Option<i64>,
-    /// When it happened.
+    /// When the change was committed.
     pub time: Option<DateTime<Utc>>,
     /// When the patient was registered.
     pub registered_date: Option<NaiveDate>,
-    /// When the patient was born.
+    /// The patient's year of birth.
     pub birth_year: Option<i32>,
 }
 
-impl Received {
-    /// Reads the value of a record.
+impl ReceivedEvent {
+    /// Decodes the value of a record. Only the patient id is required.
     ///
     /// # Errors
-    /// If it cannot be told to which patient something happened. Anything else that is missing is left out.
+    /// If the value is no `PatientEvent` or has no valid patient id.
     pub fn decode(value: &[u8]) -> Result<Self, DecodeError> {
         if value.is_empty() {
             return Err(DecodeError::Empty);
         }
-        let fields = Fields::read(value).ok_or_else(|| DecodeError::Malformed(why_malformed(value)))?;
+        let fields = Fields::decode(value).ok_or_else(|| DecodeError::Malformed(protobuf_error(value)))?;
         Ok(Self {
-            patient_id: fields.patient_id.parse().map_err(|_| DecodeError::NoPatient)?,
+            patient_id: fields.patient_id.parse().map_err(|_| DecodeError::InvalidPatientId)?,
             kind: fields.event_type.parse().ok(),
             version: (fields.version > 0).then_some(fields.version),
             time: fields.event_time.and_then(date_time),
@@ -135,47 +140,38 @@ impl Received {
     }
 }
 
-/// Why a record's value is no patient event. The text holds nothing of the value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a record's value cannot be decoded as a patient event. The message holds nothing of the value.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// There is no value.
+    #[error("the record has no value")]
     Empty,
-    /// It is not the message's encoding; the reason is protobuf's.
+    /// The value is no `PatientEvent`; with protobuf's reason.
+    #[error("the value is no PatientEvent: {0}")]
     Malformed(String),
     /// The patient's id is missing or no UUID.
-    NoPatient,
+    #[error("the event's patientId is no UUID")]
+    InvalidPatientId,
 }
 
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("the record has no value"),
-            Self::Malformed(why) => write!(f, "the value is no PatientEvent: {why}"),
-            Self::NoPatient => f.write_str("the event's patientId is no UUID"),
-        }
-    }
-}
-
-impl std::error::Error for DecodeError {}
-
-/// The reason, in the words of the generated message.
-fn why_malformed(value: &[u8]) -> String {
+/// The error of the generated message, which [`Fields`] does not have.
+fn protobuf_error(value: &[u8]) -> String {
     wire::PatientEvent::decode(value).err().map_or_else(String::new, |error| error.to_string())
 }
 
-/// A point in time as protobuf has it.
+/// A time as a protobuf `Timestamp`.
 fn timestamp(time: DateTime<Utc>) -> Timestamp {
     let nanos = i32::try_from(time.timestamp_subsec_nanos()).expect("less than two billion");
     Timestamp { seconds: time.timestamp(), nanos }
 }
 
-/// An ISO 8601 date. The general parser takes as long as the rest of an event, so it is left what is unusual.
+/// Parses an ISO 8601 date. chrono's parser takes as long as the rest of an event, so it gets only unusual forms.
 fn date(text: &str) -> Option<NaiveDate> {
-    usual_date(text.as_bytes()).or_else(|| text.parse().ok())
+    common_date(text.as_bytes()).or_else(|| text.parse().ok())
 }
 
-/// A date of the form 2024-02-29.
-fn usual_date(text: &[u8]) -> Option<NaiveDate> {
+/// Parses a date of the form 2024-02-29.
+fn common_date(text: &[u8]) -> Option<NaiveDate> {
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text else { return None };
     let number = |digits: &[&u8]| {
         digits
@@ -201,7 +197,7 @@ mod tests {
         Event {
             id: Uuid::from_u128(7),
             patient_id: Uuid::from_u128(42),
-            kind: Kind::Updated,
+            kind: EventKind::Updated,
             version: 3,
             time: DateTime::from_timestamp(1_700_000_000, 5_000_000).unwrap(),
             name: "Jane Doe",
@@ -212,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes() {
+    fn an_event_survives_a_round_trip() {
         let event = event();
-        let received = Received::decode(&event.encode()).unwrap();
+        let received = ReceivedEvent::decode(&event.encode()).unwrap();
         assert_eq!(
             received,
-            Received {
+            ReceivedEvent {
                 patient_id: event.patient_id,
-                kind: Some(Kind::Updated),
+                kind: Some(EventKind::Updated),
                 version: Some(3),
                 time: Some(event.time),
                 registered_date: Some(event.registered_date),
@@ -229,29 +225,29 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_originals() {
+    fn events_of_the_original_services_are_decoded() {
         let original = wire::PatientEvent {
             patient_id: Uuid::nil().to_string(),
             event_type: "PATIENT_MOVED".to_owned(),
             ..Default::default()
         };
-        let received = Received::decode(&original.encode_to_vec()).unwrap();
+        let received = ReceivedEvent::decode(&original.encode_to_vec()).unwrap();
         assert_eq!((received.kind, received.version, received.time), (None, None, None));
         assert_eq!((received.registered_date, received.birth_year), (None, None));
     }
 
     #[test]
-    fn says_why_a_value_is_no_event_without_quoting_it() {
-        assert_eq!(Received::decode(b""), Err(DecodeError::Empty));
-        assert!(matches!(Received::decode(b"{\"patientId\": 1}"), Err(DecodeError::Malformed(_))));
-        let nobody = wire::PatientEvent { name: "Secret".to_owned(), ..Default::default() };
-        let error = Received::decode(&nobody.encode_to_vec()).unwrap_err();
-        assert_eq!(error, DecodeError::NoPatient);
+    fn decode_errors_do_not_quote_the_value() {
+        assert_eq!(ReceivedEvent::decode(b""), Err(DecodeError::Empty));
+        assert!(matches!(ReceivedEvent::decode(b"{\"patientId\": 1}"), Err(DecodeError::Malformed(_))));
+        let anonymous = wire::PatientEvent { name: "Secret".to_owned(), ..Default::default() };
+        let error = ReceivedEvent::decode(&anonymous.encode_to_vec()).unwrap_err();
+        assert_eq!(error, DecodeError::InvalidPatientId);
         assert!(!error.to_string().contains("Secret"));
     }
 
     #[test]
-    fn dates_are_read_as_the_general_parser_reads_them() {
+    fn dates_are_parsed_as_chrono_parses_them() {
         let dates =
             ["2024-02-29", "2023-02-29", "0000-01-01", "2024-13-01", "2024-1-1", "+12024-01-01", "-001-01-01", ""];
         for text in dates.into_iter().chain(["2024/01/01", "20240-1-01", "2024-01-0x", "2024-01-01 "]) {
@@ -259,8 +255,8 @@ mod tests {
         }
     }
 
-    /// Both readings of the same bytes.
-    fn assert_read_alike(value: &[u8]) {
+    /// Both decoders agree.
+    fn assert_decoded_alike(value: &[u8]) {
         let message = wire::PatientEvent::decode(value).ok();
         let generated = message.as_ref().map(|message| Fields {
             patient_id: &message.patient_id,
@@ -270,12 +266,12 @@ mod tests {
             registered_date: &message.registered_date,
             birth_year: message.birth_year,
         });
-        assert_eq!(Fields::read(value), generated, "{value:?}");
+        assert_eq!(Fields::decode(value), generated, "{value:?}");
     }
 
     proptest! {
         #[test]
-        fn fields_are_those_of_the_generated_message(
+        fn fields_match_the_generated_message(
             damage in vec((any::<Index>(), any::<u8>()), 0..3), more in vec(any::<u8>(), 0..8), cut in any::<Index>(),
         ) {
             // Twice, because of fields that come again the last one counts, and the parts of a message together.
@@ -283,25 +279,25 @@ mod tests {
             for (at, byte) in damage {
                 *at.get_mut(&mut bytes) = byte;
             }
-            assert_read_alike(&bytes);
-            assert_read_alike(&bytes[..cut.index(bytes.len())]);
+            assert_decoded_alike(&bytes);
+            assert_decoded_alike(&bytes[..cut.index(bytes.len())]);
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..200)) {
-            let _ = Received::decode(&bytes);
+        fn arbitrary_bytes_are_decoded_or_rejected(bytes in vec(any::<u8>(), 0..200)) {
+            let _ = ReceivedEvent::decode(&bytes);
         }
 
         #[test]
-        fn a_damaged_event_is_read_or_refused(at in any::<Index>(), byte: u8, cut in any::<Index>()) {
+        fn a_damaged_event_is_decoded_or_rejected(at in any::<Index>(), byte: u8, cut in any::<Index>()) {
             let mut bytes = event().encode();
             *at.get_mut(&mut bytes) = byte;
-            let _ = Received::decode(&bytes);
-            let _ = Received::decode(&bytes[..cut.index(bytes.len())]);
+            let _ = ReceivedEvent::decode(&bytes);
+            let _ = ReceivedEvent::decode(&bytes[..cut.index(bytes.len())]);
         }
 
         #[test]
-        fn any_event_is_read_as_it_was_written(
+        fn any_event_survives_a_round_trip(
             id: u128, version in 1..=i64::MAX, name: String, email: String,
             days in -700_000..2_900_000_i64,
             seconds in -62_000_000_000..253_000_000_000_i64,
@@ -316,7 +312,7 @@ mod tests {
                 time: DateTime::from_timestamp(seconds, 0).unwrap(),
                 ..event()
             };
-            let received = Received::decode(&event.encode()).unwrap();
+            let received = ReceivedEvent::decode(&event.encode()).unwrap();
             prop_assert_eq!(received.patient_id, event.patient_id);
             prop_assert_eq!(received.version, Some(version));
             prop_assert_eq!(received.time, Some(event.time));

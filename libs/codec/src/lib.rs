@@ -1,8 +1,8 @@
-//! Bytes to typed messages and back. No I/O, no async.
+//! Encoding and decoding of messages. No I/O, no async.
 //!
 //! - [`event`]: what patient-service publishes and analytics-service reads;
-//! - [`headers`]: the CloudEvents headers of a record;
-//! - [`dead_letter`]: what the headers of a dead letter say.
+//! - [`headers`]: CloudEvents headers of records;
+//! - [`dead_letter`]: headers of dead letters.
 
 pub mod dead_letter;
 pub mod event;

@@ -1,12 +1,12 @@
-//! The bytes on the wire, as files that another implementation of protobuf reads too (`tests/wire`).
+//! Golden files of the wire format. Another implementation of protobuf decodes them too (`tests/wire`).
 //!
-//! `BLESS=1 cargo test -p codec --test golden` writes the files anew, after a change that is meant.
+//! `BLESS=1 cargo test -p codec --test golden` rewrites the files after an intended change.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{env, fs, path::PathBuf};
 
 use chrono::{DateTime, NaiveDate};
-use codec::event::{Event, Kind, Received};
+use codec::event::{Event, EventKind, ReceivedEvent};
 use uuid::Uuid;
 
 const PATIENT: &str = "0190a4c8-9a3b-7c1d-8e2f-3a4b5c6d7e8f";
@@ -19,8 +19,8 @@ fn check(name: &str, bytes: &[u8]) {
     assert_eq!(fs::read(&file).unwrap(), bytes, "{name}: the bytes on the wire have changed");
 }
 
-fn event(kind: Kind, version: i64) -> Event<'static> {
-    let (name, email) = if kind == Kind::Deleted { ("", "") } else { ("Zoë Müller 🩺", "zoe@example.org") };
+fn event(kind: EventKind, version: i64) -> Event<'static> {
+    let (name, email) = if kind == EventKind::Deleted { ("", "") } else { ("Zoë Müller 🩺", "zoe@example.org") };
     Event {
         id: Uuid::parse_str("0190a4c8-9a3c-7000-8000-000000000001").unwrap(),
         patient_id: Uuid::parse_str(PATIENT).unwrap(),
@@ -35,23 +35,23 @@ fn event(kind: Kind, version: i64) -> Event<'static> {
 }
 
 #[test]
-fn events() {
+fn events_keep_their_wire_format() {
     for (name, kind, version) in [
-        ("patient_created", Kind::Created, 1),
-        ("patient_updated", Kind::Updated, 300),
-        ("patient_deleted", Kind::Deleted, 301),
+        ("patient_created", EventKind::Created, 1),
+        ("patient_updated", EventKind::Updated, 300),
+        ("patient_deleted", EventKind::Deleted, 301),
     ] {
         let bytes = event(kind, version).encode();
         check(name, &bytes);
-        assert_eq!(Received::decode(&bytes).unwrap().version, Some(version));
+        assert_eq!(ReceivedEvent::decode(&bytes).unwrap().version, Some(version));
     }
 }
 
 #[test]
-fn the_originals_event() {
-    // What a Spring Boot copy publishes: fields 1 to 4, and nothing else.
+fn an_event_of_the_original_service_is_decoded() {
+    // As the original patient-service publishes it: fields 1 to 4 alone.
     let bytes = fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/original_event.binpb")).unwrap();
-    let received = Received::decode(&bytes).unwrap();
-    assert_eq!((received.patient_id.to_string().as_str(), received.kind), (PATIENT, Some(Kind::Created)));
+    let received = ReceivedEvent::decode(&bytes).unwrap();
+    assert_eq!((received.patient_id.to_string().as_str(), received.kind), (PATIENT, Some(EventKind::Created)));
     assert_eq!((received.version, received.time, received.birth_year), (None, None, None));
 }

@@ -1,4 +1,4 @@
-//! The one way into rskafka.
+//! The bridge to rskafka, which runs on tokio.
 
 use std::{future::Future, time::Duration};
 
@@ -10,11 +10,11 @@ use rskafka::{
 
 use crate::{Error, Settings, call::Deadline};
 
-/// Bytes of an answer at most; what is asked for through rskafka has far smaller ones.
+/// The largest response. Those of topic management are far smaller.
 const MESSAGE_LIMIT: usize = 32 * 1024 * 1024;
 
-/// Does `work` inside the bridge and within the deadline. Work that is late is dropped inside the bridge too: rskafka spawns
-/// on tokio when a request is dropped.
+/// Runs `work` in the context of tokio until the deadline. It is dropped there too: rskafka spawns a task when a request is
+/// dropped.
 pub(crate) async fn call<T>(
     operation: &'static str,
     deadline: Deadline,
@@ -24,13 +24,13 @@ pub(crate) async fn call<T>(
     crate::call::call(operation, deadline, Compat::new(Box::pin(work))).await
 }
 
-/// Connects. To be used inside [`call`].
+/// Connects. Call it inside [`call`].
 pub(crate) async fn connect(settings: &Settings) -> Result<Client, Rskafka> {
     let brokers = settings.bootstrap.0.iter().map(ToString::to_string).collect();
     ClientBuilder::new(brokers)
         .client_id(settings.client_id)
         .max_message_size(MESSAGE_LIMIT)
-        // Pauses between rskafka's own attempts; ours end at the call's deadline.
+        // Of rskafka's retries; the deadline of the call ends them.
         .backoff_config(BackoffConfig {
             init_backoff: Duration::from_millis(50),
             max_backoff: Duration::from_secs(1),

@@ -1,4 +1,4 @@
-//! What every call has: a deadline, and a place in the metrics.
+//! Deadlines and metrics of calls.
 
 use std::{
     future::Future,
@@ -10,21 +10,21 @@ use config::HostPort;
 use smol::{Timer, future::or};
 use telemetry::metrics::{self, IntCounterVec};
 
-use crate::{BrokerError, Error, error::Late};
+use crate::{BrokerError, Error, error::Timeout};
 
 static CALLS: LazyLock<IntCounterVec> =
     LazyLock::new(|| metrics::counters("kafka_calls_total", "Calls to Kafka, by outcome.", &["operation", "outcome"]));
 static ERRORS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    let help = "Errors that brokers answered with, by request, name and what ends them.";
+    let help = "Error codes in responses of brokers, by request, name and remedy.";
     metrics::counters("kafka_broker_errors_total", help, &["request", "error", "ended_by"])
 });
 
-/// A time as Kafka has it in requests.
-pub(crate) fn millis(time: Duration) -> i32 {
-    i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
+/// A duration as requests have it, in milliseconds.
+pub(crate) fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
 }
 
-/// When a call has to be over, with everything that belongs to it: name look-ups, connections, versions, the request.
+/// When a call has to end, with all its steps: name resolution, connecting, ApiVersions, the request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     limit: Duration,
@@ -32,50 +32,50 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// So much time from now on.
+    /// The deadline of a call that begins now.
     pub(crate) fn new(limit: Duration) -> Self {
         Self { limit, end: Instant::now() + limit }
     }
 
-    /// The time that is left.
-    pub(crate) fn left(self) -> Duration {
+    /// The remaining time.
+    pub(crate) fn remaining(self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 
-    /// One part of so many equal ones of the time that is left.
-    pub(crate) fn share(self, parts: usize) -> Self {
-        Self::new(self.left() / u32::try_from(parts).unwrap_or(u32::MAX).max(1))
+    /// The first of `parts` equal parts of the remaining time.
+    pub(crate) fn split(self, parts: usize) -> Self {
+        Self::new(self.remaining() / u32::try_from(parts).unwrap_or(u32::MAX).max(1))
     }
 
-    /// Does `work` in the time that is left, and drops it when that is over. `broker` is who is waited for, if that is known.
-    pub(crate) async fn within<T>(
+    /// Runs `work` for the remaining time at most, then drops it. `broker` is the broker to name in the error, if it is known.
+    pub(crate) async fn timeout<T>(
         self,
         broker: Option<&HostPort>,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        // The work first: what it knows of whom it waits for is better than what is known here.
+        // The work is polled first: its own timeout names the broker.
         or(work, async {
             Timer::at(self.end).await;
-            Err(Late { limit: self.limit, broker: broker.cloned() }.into())
+            Err(Timeout { limit: self.limit, broker: broker.cloned() }.into())
         })
         .await
     }
 }
 
-/// Does `work` within the deadline; what is late is dropped.
+/// Runs `work` until the deadline, then drops it, and counts its outcome.
 pub(crate) async fn call<T>(
     operation: &'static str,
     deadline: Deadline,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    let result = deadline.within(None, work).await;
+    let result = deadline.timeout(None, work).await;
     let outcome = result.as_ref().err().map_or("ok", Error::outcome);
     CALLS.with_label_values(&[operation, outcome]).inc();
     result
 }
 
-/// Counts an error that a broker answered a request with.
-pub(crate) fn answered(request: &str, error: BrokerError) -> Error {
+/// Counts and converts an error code of a response.
+pub(crate) fn broker_error(request: &str, error: BrokerError) -> Error {
     ERRORS.with_label_values(&[request, &error.name(), error.remedy().name()]).inc();
     error.into()
 }

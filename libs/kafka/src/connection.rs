@@ -22,80 +22,77 @@ use telemetry::metrics::{self, IntCounterVec};
 
 use crate::{
     BrokerError, Error, Malformed,
-    call::{Deadline, answered},
-    memory,
-    records::LARGEST_BATCH,
+    call::{Deadline, broker_error},
+    large_batch,
+    records::MAX_BATCH_BYTES,
     unreachable::{Address, Cause, Unreachable},
     versions::{Request, Versions},
 };
 
-/// Bytes of an answer at most: a batch, and what says where it belongs.
-const LARGEST_ANSWER: usize = LARGEST_BATCH + 1024 * 1024;
-/// Bytes of an answer that is read into the connection's own buffer, which is kept.
-const KEPT_BUFFER: usize = 1024 * 1024 + 64 * 1024;
-/// Bytes that are read of an answer that is too large: enough to know what it would have been.
-const BEGINNING: usize = 64 * 1024;
-/// Bytes of an answer to ApiVersions at most. Whoever is no broker begins with something that is no length, and then the
-/// rest of it is not waited for.
-const LARGEST_VERSIONS: usize = 256 * 1024;
-/// How this client names its software to a broker.
+/// The largest response: a batch, and the fields around it.
+const MAX_RESPONSE_BYTES: usize = MAX_BATCH_BYTES + 1024 * 1024;
+/// The largest response that is read into the connection's buffer, which is reused.
+const MAX_BUFFER_BYTES: usize = 1024 * 1024 + 64 * 1024;
+/// Bytes that are read of a response that is too large: enough to decode the header of its first batch.
+const PREFIX_BYTES: usize = 64 * 1024;
+/// The largest response to ApiVersions. The first bytes of another protocol would be taken for a length; with this limit
+/// the client does not wait for so many bytes.
+const MAX_API_VERSIONS_BYTES: usize = 256 * 1024;
+/// Name and version of the client software in ApiVersions.
 const SOFTWARE: (&str, &str) = ("patient-management", env!("CARGO_PKG_VERSION"));
-/// The longest time for which a broker's quota is believed to silence a connection. A megabyte takes nine minutes at two
-/// kilobytes a second.
+/// The longest throttle time that is honoured. A megabyte takes nine minutes at two kilobytes a second.
 const MAX_THROTTLE: Duration = Duration::from_secs(60 * 60);
-/// A throttle is logged if it is as long, and none on this connection ended as shortly ago.
-const LOGGED_THROTTLE: Duration = Duration::from_secs(1);
+/// A throttle is logged if it is at least this long, and the last one of the connection ended at least [`LOG_INTERVAL`] ago.
+const MIN_LOGGED_THROTTLE: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 static THROTTLED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    let help = "Answers by which a quota of the broker made this client wait before its next request.";
+    let help = "Responses by which a quota of the broker throttled this client, by request.";
     metrics::counters("kafka_throttled_total", help, &["request"])
 });
 
-/// A connection to one broker: one request after the other. After an error, or when a call was dropped half-way, it is
-/// of no use any more.
+/// A connection to one broker, for one request at a time. After an error or a cancelled call it is unusable.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
     address: Address,
-    /// When the call that it is used for has to be over.
+    /// The deadline of the current call.
     deadline: Deadline,
-    /// Until when the broker reads nothing of this connection, because of a quota.
+    /// Until when the broker mutes the connection because of a quota.
     throttled_until: Option<Instant>,
     client_id: StrBytes,
     correlation_id: i32,
-    /// None before the answer to ApiVersions.
+    /// None before the response to ApiVersions.
     versions: Option<Versions>,
-    /// Whether there was an answer after that one.
-    is_proven: bool,
-    /// Every answer is read into the same memory, as soon as nobody holds the one before: memory that is allocated anew
-    /// for each fetch is given back to the system each time, and its pages are faulted in again.
+    /// Whether there was a response after that one.
+    has_served_a_request: bool,
+    /// Reused for each response once the one before is dropped: memory allocated for each fetch would be returned to the
+    /// system each time, and its pages faulted in again.
     buffer: BytesMut,
 }
 
-/// An answer, up to where its header ends.
+/// A response without its header.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) body: Bytes,
-    /// The bytes of all of it, if it is too large and only its beginning is here; then the connection is of no use any more.
-    pub(crate) cut_off: Option<usize>,
-    /// The right to the memory of a large one.
-    pub(crate) large: Option<SemaphoreGuard<'static>>,
+    /// The length of the whole response, if only its beginning was read; then the connection is unusable.
+    pub(crate) truncated: Option<usize>,
+    /// The permit of a large response.
+    pub(crate) large_batch: Option<SemaphoreGuard<'static>>,
 }
 
-impl Answer {
-    /// The whole body.
+impl Response {
+    /// The body.
     ///
     /// # Errors
-    /// If it is too large.
-    fn whole(self) -> Result<Bytes, Malformed> {
-        self.cut_off.map_or(Ok(self.body), |length| Err(Malformed::AnswerTooLarge(length)))
+    /// If it is truncated.
+    fn complete(self) -> Result<Bytes, Malformed> {
+        self.truncated.map_or(Ok(self.body), |length| Err(Malformed::ResponseTooLarge(length)))
     }
 }
 
 impl Connection {
-    /// Connects, and asks which versions the broker speaks, in the time of the call; a host name is looked up on a thread of
-    /// its own.
+    /// Connects and negotiates versions. Host names are resolved on a thread pool.
     pub(crate) async fn open(address: &Address, client_id: &'static str, deadline: Deadline) -> Result<Self, Error> {
         let stream = connect(address, deadline).await?;
         let mut connection = Self {
@@ -106,29 +103,28 @@ impl Connection {
             client_id: StrBytes::from_static_str(client_id),
             correlation_id: 0,
             versions: None,
-            is_proven: false,
+            has_served_a_request: false,
             buffer: BytesMut::new(),
         };
         match connection.negotiate().await {
             Ok(versions) => connection.versions = Some(versions),
-            Err(Error::Malformed(error)) => return Err(connection.unreachable(Cause::Foreign(error)).into()),
+            Err(Error::Malformed(error)) => return Err(connection.unreachable(Cause::NotKafka(error)).into()),
             Err(error) => return Err(error),
         }
         Ok(connection)
     }
 
-    /// The same connection for another call.
-    pub(crate) fn until(self, deadline: Deadline) -> Self {
+    /// The connection with the deadline of another call.
+    pub(crate) fn with_deadline(self, deadline: Deadline) -> Self {
         Self { deadline, ..self }
     }
 
-    /// Until when the broker reads nothing of this connection, because a quota was used up. A call that begins later does
-    /// not lose its time to it.
+    /// Until when the broker mutes the connection because of a quota, if that is in the future.
     pub(crate) fn throttled_until(&self) -> Option<Instant> {
         self.throttled_until.filter(|until| *until > Instant::now())
     }
 
-    /// Notes what an answer says of the broker's quotas: for so long the broker reads nothing of this connection (KIP-219).
+    /// Applies the throttle time of a response (KIP-219).
     pub(crate) fn throttle<Q: Request>(&mut self, milliseconds: i32) {
         let throttle = Duration::from_millis(u64::try_from(milliseconds).unwrap_or_default()).min(MAX_THROTTLE);
         if throttle.is_zero() {
@@ -136,30 +132,31 @@ impl Connection {
         }
         THROTTLED.with_label_values(&[&format!("{:?}", Q::KEY)]).inc();
         let logged_before = self.throttled_until.is_some_and(|until| until.elapsed() < LOG_INTERVAL);
-        if throttle >= LOGGED_THROTTLE && !logged_before {
+        if throttle >= MIN_LOGGED_THROTTLE && !logged_before {
             let (broker, request) = (self.address.broker.to_string(), Q::KEY);
-            tracing::info!(broker, ?request, milliseconds, "a quota of the broker makes this client wait");
+            tracing::info!(broker, ?request, milliseconds, "a quota of the broker throttles this client");
         }
         self.throttled_until = Some(Instant::now() + throttle);
     }
 
-    /// An error that the broker answered a request with, with its own words if it has some.
-    pub(crate) fn answered<Q: Request>(&self, code: ResponseError, message: Option<&str>) -> Error {
-        answered(&format!("{:?}", Q::KEY), BrokerError::new(code).saying(message).at(&self.address.broker))
+    /// Counts and converts an error code of a response, with the broker's message if there is one.
+    pub(crate) fn broker_error<Q: Request>(&self, code: ResponseError, message: Option<&str>) -> Error {
+        let error = BrokerError::new(code).with_message(message).with_broker(&self.address.broker);
+        broker_error(&format!("{:?}", Q::KEY), error)
     }
 
-    /// The highest version of a request, up to `most`, that both ends speak.
+    /// The highest version of a request, up to `max`, that both ends support.
     ///
     /// # Errors
     /// If there is none.
-    pub(crate) fn version<Q: Request>(&self, most: i16) -> Result<i16, Error> {
+    pub(crate) fn version<Q: Request>(&self, max: i16) -> Result<i16, Error> {
         let none = Versions::default();
         let versions = self.versions.as_ref().unwrap_or(&none);
-        versions.highest::<Q>(most).ok_or_else(|| {
-            let ours = Q::SPOKEN;
+        versions.highest::<Q>(max).ok_or_else(|| {
+            let ours = Q::SUPPORTED;
             let theirs = versions.describe::<Q>();
-            let text = format!("speaks {theirs}, and this client {} to {}", ours.start(), most.min(*ours.end()));
-            self.unreachable(Cause::Version(text)).into()
+            let text = format!("supports {theirs}, and this client {} to {}", ours.start(), max.min(*ours.end()));
+            self.unreachable(Cause::UnsupportedVersion(text)).into()
         })
     }
 
@@ -167,80 +164,80 @@ impl Connection {
         Unreachable { address: self.address.clone(), cause }
     }
 
-    /// Sends a request in the highest version that both ends speak, and reads its answer, whose byte fields share the
-    /// answer's memory.
-    pub(crate) async fn call<Q: Request>(&mut self, request: &Q) -> Result<Q::Answer, Error> {
+    /// Sends a request in the highest version that both ends support, and decodes the response, whose byte fields share its
+    /// buffer.
+    pub(crate) async fn call<Q: Request>(&mut self, request: &Q) -> Result<Q::Response, Error> {
         let version = self.version::<Q>(i16::MAX)?;
         self.call_in(version, request).await
     }
 
-    /// As [`call`](Self::call), in a version that [`version`](Self::version) gave.
-    pub(crate) async fn call_in<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Q::Answer, Error> {
-        let mut answer = self.exchange(version, request).await?.whole()?;
-        let answer = Q::Answer::decode(&mut answer, version).map_err(|_| Malformed::Answer)?;
-        self.throttle::<Q>(Q::throttle_ms(&answer));
-        Ok(answer)
+    /// As [`call`](Self::call), in a version from [`version`](Self::version).
+    pub(crate) async fn call_in<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Q::Response, Error> {
+        let mut body = self.exchange(version, request).await?.complete()?;
+        let response = Q::Response::decode(&mut body, version).map_err(|_| Malformed::Response)?;
+        self.throttle::<Q>(Q::throttle_ms(&response));
+        Ok(response)
     }
 
-    /// Asks for the versions that the broker speaks, in the highest version of this very request that it knows.
+    /// Requests the versions that the broker supports, in the highest version of ApiVersions that it supports.
     async fn negotiate(&mut self) -> Result<Versions, Error> {
         let (name, version) = SOFTWARE;
         let request = ApiVersionsRequest::default()
             .with_client_software_name(StrBytes::from_static_str(name))
             .with_client_software_version(StrBytes::from_static_str(version));
-        let mut version = *ApiVersionsRequest::SPOKEN.end();
+        let mut version = *ApiVersionsRequest::SUPPORTED.end();
         loop {
-            let mut answer = self.exchange(version, &request).await?.whole()?;
-            let error = answer.get(..2).map(|code| i16::from_be_bytes([code[0], code[1]])).ok_or(Malformed::Answer)?;
-            // A broker that does not know this version says so in version 0, and most say what they know instead.
-            let is_unknown = error == ResponseError::UnsupportedVersion.code();
-            let decoded = ApiVersionsResponse::decode(&mut answer, if is_unknown { 0 } else { version });
-            let decoded = decoded.map_err(|_| Malformed::Answer)?;
+            let mut body = self.exchange(version, &request).await?.complete()?;
+            let error = body.get(..2).map(|code| i16::from_be_bytes([code[0], code[1]])).ok_or(Malformed::Response)?;
+            // A broker that does not support this version responds in version 0, mostly with those that it supports.
+            let is_unsupported = error == ResponseError::UnsupportedVersion.code();
+            let decoded = ApiVersionsResponse::decode(&mut body, if is_unsupported { 0 } else { version });
+            let decoded = decoded.map_err(|_| Malformed::Response)?;
             let versions = Versions::new(&decoded);
             self.throttle::<ApiVersionsRequest>(decoded.throttle_time_ms);
             match ResponseError::try_from_code(error) {
                 None => return Ok(versions),
-                Some(_) if is_unknown && version > 0 => {
+                Some(_) if is_unsupported && version > 0 => {
                     version = versions.highest::<ApiVersionsRequest>(version - 1).unwrap_or(0);
                 }
-                Some(error) => return Err(self.answered::<ApiVersionsRequest>(error, None)),
+                Some(error) => return Err(self.broker_error::<ApiVersionsRequest>(error, None)),
             }
         }
     }
 
-    /// Sends a request in a version that [`version`](Self::version) gave, and reads its answer without decoding it. If a quota
-    /// of the broker silences the connection, that comes first.
-    pub(crate) async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Answer, Error> {
+    /// Sends a request in a version from [`version`](Self::version), and reads the response without decoding it. If the
+    /// connection is throttled, it waits first.
+    pub(crate) async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Response, Error> {
         let (deadline, broker) = (self.deadline, self.address.broker.clone());
-        deadline.within(Some(&broker), self.exchange_late(version, request)).await
+        deadline.timeout(Some(&broker), self.exchange_without_deadline(version, request)).await
     }
 
-    async fn exchange_late<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Answer, Error> {
+    async fn exchange_without_deadline<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Response, Error> {
         if let Some(until) = self.throttled_until() {
             Timer::at(until).await;
         }
         self.correlation_id = self.correlation_id.wrapping_add(1);
         self.send(version, request).await?;
-        let mut answer = self.receive().await?;
-        let header = ResponseHeader::decode(&mut answer.body, Q::Answer::header_version(version));
+        let mut response = self.receive().await?;
+        let header = ResponseHeader::decode(&mut response.body, Q::Response::header_version(version));
         match header {
             Ok(header) if header.correlation_id == self.correlation_id => {
-                self.is_proven = self.versions.is_some();
-                Ok(answer)
+                self.has_served_a_request = self.versions.is_some();
+                Ok(response)
             }
-            _ => Err(Malformed::Answer.into()),
+            _ => Err(Malformed::Response.into()),
         }
     }
 
-    /// What a failure of the connection means.
-    fn broken(&self, error: io::Error) -> Error {
+    /// The error of a failed connection, by how far it got.
+    fn io_error(&self, error: io::Error) -> Error {
         let is_closed = matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
         );
         let cause = match self.versions {
             None if is_closed => Cause::Closed,
-            Some(_) if is_closed && !self.is_proven => Cause::ClosedAfterVersions,
+            Some(_) if is_closed && !self.has_served_a_request => Cause::ClosedAfterVersions,
             _ => Cause::Broken(error),
         };
         self.unreachable(cause).into()
@@ -256,39 +253,39 @@ impl Connection {
         message.put_i32(0);
         let encoded = header.encode(&mut message, Q::header_version(version));
         let encoded = encoded.and_then(|()| request.encode(&mut message, version));
-        encoded.map_err(|error| self.broken(io::Error::other(error)))?;
-        let length = i32::try_from(message.len() - 4).map_err(|error| self.broken(io::Error::other(error)))?;
+        encoded.map_err(|error| self.io_error(io::Error::other(error)))?;
+        let length = i32::try_from(message.len() - 4).map_err(|error| self.io_error(io::Error::other(error)))?;
         message[..4].copy_from_slice(&length.to_be_bytes());
-        self.stream.write_all(&message).await.map_err(|error| self.broken(error))
+        self.stream.write_all(&message).await.map_err(|error| self.io_error(error))
     }
 
-    async fn receive(&mut self) -> Result<Answer, Error> {
+    async fn receive(&mut self) -> Result<Response, Error> {
         let mut length = [0; 4];
-        self.stream.read_exact(&mut length).await.map_err(|error| self.broken(error))?;
-        if let (None, Some(other)) = (&self.versions, other_protocol(length)) {
-            return Err(self.unreachable(other).into());
+        self.stream.read_exact(&mut length).await.map_err(|error| self.io_error(error))?;
+        if let (None, Some(protocol)) = (&self.versions, foreign_protocol(length)) {
+            return Err(self.unreachable(protocol).into());
         }
-        let length = usize::try_from(i32::from_be_bytes(length)).map_err(|_| Malformed::Answer)?;
-        if self.versions.is_none() && length > LARGEST_VERSIONS {
-            return Err(Malformed::AnswerTooLarge(length).into());
+        let length = usize::try_from(i32::from_be_bytes(length)).map_err(|_| Malformed::Response)?;
+        if self.versions.is_none() && length > MAX_API_VERSIONS_BYTES {
+            return Err(Malformed::ResponseTooLarge(length).into());
         }
-        let cut_off = (length > LARGEST_ANSWER).then_some(length);
-        let length = if cut_off.is_some() { BEGINNING } else { length };
-        let is_large = length > KEPT_BUFFER;
-        let large = if is_large { Some(memory::large().await) } else { None };
+        let truncated = (length > MAX_RESPONSE_BYTES).then_some(length);
+        let length = if truncated.is_some() { PREFIX_BYTES } else { length };
+        let is_large = length > MAX_BUFFER_BYTES;
+        let large_batch = if is_large { Some(large_batch::acquire().await) } else { None };
         let mut own = BytesMut::new();
         let buffer = if is_large { &mut own } else { &mut self.buffer };
         buffer.resize(length, 0);
         if let Err(error) = self.stream.read_exact(buffer).await {
-            return Err(self.broken(error));
+            return Err(self.io_error(error));
         }
-        Ok(Answer { body: buffer.split().freeze(), cut_off, large })
+        Ok(Response { body: buffer.split().freeze(), truncated, large_batch })
     }
 }
 
-/// What a first answer is that begins so and is none of Kafka's, whose first four bytes are a length.
-fn other_protocol(beginning: [u8; 4]) -> Option<Cause> {
-    match beginning {
+/// The protocol of a first response that begins with these four bytes, which Kafka has for a length.
+fn foreign_protocol(start: [u8; 4]) -> Option<Cause> {
+    match start {
         // An alert or a handshake, in any version since SSL 3.
         [0x15 | 0x16, 3, ..] => Some(Cause::Tls),
         [b'H', b'T', b'T', b'P'] => Some(Cause::Http),
@@ -296,20 +293,21 @@ fn other_protocol(beginning: [u8; 4]) -> Option<Cause> {
     }
 }
 
-/// A connection, or the reason by name: whoever cannot look the host up or does not get through in time is told the same as
-/// one that is refused.
+/// Resolves the host and connects. A timeout is an error as specific as a refused connection.
 async fn connect(address: &Address, deadline: Deadline) -> Result<TcpStream, Unreachable> {
     let unreachable = |cause| Unreachable { address: address.clone(), cause };
     let resolved = smol::net::resolve((address.broker.host.as_str(), address.broker.port));
-    let resolved = in_time(deadline, resolved).await.map_err(|error| unreachable(Cause::Name(error)))?;
+    let resolved = io_timeout(deadline, resolved).await.map_err(|error| unreachable(Cause::Resolve(error)))?;
     let connected = async {
         let stream = TcpStream::connect(&resolved[..]).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     };
-    in_time(deadline, connected).await.map_err(|error| unreachable(Cause::Connect(error)))
+    io_timeout(deadline, connected).await.map_err(|error| unreachable(Cause::Connect(error)))
 }
 
-async fn in_time<T>(deadline: Deadline, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(deadline.left(), work).await.unwrap_or_else(|elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)))
+async fn io_timeout<T>(deadline: Deadline, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(deadline.remaining(), work)
+        .await
+        .unwrap_or_else(|elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, elapsed)))
 }

@@ -1,6 +1,6 @@
 use crate::Malformed;
 
-/// Reads the pieces of a record, from the first byte on. No length is trusted.
+/// Decodes the fields of a record from the front. Lengths are checked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a>(pub(crate) &'a [u8]);
 
@@ -9,14 +9,14 @@ impl<'a> Cursor<'a> {
         self.0.is_empty()
     }
 
-    /// So many bytes.
+    /// The next `length` bytes.
     pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(Malformed::Record)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    /// A signed number of up to 64 bits, in zigzag and seven bits a byte.
+    /// A signed varint of up to 64 bits, in zigzag encoding.
     #[inline]
     pub(crate) fn varint(&mut self) -> Result<i64, Malformed> {
         let mut value = 0;
@@ -30,13 +30,13 @@ impl<'a> Cursor<'a> {
         Err(Malformed::Record)
     }
 
-    /// A length and so many bytes.
+    /// Bytes with their length.
     #[inline]
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         self.nullable()?.ok_or(Malformed::Record)
     }
 
-    /// A length and so many bytes, or -1 for null.
+    /// Bytes with their length, which is -1 for null.
     #[inline]
     pub(crate) fn nullable(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         match self.varint()? {

@@ -1,7 +1,7 @@
-//! What a batch has compressed, never more than it may be.
+//! Bounded decompression of batches.
 //!
-//! A few bytes can stand for gigabytes, and whoever may publish can send them. So every codec is read up to a limit, and
-//! memory is taken as data come, not as a header announces them.
+//! A few bytes may decompress to gigabytes, and any producer can send them. So each codec stops at a limit, and memory is
+//! allocated for data, not for the size that a header announces.
 
 use std::io::Read;
 
@@ -11,18 +11,18 @@ use zstd::zstd_safe::{DCtx, get_frame_content_size, zstd_sys::ZSTD_ErrorCode};
 
 use crate::Malformed;
 
-/// What snappy-java writes before its blocks: a magic number, its version, and the one that can still read it.
+/// The header of snappy-java: a magic number, its version, and the oldest compatible version.
 const SNAPPY_MAGIC: &[u8] = b"\x82SNAPPY\0";
 const SNAPPY_HEADER: usize = 16;
-/// How much larger than what is compressed the first try with zstd is, where its header does not tell.
+/// The first output buffer for zstd, as a multiple of the input, where the frame header has no content size.
 const ZSTD_RATIO: usize = 4;
-/// The first try with zstd at least.
-const ZSTD_LEAST: usize = 4096;
+/// The smallest output buffer for zstd.
+const ZSTD_MIN_BUFFER: usize = 4096;
 
-/// Decompresses with the codec of a batch's attributes.
+/// Decompresses with a codec, by its number in the attributes of a batch.
 ///
 /// # Errors
-/// [`Malformed::TooLarge`] if it is more than `limit` bytes; [`Malformed::Compression`] if it cannot be read.
+/// [`Malformed::TooLarge`] above `limit` bytes; [`Malformed::Compression`] if the input cannot be decompressed.
 pub(crate) fn decompress(codec: i16, bytes: Bytes, limit: usize) -> Result<Bytes, Malformed> {
     let decompressed = match codec {
         0 => return if bytes.len() > limit { Err(Malformed::TooLarge) } else { Ok(bytes) },
@@ -37,7 +37,7 @@ pub(crate) fn decompress(codec: i16, bytes: Bytes, limit: usize) -> Result<Bytes
 
 fn read(decoder: impl Read, limit: usize) -> Result<Vec<u8>, Malformed> {
     let mut decompressed = Vec::new();
-    // One more tells whether there is more.
+    // One byte above the limit shows that there is more.
     let read = decoder.take(limit as u64 + 1).read_to_end(&mut decompressed);
     match read {
         Ok(length) if length <= limit => Ok(decompressed),
@@ -46,7 +46,7 @@ fn read(decoder: impl Read, limit: usize) -> Result<Vec<u8>, Malformed> {
     }
 }
 
-/// Blocks as snappy-java frames them, or one block alone.
+/// Blocks framed as by snappy-java, or one raw block.
 fn snappy(mut bytes: Bytes, limit: usize) -> Result<Vec<u8>, Malformed> {
     let mut decompressed = Vec::new();
     if !bytes.starts_with(SNAPPY_MAGIC) {
@@ -77,15 +77,15 @@ fn snappy_block(block: &[u8], decompressed: &mut Vec<u8>, limit: usize) -> Resul
     Ok(())
 }
 
-/// In one step, because zstd's streams take a window of memory that the sender has chosen, up to 128 MiB. Where no header
-/// tells how large it will be, as where Java's client has compressed, it is tried with more and more room.
+/// Decompresses in one step: a stream would allocate the window that the sender has chosen, up to 128 MiB. If the frame header
+/// has no content size, as from the Java client, the output buffer grows until it is large enough.
 fn zstd(bytes: &[u8], limit: usize) -> Result<Vec<u8>, Malformed> {
     let announced = get_frame_content_size(bytes).map_err(|_| Malformed::Compression)?;
     let announced = announced.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
     if announced.is_some_and(|size| size > limit) {
         return Err(Malformed::TooLarge);
     }
-    let mut room = announced.unwrap_or(bytes.len().saturating_mul(ZSTD_RATIO).max(ZSTD_LEAST)).min(limit);
+    let mut room = announced.unwrap_or(bytes.len().saturating_mul(ZSTD_RATIO).max(ZSTD_MIN_BUFFER)).min(limit);
     let mut context = DCtx::try_create().ok_or(Malformed::Compression)?;
     loop {
         let mut decompressed = Vec::with_capacity(room);
@@ -95,7 +95,7 @@ fn zstd(bytes: &[u8], limit: usize) -> Result<Vec<u8>, Malformed> {
                 return Err(Malformed::Compression);
             }
             Err(_) if room == limit => return Err(Malformed::TooLarge),
-            Err(_) => room = room.max(ZSTD_LEAST).saturating_mul(2).min(limit),
+            Err(_) => room = room.max(ZSTD_MIN_BUFFER).saturating_mul(2).min(limit),
         }
     }
 }
@@ -140,7 +140,7 @@ mod tests {
         compressed
     }
 
-    /// As a stream, whose header does not tell the length.
+    /// A stream, whose frame header has no content size.
     fn zstd_stream(length: usize) -> Vec<u8> {
         let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
         zeros(length, &mut encoder);
@@ -162,7 +162,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_codec_is_read_up_to_the_limit_and_no_further() {
+    fn every_codec_stops_at_the_limit() {
         for (name, codec, compress) in CODECS {
             for length in [0, 1, 5000, LIMIT - 1, LIMIT] {
                 let read = decompress(codec, compress(length).into(), LIMIT);
@@ -178,12 +178,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_announces_more_than_it_has_is_refused() {
+    fn truncated_and_lying_input_is_rejected() {
         for (name, codec, compress) in CODECS {
             let whole = compress(100_000);
             for cut in [1, 5, whole.len() / 2, whole.len() - 1] {
                 let read = decompress(codec, whole[..cut].to_vec().into(), LIMIT);
-                // lz4 gives what there is; the records tell that some are missing.
+                // lz4 returns what it has; decoding the records finds the rest missing.
                 assert!(codec == 3 || read == Err(Malformed::Compression), "{name} cut at {cut}");
                 assert!(read.is_err() || read.is_ok_and(|bytes| bytes.len() <= 100_000), "{name} cut at {cut}");
             }

@@ -1,21 +1,21 @@
-//! Batches as they are sent, in version 2 of the format.
+//! Encoding of batches with magic 2.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::Record;
 
-/// Where the length of a batch ends, and where its checksum begins to count.
+/// Where the length field of a batch ends, and where the bytes begin that the checksum covers.
 const PREFIX: usize = 12;
 const CHECKED: usize = 21;
-/// The version of the format.
+/// The magic byte.
 const MAGIC: u8 = 2;
-/// In the place of a producer, its epoch and a sequence: there is none.
+/// No partition leader epoch, producer id, producer epoch or sequence.
 const NONE: i8 = -1;
 
-/// What a batch says of its sender. Most say nothing.
+/// Attributes and producer fields of a batch; by default there is no producer id.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sender {
-    /// Bits that tell how the records are compressed and whether they belong to a transaction.
+    /// Compression codec, transactional and control bits.
     pub(crate) attributes: i16,
     pub(crate) producer_id: i64,
     pub(crate) producer_epoch: i16,
@@ -29,7 +29,7 @@ impl Default for Sender {
     }
 }
 
-/// A batch of these records; none if it would be too large for the format, which ends at 2 GiB.
+/// Encodes a batch; none above the 2 GiB of the format.
 pub(crate) fn batch(records: &[Record]) -> Option<Bytes> {
     let mut payload = BytesMut::new();
     let first = records.first().map_or(0, |record| record.timestamp.timestamp_millis());
@@ -42,8 +42,7 @@ pub(crate) fn batch(records: &[Record]) -> Option<Bytes> {
     frame(Sender::default(), records.len(), (first, last), &payload)
 }
 
-/// A batch around records that are encoded, and compressed as the sender says, with the timestamps of the first record and
-/// of the latest.
+/// Puts the header of a batch before encoded records. `timestamps` are the first and the highest one.
 pub(crate) fn frame(sender: Sender, count: usize, timestamps: (i64, i64), payload: &[u8]) -> Option<Bytes> {
     let mut batch = BytesMut::with_capacity(payload.len() + 61);
     let count = i32::try_from(count).ok()?;
@@ -67,10 +66,10 @@ pub(crate) fn frame(sender: Sender, count: usize, timestamps: (i64, i64), payloa
     Some(batch.freeze())
 }
 
-/// Appends a record, whose offset and timestamp count from the batch's.
+/// Appends a record. Offset and timestamp are deltas.
 pub(crate) fn put_record(to: &mut BytesMut, offset: i64, timestamp: i64, record: &Record) {
     let mut body = BytesMut::new();
-    // Its attributes, of which there are none.
+    // No attributes.
     body.put_u8(0);
     put_varint(&mut body, timestamp);
     put_varint(&mut body, offset);
@@ -85,13 +84,13 @@ pub(crate) fn put_record(to: &mut BytesMut, offset: i64, timestamp: i64, record:
     to.put_slice(&body);
 }
 
-/// Bytes after their length, or -1 for null.
+/// Appends bytes with their length, which is -1 for null.
 fn put_bytes(to: &mut BytesMut, bytes: Option<&[u8]>) {
     put_varint(to, bytes.map_or(-1, |bytes| bytes.len() as i64));
     to.put_slice(bytes.unwrap_or_default());
 }
 
-/// A signed number in zigzag and seven bits a byte.
+/// Appends a signed varint in zigzag encoding.
 pub(crate) fn put_varint(to: &mut BytesMut, number: i64) {
     let mut rest = ((number << 1) ^ (number >> 63)) as u64;
     while rest > 0x7f {

@@ -1,87 +1,109 @@
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use config::HostPort;
 use kafka_protocol::error::ResponseError;
 use rskafka::client::error::{Error as Rskafka, ProtocolError};
+use thiserror::Error;
 use uuid::Uuid;
 
 use crate::{Malformed, Remedy, unreachable::Unreachable};
 
-/// Characters of a broker's own words that are kept.
-const LONGEST_MESSAGE: usize = 300;
+/// Characters of a broker's error message that are kept.
+const MAX_MESSAGE_CHARS: usize = 300;
 
 /// Why a call to Kafka failed, by what the caller can do about it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Error)]
 pub enum Error {
-    /// The broker will never take these records as they are: too large, or invalid in its eyes. Of a batch of several it may
-    /// be one that is to blame, or their sum.
-    Refused(BrokerError),
-    /// The broker rejects what was asked until a clock, a configuration, a right or a version is changed ([`Remedy`]). There
-    /// is nothing wrong with the records: they are to be kept and tried again.
-    Rejected(BrokerError),
+    /// The broker will never accept these records as they are: too large, or invalid. In a batch of several, it may be one
+    /// of them, or their total size.
+    #[error("the broker rejects the records for good: {0}")]
+    RecordRejected(#[source] BrokerError),
+    /// The broker rejects the request until a clock, a configuration, a permission or a version is changed ([`Remedy`]). The
+    /// records are valid: keep them and retry.
+    #[error("the broker rejects the request: {0}; {remedy}", remedy = .0.remedy())]
+    RequestRejected(#[source] BrokerError),
     /// The topic or the partition does not exist.
+    #[error("the topic or partition does not exist")]
     UnknownTopic,
-    /// There is no such offset (any more, or yet).
+    /// The offset is before the earliest or after the latest one.
+    #[error("the offset does not exist")]
     OffsetOutOfRange,
-    /// Another topic has the name of the one that was read, which was deleted and made again. Its offsets mean nothing in
-    /// this one. It stays so until the caller decides which topic to read.
+    /// The topic was deleted and created again, so its offsets mean something else. The error repeats until the caller
+    /// chooses the topic to read.
+    #[error("the topic was deleted and created again: its id was {expected} and is {found}")]
     TopicChanged {
-        /// The topic that was read.
+        /// The id of the topic that was read.
         expected: Uuid,
-        /// The topic that there is.
+        /// The id of the topic that has the name now.
         found: Uuid,
     },
-    /// The leader does not have the topic that is read: it was deleted, or the leader does not know it yet. What it is turns
-    /// out at the next call, which asks anew: [`Error::UnknownTopic`], [`Error::TopicChanged`] or success.
+    /// The leader does not know the topic id: the topic was deleted, or its metadata have not reached the leader. The next
+    /// call refreshes the metadata and returns [`Error::UnknownTopic`], [`Error::TopicChanged`] or succeeds.
+    #[error("the partition's leader does not have the topic with the id that is read")]
     UnknownTopicId,
-    /// The leader's log of the partition belongs to another topic than the one that is read. As [`Error::UnknownTopicId`].
+    /// The leader's log of the partition belongs to a topic with another id. As [`Error::UnknownTopicId`].
+    #[error("the partition's log belongs to another topic than the one that is read")]
     InconsistentTopicId,
-    /// Another leader was elected since this one became known. The next call asks who leads.
+    /// The leader epoch is outdated: another leader was elected. The next call refreshes the metadata.
+    #[error("another leader of the partition was elected")]
     FencedLeaderEpoch,
-    /// The broker cannot be reached or cannot serve now. Trying again later may help.
-    Away(Arc<dyn StdError + Send + Sync>),
-    /// What the broker sent cannot be read. It may be sent the same way again.
-    Malformed(Malformed),
-    /// There was no answer in time. The broker may have done what it was asked.
-    Late(Late),
+    /// The broker cannot be reached or cannot serve now. Retry later.
+    #[error("the broker is unavailable: {0}")]
+    Unavailable(#[source] Arc<dyn StdError + Send + Sync>),
+    /// The response cannot be decoded. A retry may return the same bytes.
+    #[error("the broker's response cannot be decoded: {0}")]
+    Malformed(#[from] Malformed),
+    /// There was no response in time. The broker may have executed the request.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
 }
 
-/// An error that a broker answered with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An error code in a response, with the broker's message.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{code}{}{}",
+    .broker.as_ref().map(|broker| format!(" from {broker}")).unwrap_or_default(),
+    .message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
+)]
 pub struct BrokerError {
     code: ResponseError,
-    /// The broker's own words, if it has some.
     message: Option<String>,
     broker: Option<HostPort>,
 }
 
-/// The time of a call that was over before its answer came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Late {
-    /// The time that there was.
+/// There was no response within the deadline of a call.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "the broker{} did not respond within {} ms",
+    .broker.as_ref().map(|broker| format!(" {broker}")).unwrap_or_default(),
+    .limit.as_millis()
+)]
+pub struct Timeout {
+    /// The time of the call, from its beginning.
     pub limit: Duration,
-    /// Who was waited for.
+    /// The broker, if it is known.
     pub broker: Option<HostPort>,
 }
 
-/// What each of several brokers failed with.
-#[derive(Debug)]
-pub(crate) struct NoneAnswered(pub(crate) Vec<Error>);
+/// The errors of all bootstrap brokers.
+#[derive(Debug, Error)]
+#[error("no bootstrap broker is available: {}", joined(.0))]
+pub(crate) struct NoBootstrapBroker(pub(crate) Vec<Error>);
 
 impl BrokerError {
-    /// An error by its code alone.
+    /// An error with this code alone.
     pub(crate) fn new(code: ResponseError) -> Self {
         Self { code, message: None, broker: None }
     }
 
-    /// The same error in the broker's own words, as far as they are short.
-    pub(crate) fn saying(self, message: Option<&str>) -> Self {
+    /// The error with the beginning of the broker's message.
+    pub(crate) fn with_message(self, message: Option<&str>) -> Self {
         let message = message.filter(|message| !message.is_empty());
-        Self { message: message.map(|message| message.chars().take(LONGEST_MESSAGE).collect()), ..self }
+        Self { message: message.map(|message| message.chars().take(MAX_MESSAGE_CHARS).collect()), ..self }
     }
 
-    /// The same error of this broker.
-    pub(crate) fn at(self, broker: &HostPort) -> Self {
+    /// The error with the broker that sent it.
+    pub(crate) fn with_broker(self, broker: &HostPort) -> Self {
         Self { broker: Some(broker.clone()), ..self }
     }
 
@@ -90,7 +112,7 @@ impl BrokerError {
         self.code.to_string()
     }
 
-    /// What ends it.
+    /// What has to change before the request can succeed.
     pub fn remedy(&self) -> Remedy {
         Remedy::of(self.code)
     }
@@ -101,9 +123,9 @@ impl BrokerError {
 }
 
 impl Error {
-    /// Whether the partition's leader is about to be another one; nothing was done.
-    pub(crate) fn is_of_moving_leaders(&self) -> bool {
-        let Self::Away(error) = self else { return false };
+    /// Whether the partition has no leader at the moment. Nothing was stored.
+    pub(crate) fn is_leader_election(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
         let code = error.downcast_ref::<BrokerError>().map(BrokerError::code);
         matches!(code, Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable))
     }
@@ -111,104 +133,37 @@ impl Error {
     /// A short name for metrics and traces.
     pub fn outcome(&self) -> &'static str {
         match self {
-            Self::Refused(_) => "refused",
-            Self::Rejected(_) => "rejected",
+            Self::RecordRejected(_) => "record_rejected",
+            Self::RequestRejected(_) => "rejected",
             Self::UnknownTopic => "unknown_topic",
             Self::OffsetOutOfRange => "offset_out_of_range",
             Self::TopicChanged { .. } => "topic_changed",
             Self::UnknownTopicId => "unknown_topic_id",
             Self::InconsistentTopicId => "inconsistent_topic_id",
             Self::FencedLeaderEpoch => "fenced_leader_epoch",
-            Self::Away(_) => "away",
+            Self::Unavailable(_) => "unavailable",
             Self::Malformed(_) => "malformed",
-            Self::Late(_) => "late",
+            Self::Timeout(_) => "timeout",
         }
     }
 
-    /// What tells one cause of an outage from another: the name of the broker's error where an operator has to act on it,
-    /// otherwise the [`outcome`](Self::outcome).
+    /// Distinguishes the causes of an outage: the name of the broker's error where an operator has to act on it, otherwise
+    /// the [`outcome`](Self::outcome).
     pub fn cause(&self) -> String {
         match self {
-            Self::Rejected(error) => error.name(),
+            Self::RequestRejected(error) => error.name(),
             other => other.outcome().to_owned(),
         }
     }
 }
 
-impl fmt::Display for BrokerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { code, message, broker } = self;
-        write!(f, "{code}")?;
-        if let Some(broker) = broker {
-            write!(f, " from {broker}")?;
-        }
-        match message {
-            Some(message) => write!(f, " ({message})"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl StdError for BrokerError {}
-
-impl fmt::Display for Late {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let milliseconds = self.limit.as_millis();
-        match &self.broker {
-            Some(broker) => write!(f, "the broker {broker} gave no answer within {milliseconds} ms"),
-            None => write!(f, "the broker gave no answer within {milliseconds} ms"),
-        }
-    }
-}
-
-impl fmt::Display for NoneAnswered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("none of the bootstrap brokers can be asked")?;
-        self.0.iter().zip([": "].into_iter().chain(std::iter::repeat("; "))).try_for_each(|(error, separator)| {
-            f.write_str(separator)?;
-            match error {
-                Error::Away(error) => write!(f, "{error}"),
-                error => write!(f, "{error}"),
-            }
-        })
-    }
-}
-
-impl StdError for NoneAnswered {}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(error) => write!(f, "the broker refuses the records for good: {error}"),
-            Self::Rejected(error) => write!(f, "the broker rejects the request: {error}; {}", error.remedy()),
-            Self::UnknownTopic => f.write_str("the topic or partition does not exist"),
-            Self::OffsetOutOfRange => f.write_str("the offset does not exist"),
-            Self::TopicChanged { expected, found } => {
-                write!(f, "the topic was deleted and made again: its id was {expected} and is {found}")
-            }
-            Self::UnknownTopicId => {
-                f.write_str("the partition's leader does not have the topic with the id that is read")
-            }
-            Self::InconsistentTopicId => {
-                f.write_str("the partition's log belongs to another topic than the one that is read")
-            }
-            Self::FencedLeaderEpoch => f.write_str("another leader of the partition was elected"),
-            Self::Away(error) => write!(f, "the broker is away: {error}"),
-            Self::Malformed(error) => write!(f, "the broker's answer cannot be read: {error}"),
-            Self::Late(late) => write!(f, "{late}"),
-        }
-    }
-}
-
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match self {
-            Self::Away(error) => Some(&**error),
-            Self::Malformed(error) => Some(error),
-            Self::Refused(error) | Self::Rejected(error) => Some(error),
-            _ => None,
-        }
-    }
+/// Errors in one line. That a broker is unavailable goes without saying.
+fn joined(errors: &[Error]) -> String {
+    let texts = errors.iter().map(|error| match error {
+        Error::Unavailable(error) => error.to_string(),
+        error => error.to_string(),
+    });
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 impl From<Rskafka> for Error {
@@ -216,21 +171,20 @@ impl From<Rskafka> for Error {
         match &error {
             Rskafka::ServerError { protocol_error: ProtocolError::UnknownTopicOrPartition, .. } => Self::UnknownTopic,
             Rskafka::ServerError { protocol_error, error_message, .. } => {
-                // The same names as kafka-protocol's, so that what ends it is known here too.
-                let code = by_name(&format!("{protocol_error:?}")).map(BrokerError::new);
+                // rskafka and kafka-protocol have the same names, so the remedy is found by the name.
+                let code = code_named(&format!("{protocol_error:?}")).map(BrokerError::new);
                 let rejected = code.filter(|error| error.remedy() != Remedy::Time);
                 match rejected {
-                    Some(rejected) => Self::Rejected(rejected.saying(error_message.as_deref())),
-                    None => Self::Away(Arc::new(error)),
+                    Some(rejected) => Self::RequestRejected(rejected.with_message(error_message.as_deref())),
+                    None => Self::Unavailable(Arc::new(error)),
                 }
             }
-            _ => Self::Away(Arc::new(error)),
+            _ => Self::Unavailable(Arc::new(error)),
         }
     }
 }
 
-/// The code with this name.
-fn by_name(name: &str) -> Option<ResponseError> {
+fn code_named(name: &str) -> Option<ResponseError> {
     (-1..200).filter_map(ResponseError::try_from_code).find(|code| code.to_string() == name)
 }
 
@@ -243,9 +197,9 @@ impl From<BrokerError> for Error {
             ResponseError::InconsistentTopicId => Self::InconsistentTopicId,
             ResponseError::FencedLeaderEpoch => Self::FencedLeaderEpoch,
             _ => match error.remedy() {
-                Remedy::Record => Self::Refused(error),
-                Remedy::Time => Self::Away(Arc::new(error)),
-                _ => Self::Rejected(error),
+                Remedy::Record => Self::RecordRejected(error),
+                Remedy::Time => Self::Unavailable(Arc::new(error)),
+                _ => Self::RequestRejected(error),
             },
         }
     }
@@ -259,18 +213,6 @@ impl From<ResponseError> for Error {
 
 impl From<Unreachable> for Error {
     fn from(error: Unreachable) -> Self {
-        Self::Away(Arc::new(error))
-    }
-}
-
-impl From<Malformed> for Error {
-    fn from(error: Malformed) -> Self {
-        Self::Malformed(error)
-    }
-}
-
-impl From<Late> for Error {
-    fn from(late: Late) -> Self {
-        Self::Late(late)
+        Self::Unavailable(Arc::new(error))
     }
 }

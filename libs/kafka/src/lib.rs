@@ -1,33 +1,31 @@
-//! Kafka for services.
+//! Kafka client for services: producer, consumer, metadata and topic management.
 //!
-//! Records go and come over connections of our own on smol ([`Producer`], [`Consumer`]), and those that come are read
-//! where they were received ([`Records`]); the messages around them are kafka-protocol's. rskafka, behind the tokio
-//! compat bridge, looks after topics; its records have their headers in a map, which loses what is repeated or null, so that
-//! a record that is sent or kept is our own [`Record`].
+//! [`Producer`] and [`Consumer`] use connections of their own on smol and decode records in the buffer that received them
+//! ([`Records`]); kafka-protocol encodes and decodes the messages around them. Topics are created and deleted through rskafka,
+//! behind the tokio compat bridge. rskafka keeps headers in a map, which loses duplicate names and null values, so records are
+//! of our own type [`Record`].
 //!
-//! On each connection the broker is asked which versions it speaks (ApiVersions), and each request is sent in the highest
-//! version that both ends speak. Tested are Apache Kafka 3.9 and 4.1, and Nisshi; from Apache Kafka 0.11 on, every broker
-//! has versions that this client speaks.
+//! Each connection negotiates versions with ApiVersions and sends each request in the highest version that both ends support.
+//! Tested are Apache Kafka 3.9 and 4.1, and Nisshi; every broker since Apache Kafka 0.11 has a common version with this client.
 //!
-//! Every call has a deadline, for all that belongs to it: finding who leads, connecting, asking. A connection that failed is
-//! thrown away, and what was known of who leads is asked anew.
-//! rskafka has no time-outs of its own and retries for minutes, so each of its clients serves one call.
+//! Each call has one deadline for all its steps: metadata, connecting, the request. After an error the connection and the
+//! cached metadata are dropped. rskafka has no time-outs and retries for minutes, so each call uses a new rskafka client.
 //!
 //! # Quotas
 //!
-//! A broker whose quota a client has used up answers at once, says how long the client has to be silent, and reads nothing of
-//! the connection meanwhile (KIP-219). The next call over that connection waits so long before its deadline begins:
-//! throttled is not unavailable. Brokers before Apache Kafka 2.0 delay the answer itself, which may cost a deadline.
+//! A broker whose quota is exceeded responds at once with a throttle time, and mutes the connection for that time (KIP-219).
+//! The next call on the connection waits for it before its deadline begins: a throttled broker is not unavailable. Brokers
+//! before Apache Kafka 2.0 delay the response instead, which counts against the deadline.
 //!
 //! # Memory
 //!
-//! A consumer holds an answer of about as many bytes as it asked for, and beside it up to 2 MiB of decompressed records. A
-//! single batch may be larger, up to 16 MiB as it is sent and as it is decompressed; of those there is one at a time in the
-//! whole process, as long as its [`Records`] live. What is larger than that is never taken into memory, whatever its codec:
-//! it is told as [`Unreadable`] and passed. A fetch gives 16,384 records at most.
+//! A consumer holds one response of about the requested size, and up to 2 MiB of decompressed records beside it. A single
+//! batch may have up to 16 MiB, compressed and decompressed; there is one such at a time in the process, for as long as its
+//! [`Records`] live. A larger batch is never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and
+//! skipped. A fetch returns at most 16,384 records.
 //!
-//! What it does not do: consumer groups (a consumer is given its partitions), transactions, idempotent production. A
-//! call that timed out may still reach the broker, so records are delivered at least once.
+//! Not supported: consumer groups (a consumer is given its partition), transactions, idempotent production. The broker may
+//! have executed a call that timed out, so records are delivered at least once.
 
 mod batch;
 mod bridge;
@@ -38,10 +36,10 @@ mod cursor;
 mod decompress;
 mod encode;
 mod error;
-mod fetch_answer;
-mod leader;
+mod fetch_response;
+mod large_batch;
 mod malformed;
-mod memory;
+mod metadata;
 pub mod partitioner;
 mod producer;
 mod record;
@@ -55,12 +53,12 @@ mod unreachable;
 mod versions;
 
 pub use consumer::{Consumer, Fetched};
-pub use error::{BrokerError, Error, Late};
-pub use leader::{brokers, leaders, partitions};
+pub use error::{BrokerError, Error, Timeout};
 pub use malformed::Malformed;
+pub use metadata::{brokers, leaders, partitions};
 pub use producer::Producer;
 pub use record::{Headers, Record, RecordAndOffset, RecordRef};
-pub use records::{Records, Unreadable};
+pub use records::{Records, UnreadableBatch};
 pub use remedy::Remedy;
 pub use settings::Settings;
 pub use topics::{create_topic, delete_topic};

@@ -1,50 +1,38 @@
-use std::fmt;
+use thiserror::Error;
 
-use crate::records::LARGEST_BATCH;
+use crate::records::MAX_BATCH_BYTES;
 
-/// What is wrong with something that a broker sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why bytes that a broker sent cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
-    /// It is no answer to what was asked.
-    Answer,
-    /// It is an answer of so many bytes, more than any that was asked for.
-    AnswerTooLarge(usize),
-    /// A batch's header contradicts itself.
+    /// The bytes are no response to the request.
+    #[error("it is no response to the request")]
+    Response,
+    /// The response has this many bytes, more than any request allows.
+    #[error("it has {0} bytes, more than any response to the request")]
+    ResponseTooLarge(usize),
+    /// The header of a batch is inconsistent.
+    #[error("a batch's header is inconsistent")]
     Batch,
-    /// A batch is of a version of the format that is not read: brokers before 0.11 wrote it.
-    Version(u8),
-    /// A batch is not what was written, by its checksum.
+    /// The batch has this magic byte: brokers before 0.11 wrote it.
+    #[error("a batch is of version {0} of the format")]
+    UnsupportedMagic(u8),
+    /// The checksum of a batch does not match.
+    #[error("a batch's checksum is wrong")]
     Checksum,
-    /// What a batch has compressed cannot be had.
+    /// A batch cannot be decompressed.
+    #[error("a batch cannot be decompressed")]
     Compression,
-    /// A batch is larger than [16 MiB](crate#memory), or what it has compressed is.
+    /// A batch is larger than [16 MiB](crate#memory), compressed or decompressed.
+    #[error("a batch has more than {} MiB, perhaps after decompression", MAX_BATCH_BYTES >> 20)]
     TooLarge,
-    /// There are records, and none is given, however much may be.
-    NothingGiven,
-    /// A record is cut off or contradicts its batch.
+    /// The partition has records at this offset, and the broker returns none, whatever the size of the fetch.
+    #[error(
+        "it has records and returns none, even of {} MiB: there may be a larger one, which some brokers never return",
+        MAX_BATCH_BYTES >> 20
+    )]
+    NoRecordsReturned,
+    /// A record is truncated or inconsistent with its batch.
+    #[error("a record is truncated or inconsistent with its batch")]
     Record,
 }
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answer => f.write_str("it is no answer to what was asked"),
-            Self::AnswerTooLarge(length) => write!(f, "it has {length} bytes, more than any answer to what was asked"),
-            Self::Batch => f.write_str("a batch's header contradicts itself"),
-            Self::Version(version) => write!(f, "a batch is of version {version} of the format"),
-            Self::Checksum => f.write_str("a batch's checksum is wrong"),
-            Self::Compression => f.write_str("a batch cannot be decompressed"),
-            Self::TooLarge => {
-                write!(f, "a batch has more than {} MiB, perhaps after decompression", LARGEST_BATCH >> 20)
-            }
-            Self::NothingGiven => write!(
-                f,
-                "it has records and gives none, even of {} MiB: there may be a larger one, which some brokers never give",
-                LARGEST_BATCH >> 20
-            ),
-            Self::Record => f.write_str("a record is cut off or contradicts its batch"),
-        }
-    }
-}
-
-impl std::error::Error for Malformed {}

@@ -1,15 +1,15 @@
-//! The partition of a key, as Java's default partitioner has it: murmur2. Every client that keeps to it, in whatever
-//! language, sends a patient's events to the same partition.
+//! The default partitioner of the Java client: murmur2 of the key. Clients in other languages that use it send the same key
+//! to the same partition.
 
-/// A hash of the key from 0 to `i32::MAX`: Kafka's `toPositive(murmur2(key))`.
+/// The hash of a key, from 0 to `i32::MAX`: Kafka's `toPositive(murmur2(key))`.
 pub fn key_hash(key: &[u8]) -> i32 {
     (murmur2(key) & 0x7fff_ffff) as i32
 }
 
-/// The partition, from 0, of a key with this hash.
+/// The partition of a key with this hash.
 ///
 /// # Panics
-/// If there is no partition.
+/// If `partitions` is not positive.
 pub fn of_hash(key_hash: i32, partitions: i32) -> i32 {
     assert!(partitions > 0, "a topic has a partition");
     key_hash % partitions
@@ -44,7 +44,7 @@ mod tests {
 
     /// The cases of Kafka's own `UtilsTest.testMurmur2`.
     #[test]
-    fn hashes_as_kafka_does() {
+    fn hashes_are_those_of_kafka() {
         for (key, hash) in [
             ("21", -973932308),
             ("foobar", -790332482),

@@ -20,23 +20,23 @@ use crate::{
     BrokerError, Error, Malformed, Record, Settings,
     call::{Deadline, call, millis},
     connection::Connection,
-    encode, leader,
+    encode, metadata,
     unreachable::Address,
     versions::PRODUCE_BY_NAME,
 };
 
-/// Acknowledged when every replica in sync has it.
+/// acks=all: acknowledged once every in-sync replica has the batch.
 const ALL_REPLICAS: i16 = -1;
-/// A connection that has been idle for longer is not used again: brokers close them, by default after ten minutes.
-const IDLE: Duration = Duration::from_secs(60);
-/// For so long a send waits for a leader that knows it is one. It is a short moment after a topic was made, and after
-/// that the others should not wait for one partition.
-const MOVING: Duration = Duration::from_secs(1);
+/// A connection that was idle for longer is not reused: brokers close it, by default after ten minutes.
+const MAX_IDLE: Duration = Duration::from_secs(60);
+/// How long a send retries partitions without a leader. An election after the creation of a topic is short, and the other
+/// partitions should not wait for longer.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Sends records to the partitions of one topic.
 ///
-/// It is owned by one task, which therefore has at most one batch in flight for each partition: the order in which it
-/// sends is the order in which they are stored.
+/// [`send`](Self::send) takes `&mut self`, so at most one batch of each partition is in flight: batches are stored in the
+/// order in which they are sent.
 #[derive(Debug)]
 pub struct Producer {
     settings: Settings,
@@ -44,7 +44,7 @@ pub struct Producer {
     cluster: Option<Cluster>,
 }
 
-/// Who leads the partitions, and the connections to them that are of use.
+/// The leaders of the partitions, and usable connections to them.
 #[derive(Debug)]
 struct Cluster {
     topic_id: Option<Uuid>,
@@ -52,9 +52,9 @@ struct Cluster {
     connections: HashMap<Address, (Connection, Instant)>,
 }
 
-/// A batch as it is sent.
+/// An encoded batch.
 #[derive(Clone, Debug)]
-struct Batch {
+struct EncodedBatch {
     bytes: Bytes,
     records: i64,
 }
@@ -62,22 +62,22 @@ struct Batch {
 type Results = BTreeMap<i32, Result<Vec<i64>, Error>>;
 
 impl Producer {
-    /// A producer that connects when it is first used, and again after a failure.
+    /// A producer that connects at its first call, and again after an error.
     pub fn new(settings: Settings, topic: impl Into<String>) -> Self {
         Self { settings, topic: TopicName(StrBytes::from_string(topic.into())), cluster: None }
     }
 
-    /// How many partitions the topic has.
+    /// The number of partitions of the topic.
     ///
     /// # Errors
-    /// [`Error::UnknownTopic`] if there is no such topic; otherwise if the broker cannot be asked.
+    /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
     pub async fn partitions(&mut self) -> Result<i32, Error> {
         let cluster = self.cluster(Deadline::new(self.settings.deadline)).await?;
-        i32::try_from(cluster.leaders.len()).map_err(|_| Malformed::Answer.into())
+        i32::try_from(cluster.leaders.len()).map_err(|_| Malformed::Response.into())
     }
 
-    /// The partitions whose leaders read nothing now, because a quota was used up, and until when. A [`send`](Self::send) to
-    /// them waits for that.
+    /// The partitions whose leaders throttle this client because of a quota, and until when. A [`send`](Self::send) to them
+    /// waits for it.
     pub fn throttled(&self) -> BTreeMap<i32, Instant> {
         let Some(cluster) = &self.cluster else { return BTreeMap::new() };
         let until = |leader: &Option<Address>| cluster.connections.get(leader.as_ref()?)?.0.throttled_until();
@@ -88,7 +88,7 @@ impl Producer {
         let cluster = match self.cluster.take() {
             Some(cluster) => cluster,
             None => {
-                let topic = leader::topic_of(&self.settings, deadline, &self.topic);
+                let topic = metadata::topic(&self.settings, deadline, &self.topic);
                 let topic = call("connect", deadline, topic).await?;
                 Cluster { topic_id: topic.id, leaders: topic.leaders, connections: HashMap::new() }
             }
@@ -96,17 +96,17 @@ impl Producer {
         Ok(self.cluster.insert(cluster))
     }
 
-    /// Sends one batch to each of several partitions, with one request to each of their leaders, and gives each one's
-    /// offsets or error. A batch is stored whole or, as far as its error tells, not at all.
+    /// Sends one batch to each of several partitions, with one request to each leader. Returns the offsets or the error of
+    /// each partition. A batch is stored as a whole or not at all; after [`Error::Timeout`] it may have been stored.
     ///
-    /// What fails because of what was known of the brokers before is tried once more with what they say now, and what has
-    /// no leader that knows it is one, for a moment; all within the one deadline of a call. If a quota makes a leader read
-    /// nothing ([`throttled`](Self::throttled)), the deadline begins when that is over.
+    /// Errors that may come from outdated metadata are retried once with new ones, and leader elections for a second, all
+    /// within the one deadline of a call. If a quota throttles a leader ([`throttled`](Self::throttled)), the deadline begins
+    /// after that.
     pub async fn send(&mut self, batches: BTreeMap<i32, Vec<Record>>) -> Results {
         let mut results = Results::new();
         let mut encoded = BTreeMap::new();
         for (partition, records) in batches {
-            match Batch::encode(&records) {
+            match EncodedBatch::new(&records) {
                 Ok(batch) => drop(encoded.insert(partition, batch)),
                 Err(error) => drop(results.insert(partition, Err(error))),
             }
@@ -115,43 +115,43 @@ impl Producer {
         if let Some(until) = encoded.keys().filter_map(|partition| throttled.get(partition)).max() {
             smol::Timer::at(*until).await;
         }
-        let (mut known, started) = (self.cluster.is_some(), Instant::now());
+        let (mut has_old_metadata, started) = (self.cluster.is_some(), Instant::now());
         let deadline = Deadline::new(self.settings.deadline);
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
         loop {
             results.extend(self.send_once(&encoded, deadline).await);
             encoded.retain(|partition, _| match &results[partition] {
-                Err(error) if error.is_of_moving_leaders() => started.elapsed() < MOVING,
-                Err(Error::Away(_) | Error::UnknownTopic | Error::UnknownTopicId) => known,
+                Err(error) if error.is_leader_election() => started.elapsed() < ELECTION_TIMEOUT,
+                Err(Error::Unavailable(_) | Error::UnknownTopic | Error::UnknownTopicId) => has_old_metadata,
                 _ => false,
             });
-            if encoded.is_empty() || deadline.left().is_zero() {
+            if encoded.is_empty() || deadline.remaining().is_zero() {
                 break;
             }
             self.cluster = None;
-            if !known {
+            if !has_old_metadata {
                 backoff.pause().await;
             }
-            known = false;
+            has_old_metadata = false;
         }
-        // What a broker refuses or rejects says nothing against it or its connection.
-        let broken = |result: &Result<_, Error>| {
-            result.as_ref().is_err_and(|error| !matches!(error, Error::Refused(_) | Error::Rejected(_)))
+        // After a rejection, connection and metadata are still good.
+        let is_broken = |result: &Result<_, Error>| {
+            result.as_ref().is_err_and(|error| !matches!(error, Error::RecordRejected(_) | Error::RequestRejected(_)))
         };
-        if results.values().any(broken) {
+        if results.values().any(is_broken) {
             self.cluster = None;
         }
         results
     }
 
-    async fn send_once(&mut self, batches: &BTreeMap<i32, Batch>, deadline: Deadline) -> Results {
+    async fn send_once(&mut self, batches: &BTreeMap<i32, EncodedBatch>, deadline: Deadline) -> Results {
         let (settings, topic) = (self.settings.clone(), self.topic.clone());
         let cluster = match self.cluster(deadline).await {
             Ok(cluster) => cluster,
             Err(error) => return batches.keys().map(|&partition| (partition, Err(error.clone()))).collect(),
         };
         let mut results = Results::new();
-        let mut by_leader = HashMap::<Address, BTreeMap<i32, Batch>>::new();
+        let mut by_leader = HashMap::<Address, BTreeMap<i32, EncodedBatch>>::new();
         for (&partition, batch) in batches {
             let leader = usize::try_from(partition).ok().and_then(|partition| cluster.leaders.get(partition));
             match leader {
@@ -164,7 +164,7 @@ impl Producer {
         }
         let sending = by_leader.into_iter().map(|(leader, batches)| {
             let kept = cluster.connections.remove(&leader);
-            let connection = kept.filter(|(_, used)| used.elapsed() < IDLE).map(|(connection, _)| connection);
+            let connection = kept.filter(|(_, used)| used.elapsed() < MAX_IDLE).map(|(connection, _)| connection);
             send_to(&settings, deadline, &topic, cluster.topic_id, leader, connection, batches)
         });
         for (leader, connection, of_leader) in join_all(sending).await {
@@ -175,7 +175,7 @@ impl Producer {
     }
 }
 
-/// Sends batches to their leader; gives the connection if it can be used again.
+/// Sends batches to their leader. Returns the connection if it can be reused.
 async fn send_to(
     settings: &Settings,
     deadline: Deadline,
@@ -183,14 +183,14 @@ async fn send_to(
     topic_id: Option<Uuid>,
     leader: Address,
     connection: Option<Connection>,
-    batches: BTreeMap<i32, Batch>,
+    batches: BTreeMap<i32, EncodedBatch>,
 ) -> (Address, Option<Connection>, Results) {
     let work = async {
         let mut connection = match connection {
-            Some(connection) => connection.until(deadline),
+            Some(connection) => connection.with_deadline(deadline),
             None => Connection::open(&leader, settings.client_id, deadline).await?,
         };
-        let partition = |(&index, batch): (&i32, &Batch)| {
+        let partition = |(&index, batch): (&i32, &EncodedBatch)| {
             PartitionProduceData::default().with_index(index).with_records(Some(batch.bytes.clone()))
         };
         let version = connection.version::<ProduceRequest>(topic_id.map_or(PRODUCE_BY_NAME, |_| i16::MAX))?;
@@ -201,15 +201,15 @@ async fn send_to(
         let topic = topic.with_partition_data(batches.iter().map(partition).collect());
         let request = ProduceRequest::default()
             .with_acks(ALL_REPLICAS)
-            .with_timeout_ms(millis(deadline.left()))
+            .with_timeout_ms(millis(deadline.remaining()))
             .with_topic_data(vec![topic]);
-        let answer: ProduceResponse = connection.call_in(version, &request).await?;
-        Ok((connection, answer))
+        let response: ProduceResponse = connection.call_in(version, &request).await?;
+        Ok((connection, response))
     };
-    // Boxed, because a request with its answer is large, and would be part of every caller's future.
+    // Boxed, because a request with its response is large, and would be part of every caller's future.
     match call("produce", deadline, Box::pin(work)).await {
-        Ok((connection, answer)) => {
-            let of = |partition, batch| offsets(&connection, &answer, partition, batch);
+        Ok((connection, response)) => {
+            let of = |partition, batch| offsets(&connection, &response, partition, batch);
             let results = batches.iter().map(|(&partition, batch)| (partition, of(partition, batch))).collect();
             (leader, Some(connection), results)
         }
@@ -219,21 +219,22 @@ async fn send_to(
 
 fn offsets(
     connection: &Connection,
-    answer: &ProduceResponse,
+    response: &ProduceResponse,
     partition: i32,
-    batch: &Batch,
+    batch: &EncodedBatch,
 ) -> Result<Vec<i64>, Error> {
-    let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
-    let found = partitions.find(|found| found.index == partition).ok_or(Malformed::Answer)?;
+    let mut partitions = response.responses.iter().flat_map(|topic| &topic.partition_responses);
+    let found = partitions.find(|found| found.index == partition).ok_or(Malformed::Response)?;
     match found.error_code.err() {
-        Some(error) => Err(connection.answered::<ProduceRequest>(error, found.error_message.as_deref())),
+        Some(error) => Err(connection.broker_error::<ProduceRequest>(error, found.error_message.as_deref())),
         None => Ok((found.base_offset..found.base_offset + batch.records).collect()),
     }
 }
 
-impl Batch {
-    fn encode(records: &[Record]) -> Result<Self, Error> {
-        let bytes = encode::batch(records).ok_or(Error::Refused(BrokerError::new(ResponseError::MessageTooLarge)))?;
+impl EncodedBatch {
+    fn new(records: &[Record]) -> Result<Self, Error> {
+        let bytes =
+            encode::batch(records).ok_or(Error::RecordRejected(BrokerError::new(ResponseError::MessageTooLarge)))?;
         Ok(Self { bytes, records: records.len() as i64 })
     }
 }

@@ -2,11 +2,10 @@ use chrono::{DateTime, Utc};
 
 use crate::{Malformed, cursor::Cursor};
 
-/// The headers of a record: names and values, in order. A name may come more than once, need not be text, and may have no
-/// value.
+/// The headers of a record: names and values, in order. Names may repeat and need not be UTF-8; a value may be null.
 pub type Headers = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-/// A record that is sent or kept.
+/// A record with memory of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Its key.
@@ -15,12 +14,12 @@ pub struct Record {
     pub value: Option<Vec<u8>>,
     /// Its headers.
     pub headers: Headers,
-    /// When it was made or, if the topic says so, appended.
+    /// When it was created or, with `message.timestamp.type=LogAppendTime`, appended.
     pub timestamp: DateTime<Utc>,
 }
 
 impl Record {
-    /// Bytes of its key, value and headers.
+    /// Bytes of key, value and headers.
     pub fn approximate_size(&self) -> usize {
         let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + length(value)).sum();
@@ -28,7 +27,7 @@ impl Record {
     }
 }
 
-/// A record with its place in its partition.
+/// A record with its offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordAndOffset {
     /// The record.
@@ -37,24 +36,24 @@ pub struct RecordAndOffset {
     pub offset: i64,
 }
 
-/// A record where it was received: nothing of it is copied.
+/// A record in the receive buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordRef<'a> {
-    /// Where it is in its partition.
+    /// Its offset.
     pub offset: i64,
-    /// When it was made or, if the topic says so, appended; in milliseconds since 1970.
+    /// When it was created or, with `message.timestamp.type=LogAppendTime`, appended; in milliseconds since 1970.
     pub timestamp: i64,
     /// Its key.
     pub key: Option<&'a [u8]>,
     /// Its value.
     pub value: Option<&'a [u8]>,
-    /// Its headers, encoded, without their number.
+    /// The encoded headers, without their count.
     headers: Cursor<'a>,
 }
 
 impl<'a> RecordRef<'a> {
-    /// Reads a record with all its headers; offset and timestamp are those that it has in its batch.
-    pub(crate) fn check(cursor: &mut Cursor<'a>) -> Result<Self, Malformed> {
+    /// Decodes a record and all its headers. Offset and timestamp are deltas.
+    pub(crate) fn validate(cursor: &mut Cursor<'a>) -> Result<Self, Malformed> {
         let mut body = Self::body(cursor)?;
         let record = Self::fields(&mut body)?;
         let mut headers = record.headers;
@@ -64,8 +63,8 @@ impl<'a> RecordRef<'a> {
         if headers.is_empty() { Ok(record) } else { Err(Malformed::Record) }
     }
 
-    /// Reads a record that has been checked before.
-    pub(crate) fn read(cursor: &mut Cursor<'a>) -> Result<Self, Malformed> {
+    /// Decodes a record that was validated before.
+    pub(crate) fn decode(cursor: &mut Cursor<'a>) -> Result<Self, Malformed> {
         Self::fields(&mut Self::body(cursor)?)
     }
 
@@ -73,7 +72,7 @@ impl<'a> RecordRef<'a> {
         cursor.bytes().map(Cursor)
     }
 
-    /// Leaves the cursor before the number of headers.
+    /// Leaves the cursor before the count of headers.
     fn fields(body: &mut Cursor<'a>) -> Result<Self, Malformed> {
         let _attributes = body.take(1)?;
         let (timestamp, offset) = (body.varint()?, body.varint()?);
@@ -87,27 +86,27 @@ impl<'a> RecordRef<'a> {
         u64::try_from(body.varint()?).map_err(|_| Malformed::Record)
     }
 
-    /// Names and values of its headers, in order.
+    /// Names and values of the headers, in order.
     pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
         let mut headers = self.headers;
-        // It has been checked: nothing but the end ends it.
+        // They are valid: an error means the end.
         std::iter::from_fn(move || header(&mut headers).ok())
     }
 
-    /// The text of the last header with this name, if it is there and is text.
+    /// The value of the last header with this name, if it is UTF-8.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         let (_, value) = self.headers().filter(|(found, _)| *found == name.as_bytes()).last()?;
         std::str::from_utf8(value?).ok()
     }
 
-    /// The record in memory of its own, with all its headers as they are.
+    /// A copy in memory of its own.
     pub fn to_record(&self) -> RecordAndOffset {
         let headers = self.headers().map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)));
         let record = Record {
             key: self.key.map(<[u8]>::to_vec),
             value: self.value.map(<[u8]>::to_vec),
             headers: headers.collect(),
-            // What is no time at all becomes 1970.
+            // A timestamp out of range becomes 1970.
             timestamp: DateTime::from_timestamp_millis(self.timestamp).unwrap_or_default(),
         };
         RecordAndOffset { record, offset: self.offset }

@@ -1,24 +1,24 @@
-//! What ends an error: each code that a broker can answer with, once.
+//! The remedy of each error code of the Kafka protocol.
 
 use std::fmt;
 
 use kafka_protocol::error::ResponseError;
 
-/// What has to change before a request that a broker answered with an error can succeed.
+/// What has to change before a failed request can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Remedy {
-    /// Nothing of ours: a leader is elected, a coordinator loads, a replica comes back. What this client does not know is
-    /// tried again too.
+    /// Nothing: a leader is elected, a coordinator loads, a replica returns. Codes that this client does not know are retried
+    /// too.
     Time,
-    /// The clock of this service or of the broker, or how far apart the topic lets them be.
+    /// The clock of this service or of the broker, or the difference that the topic allows.
     Clock,
-    /// A right (ACL) or a credential that the broker's operator gives.
+    /// A permission (ACL) or credential.
     Access,
-    /// A setting of the topic, of the broker, or of this service.
+    /// A setting of the topic, the broker or this service.
     Configuration,
-    /// Another version of the broker or of this client.
+    /// The version of the broker or of this client.
     Version,
-    /// Nothing, for this record: it is too large for the topic, or invalid in the broker's eyes.
+    /// The record itself: it is too large for the topic, or invalid.
     Record,
 }
 
@@ -35,8 +35,8 @@ impl Remedy {
         }
     }
 
-    /// Of an error code. There is no `_`: a code that a new version of the protocol brings has to be thought about, because
-    /// what is wrongly taken for [`Record`](Self::Record) takes events out of their order for good.
+    /// The remedy of an error code. There is no `_` arm, so that a new code does not compile until somebody has decided:
+    /// whatever is [`Record`](Self::Record) by mistake dead-letters events that are valid.
     pub(crate) fn of(code: ResponseError) -> Self {
         use ResponseError as E;
         match code {
@@ -182,21 +182,21 @@ impl Remedy {
     }
 }
 
-/// What an operator should look at.
+/// Advice for an operator.
 impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Time => "it is tried again, and time should heal it",
+            Self::Time => "it is retried, and is expected to succeed later",
             Self::Clock => {
-                "it is tried again until the clock of this service (or of the broker) is right, or the topic's \
+                "it is retried until the clock of this service (or of the broker) is right, or the topic's \
                  message.timestamp.before.max.ms and message.timestamp.after.max.ms (before Apache Kafka 3.6: \
                  message.timestamp.difference.max.ms) allow the difference"
             }
-            Self::Access => "it is tried again until the broker's operator grants the right (ACL) or credential",
+            Self::Access => "it is retried until the permission (ACL) or credential is granted",
             Self::Configuration => {
-                "it is tried again until the configuration of the topic, the broker or this service is mended"
+                "it is retried until the configuration of the topic, the broker or this service is corrected"
             }
-            Self::Version => "it is tried again until broker and client have versions that understand each other",
+            Self::Version => "it is retried until broker and client have a common version",
             Self::Record => "it is never accepted as it is",
         })
     }
@@ -207,35 +207,35 @@ mod tests {
     use super::*;
     use crate::{BrokerError, Error};
 
-    /// Every code that there is, and some that there may be.
+    /// Every known code, and some unknown ones.
     fn codes() -> impl Iterator<Item = ResponseError> {
         (-1..=200).filter_map(ResponseError::try_from_code)
     }
 
     #[test]
-    fn only_what_is_wrong_with_the_record_itself_is_refused_for_good() {
-        let refused: Vec<i16> = codes()
-            .filter(|&code| matches!(Error::from(BrokerError::new(code)), Error::Refused(_)))
+    fn only_errors_of_the_record_itself_reject_it_for_good() {
+        let rejected: Vec<i16> = codes()
+            .filter(|&code| matches!(Error::from(BrokerError::new(code)), Error::RecordRejected(_)))
             .map(|code| code.code())
             .collect();
-        assert_eq!(refused, [10, 18, 87], "MessageTooLarge, RecordListTooLarge, InvalidRecord");
+        assert_eq!(rejected, [10, 18, 87], "MessageTooLarge, RecordListTooLarge, InvalidRecord");
     }
 
     #[test]
-    fn every_code_says_what_ends_it() {
+    fn every_error_code_has_a_remedy() {
         for code in codes() {
             let (remedy, error) = (Remedy::of(code), Error::from(BrokerError::new(code)));
             let text = error.to_string();
             match (remedy, &error) {
-                (Remedy::Record, Error::Refused(_)) => {}
-                (Remedy::Time, Error::Refused(_) | Error::Rejected(_)) => panic!("{code}: {error:?}"),
+                (Remedy::Record, Error::RecordRejected(_)) => {}
+                (Remedy::Time, Error::RecordRejected(_) | Error::RequestRejected(_)) => panic!("{code}: {error:?}"),
                 (Remedy::Time, _) => assert!(!text.is_empty()),
-                (_, Error::Rejected(_)) => {
+                (_, Error::RequestRejected(_)) => {
                     assert!(text.contains(&code.to_string()) && text.contains(&remedy.to_string()), "{text}");
                 }
                 (_, other) => panic!("{code}: {other:?}"),
             }
-            // What the protocol itself calls retriable is never an operator's work.
+            // A code that the protocol calls retriable never needs an operator.
             assert!(!code.is_retriable() || remedy == Remedy::Time, "{code}: {remedy:?}");
         }
         for (code, remedy) in [
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_that_is_not_taken_blames_clock_and_topic() {
+    fn an_invalid_timestamp_names_the_clock_and_the_topic_settings() {
         let text = Error::from(BrokerError::new(ResponseError::InvalidTimestamp)).to_string();
         for word in ["clock", "message.timestamp.before.max.ms", "message.timestamp.after.max.ms"] {
             assert!(text.contains(word), "{text}");

@@ -2,14 +2,14 @@ use std::time::Duration;
 
 use config::{HostPorts, Reader};
 
-/// Where the brokers are, and how long they may take.
+/// Settings of a Kafka client.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Bootstrap brokers.
     pub bootstrap: HostPorts,
-    /// The time for a call; of a topic's, with rskafka's own retries.
+    /// The time of a call, with connecting and retries.
     pub deadline: Duration,
-    /// How the service names itself to the broker.
+    /// The client id in requests, by which brokers apply quotas.
     pub client_id: &'static str,
 }
 

@@ -1,10 +1,9 @@
-//! What tests need of brokers and services do not: transactions, quotas, settings of topics, and batches as hostile senders
-//! would make them. Only with the feature `testing`.
+//! Client features for tests alone, with the feature `testing`: transactions, quotas, topic configurations, and malformed or
+//! hostile batches.
 
 use std::{
     collections::BTreeMap,
     io::{self, Read as _, Write},
-    ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,7 @@ use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
         AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, AlterClientQuotasRequest, AlterClientQuotasResponse,
-        ApiKey, BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, EndTxnRequest, EndTxnResponse,
+        BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, EndTxnRequest, EndTxnResponse,
         FindCoordinatorRequest, FindCoordinatorResponse, IncrementalAlterConfigsRequest,
         IncrementalAlterConfigsResponse, InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProducerId,
         TopicName, TransactionalId,
@@ -27,42 +26,28 @@ use kafka_protocol::{
 };
 
 use crate::{
-    Error, Malformed, Record, Records, Settings, Unreadable,
+    Error, Malformed, Record, Records, Settings, UnreadableBatch,
     call::{Deadline, call, millis},
     connection::Connection,
     encode::{Sender, frame, put_record, put_varint},
-    leader,
-    records::Read,
+    metadata,
+    records::DecodedBatches,
     unreachable::Address,
-    versions::{PRODUCE_BY_NAME, Request},
+    versions::{PRODUCE_BY_NAME, requests},
 };
 
-/// Bits of a batch's attributes.
+/// Bits of the attributes of a batch.
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
-/// Of a resource whose settings are changed.
+/// The resource type of a topic.
 const TOPIC: i8 = 2;
-/// What a coordinator is looked for by.
+/// The key type of a transaction coordinator.
 const TRANSACTION: i8 = 1;
-/// How long the coordinator of transactions may take to be there, and the end of the transaction before.
-const COORDINATOR_LIMIT: Duration = Duration::from_secs(30);
+/// How long the transaction coordinator may take to be available, and to end the transaction before.
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a producer of transactions may be used.
-const TEST_LIMIT: Duration = Duration::from_secs(600);
-
-macro_rules! requests {
-    ($($request:ident => $answer:ident, $key:ident, $versions:expr;)*) => {
-        $(impl Request for $request {
-            const KEY: ApiKey = ApiKey::$key;
-            const SPOKEN: RangeInclusive<i16> = $versions;
-            type Answer = $answer;
-
-            fn throttle_ms(answer: &Self::Answer) -> i32 {
-                answer.throttle_time_ms
-            }
-        })*
-    };
-}
+/// How long a transactional producer may be used.
+const TEST_DEADLINE: Duration = Duration::from_secs(600);
 
 requests! {
     AlterClientQuotasRequest => AlterClientQuotasResponse, AlterClientQuotas, 0..=1;
@@ -78,45 +63,45 @@ fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-fn outcome(code: i16) -> Result<(), Error> {
+fn check(code: i16) -> Result<(), Error> {
     code.err().map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// A connection to the first bootstrap broker.
 async fn connect(settings: &Settings, deadline: Deadline) -> Result<Connection, Error> {
     let broker = settings.bootstrap.0.first().ok_or(Error::UnknownTopic)?;
-    Connection::open(&Address::of_settings(broker), settings.client_id, deadline).await
+    Connection::open(&Address::bootstrap(broker), settings.client_id, deadline).await
 }
 
-/// Sets how many bytes a second clients with this id may send and be sent; none is no bound.
+/// Sets the produce and consume quotas of a client id, in bytes per second; none removes a quota.
 ///
 /// # Errors
-/// If the broker cannot be asked, or refuses.
+/// If the broker is unavailable or rejects the request.
 pub async fn set_quotas(
     settings: &Settings,
     client_id: &str,
-    sent: Option<f64>,
-    received: Option<f64>,
+    produce: Option<f64>,
+    consume: Option<f64>,
 ) -> Result<(), Error> {
     let client = EntityData::default().with_entity_type(text("client-id")).with_entity_name(Some(text(client_id)));
     let change = |(name, rate): (&str, Option<f64>)| {
         OpData::default().with_key(text(name)).with_value(rate.unwrap_or_default()).with_remove(rate.is_none())
     };
-    let changes = [("producer_byte_rate", sent), ("consumer_byte_rate", received)].map(change).to_vec();
+    let changes = [("producer_byte_rate", produce), ("consumer_byte_rate", consume)].map(change).to_vec();
     let entry = EntryData::default().with_entity(vec![client]).with_ops(changes);
     let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let answer = connect(settings, deadline).await?.call(&request).await?;
-        answer.entries.iter().try_for_each(|entry| outcome(entry.error_code))
+        let response = connect(settings, deadline).await?.call(&request).await?;
+        response.entries.iter().try_for_each(|entry| check(entry.error_code))
     };
     call("testing", deadline, Box::pin(work)).await
 }
 
-/// Sets a setting of a topic, such as `max.message.bytes`.
+/// Sets a configuration of a topic, such as `max.message.bytes`.
 ///
 /// # Errors
-/// If the broker cannot be asked, or refuses.
+/// If the broker is unavailable or rejects the request.
 pub async fn set_topic_setting(settings: &Settings, topic: &str, name: &str, value: &str) -> Result<(), Error> {
     let setting = AlterableConfig::default().with_name(text(name)).with_value(Some(text(value)));
     let resource = AlterConfigsResource::default()
@@ -126,16 +111,16 @@ pub async fn set_topic_setting(settings: &Settings, topic: &str, name: &str, val
     let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let answer = connect(settings, deadline).await?.call(&request).await?;
-        answer.responses.iter().try_for_each(|response| outcome(response.error_code))
+        let response = connect(settings, deadline).await?.call(&request).await?;
+        response.responses.iter().try_for_each(|response| check(response.error_code))
     };
     call("testing", deadline, Box::pin(work)).await
 }
 
-/// Adds partitions to a topic, until it has so many.
+/// Adds partitions to a topic, up to `count`.
 ///
 /// # Errors
-/// If the broker cannot be asked, or refuses.
+/// If the broker is unavailable or rejects the request.
 pub async fn add_partitions(settings: &Settings, topic: &str, count: i32) -> Result<(), Error> {
     let topic = CreatePartitionsTopic::default().with_name(TopicName(text(topic))).with_count(count);
     let request = CreatePartitionsRequest::default()
@@ -143,21 +128,21 @@ pub async fn add_partitions(settings: &Settings, topic: &str, count: i32) -> Res
         .with_timeout_ms(millis(settings.deadline));
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let answer = connect(settings, deadline).await?.call(&request).await?;
-        answer.results.iter().try_for_each(|result| outcome(result.error_code))
+        let response = connect(settings, deadline).await?.call(&request).await?;
+        response.results.iter().try_for_each(|result| check(result.error_code))
     };
     call("testing", deadline, Box::pin(work)).await
 }
 
-/// Sends a batch as it is; gives its first offset.
+/// Sends an encoded batch and returns its first offset.
 ///
 /// # Errors
-/// If the broker cannot be asked, or refuses.
+/// If the broker is unavailable or rejects the request.
 pub async fn send_batch(settings: &Settings, topic: &str, partition: i32, batch: Bytes) -> Result<i64, Error> {
     let name = TopicName(text(topic));
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let leader = leader::of_partition(settings, deadline, &name, partition).await?;
+        let leader = metadata::leader(settings, deadline, &name, partition).await?;
         let mut connection = Connection::open(&leader.broker, settings.client_id, deadline).await?;
         produce(&mut connection, settings, None, &name, partition, batch).await
     };
@@ -180,64 +165,64 @@ async fn produce(
         .with_acks(-1)
         .with_timeout_ms(millis(settings.deadline))
         .with_topic_data(vec![topic]);
-    let answer = connection.call_in(version, &request).await?;
-    let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
-    let partition = partitions.next().ok_or(Malformed::Answer)?;
-    outcome(partition.error_code).map(|()| partition.base_offset)
+    let response = connection.call_in(version, &request).await?;
+    let mut partitions = response.responses.iter().flat_map(|topic| &topic.partition_responses);
+    let partition = partitions.next().ok_or(Malformed::Response)?;
+    check(partition.error_code).map(|()| partition.base_offset)
 }
 
-/// Sends records in transactions, to the partitions that one broker leads: the first bootstrap broker.
+/// A transactional producer for partitions led by the first bootstrap broker.
 #[derive(Debug)]
 pub struct TransactionalProducer {
     settings: Settings,
     connection: Connection,
     id: TransactionalId,
     producer: (ProducerId, i16),
-    /// The next sequence of each topic's partition.
+    /// The next sequence number of each topic and partition.
     sequences: BTreeMap<(String, i32), i32>,
 }
 
 impl TransactionalProducer {
-    /// A producer with this name, whose transactions the broker aborts after `limit`.
+    /// A producer with this transactional id, whose transactions the broker aborts after `timeout`.
     ///
     /// # Errors
-    /// If the broker cannot be asked, or knows of no transactions.
-    pub async fn new(settings: Settings, id: &str, limit: Duration) -> Result<Self, Error> {
+    /// If the broker is unavailable or does not support transactions.
+    pub async fn new(settings: Settings, id: &str, timeout: Duration) -> Result<Self, Error> {
         let id = TransactionalId(text(id));
         let find = FindCoordinatorRequest::default().with_key(id.0.clone()).with_key_type(TRANSACTION);
         let init = InitProducerIdRequest::default()
             .with_transactional_id(Some(id.clone()))
-            .with_transaction_timeout_ms(millis(limit))
+            .with_transaction_timeout_ms(millis(timeout))
             .with_producer_id((-1).into())
             .with_producer_epoch(-1);
-        let mut connection = connect(&settings, Deadline::new(TEST_LIMIT)).await?;
+        let mut connection = connect(&settings, Deadline::new(TEST_DEADLINE)).await?;
         let started = Instant::now();
         let producer = loop {
             let found = connection.call(&find).await?;
             let code = match found.error_code {
                 0 => {
-                    let answer = connection.call(&init).await?;
-                    if answer.error_code == 0 {
-                        break (answer.producer_id, answer.producer_epoch);
+                    let response = connection.call(&init).await?;
+                    if response.error_code == 0 {
+                        break (response.producer_id, response.producer_epoch);
                     }
-                    answer.error_code
+                    response.error_code
                 }
                 code => code,
             };
-            // The topic of transactions is made now.
-            let is_coming = code.err().is_some_and(|error| error.is_retriable()) && found.node_id != BrokerId(-2);
-            if !is_coming || started.elapsed() > COORDINATOR_LIMIT {
-                return Err(outcome(code).err().unwrap_or(Malformed::Answer.into()));
+            // The first request creates the topic of the transaction coordinator.
+            let is_starting = code.err().is_some_and(|error| error.is_retriable()) && found.node_id != BrokerId(-2);
+            if !is_starting || started.elapsed() > COORDINATOR_TIMEOUT {
+                return Err(check(code).err().unwrap_or(Malformed::Response.into()));
             }
             smol::Timer::after(POLL_INTERVAL).await;
         };
         Ok(Self { settings, connection, id, producer, sequences: BTreeMap::new() })
     }
 
-    /// Sends records in the transaction that is open, or in a new one; gives the first offset.
+    /// Sends records in the open transaction, or begins one. Returns the first offset.
     ///
     /// # Errors
-    /// If the broker cannot be asked, or refuses.
+    /// If the broker is unavailable or rejects the request.
     pub async fn send(&mut self, topic: &str, partition: i32, records: &[Record]) -> Result<i64, Error> {
         let name = TopicName(text(topic));
         let (producer_id, producer_epoch) = self.producer;
@@ -249,13 +234,15 @@ impl TransactionalProducer {
             .with_v3_and_below_topics(vec![added]);
         let started = Instant::now();
         loop {
-            let answer = self.connection.call(&add).await?;
-            let mut results = answer.results_by_topic_v3_and_below.iter().flat_map(|topic| &topic.results_by_partition);
-            let code = results.next().ok_or(Malformed::Answer)?.partition_error_code;
-            // The end of the one before is still being written.
-            let waits = code == ResponseError::ConcurrentTransactions.code() && started.elapsed() < COORDINATOR_LIMIT;
-            if !waits {
-                outcome(code)?;
+            let response = self.connection.call(&add).await?;
+            let mut results =
+                response.results_by_topic_v3_and_below.iter().flat_map(|topic| &topic.results_by_partition);
+            let code = results.next().ok_or(Malformed::Response)?.partition_error_code;
+            // The markers of the transaction before are still being written.
+            let is_ending =
+                code == ResponseError::ConcurrentTransactions.code() && started.elapsed() < COORDINATOR_TIMEOUT;
+            if !is_ending {
+                check(code)?;
                 break;
             }
             smol::Timer::after(POLL_INTERVAL).await;
@@ -273,7 +260,7 @@ impl TransactionalProducer {
     /// Ends the transaction: commits or aborts it.
     ///
     /// # Errors
-    /// If the broker cannot be asked, or refuses.
+    /// If the broker is unavailable or rejects the request.
     pub async fn end(&mut self, committed: bool) -> Result<(), Error> {
         let (producer_id, producer_epoch) = self.producer;
         let request = EndTxnRequest::default()
@@ -281,29 +268,29 @@ impl TransactionalProducer {
             .with_producer_id(producer_id)
             .with_producer_epoch(producer_epoch)
             .with_committed(committed);
-        outcome(self.connection.call(&request).await?.error_code)
+        check(self.connection.call(&request).await?.error_code)
     }
 }
 
-/// How the records of a batch are compressed.
+/// The compression codec of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
-    /// Not at all.
+    /// No compression.
     None,
-    /// By gzip.
+    /// gzip.
     Gzip,
-    /// By snappy, in one block.
+    /// snappy, one raw block.
     Snappy,
-    /// By snappy, in blocks as snappy-java frames them.
+    /// snappy, framed as by snappy-java.
     SnappyFramed,
-    /// By lz4.
+    /// lz4.
     Lz4,
-    /// By zstd.
+    /// zstd.
     Zstd,
 }
 
 impl Codec {
-    /// All that there are.
+    /// All codecs.
     pub const ALL: [Self; 6] = [Self::None, Self::Gzip, Self::Snappy, Self::SnappyFramed, Self::Lz4, Self::Zstd];
 
     fn attribute(self) -> i16 {
@@ -316,7 +303,7 @@ impl Codec {
         }
     }
 
-    /// Compresses what is read, without ever having all of it in memory where the codec allows it.
+    /// Compresses a stream, without all of it in memory where the codec allows it.
     fn compress(self, mut from: impl io::Read) -> io::Result<Vec<u8>> {
         let mut to = Vec::new();
         match self {
@@ -344,7 +331,7 @@ impl Codec {
                 }
             }
             Self::Lz4 => {
-                // As Java's client writes them; it reads no others.
+                // The Java client reads no other block mode.
                 let independent = lz4::BlockMode::Independent;
                 let mut encoder = lz4::EncoderBuilder::new().block_mode(independent).build(&mut to)?;
                 io::copy(&mut from, &mut encoder)?;
@@ -356,58 +343,64 @@ impl Codec {
     }
 }
 
-/// A batch of these records, with the timestamps that they have.
+/// Encodes a batch of these records.
 pub fn batch(codec: Codec, records: &[Record]) -> Bytes {
     encoded(Sender::default(), codec, records)
 }
 
-/// A batch of these records that a producer has sent in a transaction.
+/// Encodes a batch of a transaction.
 pub fn transactional_batch(codec: Codec, producer_id: i64, records: &[Record]) -> Bytes {
     encoded(Sender { attributes: TRANSACTIONAL, producer_id, ..Sender::default() }, codec, records)
 }
 
-/// The batch that a broker writes at the end of a producer's transaction.
-pub fn marker(producer_id: i64, is_committed: bool, timestamp: chrono::DateTime<chrono::Utc>) -> Bytes {
-    // Version 0, and the type; the value is of no interest to clients.
+/// Encodes the transaction marker that a broker writes: COMMIT or ABORT.
+pub fn transaction_marker(producer_id: i64, is_committed: bool, timestamp: chrono::DateTime<chrono::Utc>) -> Bytes {
+    // Version 0, and the type; clients ignore the value.
     let key = Some(vec![0, 0, 0, is_committed.into()]);
     let record = Record { key, value: Some(vec![0; 6]), headers: Vec::new(), timestamp };
     let sender = Sender { attributes: TRANSACTIONAL | CONTROL, producer_id, ..Sender::default() };
     encoded(sender, Codec::None, &[record])
 }
 
-/// A batch that says that these bytes are so many records, compressed in this way, whatever they are.
+/// A batch whose header claims that the payload has this codec and this number of records.
 pub fn batch_of_bytes(codec: Codec, count: usize, payload: &[u8]) -> Bytes {
     let sender = Sender { attributes: codec.attribute(), ..Sender::default() };
     frame(sender, count, (0, 0), payload).expect("a test's batch is small")
 }
 
-/// The same batch where a broker has stored it.
+/// The batch with its first offset, as a broker stores it.
 pub fn at_offset(batch: &Bytes, offset: i64) -> Bytes {
     [&offset.to_be_bytes(), &batch[8..]].concat().into()
 }
 
-/// What a consumer makes of what a broker has sent.
+/// The decoded batches of a response.
 #[derive(Debug)]
-pub struct ReadBytes {
+pub struct DecodedRecords {
     /// The records.
     pub records: Records,
-    /// The offset to ask for next.
+    /// The next fetch offset.
     pub next: i64,
-    /// What is passed because it cannot be read.
-    pub unreadable: Option<Unreadable>,
+    /// A batch that is skipped because it cannot be read.
+    pub unreadable: Option<UnreadableBatch>,
 }
 
-/// Reads what a broker has sent for the offset `from`, without what belongs to these aborted transactions: producers and
-/// first offsets. Of the first batch up to `largest` bytes are decompressed.
+/// Decodes the batches of a response to a fetch of the offset `from`, without records of these aborted transactions (producer
+/// ids and first offsets). Of the first batch up to `max_first_bytes` are decompressed.
 ///
 /// # Errors
-/// If these are no batches at all.
-pub fn read(bytes: Bytes, from: i64, aborted: Vec<(i64, i64)>, largest: usize) -> Result<ReadBytes, Malformed> {
-    let Read { records, next, unreadable } = Records::read(bytes, from, aborted, largest)?;
-    Ok(ReadBytes { records, next, unreadable })
+/// If the bytes are no batches.
+pub fn decode(
+    bytes: Bytes,
+    from: i64,
+    aborted: Vec<(i64, i64)>,
+    max_first_bytes: usize,
+) -> Result<DecodedRecords, Malformed> {
+    let DecodedBatches { records, next, unreadable } = Records::decode(bytes, from, aborted, max_first_bytes)?;
+    Ok(DecodedRecords { records, next, unreadable })
 }
 
-/// A batch of one record whose value is so many zeros, which are never all in memory unless the codec demands it.
+/// A decompression bomb: a batch of one record whose value has `length` zeros. They are all in memory only if the codec needs
+/// it.
 pub fn bomb(codec: Codec, length: usize) -> Bytes {
     let mut body = BytesMut::new();
     // Attributes, timestamp, offset, no key.

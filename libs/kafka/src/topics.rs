@@ -11,42 +11,42 @@ use crate::{
     bridge::{call, connect},
     call::{Deadline, millis},
     connection::Connection,
-    leader,
+    metadata,
 };
 
-/// As many replicas as the brokers' `default.replication.factor` says.
+/// Stands for `default.replication.factor` of the brokers.
 const DEFAULT_REPLICAS: i16 = -1;
 
-/// Makes a topic and waits until its partitions can be used; true if it was not there before. An existing topic is left as it
-/// is, whatever its partitions.
+/// Creates a topic and waits until its partitions can be used. Returns false, and changes nothing, if it exists.
 ///
 /// # Errors
-/// If the broker cannot be asked, or does not allow it.
+/// If the broker is unavailable or rejects the request.
 pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> Result<bool, Error> {
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        is_reachable(settings, deadline).await?;
+        check_reachable(settings, deadline).await?;
         let client = connect(settings).await?;
         let controller = client.controller_client()?;
-        let new = match controller.create_topic(topic, partitions, DEFAULT_REPLICAS, millis(settings.deadline)).await {
-            Ok(()) => true,
-            Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => false,
-            Err(error) => return Err(error.into()),
-        };
-        // A broker learns from the controller of it a little later than we do.
+        let created =
+            match controller.create_topic(topic, partitions, DEFAULT_REPLICAS, millis(settings.deadline)).await {
+                Ok(()) => true,
+                Err(Rskafka::ServerError { protocol_error: ProtocolError::TopicAlreadyExists, .. }) => false,
+                Err(error) => return Err(error.into()),
+            };
+        // The controller responds before the brokers have the topic's metadata.
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
-        let known = loop {
-            match count(&client, topic).await {
+        let count = loop {
+            match count_partitions(&client, topic).await {
                 Err(Error::UnknownTopic) => backoff.pause().await,
-                known => break known?,
+                count => break count?,
             }
         };
-        // It may know who leads a partition before the leader does; rskafka asks until it answers.
-        for partition in 0..known {
+        // The metadata may name a leader before it is one; rskafka retries until it responds.
+        for partition in 0..count {
             let leader = client.partition_client(topic, partition, UnknownTopicHandling::Retry).await?;
             leader.get_offset(OffsetAt::Latest).await?;
         }
-        Ok(new)
+        Ok(created)
     };
     call("create_topic", deadline, work).await
 }
@@ -54,26 +54,26 @@ pub async fn create_topic(settings: &Settings, topic: &str, partitions: i32) -> 
 /// Deletes a topic with all its records.
 ///
 /// # Errors
-/// If the broker cannot be asked, does not allow it, or has no such topic.
+/// [`Error::UnknownTopic`] if there is no such topic; otherwise if the broker is unavailable or rejects the request.
 pub async fn delete_topic(settings: &Settings, topic: &str) -> Result<(), Error> {
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        is_reachable(settings, deadline).await?;
+        check_reachable(settings, deadline).await?;
         let controller = connect(settings).await?.controller_client()?;
         Ok(controller.delete_topic(topic, millis(settings.deadline)).await?)
     };
     call("delete_topic", deadline, work).await
 }
 
-/// Whether the broker that is about to be asked can be: rskafka tries until the deadline and does not tell whom.
-async fn is_reachable(settings: &Settings, deadline: Deadline) -> Result<(), Error> {
-    let controller = leader::controller(settings, deadline).await?;
+/// Connects to the controller first, for an error that names it: rskafka retries until the deadline, and its error does not.
+async fn check_reachable(settings: &Settings, deadline: Deadline) -> Result<(), Error> {
+    let controller = metadata::controller(settings, deadline).await?;
     // Boxed, because a connection is large, and would be part of every caller's future.
     Box::pin(Connection::open(&controller, settings.client_id, deadline)).await.map(drop)
 }
 
-/// To be used inside [`call`].
-async fn count(client: &rskafka::client::Client, topic: &str) -> Result<i32, Error> {
+/// Call it inside [`call`].
+async fn count_partitions(client: &rskafka::client::Client, topic: &str) -> Result<i32, Error> {
     let topics = client.list_topics().await?;
     let found = topics.iter().find(|found| found.name == topic).filter(|found| !found.partitions.is_empty());
     found.map(|found| found.partitions.len() as i32).ok_or(Error::UnknownTopic)

@@ -4,22 +4,22 @@ use config::HostPort;
 
 use crate::Malformed;
 
-/// A broker's address, and who named it.
+/// A broker's address and its source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub(crate) broker: HostPort,
-    /// The broker whose metadata have the address; none if the settings have it.
+    /// The broker whose metadata have the address; none for a bootstrap broker.
     pub(crate) advertised_by: Option<HostPort>,
 }
 
 impl Address {
-    /// That of a bootstrap broker.
-    pub(crate) fn of_settings(broker: &HostPort) -> Self {
+    /// The address of a bootstrap broker.
+    pub(crate) fn bootstrap(broker: &HostPort) -> Self {
         Self { broker: broker.clone(), advertised_by: None }
     }
 }
 
-/// Why a broker cannot be talked to.
+/// Why there is no usable connection to a broker.
 #[derive(Debug)]
 pub(crate) struct Unreachable {
     pub(crate) address: Address,
@@ -29,58 +29,60 @@ pub(crate) struct Unreachable {
 /// See [`Unreachable`].
 #[derive(Debug)]
 pub(crate) enum Cause {
-    /// There is no such host name, or it cannot be looked up.
-    Name(io::Error),
-    /// Nobody takes the connection.
+    /// The host name cannot be resolved.
+    Resolve(io::Error),
+    /// The connection was refused or timed out.
     Connect(io::Error),
-    /// The connection ended in the middle of something.
+    /// The connection failed during a request.
     Broken(io::Error),
-    /// The connection was closed instead of the first answer.
+    /// The connection was closed before the first response.
     Closed,
-    /// The connection was closed instead of the answer to the first request after ApiVersions.
+    /// The connection was closed before the response to the first request after ApiVersions.
     ClosedAfterVersions,
-    /// What came is TLS.
+    /// The first bytes are TLS.
     Tls,
-    /// What came is HTTP.
+    /// The first bytes are HTTP.
     Http,
-    /// What came is no answer to ApiVersions.
-    Foreign(Malformed),
-    /// There is no version of a request that both ends speak.
-    Version(String),
+    /// The first bytes are no response to ApiVersions.
+    NotKafka(Malformed),
+    /// Broker and client have no version of a request in common.
+    UnsupportedVersion(String),
 }
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Address { broker, advertised_by } = &self.address;
         match &self.cause {
-            Cause::Name(error) => write!(f, "the host name {} of {broker} cannot be resolved: {error}", broker.host)?,
-            Cause::Connect(error) => write!(f, "there is no connection to {broker}: {error}")?,
+            Cause::Resolve(error) => {
+                write!(f, "the host name {} of {broker} cannot be resolved: {error}", broker.host)?
+            }
+            Cause::Connect(error) => write!(f, "no connection to {broker}: {error}")?,
             Cause::Broken(error) => return write!(f, "the connection to {broker} broke: {error}"),
             Cause::Closed => write!(
                 f,
-                "{broker} closed the connection instead of answering: perhaps a listener with TLS (SSL, SASL_SSL), or no \
-                 broker of Kafka; this client speaks PLAINTEXT alone"
+                "{broker} closed the connection without a response: perhaps a listener with TLS (SSL, SASL_SSL), or no \
+                 Kafka broker; this client supports PLAINTEXT alone"
             )?,
             Cause::ClosedAfterVersions => write!(
                 f,
-                "{broker} closed the connection at the first request: perhaps it is being shut down, or the listener demands \
-                 SASL (SASL_PLAINTEXT); this client speaks PLAINTEXT alone"
+                "{broker} closed the connection at the first request: perhaps it is being shut down, or the listener requires \
+                 SASL (SASL_PLAINTEXT); this client supports PLAINTEXT alone"
             )?,
             Cause::Tls => write!(
                 f,
-                "{broker} speaks TLS: it is a listener of the protocol SSL or SASL_SSL, or no broker of Kafka; this client \
-                 speaks PLAINTEXT alone"
+                "{broker} speaks TLS: it is a listener of the protocol SSL or SASL_SSL, or no Kafka broker; this client \
+                 supports PLAINTEXT alone"
             )?,
-            Cause::Foreign(error) => {
-                write!(f, "what {broker} answers is none of Kafka's ({error}): perhaps it is another service")?;
+            Cause::NotKafka(error) => {
+                write!(f, "{broker} does not speak the Kafka protocol ({error}): perhaps it is another service")?;
             }
             Cause::Http => write!(f, "{broker} speaks HTTP: it is no listener of a Kafka broker")?,
-            Cause::Version(text) => return write!(f, "{broker} {text}"),
+            Cause::UnsupportedVersion(text) => return write!(f, "{broker} {text}"),
         }
         match advertised_by {
             Some(advertised_by) => write!(
                 f,
-                ". The broker at {advertised_by} advertises {broker}: for the listener by which clients come, its \
+                ". The broker at {advertised_by} advertises {broker}: for the listener that clients use, its \
                  advertised.listeners must name a host and port that this machine can resolve and reach"
             ),
             None => write!(f, ". {broker} is a bootstrap broker (KAFKA_BOOTSTRAP_SERVERS)"),
@@ -91,8 +93,8 @@ impl fmt::Display for Unreachable {
 impl std::error::Error for Unreachable {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.cause {
-            Cause::Name(error) | Cause::Connect(error) | Cause::Broken(error) => Some(error),
-            Cause::Foreign(error) => Some(error),
+            Cause::Resolve(error) | Cause::Connect(error) | Cause::Broken(error) => Some(error),
+            Cause::NotKafka(error) => Some(error),
             _ => None,
         }
     }

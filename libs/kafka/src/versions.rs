@@ -1,4 +1,4 @@
-//! Which version of each request a broker and this client both speak.
+//! Versions of requests that this client and a broker have in common.
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
@@ -10,95 +10,70 @@ use kafka_protocol::{
     protocol::{Decodable, Encodable, HeaderVersion},
 };
 
-/// A request of this client's, with its answer.
+/// A request of this client, with its response.
 pub(crate) trait Request: Encodable + HeaderVersion {
-    /// Its number.
+    /// Its API key.
     const KEY: ApiKey;
-    /// The versions that this client speaks.
-    const SPOKEN: RangeInclusive<i16>;
-    /// What it is answered with.
-    type Answer: Decodable + HeaderVersion;
-    /// For how long the broker reads nothing of the connection after this answer, in milliseconds.
-    fn throttle_ms(answer: &Self::Answer) -> i32;
+    /// The versions that this client supports.
+    const SUPPORTED: RangeInclusive<i16>;
+    /// Its response.
+    type Response: Decodable + HeaderVersion;
+    /// For how many milliseconds the broker mutes the connection after the response.
+    fn throttle_ms(response: &Self::Response) -> i32;
 }
 
-impl Request for ApiVersionsRequest {
-    const KEY: ApiKey = ApiKey::ApiVersions;
-    const SPOKEN: RangeInclusive<i16> = 0..=4;
-    type Answer = ApiVersionsResponse;
+/// Implements [`Request`] for requests with their response, API key and supported versions. The response has a throttle time.
+macro_rules! requests {
+    ($($request:ident => $response:ident, $key:ident, $versions:expr;)*) => {
+        $(impl $crate::versions::Request for $request {
+            const KEY: ::kafka_protocol::messages::ApiKey = ::kafka_protocol::messages::ApiKey::$key;
+            const SUPPORTED: ::std::ops::RangeInclusive<i16> = $versions;
+            type Response = $response;
 
-    fn throttle_ms(answer: &Self::Answer) -> i32 {
-        answer.throttle_time_ms
-    }
+            fn throttle_ms(response: &Self::Response) -> i32 {
+                response.throttle_time_ms
+            }
+        })*
+    };
+}
+#[cfg(feature = "testing")]
+pub(crate) use requests;
+
+requests! {
+    ApiVersionsRequest => ApiVersionsResponse, ApiVersions, 0..=4;
+    // Since version 4 the request can turn off automatic topic creation.
+    MetadataRequest => MetadataResponse, Metadata, 4..=13;
+    // Since version 3 batches have magic 2.
+    ProduceRequest => ProduceResponse, Produce, 3..=13;
+    // Since version 4 batches have magic 2.
+    FetchRequest => FetchResponse, Fetch, 4..=18;
+    // Since version 2 the request has an isolation level.
+    ListOffsetsRequest => ListOffsetsResponse, ListOffsets, 2..=10;
 }
 
-impl Request for MetadataRequest {
-    const KEY: ApiKey = ApiKey::Metadata;
-    /// From the first that can be asked not to make the topic.
-    const SPOKEN: RangeInclusive<i16> = 4..=13;
-    type Answer = MetadataResponse;
-
-    fn throttle_ms(answer: &Self::Answer) -> i32 {
-        answer.throttle_time_ms
-    }
-}
-
-impl Request for ProduceRequest {
-    const KEY: ApiKey = ApiKey::Produce;
-    /// From the first that takes batches in version 2 of their format.
-    const SPOKEN: RangeInclusive<i16> = 3..=13;
-    type Answer = ProduceResponse;
-
-    fn throttle_ms(answer: &Self::Answer) -> i32 {
-        answer.throttle_time_ms
-    }
-}
-
-impl Request for FetchRequest {
-    const KEY: ApiKey = ApiKey::Fetch;
-    /// From the first that gives batches in version 2 of their format.
-    const SPOKEN: RangeInclusive<i16> = 4..=18;
-    type Answer = FetchResponse;
-
-    fn throttle_ms(answer: &Self::Answer) -> i32 {
-        answer.throttle_time_ms
-    }
-}
-
-impl Request for ListOffsetsRequest {
-    const KEY: ApiKey = ApiKey::ListOffsets;
-    /// From the first that knows of transactions.
-    const SPOKEN: RangeInclusive<i16> = 2..=10;
-    type Answer = ListOffsetsResponse;
-
-    fn throttle_ms(answer: &Self::Answer) -> i32 {
-        answer.throttle_time_ms
-    }
-}
-
-/// The last versions of requests that name a topic instead of giving its id.
+/// The last version with topic names instead of topic ids.
 pub(crate) const FETCH_BY_NAME: i16 = 12;
-/// See [`FETCH_BY_NAME`].
+/// The last version with topic names instead of topic ids.
 pub(crate) const PRODUCE_BY_NAME: i16 = 12;
 
-/// The versions of each request that the broker at the other end of a connection speaks.
+/// The versions of each request that the broker of a connection supports.
 #[derive(Debug, Default)]
 pub(crate) struct Versions(BTreeMap<i16, RangeInclusive<i16>>);
 
 impl Versions {
-    /// What a broker has answered.
-    pub(crate) fn new(answer: &ApiVersionsResponse) -> Self {
-        Self(answer.api_keys.iter().map(|api| (api.api_key, api.min_version..=api.max_version)).collect())
+    /// The versions of a response.
+    pub(crate) fn new(response: &ApiVersionsResponse) -> Self {
+        Self(response.api_keys.iter().map(|api| (api.api_key, api.min_version..=api.max_version)).collect())
     }
 
-    /// The highest version, up to `most`, that both speak; none if there is none.
-    pub(crate) fn highest<Q: Request>(&self, most: i16) -> Option<i16> {
+    /// The highest common version, up to `max`.
+    pub(crate) fn highest<Q: Request>(&self, max: i16) -> Option<i16> {
         let theirs = self.0.get(&(Q::KEY as i16))?;
-        let highest = most.min(*Q::SPOKEN.end()).min(*theirs.end());
-        (highest >= *Q::SPOKEN.start() && highest >= *theirs.start()).then_some(highest)
+        let highest = max.min(*Q::SUPPORTED.end()).min(*theirs.end());
+        (highest >= *Q::SUPPORTED.start() && highest >= *theirs.start()).then_some(highest)
     }
 
-    /// What the broker speaks of a request, in words.
+    /// The versions that the broker supports, for an error message.
     pub(crate) fn describe<Q: Request>(&self) -> String {
         match self.0.get(&(Q::KEY as i16)) {
             Some(theirs) => format!("{:?} in versions {} to {}", Q::KEY, theirs.start(), theirs.end()),
@@ -125,8 +100,8 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_that_both_speak_is_taken() {
-        let highest = |fetch, most| versions(fetch).highest::<FetchRequest>(most);
+    fn the_highest_common_version_is_used() {
+        let highest = |fetch, max| versions(fetch).highest::<FetchRequest>(max);
         assert_eq!(highest(0..=11, i16::MAX), Some(11));
         assert_eq!(highest(4..=99, i16::MAX), Some(18));
         assert_eq!(highest(4..=18, FETCH_BY_NAME), Some(12));
@@ -137,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn what_this_client_speaks_can_be_encoded_and_decoded() {
+    fn supported_versions_can_be_encoded_and_decoded() {
         fn holds<Q: Request + Message>()
         where
-            Q::Answer: Message,
+            Q::Response: Message,
         {
-            let VersionRange { min, max } = Q::VERSIONS.intersect(&Q::Answer::VERSIONS);
-            assert!(min <= *Q::SPOKEN.start() && *Q::SPOKEN.end() == max, "{:?}", Q::KEY);
+            let VersionRange { min, max } = Q::VERSIONS.intersect(&Q::Response::VERSIONS);
+            assert!(min <= *Q::SUPPORTED.start() && *Q::SUPPORTED.end() == max, "{:?}", Q::KEY);
         }
         holds::<ApiVersionsRequest>();
         holds::<MetadataRequest>();

@@ -1,4 +1,4 @@
-//! Our client against real brokers.
+//! The client against real brokers.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 #[path = "brokers/bombs.rs"]
@@ -22,15 +22,15 @@ use testbed::{
 
 testbed::on_each_version!(
     records_come_back_in_order,
-    headers_come_back_in_order_repeated_null_and_no_text,
+    headers_keep_their_order_duplicates_and_null_values,
     a_fetch_begins_in_the_middle_of_a_batch,
     a_fetch_at_the_end_waits_for_the_next_record,
-    a_missing_topic_is_told,
-    a_topic_is_made_once,
-    a_frozen_broker_costs_the_deadline_and_is_found_again,
-    a_restarted_broker_is_found_again,
-    a_broker_that_was_restarted_between_two_sends_is_no_failure,
-    a_topic_that_is_made_again_is_another_one,
+    a_missing_topic_is_an_error,
+    a_topic_is_created_once,
+    a_frozen_broker_costs_the_deadline_and_is_used_again_later,
+    a_restarted_broker_is_used_again,
+    a_restart_of_the_broker_between_two_sends_is_no_error,
+    a_recreated_topic_has_another_id,
 );
 
 const WAIT: Duration = Duration::from_millis(200);
@@ -86,7 +86,7 @@ fn records_come_back_in_order(kind: Kind) {
     });
 }
 
-fn headers_come_back_in_order_repeated_null_and_no_text(kind: Kind) {
+fn headers_keep_their_order_duplicates_and_null_values(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         let topic = topic(&settings, 1).await;
@@ -130,7 +130,7 @@ fn a_fetch_at_the_end_waits_for_the_next_record(kind: Kind) {
     });
 }
 
-fn a_missing_topic_is_told(kind: Kind) {
+fn a_missing_topic_is_an_error(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         assert!(matches!(partitions(&settings, "missing").await, Err(Error::UnknownTopic)));
@@ -143,7 +143,7 @@ fn a_missing_topic_is_told(kind: Kind) {
     });
 }
 
-fn a_topic_is_made_once(kind: Kind) {
+fn a_topic_is_created_once(kind: Kind) {
     runtime::block_on(2, async move {
         // Where Nisshi deletes a topic, it can lose others that are written meanwhile.
         let (_scratch, _broker, settings, _) = own_broker(kind, "").await;
@@ -157,7 +157,7 @@ fn a_topic_is_made_once(kind: Kind) {
     });
 }
 
-/// A broker of the test's own, a client of it with a short deadline, and a topic.
+/// A broker for one test, settings with a short deadline, and a topic.
 async fn own_broker(kind: Kind, extra: &str) -> (Scratch, Broker, Settings, String) {
     let scratch = Scratch::new().unwrap();
     let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), extra).await.unwrap();
@@ -175,7 +175,7 @@ async fn until_sent(producer: &mut Producer) {
     }
 }
 
-fn a_frozen_broker_costs_the_deadline_and_is_found_again(kind: Kind) {
+fn a_frozen_broker_costs_the_deadline_and_is_used_again_later(kind: Kind) {
     runtime::block_on(2, async move {
         let (_scratch, mut broker, settings, topic) = own_broker(kind, "").await;
         let mut producer = Producer::new(settings.clone(), &topic);
@@ -201,7 +201,7 @@ fn a_frozen_broker_costs_the_deadline_and_is_found_again(kind: Kind) {
     });
 }
 
-fn a_restarted_broker_is_found_again(kind: Kind) {
+fn a_restarted_broker_is_used_again(kind: Kind) {
     runtime::block_on(2, async move {
         let (scratch, mut broker, settings, topic) = own_broker(kind, "").await;
         let mut producer = Producer::new(settings.clone(), &topic);
@@ -209,7 +209,7 @@ fn a_restarted_broker_is_found_again(kind: Kind) {
         send(&mut producer, 0, vec![record("before")]).await.unwrap();
         broker.process().kill().await;
         let started = Instant::now();
-        assert!(send(&mut producer, 0, vec![record("away")]).await.is_err());
+        assert!(send(&mut producer, 0, vec![record("lost")]).await.is_err());
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
         broker.restart().await.unwrap();
         scratch.guard(broker.process()).unwrap();
@@ -218,7 +218,7 @@ fn a_restarted_broker_is_found_again(kind: Kind) {
     });
 }
 
-fn a_broker_that_was_restarted_between_two_sends_is_no_failure(kind: Kind) {
+fn a_restart_of_the_broker_between_two_sends_is_no_error(kind: Kind) {
     runtime::block_on(2, async move {
         let (scratch, mut broker, settings, topic) = own_broker(kind, "").await;
         // Time enough for a broker that has just been started.
@@ -238,8 +238,8 @@ fn a_broker_that_was_restarted_between_two_sends_is_no_failure(kind: Kind) {
     });
 }
 
-/// While it is read, and before: a consumer that was told which topic it has read.
-fn a_topic_that_is_made_again_is_another_one(kind: Kind) {
+/// Both for a consumer that reads the topic and for one that expects its id.
+fn a_recreated_topic_has_another_id(kind: Kind) {
     runtime::block_on(2, async move {
         let (_scratch, _broker, settings, topic) = own_broker(kind, "").await;
         let mut producer = Producer::new(settings.clone(), &topic);
@@ -265,14 +265,14 @@ fn a_topic_that_is_made_again_is_another_one(kind: Kind) {
                     assert!(Some(expected) == before && expected != found);
                     break;
                 }
-                Err(Error::UnknownTopicId | Error::UnknownTopic | Error::Away(_)) => {}
+                Err(Error::UnknownTopicId | Error::UnknownTopic | Error::Unavailable(_)) => {}
                 other => panic!("{other:?}"),
             }
             assert!(started.elapsed() < Duration::from_secs(30));
         }
-        let mut told = Consumer::new(settings, &topic, 0);
-        told.expect_topic_id(before);
-        let changed = told.fetch(3, 1 << 20, WAIT).await;
+        let mut expecting = Consumer::new(settings, &topic, 0);
+        expecting.expect_topic_id(before);
+        let changed = expecting.fetch(3, 1 << 20, WAIT).await;
         assert!(matches!(changed, Err(Error::TopicChanged { .. })), "{changed:?}");
         consumer.expect_topic_id(None);
         assert_eq!(read(&mut consumer, 0, 4).await, ["10", "11", "12", "13"]);
@@ -288,7 +288,7 @@ mod on_kafka_alone {
         read_compressed(Kind::Kafka);
     }
 
-    /// Nisshi compresses nothing. The broker does it here, as a topic may be set up to.
+    /// The broker compresses, by `compression.type`. Nisshi does not.
     pub(super) fn read_compressed(kind: Kind) {
         runtime::block_on(2, async {
             for compression in ["gzip", "lz4", "snappy", "zstd"] {
@@ -303,12 +303,12 @@ mod on_kafka_alone {
                     "{compression}"
                 );
                 let stored = std::fs::metadata(log_of(scratch.path(), &topic)).unwrap().len();
-                assert!(stored < 50_000, "{compression}: the broker has compressed nothing: {stored} bytes");
+                assert!(stored < 50_000, "{compression}: the broker has not compressed it: {stored} bytes");
             }
         });
     }
 
-    /// The file in which the broker has the topic's records.
+    /// The first log segment of the topic.
     fn log_of(directory: &Path, topic: &str) -> PathBuf {
         let mut waiting = vec![directory.to_owned()];
         while let Some(directory) = waiting.pop() {
@@ -321,37 +321,37 @@ mod on_kafka_alone {
         panic!("the broker has no such topic");
     }
 
-    /// Nisshi takes records of any size.
+    /// Nisshi accepts records of any size.
     #[test]
-    fn a_record_that_is_too_large_is_refused_for_good() {
+    fn a_record_that_is_too_large_is_rejected_for_good() {
         runtime::block_on(2, async {
             let (_scratch, _broker, settings, topic) = own_broker(Kind::Kafka, "message.max.bytes=2000").await;
             let mut producer = Producer::new(settings, &topic);
-            let refused = send(&mut producer, 0, vec![record(vec![b'x'; 4000])]).await;
-            assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+            let rejected = send(&mut producer, 0, vec![record(vec![b'x'; 4000])]).await;
+            assert!(matches!(rejected, Err(Error::RecordRejected(_))), "{rejected:?}");
             assert_eq!(send(&mut producer, 0, vec![record("small")]).await.unwrap(), [0]);
         });
     }
 
-    /// As with a cluster that has lost brokers, or whose setting was made for a larger one.
+    /// As in a cluster with fewer brokers than its default replication factor.
     #[test]
-    fn a_topic_that_a_setting_of_the_broker_forbids_is_told_as_such() {
+    fn a_topic_that_the_broker_configuration_forbids_is_rejected() {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
             let extra = "default.replication.factor=3";
             let mut broker = Broker::start_anywhere(Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
             scratch.guard(broker.process()).unwrap();
             let settings = Settings { deadline: Duration::from_secs(10), ..broker.settings("test") };
-            let forbidden = create_topic(&settings, "topic", 1).await.unwrap_err();
-            let text = forbidden.to_string();
-            assert!(matches!(forbidden, Error::Rejected(_)), "{text}");
+            let error = create_topic(&settings, "topic", 1).await.unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, Error::RequestRejected(_)), "{text}");
             assert!(text.contains("InvalidReplicationFactor") && text.contains("configuration"), "{text}");
         });
     }
 
-    /// Nisshi answers with nothing instead.
+    /// Nisshi returns an empty result instead.
     #[test]
-    fn an_offset_beyond_the_end_is_told() {
+    fn an_offset_beyond_the_end_is_out_of_range() {
         runtime::block_on(2, async {
             let settings = testbed::shared_broker(Kind::Kafka).await;
             let topic = topic(&settings, 1).await;
@@ -365,7 +365,7 @@ mod on_kafka_alone {
 mod on_older_kafka_alone {
     use super::*;
 
-    /// It gives zstd to nobody who fetches in a version below 10.
+    /// It rejects zstd below version 10 of Fetch.
     #[test]
     fn compressed_batches_are_read() {
         on_kafka_alone::read_compressed(Kind::OlderKafka);

@@ -1,4 +1,4 @@
-//! Our client while the leaders of partitions move between real nodes of Apache Kafka.
+//! The client while the leaders of partitions move between nodes of Apache Kafka.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -12,20 +12,20 @@ use std::{
 use kafka::{Consumer, Producer, Record, Settings, create_topic};
 use testbed::{Scratch, Signal, pair::Pair};
 
-/// The time for a call, and what a busy machine may add.
+/// The deadline of a call, and slack for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(2);
-const REST: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(1);
 /// How long a fetch waits for a record.
 const WAIT: Duration = Duration::from_millis(200);
 /// How long a test waits for what is going to happen.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Each node leads half of them.
+/// Each node leads half of the partitions.
 const PARTITIONS: i32 = 2;
 const BATCH: u32 = 3;
-/// Between two batches, two looks, and after a failure.
+/// Between two batches, two polls, and after an error.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How far writer and readers are in each partition, and whether they should go on.
+/// The progress of the writer and the readers in each partition, and whether to stop.
 #[derive(Debug, Default)]
 struct Shared {
     acknowledged: [AtomicU32; PARTITIONS as usize],
@@ -37,7 +37,7 @@ mod on_kafka_alone {
     use super::*;
 
     #[test]
-    fn leaders_that_move_cost_time_in_bounds_and_no_record() {
+    fn leader_changes_lose_no_record_and_every_call_ends_in_time() {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
             let mut pair = Pair::start(&scratch).await.unwrap();
@@ -53,21 +53,21 @@ mod on_kafka_alone {
 
             for fault in [Fault::Stop, Fault::Kill, Fault::Freeze] {
                 until("it leads one", async || pair.led_by_second("moving").await.unwrap() == 1).await;
-                both_get_on(&shared).await;
-                fault.strike(&mut pair).await;
+                until_progress(&shared).await;
+                fault.inject(&mut pair).await;
                 until("the other node leads", async || pair.led_by_second("moving").await.unwrap() == 0).await;
-                both_get_on(&shared).await;
-                // The leader moves back, and the one that answers is not the leader any more.
+                until_progress(&shared).await;
+                // The leader moves back, and the other node rejects requests.
                 fault.heal(&scratch, &mut pair).await;
                 until("it leads again", async || pair.led_by_second("moving").await.unwrap() == 1).await;
-                both_get_on(&shared).await;
+                until_progress(&shared).await;
             }
             shared.stopped.store(true, SeqCst);
             let longest = writing.await;
-            assert!(longest < DEADLINE + REST, "finding the leaders, connecting, sending: {longest:?}");
+            assert!(longest < DEADLINE + SLACK, "metadata, connecting, sending: {longest:?}");
             for reading in reading {
                 let longest = reading.await;
-                assert!(longest < DEADLINE + WAIT + REST, "connecting, fetching: {longest:?}");
+                assert!(longest < DEADLINE + WAIT + SLACK, "connecting, fetching: {longest:?}");
             }
         });
     }
@@ -75,16 +75,16 @@ mod on_kafka_alone {
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// It hands over in order.
+    /// A controlled shutdown.
     Stop,
-    /// It says nothing, and connections to it are refused.
+    /// The node is dead: connections are refused.
     Kill,
-    /// It says nothing, takes connections, and still believes to lead when it is thawed.
+    /// The node is unresponsive, accepts connections, and still takes itself for the leader when it is thawed.
     Freeze,
 }
 
 impl Fault {
-    async fn strike(self, pair: &mut Pair) {
+    async fn inject(self, pair: &mut Pair) {
         match self {
             Self::Stop => pair.second.stop().await,
             Self::Kill => pair.second.process().kill().await,
@@ -103,8 +103,7 @@ impl Fault {
     }
 }
 
-/// Sends numbers to each partition, each until it is acknowledged, as the relay does; gives the time of the longest
-/// call.
+/// Sends consecutive numbers to each partition, each until it is acknowledged. Returns the time of the longest call.
 async fn write(mut producer: Producer, shared: Arc<Shared>) -> Duration {
     let mut longest = Duration::ZERO;
     while !shared.stopped.load(SeqCst) {
@@ -131,8 +130,7 @@ async fn write(mut producer: Producer, shared: Arc<Shared>) -> Duration {
     longest
 }
 
-/// Reads a partition, in which each number must follow the one before or be a repetition; gives the time of the longest
-/// call.
+/// Reads a partition and checks that no number is missing; duplicates are allowed. Returns the time of the longest call.
 async fn read(mut consumer: Consumer, shared: Arc<Shared>) -> Duration {
     let read = &shared.read[consumer.partition() as usize];
     let (mut longest, mut offset) = (Duration::ZERO, 0);
@@ -148,15 +146,15 @@ async fn read(mut consumer: Consumer, shared: Arc<Shared>) -> Duration {
         for record in fetched.records.iter() {
             let number = u32::from_be_bytes(record.value.unwrap().try_into().unwrap());
             let next = read.load(SeqCst);
-            assert!(number <= next, "{number} follows {next}: something between was lost");
+            assert!(number <= next, "{number} follows {next}: a record was lost");
             read.fetch_max(number + 1, SeqCst);
         }
     }
     longest
 }
 
-/// Waits until in each partition more was acknowledged, and all of it was read.
-async fn both_get_on(shared: &Shared) {
+/// Waits until more batches of each partition are acknowledged and read.
+async fn until_progress(shared: &Shared) {
     let numbers = |counts: &[AtomicU32]| -> Vec<u32> { counts.iter().map(|count| count.load(SeqCst)).collect() };
     let wanted: Vec<u32> = numbers(&shared.acknowledged).iter().map(|before| before + 10 * BATCH).collect();
     let reached = |counts: &[AtomicU32]| numbers(counts).iter().zip(&wanted).all(|(count, wanted)| count >= wanted);

@@ -1,4 +1,4 @@
-//! What fetches take of memory. A process of its own, whose highest use so far the system tells.
+//! Memory of fetches. It needs a process of its own, because it reads the peak of the process.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use broker::{Asked, any_broker, loopback, settings, speaking};
+use broker::{ReceivedRequest, any_broker, loopback, settings, supporting};
 use bytes::Bytes;
 use config::HostPort;
 use futures_util::future::join_all;
 use kafka::{
-    Consumer, Malformed, Record, Unreadable,
+    Consumer, Malformed, Record, UnreadableBatch,
     testing::{Codec, batch, bomb},
 };
 use kafka_protocol::{
@@ -31,23 +31,23 @@ use smol::Task;
 const MIB: usize = 1 << 20;
 const WAIT: Duration = Duration::from_millis(10);
 
-/// The most memory that this process has had, in bytes.
-fn most() -> usize {
+/// The peak resident memory of this process, in bytes.
+fn peak_memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// A broker that leads eight partitions, each with this batch; with `announced`, the answer says that it has so many bytes
-/// and breaks off.
+/// A broker that leads eight partitions with this batch. With `announced`, the length of its fetch responses is that, and they
+/// are incomplete.
 async fn leading(batch: Bytes, announced: Option<usize>) -> (HostPort, Task<()>) {
     let port = Arc::new(Mutex::new(0));
     let own_port = port.clone();
-    let answer = move |asked: &Asked| match asked.key {
-        ApiKey::ApiVersions => asked.answer(&speaking(&[(ApiKey::Metadata, 4..=12), (ApiKey::Fetch, 4..=17)])),
-        ApiKey::Metadata => asked.answer(&metadata(*own_port.lock().unwrap())),
+    let response = move |received: &ReceivedRequest| match received.key {
+        ApiKey::ApiVersions => received.response(&supporting(&[(ApiKey::Metadata, 4..=12), (ApiKey::Fetch, 4..=17)])),
+        ApiKey::Metadata => received.response(&metadata(*own_port.lock().unwrap())),
         _ => {
-            let request: FetchRequest = asked.request();
+            let request: FetchRequest = received.decode();
             let partition = PartitionData::default()
                 .with_partition_index(request.topics[0].partitions[0].partition)
                 .with_high_watermark(1)
@@ -56,14 +56,14 @@ async fn leading(batch: Bytes, announced: Option<usize>) -> (HostPort, Task<()>)
             let found = FetchableTopicResponse::default()
                 .with_topic(request.topics[0].topic.clone())
                 .with_partitions(vec![partition]);
-            let mut answer = asked.answer(&FetchResponse::default().with_responses(vec![found]));
+            let mut response = received.response(&FetchResponse::default().with_responses(vec![found]));
             if let Some(announced) = announced {
-                answer[..4].copy_from_slice(&(announced as i32).to_be_bytes());
+                response[..4].copy_from_slice(&(announced as i32).to_be_bytes());
             }
-            answer
+            response
         }
     };
-    let (address, task) = any_broker(answer).await;
+    let (address, task) = any_broker(response).await;
     *port.lock().unwrap() = address.port;
     (loopback(address.port), task)
 }
@@ -81,20 +81,20 @@ fn metadata(port: u16) -> MetadataResponse {
     MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![topic])
 }
 
-async fn first_unreadable(broker: &HostPort) -> Unreadable {
+async fn first_unreadable(broker: &HostPort) -> UnreadableBatch {
     let mut consumer = Consumer::new(settings(vec![broker.clone()]), "topic", 0);
     let fetched = consumer.fetch(0, MIB as i32, WAIT).await.unwrap();
     assert!(fetched.records.is_empty() && fetched.next == 1);
     fetched.unreadable.unwrap()
 }
 
-/// One after the other in one test: what the system tells is the most of all.
+/// One test, because the peak is that of the whole process.
 #[test]
-fn what_a_fetch_takes_is_bounded_whatever_is_sent() {
+fn the_memory_of_a_fetch_is_bounded_whatever_the_broker_sends() {
     runtime::block_on(2, async {
-        // As large as may be, for all partitions at once: one at a time.
+        // Nearly the largest batch, in all partitions: one is read at a time.
         let (broker, _broker) = leading(batch(Codec::Zstd, &[record(15 * MIB)]), None).await;
-        let before = most();
+        let before = peak_memory();
         let read = (0..8).map(async |partition| {
             let settings = kafka::Settings { deadline: Duration::from_secs(60), ..settings(vec![broker.clone()]) };
             let mut consumer = Consumer::new(settings, "topic", partition);
@@ -102,41 +102,41 @@ fn what_a_fetch_takes_is_bounded_whatever_is_sent() {
             assert_eq!(fetched.records.iter().next().unwrap().value.unwrap().len(), 15 * MIB);
         });
         join_all(read).await;
-        let taken = most() - before;
+        let taken = peak_memory() - before;
         println!("eight of 15 MiB at once: {} KiB", taken / 1024);
         assert!(taken < 40 * MIB, "{taken} bytes");
 
         for codec in [Codec::Gzip, Codec::SnappyFramed, Codec::Lz4, Codec::Zstd] {
             let bomb = bomb(codec, 300 * MIB);
-            println!("{codec:?}: {} bytes stand for {}", bomb.len(), 300 * MIB);
+            println!("{codec:?}: {} bytes decompress to {}", bomb.len(), 300 * MIB);
             let (broker, _broker) = leading(bomb, None).await;
-            let before = most();
+            let before = peak_memory();
             assert_eq!(first_unreadable(&broker).await.reason, Malformed::TooLarge, "{codec:?}");
-            let taken = most() - before;
+            let taken = peak_memory() - before;
             println!("{codec:?}: {} KiB", taken / 1024);
             assert!(taken < 48 * MIB, "{codec:?} took {taken} bytes");
         }
 
-        // The format of snappy tells a length first, which is a lie here.
-        let mut lie = batch(Codec::Snappy, &[record(100)]).to_vec();
-        lie.splice(61..62, *b"\xff\xff\xff\xff\x0f");
-        let length = lie.len() as i32 - 12;
-        lie[8..12].copy_from_slice(&length.to_be_bytes());
-        let checksum = crc32c::crc32c(&lie[21..]).to_be_bytes();
-        lie[17..21].copy_from_slice(&checksum);
-        let (broker, _broker) = leading(lie.into(), None).await;
-        let before = most();
+        // A raw snappy block begins with its length, which is too high here.
+        let mut lying = batch(Codec::Snappy, &[record(100)]).to_vec();
+        lying.splice(61..62, *b"\xff\xff\xff\xff\x0f");
+        let length = lying.len() as i32 - 12;
+        lying[8..12].copy_from_slice(&length.to_be_bytes());
+        let checksum = crc32c::crc32c(&lying[21..]).to_be_bytes();
+        lying[17..21].copy_from_slice(&checksum);
+        let (broker, _broker) = leading(lying.into(), None).await;
+        let before = peak_memory();
         assert_eq!(first_unreadable(&broker).await.reason, Malformed::TooLarge);
-        assert!(most() - before < 4 * MIB);
+        assert!(peak_memory() - before < 4 * MIB);
 
-        // A batch that is too large for an answer is known by its beginning.
+        // A batch that is larger than a response may be is recognized by its header.
         let mut large = batch(Codec::None, &[record(100_000)]).to_vec();
         large[8..12].copy_from_slice(&(200 * MIB as i32).to_be_bytes());
         let (broker, _broker) = leading(large.into(), Some(200 * MIB)).await;
-        let before = most();
+        let before = peak_memory();
         let unreadable = first_unreadable(&broker).await;
         assert_eq!((unreadable.reason, unreadable.bytes), (Malformed::TooLarge, 200 * MIB + 12));
-        assert!(most() - before < 4 * MIB);
+        assert!(peak_memory() - before < 4 * MIB);
     });
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{NaiveDate, TimeDelta, Utc};
 use codec::{
-    event::{Event, Kind},
+    event::{Event, EventKind},
     headers,
 };
 use kafka::partitioner;
@@ -81,7 +81,7 @@ fn record(number: u64) -> (i32, Record) {
     let event = Event {
         id,
         patient_id,
-        kind: Kind::Created,
+        kind: EventKind::Created,
         version: 1,
         time,
         name: "Amara Abebe",
@@ -92,7 +92,7 @@ fn record(number: u64) -> (i32, Record) {
     let key = patient_id.to_string().into_bytes();
     let partition = partitioner::of_hash(partitioner::key_hash(&key), PARTITIONS);
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let headers = headers::of_event(id, Kind::Created, time, Some(traceparent));
+    let headers = headers::event_headers(id, EventKind::Created, time, Some(traceparent));
     (partition, Record { key: Some(key), value: Some(event.encode()), headers, timestamp: time })
 }
 

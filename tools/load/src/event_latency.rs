@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::event::{Kind, Received};
+use codec::event::{EventKind, ReceivedEvent};
 use config::{HostPort, HostPorts};
 use hyper::Method;
 use kafka::Consumer;
@@ -140,8 +140,8 @@ async fn read(mut consumer: Consumer, mut next: i64, seen: Arc<Mutex<Seen>>) -> 
         next = fetched.next;
         let mut seen = lock(&seen);
         for record in fetched.records.iter() {
-            let event = record.value.and_then(|value| Received::decode(value).ok());
-            if let Some(event) = event.filter(|event| event.kind == Some(Kind::Created)) {
+            let event = record.value.and_then(|value| ReceivedEvent::decode(value).ok());
+            if let Some(event) = event.filter(|event| event.kind == Some(EventKind::Created)) {
                 seen.published.entry(event.patient_id).or_insert((consumer.partition(), record.offset));
             }
         }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use codec::dead_letter::{self, Content, Origin};
+use codec::dead_letter::{self, Origin, RecordKind};
 use kafka::{Consumer, Producer, Record, RecordAndOffset};
 use serde_json::Value as Json;
 
@@ -180,7 +180,7 @@ impl Sender {
         let letter = fetched.records.iter().find(|record| record.offset == id);
         let letter = letter.ok_or_else(|| Failure("it is not on its topic any more".to_owned()))?.to_record().record;
         let key = letter.key.clone();
-        let again = Record { headers: dead_letter::originals(letter.headers), timestamp: Utc::now(), ..letter };
+        let again = Record { headers: dead_letter::original_headers(letter.headers), timestamp: Utc::now(), ..letter };
         let topic = &origin.topic;
         let producer =
             self.producers.entry(topic.clone()).or_insert_with(|| Producer::new(self.kafka.clone(), topic.as_str()));
@@ -189,7 +189,8 @@ impl Sender {
         }
         let offset = send_one(producer, origin.partition, again).await?;
         let now = Origin { offset, ..origin.clone() };
-        let mark = Record { key, value: None, headers: dead_letter::of_mark(id, &now), timestamp: Utc::now() };
+        let mark =
+            Record { key, value: None, headers: dead_letter::resent_marker_headers(id, &now), timestamp: Utc::now() };
         send_one(&mut self.marks, PARTITION, mark).await?;
         Ok(now)
     }
@@ -265,8 +266,8 @@ struct Found {
 
 impl Found {
     fn add(&mut self, RecordAndOffset { record, offset }: &RecordAndOffset) {
-        match dead_letter::read(&record.headers) {
-            Content::Letter { origin, error } => {
+        match dead_letter::parse(&record.headers) {
+            RecordKind::DeadLetter { origin, error } => {
                 let first = *self.first.entry((origin.clone(), digest(record))).or_insert(*offset);
                 if first != *offset {
                     self.same.insert(*offset, first);
@@ -275,13 +276,13 @@ impl Found {
                 let bytes = record.value.as_ref().map_or(0, Vec::len);
                 self.letters.insert(*offset, Letter { origin, error, bytes, at: record.timestamp, sent: None });
             }
-            Content::SentAgain { letter, now } => {
+            RecordKind::Resent { dead_letter: letter, sent_to } => {
                 let letter = self.same.get(&letter).unwrap_or(&letter);
                 if let Some(letter) = self.letters.get_mut(letter) {
-                    letter.sent = Some(now);
+                    letter.sent = Some(sent_to);
                 }
             }
-            Content::Foreign => {}
+            RecordKind::Foreign => {}
         }
     }
 }
@@ -306,7 +307,7 @@ mod tests {
     }
 
     fn letter(id: i64, offset: i64, value: &str) -> RecordAndOffset {
-        record(id, dead_letter::of_letter(Default::default(), &origin(offset), "why"), value)
+        record(id, dead_letter::add_headers(Default::default(), &origin(offset), "why"), value)
     }
 
     fn found(records: &[RecordAndOffset]) -> BTreeMap<i64, Letter> {
@@ -317,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_letter_written_again_by_a_rebuild_is_one_and_keeps_its_mark() {
-        let mark = |id| record(9, dead_letter::of_mark(id, &origin(40)), "");
+        let mark = |id| record(9, dead_letter::resent_marker_headers(id, &origin(40)), "");
         for marked in [0, 2] {
             let letters = found(&[letter(0, 17, "a"), letter(1, 18, "b"), letter(2, 17, "a"), mark(marked)]);
             assert_eq!(letters.keys().copied().collect::<Vec<_>>(), [0, 1]);

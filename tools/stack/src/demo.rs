@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use codec::{event::Received, headers};
+use codec::{event::ReceivedEvent, headers};
 use kafka::partitioner::{key_hash, of_hash};
 use kafka::{Consumer, RecordAndOffset};
 use serde_json::{Value as Json, json};
@@ -153,7 +153,7 @@ impl Topic {
             let fetched = consumer.fetch(*next, 1 << 20, Duration::from_millis(200)).await?;
             for record in fetched.records.iter() {
                 *next = record.offset + 1;
-                let event = record.value.and_then(|value| Received::decode(value).ok());
+                let event = record.value.and_then(|value| ReceivedEvent::decode(value).ok());
                 if event.is_some_and(|event| event.patient_id.to_string() == id) {
                     let record = record.to_record();
                     return Ok(Published { partition, record, seen_after: began.elapsed() });

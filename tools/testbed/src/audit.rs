@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::event::{Kind, Received};
+use codec::event::{EventKind, ReceivedEvent};
 use config::{HostPorts, Value as _};
 use kafka::Consumer;
 use kafka::partitioner::{key_hash, of_hash};
@@ -149,7 +149,7 @@ impl fmt::Display for Report {
 #[derive(Clone, Debug, Default)]
 struct Story {
     /// The version and the kind of each event, in the order in which it was first seen.
-    events: Vec<(i64, Option<Kind>)>,
+    events: Vec<(i64, Option<EventKind>)>,
     again: usize,
 }
 
@@ -284,7 +284,7 @@ impl Places {
             while next < offsets.end {
                 let fetched = consumer.fetch(next, FETCH.0, FETCH.1).await.map_err(failed)?;
                 for record in fetched.records.iter() {
-                    let event = Received::decode(record.value.unwrap_or_default());
+                    let event = ReceivedEvent::decode(record.value.unwrap_or_default());
                     let Some((patient_id, version, kind)) =
                         event.ok().and_then(|event| Some((event.patient_id, event.version?, event.kind)))
                     else {
@@ -367,11 +367,12 @@ impl Findings {
         }
 
         // Counted once.
-        let of = |wanted: Kind| {
+        let of = |wanted: EventKind| {
             let kinds = self.stories.values().flat_map(|story| &story.events);
             kinds.filter(|(_, kind)| *kind == Some(wanted)).count() as i64
         };
-        let expected = [self.patients.len() as i64, of(Kind::Created), of(Kind::Updated), of(Kind::Deleted)];
+        let expected =
+            [self.patients.len() as i64, of(EventKind::Created), of(EventKind::Updated), of(EventKind::Deleted)];
         if self.analytics != expected {
             let counted = format!("{:?} instead of {expected:?}", self.analytics);
             lost("analytics counts (active, created, updated, deleted)", vec![counted]);
@@ -400,12 +401,12 @@ impl Story {
     }
 
     fn ends_deleted(&self) -> bool {
-        matches!(self.events.last(), Some((_, Some(Kind::Deleted))))
+        matches!(self.events.last(), Some((_, Some(EventKind::Deleted))))
     }
 
     /// Whether each version was first seen right after the one before it, and a deletion ends the story.
     fn is_in_order(&self) -> bool {
-        let deleted_before = |kind: &Option<Kind>| *kind == Some(Kind::Deleted);
+        let deleted_before = |kind: &Option<EventKind>| *kind == Some(EventKind::Deleted);
         let before_last = self.events.split_last().map_or(&[][..], |(_, before)| before);
         self.versions().into_iter().eq(1..=self.events.len() as i64)
             && !before_last.iter().any(|(_, kind)| deleted_before(kind))
@@ -432,10 +433,10 @@ async fn summary(analytics: &Client) -> Result<Json, StartError> {
 mod tests {
     use super::*;
 
-    const CREATED: (i64, Option<Kind>) = (1, Some(Kind::Created));
-    const UPDATED: (i64, Option<Kind>) = (2, Some(Kind::Updated));
+    const CREATED: (i64, Option<EventKind>) = (1, Some(EventKind::Created));
+    const UPDATED: (i64, Option<EventKind>) = (2, Some(EventKind::Updated));
 
-    fn story(events: &[(i64, Option<Kind>)]) -> Story {
+    fn story(events: &[(i64, Option<EventKind>)]) -> Story {
         Story { events: events.to_vec(), again: 0 }
     }
 
@@ -449,7 +450,7 @@ mod tests {
             stories: [
                 (one, story(&[CREATED])),
                 (two, story(&[CREATED, UPDATED])),
-                (gone, story(&[CREATED, (2, Some(Kind::Deleted))])),
+                (gone, story(&[CREATED, (2, Some(EventKind::Deleted))])),
             ]
             .into(),
             analytics: [2, 3, 1, 1],
@@ -499,7 +500,7 @@ mod tests {
             found.stories.insert(two, story(&[UPDATED, CREATED]));
         });
         told("versions are not in order", |found, _, [_, two, _]| {
-            found.stories.insert(two, story(&[CREATED, (2, Some(Kind::Deleted)), (3, Some(Kind::Updated))]));
+            found.stories.insert(two, story(&[CREATED, (2, Some(EventKind::Deleted)), (3, Some(EventKind::Updated))]));
         });
         told("not on the topic as they are in PostgreSQL", |found, _, [_, two, _]| {
             found.stories.insert(two, story(&[CREATED]));
@@ -520,7 +521,7 @@ mod tests {
             told.deleting(one);
             found.patients.remove(&one);
             found.accounts.insert(one, false);
-            found.stories.insert(one, story(&[CREATED, (2, Some(Kind::Deleted))]));
+            found.stories.insert(one, story(&[CREATED, (2, Some(EventKind::Deleted))]));
             found.analytics = [1, 3, 1, 2];
         });
         assert_eq!(unheard, "");

@@ -6,48 +6,48 @@ use std::sync::{
 use event_listener::Event;
 use smol::lock::Mutex;
 
-/// Bytes that may be taken at once, in the order of asking.
+/// A limit of bytes in memory, acquired in the order of the calls.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
-    taken: AtomicUsize,
-    given_back: Event,
-    /// Held by whoever waits for room; the others wait for their turn.
+    used: AtomicUsize,
+    released: Event,
+    /// Held by the first waiter, so that others wait behind it.
     turn: Mutex<()>,
 }
 
-/// Bytes that were taken from a budget, given back when this is dropped.
+/// Acquired bytes, released on drop.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct BudgetPermit {
     bytes: usize,
     budget: Arc<Budget>,
 }
 
 impl Budget {
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, taken: AtomicUsize::new(0), given_back: Event::new(), turn: Mutex::new(()) })
+        Arc::new(Self { limit, used: AtomicUsize::new(0), released: Event::new(), turn: Mutex::new(()) })
     }
 
-    /// Waits until there is room for so many bytes. More than the limit are given while nobody else has any.
-    pub(super) async fn take(self: &Arc<Self>, bytes: usize) -> Share {
+    /// Waits until `bytes` fit into the limit. More than the limit can be acquired while nothing else is.
+    pub(super) async fn acquire(self: &Arc<Self>, bytes: usize) -> BudgetPermit {
         let _turn = self.turn.lock().await;
         loop {
-            let given_back = self.given_back.listen();
-            // Only one adds at a time; who gives back meanwhile makes room.
-            let taken = self.taken.load(Ordering::Acquire);
-            if taken == 0 || taken.saturating_add(bytes) <= self.limit {
-                self.taken.fetch_add(bytes, Ordering::AcqRel);
-                return Share { bytes, budget: self.clone() };
+            let released = self.released.listen();
+            // Only the holder of the turn adds; others can only release meanwhile.
+            let used = self.used.load(Ordering::Acquire);
+            if used == 0 || used.saturating_add(bytes) <= self.limit {
+                self.used.fetch_add(bytes, Ordering::AcqRel);
+                return BudgetPermit { bytes, budget: self.clone() };
             }
-            given_back.await;
+            released.await;
         }
     }
 }
 
-impl Drop for Share {
+impl Drop for BudgetPermit {
     fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.budget.given_back.notify(usize::MAX);
+        self.budget.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.budget.released.notify(usize::MAX);
     }
 }
 
@@ -58,34 +58,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_is_taken_than_there_is() {
+    fn no_more_than_the_limit_is_acquired() {
         block_on(async {
             let budget = Budget::new(10);
-            let first = budget.take(6).await;
-            let mut second = Box::pin(budget.take(6));
-            assert!(poll_once(&mut second).await.is_none(), "there is no room");
-            let mut third = Box::pin(budget.take(1));
+            let first = budget.acquire(6).await;
+            let mut second = Box::pin(budget.acquire(6));
+            assert!(poll_once(&mut second).await.is_none(), "the limit is reached");
+            let mut third = Box::pin(budget.acquire(1));
             assert!(poll_once(&mut third).await.is_none(), "it is not its turn");
             drop(first);
-            let second = poll_once(&mut second).await.expect("there is room");
+            let second = poll_once(&mut second).await.expect("bytes were released");
             let third = poll_once(&mut third).await.expect("it is its turn");
             drop((second, third));
-            assert_eq!(budget.taken.load(Ordering::Acquire), 0);
+            assert_eq!(budget.used.load(Ordering::Acquire), 0);
         });
     }
 
     #[test]
-    fn more_than_the_limit_is_taken_alone() {
+    fn more_than_the_limit_is_acquired_alone() {
         block_on(async {
             let budget = Budget::new(10);
-            let small = budget.take(1).await;
-            let mut large = Box::pin(budget.take(100));
+            let small = budget.acquire(1).await;
+            let mut large = Box::pin(budget.acquire(100));
             assert!(poll_once(&mut large).await.is_none());
             drop(small);
-            let large = poll_once(&mut large).await.expect("nobody else has any");
-            assert!(poll_once(Box::pin(budget.take(1))).await.is_none());
+            let large = poll_once(&mut large).await.expect("nothing else is acquired");
+            assert!(poll_once(Box::pin(budget.acquire(1))).await.is_none());
             drop(large);
-            assert!(poll_once(Box::pin(budget.take(1))).await.is_some());
+            assert!(poll_once(Box::pin(budget.acquire(1))).await.is_some());
         });
     }
 }

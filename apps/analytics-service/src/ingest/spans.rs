@@ -1,4 +1,4 @@
-//! The spans of records that are being applied, each in the trace that its record carries.
+//! Spans of records, each in the trace of its record.
 
 use codec::headers::TRACEPARENT;
 use kafka::{RecordRef, Records};
@@ -9,15 +9,15 @@ use telemetry::{
 
 use crate::state::StateError;
 
-/// Who reads, where messaging has consumer groups; we are given our partitions.
+/// Stands for the consumer group, which this service does not use.
 const GROUP: &str = "analytics-service";
 
-/// Begins to apply records of a partition; none if spans are not collected.
-pub(super) fn begin(topic: &str, partition: i32, records: &Records) -> Vec<Span> {
+/// Starts a span for each traced record; none if spans are not collected.
+pub(super) fn start(topic: &str, partition: i32, records: &Records) -> Vec<Span> {
     if !span::is_collected() {
         return Vec::new();
     }
-    let begin = |record: RecordRef<'_>| {
+    let start = |record: RecordRef<'_>| {
         let mut span =
             Span::start(TraceContext::continue_from(record.header(TRACEPARENT)), SpanKind::Consumer, "process");
         if span.is_recorded() {
@@ -31,10 +31,10 @@ pub(super) fn begin(topic: &str, partition: i32, records: &Records) -> Vec<Span>
         }
         span
     };
-    records.iter().map(begin).filter(Span::is_recorded).collect()
+    records.iter().map(start).filter(Span::is_recorded).collect()
 }
 
-/// Ends with the commit of what the records add up to.
+/// Ends the spans with the commit.
 pub(super) fn end(spans: Vec<Span>, result: &Result<(), StateError>) {
     for span in spans {
         match result {

@@ -1,4 +1,4 @@
-//! What a batch of records changes, all or nothing.
+//! A transaction of the state: all changes of a batch of records, or none.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,25 +11,27 @@ use sqlx::{Row as _, Sqlite, SqliteConnection, query};
 use uuid::Uuid;
 
 use super::{
-    DEADLINE, DeadLetter, SavedPosition, StateError,
-    columns::{self, AT_ONCE, Bound, ROWS, bind},
-    encoding::{KNOWN_BYTES, day_number, headers_json, known_bytes, known_of, year_number},
+    DeadLetter, STEP_TIMEOUT, SavedPosition, StateError,
+    columns::{self, BoundStatement, MAX_ROWS, ROWS, bind},
+    encoding::{
+        PATIENT_STATE_BYTES, decode_patient_state, encode_date, encode_headers, encode_patient_state, encode_year,
+    },
 };
 use crate::counts::{Counts, PatientState};
 
 static FIND_PATIENTS: LazyLock<String> = LazyLock::new(|| {
     let id = columns::bytes_of(2, size_of::<Uuid>());
     format!(
-        "-- known patients
+        "-- find patients
         SELECT id, known FROM (SELECT {id} AS wanted FROM {ROWS}) CROSS JOIN patients ON id = wanted"
     )
 });
 
-/// Replaces whole rows, so that SQLite need not look for a conflict first.
-static REMEMBER_PATIENTS: LazyLock<String> = LazyLock::new(|| {
-    let (id, known) = (columns::bytes_of(2, size_of::<Uuid>()), columns::bytes_of(3, KNOWN_BYTES));
+/// Replaces whole rows, so SQLite does not look for conflicts first.
+static UPSERT_PATIENTS: LazyLock<String> = LazyLock::new(|| {
+    let (id, known) = (columns::bytes_of(2, size_of::<Uuid>()), columns::bytes_of(3, PATIENT_STATE_BYTES));
     format!(
-        "-- remember patients
+        "-- upsert patients
         INSERT OR REPLACE INTO patients (id, known) SELECT {id}, {known} FROM {ROWS}"
     )
 });
@@ -38,7 +40,7 @@ static ADD_TO_BIRTHS: LazyLock<String> = LazyLock::new(|| add_to("births", "year
 
 static ADD_TO_REGISTRATIONS: LazyLock<String> = LazyLock::new(|| add_to("registrations", "date"));
 
-/// The SQL that adds to numbers of patients, which a table has by its key.
+/// The SQL that adds to the numbers of patients in a table with this key.
 fn add_to(table: &str, key: &str) -> String {
     let (counted, patients) = (columns::number_of(2), columns::number_of(3));
     format!(
@@ -48,85 +50,85 @@ fn add_to(table: &str, key: &str) -> String {
     )
 }
 
-/// A transaction of the state. It is undone unless it is committed.
+/// A transaction of the state. It is rolled back when it is dropped.
 #[derive(Debug)]
 pub struct Transaction<'a>(pub(super) sqlx::Transaction<'a, Sqlite>);
 
-/// What is known now of some patients, ready to be stored.
-pub struct Remember(Bound);
+/// A statement that stores the states of patients.
+pub struct PatientUpsert(BoundStatement);
 
-/// What records add up to.
+/// The changes of a batch of records.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
-    /// What the events add up to.
+    /// The counts of the events.
     pub counts: Counts,
-    /// Where each partition goes on.
+    /// The position of each partition after the batch.
     pub positions: BTreeMap<i32, SavedPosition>,
-    /// Records that are no events.
+    /// Records that cannot be decoded.
     pub dead_letters: Vec<DeadLetter>,
 }
 
-impl Remember {
-    /// At most [`Transaction::PATIENTS`], in the order of their ids: the table's, whose pages are then filled one after the
-    /// other.
+impl PatientUpsert {
+    /// At most [`Transaction::MAX_PATIENTS`], in the order of their ids, which is the order of the table: so pages are filled
+    /// one after the other.
     pub fn new(patients: &[(Uuid, PatientState)]) -> Self {
         let columns = [
             columns::bytes(patients.iter().map(|(id, _)| id.into_bytes())),
-            columns::bytes(patients.iter().map(|(_, known)| known_bytes(known))),
+            columns::bytes(patients.iter().map(|(_, patient)| encode_patient_state(patient))),
         ];
-        Self(bind(&REMEMBER_PATIENTS, patients.len(), columns))
+        Self(bind(&UPSERT_PATIENTS, patients.len(), columns))
     }
 }
 
 impl Transaction<'_> {
-    /// Patients that are looked up or stored together, at most.
-    pub const PATIENTS: usize = AT_ONCE;
+    /// The largest number of patients that one statement finds or stores.
+    pub const MAX_PATIENTS: usize = MAX_ROWS;
 
-    /// What is known of these patients, at most [`Transaction::PATIENTS`]; nothing of those who are not in the result.
+    /// The states of patients, of at most [`Transaction::MAX_PATIENTS`]. Unknown patients are not in the result.
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub async fn known(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, PatientState>, StateError> {
+    pub async fn find_patients(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, PatientState>, StateError> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
         let column = columns::bytes(ids.iter().map(|id| id.into_bytes()));
-        let rows = timeout(DEADLINE, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(&mut *self.0)).await??;
-        let mut known = HashMap::with_capacity(rows.len());
+        let rows = timeout(STEP_TIMEOUT, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(&mut *self.0)).await??;
+        let mut patients = HashMap::with_capacity(rows.len());
         for row in &rows {
             let (id, bytes) = (row.try_get("id")?, row.try_get::<&[u8], _>("known")?);
-            let id = Uuid::from_slice(id).map_err(|_| StateError("a patient's id is none".to_owned()))?;
-            let broken = || StateError("what is known of a patient cannot be read".to_owned());
-            known.insert(id, known_of(bytes).ok_or_else(broken)?);
+            let id = Uuid::from_slice(id).map_err(|_| StateError("a patient id is invalid".to_owned()))?;
+            let invalid = || StateError("a patient state is invalid".to_owned());
+            patients.insert(id, decode_patient_state(bytes).ok_or_else(invalid)?);
         }
-        Ok(known)
+        Ok(patients)
     }
 
-    /// Stores what is known of patients.
+    /// Stores the states of patients.
     ///
     /// # Errors
     /// If the state cannot be written.
-    pub async fn remember(&mut self, patients: Remember) -> Result<(), StateError> {
-        timeout(DEADLINE, patients.0.execute(&mut *self.0)).await??;
+    pub async fn upsert_patients(&mut self, patients: PatientUpsert) -> Result<(), StateError> {
+        timeout(STEP_TIMEOUT, patients.0.execute(&mut *self.0)).await??;
         Ok(())
     }
 
-    /// Adds what the records add up to, and ends the transaction.
+    /// Adds the changes and commits.
     ///
     /// # Errors
-    /// If the state cannot be written. Whether it was, only opening it anew tells.
-    pub async fn commit(mut self, commit: &Delta) -> Result<(), StateError> {
+    /// If the state cannot be written. The commit may have succeeded: opening the file again shows it.
+    pub async fn commit(mut self, delta: &Delta) -> Result<(), StateError> {
         let work = async {
-            add(&mut self.0, commit).await?;
+            add(&mut self.0, delta).await?;
             self.0.commit().await
         };
-        timeout(DEADLINE, Box::pin(work)).await??;
+        timeout(STEP_TIMEOUT, Box::pin(work)).await??;
         Ok(())
     }
 }
 
-async fn add(connection: &mut SqliteConnection, commit: &Delta) -> Result<(), sqlx::Error> {
-    let Delta { counts, positions, dead_letters } = commit;
+async fn add(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sqlx::Error> {
+    let Delta { counts, positions, dead_letters } = delta;
     query(
         "-- add to totals
         INSERT INTO totals (name, value)
@@ -150,28 +152,28 @@ async fn add(connection: &mut SqliteConnection, commit: &Delta) -> Result<(), sq
         .execute(&mut *connection)
         .await?;
     }
-    add_counts(connection, &ADD_TO_BIRTHS, &counts.births, year_number).await?;
-    add_counts(connection, &ADD_TO_REGISTRATIONS, &counts.registrations, day_number).await?;
-    for letter in dead_letters {
+    add_counts(connection, &ADD_TO_BIRTHS, &counts.births, encode_year).await?;
+    add_counts(connection, &ADD_TO_REGISTRATIONS, &counts.registrations, encode_date).await?;
+    for dead_letter in dead_letters {
         query(
-            "-- park dead letter
+            "-- insert dead letter
             INSERT INTO dead_letters (partition, \"offset\", key, value, value_bytes, headers, error, parked_at)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )
-        .bind(letter.partition)
-        .bind(letter.offset)
-        .bind(&letter.key)
-        .bind(&letter.value)
-        .bind(letter.value.as_ref().map_or(0, Vec::len) as i64)
-        .bind(headers_json(&letter.headers))
-        .bind(&letter.error)
+        .bind(dead_letter.partition)
+        .bind(dead_letter.offset)
+        .bind(&dead_letter.key)
+        .bind(&dead_letter.value)
+        .bind(dead_letter.value.as_ref().map_or(0, Vec::len) as i64)
+        .bind(encode_headers(&dead_letter.headers))
+        .bind(&dead_letter.error)
         .bind(Utc::now().timestamp_millis())
         .execute(&mut *connection)
         .await?;
     }
     for (partition, position) in positions {
         query(
-            "-- move position
+            "-- upsert position
             INSERT INTO positions (partition, next, last_timestamp, topic_id) VALUES (?, ?, ?, ?)
             ON CONFLICT (partition) DO UPDATE
             SET next = excluded.next, last_timestamp = excluded.last_timestamp, topic_id = excluded.topic_id",
@@ -186,16 +188,16 @@ async fn add(connection: &mut SqliteConnection, commit: &Delta) -> Result<(), sq
     Ok(())
 }
 
-/// Adds to counts by what is counted, which a number stands for.
+/// Adds to the counts of a table, whose key is a number.
 async fn add_counts<K: Copy>(
     connection: &mut SqliteConnection,
     statement: &'static str,
     counts: &BTreeMap<K, i64>,
-    number: fn(K) -> i32,
+    encode: fn(K) -> i32,
 ) -> Result<(), sqlx::Error> {
     let rows: Vec<_> =
-        counts.iter().filter(|(_, count)| **count != 0).map(|(&key, &count)| (number(key).into(), count)).collect();
-    for part in rows.chunks(AT_ONCE) {
+        counts.iter().filter(|(_, count)| **count != 0).map(|(&key, &count)| (encode(key).into(), count)).collect();
+    for part in rows.chunks(MAX_ROWS) {
         let columns = [
             columns::numbers(part.iter().map(|(key, _)| *key)),
             columns::numbers(part.iter().map(|(_, count)| *count)),

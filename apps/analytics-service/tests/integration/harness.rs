@@ -10,7 +10,7 @@ use std::{
 use analytics_service::{Service, Settings};
 use chrono::{NaiveDate, Utc};
 use codec::{
-    event::{Event, Kind},
+    event::{Event, EventKind},
     headers,
 };
 use config::{Environment, Reader};
@@ -26,11 +26,11 @@ use testbed::{
 };
 use uuid::Uuid;
 
-/// How long a test waits for what is going to happen.
+/// How long a test waits for a condition.
 const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const PARTITIONS: i32 = 3;
 
-/// A topic of the test's own, and the file of the state.
+/// A topic and a state file of one test.
 pub(crate) struct Harness {
     pub(crate) kafka: kafka::Settings,
     pub(crate) topic: String,
@@ -54,8 +54,7 @@ pub(crate) fn with_topic<F: Future<Output = ()>>(kind: broker::Kind, test: impl 
     });
 }
 
-/// Runs a test on a broker of its own, because it deletes topics: where Nisshi does so, it can lose others that are
-/// written meanwhile.
+/// Runs a test that deletes topics, on a broker of its own: Nisshi may lose other topics that are written meanwhile.
 pub(crate) fn with_topic_to_delete<F: Future<Output = ()>>(kind: broker::Kind, test: impl FnOnce(Harness) -> F) {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
@@ -103,27 +102,27 @@ impl Harness {
         Running { client, shutdown, task }
     }
 
-    /// Publishes records to a partition; gives their offsets.
+    /// Publishes records to a partition. Returns their offsets.
     pub(crate) async fn send(&mut self, partition: i32, records: Vec<Record>) -> Vec<i64> {
         self.producer.send(BTreeMap::from([(partition, records)])).await.remove(&partition).unwrap().unwrap()
     }
 
-    /// Publishes events on another topic than this one's, trying until the broker takes them.
-    pub(crate) async fn publish_to(&mut self, topic: &str, events: &[(Uuid, Kind, i64)]) {
+    /// Publishes events to a topic, and retries until the broker accepts them.
+    pub(crate) async fn publish_to(&mut self, topic: &str, events: &[(Uuid, EventKind, i64)]) {
         let mut producer = Producer::new(self.kafka.clone(), topic);
         for (patient_id, kind, version) in events {
             let partition = of_hash(key_hash(patient_id.to_string().as_bytes()), PARTITIONS);
             let end = Instant::now() + TIMEOUT;
             let batch = || BTreeMap::from([(partition, vec![record(*patient_id, *kind, *version)])]);
             while producer.send(batch()).await.values().any(Result::is_err) {
-                assert!(Instant::now() < end, "the broker takes nothing");
+                assert!(Instant::now() < end, "the broker accepts nothing");
                 smol::Timer::after(Duration::from_millis(50)).await;
             }
         }
     }
 
-    /// Publishes events of patients, each to its patient's partition.
-    pub(crate) async fn publish(&mut self, events: &[(Uuid, Kind, i64)]) {
+    /// Publishes events to the partitions of their patients.
+    pub(crate) async fn publish(&mut self, events: &[(Uuid, EventKind, i64)]) {
         let mut batches = BTreeMap::<i32, Vec<Record>>::new();
         for (patient_id, kind, version) in events {
             let partition = of_hash(key_hash(patient_id.to_string().as_bytes()), PARTITIONS);
@@ -141,7 +140,7 @@ impl Running {
         self.task.await.unwrap();
     }
 
-    /// Ends the service as a kill does: without any of its farewells.
+    /// Ends the service like a kill: without a shutdown.
     pub(crate) async fn kill(self) {
         self.task.cancel().await;
     }
@@ -154,20 +153,20 @@ impl Running {
         self.get("/analytics/summary").await.json()
     }
 
-    /// Waits until the summary is as the test wants it; gives it.
-    pub(crate) async fn until(&self, what: &str, mut wanted: impl FnMut(&Json) -> bool) -> Json {
+    /// Waits until the summary meets a condition, and returns it.
+    pub(crate) async fn until(&self, condition: &str, mut is_met: impl FnMut(&Json) -> bool) -> Json {
         let end = Instant::now() + TIMEOUT;
         loop {
             let summary = self.summary().await;
-            if wanted(&summary) {
+            if is_met(&summary) {
                 return summary;
             }
-            assert!(Instant::now() < end, "it has not happened: {what}; {summary}");
+            assert!(Instant::now() < end, "not met: {condition}; {summary}");
             smol::Timer::after(Duration::from_millis(10)).await;
         }
     }
 
-    /// Waits until every record up to these next offsets has been applied.
+    /// Waits until the applied offsets of all partitions add up to this number of records.
     pub(crate) async fn until_applied(&self, records: i64) -> Json {
         let applied = |summary: &Json| {
             let partitions = summary["partitions"].as_array().unwrap();
@@ -178,7 +177,7 @@ impl Running {
 }
 
 /// An event as patient-service publishes it.
-pub(crate) fn record(patient_id: Uuid, kind: Kind, version: i64) -> Record {
+pub(crate) fn record(patient_id: Uuid, kind: EventKind, version: i64) -> Record {
     let date = |text: &str| text.parse::<NaiveDate>().unwrap();
     let event = Event {
         id: Uuid::now_v7(),
@@ -195,12 +194,12 @@ pub(crate) fn record(patient_id: Uuid, kind: Kind, version: i64) -> Record {
     Record {
         key: Some(patient_id.to_string().into_bytes()),
         value: Some(event.encode()),
-        headers: headers::of_event(event.id, kind, event.time, Some(traceparent)),
+        headers: headers::event_headers(event.id, kind, event.time, Some(traceparent)),
         timestamp: Utc::now(),
     }
 }
 
-/// Bytes without key and headers, as the originals publish them.
+/// A record without key and headers, as the original services publish.
 pub(crate) fn foreign(value: impl Into<Vec<u8>>) -> Record {
     Record { key: None, value: Some(value.into()), headers: Vec::new(), timestamp: Utc::now() }
 }

@@ -1,9 +1,9 @@
-//! Counting: once, whatever comes twice, late or from others.
+//! Counting of events: each once, also duplicates, stale versions and events of others.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use codec::event::Kind::{Created, Deleted, Updated};
+use codec::event::EventKind::{Created, Deleted, Updated};
 use kafka::{Consumer, Record};
 use serde_json::json;
 use testbed::broker;
@@ -12,16 +12,16 @@ use uuid::Uuid;
 use crate::harness::{foreign, record, with_topic};
 
 testbed::on_each_broker!(
-    lives_are_counted,
-    repetitions_and_late_versions_change_nothing,
-    versions_that_were_given_twice_are_told,
-    the_originals_events_count,
-    records_that_are_no_events_become_dead_letters,
+    created_updated_and_deleted_patients_are_counted,
+    duplicates_and_stale_versions_are_not_counted,
+    versions_that_were_assigned_twice_are_reported,
+    events_of_the_original_services_are_counted,
+    undecodable_records_are_dead_lettered,
     an_interrupted_service_counts_everything_once,
-    partitions_are_shared,
+    instances_share_the_partitions,
 );
 
-fn lives_are_counted(kind: broker::Kind) {
+fn created_updated_and_deleted_patients_are_counted(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let patients: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
         let mut events: Vec<_> = patients.iter().map(|id| (*id, Created, 1)).collect();
@@ -41,7 +41,7 @@ fn lives_are_counted(kind: broker::Kind) {
     });
 }
 
-fn repetitions_and_late_versions_change_nothing(kind: broker::Kind) {
+fn duplicates_and_stale_versions_are_not_counted(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let (one, other) = (Uuid::now_v7(), Uuid::now_v7());
         let events = [
@@ -61,7 +61,7 @@ fn repetitions_and_late_versions_change_nothing(kind: broker::Kind) {
     });
 }
 
-fn versions_that_were_given_twice_are_told(kind: broker::Kind) {
+fn versions_that_were_assigned_twice_are_reported(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let service = topic.start(&[]).await;
         let conflicts = async || {
@@ -74,11 +74,11 @@ fn versions_that_were_given_twice_are_told(kind: broker::Kind) {
         let change = record(patient, Updated, 2);
         topic.send(0, vec![record(patient, Created, 1), change.clone(), change]).await;
         service.until_applied(3).await;
-        let made = Utc::now().timestamp_millis();
-        while Utc::now().timestamp_millis() == made {
+        let sent = Utc::now().timestamp_millis();
+        while Utc::now().timestamp_millis() == sent {
             smol::Timer::after(Duration::from_millis(1)).await;
         }
-        // A database that was restored to the time before the change gives the version again.
+        // A database that was restored to the time before the change assigns the version again.
         topic.send(0, vec![record(patient, Updated, 2)]).await;
         let summary = service.until_applied(4).await;
         assert_eq!((&summary["created"], &summary["updated"]), (&json!(1), &json!(1)));
@@ -87,7 +87,7 @@ fn versions_that_were_given_twice_are_told(kind: broker::Kind) {
     });
 }
 
-fn the_originals_events_count(kind: broker::Kind) {
+fn events_of_the_original_services_are_counted(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         // PatientEvent { patientId, name, email, event_type }, each a string with its number.
         let original = |event_type: &str| {
@@ -103,23 +103,23 @@ fn the_originals_events_count(kind: broker::Kind) {
             foreign(value)
         };
         let kinds = ["PATIENT_CREATED", "", "PATIENT_MOVED"];
-        let made = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
-        topic.send(0, kinds.map(|kind| Record { timestamp: made, ..original(kind) }).into()).await;
+        let created_at = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        topic.send(0, kinds.map(|kind| Record { timestamp: created_at, ..original(kind) }).into()).await;
         let service = topic.start(&[]).await;
         let summary = service.until_applied(3).await;
         assert_eq!(
             (&summary["activePatients"], &summary["created"], &summary["unknown"]),
             (&json!(1), &json!(1), &json!(2))
         );
-        // They do not say when they happened; their records say when they were made.
-        assert_eq!(summary["lastEventTime"], json!(made));
+        // They have no time; their records have one.
+        assert_eq!(summary["lastEventTime"], json!(created_at));
         let bands = summary["ageBands"].as_array().unwrap();
         assert_eq!(bands.last().unwrap(), &json!({"ages": "unknown", "patients": 1}));
         service.stop().await;
     });
 }
 
-fn records_that_are_no_events_become_dead_letters(kind: broker::Kind) {
+fn undecodable_records_are_dead_lettered(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let good = Uuid::now_v7();
         let no_value = Record { value: None, ..foreign("") };
@@ -178,7 +178,7 @@ fn records_that_are_no_events_become_dead_letters(kind: broker::Kind) {
         assert_eq!(letters[0]["valueBytes"], 1_000_000);
         let rest = service.get(&first.next().unwrap()).await;
         assert_eq!((rest.json().as_array().unwrap().len(), rest.next()), (1, None));
-        assert!(!rest.text().contains("json"), "what a dead letter says may be personal data");
+        assert!(!rest.text().contains("json"), "the content of a dead letter may be personal data");
         service.stop().await;
     });
 }
@@ -192,7 +192,7 @@ fn an_interrupted_service_counts_everything_once(kind: broker::Kind) {
             topic.publish(&events).await;
             published += 20;
             let service = topic.start(&[]).await;
-            // At some instant between its start and the end of its work.
+            // At a random time between its start and the end of its work.
             if round % 3 == 0 {
                 service.until("something is applied", |summary| summary["created"].as_i64() > Some(0)).await;
             }
@@ -206,7 +206,7 @@ fn an_interrupted_service_counts_everything_once(kind: broker::Kind) {
     });
 }
 
-fn partitions_are_shared(kind: broker::Kind) {
+fn instances_share_the_partitions(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let events: Vec<_> = (0..60).map(|_| (Uuid::now_v7(), Created, 1)).collect();
         topic.publish(&events).await;

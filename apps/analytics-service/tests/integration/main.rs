@@ -1,11 +1,11 @@
-//! The service as its clients see it: events on a real broker in, HTTP out.
+//! The service from outside: events on a real broker in, HTTP responses out.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod batches;
 mod harness;
 mod ingest;
-mod losses;
+mod offset_loss;
+mod outages;
 mod partitions;
-mod shown;
+mod registrations;
 mod streams;
-mod trouble;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use codec::event::Kind::Created;
+use codec::event::EventKind::Created;
 use kafka::testing::add_partitions;
 use serde_json::{Value as Json, json};
 use testbed::broker;
@@ -10,30 +10,30 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, PARTITIONS, record, with_topic};
 
-// Nisshi adds none.
+// Nisshi cannot add partitions.
 testbed::on_each_kafka!(
     partitions_that_are_added_are_read,
-    of_partitions_that_are_added_each_share_reads_its_own,
-    partitions_that_are_added_and_not_listed_are_told,
+    each_share_reads_its_own_added_partitions,
+    added_partitions_that_are_not_listed_are_reported,
 );
 
-/// As many again.
+/// Twice the partitions.
 const AFTER: i32 = 2 * PARTITIONS;
 
 async fn add(topic: &Harness) {
     let kafka = kafka::Settings { deadline: Duration::from_secs(30), ..topic.kafka.clone() };
     add_partitions(&kafka, &topic.topic, AFTER).await.unwrap();
-    // The brokers' leaders take records of them a little later.
+    // The leaders of the new partitions are elected a little later.
     let end = Instant::now() + kafka.deadline;
     while kafka::leaders(&kafka, &topic.topic).await.map_or(0, |leaders| leaders.iter().flatten().count())
         < AFTER as usize
     {
-        assert!(Instant::now() < end, "the partitions are not there");
+        assert!(Instant::now() < end, "the partitions have no leaders");
         smol::Timer::after(Duration::from_millis(50)).await;
     }
 }
 
-/// A patient in each of these partitions.
+/// Publishes the registration of one patient to each of these partitions.
 async fn register(topic: &mut Harness, partitions: std::ops::Range<i32>) {
     for partition in partitions {
         topic.send(partition, vec![record(Uuid::now_v7(), Created, 1)]).await;
@@ -60,7 +60,7 @@ fn partitions_that_are_added_are_read(kind: broker::Kind) {
     });
 }
 
-fn of_partitions_that_are_added_each_share_reads_its_own(kind: broker::Kind) {
+fn each_share_reads_its_own_added_partitions(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let service = topic.start(&[("PARTITIONS", "1/2")]).await;
         service.until("it reads its own", |summary| read(summary) == [1]).await;
@@ -72,7 +72,7 @@ fn of_partitions_that_are_added_each_share_reads_its_own(kind: broker::Kind) {
     });
 }
 
-fn partitions_that_are_added_and_not_listed_are_told(kind: broker::Kind) {
+fn added_partitions_that_are_not_listed_are_reported(kind: broker::Kind) {
     with_topic(kind, |topic| async move {
         let service = topic.start(&[("PARTITIONS", "0,1,4")]).await;
         service.until("it reads its own", |summary| read(summary) == [0, 1, 4]).await;

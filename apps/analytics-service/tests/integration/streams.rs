@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use codec::event::Kind::{Created, Deleted, Updated};
+use codec::event::EventKind::{Created, Deleted, Updated};
 use kafka::partitioner::{key_hash, of_hash};
 use runtime::timeout;
 use serde_json::Value as Json;
@@ -19,15 +19,15 @@ use uuid::Uuid;
 use crate::harness::{PARTITIONS, Running, record, with_topic};
 
 testbed::on_each_broker!(
-    the_stream_tells_changes,
-    a_client_of_the_stream_that_has_gone_is_noticed_at_once,
+    the_stream_sends_changes,
+    a_disconnected_client_of_the_stream_is_noticed_at_once,
     an_http_1_0_client_of_the_stream_gets_events_without_chunks,
     through_nginx_with_its_defaults_events_arrive_at_once,
 );
 
-/// How long a test waits for an event or an answer: less than it takes the service to repeat the summary by itself.
-const LIMIT: Duration = Duration::from_secs(12);
-/// More clients than have a place at once.
+/// How long a test waits for an event or a response: less than the keep-alive interval of the stream.
+const TIMEOUT: Duration = Duration::from_secs(12);
+/// More clients than the stream allows at once.
 const CLIENTS: usize = 70;
 
 fn address(service: &Running) -> String {
@@ -41,7 +41,7 @@ fn connect(address: &str, request: &str) -> TcpStream {
     stream
 }
 
-/// The lines of a reader, read by a thread of its own until their end or that of their receiver.
+/// The lines of a reader. A thread reads until the end, or until the receiver is dropped.
 fn lines(from: impl io::Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel::unbounded();
     std::thread::spawn(move || {
@@ -65,14 +65,14 @@ async fn next_summary(lines: &Receiver<String>) -> Json {
             }
         }
     };
-    timeout(LIMIT, next).await.expect("no event arrives")
+    timeout(TIMEOUT, next).await.expect("no event arrives")
 }
 
 fn partition_of(patient: Uuid) -> i32 {
     of_hash(key_hash(patient.to_string().as_bytes()), PARTITIONS)
 }
 
-fn the_stream_tells_changes(kind: broker::Kind) {
+fn the_stream_sends_changes(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let service = topic.start(&[]).await;
         let patient = Uuid::now_v7();
@@ -86,16 +86,16 @@ fn the_stream_tells_changes(kind: broker::Kind) {
         // A stream ends with its service.
         service.stop().await;
         let ended = async { while lines.recv().await.is_ok() {} };
-        timeout(LIMIT, ended).await.unwrap();
+        timeout(TIMEOUT, ended).await.unwrap();
     });
 }
 
-fn a_client_of_the_stream_that_has_gone_is_noticed_at_once(kind: broker::Kind) {
+fn a_disconnected_client_of_the_stream_is_noticed_at_once(kind: broker::Kind) {
     with_topic(kind, |topic| async move {
         let service = topic.start(&[]).await;
         let address = address(&service);
-        // Nothing happens, so that nothing has to be sent to anybody.
-        let come_and_go = move || {
+        // Nothing changes, so nothing is sent to any client.
+        let connect_and_disconnect = move || {
             for client in (0..CLIENTS).flat_map(|client| ["GET", "HEAD"].map(|method| (method, client))) {
                 let (method, number) = client;
                 let request = format!("{method} /analytics/stream HTTP/1.1\r\nhost: localhost\r\n\r\n");
@@ -104,7 +104,7 @@ fn a_client_of_the_stream_that_has_gone_is_noticed_at_once(kind: broker::Kind) {
                 assert_eq!(str::from_utf8(&head), Ok("HTTP/1.1 200 OK"), "client {number} with {method}");
             }
         };
-        smol::unblock(come_and_go).await;
+        smol::unblock(connect_and_disconnect).await;
         service.stop().await;
     });
 }
@@ -122,7 +122,7 @@ fn an_http_1_0_client_of_the_stream_gets_events_without_chunks(kind: broker::Kin
                 }
             }
         };
-        let (head, first) = timeout(LIMIT, first).await.unwrap();
+        let (head, first) = timeout(TIMEOUT, first).await.unwrap();
         assert!(head[0].ends_with(" 200 ok"), "{head:?}");
         assert!(head.contains(&"x-accel-buffering: no".to_owned()), "{head:?}");
         assert!(!head.iter().any(|line| line.starts_with("transfer-encoding")), "{head:?}");
@@ -132,14 +132,14 @@ fn an_http_1_0_client_of_the_stream_gets_events_without_chunks(kind: broker::Kin
     });
 }
 
-/// Whether both programs of a test are there; says so if they are not.
+/// Whether nginx and curl are installed; prints that the test is skipped otherwise.
 fn has_nginx_and_curl() -> bool {
     let is_there =
         |program: &&str| Command::new(program).arg("-V").stderr(Stdio::null()).stdout(Stdio::null()).status();
     match ["nginx", "curl"].into_iter().find(|program| is_there(program).is_err()) {
         None => true,
         Some(missing) => {
-            // Not by eprintln, which is shown for tests that fail alone.
+            // Not with eprintln, whose output is captured unless the test fails.
             let _ = writeln!(io::stderr(), "SKIPPED: the stream through nginx: {missing} is not installed");
             false
         }
@@ -152,7 +152,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// nginx with its defaults and nothing but what it is to forward to; below `/gzip/` it compresses whatever it may.
+    /// nginx with its defaults as a reverse proxy; below `/gzip/` with compression.
     async fn start(scratch: &Scratch, upstream: &str) -> Self {
         let directory = scratch.path();
         let port = ports::free();
@@ -184,7 +184,7 @@ impl Nginx {
         Self { process, port }
     }
 
-    /// The lines that curl gets from a path, decompressed if need be, as they come.
+    /// The lines of a response as curl receives and decompresses them.
     fn get(&self, path: &str) -> (Child, Receiver<String>) {
         let url = format!("http://127.0.0.1:{}{path}", self.port);
         let mut curl = Command::new("curl")
@@ -213,13 +213,13 @@ fn through_nginx_with_its_defaults_events_arrive_at_once(kind: broker::Kind) {
             let head = async {
                 let mut head = Vec::new();
                 loop {
-                    match lines.recv().await.expect("nginx answers") {
+                    match lines.recv().await.expect("nginx responds") {
                         line if line.is_empty() => return head,
                         line => head.push(line.to_lowercase()),
                     }
                 }
             };
-            let head = timeout(LIMIT, head).await.expect("a head arrives");
+            let head = timeout(TIMEOUT, head).await.expect("a head arrives");
             assert_eq!(head.contains(&"content-encoding: gzip".to_owned()), is_compressed, "{head:?}");
             next_summary(&lines).await;
             topic.send(partition_of(patient), vec![record(patient, kind, version)]).await;

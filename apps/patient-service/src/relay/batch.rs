@@ -35,7 +35,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use chrono::Utc;
-    use codec::event::Kind;
+    use codec::event::EventKind;
     use uuid::Uuid;
 
     use super::*;
@@ -47,7 +47,7 @@ mod tests {
             patient_id: Uuid::nil(),
             key_hash: 0,
             event_id: Uuid::nil(),
-            event_type: Kind::Created.name().to_owned(),
+            event_type: EventKind::Created.name().to_owned(),
             value: vec![0; bytes],
             traceparent: None,
             created_at: Utc::now(),

@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 use codec::{
-    event::Kind,
+    event::EventKind,
     headers::{self, Headers},
 };
 use kafka::{Error, Record};
@@ -21,8 +21,8 @@ pub(super) fn record(event: &OutboxRow, traceparent: Option<&str>) -> Record {
 }
 
 fn headers_of(event: &OutboxRow, traceparent: Option<&str>) -> Headers {
-    match event.event_type.parse::<Kind>() {
-        Ok(kind) => headers::of_event(event.event_id, kind, event.created_at, traceparent),
+    match event.event_type.parse::<EventKind>() {
+        Ok(kind) => headers::event_headers(event.event_id, kind, event.created_at, traceparent),
         // A newer version of this service wrote a type that this one does not know. The value is complete.
         Err(_) => Headers::new(),
     }

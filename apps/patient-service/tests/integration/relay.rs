@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codec::event::{Kind, Received};
+use codec::event::{EventKind, ReceivedEvent};
 use kafka::{Consumer, RecordAndOffset};
 use patient_service::{
     outbox::Outbox,
@@ -132,8 +132,8 @@ async fn read_all(kafka: &kafka::Settings, topic: &str, partition: i32) -> Vec<R
     records
 }
 
-fn decode(record: &RecordAndOffset) -> Received {
-    Received::decode(record.record.value.as_ref().unwrap()).unwrap()
+fn decode(record: &RecordAndOffset) -> ReceivedEvent {
+    ReceivedEvent::decode(record.record.value.as_ref().unwrap()).unwrap()
 }
 
 fn events_arrive_in_order_with_their_headers(kind: broker::Kind) {
@@ -151,7 +151,7 @@ fn events_arrive_in_order_with_their_headers(kind: broker::Kind) {
         let events: Vec<_> = records.iter().map(decode).collect();
         assert_eq!(
             events.iter().map(|event| event.kind).collect::<Vec<_>>(),
-            [Some(Kind::Created), Some(Kind::Updated), Some(Kind::Deleted)]
+            [Some(EventKind::Created), Some(EventKind::Updated), Some(EventKind::Deleted)]
         );
         assert_eq!(events.iter().map(|event| event.version).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
         assert!(events.iter().all(|event| event.birth_year == Some(1990) && event.patient_id.to_string() == id(&jane)));

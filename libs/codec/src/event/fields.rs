@@ -1,8 +1,8 @@
 use prost::encoding::{self, DecodeContext, WireType};
 use prost_types::Timestamp;
 
-/// The fields of an event that a consumer reads, where they stand in the record's value: the generated message would
-/// copy each text, those of the patient's too.
+/// The fields of an event that a consumer needs, borrowed from the record's value: the generated message would copy every
+/// string, the patient's name and email too.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Fields<'a> {
     pub(super) patient_id: &'a str,
@@ -14,8 +14,8 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Reads what the generated message would read too; none if that would refuse it.
-    pub(super) fn read(mut value: &'a [u8]) -> Option<Self> {
+    /// Decodes the same values as the generated message; none where that returns an error.
+    pub(super) fn decode(mut value: &'a [u8]) -> Option<Self> {
         let mut fields = Self::default();
         let context = DecodeContext::default;
         while !value.is_empty() {
@@ -27,7 +27,7 @@ impl<'a> Fields<'a> {
                         1 => fields.patient_id = text,
                         4 => fields.event_type = text,
                         19 => fields.registered_date = text,
-                        // Only known to be text: the name, the email and the event's id.
+                        // The name, the email and the event id need only be UTF-8.
                         _ => {}
                     }
                     Ok(())

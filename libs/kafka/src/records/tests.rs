@@ -1,4 +1,4 @@
-//! Our reading of batches against kafka-protocol's, and against damage.
+//! Decoding of batches, compared with kafka-protocol's, and of damaged ones.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -14,8 +14,8 @@ use super::*;
 const COMPRESSIONS: [Compression; 5] =
     [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
 
-/// A record as far as a consumer sees it.
-type Seen = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
+/// Offset, timestamp, key, value and headers of a record.
+type ConsumedRecord = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
 
 fn record(offset: i64) -> Record {
     Record {
@@ -41,7 +41,7 @@ fn batch(records: &[Record], compression: Compression) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// One batch after the other, of so many records each.
+/// Consecutive batches with these numbers of records.
 fn batches(lengths: &[i64], compression: Compression) -> Vec<u8> {
     let mut first = 0;
     lengths.iter().fold(Vec::new(), |mut bytes, length| {
@@ -51,45 +51,45 @@ fn batches(lengths: &[i64], compression: Compression) -> Vec<u8> {
     })
 }
 
-/// Makes the checksum of a batch right again, so that damage gets past it.
-fn mend(batch: &mut [u8]) {
+/// Recomputes the checksum of a damaged batch.
+fn fix_checksum(batch: &mut [u8]) {
     let checksum = crc32c::crc32c(&batch[21..]);
     batch[17..21].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What is read of bytes without aborted transactions; what makes the first batch unreadable is an error.
-fn read(bytes: &[u8], from: i64) -> Result<(Records, i64), Malformed> {
-    let Read { records, next, unreadable } = read_aborted(bytes, from, &[])?;
+/// Decodes without aborted transactions. An unreadable batch is an error.
+fn decode(bytes: &[u8], from: i64) -> Result<(Records, i64), Malformed> {
+    let DecodedBatches { records, next, unreadable } = decode_without(bytes, from, &[])?;
     unreadable.map_or(Ok((records, next)), |unreadable| Err(unreadable.reason))
 }
 
-fn read_aborted(bytes: &[u8], from: i64, aborted: &[(i64, i64)]) -> Result<Read, Malformed> {
-    Records::read(Bytes::copy_from_slice(bytes), from, aborted.to_vec(), LARGEST_BATCH)
+fn decode_without(bytes: &[u8], from: i64, aborted: &[(i64, i64)]) -> Result<DecodedBatches, Malformed> {
+    Records::decode(Bytes::copy_from_slice(bytes), from, aborted.to_vec(), MAX_BATCH_BYTES)
 }
 
 fn offsets(bytes: &[u8], from: i64) -> (Vec<i64>, i64) {
-    let (records, next) = read(bytes, from).unwrap();
+    let (records, next) = decode(bytes, from).unwrap();
     (records.iter().map(|record| record.offset).collect(), next)
 }
 
-fn ours(bytes: &[u8], from: i64) -> Vec<Seen> {
+fn ours(bytes: &[u8], from: i64) -> Vec<ConsumedRecord> {
     let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
-    let (records, _) = read(bytes, from).unwrap();
-    let seen = records.iter().map(|record| {
+    let (records, _) = decode(bytes, from).unwrap();
+    let consumed = records.iter().map(|record| {
         let headers = record.headers().map(|(name, value)| (String::from_utf8(name.to_vec()).unwrap(), owned(value)));
         (record.offset, record.timestamp, owned(record.key), owned(record.value), headers.collect())
     });
-    seen.collect()
+    consumed.collect()
 }
 
-fn theirs(bytes: &[u8]) -> Vec<Seen> {
+fn theirs(bytes: &[u8]) -> Vec<ConsumedRecord> {
     let sets = RecordBatchDecoder::decode_all(&mut Bytes::copy_from_slice(bytes)).unwrap();
     let owned = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.to_vec());
-    let seen = sets.into_iter().flat_map(|set| set.records).map(|record| {
+    let consumed = sets.into_iter().flat_map(|set| set.records).map(|record| {
         let headers = record.headers.into_iter().map(|(name, value)| (name.to_string(), owned(value)));
         (record.offset, record.timestamp, owned(record.key), owned(record.value), headers.collect())
     });
-    seen.collect()
+    consumed.collect()
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
@@ -106,14 +106,14 @@ fn any_record() -> impl Strategy<Value = Record> {
 
 proptest! {
     #[test]
-    fn every_batch_is_read_as_kafka_protocol_reads_it(
+    fn every_batch_is_decoded_as_kafka_protocol_decodes_it(
         parts in vec(vec((any_record(), 1..1000_i64), 1..6), 0..4),
         compression in select(&COMPRESSIONS[..]),
         from in any::<Index>(),
     ) {
         let (mut bytes, mut offset) = (Vec::new(), 1_i64 << 33);
         for part in parts {
-            // As compaction leaves them: not every offset has a record.
+            // With gaps, as after compaction.
             let part: Vec<_> = part.into_iter().map(|(record, gap)| {
                 offset += gap;
                 Record { offset, sequence: offset as i32, ..record }
@@ -122,25 +122,25 @@ proptest! {
         }
         let all = theirs(&bytes);
         prop_assert_eq!(&ours(&bytes, 0), &all);
-        let from = all.get(from.index(all.len() + 1)).map_or(offset + 1, |seen| seen.0);
-        prop_assert_eq!(ours(&bytes, from), all.into_iter().filter(|seen| seen.0 >= from).collect::<Vec<_>>());
-        prop_assert_eq!(read(&bytes, from).unwrap().1, offset.max(from - 1) + 1);
+        let from = all.get(from.index(all.len() + 1)).map_or(offset + 1, |consumed| consumed.0);
+        prop_assert_eq!(ours(&bytes, from), all.into_iter().filter(|consumed| consumed.0 >= from).collect::<Vec<_>>());
+        prop_assert_eq!(decode(&bytes, from).unwrap().1, offset.max(from - 1) + 1);
     }
 
     #[test]
-    fn damage_is_told_by_the_checksum(
+    fn damage_is_detected_by_the_checksum(
         at in any::<Index>(), damage in 1..=u8::MAX, compression in select(&COMPRESSIONS[..]),
     ) {
         let mut bytes = batch(&[record(0), record(1)], compression);
-        // What is before it is the broker's to change.
+        // The checksum does not cover the fields before it, which the broker sets.
         let at = 17 + at.index(bytes.len() - 17);
         bytes[at] ^= damage;
-        prop_assert_eq!(read(&bytes, 0).err(), Some(Malformed::Checksum));
+        prop_assert_eq!(decode(&bytes, 0).err(), Some(Malformed::Checksum));
     }
 
-    /// A publisher can damage what is below its own checksum.
+    /// A producer can send anything with a valid checksum.
     #[test]
-    fn what_is_malformed_is_read_or_refused(
+    fn malformed_batches_are_decoded_or_rejected(
         damage in vec((any::<Index>(), any::<u8>()), 1..4), compression in select(&COMPRESSIONS[..]), from in 0..4_i64,
     ) {
         let mut bytes = batch(&[record(0), record(1), record(2)], compression);
@@ -148,8 +148,8 @@ proptest! {
             let at = 21 + at.index(bytes.len() - 21);
             bytes[at] = byte;
         }
-        mend(&mut bytes);
-        if let Ok((records, next)) = read(&bytes, from) {
+        fix_checksum(&mut bytes);
+        if let Ok((records, next)) = decode(&bytes, from) {
             prop_assert!(next >= from);
             for record in records.iter() {
                 prop_assert!((from..next).contains(&record.offset), "{record:?}");
@@ -159,13 +159,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..300), from in 0..10_i64) {
-        let _ = read(&bytes, from);
+    fn arbitrary_bytes_are_decoded_or_rejected(bytes in vec(any::<u8>(), 0..300), from in 0..10_i64) {
+        let _ = decode(&bytes, from);
     }
 }
 
 #[test]
-fn a_batch_that_is_cut_off_comes_with_the_next_fetch() {
+fn an_incomplete_batch_is_left_for_the_next_fetch() {
     let bytes = batches(&[3, 2], Compression::None);
     let first = batches(&[3], Compression::None).len();
     for cut in 0..=bytes.len() {
@@ -179,38 +179,38 @@ fn a_batch_that_is_cut_off_comes_with_the_next_fetch() {
 }
 
 #[test]
-fn what_is_before_the_asked_offset_is_left_out() {
+fn records_before_the_fetch_offset_are_skipped() {
     for compression in COMPRESSIONS {
         let bytes = batches(&[3, 3], compression);
         for from in 0..=6 {
             assert_eq!(offsets(&bytes, from), ((from..6).collect(), 6), "{compression:?}");
         }
-        assert!(read(&bytes, 6).unwrap().0.is_empty() && !read(&bytes, 5).unwrap().0.is_empty());
+        assert!(decode(&bytes, 6).unwrap().0.is_empty() && !decode(&bytes, 5).unwrap().0.is_empty());
     }
 }
 
-/// What a producer does next in a partition.
+/// An action of a producer.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// Records outside of transactions.
+    /// Sends records outside of transactions.
     Send(i64),
-    /// Records of this producer's transaction.
+    /// Sends records in the transaction of this producer.
     SendInTransaction(i64, i64),
-    /// The end of this producer's transaction: committed or not.
+    /// Commits or aborts the transaction of this producer.
     End(i64, bool),
 }
 
-/// A partition, as a broker keeps it.
+/// The log of a partition at a broker.
 #[derive(Debug, Default)]
 struct Log {
     /// Each batch with its first offset.
     batches: Vec<(i64, Vec<u8>)>,
     end: i64,
-    /// Offsets of records that are to be read, those in open transactions too.
+    /// Offsets of records outside of transactions and in committed ones.
     visible: Vec<i64>,
     /// The first offset of each producer's open transaction, and its records.
     open: BTreeMap<i64, (i64, Vec<i64>)>,
-    /// Producers, first offsets and the offsets of their markers.
+    /// Producer ids, first offsets and marker offsets.
     aborted: Vec<(i64, i64, i64)>,
 }
 
@@ -243,7 +243,7 @@ impl Log {
     }
 
     fn end(&mut self, producer_id: i64, committed: bool) {
-        // Brokers write no marker for a transaction that nothing was sent in.
+        // Brokers write no marker for an empty transaction.
         let Some((first, offsets)) = self.open.remove(&producer_id) else { return };
         if committed {
             self.visible.extend(offsets);
@@ -264,15 +264,15 @@ impl Log {
         self.open.values().map(|(first, _)| *first).min().unwrap_or(self.end)
     }
 
-    /// What a broker answers to a fetch: whole batches from the one with the offset on, and a few of the aborted
-    /// transactions: those that are not over before.
-    fn fetch(&self, from: i64, batches: usize) -> Read {
+    /// The decoded response to a fetch: whole batches from the one with the offset on, and the aborted transactions that end
+    /// after the offset.
+    fn fetch(&self, from: i64, batches: usize) -> DecodedBatches {
         let from_batch = self.batches.partition_point(|(first, _)| *first <= from).saturating_sub(1);
         let stable = self.batches.iter().filter(|(first, _)| *first < self.last_stable_offset());
         let bytes: Vec<u8> = stable.skip(from_batch).take(batches).flat_map(|(_, batch)| batch.clone()).collect();
         let aborted = self.aborted.iter().filter(|(_, _, marker)| *marker >= from);
         let aborted: Vec<_> = aborted.map(|(producer, first, _)| (*producer, *first)).collect();
-        read_aborted(&bytes, from, &aborted).unwrap()
+        decode_without(&bytes, from, &aborted).unwrap()
     }
 }
 
@@ -286,123 +286,127 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn what_was_aborted_is_passed_over_however_it_is_fetched(
+    fn aborted_records_are_skipped_wherever_a_fetch_begins_and_ends(
         steps in vec(any_step(), 0..30), batches in 1..6_usize, from in 0..20_i64, compression in select(&COMPRESSIONS[..]),
     ) {
         let log = Log::of(&steps, compression);
         let stable = log.last_stable_offset();
-        let (mut next, mut seen) = (from.min(stable), Vec::new());
+        let (mut next, mut consumed) = (from.min(stable), Vec::new());
         let expected: Vec<_> = log.visible.iter().copied().filter(|offset| (next..stable).contains(offset)).collect();
         while next < stable {
             let fetched = log.fetch(next, batches);
             prop_assert!(fetched.next > next && fetched.unreadable.is_none());
-            seen.extend(fetched.records.iter().map(|record| record.offset));
+            consumed.extend(fetched.records.iter().map(|record| record.offset));
             next = fetched.next;
         }
-        prop_assert_eq!(next, stable, "markers at the end are passed too");
-        prop_assert_eq!(seen, expected);
+        prop_assert_eq!(next, stable, "markers at the end are skipped too");
+        prop_assert_eq!(consumed, expected);
     }
 }
 
 #[test]
-fn what_was_aborted_is_not_decompressed() {
+fn aborted_batches_are_not_decompressed() {
     let steps = [Step::SendInTransaction(7, 3), Step::End(7, false), Step::Send(1)];
     let mut log = Log::of(&steps, Compression::Gzip);
     log.batches[0].1[61] ^= 0xff;
-    mend(&mut log.batches[0].1);
+    fix_checksum(&mut log.batches[0].1);
     let fetched = log.fetch(0, 3);
     assert_eq!(fetched.records.iter().map(|record| record.offset).collect::<Vec<_>>(), [4]);
     assert_eq!((fetched.next, fetched.unreadable), (5, None));
 }
 
 #[test]
-fn a_batch_that_cannot_be_read_is_given_alone_and_passed() {
+fn an_unreadable_batch_is_returned_alone_and_skipped() {
     let part = |first: i64| batch(&(first..first + 3).map(record).collect::<Vec<_>>(), Compression::Gzip);
     let (first, mut second, third) = (part(0), part(3), part(6));
     second[61] ^= 0xff;
-    mend(&mut second);
+    fix_checksum(&mut second);
     let (bytes, length) = ([&first[..], &second, &third].concat(), second.len());
-    let read = |from| read_aborted(&bytes, from, &[]).unwrap();
-    let before = read(0);
+    let before = decode_without(&bytes, 0, &[]).unwrap();
     assert_eq!((before.records.iter().count(), before.next, before.unreadable), (3, 3, None));
     for from in [3, 5] {
-        // From here on brokers send the batch that has the offset.
-        let rest = read_aborted(&bytes[first.len()..], from, &[]).unwrap();
+        // A response begins with the batch that has the offset.
+        let rest = decode_without(&bytes[first.len()..], from, &[]).unwrap();
         let reason = Malformed::Compression;
-        let expected = Unreadable { first_offset: from, last_offset: 5, bytes: length, reason };
+        let expected = UnreadableBatch { first_offset: from, last_offset: 5, bytes: length, reason };
         assert!(rest.records.is_empty());
         assert_eq!((rest.next, rest.unreadable), (6, Some(expected)));
     }
-    let after = read_aborted(&third, 6, &[]).unwrap();
+    let after = decode_without(&third, 6, &[]).unwrap();
     assert_eq!((after.records.iter().count(), after.next), (3, 9));
 }
 
 #[test]
-fn what_brokers_before_0_11_wrote_is_passed() {
+fn batches_of_brokers_before_0_11_are_skipped() {
     let old = |offset: i64, magic: u8| {
         let message = [&[0; 4][..], &[magic, 0], &[0; 8], &(-1_i32).to_be_bytes(), &(-1_i32).to_be_bytes()].concat();
         [&offset.to_be_bytes()[..], &(message.len() as i32).to_be_bytes(), &message].concat()
     };
     let after = batch(&[record(6)], Compression::None);
     let bytes = [old(4, 0), old(5, 1), after].concat();
-    let passed = |from| {
-        let read = read_aborted(&bytes, from, &[]).unwrap();
+    let skipped = |from| {
+        let read = decode_without(&bytes, from, &[]).unwrap();
         (read.next, read.unreadable.map(|unreadable| (unreadable.first_offset, unreadable.reason)))
     };
-    assert_eq!(passed(3), (5, Some((4, Malformed::Version(0)))));
-    assert_eq!(passed(5), (6, Some((5, Malformed::Version(1)))));
-    assert_eq!(passed(6), (7, None));
+    assert_eq!(skipped(3), (5, Some((4, Malformed::UnsupportedMagic(0)))));
+    assert_eq!(skipped(5), (6, Some((5, Malformed::UnsupportedMagic(1)))));
+    assert_eq!(skipped(6), (7, None));
 }
 
 #[test]
-fn what_is_decompressed_at_once_is_bounded_and_the_rest_comes_with_the_next_fetch() {
-    let large = |offset| Record { value: Some(Bytes::from(vec![0; DECOMPRESSED_AT_ONCE / 3])), ..record(offset) };
+fn decompressed_bytes_of_a_fetch_are_bounded() {
+    let large = |offset| Record { value: Some(Bytes::from(vec![0; MAX_DECOMPRESSED_BYTES / 3])), ..record(offset) };
     for compression in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
         let bytes: Vec<u8> = (0..10).flat_map(|offset| batch(&[large(offset)], compression)).collect();
         for from in [0, 4] {
             let at = bytes.len() / 10 * from;
-            let read = Records::read(Bytes::copy_from_slice(&bytes[at..]), from as i64, vec![], DECOMPRESSED_AT_ONCE);
+            let read =
+                Records::decode(Bytes::copy_from_slice(&bytes[at..]), from as i64, vec![], MAX_DECOMPRESSED_BYTES);
             let read = read.unwrap();
             assert_eq!((read.records.iter().count(), read.next), (2, from as i64 + 2), "{compression:?}");
         }
         let whole = batch(&(0..10).map(large).collect::<Vec<_>>(), compression);
-        let too_large = Records::read(Bytes::copy_from_slice(&whole), 0, vec![], DECOMPRESSED_AT_ONCE).unwrap();
+        let too_large = Records::decode(Bytes::copy_from_slice(&whole), 0, vec![], MAX_DECOMPRESSED_BYTES).unwrap();
         assert_eq!(too_large.unreadable.map(|unreadable| unreadable.reason), Some(Malformed::TooLarge));
-        assert_eq!(read(&whole, 0).unwrap().0.iter().count(), 10, "{compression:?}: there is room for one");
+        assert_eq!(
+            decode(&whole, 0).unwrap().0.iter().count(),
+            10,
+            "{compression:?}: it may have more as the only one"
+        );
     }
 }
 
 #[test]
-fn records_at_once_are_bounded_and_the_rest_comes_with_the_next_fetch() {
+fn records_of_a_fetch_are_bounded() {
     let empty = |offset| Record { key: None, value: None, headers: Default::default(), ..record(offset) };
-    let count = RECORDS_AT_ONCE as i64 * 2 + 10;
+    let count = MAX_RECORDS as i64 * 2 + 10;
     let bytes = batch(&(0..count).map(empty).collect::<Vec<_>>(), Compression::Zstd);
     let (mut next, mut sizes) = (5, Vec::new());
     while next < count {
-        let (records, after) = read(&bytes, next).unwrap();
+        let (records, after) = decode(&bytes, next).unwrap();
         assert_eq!(records.iter().map(|record| record.offset).collect::<Vec<_>>(), (next..after).collect::<Vec<_>>());
-        assert!(records.at_most() == RECORDS_AT_ONCE);
+        assert!(records.max_len() == MAX_RECORDS);
         sizes.push(after - next);
         next = after;
     }
-    assert_eq!(sizes, [RECORDS_AT_ONCE as i64, RECORDS_AT_ONCE as i64, 5]);
+    assert_eq!(sizes, [MAX_RECORDS as i64, MAX_RECORDS as i64, 5]);
 }
 
 #[test]
-fn a_topic_may_stamp_records_when_it_appends_them() {
+fn records_of_a_topic_with_log_append_time_have_its_timestamp() {
     let mut bytes = batches(&[3], Compression::None);
     bytes[22] |= 1 << 3;
     bytes[35..43].copy_from_slice(&7_i64.to_be_bytes());
-    mend(&mut bytes);
-    let (records, _) = read(&bytes, 0).unwrap();
+    fix_checksum(&mut bytes);
+    let (records, _) = decode(&bytes, 0).unwrap();
     assert_eq!(records.iter().map(|record| record.timestamp).collect::<Vec<_>>(), [7; 3]);
 }
 
 #[test]
-fn headers_are_kept_in_order_repeated_null_and_no_text_and_the_last_of_a_name_counts() {
+fn headers_keep_order_duplicates_and_null_values_and_the_last_of_a_name_counts() {
     let body = b"\0\0\0\x01\x01\x08\x02a\x02x\x02a\x02y\x02a\x01\x02\xff\x02z";
     let encoded = [&[2 * body.len() as u8][..], body].concat();
-    let record = RecordRef::check(&mut crate::cursor::Cursor(&encoded)).unwrap();
+    let record = RecordRef::validate(&mut crate::cursor::Cursor(&encoded)).unwrap();
     assert_eq!((record.key, record.value, record.header("a"), record.header("b")), (None, None, None, None));
     assert_eq!(record.headers().count(), 4);
     let header = |name: &[u8], value: Option<&[u8]>| (name.to_vec(), value.map(<[u8]>::to_vec));
@@ -411,20 +415,20 @@ fn headers_are_kept_in_order_repeated_null_and_no_text_and_the_last_of_a_name_co
 }
 
 #[test]
-fn it_is_said_what_is_wrong() {
+fn each_malformation_has_its_error() {
     let changed = |at: usize, bytes: &[u8]| {
         let mut changed = batches(&[3], Compression::None);
         changed[at..at + bytes.len()].copy_from_slice(bytes);
-        mend(&mut changed);
-        read(&changed, 0).err()
+        fix_checksum(&mut changed);
+        decode(&changed, 0).err()
     };
     assert_eq!(changed(0, &[]), None);
-    assert_eq!(changed(0, &i64::MAX.to_be_bytes()), Some(Malformed::Batch), "no offset comes after it");
+    assert_eq!(changed(0, &i64::MAX.to_be_bytes()), Some(Malformed::Batch), "no offset can follow");
     assert_eq!(changed(8, &(-1_i32).to_be_bytes()), Some(Malformed::Batch), "a negative length");
     assert_eq!(changed(8, &48_i32.to_be_bytes()), Some(Malformed::Batch), "a length without room for the header");
-    assert_eq!(changed(16, &[1]), Some(Malformed::Version(1)), "the format before");
-    assert_eq!(changed(22, &[7]), Some(Malformed::Compression), "a compression that there is not");
-    assert_eq!(changed(22, &[1]), Some(Malformed::Compression), "no gzip");
+    assert_eq!(changed(16, &[1]), Some(Malformed::UnsupportedMagic(1)), "an older format");
+    assert_eq!(changed(22, &[7]), Some(Malformed::Compression), "an unknown codec");
+    assert_eq!(changed(22, &[1]), Some(Malformed::Compression), "not gzip");
     assert_eq!(changed(23, &1_i32.to_be_bytes()), Some(Malformed::Record), "a record after the last");
     assert_eq!(changed(57, &2_i32.to_be_bytes()), Some(Malformed::Record), "more than the header says");
     assert_eq!(changed(57, &4_i32.to_be_bytes()), Some(Malformed::Record), "less than the header says");

@@ -1,4 +1,4 @@
-//! Batches that a broker has and nobody should take into memory.
+//! Batches that are too large to read into memory.
 
 use kafka::{
     Malformed,
@@ -7,9 +7,9 @@ use kafka::{
 
 use super::*;
 
-testbed::on_each_kafka!(a_batch_that_is_too_large_is_passed_and_told);
+testbed::on_each_kafka!(a_batch_that_is_too_large_is_skipped_and_reported);
 
-fn a_batch_that_is_too_large_is_passed_and_told(kind: Kind) {
+fn a_batch_that_is_too_large_is_skipped_and_reported(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         let settings = Settings { deadline: Duration::from_secs(30), ..settings };
@@ -17,7 +17,7 @@ fn a_batch_that_is_too_large_is_passed_and_told(kind: Kind) {
             let topic = topic(&settings, 1).await;
             let mut producer = Producer::new(settings.clone(), &topic);
             send(&mut producer, 0, numbered(0..2)).await.unwrap();
-            // Snappy needs a twentieth of what it stands for, and the broker takes a mebibyte.
+            // snappy compresses to a twentieth, and the broker accepts 1 MiB.
             let length = 17 << 20;
             let bomb = bomb(codec, length);
             let bytes = bomb.len();
@@ -26,9 +26,9 @@ fn a_batch_that_is_too_large_is_passed_and_told(kind: Kind) {
             let mut consumer = Consumer::new(settings.clone(), &topic, 0);
             let first = consumer.fetch(0, 1 << 20, WAIT).await.unwrap();
             assert_eq!((first.records.iter().count(), first.next, first.unreadable), (2, 2, None), "{codec:?}");
-            let passed = consumer.fetch(2, 1 << 20, WAIT).await.unwrap();
-            let unreadable = passed.unreadable.unwrap();
-            assert!(passed.records.is_empty() && passed.next == 3, "{codec:?}: {passed:?}");
+            let skipped = consumer.fetch(2, 1 << 20, WAIT).await.unwrap();
+            let unreadable = skipped.unreadable.unwrap();
+            assert!(skipped.records.is_empty() && skipped.next == 3, "{codec:?}: {skipped:?}");
             assert_eq!((unreadable.first_offset, unreadable.last_offset), (2, 2));
             assert_eq!((unreadable.bytes, unreadable.reason), (bytes, Malformed::TooLarge), "{codec:?}");
             assert_eq!(read(&mut consumer, 3, 1).await, ["3"]);
@@ -39,16 +39,16 @@ fn a_batch_that_is_too_large_is_passed_and_told(kind: Kind) {
 mod on_nisshi_alone {
     use super::*;
 
-    /// It decompresses what it is sent, puts records together as they are asked for, and gives nothing of what is larger.
+    /// Nisshi decompresses batches, returns records in batches of its own, and never returns a record above the fetch size.
     #[test]
-    fn a_record_that_is_never_given_is_an_error_and_no_silence() {
+    fn a_record_that_the_broker_never_returns_is_an_error() {
         runtime::block_on(2, async {
             let settings = testbed::shared_broker(Kind::Nisshi).await;
             let settings = Settings { deadline: Duration::from_secs(30), ..settings };
             let topic = topic(&settings, 1).await;
             send_batch(&settings, &topic, 0, bomb(Codec::Zstd, 17 << 20)).await.unwrap();
-            let given = Consumer::new(settings, &topic, 0).fetch(0, 1 << 20, WAIT).await;
-            assert!(matches!(given, Err(Error::Malformed(Malformed::NothingGiven))), "{given:?}");
+            let fetched = Consumer::new(settings, &topic, 0).fetch(0, 1 << 20, WAIT).await;
+            assert!(matches!(fetched, Err(Error::Malformed(Malformed::NoRecordsReturned))), "{fetched:?}");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! A client whose quota is used up.
+//! A client that exceeds its quota.
 
 use std::time::{Duration, Instant};
 
@@ -7,16 +7,16 @@ use testbed::broker::Kind;
 
 use crate::{WAIT, record, send, topic};
 
-testbed::on_each_kafka!(fetches_that_a_consumer_quota_throttles_are_late_and_no_failure);
+testbed::on_each_kafka!(fetches_that_a_consumer_quota_throttles_are_delayed_and_do_not_fail);
 
-/// Bytes a second; brokers measure it over ten seconds.
+/// Bytes per second; brokers measure them over ten seconds.
 const QUOTA: u32 = 4096;
 const BATCHES: u32 = 30;
 const BATCH_BYTES: u32 = 2000;
 /// Several times the time that it takes by the quota.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-fn fetches_that_a_consumer_quota_throttles_are_late_and_no_failure(kind: Kind) {
+fn fetches_that_a_consumer_quota_throttles_are_delayed_and_do_not_fail(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         let topic = topic(&settings, 1).await;
@@ -34,14 +34,17 @@ fn fetches_that_a_consumer_quota_throttles_are_late_and_no_failure(kind: Kind) {
             let records = fetched.records.iter().count() as u32;
             (next, read) = (fetched.next, read + records);
             if next == i64::from(BATCHES) {
-                // The quota is in force a moment after it was set: then all of it is read again.
+                // The quota takes effect a moment after it was set: read again until it does.
                 next = 0;
             }
             without_records += u32::from(records == 0);
-            assert!(started.elapsed() < TIMEOUT, "{read} of {BATCHES} read, {without_records} answers without records");
+            assert!(
+                started.elapsed() < TIMEOUT,
+                "{read} of {BATCHES} read, {without_records} responses without records"
+            );
         }
-        println!("{kind}: {:?}, {without_records} answers without records", started.elapsed());
-        // The quota is that of the client's name: another consumer begins with what this one has left.
+        println!("{kind}: {:?}, {without_records} responses without records", started.elapsed());
+        // The quota is shared by the client id: another consumer is throttled from the start.
         let fetched = Consumer::new(throttled, &topic, 0).fetch(0, 1 << 20, WAIT).await.unwrap();
         assert!(!fetched.records.is_empty() && fetched.high_watermark == i64::from(BATCHES));
     });

@@ -1,25 +1,25 @@
-//! Records that were sent in transactions.
+//! Records of transactions.
 
 use kafka::{Fetched, testing::TransactionalProducer};
 
 use super::*;
 
-// Nisshi takes transactions, and gives what was aborted like anything else.
+// Nisshi accepts transactions, and returns aborted records like others.
 testbed::on_each_kafka!(
-    what_a_transaction_aborted_is_not_read_and_nothing_lags_at_the_end,
-    an_open_transaction_holds_the_rest_up_and_is_told,
-    transactions_of_several_producers_are_told_apart,
+    records_of_an_aborted_transaction_are_not_read_and_leave_no_lag,
+    an_open_transaction_blocks_later_records_and_is_reported,
+    interleaved_transactions_of_several_producers_are_distinguished,
 );
 
-/// A broker ends a transaction by itself after this time.
-const LIMIT: Duration = Duration::from_secs(60);
+/// The broker aborts a transaction after this time.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 async fn transactional(settings: &Settings, name: &str) -> TransactionalProducer {
     let id = format!("{name}-{:016x}", fastrand::u64(..));
-    TransactionalProducer::new(settings.clone(), &id, LIMIT).await.unwrap()
+    TransactionalProducer::new(settings.clone(), &id, TRANSACTION_TIMEOUT).await.unwrap()
 }
 
-/// Everything from an offset on, and the last fetch.
+/// All values from an offset on, and the last fetch.
 async fn read_to_end(consumer: &mut Consumer, mut next: i64, max_bytes: i32) -> (Vec<String>, Fetched) {
     let mut values = Vec::new();
     loop {
@@ -32,7 +32,7 @@ async fn read_to_end(consumer: &mut Consumer, mut next: i64, max_bytes: i32) -> 
     }
 }
 
-fn what_a_transaction_aborted_is_not_read_and_nothing_lags_at_the_end(kind: Kind) {
+fn records_of_an_aborted_transaction_are_not_read_and_leave_no_lag(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         let topic = topic(&settings, 1).await;
@@ -49,10 +49,10 @@ fn what_a_transaction_aborted_is_not_read_and_nothing_lags_at_the_end(kind: Kind
         assert_eq!(values, ["3", "4"]);
         // Five records and two markers.
         assert_eq!((last.next, last.high_watermark, last.last_stable_offset), (7, 7, 7));
-        assert!(!last.is_held_up());
+        assert!(!last.is_blocked_by_transaction());
         assert_eq!(consumer.offsets().await.unwrap(), 0..7);
 
-        // A marker at the end of what is left of an aborted transaction alone.
+        // An aborted record and its marker alone.
         producer.send(&topic, 0, &numbered(5..6)).await.unwrap();
         producer.end(false).await.unwrap();
         for from in 7..=9 {
@@ -63,7 +63,7 @@ fn what_a_transaction_aborted_is_not_read_and_nothing_lags_at_the_end(kind: Kind
     });
 }
 
-fn an_open_transaction_holds_the_rest_up_and_is_told(kind: Kind) {
+fn an_open_transaction_blocks_later_records_and_is_reported(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         let topic = topic(&settings, 1).await;
@@ -77,8 +77,8 @@ fn an_open_transaction_holds_the_rest_up_and_is_told(kind: Kind) {
         let (values, last) = read_to_end(&mut consumer, 0, 1 << 20).await;
         assert_eq!(values, ["0", "1"]);
         assert_eq!((last.next, last.last_stable_offset, last.high_watermark), (2, 2, 5));
-        assert!(last.is_held_up());
-        // It waits once for a record, not once more for a larger batch.
+        assert!(last.is_blocked_by_transaction());
+        // It waits for a record once, not again for a larger batch.
         let started = Instant::now();
         assert_eq!(consumer.fetch(2, 1 << 20, Duration::from_secs(1)).await.unwrap().next, 2);
         assert!(started.elapsed() < Duration::from_millis(1800), "{:?}", started.elapsed());
@@ -86,11 +86,11 @@ fn an_open_transaction_holds_the_rest_up_and_is_told(kind: Kind) {
         producer.end(true).await.unwrap();
         assert_eq!(read(&mut consumer, 2, 3).await, ["2", "3", "4"]);
         let (_, last) = read_to_end(&mut consumer, 2, 1 << 20).await;
-        assert!(last.next == 6 && last.high_watermark == 6 && !last.is_held_up(), "{last:?}");
+        assert!(last.next == 6 && last.high_watermark == 6 && !last.is_blocked_by_transaction(), "{last:?}");
     });
 }
 
-fn transactions_of_several_producers_are_told_apart(kind: Kind) {
+fn interleaved_transactions_of_several_producers_are_distinguished(kind: Kind) {
     runtime::block_on(2, async move {
         let settings = testbed::shared_broker(kind).await;
         let topic = topic(&settings, 1).await;
@@ -124,7 +124,7 @@ fn transactions_of_several_producers_are_told_apart(kind: Kind) {
             producer.end(true).await.unwrap();
             expected.append(open);
         }
-        // A broker writes its markers a moment after it has said that a transaction is ended.
+        // A broker writes the markers a moment after its response to EndTxn.
         let mut consumer = Consumer::new(settings, &topic, 0);
         let started = Instant::now();
         while consumer

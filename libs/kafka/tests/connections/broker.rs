@@ -1,4 +1,4 @@
-//! Brokers that do what real ones seldom do.
+//! Fake brokers.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use smol::{
     net::{TcpListener, TcpStream},
 };
 
-/// A request as it came.
-pub(crate) struct Asked {
+/// A request of the client.
+pub(crate) struct ReceivedRequest {
     pub(crate) key: ApiKey,
     pub(crate) version: i16,
     pub(crate) correlation: i32,
-    /// What follows its header.
+    /// The bytes after its header.
     body: Bytes,
 }
 
-impl Asked {
+impl ReceivedRequest {
     fn read(mut request: Bytes) -> Self {
         let key = ApiKey::try_from(i16::from_be_bytes([request[0], request[1]])).unwrap();
         let version = i16::from_be_bytes([request[2], request[3]]);
@@ -32,28 +32,28 @@ impl Asked {
         Self { key, version, correlation: header.correlation_id, body: request }
     }
 
-    /// The request itself.
-    pub(crate) fn request<Q: Decodable>(&self) -> Q {
+    /// The decoded request.
+    pub(crate) fn decode<Q: Decodable>(&self) -> Q {
         Q::decode(&mut self.body.clone(), self.version).unwrap()
     }
 
-    /// An answer to it.
-    pub(crate) fn answer<A: Encodable + HeaderVersion>(&self, answer: &A) -> Vec<u8> {
-        self.answer_in(self.version, answer)
+    /// The encoded response, in the version of the request.
+    pub(crate) fn response<R: Encodable + HeaderVersion>(&self, response: &R) -> Vec<u8> {
+        self.response_in(self.version, response)
     }
 
-    /// An answer in another version than was asked for.
-    pub(crate) fn answer_in<A: Encodable + HeaderVersion>(&self, version: i16, answer: &A) -> Vec<u8> {
+    /// The encoded response in another version.
+    pub(crate) fn response_in<R: Encodable + HeaderVersion>(&self, version: i16, response: &R) -> Vec<u8> {
         let mut bytes = BytesMut::new();
         let header = ResponseHeader::default().with_correlation_id(self.correlation);
-        header.encode(&mut bytes, A::header_version(version)).unwrap();
-        answer.encode(&mut bytes, version).unwrap();
+        header.encode(&mut bytes, R::header_version(version)).unwrap();
+        response.encode(&mut bytes, version).unwrap();
         [&(bytes.len() as i32).to_be_bytes()[..], &bytes].concat()
     }
 }
 
-/// The versions that brokers of most tests speak: the first ones that the client does.
-pub(crate) const FIRST: [(ApiKey, RangeInclusive<i16>); 5] = [
+/// The versions that the brokers of most tests support: the lowest that the client supports.
+pub(crate) const LOWEST: [(ApiKey, RangeInclusive<i16>); 5] = [
     (ApiKey::ApiVersions, 0..=4),
     (ApiKey::Metadata, 4..=4),
     (ApiKey::Produce, 3..=3),
@@ -61,8 +61,8 @@ pub(crate) const FIRST: [(ApiKey, RangeInclusive<i16>); 5] = [
     (ApiKey::ListOffsets, 2..=2),
 ];
 
-/// That a broker speaks these versions.
-pub(crate) fn speaking(versions: &[(ApiKey, RangeInclusive<i16>)]) -> ApiVersionsResponse {
+/// A response to ApiVersions with these versions.
+pub(crate) fn supporting(versions: &[(ApiKey, RangeInclusive<i16>)]) -> ApiVersionsResponse {
     let version = |(key, versions): &(ApiKey, RangeInclusive<i16>)| {
         ApiVersion::default()
             .with_api_key(*key as i16)
@@ -72,26 +72,28 @@ pub(crate) fn speaking(versions: &[(ApiKey, RangeInclusive<i16>)]) -> ApiVersion
     ApiVersionsResponse::default().with_api_keys(versions.iter().map(version).collect())
 }
 
-/// A broker that speaks the [`FIRST`] versions and answers each other request with these bytes.
-pub(crate) async fn broker(answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + Sync + 'static) -> (HostPort, Task<()>) {
-    any_broker(move |asked| match asked.key {
-        ApiKey::ApiVersions => asked.answer(&speaking(&FIRST)),
-        _ => answer(asked),
+/// A broker that supports the [`LOWEST`] versions and sends these responses to other requests than ApiVersions.
+pub(crate) async fn broker(
+    response: impl Fn(&ReceivedRequest) -> Vec<u8> + Clone + Send + Sync + 'static,
+) -> (HostPort, Task<()>) {
+    any_broker(move |received| match received.key {
+        ApiKey::ApiVersions => received.response(&supporting(&LOWEST)),
+        _ => response(received),
     })
     .await
 }
 
-/// A broker that answers each request with these bytes.
+/// A broker that sends these responses.
 pub(crate) async fn any_broker(
-    answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + Sync + 'static,
+    response: impl Fn(&ReceivedRequest) -> Vec<u8> + Clone + Send + Sync + 'static,
 ) -> (HostPort, Task<()>) {
-    slow_broker(|| Duration::ZERO, answer).await
+    slow_broker(|| Duration::ZERO, response).await
 }
 
-/// As [`any_broker`], with a delay before each answer.
+/// As [`any_broker`], with a delay before each response.
 pub(crate) async fn slow_broker(
     delay: impl Fn() -> Duration + Clone + Send + Sync + 'static,
-    answer: impl Fn(&Asked) -> Vec<u8> + Clone + Send + Sync + 'static,
+    response: impl Fn(&ReceivedRequest) -> Vec<u8> + Clone + Send + Sync + 'static,
 ) -> (HostPort, Task<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -101,7 +103,7 @@ pub(crate) async fn slow_broker(
             let mut request = vec![0; i32::from_be_bytes(length) as usize];
             stream.read_exact(&mut request).await?;
             smol::Timer::after(delay()).await;
-            stream.write_all(&answer(&Asked::read(request.into()))).await?;
+            stream.write_all(&response(&ReceivedRequest::read(request.into()))).await?;
         }
         Ok::<_, std::io::Error>(())
     };
@@ -116,33 +118,33 @@ pub(crate) async fn slow_broker(
     (loopback(port), task)
 }
 
-/// Somebody who is no broker: says this to whoever has sent something, and closes the connection.
-pub(crate) async fn stranger(says: &'static [u8]) -> (HostPort, Task<()>) {
+/// A server of another protocol: sends these bytes after the first request, and closes the connection.
+pub(crate) async fn foreign_server(sends: &'static [u8]) -> (HostPort, Task<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let task = runtime::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 1024]).await;
-            let _ = stream.write_all(says).await;
+            let _ = stream.write_all(sends).await;
         }
     });
     (loopback(port), task)
 }
 
-/// One that takes connections and says nothing.
-pub(crate) async fn silent() -> (HostPort, TcpListener) {
+/// A server that accepts connections and never responds.
+pub(crate) async fn unresponsive() -> (HostPort, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     (loopback(port), listener)
 }
 
-/// A port of this machine.
+/// A port of the loopback address.
 pub(crate) fn loopback(port: u16) -> HostPort {
     HostPort { host: "127.0.0.1".to_owned(), port }
 }
 
-/// Settings of a client that knows these brokers.
+/// Client settings with these bootstrap brokers.
 pub(crate) fn settings(brokers: Vec<HostPort>) -> Settings {
     Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" }
 }

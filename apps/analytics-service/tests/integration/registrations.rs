@@ -1,15 +1,15 @@
-//! What HTTP shows.
+//! The series of registrations.
 
-use codec::event::Kind::{Created, Deleted};
+use codec::event::EventKind::{Created, Deleted};
 use serde_json::json;
 use testbed::broker;
 use uuid::Uuid;
 
 use crate::harness::with_topic;
 
-testbed::on_each_broker!(registrations_are_a_series);
+testbed::on_each_broker!(registrations_are_returned_as_a_series);
 
-fn registrations_are_a_series(kind: broker::Kind) {
+fn registrations_are_returned_as_a_series(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let one = Uuid::now_v7();
         topic.publish(&[(one, Created, 1), (Uuid::now_v7(), Created, 1), (one, Deleted, 2)]).await;

@@ -1,69 +1,69 @@
-//! Reading of answers to Fetch, which is the client's busiest place: nothing is copied, no length is trusted, and of an
-//! answer that is too large to be read its beginning is enough.
+//! Decoding of Fetch responses, the hot path of the client: without copies, without trust in lengths, and from the beginning
+//! of a response alone if it is too large.
 
 use bytes::{Buf as _, Bytes};
 
 use crate::Malformed;
 
-/// The first version with variable-length numbers and tagged fields.
+/// The first flexible version: with compact lengths and tagged fields.
 const FLEXIBLE: i16 = 12;
 
-/// What an answer says of the one partition that was asked for.
+/// A response for one partition.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct FetchAnswer {
+pub(crate) struct DecodedFetchResponse {
     pub(crate) throttle_ms: i32,
     pub(crate) error_code: i16,
-    /// None if it says nothing of that partition.
-    pub(crate) partition: Option<Partition>,
+    /// None if the response does not have the partition.
+    pub(crate) partition: Option<DecodedPartition>,
 }
 
-/// A partition in an answer.
+/// A partition of a response.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Partition {
+pub(crate) struct DecodedPartition {
     pub(crate) error_code: i16,
     pub(crate) high_watermark: i64,
     pub(crate) last_stable_offset: i64,
-    /// Producers and first offsets of aborted transactions.
+    /// Producer ids and first offsets of aborted transactions.
     pub(crate) aborted: Vec<(i64, i64)>,
     pub(crate) records: Bytes,
 }
 
-impl FetchAnswer {
-    /// Reads an answer without its header, as far as the records of this partition. The topic is not compared, as no other
-    /// was asked for.
+impl DecodedFetchResponse {
+    /// Decodes a response without its header, up to the records of this partition. The topic is not compared: the request
+    /// has only one.
     ///
     /// # Errors
-    /// If it is no such answer.
-    pub(crate) fn read(version: i16, bytes: Bytes, partition: i32) -> Result<Self, Malformed> {
+    /// If it is no such response.
+    pub(crate) fn decode(version: i16, bytes: Bytes, partition: i32) -> Result<Self, Malformed> {
         let mut reader = Reader { bytes, is_flexible: version >= FLEXIBLE };
-        let mut answer = Self { throttle_ms: reader.i32()?, ..Self::default() };
+        let mut response = Self { throttle_ms: reader.i32()?, ..Self::default() };
         if version >= 7 {
-            answer.error_code = reader.i16()?;
+            response.error_code = reader.i16()?;
             let _session = reader.i32()?;
         }
         for _ in 0..reader.length()?.unwrap_or_default() {
-            // Its id or its name.
+            // The topic id, or the name.
             if version >= 13 {
-                reader.take(16)?;
+                reader.skip(16)?;
             } else {
-                reader.name()?;
+                reader.skip_name()?;
             }
             for _ in 0..reader.length()?.unwrap_or_default() {
-                let (index, found) = Partition::read(version, &mut reader)?;
+                let (index, found) = DecodedPartition::decode(version, &mut reader)?;
                 if index == partition {
-                    answer.partition = Some(found);
-                    return Ok(answer);
+                    response.partition = Some(found);
+                    return Ok(response);
                 }
-                reader.tags()?;
+                reader.skip_tags()?;
             }
-            reader.tags()?;
+            reader.skip_tags()?;
         }
-        Ok(answer)
+        Ok(response)
     }
 }
 
-impl Partition {
-    fn read(version: i16, reader: &mut Reader) -> Result<(i32, Self), Malformed> {
+impl DecodedPartition {
+    fn decode(version: i16, reader: &mut Reader) -> Result<(i32, Self), Malformed> {
         let index = reader.i32()?;
         let mut partition = Self {
             error_code: reader.i16()?,
@@ -76,13 +76,13 @@ impl Partition {
         }
         for _ in 0..reader.length()?.unwrap_or_default() {
             partition.aborted.push((reader.i64()?, reader.i64()?));
-            reader.tags()?;
+            reader.skip_tags()?;
         }
         if version >= 11 {
             let _preferred_read_replica = reader.i32()?;
         }
         let length = reader.length()?.unwrap_or_default();
-        // All that is there, if it is but the beginning of an answer.
+        // Up to the end, if the response is truncated.
         partition.records = reader.bytes.split_to(length.min(reader.bytes.len()));
         Ok((index, partition))
     }
@@ -95,20 +95,20 @@ struct Reader {
 
 impl Reader {
     fn i16(&mut self) -> Result<i16, Malformed> {
-        self.bytes.try_get_i16().map_err(|_| Malformed::Answer)
+        self.bytes.try_get_i16().map_err(|_| Malformed::Response)
     }
 
     fn i32(&mut self) -> Result<i32, Malformed> {
-        self.bytes.try_get_i32().map_err(|_| Malformed::Answer)
+        self.bytes.try_get_i32().map_err(|_| Malformed::Response)
     }
 
     fn i64(&mut self) -> Result<i64, Malformed> {
-        self.bytes.try_get_i64().map_err(|_| Malformed::Answer)
+        self.bytes.try_get_i64().map_err(|_| Malformed::Response)
     }
 
-    fn take(&mut self, length: usize) -> Result<(), Malformed> {
+    fn skip(&mut self, length: usize) -> Result<(), Malformed> {
         if length > self.bytes.len() {
-            return Err(Malformed::Answer);
+            return Err(Malformed::Response);
         }
         self.bytes.advance(length);
         Ok(())
@@ -121,37 +121,37 @@ impl Reader {
         }
         match self.i32()? {
             -1 => Ok(None),
-            length => usize::try_from(length).map(Some).map_err(|_| Malformed::Answer),
+            length => usize::try_from(length).map(Some).map_err(|_| Malformed::Response),
         }
     }
 
-    fn name(&mut self) -> Result<(), Malformed> {
+    fn skip_name(&mut self) -> Result<(), Malformed> {
         let length = if self.is_flexible { self.length()? } else { usize::try_from(self.i16()?).ok() };
-        self.take(length.ok_or(Malformed::Answer)?)
+        self.skip(length.ok_or(Malformed::Response)?)
     }
 
-    fn tags(&mut self) -> Result<(), Malformed> {
+    fn skip_tags(&mut self) -> Result<(), Malformed> {
         if self.is_flexible {
             for _ in 0..self.varint()? {
                 let _tag = self.varint()?;
                 let length = self.varint()?;
-                self.take(length as usize)?;
+                self.skip(length as usize)?;
             }
         }
         Ok(())
     }
 
-    /// An unsigned number of up to 32 bits, seven bits a byte.
+    /// An unsigned varint of up to 32 bits.
     fn varint(&mut self) -> Result<u32, Malformed> {
         let mut value = 0;
         for shift in (0..35).step_by(7) {
-            let byte = self.bytes.try_get_u8().map_err(|_| Malformed::Answer)?;
+            let byte = self.bytes.try_get_u8().map_err(|_| Malformed::Response)?;
             value |= u32::from(byte & 0x7f).wrapping_shl(shift);
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
         }
-        Err(Malformed::Answer)
+        Err(Malformed::Response)
     }
 }
 
@@ -170,9 +170,9 @@ mod tests {
 
     use super::*;
 
-    fn written(version: i16, answer: &FetchResponse) -> Bytes {
+    fn encoded(version: i16, response: &FetchResponse) -> Bytes {
         let mut bytes = BytesMut::new();
-        answer.encode(&mut bytes, version).unwrap();
+        response.encode(&mut bytes, version).unwrap();
         bytes.freeze()
     }
 
@@ -203,12 +203,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_version_is_read_as_kafka_protocol_writes_it(
+        fn every_version_is_decoded_as_kafka_protocol_encodes_it(
             version in 4..=18_i16, throttle: i32, error_code: i16, partitions in vec(any_partition(), 0..4), wanted in 0..4_i32,
         ) {
             let partitions: Vec<_> =
                 (0..).zip(partitions).map(|(index, partition)| partition.with_partition_index(index)).collect();
-            let expected = partitions.get(wanted as usize).map(|partition| Partition {
+            let expected = partitions.get(wanted as usize).map(|partition| DecodedPartition {
                 error_code: partition.error_code,
                 high_watermark: partition.high_watermark,
                 last_stable_offset: partition.last_stable_offset,
@@ -217,30 +217,37 @@ mod tests {
                 records: partition.records.clone().unwrap_or_default(),
             });
             let error_code = if version >= 7 { error_code } else { 0 };
-            let answer = FetchResponse::default()
+            let response = FetchResponse::default()
                 .with_throttle_time_ms(throttle)
                 .with_error_code(error_code)
                 .with_responses(vec![topic(version, partitions)]);
-            let read = FetchAnswer::read(version, written(version, &answer), wanted);
-            prop_assert_eq!(read, Ok(FetchAnswer { throttle_ms: throttle, error_code, partition: expected }));
+            let decoded = DecodedFetchResponse::decode(version, encoded(version, &response), wanted);
+            prop_assert_eq!(decoded, Ok(DecodedFetchResponse { throttle_ms: throttle, error_code, partition: expected }));
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(version in 4..=18_i16, bytes in vec(any::<u8>(), 0..200), wanted in 0..2_i32) {
-            let _ = FetchAnswer::read(version, bytes.into(), wanted);
+        fn arbitrary_bytes_are_decoded_or_rejected(version in 4..=18_i16, bytes in vec(any::<u8>(), 0..200), wanted in 0..2_i32) {
+            let _ = DecodedFetchResponse::decode(version, bytes.into(), wanted);
         }
     }
 
     #[test]
-    fn of_an_answer_that_is_cut_off_the_beginning_is_read() {
+    fn the_beginning_of_a_truncated_response_is_decoded() {
         for version in 4..=18 {
             let records = Bytes::from(vec![7; 1000]);
             let partition = PartitionData::default().with_high_watermark(9).with_records(Some(records));
-            let answer = FetchResponse::default().with_responses(vec![topic(version, vec![partition])]);
-            let whole = written(version, &answer);
-            let read = FetchAnswer::read(version, whole.slice(..500), 0).unwrap().partition.unwrap();
-            assert!(read.high_watermark == 9 && (300..500).contains(&read.records.len()), "{version}: {read:?}");
-            assert_eq!(FetchAnswer::read(version, whole.slice(..20), 0), Err(Malformed::Answer), "{version}");
+            let response = FetchResponse::default().with_responses(vec![topic(version, vec![partition])]);
+            let whole = encoded(version, &response);
+            let decoded = DecodedFetchResponse::decode(version, whole.slice(..500), 0).unwrap().partition.unwrap();
+            assert!(
+                decoded.high_watermark == 9 && (300..500).contains(&decoded.records.len()),
+                "{version}: {decoded:?}"
+            );
+            assert_eq!(
+                DecodedFetchResponse::decode(version, whole.slice(..20), 0),
+                Err(Malformed::Response),
+                "{version}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which topic is read.
+//! Topic ids and leader epochs.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,13 +15,13 @@ use smol::Task;
 use uuid::Uuid;
 
 use super::{
-    broker::{any_broker, speaking},
+    broker::{any_broker, supporting},
     *,
 };
 
-/// What a broker knows of the topic, and how it answers fetches.
+/// The topic of a broker, and the error code of its fetch responses.
 #[derive(Clone, Default)]
-struct Known {
+struct TopicState {
     topic_id: Uuid,
     leader_epoch: i32,
     error: Option<ResponseError>,
@@ -29,53 +29,56 @@ struct Known {
 
 struct Leading {
     address: HostPort,
-    known: Arc<Mutex<Known>>,
+    topic: Arc<Mutex<TopicState>>,
     /// The topic's id, name and leader epoch of each fetch.
     fetches: Arc<Mutex<Vec<(Uuid, String, i32)>>>,
     _task: Task<()>,
 }
 
-/// A broker that leads the partition and speaks the versions of today, up to this one of Fetch.
+/// A broker that leads the partition and supports current versions, up to this one of Fetch.
 async fn leading(fetch: i16) -> Leading {
-    let (known, fetches, port) = (Arc::<Mutex<Known>>::default(), Arc::<Mutex<Vec<_>>>::default(), AtomicU16::new(0));
+    let (topic, fetches, port) =
+        (Arc::<Mutex<TopicState>>::default(), Arc::<Mutex<Vec<_>>>::default(), AtomicU16::new(0));
     let port = Arc::new(port);
-    let (knows, noted, own_port) = (known.clone(), fetches.clone(), port.clone());
-    let answer = move |asked: &Asked| {
-        let known = knows.lock().unwrap().clone();
-        match asked.key {
-            ApiKey::ApiVersions => asked.answer(&speaking(&[(ApiKey::Metadata, 0..=13), (ApiKey::Fetch, 4..=fetch)])),
-            ApiKey::Metadata => asked.answer(&metadata(&known, own_port.load(SeqCst))),
+    let (current, noted, own_port) = (topic.clone(), fetches.clone(), port.clone());
+    let response = move |received: &ReceivedRequest| {
+        let topic_state = current.lock().unwrap().clone();
+        match received.key {
+            ApiKey::ApiVersions => {
+                received.response(&supporting(&[(ApiKey::Metadata, 0..=13), (ApiKey::Fetch, 4..=fetch)]))
+            }
+            ApiKey::Metadata => received.response(&metadata(&topic_state, own_port.load(SeqCst))),
             _ => {
-                let request: FetchRequest = asked.request();
+                let request: FetchRequest = received.decode();
                 let topic = &request.topics[0];
                 let partition = &topic.partitions[0];
                 let name = topic.topic.to_string();
                 noted.lock().unwrap().push((topic.topic_id, name, partition.current_leader_epoch));
-                let error = known.error.map_or(0, |error| error.code());
+                let error = topic_state.error.map_or(0, |error| error.code());
                 let partition = PartitionData::default().with_error_code(error);
                 let found = FetchableTopicResponse::default()
                     .with_topic(topic.topic.clone())
                     .with_topic_id(topic.topic_id)
                     .with_partitions(vec![partition]);
-                asked.answer(&FetchResponse::default().with_responses(vec![found]))
+                received.response(&FetchResponse::default().with_responses(vec![found]))
             }
         }
     };
-    let (address, task) = any_broker(answer).await;
+    let (address, task) = any_broker(response).await;
     port.store(address.port, SeqCst);
-    Leading { address, known, fetches, _task: task }
+    Leading { address, topic, fetches, _task: task }
 }
 
-fn metadata(known: &Known, port: u16) -> MetadataResponse {
+fn metadata(state: &TopicState, port: u16) -> MetadataResponse {
     let broker = MetadataResponseBroker::default()
         .with_node_id(BrokerId(7))
         .with_host(StrBytes::from_static_str("127.0.0.1"))
         .with_port(port.into());
     let partition =
-        MetadataResponsePartition::default().with_leader_id(BrokerId(7)).with_leader_epoch(known.leader_epoch);
+        MetadataResponsePartition::default().with_leader_id(BrokerId(7)).with_leader_epoch(state.leader_epoch);
     let topic = MetadataResponseTopic::default()
         .with_name(Some(TopicName(StrBytes::from_static_str("topic"))))
-        .with_topic_id(known.topic_id)
+        .with_topic_id(state.topic_id)
         .with_partitions(vec![partition]);
     MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![topic])
 }
@@ -84,21 +87,21 @@ const FIRST_ID: Uuid = Uuid::from_u128(1);
 const SECOND_ID: Uuid = Uuid::from_u128(2);
 
 #[test]
-fn a_fetch_names_the_topic_by_its_id_where_the_broker_knows_it() {
+fn a_fetch_has_the_topic_id_if_the_broker_has_one() {
     runtime::block_on(2, async {
-        for (version, topic_id, asked) in [
+        for (version, topic_id, expected) in [
             (18, FIRST_ID, (FIRST_ID, "", 5)),
             (13, FIRST_ID, (FIRST_ID, "", 5)),
             (12, FIRST_ID, (Uuid::nil(), "topic", 5)),
-            // A broker of today whose cluster has not learned of topic ids yet.
+            // A current broker in a cluster without topic ids.
             (18, Uuid::nil(), (Uuid::nil(), "topic", 5)),
         ] {
             let leading = leading(version).await;
-            *leading.known.lock().unwrap() = Known { topic_id, leader_epoch: 5, error: None };
+            *leading.topic.lock().unwrap() = TopicState { topic_id, leader_epoch: 5, error: None };
             let mut consumer = consumer(vec![leading.address.clone()]);
             assert_eq!((consumer.topic_id(), consumer.leader_epoch()), (None, None));
             fetch(&mut consumer).await.unwrap();
-            let (id, name, epoch) = asked;
+            let (id, name, epoch) = expected;
             assert_eq!(*leading.fetches.lock().unwrap(), [(id, name.to_owned(), epoch)]);
             let known = Some(topic_id).filter(|id| !id.is_nil());
             assert_eq!((consumer.topic_id(), consumer.leader_epoch()), (known, Some(5)));
@@ -107,10 +110,10 @@ fn a_fetch_names_the_topic_by_its_id_where_the_broker_knows_it() {
 }
 
 #[test]
-fn a_topic_that_was_made_again_is_told_until_the_caller_takes_it() {
+fn a_recreated_topic_is_an_error_until_the_caller_accepts_it() {
     runtime::block_on(2, async {
         let leading = leading(18).await;
-        let set = |topic_id, error| *leading.known.lock().unwrap() = Known { topic_id, leader_epoch: 0, error };
+        let set = |topic_id, error| *leading.topic.lock().unwrap() = TopicState { topic_id, leader_epoch: 0, error };
         set(FIRST_ID, None);
         let mut consumer = consumer(vec![leading.address.clone()]);
         fetch(&mut consumer).await.unwrap();
@@ -133,10 +136,10 @@ fn a_topic_that_was_made_again_is_told_until_the_caller_takes_it() {
 }
 
 #[test]
-fn a_topic_that_is_expected_is_told_from_another_at_the_first_call() {
+fn another_topic_than_the_expected_one_is_an_error_at_the_first_call() {
     runtime::block_on(2, async {
         let leading = leading(18).await;
-        leading.known.lock().unwrap().topic_id = SECOND_ID;
+        leading.topic.lock().unwrap().topic_id = SECOND_ID;
         let mut consumer = consumer(vec![leading.address.clone()]);
         consumer.expect_topic_id(Some(FIRST_ID));
         let changed = fetch(&mut consumer).await;
@@ -144,10 +147,11 @@ fn a_topic_that_is_expected_is_told_from_another_at_the_first_call() {
         assert!(leading.fetches.lock().unwrap().is_empty());
         consumer.expect_topic_id(Some(SECOND_ID));
         fetch(&mut consumer).await.unwrap();
-        // A cluster that forgets its ids, as after a step back to an older version, tells nothing of the topic.
-        *leading.known.lock().unwrap() = Known { error: Some(ResponseError::UnknownTopicId), ..Known::default() };
+        // A cluster without topic ids, as after a downgrade, does not contradict the expected id.
+        *leading.topic.lock().unwrap() =
+            TopicState { error: Some(ResponseError::UnknownTopicId), ..TopicState::default() };
         fetch(&mut consumer).await.unwrap_err();
-        leading.known.lock().unwrap().error = None;
+        leading.topic.lock().unwrap().error = None;
         fetch(&mut consumer).await.unwrap();
         assert_eq!(consumer.topic_id(), Some(SECOND_ID));
         let last = leading.fetches.lock().unwrap().pop();
@@ -156,12 +160,12 @@ fn a_topic_that_is_expected_is_told_from_another_at_the_first_call() {
 }
 
 #[test]
-fn what_tells_of_another_topic_or_leader_is_told_from_an_outage_and_asked_anew() {
+fn errors_of_topic_id_and_leader_epoch_are_no_outage_and_refresh_the_metadata() {
     runtime::block_on(2, async {
         let leading = leading(18).await;
         let mut consumer = consumer(vec![leading.address.clone()]);
         let set = |leader_epoch, error| {
-            *leading.known.lock().unwrap() = Known { topic_id: FIRST_ID, leader_epoch, error };
+            *leading.topic.lock().unwrap() = TopicState { topic_id: FIRST_ID, leader_epoch, error };
         };
         for (epoch, (error, expected)) in (0..).zip([
             (ResponseError::InconsistentTopicId, "inconsistent_topic_id"),

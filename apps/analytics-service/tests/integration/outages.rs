@@ -1,8 +1,8 @@
-//! A broker or a state that cannot be used.
+//! An unavailable broker or state.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use codec::event::Kind::Created;
+use codec::event::EventKind::Created;
 use serde_json::json;
 use testbed::{
     Scratch, Signal,
@@ -13,13 +13,13 @@ use uuid::Uuid;
 use crate::harness::{Harness, Running, with_topic};
 
 testbed::on_each_broker!(
-    a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing,
-    a_state_that_cannot_be_opened_is_told_and_opened_later,
+    a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing,
+    a_state_that_cannot_be_opened_is_reported_and_opened_later,
     a_second_service_on_the_same_state_counts_nothing,
-    a_state_with_partitions_of_others_is_refused,
+    a_state_with_partitions_of_other_instances_is_rejected,
 );
 
-fn a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing(kind: broker::Kind) {
+fn a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let scratch = Scratch::new().unwrap();
         let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
@@ -35,7 +35,7 @@ fn a_broker_that_is_away_frozen_or_restarted_delays_and_loses_nothing(kind: brok
         };
         let end = std::time::Instant::now() + Duration::from_secs(20);
         while !degraded().await {
-            assert!(std::time::Instant::now() < end, "the missing broker is not told");
+            assert!(std::time::Instant::now() < end, "the unavailable broker is not reported");
             smol::Timer::after(Duration::from_millis(20)).await;
         }
         broker.restart().await.unwrap();
@@ -70,10 +70,10 @@ async fn until_its_state_is_down(service: &Running) {
     }
 }
 
-fn a_state_that_cannot_be_opened_is_told_and_opened_later(kind: broker::Kind) {
+fn a_state_that_cannot_be_opened_is_reported_and_opened_later(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
-        // A file where the directory should be: root may write into any directory.
+        // A file in place of the directory: root may write into any directory.
         let directory = topic.scratch().path().join("state");
         fs::write(&directory, "").unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o400)).unwrap();
@@ -96,7 +96,7 @@ fn a_second_service_on_the_same_state_counts_nothing(kind: broker::Kind) {
         let second = topic.start(&[]).await;
         let end = std::time::Instant::now() + Duration::from_secs(20);
         while second.get("/actuator/health/readiness").await.status != 503 {
-            assert!(std::time::Instant::now() < end, "it takes part");
+            assert!(std::time::Instant::now() < end, "the second service is ready");
             smol::Timer::after(Duration::from_millis(20)).await;
         }
         topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
@@ -107,22 +107,22 @@ fn a_second_service_on_the_same_state_counts_nothing(kind: broker::Kind) {
     });
 }
 
-fn a_state_with_partitions_of_others_is_refused(kind: broker::Kind) {
+fn a_state_with_partitions_of_other_instances_is_rejected(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
-        // So many that no partition stays empty.
+        // Enough that no partition stays empty.
         let patients: Vec<_> = (0..60).map(|_| (Uuid::now_v7(), Created, 1)).collect();
         topic.publish(&patients).await;
         let all = topic.start(&[]).await;
         all.until_applied(60).await;
         all.stop().await;
 
-        // Another instance has the odd partitions now, and counts them from their beginning.
+        // Another instance has the odd partitions now, and counts them from the beginning.
         let share = topic.start(&[("PARTITIONS", "0/2")]).await;
         until_its_state_is_down(&share).await;
-        assert_eq!(share.get("/analytics/summary").await.json()["created"], 0, "no number is better than a wrong one");
+        assert_eq!(share.get("/analytics/summary").await.json()["created"], 0, "no counts rather than wrong ones");
         share.stop().await;
 
-        // With more partitions than before, nothing is counted twice.
+        // With more partitions than before, no record is counted twice.
         let again = topic.start(&[]).await;
         assert_eq!(again.until_applied(60).await["created"], json!(60));
         again.stop().await;

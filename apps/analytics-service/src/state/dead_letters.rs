@@ -1,0 +1,260 @@
+use std::sync::LazyLock;
+
+use chrono::{DateTime, Utc};
+use codec::headers::Headers;
+use runtime::timeout;
+use sqlx::{AssertSqlSafe, Row as _, query, sqlite::SqliteRow};
+use telemetry::metrics::{self, IntGauge};
+
+use super::{STEP_TIMEOUT, State, StateError, encoding::decode_headers};
+
+/// Forwarded dead letters that are kept for the list; the dead letter topic has them all.
+const KEPT_DEAD_LETTERS: i64 = 1000;
+/// The SQL of a dead letter's size. SQLite knows lengths without reading the values.
+const SIZE: &str = "coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)";
+
+static WAITING: LazyLock<IntGauge> =
+    LazyLock::new(|| metrics::gauge("dead_letters_waiting", "Dead letters that are not on their topic yet."));
+static WAITING_BYTES: LazyLock<IntGauge> =
+    LazyLock::new(|| metrics::gauge("dead_letters_waiting_bytes", "Bytes that they take in the state."));
+
+/// Dead letters in the state that are not on the dead letter topic yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitingDeadLetters {
+    /// Their number.
+    pub count: i64,
+    /// Bytes of their keys, values and headers.
+    pub bytes: i64,
+}
+
+/// A record that cannot be decoded as an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The partition of the record.
+    pub partition: i32,
+    /// The offset of the record.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Its headers.
+    pub headers: Headers,
+    /// Why it cannot be decoded.
+    pub error: String,
+}
+
+/// A dead letter in the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDeadLetter {
+    /// Its id.
+    pub id: i64,
+    /// The dead letter.
+    pub dead_letter: DeadLetter,
+    /// When it was stored.
+    pub stored_at: DateTime<Utc>,
+    /// Whether it is on the dead letter topic.
+    pub forwarded: bool,
+}
+
+/// A dead letter in the state without key, value and headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterSummary {
+    /// Its id.
+    pub id: i64,
+    /// The partition of the record.
+    pub partition: i32,
+    /// The offset of the record.
+    pub offset: i64,
+    /// Why it cannot be decoded.
+    pub error: String,
+    /// Bytes of its value.
+    pub value_bytes: i64,
+    /// When it was stored.
+    pub stored_at: DateTime<Utc>,
+    /// Whether it is on the dead letter topic.
+    pub forwarded: bool,
+}
+
+impl State {
+    /// Dead letters that are not on the dead letter topic yet.
+    pub fn waiting(&self) -> WaitingDeadLetters {
+        self.waiting
+    }
+
+    /// Adds the dead letters that were stored since the last call to [`waiting`](Self::waiting). Call it after each transaction
+    /// that stored some.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn count_new_dead_letters(&mut self) -> Result<(), StateError> {
+        let (new, newest) = self.count_waiting("id > ?", self.newest_counted).await?;
+        self.newest_counted = newest.unwrap_or(self.newest_counted);
+        self.set_waiting(self.waiting.count + new.count, self.waiting.bytes + new.bytes);
+        Ok(())
+    }
+
+    /// Waiting dead letters that meet a condition, and the highest id.
+    async fn count_waiting(
+        &mut self,
+        condition: &'static str,
+        id: i64,
+    ) -> Result<(WaitingDeadLetters, Option<i64>), StateError> {
+        let sql = format!(
+            "-- count waiting dead letters
+            SELECT count(*) AS number, max(id) AS newest, coalesce(sum({SIZE}), 0) AS bytes
+            FROM dead_letters WHERE forwarded = 0 AND {condition}"
+        );
+        let count = query(AssertSqlSafe(sql)).bind(id);
+        let row = timeout(STEP_TIMEOUT, count.fetch_one(&mut self.connection)).await??;
+        let waiting = WaitingDeadLetters { count: row.try_get("number")?, bytes: row.try_get("bytes")? };
+        Ok((waiting, row.try_get("newest")?))
+    }
+
+    fn set_waiting(&mut self, count: i64, bytes: i64) {
+        self.waiting = WaitingDeadLetters { count, bytes };
+        WAITING.set(count);
+        WAITING_BYTES.set(bytes);
+    }
+
+    /// The oldest dead letters that are not on the dead letter topic yet: at most `limit`, of at most `bytes` together unless
+    /// the first alone has more.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn waiting_dead_letters(&mut self, limit: i64, bytes: i64) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let sql = format!(
+            "-- waiting dead letters
+            SELECT * FROM dead_letters WHERE forwarded = 0 AND id <= (
+                SELECT max(id) FROM (
+                    SELECT id, row_number() OVER oldest AS number, sum({SIZE}) OVER oldest AS bytes
+                    FROM (SELECT * FROM dead_letters WHERE forwarded = 0 ORDER BY id LIMIT ?1)
+                    WINDOW oldest AS (ORDER BY id)
+                ) WHERE number = 1 OR bytes <= ?2
+            ) ORDER BY id"
+        );
+        let find = query(AssertSqlSafe(sql)).bind(limit).bind(bytes);
+        let rows = timeout(STEP_TIMEOUT, find.fetch_all(&mut self.connection)).await??;
+        rows.iter().map(stored_dead_letter).collect()
+    }
+
+    /// The newest dead letters with ids below `before`. Reads no keys, values or headers, whatever their size.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn dead_letters(&mut self, before: i64, limit: i64) -> Result<Vec<DeadLetterSummary>, StateError> {
+        let find = query(
+            "-- dead letters
+            SELECT id, partition, \"offset\", error, value_bytes, parked_at, forwarded
+            FROM dead_letters WHERE id < ? ORDER BY id DESC LIMIT ?",
+        )
+        .bind(before)
+        .bind(limit);
+        let rows = timeout(STEP_TIMEOUT, find.fetch_all(&mut self.connection)).await??;
+        rows.iter().map(summary).collect()
+    }
+
+    /// Marks the dead letters up to an id as forwarded, and deletes their content and the oldest of them.
+    ///
+    /// # Errors
+    /// If the state cannot be written. They will be forwarded again.
+    pub async fn mark_forwarded(&mut self, up_to: i64) -> Result<(), StateError> {
+        let (forwarded, _) = self.count_waiting("id <= ?", up_to).await?;
+        let work = async {
+            query(
+                "-- dead letters forwarded
+                UPDATE dead_letters SET forwarded = 1, key = NULL, value = NULL, headers = '[]'
+                WHERE forwarded = 0 AND id <= ?",
+            )
+            .bind(up_to)
+            .execute(&mut self.connection)
+            .await?;
+            query("-- delete dead letters\nDELETE FROM dead_letters WHERE forwarded = 1 AND id <= ? - ?")
+                .bind(up_to)
+                .bind(KEPT_DEAD_LETTERS)
+                .execute(&mut self.connection)
+                .await
+        };
+        timeout(STEP_TIMEOUT, work).await??;
+        self.set_waiting(self.waiting.count - forwarded.count, self.waiting.bytes - forwarded.bytes);
+        Ok(())
+    }
+}
+
+fn stored_dead_letter(row: &SqliteRow) -> Result<StoredDeadLetter, StateError> {
+    Ok(StoredDeadLetter {
+        id: row.try_get("id")?,
+        dead_letter: DeadLetter {
+            partition: row.try_get("partition")?,
+            offset: row.try_get("offset")?,
+            key: row.try_get("key")?,
+            value: row.try_get("value")?,
+            headers: decode_headers(row.try_get("headers")?),
+            error: row.try_get("error")?,
+        },
+        stored_at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
+        forwarded: row.try_get("forwarded")?,
+    })
+}
+
+fn summary(row: &SqliteRow) -> Result<DeadLetterSummary, StateError> {
+    Ok(DeadLetterSummary {
+        id: row.try_get("id")?,
+        partition: row.try_get("partition")?,
+        offset: row.try_get("offset")?,
+        error: row.try_get("error")?,
+        value_bytes: row.try_get("value_bytes")?,
+        stored_at: DateTime::from_timestamp_millis(row.try_get("parked_at")?).unwrap_or_default(),
+        forwarded: row.try_get("forwarded")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use testbed::Scratch;
+
+    use super::*;
+    use crate::state::Delta;
+
+    #[test]
+    fn dead_letters_are_read_up_to_a_number_of_bytes() {
+        let directory = Scratch::new().unwrap();
+        smol::block_on(async {
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            let dead_letter = |(offset, bytes): (i64, usize)| DeadLetter {
+                partition: 0,
+                offset,
+                key: None,
+                value: Some(vec![0; bytes]),
+                headers: Headers::new(),
+                error: String::new(),
+            };
+            let dead_letters = (0..).zip([900, 10, 10, 900, 10]).map(dead_letter).collect();
+            let delta = Delta { dead_letters, ..Delta::default() };
+            state.begin().await.unwrap().commit(&delta).await.unwrap();
+            state.count_new_dead_letters().await.unwrap();
+            // No headers take two bytes.
+            assert_eq!(state.waiting(), WaitingDeadLetters { count: 5, bytes: 900 * 2 + 10 * 3 + 5 * 2 });
+            for (limit, bytes, expected) in [(20, 1, 1), (20, 1000, 3), (2, 1000, 2), (20, 10_000, 5)] {
+                let waiting = state.waiting_dead_letters(limit, bytes).await.unwrap();
+                let offsets: Vec<_> = waiting.iter().map(|stored| stored.dead_letter.offset).collect();
+                assert_eq!(offsets, (0..expected).collect::<Vec<_>>(), "{limit} of {bytes} bytes");
+            }
+            state.mark_forwarded(3).await.unwrap();
+            let waiting = state.waiting_dead_letters(20, 1).await.unwrap();
+            assert_eq!(waiting.iter().map(|stored| stored.dead_letter.offset).collect::<Vec<_>>(), [3]);
+            let listed = state.dead_letters(i64::MAX, 2).await.unwrap();
+            assert_eq!(listed.iter().map(|summary| summary.value_bytes).collect::<Vec<_>>(), [10, 900]);
+            let after = WaitingDeadLetters { count: 2, bytes: 900 + 10 + 2 * 2 };
+            assert_eq!(state.waiting(), after);
+            state.close().await;
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            assert_eq!(state.waiting(), after, "it is counted again when the file is opened");
+            let listed = state.dead_letters(i64::MAX, 9).await.unwrap();
+            assert_eq!(listed.iter().map(|summary| summary.value_bytes).collect::<Vec<_>>(), [10, 900, 10, 10, 900]);
+            let kept = "SELECT sum(octet_length(value)) FROM dead_letters";
+            let kept: i64 = sqlx::query_scalar(kept).fetch_one(&mut state.connection).await.unwrap();
+            assert_eq!(kept, 910, "the content of forwarded ones is deleted");
+        });
+    }
+}
