@@ -76,7 +76,7 @@ impl Reconciler {
             let patients: Vec<_> = done.map(|(task, _)| task.patient_id).collect();
             if !patients.is_empty() {
                 // A database that fails here leaves the tasks to be claimed again, which changes nothing at billing.
-                let _ = self.tasks.done(action, &patients).await;
+                let _ = self.tasks.complete(action, &patients).await;
             }
         }
         Ok(tasks.len())
