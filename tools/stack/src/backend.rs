@@ -61,9 +61,9 @@ impl Backend {
     async fn is_up(self, settings: &Settings) -> Outcome<bool> {
         match self {
             Self::Native => native::is_up(settings),
-            // An engine that does not answer runs nothing for us.
-            Self::Docker(layout) => match Docker::find(layout).await {
-                Ok(docker) => docker.is_up().await,
+            // An engine that does not answer runs nothing for us. Without an answer of Compose, it may.
+            Self::Docker(layout) => match docker::answers().await {
+                Ok(()) => Docker::find(layout).await?.is_up().await,
                 Err(_) => Ok(false),
             },
         }
