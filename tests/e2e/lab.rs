@@ -60,6 +60,13 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         let lab = console.get("/api/lab").await.unwrap().json();
         assert!(lab["parts"].as_array().unwrap().iter().any(|part| part["id"] == "kafka"), "{lab}");
 
+        // Samples say that they are.
+        assert!(stack.print(&["seed", "3"]).contains("/patients"));
+        let samples = console.get("/api/patients?q=sample.example").await.unwrap().json();
+        let samples = samples["patients"].as_array().unwrap();
+        assert_eq!(samples.len(), 3, "{samples:?}");
+        assert!(samples.iter().all(|one| one["address"].as_str().unwrap().starts_with("Sample: ")), "{samples:?}");
+
         // With a right expectation and all that was measured.
         let run = begin(&console, "billing-service", "pause", 3).await;
         let ended = until_run(&console, &run, &["ended", "failed"]).await;
@@ -67,7 +74,7 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         let verdicts = ended["verdicts"].as_array().unwrap();
         assert!(verdicts.iter().all(|verdict| verdict["state"] == "ok"), "{ended}");
         let summary = stack.client("ANALYTICS_PORT");
-        let active = async || summary.get("/analytics/summary").await.unwrap().json()["activePatients"] == 0;
+        let active = async || summary.get("/analytics/summary").await.unwrap().json()["activePatients"] == 3;
         until("the canaries are gone", active).await;
 
         // A dead letter is sent again once, and is dead again.
