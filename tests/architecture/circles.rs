@@ -1,7 +1,7 @@
-//! No circles between the modules of a crate: data and names flow one way.
+//! The modules of a crate have no cyclic dependencies.
 //!
-//! A module and its own submodules may name each other, as `http.rs` and `http/patients.rs` do. Paths are read as text, from
-//! `crate::` and `super::`; what a macro makes is not seen.
+//! A module and its submodules may use each other, as `http.rs` and `http/patients.rs` do. Dependencies are found as text, by
+//! paths with `crate::` and `super::`; those in macro expansions are not found.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 
 use crate::{members, sources};
 
-/// The names from the root of a crate to a module: none for the root itself.
+/// The path of a module in its crate; empty for the root.
 type Module = Vec<String>;
 
 #[test]
@@ -41,7 +41,7 @@ fn a_circle_is_found() {
     assert_eq!(found, [BTreeSet::from(["domain".to_owned(), "http::patients".to_owned(), "store".to_owned()])]);
 }
 
-/// What each module of the crate in `source` names of other modules, its ancestors and descendants left out.
+/// The modules that each module of the crate in `source` uses, without its ancestors and descendants.
 fn uses(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
     if !source.is_dir() {
         return BTreeMap::new();
@@ -78,7 +78,7 @@ fn code(text: &str) -> String {
     text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// Every path that begins with `crate::` or `super::`, the braces of `use` written out.
+/// Every path that starts with `crate::` or `super::`, with the braces of `use` expanded.
 fn paths(code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
@@ -92,7 +92,7 @@ fn paths(code: &str) -> Vec<String> {
     found
 }
 
-/// Adds the paths of the tree at the beginning of `text` to `found`; gives what comes after it.
+/// Adds the paths of the use tree at the start of `text` to `found`; returns the rest of the text.
 fn expand<'a>(text: &'a str, before: String, found: &mut Vec<String>) -> &'a str {
     let end = text.find(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | ':')).unwrap_or(text.len());
     let path = before + &text[..end];
@@ -106,7 +106,7 @@ fn expand<'a>(text: &'a str, before: String, found: &mut Vec<String>) -> &'a str
             return after;
         }
         let after = expand(rest, path.clone(), found);
-        // A renaming, a glob, or the end of a text that is no tree.
+        // `as`, a glob, or the end of a text that is not a use tree.
         rest = after.trim_start_matches(|c: char| !matches!(c, ',' | '}' | ';'));
         if rest.is_empty() || rest.starts_with(';') {
             return rest;
@@ -114,7 +114,7 @@ fn expand<'a>(text: &'a str, before: String, found: &mut Vec<String>) -> &'a str
     }
 }
 
-/// The names from the root of the crate; none for a path that leads out of it.
+/// The absolute path in the crate; none for a path that leaves it.
 fn absolute(own: &Module, path: &str) -> Option<Module> {
     let mut place = own.clone();
     let mut names = Vec::new();
@@ -129,7 +129,7 @@ fn absolute(own: &Module, path: &str) -> Option<Module> {
     Some(place.into_iter().chain(names).collect())
 }
 
-/// The sets of modules of which each can be reached from each other.
+/// The sets of modules that depend on each other cyclically.
 fn circles(uses: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<BTreeSet<String>> {
     let reached = |from: &Module| {
         let (mut reached, mut waiting) = (BTreeSet::new(), vec![from]);

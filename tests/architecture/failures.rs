@@ -1,10 +1,10 @@
-//! Holds docs/failures.md to the tests that it names.
+//! Checks that the tests in docs/failures.md exist.
 
 use std::fs;
 
 use crate::root;
 
-/// Faults that the page must have a row for, by words of it.
+/// Faults that must have a row in the page, by a part of their text.
 const FAULTS: &[&str] = &[
     "patient-service is killed at any instant",
     "between the broker's acknowledgement and the deletion",
@@ -60,10 +60,10 @@ fn every_row_of_the_failures_names_tests_that_exist() {
     }
 }
 
-/// What runs the tests in its list on several brokers.
+/// The macros that run the tests in their list on several brokers.
 const EACH: [&str; 3] = ["on_each_broker!(", "on_each_kafka!(", "on_each_version!("];
 
-/// Whether a file has a test of this name: a function with `#[test]`, or one that is run on each broker.
+/// Whether a file has a test with this name: a function with `#[test]`, or one in the list of such a macro.
 fn is_test(source: &str, name: &str) -> bool {
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
     let defined = lines.iter().position(|line| line.starts_with(&format!("fn {name}(")));
@@ -78,7 +78,7 @@ fn is_test(source: &str, name: &str) -> bool {
 }
 
 #[test]
-fn a_test_is_told_from_another_function() {
+fn a_test_is_distinguished_from_another_function() {
     let source = "on_each_broker!(one,\n two);\nfn one(kind: Kind) {}\n\n#[test]\nfn three() {}\n\nfn four() {}\n\
         on_each_kafka!(five);\nfn five() {}\n";
     assert!(is_test(source, "one") && is_test(source, "three") && is_test(source, "five"));

@@ -1,10 +1,10 @@
-//! Holds ARCHITECTURE.md to the tests that it names, and the documents to files that exist.
+//! Checks that the tests in ARCHITECTURE.md, and the files that documents link to, exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::{root, sources};
 
-/// The folders that have code or documents of ours.
+/// The folders with code and documents.
 const FOLDERS: [&str; 5] = ["apps", "docs", "libs", "tests", "tools"];
 
 #[test]
@@ -12,7 +12,7 @@ fn every_invariant_names_tests_that_exist() {
     let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let (_, table) = page.split_once("| what always holds | what holds it |\n").unwrap();
     let rows: Vec<&str> = table.lines().take_while(|line| line.starts_with('|')).collect();
-    assert!(rows.len() > 30, "is the table somewhere else?");
+    assert!(rows.len() > 30, "the table has too few rows");
     let defined: BTreeSet<String> = files(|file| file.ends_with(".rs"))
         .flat_map(|file| {
             let text = fs::read_to_string(root().join(file)).unwrap();
@@ -22,7 +22,7 @@ fn every_invariant_names_tests_that_exist() {
         .collect();
     for row in rows {
         let held = row.trim_end_matches('|').rsplit(" | ").next().unwrap();
-        // The names of tests have three words or more; settings of PostgreSQL stand in the same column.
+        // Names of tests have three words or more; the column also has settings of PostgreSQL.
         let tests = held.split('`').skip(1).step_by(2).filter(|name| is_name(name) && name.matches('_').count() > 1);
         for test in tests.filter(|name| !name.ends_with("_timeout")) {
             assert!(defined.contains(test), "{test} does not exist: {row}");
@@ -56,18 +56,18 @@ fn documents_link_to_files_that_exist() {
             count += 1;
         }
     }
-    assert!(count > 50, "are the documents somewhere else?");
+    assert!(count > 50, "too few links were found");
 }
 
-/// The anchor of a heading, as GitHub makes it.
+/// GitHub's anchor of a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     text.chars().filter(|c| c.is_alphanumeric() || ['-', '_'].contains(c)).collect()
 }
 
-/// The files in our folders whose paths suit, from the root of the repository.
-fn files(suits: impl Fn(&str) -> bool) -> impl Iterator<Item = String> {
+/// The files in our folders with matching paths, relative to the root of the repository.
+fn files(matches: impl Fn(&str) -> bool) -> impl Iterator<Item = String> {
     let all = FOLDERS.iter().flat_map(|folder| sources(&root().join(folder)));
     let paths = all.map(|file| file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
-    paths.filter(move |path| suits(path) && !path.contains("/target/") && !path.contains("/."))
+    paths.filter(move |path| matches(path) && !path.contains("/target/") && !path.contains("/."))
 }

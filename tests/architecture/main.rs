@@ -1,4 +1,4 @@
-//! Holds the workspace to the shape that ARCHITECTURE.md draws.
+//! Checks the rules of ARCHITECTURE.md.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -14,6 +14,7 @@ mod circles;
 mod failures;
 mod invariants;
 mod migrations;
+mod vocabulary;
 
 /// The messages, the client and the server that tonic generates for billing-service, and nothing else.
 const CONTRACT: &str = "billing-api";
@@ -36,7 +37,7 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The members of the workspace with the names of what they depend on, tests left out.
+/// The members of the workspace: the directory and the dependencies of each, without dev-dependencies.
 fn members() -> BTreeMap<String, (PathBuf, BTreeSet<String>)> {
     let metadata: Json =
         serde_json::from_str(&cargo(&["metadata", "--locked", "--no-deps", "--format-version", "1"])).unwrap();
@@ -65,7 +66,7 @@ fn the_version_of_rust_is_the_same_everywhere() {
     assert_eq!(toolchain.rsplit_once('.').map(|(minor, _)| minor), Some(&*minimum));
 }
 
-/// Nor on services. Tools may use the libraries of services, and tests everything.
+/// They do not depend on services either. Tools may use the libraries of services, and tests everything.
 #[test]
 fn apps_and_libraries_never_depend_on_tools_or_tests() {
     let members = members();
@@ -89,35 +90,35 @@ fn apps_and_libraries_never_depend_on_tools_or_tests() {
 }
 
 #[test]
-fn the_bridge_to_tokio_is_named_in_two_libraries_alone() {
+fn tokio_is_a_dependency_of_two_libraries_alone() {
     for (name, (_, dependencies)) in members() {
-        // What the bridges are measured against, in a program that nothing depends on.
-        let compared = ["tokio", "tonic"];
+        // The baselines of the benchmarks are a program on which nothing depends.
+        let baselines = ["tokio", "tonic"];
         for bridged in ["tokio", "async-compat", "tonic", "tonic-health", "tonic-reflection", "rskafka"] {
             if dependencies.contains(bridged) {
                 let allowed = match name.as_str() {
                     "grpc" | "kafka" => true,
                     // Code that tonic generates names tonic; it runs inside libs/grpc.
                     CONTRACT => bridged == "tonic",
-                    "baselines" => compared.contains(&bridged),
+                    "baselines" => baselines.contains(&bridged),
                     _ => false,
                 };
                 assert!(allowed, "{name} depends on {bridged}");
             }
         }
-        assert!(!dependencies.contains("baselines"), "{name} depends on what it is measured against");
+        assert!(!dependencies.contains("baselines"), "{name} depends on the baselines");
     }
 }
 
 #[test]
-fn kafka_protocol_is_named_in_one_library_alone() {
+fn kafka_protocol_is_a_dependency_of_one_library_alone() {
     let members = members();
     let users = members.iter().filter(|(_, (_, dependencies))| dependencies.contains("kafka-protocol"));
     assert_eq!(users.map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["kafka"]);
 }
 
 #[test]
-fn services_do_not_depend_on_what_tests_and_tools_use() {
+fn services_contain_no_test_tools() {
     for service in services() {
         let tree = cargo(&["tree", "--locked", "-p", &service, "-e", "normal", "--prefix", "none", "-f", "{p} {f}"]);
         for line in tree.lines() {
@@ -130,20 +131,20 @@ fn services_do_not_depend_on_what_tests_and_tools_use() {
 
 /// tokio's runtime, reactor and timers reach a service only through libs/grpc and libs/kafka.
 #[test]
-fn the_runtime_of_tokio_comes_through_the_bridges_alone() {
+fn tokios_runtime_comes_from_two_libraries_alone() {
     for service in services() {
         let tree =
             cargo(&["tree", "--locked", "-p", &service, "-e", "normal,features", "-i", "tokio", "--prefix", "depth"]);
         let users = users_of(&tree);
         for feature in ["rt", "net", "time"] {
             let mut waiting = vec![format!("tokio feature \"{feature}\"")];
-            let mut seen = BTreeSet::new();
+            let mut visited = BTreeSet::new();
             let mut through = BTreeSet::new();
             while let Some(node) = waiting.pop() {
-                // The path of a member stands in parentheses behind its version.
+                // A member of the workspace has its path in parentheses after its version.
                 if node.contains(root().to_str().unwrap()) {
                     through.insert(node.split(' ').next().unwrap().to_owned());
-                } else if seen.insert(node.clone()) {
+                } else if visited.insert(node.clone()) {
                     waiting.extend(users.get(&node).into_iter().flatten().cloned());
                 }
             }
@@ -154,7 +155,7 @@ fn the_runtime_of_tokio_comes_through_the_bridges_alone() {
     }
 }
 
-/// Who uses whom, from an inverted `cargo tree` that begins each line with its depth and prints a subtree once.
+/// The users of each package, from an inverted `cargo tree` with depths as prefixes, which prints each subtree once.
 fn users_of(tree: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut users = BTreeMap::<String, BTreeSet<String>>::new();
     let mut path: Vec<String> = Vec::new();
@@ -171,9 +172,9 @@ fn users_of(tree: &str) -> BTreeMap<String, BTreeSet<String>> {
     users
 }
 
-/// Queries stand where a reader looks for them.
+/// Queries are only where readers expect them.
 #[test]
-fn sql_stands_in_stores_alone() {
+fn sql_is_in_stores_alone() {
     let allowed = [
         "apps/patient-service/src/store.rs",
         "apps/patient-service/src/store/find.rs",

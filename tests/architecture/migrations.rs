@@ -1,23 +1,23 @@
-//! Migrations that a running system survives: replicas of the version before go on while the next one starts, so that a
-//! migration only adds (expand); what is no longer used is removed by a later release (contract), which says so.
+//! Migrations are compatible with running replicas of the version before (expand and contract): a migration only adds, and a
+//! later release, marked with a comment, removes what is no longer used.
 
 use std::{fs, path::PathBuf};
 
 use crate::{root, services, sources};
 
-/// Statements that break a replica of the version before, or lock a table for as long as it is large.
+/// Statements that break replicas of the version before, or lock a table for a time that grows with its size.
 const FORBIDDEN: [(&str, &str); 9] = [
     ("DROP TABLE", "replicas of the version before still use it"),
     ("DROP COLUMN", "replicas of the version before still use it"),
-    ("RENAME", "replicas of the version before know the old name alone"),
+    ("RENAME", "replicas of the version before use the old name"),
     (" TYPE ", "it may rewrite the table under an exclusive lock; add a column instead"),
     ("SET NOT NULL", "it reads the whole table under an exclusive lock; add a CHECK ... NOT VALID and validate it"),
     ("TRUNCATE", "it deletes what replicas of the version before have written"),
-    ("LOCK TABLE", "everybody waits"),
-    ("VACUUM FULL", "everybody waits"),
-    ("CLUSTER ", "everybody waits"),
+    ("LOCK TABLE", "it blocks all other statements"),
+    ("VACUUM FULL", "it blocks all other statements"),
+    ("CLUSTER ", "it blocks all other statements"),
 ];
-/// The comment with which a migration says that a release in between has stopped using what it removes.
+/// The comment in a migration that removes what a release in between has stopped using.
 const CONTRACT: &str = "-- contract:";
 
 #[test]
@@ -29,22 +29,22 @@ fn migrations_only_add() {
         let wrong = wrong(&text);
         assert!(wrong.is_empty(), "{}: {}", migration.display(), wrong.join("; "));
     }
-    assert!(count >= 3, "are migrations somewhere else now?");
+    assert!(count >= 3, "too few migrations were found");
 }
 
 #[test]
-fn what_would_break_a_running_system_is_found() {
+fn breaking_migrations_are_found() {
     assert!(wrong("CREATE TABLE t (id bigint);\nCREATE INDEX i ON t (id);").is_empty());
     assert!(wrong("-- DROP TABLE t is for later\nALTER TABLE t ADD COLUMN c text;").is_empty());
     assert_eq!(wrong("ALTER TABLE t DROP COLUMN c, ALTER b SET NOT NULL;").len(), 2);
-    assert_eq!(wrong("alter table t add column c text not null;").len(), 1, "rows that are there have none");
+    assert_eq!(wrong("alter table t add column c text not null;").len(), 1, "existing rows have no value");
     assert!(wrong("ALTER TABLE t ADD COLUMN c text NOT NULL DEFAULT '';").is_empty());
     assert_eq!(wrong("CREATE INDEX i ON old (id);").len(), 1, "writers wait until it is built");
     assert!(wrong("CREATE INDEX CONCURRENTLY i ON old (id);").is_empty());
     assert!(wrong("-- contract: unused since 0.2\nDROP TABLE t;").is_empty());
 }
 
-/// What of a migration breaks the rules, with reasons.
+/// The violations of the rules in a migration, with reasons.
 fn wrong(text: &str) -> Vec<String> {
     if text.contains(CONTRACT) {
         return Vec::new();
@@ -60,9 +60,9 @@ fn wrong(text: &str) -> Vec<String> {
             wrong.extend(found.map(|(text, why)| format!("{}: {why}", text.trim())));
         }
         if statement.contains("ADD COLUMN") && statement.contains("NOT NULL") && !statement.contains("DEFAULT") {
-            wrong.push("ADD COLUMN ... NOT NULL without DEFAULT: rows that are there have no value".to_owned());
+            wrong.push("ADD COLUMN ... NOT NULL without DEFAULT: existing rows have no value".to_owned());
         }
-        // An index of a table that this migration makes is built on nothing.
+        // The table of a new index is empty if this migration creates it.
         let table = words.iter().position(|word| *word == "ON").and_then(|at| words.get(at + 1));
         let is_new = |table: &&str| {
             let name = table.split('(').next().unwrap_or_default();
@@ -82,7 +82,7 @@ fn wrong(text: &str) -> Vec<String> {
     wrong
 }
 
-/// Those of PostgreSQL: analytics' SQLite file belongs to one process.
+/// The migrations of PostgreSQL databases. Analytics' SQLite file has no other replicas.
 fn migrations() -> Vec<PathBuf> {
     let folders = services().into_iter().filter(|service| service != "analytics-service");
     let folders = folders.map(|service| root().join("apps").join(service).join("migrations"));

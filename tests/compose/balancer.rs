@@ -1,5 +1,4 @@
-//! What the balancer of the scaled system does with a request whose replica fails: the real nginx with the real
-//! configuration, before two replicas that are stubs.
+//! The balancer of the scaled system, when a replica fails: the real nginx with the real configuration and two stub replicas.
 
 use std::{
     fs,
@@ -13,18 +12,18 @@ use std::{
 
 use testbed::{Process, Scratch};
 
-/// A replica that answers 200, or reads the request and breaks off.
+/// A replica that responds with 200, or reads the request and closes the connection.
 struct Replica {
     port: u16,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Replica {
-    fn start(answers: bool) -> Self {
+    fn start(responses: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, requests) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::default()));
         let seen = Arc::clone(&requests);
-        // Both end with the test's process.
+        // The threads end with the test's process.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let seen: Arc<Mutex<Vec<String>>> = Arc::clone(&seen);
@@ -32,9 +31,9 @@ impl Replica {
                     let mut stream = BufReader::new(stream.unwrap());
                     let Some(request) = request(&mut stream) else { return };
                     seen.lock().unwrap().push(request);
-                    if answers {
-                        let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-                        stream.get_mut().write_all(answer).unwrap();
+                    if responses {
+                        let response = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                        stream.get_mut().write_all(response).unwrap();
                     }
                 });
             }
@@ -47,7 +46,7 @@ impl Replica {
     }
 }
 
-/// A whole request, and none from a connection that only tried whether anybody is there.
+/// A complete request; none from a connection without a request.
 fn request(stream: &mut BufReader<TcpStream>) -> Option<String> {
     let mut request = String::new();
     while !request.ends_with("\r\n\r\n") {
@@ -62,19 +61,19 @@ fn request(stream: &mut BufReader<TcpStream>) -> Option<String> {
     Some(request + &String::from_utf8(body).unwrap())
 }
 
-/// Past the capture of the test's output, so that nobody takes this for a success.
+/// To stderr itself, which the test harness does not capture: a skipped test must not look like a success.
 fn skipped() {
     let _ = writeln!(io::stderr(), "SKIPPED: the balancer's configuration: nginx is not installed");
 }
 
-/// nginx before these replicas; none if it is not installed.
+/// nginx in front of these replicas; none if it is not installed.
 fn nginx(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
     Command::new("nginx").arg("-v").output().ok()?;
     let scratch = Scratch::new().unwrap();
-    // nginx binds it again at once.
+    // The port is free again for nginx at once.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let configuration = fs::read_to_string("../../deploy/balancer/nginx.conf").unwrap();
-    // Without gRPC, whose directives are younger than some nginx, and without Docker's DNS.
+    // Without gRPC, whose directives older versions of nginx lack, and without Docker's DNS.
     let (http, _) = configuration.split_once("    server {\n        listen 9001;").unwrap();
     let (before, rest) = http.split_once("    upstream billing {").unwrap();
     let (_, after) = rest.split_once("    }\n").unwrap();
@@ -88,7 +87,7 @@ fn nginx(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
     fs::write(&file, text).unwrap();
     let arguments =
         ["-e", "stderr", "-g", "daemon off;", "-c"].map(Into::into).into_iter().chain([file.into_os_string()]);
-    let process = Process::prepare("nginx", "nginx", log).args(arguments).start().unwrap();
+    let process = Process::builder("nginx", "nginx", log).args(arguments).start().unwrap();
     scratch.guard(&process).unwrap();
     let end = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -98,16 +97,16 @@ fn nginx(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
     Some((scratch, port))
 }
 
-/// The status that a client gets.
-fn ask(port: u16, method: &str, body: &str) -> u16 {
+/// The status of a response.
+fn send(port: u16, method: &str, body: &str) -> u16 {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = "Host: example.org\r\nX-Forwarded-Prefix: /forged\r\nConnection: close\r\n";
     stream.write_all(format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n{head}{length}\r\n{body}").as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 const REQUESTS: [(&str, usize); 5] = [("GET", 0), ("DELETE", 0), ("PUT", 10), ("PUT", 60_000), ("POST", 10)];
@@ -120,10 +119,10 @@ fn a_change_that_was_sent_is_not_sent_to_another_replica() {
         return;
     };
     for (method, length) in REQUESTS {
-        let statuses: Vec<_> = (0..4).map(|_| ask(port, method, &"x".repeat(length))).collect();
+        let statuses: Vec<_> = (0..4).map(|_| send(port, method, &"x".repeat(length))).collect();
         let (broken, answered) = (breaking.taken(), answering.taken());
         let ok = statuses.iter().filter(|status| **status == 200).count();
-        assert!(!broken.is_empty(), "{method}: the replica that breaks off is asked in its turn");
+        assert!(!broken.is_empty(), "{method}: the failing replica gets its share of requests");
         if method == "GET" {
             assert_eq!((ok, answered.len()), (4, 4), "a read is repeated: {statuses:?}");
         } else {
@@ -133,13 +132,13 @@ fn a_change_that_was_sent_is_not_sent_to_another_replica() {
         for request in &answered {
             assert!(request.starts_with(&format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n")), "{request}");
             assert!(request.ends_with(&format!("\r\n\r\n{}", "x".repeat(length))), "{method} {length}");
-            assert!(!request.contains("/forged"), "nobody has taken off a prefix: {request}");
+            assert!(!request.contains("/forged"), "the client's prefix header is removed: {request}");
         }
     }
 }
 
 #[test]
-fn whatever_was_not_sent_is_sent_to_another_replica() {
+fn a_request_that_was_not_sent_is_sent_to_another_replica() {
     let answering = Replica::start(true);
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let Some((_scratch, port)) = nginx([nobody, answering.port]) else {
@@ -148,7 +147,7 @@ fn whatever_was_not_sent_is_sent_to_another_replica() {
     };
     for (method, length) in REQUESTS {
         for _ in 0..4 {
-            assert_eq!(ask(port, method, &"x".repeat(length)), 200, "{method} {length}");
+            assert_eq!(send(port, method, &"x".repeat(length)), 200, "{method} {length}");
         }
         let answered = answering.taken();
         assert_eq!(answered.len(), 4);

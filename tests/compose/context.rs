@@ -1,4 +1,4 @@
-//! What `docker build` is given: `.dockerignore` as Docker reads it.
+//! The build context of `docker build`, by `.dockerignore`.
 
 use std::{
     env, fs,
@@ -11,7 +11,7 @@ use testbed::Scratch;
 
 use crate::files::{root, text};
 
-/// The patterns of `.dockerignore`, each with whether it takes files back in.
+/// The patterns of `.dockerignore`; true if a pattern includes files again.
 struct Ignored(Vec<(GlobMatcher, bool)>);
 
 impl Ignored {
@@ -26,20 +26,20 @@ impl Ignored {
         Self(lines.map(pattern).collect())
     }
 
-    /// Whether a file stays outside. The last pattern counts that is true of it or of a folder around it.
+    /// Whether a file is excluded: by the last pattern that matches it or one of its folders.
     fn contains(&self, file: &Path) -> bool {
         let is_meant = |pattern: &GlobMatcher| file.ancestors().any(|path| pattern.is_match(path));
         self.0.iter().rfind(|(pattern, _)| is_meant(pattern)).is_some_and(|(_, taken_back)| !taken_back)
     }
 }
 
-/// Copies what is not ignored, and counts the files.
+/// Copies the files that are not ignored; returns their number.
 fn copy(from: &Path, to: &Path, below: &Path, ignored: &Ignored) -> usize {
     let mut count = 0;
     for entry in fs::read_dir(from.join(below)).unwrap() {
         let entry = entry.unwrap();
         let path = below.join(entry.file_name());
-        // What cargo and git leave there is no part of any build, and takes long to look through.
+        // Not searched, because they have many files.
         if path == Path::new("target") || path == Path::new(".git") {
             assert!(ignored.contains(&path), "{} is sent to Docker", path.display());
         } else if entry.file_type().unwrap().is_dir() {
@@ -77,12 +77,12 @@ fn build_script(crate_name: &str) -> PathBuf {
 }
 
 #[test]
-fn the_build_is_given_a_workspace_that_cargo_can_read_and_no_tests() {
+fn the_build_context_has_a_workspace_that_cargo_can_read_and_no_tests() {
     let scratch = Scratch::new().unwrap();
     let context = scratch.path().join("context");
     let files = copy(&root(), &context, Path::new(""), &Ignored::read());
     assert!(files > 100, "{files}");
-    // As in the Dockerfile: it fails if a member of the workspace has no manifest or nothing to build.
+    // As in the Dockerfile. It fails if a member of the workspace has no manifest or no target.
     let cargo = Command::new(env!("CARGO"))
         .args(["metadata", "--offline", "--no-deps", "--format-version", "1"])
         .current_dir(&context)

@@ -1,4 +1,4 @@
-//! The compose files as Compose reads them: variables put in, anchors merged, one file laid over the other.
+//! The compose files as Compose reads them: with variables substituted, anchors resolved, and files merged.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -22,33 +22,34 @@ pub(crate) fn variables() -> BTreeMap<String, String> {
     lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// What `docker compose up` runs.
+/// The system of `docker compose up`.
 pub(crate) fn single() -> Json {
-    over(load("docker-compose.yaml"), load("docker-compose.override.yaml"))
+    merge(load("docker-compose.yaml"), load("docker-compose.override.yaml"))
 }
 
-/// What `just up-scaled` runs.
+/// The system of `just up-scaled`.
 pub(crate) fn scaled() -> Json {
-    over(load("docker-compose.yaml"), load("docker-compose.scale.yaml"))
+    merge(load("docker-compose.yaml"), load("docker-compose.scale.yaml"))
 }
 
-/// The services of a system, those of profiles among them.
+/// The services of a system, including those with profiles.
 pub(crate) fn services(system: &Json) -> impl Iterator<Item = (&String, &Json)> {
     system["services"].as_object().unwrap().iter()
 }
 
-/// The strings of a list; none if there is no list.
+/// The strings of a list; none if it is not a list.
 pub(crate) fn strings(json: &Json) -> Vec<&str> {
     json.as_array().into_iter().flatten().map(|item| item.as_str().unwrap()).collect()
 }
 
 fn load(name: &str) -> Json {
-    let documents = YamlLoader::load_from_str(&put_in(&text(name))).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let documents =
+        YamlLoader::load_from_str(&substitute(&text(name))).unwrap_or_else(|error| panic!("{name}: {error}"));
     json(&documents[0])
 }
 
-/// Puts the variables in: `${NAME:-default}`, the one form that our files use. `$$` stays a dollar.
-fn put_in(text: &str) -> String {
+/// Substitutes variables: `${NAME:-default}` is the only form in our files.
+fn substitute(text: &str) -> String {
     let variables = variables();
     let mut result = String::new();
     let mut rest = text;
@@ -67,7 +68,7 @@ fn json(yaml: &Yaml) -> Json {
     match yaml {
         Yaml::Hash(entries) => {
             let mut object = Map::new();
-            // What is merged in counts less than what stands beside it.
+            // Keys of the mapping override merged ones.
             for (_, merged) in entries.iter().filter(|(name, _)| name.as_str() == Some("<<")) {
                 object.extend(json(merged).as_object().unwrap().clone());
             }
@@ -84,20 +85,20 @@ fn json(yaml: &Yaml) -> Json {
     }
 }
 
-/// Lays a file over another, by Compose's rules: maps are merged, lists are joined, single values replaced.
-fn over(below: Json, above: Json) -> Json {
+/// Merges two files by Compose's rules: mappings are merged, lists are joined, other values are replaced.
+fn merge(below: Json, above: Json) -> Json {
     match (below, above) {
         (Json::Object(mut below), Json::Object(above)) => {
             for (name, value) in above {
                 let value = match below.remove(&name) {
-                    // By the place in the container.
+                    // By the path in the container.
                     Some(Json::Array(before)) if name == "volumes" => {
                         let place = |volume: &Json| volume.as_str().unwrap().split(':').nth(1).map(str::to_owned);
                         let places: Vec<_> = value.as_array().unwrap().iter().map(place).collect();
                         let kept = before.into_iter().filter(|volume| !places.contains(&place(volume))).collect();
-                        over(Json::Array(kept), value)
+                        merge(Json::Array(kept), value)
                     }
-                    Some(before) => over(before, value),
+                    Some(before) => merge(before, value),
                     None => value,
                 };
                 below.insert(name, value);

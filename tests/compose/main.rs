@@ -1,4 +1,4 @@
-//! Holds the compose files and the Dockerfile to what docs/running.md promises of them.
+//! Checks the compose files and the Dockerfile against the promises of docs/running.md.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod balancer;
@@ -22,12 +22,12 @@ fn is_default(service: &Json) -> bool {
     service.get("profiles").is_none()
 }
 
-/// The binary that a service of ours runs.
+/// The binary of a service of ours.
 fn binary(service: &Json) -> Option<&str> {
     service["build"]["target"].as_str()
 }
 
-/// The settings that a binary knows, with their defaults where they have one: all that `--help` lists.
+/// The settings of a binary with their defaults, from its `--help`.
 fn settings(binary: &str) -> BTreeMap<String, Option<String>> {
     let known = testbed::service::settings(binary).unwrap_or_else(|error| panic!("{error}"));
     let names = known.iter().flat_map(|setting| setting.names.iter().map(|name| (name, &setting.default)));
@@ -43,11 +43,15 @@ fn bytes(text: &str) -> u64 {
     number.parse::<u64>().unwrap() * if unit == "g" { 1024 * MIB } else { MIB }
 }
 
-/// The port of this machine and the one in the container.
+/// The published ports of a service: the port of the host, and the port of the container.
 fn ports(service: &Json) -> Vec<(&str, &str)> {
     let parts = |port: &str| -> Vec<String> { port.split(':').map(str::to_owned).collect() };
     for port in strings(&service["ports"]) {
-        assert_eq!((parts(port).len(), parts(port)[0].as_str()), (3, "127.0.0.1"), "{port} is reached from elsewhere");
+        assert_eq!(
+            (parts(port).len(), parts(port)[0].as_str()),
+            (3, "127.0.0.1"),
+            "{port} is published on more than loopback"
+        );
     }
     strings(&service["ports"])
         .into_iter()
@@ -56,10 +60,10 @@ fn ports(service: &Json) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn every_service_is_asked_whether_it_is_ready() {
+fn every_service_has_a_health_check() {
     for system in both() {
         for (name, service) in services(&system) {
-            // There is nothing in its image to ask with.
+            // Its image has no program for a health check.
             if name == "grpcui" {
                 continue;
             }
@@ -87,7 +91,7 @@ fn every_service_is_asked_whether_it_is_ready() {
 }
 
 #[test]
-fn every_service_waits_for_what_it_needs() {
+fn every_service_waits_for_its_dependencies() {
     for system in both() {
         let names: BTreeSet<_> = services(&system).map(|(name, _)| name.clone()).collect();
         for (name, service) in services(&system) {
@@ -104,7 +108,7 @@ fn every_service_waits_for_what_it_needs() {
 }
 
 #[test]
-fn ports_are_published_on_this_machine_alone_and_no_two_are_the_same() {
+fn ports_are_unique_and_published_on_loopback_alone() {
     for system in both() {
         let published: Vec<_> =
             services(&system).flat_map(|(_, service)| ports(service)).map(|(host, _)| host).collect();
@@ -126,18 +130,21 @@ fn ports_are_published_on_this_machine_alone_and_no_two_are_the_same() {
 }
 
 #[test]
-fn containers_may_do_no_more_than_they_must() {
+fn containers_have_least_privilege() {
     for system in both() {
         for (name, service) in services(&system) {
             assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
             assert!(service.get("cap_add").is_none() && service.get("privileged").is_none(), "{name}");
             assert_eq!(strings(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
             assert!(service.get("network_mode").is_none() && service.get("pid").is_none(), "{name}");
-            assert!(service.get("container_name").is_none(), "{name}: a name of its own keeps a second one out");
-            // That image writes all over itself.
+            assert!(
+                service.get("container_name").is_none(),
+                "{name}: a container_name allows only one system on a machine"
+            );
+            // That image writes to its root file system.
             assert_eq!(service["read_only"], (name != "observability"), "{name}");
             if binary(service) == Some("analytics-service") {
-                // Else SQLite has no place for a large transaction, and counting stops with "disk I/O error".
+                // For SQLite's temporary files: without it, large transactions fail with "disk I/O error".
                 assert_eq!(strings(&service["tmpfs"]), ["/tmp:mode=1777"], "{name}");
             }
             let user = service["user"].as_str();
@@ -163,8 +170,8 @@ fn memory_is_limited_to_less_than_a_gibibyte_in_all() {
 }
 
 #[test]
-fn services_have_the_time_to_stop_that_they_take() {
-    /// What a service adds to its drain for the work behind the requests.
+fn the_stop_grace_period_is_longer_than_the_drain() {
+    /// Seconds that a service adds to its drain for background tasks.
     const BACKGROUND: u64 = 5;
     for system in both() {
         for (name, service) in services(&system) {
@@ -177,7 +184,7 @@ fn services_have_the_time_to_stop_that_they_take() {
 }
 
 #[test]
-fn services_know_every_variable_that_they_are_given() {
+fn every_variable_is_a_setting_of_its_service() {
     for system in both() {
         for (name, service) in services(&system) {
             let Some(binary) = binary(service) else { continue };
@@ -185,7 +192,7 @@ fn services_know_every_variable_that_they_are_given() {
             let given: Vec<_> = service["environment"].as_object().unwrap().keys().collect();
             assert!(!given.is_empty(), "{name}");
             for variable in given {
-                assert!(known.contains_key(variable), "{name} does not know {variable}");
+                assert!(known.contains_key(variable), "{name} has no setting {variable}");
             }
         }
     }
@@ -195,7 +202,7 @@ fn services_know_every_variable_that_they_are_given() {
     let names: Vec<_> = set.map(|pair| pair.split_once('=').unwrap().0).collect();
     assert!(names.contains(&"SERVER_ADDRESS"));
     for name in names {
-        assert!(OURS.iter().any(|binary| settings(binary).contains_key(name)), "no service knows {name}");
+        assert!(OURS.iter().any(|binary| settings(binary).contains_key(name)), "no service has a setting {name}");
     }
 }
 
@@ -216,11 +223,11 @@ fn versions_and_ports_agree() {
     };
     assert!(
         dockerfile.contains(&format!("/library/rust:{}.", workspace("rust-version"))),
-        "the compiler is another one"
+        "the Dockerfile has another version of Rust"
     );
     assert!(
         dockerfile.contains(&format!("image.version=\"{}\"", workspace("version"))),
-        "the label is of another version"
+        "the label has another version"
     );
     for name in OURS {
         let stage = dockerfile.split(&format!("AS {name}\n")).nth(1).unwrap();
@@ -235,7 +242,7 @@ fn versions_and_ports_agree() {
 }
 
 #[test]
-fn images_are_named_once_with_a_version_and_a_registry_that_a_mirror_replaces() {
+fn images_have_a_version_and_a_registry_that_can_be_a_mirror() {
     let dockerfile = text("Dockerfile");
     let bases = dockerfile.lines().filter(|line| line.starts_with("ARG ") && line.contains("_IMAGE="));
     let bases: Vec<_> = bases.map(|line| line.split_once('=').unwrap().1.to_owned()).collect();
@@ -281,7 +288,7 @@ fn data_are_in_named_volumes() {
     let declared = |system: Json| system["volumes"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(single, declared(self::single()));
     assert_eq!(single.union(&scaled).cloned().collect::<BTreeSet<_>>(), declared(self::scaled()));
-    // A state that has counted every partition is of no use to one who reads some of them, and the other way round.
+    // Separate volumes: a state of every partition is invalid for a service that reads some of them, and vice versa.
     let states = |volumes: &BTreeSet<String>| {
         volumes.iter().filter(|volume| volume.starts_with("analytics")).cloned().collect::<BTreeSet<_>>()
     };
@@ -299,7 +306,7 @@ fn a_scaled_system_has_replicas_and_every_partition_one_reader() {
     let shares: BTreeSet<_> =
         readers.map(|(_, service)| service["environment"]["PARTITIONS"].as_str().unwrap()).collect();
     assert_eq!(shares, BTreeSet::from(["0/2", "1/2"]));
-    // A replica that is one of several publishes no port that another one would need too.
+    // Replicas cannot publish the same fixed port.
     for name in ["patient-service", "billing-service"] {
         assert!(ports(&system["services"][name]).iter().all(|(host, _)| host.is_empty()), "{name}");
     }

@@ -1,4 +1,4 @@
-//! A collector of the test's own: takes what services export and shows it.
+//! An OpenTelemetry collector for tests: receives exports and returns them.
 
 use std::{
     fmt::Write as _,
@@ -23,22 +23,22 @@ use smol::Task;
 use tide::{Request, Response, StatusCode};
 use web::{Limits, Problem, Router, Server};
 
-/// The largest request that is read.
-const MOST: usize = 16 * 1024 * 1024;
+/// The largest body that is read.
+const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// What was sent, by signal.
+/// The received exports, by signal.
 #[derive(Clone, Debug, Default)]
-struct Sent {
+struct Exports {
     traces: Vec<ExportTraceServiceRequest>,
     metrics: Vec<ExportMetricsServiceRequest>,
     logs: Vec<ExportLogsServiceRequest>,
 }
 
-type Books = Arc<Mutex<Sent>>;
+type SharedExports = Arc<Mutex<Exports>>;
 
 /// A running collector.
 pub(crate) struct Collector {
-    books: Books,
+    exports: SharedExports,
     port: u16,
     _serving: Task<()>,
 }
@@ -55,27 +55,27 @@ impl Collector {
     pub(crate) fn start(port: u16) -> Self {
         let environment = Environment::empty().with("SERVER_PORT", port.to_string());
         let server = Server::bind(&web::Settings::read(&mut Reader::new(environment), "0")).unwrap();
-        let (port, books) = (server.address().port(), Books::default());
-        let app = Router::new(books.clone())
-            .post("/v1/traces", |request| take(request, |sent| &mut sent.traces))
-            .post("/v1/metrics", |request| take(request, |sent| &mut sent.metrics))
-            .post("/v1/logs", |request| take(request, |sent| &mut sent.logs))
+        let (port, exports) = (server.address().port(), SharedExports::default());
+        let app = Router::new(exports.clone())
+            .post("/v1/traces", |request| receive(request, |sent| &mut sent.traces))
+            .post("/v1/metrics", |request| receive(request, |sent| &mut sent.metrics))
+            .post("/v1/logs", |request| receive(request, |sent| &mut sent.logs))
             .build();
-        Self { books, port, _serving: runtime::spawn(server.serve(app, Shutdown::new())) }
+        Self { exports, port, _serving: runtime::spawn(server.serve(app, Shutdown::new())) }
     }
 
-    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` has to be.
+    /// The value of `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://localhost:{}", self.port)
     }
 
-    fn sent(&self) -> Sent {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn exports(&self) -> Exports {
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Every text in everything that was sent.
+    /// All exports as text.
     pub(crate) fn text(&self) -> String {
-        let Sent { traces, metrics, logs } = self.sent();
+        let Exports { traces, metrics, logs } = self.exports();
         let mut text = String::new();
         traces.iter().for_each(|request| writeln!(text, "{request:?}").unwrap());
         metrics.iter().for_each(|request| writeln!(text, "{request:?}").unwrap());
@@ -83,10 +83,10 @@ impl Collector {
         text
     }
 
-    /// Every span that was sent.
+    /// All exported spans.
     pub(crate) fn spans(&self) -> Vec<Span> {
         let mut spans = Vec::new();
-        for resource in self.sent().traces.into_iter().flat_map(|request| request.resource_spans) {
+        for resource in self.exports().traces.into_iter().flat_map(|request| request.resource_spans) {
             let service = service(resource.resource);
             for message in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 spans.push(Span { service: service.clone(), message });
@@ -95,10 +95,10 @@ impl Collector {
         spans
     }
 
-    /// Every log line that was sent, with its service.
+    /// All exported log records, each with its service.
     pub(crate) fn lines(&self) -> Vec<(String, LogRecord)> {
         let mut lines = Vec::new();
-        for resource in self.sent().logs.into_iter().flat_map(|request| request.resource_logs) {
+        for resource in self.exports().logs.into_iter().flat_map(|request| request.resource_logs) {
             let service = service(resource.resource);
             let records = resource.scope_logs.into_iter().flat_map(|scope| scope.log_records);
             lines.extend(records.map(|record| (service.clone(), record)));
@@ -106,14 +106,14 @@ impl Collector {
         lines
     }
 
-    /// The metrics of a service as they were sent last; none before.
+    /// The metrics in the last export of a service.
     pub(crate) fn metrics(&self, of: &str) -> Vec<Metric> {
-        let all = self.sent().metrics.into_iter().rev().flat_map(|request| request.resource_metrics);
+        let all = self.exports().metrics.into_iter().rev().flat_map(|request| request.resource_metrics);
         let last = all.filter(|resource| service(resource.resource.clone()) == of).take(1);
         last.flat_map(|resource| resource.scope_metrics).flat_map(|scope| scope.metrics).collect()
     }
 
-    /// The spans of a trace, in the order of their beginnings.
+    /// The spans of a trace, ordered by their start.
     pub(crate) fn trace(&self, trace_id: &str) -> Vec<Span> {
         let mut spans = self.spans();
         spans.retain(|span| hex(&span.message.trace_id) == trace_id);
@@ -123,12 +123,12 @@ impl Collector {
 }
 
 impl Span {
-    /// An attribute that is text.
+    /// The value of a string attribute.
     pub(crate) fn text(&self, name: &str) -> Option<String> {
         text(&self.message.attributes, name)
     }
 
-    /// An attribute that is a number.
+    /// The value of an integer attribute.
     pub(crate) fn number(&self, name: &str) -> Option<i64> {
         match value(&self.message.attributes, name)? {
             Value::IntValue(number) => Some(number),
@@ -143,7 +143,7 @@ impl Span {
     }
 }
 
-/// Each span of a trace with its parent: `child < parent`; a parent that is not among them by its id.
+/// Each span of a trace with its parent: `child < parent`. A parent outside the trace is its id.
 pub(crate) fn edges(trace: &[Span]) -> Vec<String> {
     let parent_of = |span: &Span| {
         let parent = trace.iter().find(|other| other.message.span_id == span.message.parent_span_id);
@@ -154,17 +154,17 @@ pub(crate) fn edges(trace: &[Span]) -> Vec<String> {
     edges
 }
 
-async fn take<M: Message + Default>(
-    mut request: Request<Books>,
-    kept: fn(&mut Sent) -> &mut Vec<M>,
+async fn receive<M: Message + Default>(
+    mut request: Request<SharedExports>,
+    list: fn(&mut Exports) -> &mut Vec<M>,
 ) -> Result<Response, Problem> {
-    let body = web::read_body(&mut request, &Limits { body: MOST, ..Limits::default() }).await?;
+    let body = web::read_body(&mut request, &Limits { body: MAX_BODY, ..Limits::default() }).await?;
     let message = M::decode(&*body).map_err(|error| Problem::bad_request(error.to_string()))?;
-    kept(&mut request.state().lock().unwrap_or_else(PoisonError::into_inner)).push(message);
+    list(&mut request.state().lock().unwrap_or_else(PoisonError::into_inner)).push(message);
     Ok(Response::new(StatusCode::Ok))
 }
 
-/// The text in a value; none if there is other than text.
+/// The text of a string value.
 pub(crate) fn string(value: &Option<AnyValue>) -> Option<&str> {
     match value.as_ref()?.value.as_ref()? {
         Value::StringValue(text) => Some(text),

@@ -1,4 +1,4 @@
-//! Arguments and settings.
+//! The command line and the settings of the services.
 
 use std::process::{Command, Output};
 
@@ -34,7 +34,7 @@ fn help_lists_every_setting() {
 }
 
 #[test]
-fn every_wrong_setting_is_named_and_ends_with_78() {
+fn every_invalid_setting_is_reported_and_the_exit_code_is_78() {
     let wrong = [
         ("SERVER_PORT", "70000"),
         ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
@@ -57,7 +57,7 @@ fn every_wrong_setting_is_named_and_ends_with_78() {
 }
 
 #[test]
-fn the_configuration_in_force_is_printed_without_secrets() {
+fn the_effective_configuration_is_printed_without_secrets() {
     let environment = [
         ("SPRING_DATASOURCE_URL", "jdbc:postgresql://db:5432/patients"),
         ("SPRING_DATASOURCE_PASSWORD", "hunter2"),
@@ -84,14 +84,14 @@ fn the_configuration_in_force_is_printed_without_secrets() {
 }
 
 #[test]
-fn the_health_of_a_service_that_does_not_run_is_bad() {
+fn the_health_check_of_a_service_that_does_not_run_fails() {
     let output = run("analytics-service", &["healthcheck"], &[("SERVER_PORT", "9")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no answer from 127.0.0.1:9"));
 }
 
 #[test]
-fn a_taken_port_is_told() {
+fn a_port_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let environment =

@@ -1,4 +1,4 @@
-//! What operators do to a system that `just up` has started.
+//! Commands for operators, on a system that `up` has started.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use testbed::{
 use uuid::Uuid;
 
 use crate::{
-    stack::{Stack, said},
+    stack::{Stack, printed},
     support::{TIMEOUT, register, until},
 };
 
@@ -77,9 +77,9 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         until("three patients are counted", async || active().await == 3).await;
         assert!(stack.print(&["dead-letters"]).contains("no dead letters"));
         let unread = stack.run_unread(&["ps"]);
-        assert!(unread.status.success() && unread.stderr.is_empty(), "{}", said(&unread));
+        assert!(unread.status.success() && unread.stderr.is_empty(), "{}", printed(&unread));
 
-        // What stays undecodable is dead again after it was sent again, and is not sent a third time by itself.
+        // A record that is still undecodable becomes a dead letter again after it was resent, and is not resent automatically.
         let headers = vec![
             headers::header("traceparent", "00-1-2-01"),
             headers::header("a", "1"),
@@ -94,18 +94,18 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         let line = listed.lines().find(|line| line.contains(&format!("patient 1:{at}"))).unwrap();
         assert!(line.trim_start().starts_with("0 ") && line.contains(" dead ") && line.contains("no PatientEvent"));
         let again = stack.run(&["dead-letters", "--resend"]);
-        assert!(!again.status.success() && said(&again).contains("0 accepted, 1 dead again"), "{}", said(&again));
+        assert!(!again.status.success() && printed(&again).contains("0 accepted, 1 dead again"), "{}", printed(&again));
         let Record { key, value, headers, .. } = stack.record("patient", 1, stack.end("patient", 1).await - 1).await;
         assert_eq!((key, value, headers), (junk.key, junk.value, junk.headers), "as it was");
         until("the mark and the new letter", async || stack.end("patient.dlq", 0).await == 3).await;
 
-        // A letter whose cause is mended: an event that an older analytics could not read.
+        // A dead letter whose cause is fixed: an event that an older analytics could not decode.
         let event = created(Uuid::now_v7());
         let origin = Origin { topic: "patient".to_owned(), partition: 2, offset: 0 };
         let headers = dead_letter::add_headers(event.headers.clone(), &origin, "unknown");
         let id = stack.send("patient.dlq", 0, Record { headers, ..event.clone() }).await.to_string();
         let unknown = stack.run(&["dead-letters", "--resend", &id, "77"]);
-        assert!(!unknown.status.success() && said(&unknown).contains("nothing was sent"), "{}", said(&unknown));
+        assert!(!unknown.status.success() && printed(&unknown).contains("nothing was sent"), "{}", printed(&unknown));
         assert_eq!(active().await, 3);
         let again = stack.print(&["dead-letters", "--resend", &id]);
         assert!(again.contains("1 sent again: 1 accepted, 0 dead again"), "{again}");
@@ -116,33 +116,33 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         let twice = stack.print(&["dead-letters", "--resend", &id]);
         assert!(twice.contains("was sent again before") && stack.end("patient", 2).await == end, "{twice}");
 
-        // Events that the broker refused never were on a topic: patient-service's database has them.
+        // Events that the broker rejected were never on a topic: they are in patient-service's database.
         let event = created(Uuid::now_v7());
         let cluster = Cluster::running(&stack.home().join("postgres"), Durability::Disk).unwrap();
-        let set_aside = format!(
+        let insert = format!(
             "INSERT INTO outbox_dead_letters (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
             VALUES (7, gen_random_uuid(), 1, gen_random_uuid(), '{kind}', '\\x{value}', now(), 'TooLarge'),
                 (8, gen_random_uuid(), 1, gen_random_uuid(), '{kind}', decode(repeat('00', 3000000), 'hex'), now(), 'TooLarge')",
             kind = Created.name(),
             value = event.value.iter().flatten().map(|byte| format!("{byte:02x}")).collect::<String>()
         );
-        sql::execute(&cluster.url("patients"), set_aside.leak()).await.unwrap();
+        sql::execute(&cluster.url("patients"), insert.leak()).await.unwrap();
         let listed = stack.print(&["dead-letters"]);
         let shown =
             |id: &str| listed.lines().any(|line| line.trim_start().starts_with(id) && line.contains("rejected"));
         assert!(shown("outbox-7 ") && shown("outbox-8 "), "{listed}");
         let unknown = stack.run(&["dead-letters", "--resend", "outbox-7", "outbox-9"]);
-        assert!(!unknown.status.success() && said(&unknown).contains("nothing was sent"), "{}", said(&unknown));
+        assert!(!unknown.status.success() && printed(&unknown).contains("nothing was sent"), "{}", printed(&unknown));
         let again = stack.print(&["dead-letters", "--resend", "outbox-7"]);
         assert!(again.contains("1 resubmitted: 1 accepted, 0 pending, 0 dead-lettered again"), "{again}");
         until("it is counted", async || active().await == 5).await;
-        // A topic that takes what it refused before is Kafka's; Nisshi takes everything.
+        // Nisshi accepts records of any size.
         if kind == Kind::Kafka {
             let again = stack.run(&["dead-letters", "--resend", "outbox-8"]);
             assert!(
-                !again.status.success() && said(&again).contains("0 accepted, 0 pending, 1 dead-lettered again"),
+                !again.status.success() && printed(&again).contains("0 accepted, 0 pending, 1 dead-lettered again"),
                 "{}",
-                said(&again)
+                printed(&again)
             );
         }
 
@@ -162,7 +162,7 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
         assert_eq!(letters(&stack.print(&["dead-letters"])), before, "and are not shown again");
         assert!(!stack.home().join("analytics.sqlite.before").exists());
 
-        // Without the topic nothing is taken away.
+        // Without the topic, the state is not deleted.
         let (home, port) = (stack.home().join("broker"), stack.kafka.bootstrap.0[0].port);
         let mut broker = Broker::running(kind, &home, port, Size::Full).unwrap();
         broker.process().kill().await;

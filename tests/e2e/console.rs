@@ -8,10 +8,10 @@ use surf::http::Method;
 use testbed::{
     Signal,
     broker::Kind,
-    http::{Answer, Client},
+    http::{Client, Response},
     ports,
     service::{Launch, Service},
-    system::{Ground, System},
+    system::{BackingServices, System},
 };
 
 use crate::{
@@ -43,7 +43,7 @@ impl Observed {
             ("OTEL_BLRP_SCHEDULE_DELAY", "100"),
             ("OTEL_METRICS_EXPORTER", "none"),
         ];
-        let system = System::start(Ground::shared(kind).await, 1, &settings).await.unwrap();
+        let system = System::start(BackingServices::shared(kind).await, 1, &settings).await.unwrap();
         let places = [
             ("PATIENT_SERVICE_HTTP", system.patients[0].address()),
             ("BILLING_SERVICE_HTTP", system.billing.address()),
@@ -75,7 +75,7 @@ impl Observed {
     }
 
     /// As the page writes.
-    async fn write(&self, method: Method, path: &str, more: &[(&str, &str)], body: &Json) -> Answer {
+    async fn write(&self, method: Method, path: &str, more: &[(&str, &str)], body: &Json) -> Response {
         let own = [("x-console", "1"), ("origin", self.origin.as_str()), ("sec-fetch-site", "same-origin")];
         let headers: Vec<_> = own.into_iter().chain(more.iter().copied()).collect();
         self.client.send(method, path, &headers, Some(body)).await.unwrap()
@@ -146,10 +146,10 @@ fn a_registration_is_a_journey_whose_steps_and_proofs_are_true(kind: Kind) {
         // Partition and offset are those of the record in the topic.
         let proof = with(&journey, "proofs", "id", "broker");
         let (partition, offset) = (proof["partition"].as_i64().unwrap(), proof["offset"].as_i64().unwrap());
-        let ground = observed.system.ground();
-        let bootstrap = config::Value::parse(&ground.kafka).unwrap();
+        let servers = observed.system.backing_services();
+        let bootstrap = config::Value::parse(&servers.kafka).unwrap();
         let kafka = kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id: "test" };
-        let mut consumer = Consumer::new(kafka, &ground.topic, i32::try_from(partition).unwrap());
+        let mut consumer = Consumer::new(kafka, &servers.topic, i32::try_from(partition).unwrap());
         let fetched = consumer.fetch(offset, 1024 * 1024, Duration::from_secs(5)).await.unwrap();
         let record = fetched.records.iter().find(|record| record.offset == offset).unwrap().to_record();
         let id = written["patient"]["id"].as_str().unwrap();
@@ -250,7 +250,7 @@ fn patients_are_written_and_read_and_a_stale_edit_is_explained(kind: Kind) {
                 assert!(!text.contains(mark), "{mark} in {place}");
             }
         }
-        assert!(observed.console.stop().await.in_order());
+        assert!(observed.console.stop().await.success());
     });
 }
 

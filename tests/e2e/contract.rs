@@ -1,28 +1,28 @@
-//! schemathesis against our own OpenAPI document: `just contract`, which fetches it, runs these tests.
+//! schemathesis with our OpenAPI document. `just contract` downloads schemathesis and runs these tests.
 
 use std::{env, path::Path};
 
 use testbed::broker::Kind;
 
-use crate::own::system;
+use crate::fresh_system::system;
 
 mod on_kafka {
     #[test]
     #[ignore = "needs schemathesis: just contract"]
-    fn the_service_keeps_to_its_document() {
-        super::the_service_keeps_to_its_document(testbed::broker::Kind::Kafka);
+    fn the_service_conforms_to_its_openapi_document() {
+        super::the_service_conforms_to_its_openapi_document(testbed::broker::Kind::Kafka);
     }
 }
 
 mod on_nisshi {
     #[test]
     #[ignore = "needs schemathesis: just contract"]
-    fn the_service_keeps_to_its_document() {
-        super::the_service_keeps_to_its_document(testbed::broker::Kind::Nisshi);
+    fn the_service_conforms_to_its_openapi_document() {
+        super::the_service_conforms_to_its_openapi_document(testbed::broker::Kind::Nisshi);
     }
 }
 
-fn the_service_keeps_to_its_document(kind: Kind) {
+fn the_service_conforms_to_its_openapi_document(kind: Kind) {
     runtime::block_on(2, async {
         let program =
             env::var_os("SCHEMATHESIS").expect("SCHEMATHESIS is the path of the program: just contract sets it");
@@ -43,7 +43,7 @@ fn the_service_keeps_to_its_document(kind: Kind) {
                     "--seed",
                     "1",
                 ])
-                // The budget of the random phases.
+                // Seconds for the random phases.
                 .args(["--max-time", "40"])
                 .current_dir(folder)
                 .envs([("SCHEMATHESIS_HOOKS", "hooks"), ("PYTHONPATH", "."), ("PYTHONDONTWRITEBYTECODE", "1")])

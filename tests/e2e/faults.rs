@@ -13,22 +13,22 @@ use surf::http::Method;
 use testbed::http::Client;
 
 use crate::{
-    outside::{Counts, Outside},
+    running_system::{Counts, RunningSystem},
     stack,
     support::{path, patient, unique, until},
 };
 
 const WRITERS: usize = 4;
-/// Patients registered before the fault, and once more after it.
+/// Patients that are registered before the fault, and again after it.
 const PATIENTS: usize = 20;
-/// What a client waits between two patients, so that the test is about faults and not about load.
+/// The pause between two patients, so that the load is low.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long a client tries again. `up` takes a part of it.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(180);
+/// How long a client repeats a request. It includes the time of `up`.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Kills a part and brings it back by `up`, while clients register patients and try again until they are told that it
-/// is done: each patient is stored, billed and counted once.
-pub(crate) async fn of_a_killed(part: &'static str, system: &Outside) {
+/// Kills a service and starts it again by `up`, while clients register patients and repeat each request until it succeeds:
+/// each patient is stored, billed and counted once.
+pub(crate) async fn of_a_killed(component: &'static str, system: &RunningSystem) {
     let (before, stored_before) = (system.counts().await, system.stored().await);
     let written = Arc::new(AtomicUsize::new(0));
     let enough = Arc::new(AtomicBool::new(false));
@@ -38,7 +38,7 @@ pub(crate) async fn of_a_killed(part: &'static str, system: &Outside) {
             runtime::spawn(async move {
                 let mut registered = Vec::new();
                 while !enough.load(Ordering::Relaxed) {
-                    registered.push(register_surely(&client).await);
+                    registered.push(register_until_created(&client).await);
                     written.fetch_add(1, Ordering::Relaxed);
                     smol::Timer::after(PAUSE).await;
                 }
@@ -48,8 +48,8 @@ pub(crate) async fn of_a_killed(part: &'static str, system: &Outside) {
         .collect();
     let reached = async |goal: usize| until("clients write", async || written.load(Ordering::Relaxed) >= goal).await;
     reached(PATIENTS).await;
-    smol::unblock(move || stack(&["kill", part])).await;
-    // What runs is what is tested: a build would take the checkout as it is now, and its time from the clients.
+    smol::unblock(move || stack(&["kill", component])).await;
+    // A build could take a newer checkout, and would take time from the clients.
     smol::unblock(|| stack(&["up", "--no-build"])).await;
     reached(written.load(Ordering::Relaxed) + PATIENTS).await;
     enough.store(true, Ordering::Relaxed);
@@ -59,7 +59,7 @@ pub(crate) async fn of_a_killed(part: &'static str, system: &Outside) {
         registered.extend(writer.await);
     }
     let count = registered.len() as i64;
-    assert_eq!(system.stored().await - stored_before, count, "{part} was killed");
+    assert_eq!(system.stored().await - stored_before, count, "{component} was killed");
     system.until_counted(before, Counts { active: count, created: count, ..Counts::default() }).await;
     for patient in &registered {
         assert_eq!(system.patients.get(&path(patient)).await.unwrap().status, 200);
@@ -71,16 +71,16 @@ pub(crate) async fn of_a_killed(part: &'static str, system: &Outside) {
     }
 }
 
-/// Sends the same request, under the same key, until it is answered with success.
-async fn register_surely(client: &Client) -> Json {
+/// Sends the same request with the same key until it succeeds.
+async fn register_until_created(client: &Client) -> Json {
     let (body, key) = (patient("Jane Doe"), format!("{:016x}", unique()));
-    let end = Instant::now() + CLIENT_PATIENCE;
+    let end = Instant::now() + CLIENT_TIMEOUT;
     loop {
-        let answer = client.send(Method::Post, "/patients", &[("idempotency-key", &key)], Some(&body)).await;
-        match answer {
-            Ok(answer) if answer.status == 201 => return answer.json(),
-            // Away, or a balancer before it that finds nobody, or the first attempt is still at work.
-            Ok(answer) => assert!([409, 502, 503, 504].contains(&answer.status), "{}", answer.text()),
+        let response = client.send(Method::Post, "/patients", &[("idempotency-key", &key)], Some(&body)).await;
+        match response {
+            Ok(response) if response.status == 201 => return response.json(),
+            // Unavailable, also behind the balancer, or an earlier attempt is still running (409).
+            Ok(response) => assert!([409, 502, 503, 504].contains(&response.status), "{}", response.text()),
             Err(_) => {}
         }
         assert!(Instant::now() < end, "the service does not come back");

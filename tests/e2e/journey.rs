@@ -1,14 +1,14 @@
-//! A patient travels all the way.
+//! Patients go through the whole system.
 
 use serde_json::json;
 
 use crate::{
-    outside::{Counts, Outside},
+    running_system::{Counts, RunningSystem},
     support::{path, patient, register},
 };
 
 /// Registers, changes, bills and removes a patient.
-pub(crate) async fn of_one_patient(system: &Outside) {
+pub(crate) async fn of_one_patient(system: &RunningSystem) {
     let client = &system.patients;
     let before = system.counts().await;
 
@@ -22,8 +22,8 @@ pub(crate) async fn of_one_patient(system: &Outside) {
         assert_eq!(in_bands, summary["activePatients"]);
     }
 
-    let answer = client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
-    assert_eq!((answer.status, answer.header("etag")), (200, Some("\"2\"")));
+    let response = client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
+    assert_eq!((response.status, response.header("etag")), (200, Some("\"2\"")));
     let transactions = format!("{}/billing/transactions", path(&jane));
     for (id, kind, amount) in [("t-1", "CHARGE", 10_000), ("t-2", "PAYMENT", 4_000), ("t-2", "PAYMENT", 4_000)] {
         let transaction = json!({"transactionId": id, "type": kind, "amount": amount, "currency": "EUR"});
@@ -46,7 +46,7 @@ pub(crate) async fn of_one_patient(system: &Outside) {
 }
 
 /// Registers many at once and removes a quarter of them.
-pub(crate) async fn of_many_patients(system: &Outside) {
+pub(crate) async fn of_many_patients(system: &RunningSystem) {
     let (before, stored_before) = (system.counts().await, system.stored().await);
     let writers: Vec<_> = (0..10)
         .map(|writer| {

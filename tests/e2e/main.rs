@@ -1,6 +1,6 @@
-//! The running system, from outside: the real binaries on a real PostgreSQL and a real broker, spoken to over HTTP.
+//! End-to-end tests over HTTP: the real binaries with a real PostgreSQL and a real broker.
 //!
-//! It runs on ports of its own, beside a `just up`.
+//! The systems use their own ports, so they can run beside `just up`.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod collector;
@@ -8,12 +8,12 @@ mod command_line;
 mod commands;
 mod console;
 mod contract;
+mod fresh_system;
 mod journey;
 mod lab;
 mod operations;
-mod outside;
-mod own;
 mod privacy;
+mod running_system;
 mod spans;
 mod stack;
 mod stopping;

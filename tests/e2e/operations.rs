@@ -1,18 +1,18 @@
-//! What operators look at, and starts in the wrong order.
+//! Health, metrics, and the order of startup.
 
 use std::time::{Duration, Instant};
 
 use testbed::{
     broker::Kind,
-    system::{OwnGround, System},
+    system::{DedicatedServers, System},
 };
 
 use crate::{
-    own::system,
+    fresh_system::system,
     support::{TIMEOUT, path, patient, register, until},
 };
 
-testbed::on_each_broker!(every_service_shows_its_health_and_metrics, services_start_before_what_they_need);
+testbed::on_each_broker!(every_service_shows_its_health_and_metrics, services_start_before_their_database_and_broker);
 
 fn every_service_shows_its_health_and_metrics(kind: Kind) {
     runtime::block_on(2, async {
@@ -57,8 +57,13 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
         for (service, lines) in expected {
             let client = service.client();
             for health in ["/actuator/health", "/actuator/health/liveness", "/actuator/health/readiness"] {
-                let answer = client.get(health).await.unwrap();
-                assert_eq!((answer.status, answer.json()["status"].as_str()), (200, Some("UP")), "{}", answer.text());
+                let response = client.get(health).await.unwrap();
+                assert_eq!(
+                    (response.status, response.json()["status"].as_str()),
+                    (200, Some("UP")),
+                    "{}",
+                    response.text()
+                );
             }
             for line in lines {
                 until(line, async || {
@@ -75,19 +80,19 @@ fn every_service_shows_its_health_and_metrics(kind: Kind) {
     });
 }
 
-fn services_start_before_what_they_need(kind: Kind) {
+fn services_start_before_their_database_and_broker(kind: Kind) {
     runtime::block_on(2, async {
-        let mut ground = OwnGround::start(kind).await.unwrap();
-        ground.broker.process().kill().await;
-        ground.cluster.stop().await;
-        let starting = System::start(ground.ground(), 1, &[("DATABASE_ACQUIRE_DEADLINE", "300ms")]);
+        let mut servers = DedicatedServers::start(kind).await.unwrap();
+        servers.broker.process().kill().await;
+        servers.cluster.stop().await;
+        let starting = System::start(servers.backing_services(), 1, &[("DATABASE_ACQUIRE_DEADLINE", "300ms")]);
         let started = Instant::now();
-        let late = async {
+        let restart_later = async {
             smol::Timer::after(Duration::from_secs(2)).await;
-            ground.restart_postgres().await.unwrap();
+            servers.restart_postgres().await.unwrap();
         };
-        // The services are ready as soon as their database is there, and do not wait for the broker.
-        let (system, ()) = smol::future::zip(starting, late).await;
+        // The services are ready as soon as their database is, and do not wait for the broker.
+        let (system, ()) = smol::future::zip(starting, restart_later).await;
         let system = system.unwrap();
         assert!(started.elapsed() > Duration::from_secs(2));
         let client = system.patient_client();
@@ -96,7 +101,7 @@ fn services_start_before_what_they_need(kind: Kind) {
         assert!(stored.elapsed() < Duration::from_secs(1), "no request waits for the broker");
         let waits = |log: &str| log.lines().filter(|line| line.contains("the database is unavailable")).count();
         assert_eq!(waits(&system.patients[0].log()), 1, "an outage is logged once");
-        ground.restart_broker().await.unwrap();
+        servers.restart_broker().await.unwrap();
         system.until_summary(TIMEOUT, |summary| summary["activePatients"] == 1).await.unwrap();
     });
 }

@@ -1,20 +1,20 @@
-//! The replicas that there are, behind a balancer if there are several.
+//! All replicas of the services.
 
 use std::collections::BTreeSet;
 
 use testbed::http::Client;
 
 use crate::{
-    outside::{Counts, Outside},
+    running_system::{Counts, RunningSystem},
     support::register,
 };
 
 const WRITERS: usize = 8;
 const PATIENTS_EACH: usize = 15;
 
-/// Every replica does a part of the work, every partition belongs to one analytics-service, and each patient is stored,
-/// billed and counted once. Where there is one of each, it does all of it.
-pub(crate) async fn of_all_replicas(system: &Outside) {
+/// Every replica handles some of the requests, each partition is read by one analytics-service, and each patient is stored,
+/// billed and counted once.
+pub(crate) async fn of_all_replicas(system: &RunningSystem) {
     let (counts, stored) = (system.counts().await, system.stored().await);
     let posts =
         async |client: &Client| metric(client, "http_requests_total", &["method=\"POST\"", "status=\"201\""]).await;

@@ -1,13 +1,13 @@
-//! A system that is up, from outside: `just e2e` runs these tests when `just up` has been run, natively or in containers.
+//! End-to-end tests against the system of `just up`, native or in containers: `just e2e` runs them if there is one.
 //!
-//! Other patients may be there already, but nobody else may use the system meanwhile. `stack target` says where it is.
+//! It may have other patients, but no other client may write meanwhile. `stack target` prints its addresses.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod faults;
 mod journey;
-mod outside;
 mod privacy;
 mod replicas;
+mod running_system;
 mod support;
 mod traces;
 
@@ -17,17 +17,17 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use outside::Outside;
+use running_system::RunningSystem;
 use testbed::http::Client;
 
-/// One test at a time: each counts what it did itself.
+/// Runs one test at a time, because each counts its own changes.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Where everything is now. A container that was started again may have another port.
-fn system() -> Outside {
+/// The current addresses: a container may have another port after a restart.
+fn system() -> RunningSystem {
     let target = stack(&["target"]);
     let clients = |name: &str| -> Vec<Client> {
         let address =
@@ -35,27 +35,27 @@ fn system() -> Outside {
         let list = target.split_whitespace().find_map(address).unwrap_or_else(|| panic!("no {name} in {target}"));
         list.split(',').map(Client::new).collect()
     };
-    Outside {
+    RunningSystem {
         patients: clients("PATIENTS").remove(0),
         replicas: clients("PATIENT_REPLICAS"),
         billing: clients("BILLING"),
         analytics: clients("ANALYTICS"),
-        log: Box::new(|part| stack(&["logs", "--all", part])),
+        log: Box::new(|component| stack(&["logs", "--all", component])),
     }
 }
 
-/// Runs the program behind the recipes, in the checkout that the system belongs to.
-fn stack(words: &[&str]) -> String {
+/// Runs `stack` in the checkout of the system.
+fn stack(arguments: &[&str]) -> String {
     let program = env::var("E2E_STACK").expect("E2E_STACK is not set: run just e2e");
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    let output = Command::new(program).args(words).current_dir(root).output().unwrap();
-    assert!(output.status.success(), "stack {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(program).args(arguments).current_dir(root).output().unwrap();
+    assert!(output.status.success(), "stack {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
 #[ignore = "needs a system that is up: just e2e"]
-fn a_patient_travels_all_the_way() {
+fn a_patient_goes_through_the_whole_system() {
     let _alone = alone();
     runtime::block_on(2, journey::of_one_patient(&system()));
 }
@@ -77,7 +77,7 @@ fn one_trace_from_the_request_to_billing() {
 
 #[test]
 #[ignore = "needs a system that is up: just e2e"]
-fn a_marked_patient_leaves_no_mark() {
+fn no_personal_data_are_in_logs_metrics_or_exports() {
     let _alone = alone();
     runtime::block_on(2, privacy::of_a_marked_patient(&system()));
 }
@@ -87,8 +87,8 @@ fn a_marked_patient_leaves_no_mark() {
 fn a_service_that_is_killed_loses_nothing() {
     let _alone = alone();
     runtime::block_on(2, async {
-        for part in ["billing-service", "analytics-service", "patient-service"] {
-            faults::of_a_killed(part, &system()).await;
+        for component in ["billing-service", "analytics-service", "patient-service"] {
+            faults::of_a_killed(component, &system()).await;
         }
     });
 }

@@ -1,4 +1,4 @@
-//! What the services export to a collector of OpenTelemetry.
+//! The export of spans, log records and metrics to an OpenTelemetry collector.
 
 use std::{
     collections::BTreeSet,
@@ -15,16 +15,16 @@ use testbed::{broker::Kind, http::Client, ports};
 
 use crate::{
     collector::{Collector, Span, edges, hex, string},
-    own::system,
+    fresh_system::system,
     support::{TIMEOUT, path, patient, register, until},
 };
 
 testbed::on_each_broker!(
     one_trace_has_a_span_for_each_step_with_its_parent,
-    a_transaction_and_what_it_sets_off_are_in_the_trace,
-    log_lines_and_metrics_are_sent_as_they_are_shown,
-    the_sampler_decides_and_an_unknown_value_is_one_warning,
-    a_collector_that_is_away_costs_spans_and_nothing_else
+    a_transaction_and_its_effects_are_in_one_trace,
+    exported_log_lines_and_metrics_match_stdout_and_the_metrics_page,
+    the_sampler_is_respected_and_an_unknown_value_is_one_warning,
+    an_unavailable_collector_loses_spans_and_nothing_else
 );
 
 /// The caller's span in each trace here.
@@ -33,9 +33,9 @@ const PARENT: &str = "00f067aa0ba902b7";
 async fn send(client: &Client, method: Method, path: &str, trace_id: &str, flags: &str) -> serde_json::Value {
     let parent = format!("00-{trace_id}-{PARENT}-{flags}");
     let body = (method == Method::Post).then(|| patient("Jane Doe"));
-    let answer = client.send(method, path, &[("traceparent", &parent)], body.as_ref()).await.unwrap();
-    assert!(answer.status < 300, "{}", answer.text());
-    answer.json()
+    let response = client.send(method, path, &[("traceparent", &parent)], body.as_ref()).await.unwrap();
+    assert!(response.status < 300, "{}", response.text());
+    response.json()
 }
 
 fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
@@ -45,14 +45,14 @@ fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
         let collector = Collector::start(0);
         let mut system = system(kind, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]).await;
         let client = system.patient_client();
-        // The first event may have to wait for its topic, which would be a span more.
+        // The first event may wait until its topic exists, which would add a span.
         send(&client, Method::Post, "/patients", UNWANTED, "00").await;
         system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
         let jane = send(&client, Method::Post, "/patients", TRACE, "01").await;
         until("the trace is whole", async || collector.trace(TRACE).len() >= 7).await;
 
         let trace = collector.trace(TRACE);
-        let topic = &system.ground().topic;
+        let topic = &system.backing_services().topic;
         let mut expected = vec![
             format!("patient-service SERVER POST /patients < {PARENT}"),
             "patient-service CLIENT insert patient < patient-service SERVER POST /patients".to_owned(),
@@ -88,25 +88,25 @@ fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
             );
         }
 
-        // The last spans leave before the service does.
+        // The last spans are exported before the service ends.
         let (last, late) = ("22222222222222222222222222222222", collector.spans().len());
         send(&client, Method::Get, &path(&jane), last, "01").await;
-        assert!(system.patients[0].stop().await.in_order());
+        assert!(system.patients[0].stop().await.success());
         assert!(collector.spans().len() > late);
         let expected = [
             "patient-service CLIENT find patient < patient-service SERVER GET /patients/:id".to_owned(),
             format!("patient-service SERVER GET /patients/:id < {PARENT}"),
         ];
         assert_eq!(edges(&collector.trace(last)), expected);
-        assert!(collector.trace(UNWANTED).is_empty(), "its caller did not want it");
-        // Nobody called for these, but for the summary that this test itself waits for.
+        assert!(collector.trace(UNWANTED).is_empty(), "the caller did not sample it");
+        // Root spans: the test's own requests for the summary alone.
         let mut own = collector.spans();
         own.retain(|span| span.message.parent_span_id.is_empty() && span.message.name != "GET /analytics/summary");
-        assert!(own.is_empty(), "probes and what goes on by itself are no spans: {own:?}");
+        assert!(own.is_empty(), "probes and background work have no spans: {own:?}");
     });
 }
 
-fn a_transaction_and_what_it_sets_off_are_in_the_trace(kind: Kind) {
+fn a_transaction_and_its_effects_are_in_one_trace(kind: Kind) {
     const TRACE: &str = "33333333333333333333333333333333";
     runtime::block_on(2, async {
         let collector = Collector::start(0);
@@ -118,7 +118,7 @@ fn a_transaction_and_what_it_sets_off_are_in_the_trace(kind: Kind) {
         until("the trace is whole", async || collector.trace(TRACE).len() >= 9).await;
 
         let trace = collector.trace(TRACE);
-        let topic = &system.ground().topic;
+        let topic = &system.backing_services().topic;
         let mut expected = vec![
             format!("patient-service SERVER DELETE /patients/:id < {PARENT}"),
             "patient-service CLIENT delete patient < patient-service SERVER DELETE /patients/:id".to_owned(),
@@ -138,7 +138,7 @@ fn a_transaction_and_what_it_sets_off_are_in_the_trace(kind: Kind) {
     });
 }
 
-fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
+fn exported_log_lines_and_metrics_match_stdout_and_the_metrics_page(kind: Kind) {
     const TRACE: &str = "44444444444444444444444444444444";
     runtime::block_on(2, async {
         let collector = Collector::start(0);
@@ -149,7 +149,7 @@ fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
         let jane = send(&client, Method::Post, "/patients", TRACE, "01").await;
         send(&client, Method::Delete, &path(&jane), TRACE, "01").await;
 
-        // The same line on stdout and at the collector, in the same trace.
+        // The same line is on stdout and in the export, in the same trace.
         let closed = |line: &str| line.contains("account closed") && line.contains(TRACE);
         until("the account is closed", async || system.billing.log().lines().any(closed)).await;
         let is_closed = |(service, line): &(String, LogRecord)| {
@@ -158,15 +158,15 @@ fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
         until("the line is sent", async || collector.lines().iter().any(is_closed)).await;
         let (_, line) = collector.lines().into_iter().find(is_closed).unwrap();
         assert_eq!(line.severity_text, "INFO");
-        // Spans and lines leave by ways of their own.
+        // Spans and log records are exported independently.
         let is_call = |span: &Span| span.title() == "billing-service SERVER BillingService/CloseBillingAccount";
         until("the call is sent", async || collector.trace(TRACE).iter().any(is_call)).await;
         let call = collector.trace(TRACE).into_iter().find(is_call).unwrap();
-        assert_eq!(hex(&line.span_id), hex(&call.message.span_id), "it was written within the call");
+        assert_eq!(hex(&line.span_id), hex(&call.message.span_id), "it was logged in the span of the call");
         let patient = line.attributes.iter().find(|attribute| attribute.key == "patient_id").unwrap();
         assert_eq!(string(&patient.value), jane["id"].as_str());
 
-        // Counted at the collector as on the page.
+        // The export has the same value as the metrics page.
         let created = |metrics: &[Metric]| {
             let metric = metrics.iter().find(|metric| metric.name == "http_requests_total")?;
             let Some(Data::Sum(sum)) = &metric.data else { panic!("{metric:?}") };
@@ -175,7 +175,7 @@ fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
         };
         until("the metrics are sent", async || created(&collector.metrics("patient-service")).is_some()).await;
         assert_eq!(created(&collector.metrics("patient-service")), Some(Number::AsDouble(1.0)));
-        // A metric is there from its first use on, so both grow for a while.
+        // A metric exists from its first use, so both lists grow for a while.
         until("what is sent is what is shown", async || {
             let page = client.get("/metrics").await.unwrap().text();
             let name = |line: &str| Some(line.strip_prefix("# TYPE ")?.split(' ').next()?.to_owned());
@@ -184,14 +184,14 @@ fn log_lines_and_metrics_are_sent_as_they_are_shown(kind: Kind) {
             sent.collect::<BTreeSet<_>>() == shown
         })
         .await;
-        // The last state leaves before the service does.
+        // The last records are exported before the service ends.
         let before = collector.lines().len();
-        assert!(system.patients[0].stop().await.in_order());
-        assert!(collector.lines().len() > before, "that it stopped");
+        assert!(system.patients[0].stop().await.success());
+        assert!(collector.lines().len() > before, "the line about the stop is exported");
     });
 }
 
-fn the_sampler_decides_and_an_unknown_value_is_one_warning(kind: Kind) {
+fn the_sampler_is_respected_and_an_unknown_value_is_one_warning(kind: Kind) {
     const TRACE: &str = "55555555555555555555555555555555";
     runtime::block_on(2, async {
         let collector = Collector::start(0);
@@ -205,12 +205,12 @@ fn the_sampler_decides_and_an_unknown_value_is_one_warning(kind: Kind) {
         ];
         let system = system(kind, &settings).await;
         let client = system.patient_client();
-        // Of the traces that begin here none is recorded, and the services after this one hear of it.
+        // Traces that start here are not sampled, and the decision is propagated.
         let jane = register(&client, "Jane Doe").await;
-        let answer = client.get(&path(&jane)).await.unwrap();
-        assert!(answer.header("traceparent").unwrap().ends_with("-00"));
+        let response = client.get(&path(&jane)).await.unwrap();
+        assert!(response.header("traceparent").unwrap().ends_with("-00"));
         system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
-        // A caller's is.
+        // A trace that the caller sampled is.
         send(&client, Method::Post, "/patients", TRACE, "01").await;
         let consumed = |span: &Span| span.title().starts_with("analytics-service CONSUMER");
         until("the caller's trace is recorded", async || collector.trace(TRACE).iter().any(consumed)).await;
@@ -224,7 +224,7 @@ fn the_sampler_decides_and_an_unknown_value_is_one_warning(kind: Kind) {
     });
 }
 
-fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
+fn an_unavailable_collector_loses_spans_and_nothing_else(kind: Kind) {
     runtime::block_on(2, async {
         let port = ports::free();
         let endpoint = format!("http://127.0.0.1:{port}");
@@ -248,7 +248,7 @@ fn a_collector_that_is_away_costs_spans_and_nothing_else(kind: Kind) {
             assert!(started.elapsed() < TIMEOUT, "no span is given up");
         }
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-        // Lines are written on a thread of their own.
+        // Another thread writes the log.
         until("it is told", async || logged("the collector takes no spans") > 0).await;
         assert_eq!(logged("the collector takes no spans"), 1);
         assert_eq!(logged("the collector takes spans again"), 0);

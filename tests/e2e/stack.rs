@@ -1,4 +1,4 @@
-//! `stack up`, the program behind the recipes, with a home and ports of a test's own.
+//! The program `stack` with a data directory and ports for one test.
 
 use std::{
     fs,
@@ -9,8 +9,8 @@ use std::{
 
 use testbed::{Process, Scratch, broker::Kind, http::Client, ports, service::binaries};
 
-/// The parts that `up` starts, by their pid files.
-const PARTS: [&str; 7] = [
+/// The components that `up` starts, by their pid files.
+const COMPONENTS: [&str; 7] = [
     "postgres/postgres",
     "broker/broker",
     "patient-service",
@@ -20,7 +20,7 @@ const PARTS: [&str; 7] = [
     "agent",
 ];
 
-/// A home for a system that `up` starts. All that runs ends with it.
+/// A data directory for a system that `up` starts. Dropping it kills the system.
 pub(crate) struct Stack {
     pub(crate) scratch: Scratch,
     home: PathBuf,
@@ -30,7 +30,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// In a folder of this name.
+    /// With a data directory of this name.
     pub(crate) fn new(kind: Kind, home: &str) -> Self {
         let scratch = Scratch::new().unwrap();
         let kafka_port = ports::free();
@@ -44,7 +44,7 @@ impl Stack {
             ("CONSOLE_PORT", port()),
         ];
         let environment = vec![
-            // Relative to where the program works.
+            // Relative to the working directory.
             ("STACK_HOME", format!("./{home}")),
             ("BROKER", if kind == Kind::Kafka { "kafka" } else { "nisshi" }.to_owned()),
         ];
@@ -53,22 +53,22 @@ impl Stack {
         Self { home: scratch.path().join(home), scratch, ports, environment, kafka }
     }
 
-    /// Starts it, in a folder with a name that lists, URLs and Java's settings would take apart, and with options for Java
-    /// that make it say more than its version.
+    /// Starts the system, with special characters of lists, URLs and Java properties in the name of its data directory, and
+    /// with Java options that add a line to the output of `java -version`.
     pub(crate) fn up(kind: Kind) -> Self {
         let stack = Self::new(kind, "stäck, \"+\" \\");
         stack.up_with(&[("JAVA_TOOL_OPTIONS", r#"-XX:OnOutOfMemoryError="kill -9 %p""#)], &[]);
         stack
     }
 
-    /// Starts it with more variables and arguments; it has to succeed. Gives what `up` said.
+    /// Runs `up` with further variables and arguments; panics if it fails. Returns its output.
     pub(crate) fn up_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> String {
         let output = self.try_up(variables, arguments);
-        assert!(output.status.success(), "{}", said(&output));
-        said(&output)
+        assert!(output.status.success(), "{}", printed(&output));
+        printed(&output)
     }
 
-    /// Starts it with more variables and arguments.
+    /// Runs `up` with further variables and arguments.
     pub(crate) fn try_up(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
         let mut command = self.command(&["up"]);
         let ports = self.ports.iter().map(|(name, port)| (name, port));
@@ -81,15 +81,15 @@ impl Stack {
         &self.home
     }
 
-    /// A part that runs.
-    pub(crate) fn process(&self, part: &str) -> Option<Process> {
-        let file = self.home.join(format!("{part}.pid"));
-        Process::from_pid_file(part, &file, file.with_extension("log"))
+    /// The process of a running component.
+    pub(crate) fn process(&self, component: &str) -> Option<Process> {
+        let file = self.home.join(format!("{component}.pid"));
+        Process::from_pid_file(component, &file, file.with_extension("log"))
     }
 
-    /// Has everything that runs killed at the end.
+    /// Registers every running component to be killed at the end.
     pub(crate) fn guard(&self) {
-        for process in PARTS.iter().filter_map(|part| self.process(part)) {
+        for process in COMPONENTS.iter().filter_map(|component| self.process(component)) {
             self.scratch.guard(&process).unwrap();
         }
     }
@@ -98,7 +98,7 @@ impl Stack {
         self.command(arguments).output().unwrap()
     }
 
-    /// A command of the program. Where the system is, it knows from `up` alone.
+    /// A command of `stack`. It knows the ports from the settings that `up` saved.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = testbed::command(binaries().unwrap().join("stack")).unwrap();
         let variables = self.environment.iter().map(|(name, value)| (name, value));
@@ -107,17 +107,17 @@ impl Stack {
         command
     }
 
-    /// Runs a command whose output nobody reads any more.
+    /// Runs a command whose stdout is closed.
     pub(crate) fn run_unread(&self, arguments: &[&str]) -> Output {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         self.command(arguments).stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
     }
 
-    /// Runs a command that has to succeed; gives what it printed.
+    /// Runs a command; panics if it fails. Returns its stdout.
     pub(crate) fn print(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+        assert!(output.status.success(), "{arguments:?}: {}", printed(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -126,9 +126,9 @@ impl Stack {
         Client::new(format!("127.0.0.1:{port}"))
     }
 
-    /// A variable that a process was started with.
-    pub(crate) fn variable_of(&self, part: &str, name: &str) -> Option<String> {
-        let pid = self.process(part).unwrap_or_else(|| panic!("{part} does not run")).pid();
+    /// An environment variable of a running component.
+    pub(crate) fn variable_of(&self, component: &str, name: &str) -> Option<String> {
+        let pid = self.process(component).unwrap_or_else(|| panic!("{component} does not run")).pid();
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
         let environment = String::from_utf8(environment).unwrap();
         let found = environment.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
@@ -136,7 +136,7 @@ impl Stack {
     }
 }
 
-/// What a program printed.
-pub(crate) fn said(output: &Output) -> String {
+/// The stdout and stderr of a program.
+pub(crate) fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

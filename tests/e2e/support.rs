@@ -1,46 +1,41 @@
-//! What several tests need.
+//! Helpers of several tests.
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use testbed::http::Client;
 
-/// How long a test waits for what is going to happen.
+/// Timeout of a condition.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A patient as a client sends one, with an email of its own.
+/// The body of a patient with a unique email.
 pub(crate) fn patient(name: &str) -> Json {
-    json!({
-        "name": name,
-        "email": format!("{:016x}@example.org", unique()),
-        "address": "1 Main Street",
-        "dateOfBirth": "1990-12-31",
-    })
+    testbed::patient::unique_body(name)
 }
 
-/// A number that no other call gives.
+/// A unique number.
 pub(crate) fn unique() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(0)
 }
 
-/// Registers a patient; gives it as answered.
+/// Registers a patient; returns the body of the response.
 pub(crate) async fn register(client: &Client, name: &str) -> Json {
-    let answer = client.post("/patients", &patient(name)).await.unwrap();
-    assert_eq!(answer.status, 201, "{}", answer.text());
-    answer.json()
+    let response = client.post("/patients", &patient(name)).await.unwrap();
+    assert_eq!(response.status, 201, "{}", response.text());
+    response.json()
 }
 
-/// The path of a patient as answered.
+/// The path of a patient in a response.
 pub(crate) fn path(patient: &Json) -> String {
     format!("/patients/{}", patient["id"].as_str().unwrap())
 }
 
-/// Waits for something that is going to happen.
-pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+/// Waits until a condition is true; panics with its name after [`TIMEOUT`].
+pub(crate) async fn until(condition: &str, mut happened: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + TIMEOUT;
     while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {what}");
+        assert!(Instant::now() < end, "it has not happened: {condition}");
         smol::Timer::after(Duration::from_millis(10)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! `up` where people run it: with settings of their own, in folders of any name, beside tools that complain.
+//! `up` with settings, with special characters in paths, with existing databases, and with tools that fail.
 
 use std::{
     env, fs,
@@ -16,29 +16,29 @@ use testbed::{
 };
 
 use crate::{
-    stack::{Stack, said},
+    stack::{Stack, printed},
     support::{register, until},
 };
 
-/// Characters that mean something to shells, URLs, lists and properties, in more bytes than the path of a socket may have.
+/// Special characters of shells, URLs, lists and properties, in more bytes than the path of a socket may have.
 const ODD_HOME: &str =
     "päth with 'quotes', a + and a %2f; \"all\" = in & one $HOME # but no colon ......................";
 
-/// The broker that starts fastest of those that are here.
+/// The installed broker that starts fastest.
 pub(crate) fn broker() -> Kind {
     if Kind::Nisshi.is_installed() { Kind::Nisshi } else { Kind::Kafka }
 }
 
 #[test]
-fn settings_reach_the_services_from_a_home_of_any_name_and_stay_until_they_change() {
+fn settings_reach_the_services_whatever_the_data_directory_is_called() {
     runtime::block_on(2, async {
         let stack = Stack::new(broker(), ODD_HOME);
-        let given = [("BILLING_DEADLINE", "3s"), ("HTTP_MAX_IN_FLIGHT", "77"), ("SERVER_PORT", "1")];
-        let up = stack.up_with(&given, &[]);
+        let settings_given = [("BILLING_DEADLINE", "3s"), ("HTTP_MAX_IN_FLIGHT", "77"), ("SERVER_PORT", "1")];
+        let up = stack.up_with(&settings_given, &[]);
         assert!(up.contains("BILLING_DEADLINE is passed to patient-service\n"), "{up}");
         assert!(up.contains("HTTP_MAX_IN_FLIGHT is passed to analytics-service, patient-service\n"), "{up}");
         assert!(up.contains("SERVER_PORT is not passed to the services: PATIENT_PORT"), "{up}");
-        let variable = |part: &str, name: &str| stack.variable_of(part, name);
+        let variable = |component: &str, name: &str| stack.variable_of(component, name);
         assert_eq!(variable("patient-service", "BILLING_DEADLINE").as_deref(), Some("3s"));
         assert_eq!(variable("analytics-service", "HTTP_MAX_IN_FLIGHT").as_deref(), Some("77"));
         assert_eq!(variable("analytics-service", "BILLING_DEADLINE"), None);
@@ -48,7 +48,7 @@ fn settings_reach_the_services_from_a_home_of_any_name_and_stay_until_they_chang
         let analytics = stack.client("ANALYTICS_PORT");
         let counted = async || analytics.get("/analytics/summary").await.unwrap().json()["activePatients"] == 1;
         until("the patient is counted", counted).await;
-        // Other commands know the system by what up was given, not by their own environment.
+        // Other commands use the saved settings of `up`, not their own environment.
         let ps = stack.print(&["ps"]);
         assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 4, "{ps}");
         let console = stack.client("CONSOLE_PORT");
@@ -63,10 +63,11 @@ fn settings_reach_the_services_from_a_home_of_any_name_and_stay_until_they_chang
         assert!(stack.print(&["demo"]).contains("applied by analytics"));
 
         let pids = || {
-            ["patient-service", "billing-service", "analytics-service"].map(|part| stack.process(part).unwrap().pid())
+            ["patient-service", "billing-service", "analytics-service"]
+                .map(|component| stack.process(component).unwrap().pid())
         };
         let before = pids();
-        stack.up_with(&given, &[]);
+        stack.up_with(&settings_given, &[]);
         assert_eq!(pids(), before, "nothing has changed");
         let up = stack.up_with(&[("BILLING_DEADLINE", "4s"), ("HTTP_MAX_IN_FLIGHT", "77")], &[]);
         assert!(up.contains("patient-service is started again: BILLING_DEADLINE changed"), "{up}");
@@ -90,22 +91,22 @@ fn settings_reach_the_services_from_a_home_of_any_name_and_stay_until_they_chang
 }
 
 #[test]
-fn a_setting_that_is_wrong_is_told_in_the_words_of_the_service() {
+fn an_invalid_setting_is_reported_by_the_message_of_the_service() {
     let stack = Stack::new(broker(), "stack");
     let up = stack.try_up(&[("BILLING_DEADLINE", "soon")], &[]);
-    assert!(!up.status.success(), "{}", said(&up));
-    assert!(said(&up).contains("BILLING_DEADLINE: expected a time span"), "{}", said(&up));
+    assert!(!up.status.success(), "{}", printed(&up));
+    assert!(printed(&up).contains("BILLING_DEADLINE: expected a time span"), "{}", printed(&up));
 }
 
 #[test]
-fn every_setting_that_up_decides_is_one_of_a_service() {
+fn every_setting_that_up_fixes_exists_in_a_service() {
     let known: Vec<String> = ["patient-service", "billing-service", "analytics-service"]
         .iter()
         .flat_map(|name| service::settings(name).unwrap())
         .map(|setting| setting.names[0].clone())
         .collect();
     let source = include_str!("../../tools/stack/src/service_settings.rs");
-    let decided = source.split("const DECIDED").nth(1).unwrap().split("];").next().unwrap();
+    let decided = source.split("const FIXED").nth(1).unwrap().split("];").next().unwrap();
     let decided: Vec<_> =
         decided.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()).collect();
     assert!(decided.len() > 10, "{decided:?}");
@@ -115,7 +116,7 @@ fn every_setting_that_up_decides_is_one_of_a_service() {
 }
 
 #[test]
-fn databases_of_others_are_used_only_after_their_owner_has_agreed() {
+fn foreign_databases_are_used_only_after_confirmation() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
         let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
@@ -130,66 +131,74 @@ fn databases_of_others_are_used_only_after_their_owner_has_agreed() {
         };
         let stack = Stack::new(broker(), "stack");
         let url = cluster.url("postgres");
-        let given = [("DATABASE_URL", url.as_str())];
-        let refused = stack.try_up(&given, &[]);
-        assert!(!refused.status.success(), "{}", said(&refused));
-        assert!(said(&refused).contains("there is already: patients, not made by just up"), "{}", said(&refused));
-        assert!(said(&refused).contains("just up --yes"), "{}", said(&refused));
+        let settings_given = [("DATABASE_URL", url.as_str())];
+        let rejected = stack.try_up(&settings_given, &[]);
+        assert!(!rejected.status.success(), "{}", printed(&rejected));
+        assert!(
+            printed(&rejected).contains("there is already: patients, not made by just up"),
+            "{}",
+            printed(&rejected)
+        );
+        assert!(printed(&rejected).contains("just up --yes"), "{}", printed(&rejected));
         assert_eq!(tables().await, ["precious"], "nothing was changed");
         assert!(stack.process("broker/broker").is_none(), "and nothing was started");
 
-        stack.up_with(&given, &["--yes"]);
+        stack.up_with(&settings_given, &["--yes"]);
         assert!(tables().await.contains(&"outbox".to_owned()));
-        // What was agreed to, and what up has made itself, needs no second answer.
-        stack.up_with(&given, &[]);
+        // Databases that were confirmed, and those that `up` has created, need no confirmation.
+        stack.up_with(&settings_given, &[]);
         assert!(stack.print(&["dead-letters"]).contains("no dead letters"), "it looks into the given database");
         let another = Stack::new(broker(), "stack");
-        let refused = another.try_up(&given, &[]);
-        assert!(said(&refused).contains("there is already: patients, not made"), "not billing: {}", said(&refused));
+        let rejected = another.try_up(&settings_given, &[]);
+        assert!(
+            printed(&rejected).contains("there is already: patients, not made"),
+            "not billing: {}",
+            printed(&rejected)
+        );
         stack.print(&["down"]);
     });
 }
 
-/// A folder with programs that say something and fail.
-fn failing(folder: PathBuf, names: &[&str], words: &str) -> PathBuf {
+/// A folder with programs that print a message and fail.
+fn failing(folder: PathBuf, names: &[&str], message: &str) -> PathBuf {
     fs::create_dir_all(&folder).unwrap();
     for name in names {
         let program = folder.join(name);
-        fs::write(&program, format!("#!/bin/sh\necho '{words}' >&2\nexit 1\n")).unwrap();
+        fs::write(&program, format!("#!/bin/sh\necho '{message}' >&2\nexit 1\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
     folder
 }
 
-fn before_the_path(folder: &Path) -> String {
+fn prepend_to_path(folder: &Path) -> String {
     format!("{}:{}", folder.display(), env::var("PATH").unwrap())
 }
 
 #[test]
-fn a_tool_that_fails_is_told_with_its_own_words() {
+fn the_output_of_a_failing_tool_is_part_of_the_error() {
     let scratch = Scratch::new().unwrap();
-    let words = "the words of the tool itself";
+    let message = "the message of the tool";
     let run = |arguments: &[&str], folder: &Path, more: &[(&str, &str)]| {
         let mut command = Command::new(binaries().unwrap().join("stack"));
-        command.args(arguments).env("PATH", before_the_path(folder)).env("STACK_HOME", scratch.path().join("home"));
+        command.args(arguments).env("PATH", prepend_to_path(folder)).env("STACK_HOME", scratch.path().join("home"));
         command.env_remove("JAVA_HOME").env_remove("BROKER").env_remove("DATABASE_URL").envs(more.iter().copied());
-        said(&command.output().unwrap())
+        printed(&command.output().unwrap())
     };
-    // Java, with options that it refuses, say.
-    let java = failing(scratch.path().join("java"), &["java"], words);
-    let output = run(&["test-parts"], &java, &[("BROKER", "kafka")]);
-    assert!(output.contains("java -version tells no version") && output.contains(words), "{output}");
-    // Docker: the engine refuses us.
-    let docker = failing(scratch.path().join("docker"), &["docker"], words);
+    // Java, for example with invalid options.
+    let java = failing(scratch.path().join("java"), &["java"], message);
+    let output = run(&["install-test-dependencies"], &java, &[("BROKER", "kafka")]);
+    assert!(output.contains("java -version prints no version") && output.contains(message), "{output}");
+    // Docker, whose engine rejects us.
+    let docker = failing(scratch.path().join("docker"), &["docker"], message);
     let output = run(&["up", "--docker"], &docker, &[]);
-    assert!(output.contains("No Docker engine answers") && output.contains(words), "{output}");
-    // What fetches and builds, where nothing is in the cache yet.
+    assert!(output.contains("No Docker engine responds") && output.contains(message), "{output}");
+    // The tools that download and build, with an empty cache.
     let cache = scratch.path().join("cache");
-    let tools = failing(scratch.path().join("tools"), &["mvn", "npm", "cargo"], words);
-    let output = run(&["test-parts"], &tools, &[("PATIENT_MANAGEMENT_CACHE", cache.to_str().unwrap())]);
+    let tools = failing(scratch.path().join("tools"), &["mvn", "npm", "cargo"], message);
+    let output = run(&["install-test-dependencies"], &tools, &[("PATIENT_MANAGEMENT_CACHE", cache.to_str().unwrap())]);
     for tool in ["npm pack", "Maven", "the build of Nisshi"] {
-        // Without Java, Maven is not asked for Kafka, but for PostgreSQL.
+        // Maven is used for PostgreSQL also if it is not used for Kafka because Java is missing.
         assert!(output.contains(&format!("{tool} ended: exit status: 1")), "{tool}: {output}");
     }
-    assert!(output.matches(words).count() >= 3, "{output}");
+    assert!(output.matches(message).count() >= 3, "{output}");
 }

@@ -1,4 +1,4 @@
-//! analytics-service dies, and the topic holds or loses what it should not.
+//! analytics-service is killed; the topic has unusual records, or is recreated.
 
 use std::{
     collections::BTreeMap,
@@ -14,34 +14,34 @@ use codec::{
 use kafka::{Producer, Record};
 use serde_json::json;
 use testbed::{
-    audit::{Acknowledged, Places},
+    audit::{Acknowledged, Auditor},
     broker::Kind,
-    system::{OwnGround, System},
+    system::{DedicatedServers, System},
     writers::Writers,
 };
 use uuid::Uuid;
 
 use crate::support::{
-    TIMEOUT, analytics, any_instant, audit, logged, metric, register_many, start, stop_and_audit, system, until,
+    TIMEOUT, analytics, audit, logged, metric, random_pause, register_many, start, stop_and_audit, system, until,
     until_metric, until_readiness,
 };
 
 testbed::on_each_broker!(
-    killed_at_random_points_many_times_it_counts_what_postgresql_holds,
-    killed_at_random_points_it_counts_events_without_a_version_once,
-    records_that_are_strange_are_passed_and_counted,
-    a_topic_made_anew_halts_it_until_the_state_is_deleted,
+    analytics_counts_what_postgresql_has_after_many_kills,
+    events_without_a_version_are_counted_once_after_many_kills,
+    undecodable_and_duplicate_records_are_counted_and_passed,
+    a_recreated_topic_halts_analytics_until_the_state_is_deleted,
 );
 
-fn killed_at_random_points_many_times_it_counts_what_postgresql_holds(kind: Kind) {
+fn analytics_counts_what_postgresql_has_after_many_kills(kind: Kind) {
     runtime::block_on(2, async {
         let mut system = system(kind, 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
         for round in 0..12 {
             writers.until(writers.acknowledged().count() + 5, TIMEOUT).await.unwrap();
-            any_instant(120).await;
+            random_pause(120).await;
             system.analytics.process().kill().await;
-            system.revive(analytics).unwrap();
+            system.restart_without_waiting(analytics).unwrap();
             if round % 3 == 0 {
                 system.analytics.until_ready().await.unwrap();
             }
@@ -51,48 +51,48 @@ fn killed_at_random_points_many_times_it_counts_what_postgresql_holds(kind: Kind
     });
 }
 
-/// Those of the originals: only the offset tells whether one was counted.
-fn killed_at_random_points_it_counts_events_without_a_version_once(kind: Kind) {
+/// Events of the original system have no version: only their offsets show which were counted.
+fn events_without_a_version_are_counted_once_after_many_kills(kind: Kind) {
     runtime::block_on(2, async {
         const EVENTS: i64 = 3_000;
         let mut system = system(kind, 1, &[]).await;
         let mut producer = producer(&system).await;
         let publish = runtime::spawn(async move {
             for batch in 0..EVENTS / 30 {
-                let records = (0..30).map(|_| original()).collect();
+                let records = (0..30).map(|_| legacy_event()).collect();
                 send(&mut producer, (batch % 3) as i32, records).await;
             }
         });
         let mut kills = 0;
         while !publish.is_finished() || kills < 12 {
-            any_instant(120).await;
+            random_pause(120).await;
             system.analytics.process().kill().await;
-            system.revive(analytics).unwrap();
+            system.restart_without_waiting(analytics).unwrap();
             kills += 1;
         }
         publish.await;
-        let places = Places::of(&system);
-        places.until_drained(TIMEOUT).await.unwrap_or_else(|error| panic!("{error}"));
+        let auditor = Auditor::of(&system);
+        auditor.until_drained(TIMEOUT).await.unwrap_or_else(|error| panic!("{error}"));
         let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!((&summary["created"], &summary["activePatients"]), (&json!(EVENTS), &json!(EVENTS)));
     });
 }
 
-fn records_that_are_strange_are_passed_and_counted(kind: Kind) {
+fn undecodable_and_duplicate_records_are_counted_and_passed(kind: Kind) {
     runtime::block_on(2, async {
         let system = system(kind, 1, &[]).await;
         let mut producer = producer(&system).await;
         let patient = Uuid::now_v7();
-        let undecodable = |value: Vec<u8>| Record { value: Some(value), ..original() };
+        let undecodable = |value: Vec<u8>| Record { value: Some(value), ..legacy_event() };
         let records = [
             event(patient, EventKind::Created, 1),
             event(patient, EventKind::Created, 1),
             event(patient, EventKind::Deleted, 3),
             event(patient, EventKind::Updated, 2),
-            original(),
+            legacy_event(),
             undecodable(b"{\"json\": true}".to_vec()),
             undecodable(Vec::new()),
-            Record { value: None, ..original() },
+            Record { value: None, ..legacy_event() },
             undecodable(vec![0xff; 1_000_000]),
             event(Uuid::now_v7(), EventKind::Created, 1),
         ];
@@ -116,25 +116,25 @@ fn records_that_are_strange_are_passed_and_counted(kind: Kind) {
     });
 }
 
-fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
+fn a_recreated_topic_halts_analytics_until_the_state_is_deleted(kind: Kind) {
     runtime::block_on(2, async {
-        // Where Nisshi deletes a topic, it can lose others that are written meanwhile.
-        let ground = OwnGround::start(kind).await.unwrap_or_else(|error| panic!("{error}"));
-        let mut system = start(ground.ground(), 1, &[]).await;
+        // Its own broker: when Nisshi deletes a topic, it may lose others that are written at the same time.
+        let servers = DedicatedServers::start(kind).await.unwrap_or_else(|error| panic!("{error}"));
+        let mut system = start(servers.backing_services(), 1, &[]).await;
         let client = system.patient_client();
         let before = Acknowledged::default();
         register_many(&client, &before, 60).await;
         audit(&system, &before).await;
 
-        let places = Places::of(&system);
+        let auditor = Auditor::of(&system);
         let end = Instant::now() + TIMEOUT;
         while !matches!(
-            kafka::delete_topic(&places.kafka, &places.topic).await,
+            kafka::delete_topic(&auditor.kafka, &auditor.topic).await,
             Ok(()) | Err(kafka::Error::UnknownTopic)
         ) {
             assert!(Instant::now() < end, "the topic is not deleted");
         }
-        // patient-service makes it again and goes on. No partition gets as many records as it had.
+        // patient-service creates the topic again. No partition gets as many records as it had before.
         register_many(&client, &Acknowledged::default(), 6).await;
         until_readiness(&system.analytics, "intake", 503, "DOWN").await;
         for halted in 0..3 {
@@ -146,7 +146,7 @@ fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
         let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!(summary["activePatients"], 60, "nothing was reset silently");
 
-        // The documented way on.
+        // The documented recovery.
         system.analytics.stop().await;
         for suffix in ["", "-wal", "-shm"] {
             let _ = fs::remove_file(format!("{}{suffix}", system.state_file().display()));
@@ -157,11 +157,11 @@ fn a_topic_made_anew_halts_it_until_the_state_is_deleted(kind: Kind) {
     });
 }
 
-/// A producer on the system's topic. patient-service makes it: of two who do so at once, Nisshi gives each a topic of its
-/// own under the one name.
+/// A producer for the system's topic, after patient-service has created it: if two clients create it at once, Nisshi makes two
+/// topics with the same name.
 async fn producer(system: &System) -> Producer {
-    let Places { kafka, topic, .. } = Places::of(system);
-    until("the topic is there", async || kafka::partitions(&kafka, &topic).await.is_ok()).await;
+    let Auditor { kafka, topic, .. } = Auditor::of(system);
+    until("the topic exists", async || kafka::partitions(&kafka, &topic).await.is_ok()).await;
     Producer::new(kafka, topic)
 }
 
@@ -170,7 +170,7 @@ async fn send(producer: &mut Producer, partition: i32, records: Vec<Record>) {
     loop {
         match producer.send(BTreeMap::from([(partition, records.clone())])).await.remove(&partition).unwrap() {
             Ok(_) => break,
-            // Nothing was stored: a busy Nisshi does not find a new topic at once.
+            // Nothing was written: a busy Nisshi may not find a new topic at first.
             Err(kafka::Error::UnknownTopic) if Instant::now() < end => {}
             Err(error) => panic!("{error}"),
         }
@@ -179,8 +179,8 @@ async fn send(producer: &mut Producer, partition: i32, records: Vec<Record>) {
     smol::Timer::after(Duration::from_millis(1)).await;
 }
 
-/// An event as the originals publish it: no key, no headers, four fields.
-fn original() -> Record {
+/// An event as the original system publishes it: no key, no headers, four fields.
+fn legacy_event() -> Record {
     let id = Uuid::now_v7().to_string();
     let mut value = Vec::new();
     for (number, text) in [(1, id.as_str()), (2, "Jane"), (3, "j@x.org"), (4, "PATIENT_CREATED")] {

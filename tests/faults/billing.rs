@@ -1,4 +1,4 @@
-//! billing-service dies, is slow, or cannot be reached.
+//! billing-service is killed, slow or unreachable.
 
 use std::time::{Duration, Instant};
 
@@ -12,24 +12,24 @@ use testbed::{
 };
 
 use crate::support::{
-    TIMEOUT, any_instant, audit, billing, id, is_unavailable, logged, metric, patient, register, register_many,
-    some_broker, stop_and_audit, system, until, until_metric, until_readiness,
+    TIMEOUT, any_broker, audit, billing, id, is_unavailable, logged, metric, patient, random_pause, register,
+    register_many, stop_and_audit, system, until, until_metric, until_readiness,
 };
 
-/// `BILLING_DEADLINE`, and what the rest of a request may take on a busy machine.
+/// `BILLING_DEADLINE`, and the time for the rest of a request on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(1);
-const REST: Duration = Duration::from_millis(1500);
+const MARGIN: Duration = Duration::from_millis(1500);
 
 #[test]
-fn killed_at_any_instant_it_opens_each_account_once() {
+fn each_account_is_opened_once_when_billing_is_killed_at_any_instant() {
     runtime::block_on(2, async {
-        let mut system = system(some_broker(), 1, &[]).await;
+        let mut system = system(any_broker(), 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 8);
         for _ in 0..6 {
             writers.until(writers.acknowledged().count() + 10, TIMEOUT).await.unwrap();
-            any_instant(100).await;
+            random_pause(100).await;
             system.billing.process().kill().await;
-            // Patients are registered all the same.
+            // Patients are registered meanwhile.
             writers.until(writers.acknowledged().count() + 5, TIMEOUT).await.unwrap();
             system.restart(billing).await.unwrap();
         }
@@ -40,11 +40,11 @@ fn killed_at_any_instant_it_opens_each_account_once() {
 }
 
 #[test]
-fn killed_after_its_commit_and_before_its_answer_it_has_one_account() {
+fn a_patient_has_one_account_when_billing_is_killed_after_its_commit() {
     runtime::block_on(2, async {
-        let mut system = system(some_broker(), 1, &[]).await;
-        let database = system.ground().billing_database.clone();
-        // The server commits a second later, whatever has become of its client.
+        let mut system = system(any_broker(), 1, &[]).await;
+        let database = system.backing_services().billing_database.clone();
+        // PostgreSQL commits a second later, whether or not its client still runs.
         let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
                 $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
             CREATE TRIGGER slow AFTER INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION slow()";
@@ -52,7 +52,7 @@ fn killed_after_its_commit_and_before_its_answer_it_has_one_account() {
         let acknowledged = Acknowledged::default();
         let (client, noted) = (system.patient_client(), acknowledged.clone());
         let registering = runtime::spawn(async move { register(&client, &noted).await });
-        // Not yet while the statement is only prepared: nothing would be inserted then.
+        // Only once the statement executes: while it is prepared, nothing would be inserted after the kill.
         let opening =
             "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '-- open account%' AND wait_event = 'PgSleep'
             AND datname = current_database()";
@@ -77,20 +77,20 @@ fn killed_after_its_commit_and_before_its_answer_it_has_one_account() {
 }
 
 #[test]
-fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
+fn accounts_are_opened_after_billing_was_unavailable_slow_or_reset() {
     runtime::block_on(2, async {
         let proxy = Proxy::start().await.unwrap();
         let port = proxy.port().to_string();
-        let mut system = system(some_broker(), 1, &[("BILLING_SERVICE_GRPC_PORT", &port)]).await;
-        proxy.lead_to(Target::Port(system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()));
+        let mut system = system(any_broker(), 1, &[("BILLING_SERVICE_GRPC_PORT", &port)]).await;
+        proxy.set_target(Target::Port(system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()));
         let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
-        // The first calls may have met a proxy that led nowhere.
+        // The first calls may have failed while the proxy had no target.
         until("billing is reached", async || register(&client, &acknowledged).await["billing"]["status"] == "ACTIVE")
             .await;
         let open = "grpc_client_breaker_open{peer=\"billing-service\"}";
         let away = "peer unavailable; calls to it fail at once until a probe succeeds";
         let outages_before = logged(&system.patients[0], away);
-        let faults = [Some(Mode::Stall), Some(Mode::HoldAnswers), Some(Mode::Reset), None];
+        let faults = [Some(Mode::Stall), Some(Mode::StallResponses), Some(Mode::Reset), None];
         for (outages, fault) in (outages_before + 1..).zip(faults) {
             match fault {
                 Some(mode) => proxy.set(mode),
@@ -100,11 +100,11 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
             until("calls fail at once", async || {
                 let started = Instant::now();
                 pending.push(register(&client, &acknowledged).await);
-                assert!(started.elapsed() < DEADLINE + REST, "{fault:?}: {:?}", started.elapsed());
+                assert!(started.elapsed() < DEADLINE + MARGIN, "{fault:?}: {:?}", started.elapsed());
                 metric(&system.patients[0], open).await == Some(1.0)
             })
             .await;
-            // Now and then one is let through to see whether billing is back; it costs the deadline.
+            // The circuit breaker lets one call through at intervals, which takes the whole deadline.
             let times = register_many(&client, &acknowledged, 5).await;
             assert!(times[2] < DEADLINE / 2, "{fault:?}: {times:?}");
             assert!(pending.iter().all(|patient| patient["billing"]["status"] == "PENDING"), "{fault:?}: {pending:?}");
@@ -114,7 +114,7 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
             assert_eq!(logged(&system.patients[0], away), outages, "{fault:?}: an outage is logged once");
             let log = system.patients[0].log();
             let line = log.lines().rfind(|line| line.contains(away)).unwrap();
-            assert!(line.contains(&format!("\"127.0.0.1:{port}\"")), "it names the address that it tried: {line}");
+            assert!(line.contains(&format!("\"127.0.0.1:{port}\"")), "the line has the address: {line}");
 
             proxy.set(Mode::Pass);
             system.billing.process().signal(Signal::CONT);
@@ -128,12 +128,12 @@ fn away_slow_or_reset_it_costs_its_deadline_and_is_made_up_for() {
 }
 
 #[test]
-fn calls_reset_in_their_middle_are_made_up_for() {
+fn accounts_are_opened_after_calls_were_reset() {
     runtime::block_on(2, async {
         let proxy = Proxy::start().await.unwrap();
         let port = proxy.port().to_string();
-        let system = system(some_broker(), 1, &[("BILLING_SERVICE_GRPC_PORT", &port)]).await;
-        proxy.lead_to(Target::Port(system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()));
+        let system = system(any_broker(), 1, &[("BILLING_SERVICE_GRPC_PORT", &port)]).await;
+        proxy.set_target(Target::Port(system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()));
         let acknowledged = Acknowledged::default();
         for _ in 0..8 {
             let calls: Vec<_> = (0..8)
@@ -145,14 +145,14 @@ fn calls_reset_in_their_middle_are_made_up_for() {
                     })
                 })
                 .collect();
-            any_instant(30).await;
+            random_pause(30).await;
             proxy.set(Mode::Reset);
-            any_instant(30).await;
+            random_pause(30).await;
             proxy.set(Mode::Pass);
             for call in calls {
-                let (answer, took) = call.await;
-                assert!(answer.status == 201 && took < DEADLINE + REST, "{took:?}: {}", answer.text());
-                acknowledged.stored(id(&answer.json()), 1);
+                let (response, took) = call.await;
+                assert!(response.status == 201 && took < DEADLINE + MARGIN, "{took:?}: {}", response.text());
+                acknowledged.stored(id(&response.json()), 1);
             }
         }
         audit(&system, &acknowledged).await;

@@ -1,4 +1,4 @@
-//! The broker is away, frozen, restarted, or its answers are lost.
+//! The broker is down, stopped or restarted, or its responses are lost.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use testbed::{
     audit::Acknowledged,
     broker::{Broker, Kind},
     proxy::{Mode, Proxy, Target},
-    system::{Ground, OwnGround},
+    system::{BackingServices, DedicatedServers},
 };
 
 use crate::support::{
@@ -16,46 +16,46 @@ use crate::support::{
 };
 
 testbed::on_each_broker!(
-    away_frozen_or_restarted_it_costs_clients_nothing,
-    acknowledgements_that_never_come_repeat_events_and_lose_none,
+    registrations_are_answered_while_the_broker_is_down_or_frozen,
+    lost_acknowledgements_duplicate_events_and_lose_none,
 );
 
-/// `KAFKA_DEADLINE` here, and what may be added on a busy machine.
+/// `KAFKA_DEADLINE` in these tests, and a margin for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(2);
-const REST: Duration = Duration::from_secs(3);
+const MARGIN: Duration = Duration::from_secs(3);
 const SETTINGS: [(&str, &str); 1] = [("KAFKA_DEADLINE", "2s")];
 
-fn away_frozen_or_restarted_it_costs_clients_nothing(kind: Kind) {
+fn registrations_are_answered_while_the_broker_is_down_or_frozen(kind: Kind) {
     runtime::block_on(2, async {
-        let mut ground = OwnGround::start(kind).await.unwrap_or_else(|error| panic!("{error}"));
-        ground.broker.process().kill().await;
-        // It is away when everything starts.
-        let system = start(ground.ground(), 1, &SETTINGS).await;
+        let mut servers = DedicatedServers::start(kind).await.unwrap_or_else(|error| panic!("{error}"));
+        servers.broker.process().kill().await;
+        // It is down when the services start.
+        let system = start(servers.backing_services(), 1, &SETTINGS).await;
         let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
         register_many(&client, &acknowledged, 5).await;
         until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
         until_readiness(&system.analytics, "kafka", 200, "DEGRADED").await;
         until_metric(&system.patients[0], "outbox_pending{shard=\"0\"}", |pending| pending >= 5.0).await;
-        ground.restart_broker().await.unwrap();
+        servers.restart_broker().await.unwrap();
         audit(&system, &acknowledged).await;
 
         let median = |times: &[Duration]| times[times.len() / 2];
         let usual = register_many(&client, &acknowledged, 50).await;
         for (outages, freeze) in (2..).zip([true, false]) {
-            let struck = Instant::now();
+            let injected = Instant::now();
             if freeze {
-                ground.broker.process().signal(Signal::STOP);
+                servers.broker.process().signal(Signal::STOP);
             } else {
-                ground.broker.process().kill().await;
+                servers.broker.process().kill().await;
             }
             register(&client, &acknowledged).await;
-            // No call outlives its deadline: the first one tells.
+            // The first call that exceeds its deadline reports the outage.
             until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
-            assert!(struck.elapsed() < DEADLINE + REST, "{:?}", struck.elapsed());
+            assert!(injected.elapsed() < DEADLINE + MARGIN, "{:?}", injected.elapsed());
             let during = register_many(&client, &acknowledged, 50).await;
             assert!(
                 median(&during) < median(&usual) * 2 + Duration::from_millis(10),
-                "creates take as long as ever: {:?}, {:?} before",
+                "registrations take as long as before: {:?}, {:?} before",
                 median(&during),
                 median(&usual)
             );
@@ -66,9 +66,9 @@ fn away_frozen_or_restarted_it_costs_clients_nothing(kind: Kind) {
             if freeze {
                 let timeout = "kafka_calls_total{operation=\"produce\",outcome=\"timeout\"}";
                 assert!(metric(&system.patients[0], timeout).await.is_some());
-                ground.broker.process().signal(Signal::CONT);
+                servers.broker.process().signal(Signal::CONT);
             } else {
-                ground.restart_broker().await.unwrap();
+                servers.restart_broker().await.unwrap();
             }
             audit(&system, &acknowledged).await;
             until_metric(&system.patients[0], "outbox_pending{shard=\"0\"}", |pending| pending == 0.0).await;
@@ -90,28 +90,28 @@ fn away_frozen_or_restarted_it_costs_clients_nothing(kind: Kind) {
     });
 }
 
-fn acknowledgements_that_never_come_repeat_events_and_lose_none(kind: Kind) {
+fn lost_acknowledgements_duplicate_events_and_lose_none(kind: Kind) {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
         let proxy = Proxy::start().await.unwrap();
-        let started = Broker::start_behind(kind, &scratch.path().join("broker"), proxy.port()).await;
+        let started = Broker::start_behind_proxy(kind, &scratch.path().join("broker"), proxy.port()).await;
         let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
         scratch.guard(broker.process()).unwrap();
-        proxy.lead_to(Target::Port(broker.port()));
-        let ground = Ground {
+        proxy.set_target(Target::Port(broker.port()));
+        let backing_services = BackingServices {
             patients_database: testbed::shared_database().await,
             billing_database: testbed::shared_database().await,
             kafka: format!("127.0.0.1:{}", proxy.port()),
             topic: "patient".to_owned(),
         };
-        let system = start(ground, 1, &SETTINGS).await;
+        let system = start(backing_services, 1, &SETTINGS).await;
         let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
-        // Every partition has been sent to, and is connected.
+        // Every partition's leader has a connection.
         register_many(&client, &acknowledged, 40).await;
         audit(&system, &acknowledged).await;
 
-        // The broker stores what it is sent, and nobody hears of it.
-        proxy.set(Mode::HoldAnswers);
+        // The broker writes the events, but its responses are lost.
+        proxy.set(Mode::StallResponses);
         register_many(&client, &acknowledged, 5).await;
         until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
         proxy.set(Mode::Pass);
@@ -120,7 +120,7 @@ fn acknowledgements_that_never_come_repeat_events_and_lose_none(kind: Kind) {
         let repeated = metric(&system.analytics, "events_duplicate_total").await.unwrap();
         assert_eq!(repeated, report.duplicates as f64);
 
-        // Connections that are dead on one side only: nothing passes, and then they are reset.
+        // Half-open connections: nothing is forwarded, and then they are reset.
         proxy.set(Mode::Stall);
         register_many(&client, &acknowledged, 5).await;
         until("both have noticed", async || {
@@ -146,19 +146,19 @@ mod on_kafka_alone {
         runtime::block_on(2, async {
             const BEGIN: &str = "events cannot be read; they wait on the topic";
             const END: &str = "events can be read again";
-            let mut ground = OwnGround::start(Kind::Kafka).await.unwrap_or_else(|error| panic!("{error}"));
-            ground.broker.process().kill().await;
+            let mut servers = DedicatedServers::start(Kind::Kafka).await.unwrap_or_else(|error| panic!("{error}"));
+            servers.broker.process().kill().await;
             let settings = [("KAFKA_DEADLINE", "2s"), ("KAFKA_TOPIC_PARTITIONS", "3"), ("PARTITIONS", "0,1,2,3")];
-            let system = start(ground.ground(), 1, &settings).await;
+            let system = start(servers.backing_services(), 1, &settings).await;
             until_readiness(&system.analytics, "kafka", 200, "DEGRADED").await;
-            ground.restart_broker().await.unwrap();
+            servers.restart_broker().await.unwrap();
             register_many(&system.patient_client(), &Acknowledged::default(), 5).await;
             system.until_summary(TIMEOUT, |summary| summary["created"] == 5).await.unwrap();
             assert_eq!(readiness(&system.analytics, "kafka").await, (200, "DEGRADED".to_owned()));
             assert_eq!((logged(&system.analytics, BEGIN), logged(&system.analytics, END)), (1, 0));
 
-            let kafka = kafka::Settings { deadline: TIMEOUT, ..ground.broker.settings("test") };
-            add_partitions(&kafka, &system.ground().topic, 4).await.unwrap();
+            let kafka = kafka::Settings { deadline: TIMEOUT, ..servers.broker.settings("test") };
+            add_partitions(&kafka, &system.backing_services().topic, 4).await.unwrap();
             until("the end of the outage is logged", async || logged(&system.analytics, END) > 0).await;
             assert_eq!((logged(&system.analytics, BEGIN), logged(&system.analytics, END)), (1, 1));
             until_readiness(&system.analytics, "kafka", 200, "UP").await;

@@ -1,4 +1,4 @@
-//! Clients that hold on, send too much, or never read.
+//! Clients that keep connections open, send too much, or never read.
 
 use std::{
     io::{Read as _, Write as _},
@@ -16,34 +16,34 @@ use testbed::{
     system::System,
 };
 
-use crate::support::{analytics, billing, id, metric, patient, patients, register, some_broker, system, until};
+use crate::support::{analytics, any_broker, billing, id, metric, patient, patients, register, system, until};
 
-/// What a service may use in all, as compose has it.
+/// The memory limit of a service in docker-compose.yaml.
 const ALL_MEMORY: u64 = 64 << 20;
-/// What of it a service may keep after a crowd has gone: what the allocator cannot give back, between small things. Heads lie
-/// in memory that goes back as a whole; hyper's buffers, which bodies need too, do not.
-const KEPT: (u64, u64) = (10 << 20, 28 << 20);
-/// Connections that a client holds.
+/// The memory that a service may keep after many clients have disconnected, because the allocator cannot return fragmented
+/// pages: after incomplete heads, and after incomplete bodies, which also use hyper's buffers.
+const MAX_KEPT_MEMORY: (u64, u64) = (10 << 20, 28 << 20);
+/// Connections of a client.
 const CONNECTIONS: usize = 2_000;
-/// Memory that they may cost: a few kilobytes each.
+/// Memory for these connections: a few kilobytes each.
 const MEMORY: u64 = 48 << 20;
 
-/// As many descriptors as there may be, for us and for services: a child inherits the limit.
+/// Raises the limit of file descriptors to its maximum, for us and for the services, which inherit it.
 fn allow_all_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
 #[test]
-fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
+fn two_thousand_waiting_connections_cost_little_and_block_no_other_client() {
     allow_all_descriptors();
     runtime::block_on(2, async {
-        let mut system = system(some_broker(), 1, &[]).await;
+        let mut system = system(any_broker(), 1, &[]).await;
         let client = system.patient_client();
         register(&client, &Acknowledged::default()).await;
         let before = times(&client).await;
         let (memory, descriptors) = usage(patients(&mut system));
-        // A third says nothing, a third begins a head, a third begins a body.
+        // Nothing, an incomplete head, or an incomplete body.
         let starts = [
             "",
             "GET /patients HTTP/1.1\r\nhost: ",
@@ -53,7 +53,7 @@ fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
         let held: Vec<TcpStream> = smol::unblock(move || {
             let connect = |n: usize| {
                 let mut stream = TcpStream::connect(&address).unwrap();
-                // Not more bodies than the requests that may be in flight.
+                // Fewer bodies than the maximum of requests in flight.
                 let start = if n % 8 == 2 { starts[2] } else { starts[n % 2] };
                 stream.write_all(start.as_bytes()).unwrap();
                 stream
@@ -61,24 +61,24 @@ fn two_thousand_connections_that_wait_cost_little_and_keep_nobody_out() {
             (0..CONNECTIONS).map(connect).collect()
         })
         .await;
-        until("it has taken them", async || usage(patients(&mut system)).1 >= descriptors + CONNECTIONS).await;
+        until("it has accepted them", async || usage(patients(&mut system)).1 >= descriptors + CONNECTIONS).await;
         let during = times(&client).await;
         let (memory_during, descriptors_during) = usage(patients(&mut system));
         assert!(memory_during < memory + MEMORY, "{} KiB more", (memory_during - memory) / 1024);
         assert!(descriptors_during < descriptors + CONNECTIONS + 100, "{descriptors_during}");
         assert!(during < before * 3 + Duration::from_millis(5), "{during:?}, {before:?} before");
         drop(held);
-        until("it has let them go", async || usage(patients(&mut system)).1 < descriptors + 100).await;
+        until("it has closed them", async || usage(patients(&mut system)).1 < descriptors + 100).await;
     });
 }
 
-/// Heads that lack their last line, and bodies that lack their last bytes, on every HTTP server: they share what memory there
-/// is for them, however many there are, and it is free again when they have gone.
+/// Heads without their last line, and bodies without their last bytes, on every HTTP server: together they use a bounded amount
+/// of memory, which is free again after the clients have disconnected.
 #[test]
-fn unfinished_requests_cost_no_more_memory_than_they_may_and_keep_nobody_out() {
+fn incomplete_requests_cost_bounded_memory_and_block_no_other_client() {
     allow_all_descriptors();
     runtime::block_on(2, async {
-        let mut system = system(some_broker(), 1, &[]).await;
+        let mut system = system(any_broker(), 1, &[]).await;
         let client = system.patient_client();
         register(&client, &Acknowledged::default()).await;
         let head = format!("GET /metrics HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(31_000));
@@ -95,14 +95,14 @@ fn unfinished_requests_cost_no_more_memory_than_they_may_and_keep_nobody_out() {
             let address = pick(&mut system).address();
             let health = Client::new(&address);
             let (memory, descriptors) = usage(pick(&mut system));
-            // Only patient-service reads bodies; the others answer at once that there is nothing at this path.
+            // Only patient-service reads bodies; the others respond 404 at once.
             for (count, start) in [(600, &head), (3_000, &head), (600, &body), (3_000, &body)] {
                 let mut held = Vec::new();
                 for _ in 0..count / 100 {
                     let (address, start) = (address.clone(), start.clone());
                     let connect = move |_| {
                         let mut stream = TcpStream::connect(&address).unwrap();
-                        // It may have had to give way already.
+                        // The server may have closed the connection already.
                         let _ = stream.write_all(start.as_bytes());
                         stream
                     };
@@ -113,11 +113,11 @@ fn unfinished_requests_cost_no_more_memory_than_they_may_and_keep_nobody_out() {
                     }
                 }
                 drop(held);
-                until("it has let them go", async || usage(pick(&mut system)).1 < descriptors + 50).await;
-                let kept = if *start == head { KEPT.0 } else { KEPT.1 };
-                until("it has given their memory back", async || usage(pick(&mut system)).0 < memory + kept).await;
+                until("it has closed them", async || usage(pick(&mut system)).1 < descriptors + 50).await;
+                let kept = if *start == head { MAX_KEPT_MEMORY.0 } else { MAX_KEPT_MEMORY.1 };
+                until("it has freed their memory", async || usage(pick(&mut system)).0 < memory + kept).await;
             }
-            let most = pick(&mut system).process().most_memory();
+            let most = pick(&mut system).process().peak_memory();
             assert!(most < ALL_MEMORY, "{name}: {} KiB", most >> 10);
         }
         register(&client, &Acknowledged::default()).await;
@@ -135,23 +135,23 @@ async fn broken_off(billing: &Service) -> f64 {
 }
 
 #[test]
-fn grpc_clients_that_hold_on_cost_bounded_memory_and_keep_nobody_out() {
+fn slow_grpc_clients_cost_bounded_memory_and_block_no_other_client() {
     runtime::block_on(2, async {
-        let mut system = system(some_broker(), 1, &[]).await;
+        let mut system = system(any_broker(), 1, &[]).await;
         let client = system.patient_client();
         let jane = register(&client, &Acknowledged::default()).await;
         let ledger = format!("/patients/{}/billing/transactions?limit=1", id(&jane));
-        sql::execute(&system.ground().billing_database.clone(), LEDGER).await.unwrap();
+        sql::execute(&system.backing_services().billing_database.clone(), LEDGER).await.unwrap();
         let address = ([127, 0, 0, 1], system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()).into();
-        let begun = async || http2::Connection::begin(address, i32::MAX as u32).await.unwrap();
-        // Of each kind, more than there may be; one that the service has closed meanwhile takes nothing more.
+        let begun = async || http2::Connection::open_with_window(address, i32::MAX as u32).await.unwrap();
+        // More than the maximum of each kind. Writing to a connection that the service has closed fails.
         let mut held = Vec::new();
         for kind in 0..600 {
             let mut connection = begun().await;
             let _ = match kind % 3 {
-                // A frame that does not end, of the largest size that is allowed.
+                // An incomplete frame of the maximum size.
                 0 => connection.send(&[&[0, 0x40, 0, HEADERS, 0, 0, 0, 0, 1][..], &[0; 16_000]].concat()).await,
-                // A head that does not end.
+                // A header block without END_HEADERS.
                 1 => {
                     let long = "a".repeat(7_000);
                     connection
@@ -177,7 +177,7 @@ fn grpc_clients_that_hold_on_cost_bounded_memory_and_keep_nobody_out() {
         let request = [&[0x0a, 36], id(&jane).to_string().as_bytes()].concat();
         let list = async || {
             let mut connection = begun().await;
-            let _ = connection.widen(0, i32::MAX as u32 - 65_535).await;
+            let _ = connection.increase_window(0, i32::MAX as u32 - 65_535).await;
             for call in 0..20 {
                 let _ = connection.call(2 * call + 1, "/BillingService/ListTransactions", &[], &request).await;
             }
@@ -195,9 +195,9 @@ fn grpc_clients_that_hold_on_cost_bounded_memory_and_keep_nobody_out() {
             until("others are answered", async || client.get(&ledger).await.unwrap().status == 200).await;
         }
         println!("{} KiB with answers", billing(&mut system).process().memory() / 1024);
-        // Until the kernel has taken what it takes of the others, one core may be too busy for a deadline.
-        until("others are answered", async || client.get(&ledger).await.unwrap().status == 200).await;
-        let most = billing(&mut system).process().most_memory();
+        // One core may be too busy for the deadline until the kernel has buffered the responses of the others.
+        until("other clients get responses", async || client.get(&ledger).await.unwrap().status == 200).await;
+        let most = billing(&mut system).process().peak_memory();
         assert!(most < ALL_MEMORY, "{} KiB", most / 1024);
         drop(held);
         assert_eq!(client.get(&ledger).await.unwrap().status, 200);
@@ -205,9 +205,9 @@ fn grpc_clients_that_hold_on_cost_bounded_memory_and_keep_nobody_out() {
 }
 
 #[test]
-fn bodies_without_end_cost_no_memory() {
+fn endless_bodies_cost_no_memory() {
     runtime::block_on(2, async {
-        let mut system = system(some_broker(), 1, &[]).await;
+        let mut system = system(any_broker(), 1, &[]).await;
         register(&system.patient_client(), &Acknowledged::default()).await;
         let (memory, _) = usage(patients(&mut system));
         let address = system.patients[0].address();
@@ -223,19 +223,19 @@ fn bodies_without_end_cost_no_memory() {
                     );
                     stream.write_all(head.as_bytes()).unwrap();
                     let chunk = format!("{:x}\r\n{}\r\n", 1 << 16, " ".repeat(1 << 16));
-                    // 64 MiB, or until it will hear no more.
+                    // 64 MiB, or until the connection is closed.
                     let sent = (0..1024).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
-                    let mut answer = [0; 12];
-                    let answered = stream.read_exact(&mut answer).is_ok();
-                    (sent, answered.then(|| String::from_utf8_lossy(&answer).into_owned()))
+                    let mut response = [0; 12];
+                    let answered = stream.read_exact(&mut response).is_ok();
+                    (sent, answered.then(|| String::from_utf8_lossy(&response).into_owned()))
                 })
             })
             .collect();
         for sent in sending {
-            let (chunks, answer) = sent.await;
-            assert!(chunks < 1024, "it took all of it");
-            // A client that keeps sending may lose the answer to the reset that follows it.
-            assert!(answer.as_deref().is_none_or(|answer| answer == "HTTP/1.1 413"), "{answer:?}");
+            let (chunks, response) = sent.await;
+            assert!(chunks < 1024, "it read all of it");
+            // A client that keeps sending may lose the response, because a reset follows it.
+            assert!(response.as_deref().is_none_or(|response| response == "HTTP/1.1 413"), "{response:?}");
         }
         let (after, _) = usage(patients(&mut system));
         assert!(after < memory + (16 << 20), "{} KiB more", (after - memory) / 1024);
@@ -245,10 +245,10 @@ fn bodies_without_end_cost_no_memory() {
     });
 }
 
-/// Memory and descriptors of a service.
+/// Memory and open descriptors of a service.
 fn usage(service: &mut Service) -> (u64, usize) {
     let process = service.process();
-    (process.memory(), process.descriptors())
+    (process.memory(), process.open_descriptors())
 }
 
 /// The median time of a read.

@@ -1,4 +1,4 @@
-//! The clock of a service, or of PostgreSQL, is off or steps.
+//! The clock of a service or of PostgreSQL is wrong, or steps.
 
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,21 @@ use testbed::{
     clock::SteppedClock,
     service::Service,
     sql,
-    system::{OwnGround, System},
+    system::{DedicatedServers, System},
 };
 
 use crate::support::{
-    TIMEOUT, analytics, audit, billing, id, logged, metric, patient, patients, register, some_broker, start, system,
+    TIMEOUT, analytics, any_broker, audit, billing, id, logged, metric, patient, patients, register, start, system,
     until, until_metric, until_readiness,
 };
 
-testbed::on_each_broker!(an_hour_off_versions_decide_and_no_time);
+testbed::on_each_broker!(versions_decide_and_not_clocks_that_are_an_hour_off);
 
 /// In seconds.
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 
-fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
+fn versions_decide_and_not_clocks_that_are_an_hour_off(kind: Kind) {
     runtime::block_on(2, async {
         let mut system = system(kind, 2, &[("RELAY_LEASE", "1s")]).await;
         let [ahead, behind] = [HOUR, -HOUR].map(|offset| {
@@ -33,17 +33,17 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
             clock.set(offset).unwrap();
             clock
         });
-        relaunch(&mut system, patients, &ahead).await;
-        relaunch(&mut system, analytics, &behind).await;
+        restart_with(&mut system, patients, &ahead).await;
+        restart_with(&mut system, analytics, &behind).await;
         let acknowledged = Acknowledged::default();
         let (fast, right) = (system.patients[0].client(), system.patients[1].client());
 
-        // A later change seems to be an hour older than the one before.
+        // By the clocks, a later change is an hour older than the one before.
         let jane = register(&fast, &acknowledged).await;
         let path = format!("/patients/{}", id(&jane));
         for (version, client) in [(2, &right), (3, &fast), (4, &right)] {
-            let answer = client.put(&path, &patient()).await.unwrap();
-            assert_eq!(answer.header("etag"), Some(format!("\"{version}\"").as_str()), "{}", answer.text());
+            let response = client.put(&path, &patient()).await.unwrap();
+            assert_eq!(response.header("etag"), Some(format!("\"{version}\"").as_str()), "{}", response.text());
             acknowledged.stored(id(&jane), version);
         }
         audit(&system, &acknowledged).await;
@@ -53,7 +53,7 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
         let last: DateTime<Utc> = summary["lastEventTime"].as_str().unwrap().parse().unwrap();
         assert!(last - Utc::now() > TimeDelta::minutes(50), "the clock is off: {last}");
 
-        // Neither does a lease last an hour longer, nor a key an hour less.
+        // The wrong clock changes neither the length of a lease nor the age of a key.
         until("one of them has the lease", async || {
             metric(&system.patients[0], "relay_leases_held").await == Some(1.0)
                 || metric(&system.patients[1], "relay_leases_held").await == Some(1.0)
@@ -73,14 +73,14 @@ fn an_hour_off_versions_decide_and_no_time(kind: Kind) {
 mod on_kafka_alone {
     use super::*;
 
-    /// Kafka takes no record from more than an hour ahead (`message.timestamp.after.max.ms`).
+    /// Kafka rejects records with a timestamp more than an hour ahead (`message.timestamp.after.max.ms`).
     #[test]
-    fn a_clock_too_far_ahead_for_kafka_keeps_events_until_it_is_right() {
+    fn events_stay_in_the_outbox_while_the_clock_is_too_far_ahead_for_kafka() {
         runtime::block_on(2, async {
             let mut system = system(Kind::Kafka, 1, &[]).await;
             let clock = SteppedClock::new(system.directory()).unwrap();
             clock.set(HOUR + 100).unwrap();
-            relaunch(&mut system, patients, &clock).await;
+            restart_with(&mut system, patients, &clock).await;
             let acknowledged = Acknowledged::default();
             for _ in 0..5 {
                 register(&system.patient_client(), &acknowledged).await;
@@ -89,7 +89,7 @@ mod on_kafka_alone {
                 "kafka_broker_errors_total{ended_by=\"clock\",error=\"InvalidTimestamp\",request=\"Produce\"}";
             until_metric(&system.patients[0], rejections, |rejections| rejections >= 3.0).await;
             until_readiness(&system.patients[0], "kafka", 200, "DEGRADED").await;
-            let database = system.ground().patients_database.clone();
+            let database = system.backing_services().patients_database.clone();
             let count = async |statement| sql::number(&database, statement).await.unwrap();
             assert_eq!(count("SELECT count(*) FROM outbox").await, 5);
             assert_eq!(count("SELECT count(*) FROM outbox_dead_letters").await, 0);
@@ -107,26 +107,26 @@ mod on_kafka_alone {
     }
 }
 
-async fn relaunch(system: &mut System, which: fn(&mut System) -> &mut Service, clock: &SteppedClock) {
+async fn restart_with(system: &mut System, which: fn(&mut System) -> &mut Service, clock: &SteppedClock) {
     let clock = clock.environment();
-    let relaunched = system.relaunch(which, |mut launch| {
+    let restarted = system.restart_with(which, |mut launch| {
         launch.environment.extend(clock);
         launch.start()
     });
-    relaunched.await.unwrap();
+    restarted.await.unwrap();
     which(system).until_ready().await.unwrap();
 }
 
-/// PostgreSQL is started on another host, whose clock is another, or somebody sets its clock.
+/// As when PostgreSQL moves to a host with another clock, or its clock is set.
 #[test]
-fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_time_and_no_more() {
+fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_timeouts_alone() {
     runtime::block_on(2, async {
-        let mut ground = OwnGround::start(some_broker()).await.unwrap();
-        let mut system = start(ground.ground(), 2, &[]).await;
+        let mut servers = DedicatedServers::start(any_broker()).await.unwrap();
+        let mut system = start(servers.backing_services(), 2, &[]).await;
         let acknowledged = Acknowledged::default();
-        let database = system.ground().patients_database.clone();
+        let database = system.backing_services().patients_database.clone();
         for (number, offset) in [0, -HOUR, HOUR, -3 * DAY, 3 * DAY, 0].into_iter().enumerate() {
-            // Both die: the one that holds the lease, and what has claimed tasks that billing could not be told.
+            // Kills both the holder of the lease, and the replicas that have claimed billing tasks.
             system.billing.process().kill().await;
             let tasks = async || sql::number(&database, "SELECT count(*) FROM billing_tasks").await.unwrap();
             for service in &system.patients {
@@ -141,11 +141,11 @@ fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_time_and_no_
             for number in 0..2 {
                 system.patients[number].process().kill().await;
             }
-            ground.clock.set(offset).unwrap();
+            servers.clock.set(offset).unwrap();
             if number % 2 == 0 {
-                ground.cluster.process().signal_all(Signal::KILL);
-                ground.cluster.process().kill().await;
-                ground.restart_postgres().await.unwrap();
+                servers.cluster.process().signal_all(Signal::KILL);
+                servers.cluster.process().kill().await;
+                servers.restart_postgres().await.unwrap();
             }
             system.restart(billing).await.unwrap();
             for number in 0..2 {
@@ -159,7 +159,7 @@ fn a_step_of_postgresqls_clock_delays_events_and_tasks_by_their_own_time_and_no_
             until("the tasks are done", async || tasks().await == 0).await;
             let done = started.elapsed();
             println!("{offset} s: events published after {published:.1?}, tasks done after {done:.1?}");
-            // RELAY_LEASE, and what the new replicas need to begin; the longest pause of a task.
+            // RELAY_LEASE, and the time for new replicas to start; the longest backoff of a task.
             assert!(published < Duration::from_secs(3 + 7), "{offset}: {published:?}");
             assert!(done < Duration::from_secs(31 + 9), "{offset}: {done:?}");
             audit(&system, &acknowledged).await;

@@ -1,7 +1,7 @@
-//! The disk of analytics' state is full, or cannot be written to.
+//! The disk with the state of analytics is full or read-only.
 //!
-//! The service gets a file system of its own, in a mount namespace that nobody else sees and that ends with it. Where
-//! that is not allowed, `just test` says so and leaves these tests out.
+//! The service runs in a new mount namespace with its own file system. If that is not allowed, `just test` skips these tests
+//! and says so.
 
 use std::{
     fs,
@@ -16,29 +16,29 @@ use crate::support::{
 };
 
 testbed::on_each_broker!(
-    in_a_namespace_a_full_disk_is_told_and_counts_nothing_wrong,
-    in_a_namespace_a_read_only_disk_is_told
+    in_a_namespace_a_full_disk_is_reported_and_counts_stay_correct,
+    in_a_namespace_a_read_only_disk_is_reported
 );
 
-/// Mounts a small file system with the options and at the place of its first two arguments, then becomes the rest.
+/// Mounts a small file system with the options in its first argument at the path in its second, then executes the rest.
 const MOUNT: &str = r#"mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@""#;
-const TROUBLE: &str = "the state cannot be used; nothing is counted until it can";
+const STATE_UNUSABLE: &str = "the state cannot be used; nothing is counted until it can";
 
-fn in_a_namespace_a_full_disk_is_told_and_counts_nothing_wrong(kind: Kind) {
+fn in_a_namespace_a_full_disk_is_reported_and_counts_stay_correct(kind: Kind) {
     runtime::block_on(2, async {
         let mut system = system(kind, 1, &[]).await;
-        let state = on_a_small_disk(&mut system, "size=16m").await;
+        let state = restart_on_small_disk(&mut system, "size=16m").await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
         writers.until(20, TIMEOUT).await.unwrap();
-        // Somebody else fills it up to the last page.
+        // Another process fills the disk completely.
         let filler = state.join("filler");
         let fill = || fs::OpenOptions::new().append(true).create(true).open(&filler);
         for block in [1 << 16, 1 << 12, 1] {
             while std::io::Write::write_all(&mut fill().unwrap(), &vec![0; block]).is_ok() {}
         }
         until_readiness(&system.analytics, "state", 503, "DOWN").await;
-        assert!(logged(&system.analytics, TROUBLE) > 0);
-        // What is shown is what was counted, and it does not move.
+        assert!(logged(&system.analytics, STATE_UNUSABLE) > 0);
+        // The counts are those before, and do not change.
         let shown = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         writers.until(writers.acknowledged().count() + 30, TIMEOUT).await.unwrap();
         let later = system.until_summary(TIMEOUT, |_| true).await.unwrap();
@@ -51,14 +51,14 @@ fn in_a_namespace_a_full_disk_is_told_and_counts_nothing_wrong(kind: Kind) {
     });
 }
 
-fn in_a_namespace_a_read_only_disk_is_told(kind: Kind) {
+fn in_a_namespace_a_read_only_disk_is_reported(kind: Kind) {
     runtime::block_on(2, async {
         let mut system = system(kind, 1, &[]).await;
         let acknowledged = Acknowledged::default();
         register_many(&system.patient_client(), &acknowledged, 5).await;
-        on_a_small_disk(&mut system, "ro").await;
+        restart_on_small_disk(&mut system, "ro").await;
         until_readiness(&system.analytics, "state", 503, "DOWN").await;
-        assert_eq!(logged(&system.analytics, TROUBLE), 1);
+        assert_eq!(logged(&system.analytics, STATE_UNUSABLE), 1);
         let pid = system.analytics.process().pid().to_string();
         let place = disk(&system);
         let mut remount = Command::new("nsenter");
@@ -75,19 +75,19 @@ fn disk(system: &System) -> PathBuf {
     system.directory().join("disk")
 }
 
-/// Starts analytics anew with its state on a disk of its own; gives the way to that disk from outside.
-async fn on_a_small_disk(system: &mut System, options: &str) -> PathBuf {
+/// Restarts analytics with its state on a small disk; returns a path by which this process can reach that disk.
+async fn restart_on_small_disk(system: &mut System, options: &str) -> PathBuf {
     let place = disk(system);
     fs::create_dir(&place).unwrap();
     let words = place.display().to_string();
     let state = ("STATE_FILE".to_owned(), place.join("analytics.sqlite").display().to_string());
-    let relaunched = system.relaunch(analytics, |mut launch| {
+    let restarted = system.restart_with(analytics, |mut launch| {
         launch.environment.push(state);
-        launch.start_by(&["unshare", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh", options, &words])
+        launch.start_with_wrapper(&["unshare", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh", options, &words])
     });
-    relaunched.await.unwrap();
+    restarted.await.unwrap();
     let root = PathBuf::from(format!("/proc/{}/root", system.analytics.process().pid()));
     let inside = root.join(place.strip_prefix("/").unwrap_or(Path::new("")));
-    until("it answers", async || system.analytics.client().get("/actuator/health/liveness").await.is_ok()).await;
+    until("it responds", async || system.analytics.client().get("/actuator/health/liveness").await.is_ok()).await;
     inside
 }

@@ -1,7 +1,8 @@
-//! The running system under faults: the real binaries, a real PostgreSQL and real brokers, killed, frozen, cut off, full.
+//! Fault injection: the real binaries with a real PostgreSQL and real brokers, which are killed, stopped, disconnected or
+//! filled up.
 //!
-//! After each fault the system heals by itself, and an audit compares what clients were told with what PostgreSQL, the
-//! topic, billing and analytics hold. `docs/failures.md` lists the faults with what clients and operators see of each.
+//! After each fault the system recovers by itself, and an audit compares the acknowledged changes with PostgreSQL, the topic,
+//! billing and analytics. `docs/failures.md` lists the faults with what clients and operators see of each.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod analytics;

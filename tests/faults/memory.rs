@@ -1,4 +1,4 @@
-//! What strange records cost analytics-service of memory: less than compose gives it.
+//! The memory of analytics-service with undecodable records stays below the limit in docker-compose.yaml.
 
 use std::collections::BTreeMap;
 
@@ -14,26 +14,26 @@ use testbed::{
 
 use crate::support::{TIMEOUT, logged, metric, until, until_readiness};
 
-testbed::on_each_broker!(records_that_are_no_events_cost_little_memory);
+testbed::on_each_broker!(undecodable_records_cost_little_memory);
 
-/// No broker takes it.
+/// An invalid name of a topic.
 const NO_TOPIC: &str = "no topic";
 
-/// What docker-compose.yaml gives a service.
+/// The memory limit of a service in docker-compose.yaml.
 const MEMORY: u64 = 64 << 20;
 const PARTITIONS: i32 = 3;
-/// More than may wait for their topic.
+/// More than the maximum of dead letters that wait for their topic.
 const RECORDS: usize = 90;
-const RECORD: usize = 900_000;
+const RECORD_BYTES: usize = 900_000;
 
-struct Ground {
+struct Fixture {
     kafka: kafka::Settings,
     topic: String,
     scratch: Scratch,
 }
 
-impl Ground {
-    /// A topic with many large records that are no events.
+impl Fixture {
+    /// A topic with many large undecodable records.
     async fn new(kind: Kind) -> Self {
         let kafka = kafka::Settings { deadline: TIMEOUT, ..testbed::shared_broker(kind).await };
         let topic = format!("patient-{:016x}", fastrand::u64(..));
@@ -41,7 +41,7 @@ impl Ground {
         let mut producer = Producer::new(kafka.clone(), &topic);
         for number in 0..RECORDS {
             let record =
-                Record { key: None, value: Some(vec![0xff; RECORD]), headers: Vec::new(), timestamp: Utc::now() };
+                Record { key: None, value: Some(vec![0xff; RECORD_BYTES]), headers: Vec::new(), timestamp: Utc::now() };
             let partition = number as i32 % PARTITIONS;
             producer.send(BTreeMap::from([(partition, vec![record])])).await.remove(&partition).unwrap().unwrap();
         }
@@ -88,38 +88,38 @@ async fn until_forwarded(service: &Service) {
         let letters = letters(service).await;
         letters.len() == RECORDS && letters.iter().all(|letter| letter["forwarded"] == true)
     };
-    until("every record is a dead letter and done with", forwarded).await;
+    until("every record is a forwarded dead letter", forwarded).await;
 }
 
 fn assert_little_memory(service: &mut Service) {
-    let most = service.process().most_memory();
+    let most = service.process().peak_memory();
     assert!(most > 0 && most < MEMORY, "{} KiB at most", most / 1024);
 }
 
-fn records_that_are_no_events_cost_little_memory(kind: Kind) {
+fn undecodable_records_cost_little_memory(kind: Kind) {
     runtime::block_on(2, async {
-        let ground = Ground::new(kind).await;
-        let mut service = ground.start().await;
+        let fixture = Fixture::new(kind).await;
+        let mut service = fixture.start().await;
         until_forwarded(&service).await;
         let letters = letters(&service).await;
-        assert!(letters.iter().all(|letter| letter["valueBytes"] == RECORD), "{letters:?}");
+        assert!(letters.iter().all(|letter| letter["valueBytes"] == RECORD_BYTES), "{letters:?}");
         assert_little_memory(&mut service);
     });
 }
 
 #[test]
-fn dead_letters_that_their_topic_refuses_cost_little_memory() {
-    // Nisshi takes batches of any size.
+fn dead_letters_that_the_broker_rejects_cost_little_memory() {
+    // Nisshi accepts batches of any size.
     if !Kind::Kafka.is_installed() {
         return;
     }
     runtime::block_on(2, async {
-        let ground = Ground::new(Kind::Kafka).await;
-        kafka::create_topic(&ground.kafka, &ground.dead_letter_topic(), 1).await.unwrap();
-        set_topic_setting(&ground.kafka, &ground.dead_letter_topic(), "max.message.bytes", "1000").await.unwrap();
-        let mut service = ground.start().await;
+        let fixture = Fixture::new(Kind::Kafka).await;
+        kafka::create_topic(&fixture.kafka, &fixture.dead_letter_topic(), 1).await.unwrap();
+        set_topic_setting(&fixture.kafka, &fixture.dead_letter_topic(), "max.message.bytes", "1000").await.unwrap();
+        let mut service = fixture.start().await;
         until("every record is a dead letter", async || letters(&service).await.len() == RECORDS).await;
-        until("they are refused", async || {
+        until("they are rejected", async || {
             logged(&service, "a dead letter is rejected by its topic; the record is on the topic of events only")
                 + logged(&service, "dead letters cannot be forwarded; they wait in the state")
                 > 0
@@ -130,14 +130,14 @@ fn dead_letters_that_their_topic_refuses_cost_little_memory() {
 }
 
 #[test]
-fn dead_letters_whose_topic_cannot_be_had_are_bounded_and_told() {
-    // Nisshi makes topics of any name.
+fn dead_letters_without_a_topic_are_bounded_and_reported() {
+    // Nisshi creates topics with any name.
     if !Kind::Kafka.is_installed() {
         return;
     }
     runtime::block_on(2, async {
-        let ground = Ground::new(Kind::Kafka).await;
-        let mut service = ground.launch(NO_TOPIC);
+        let fixture = Fixture::new(Kind::Kafka).await;
+        let mut service = fixture.launch(NO_TOPIC);
         until_readiness(&service, "deadLetters", 503, "DOWN").await;
         let waiting = metric(&service, "dead_letters_waiting").await.unwrap() as usize;
         assert!((60..RECORDS).contains(&waiting), "{waiting} wait");
@@ -147,8 +147,8 @@ fn dead_letters_whose_topic_cannot_be_had_are_bounded_and_told() {
         assert_little_memory(&mut service);
         service.stop().await;
 
-        // Once there is a topic, they are forwarded and the rest is read.
-        let mut service = ground.start().await;
+        // With a valid topic, they are forwarded, and the remaining records are read.
+        let mut service = fixture.start().await;
         until_forwarded(&service).await;
         assert_eq!(metric(&service, "dead_letters_waiting_bytes").await, Some(0.0));
         until_readiness(&service, "deadLetters", 200, "UP").await;

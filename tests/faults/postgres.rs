@@ -1,4 +1,4 @@
-//! PostgreSQL dies, freezes, is cut off, is too busy, or holds what it cannot clean up.
+//! PostgreSQL is killed, stopped, disconnected or busy, fails over, or cannot remove dead rows.
 
 use std::{
     path::Path,
@@ -10,75 +10,88 @@ use surf::http::Method;
 use testbed::{
     Scratch, Signal,
     audit::Acknowledged,
-    http::Answer,
+    http::Response,
     postgres::{Cluster, Durability},
     proxy::{Mode, Proxy, Target},
     sql::{self, Session},
-    system::{Ground, OwnGround, System},
+    system::{BackingServices, DedicatedServers, System},
     writers::Writers,
 };
 
 use crate::support::{
-    TIMEOUT, audit, fast_broker, is_unavailable, logged, readiness, register, some_broker, start, stop_and_audit,
+    TIMEOUT, any_broker, audit, fast_broker, is_unavailable, logged, readiness, register, start, stop_and_audit,
     system, until, until_metric, until_readiness,
 };
 
-/// Time for an answer without the database: `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE`, and what may be added on a
-/// busy machine.
-const LIMIT: Duration = Duration::from_secs(3 + 2);
+/// Time for a response without the database: `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE`, and a margin for a busy
+/// machine.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3 + 2);
 const UNAVAILABLE: &str = "the database is unavailable";
-const AVAILABLE: &str = "the database is available again";
+const AVAILABLE_AGAIN: &str = "the database is available again";
 
 #[test]
-fn killed_frozen_and_restarted_under_load_it_costs_time_and_loses_nothing() {
+fn nothing_is_lost_when_postgresql_is_killed_or_frozen_under_load() {
     runtime::block_on(2, async {
-        let mut ground = OwnGround::start(some_broker()).await.unwrap_or_else(|error| panic!("{error}"));
-        let system = start(ground.ground(), 1, &[]).await;
+        let mut servers = DedicatedServers::start(any_broker()).await.unwrap_or_else(|error| panic!("{error}"));
+        let system = start(servers.backing_services(), 1, &[]).await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
         for (outages, freeze) in (1..).zip([true, false, true, false]) {
             writers.until(writers.acknowledged().count() + 20, TIMEOUT).await.unwrap();
-            ground.cluster.process().signal_all(if freeze { Signal::STOP } else { Signal::KILL });
+            servers.cluster.process().signal_all(if freeze { Signal::STOP } else { Signal::KILL });
             if !freeze {
-                ground.cluster.process().kill().await;
+                servers.cluster.process().kill().await;
             }
-            // The first to find out may be in the middle of something that it was sent in time.
+            // The services notice the outage with their next statement.
             until_readiness(&system.patients[0], "database", 503, "DOWN").await;
             until_readiness(&system.billing, "database", 503, "DOWN").await;
             let started = Instant::now();
-            let answer = system.patient_client().get("/patients?limit=1").await.unwrap();
-            assert!(is_unavailable(&answer) && started.elapsed() < LIMIT, "{:?} {}", started.elapsed(), answer.text());
+            let response = system.patient_client().get("/patients?limit=1").await.unwrap();
+            assert!(
+                is_unavailable(&response) && started.elapsed() < RESPONSE_TIMEOUT,
+                "{:?} {}",
+                started.elapsed(),
+                response.text()
+            );
             let alive = system.patient_client().get("/actuator/health/liveness").await.unwrap();
             assert_eq!(alive.status, 200);
             if freeze {
-                ground.cluster.process().signal_all(Signal::CONT);
+                servers.cluster.process().signal_all(Signal::CONT);
             } else {
-                ground.restart_postgres().await.unwrap();
+                servers.restart_postgres().await.unwrap();
             }
             for service in [&system.patients[0], &system.billing] {
                 until_readiness(service, "database", 200, "UP").await;
                 assert_eq!(
-                    (logged(service, UNAVAILABLE), logged(service, AVAILABLE)),
+                    (logged(service, UNAVAILABLE), logged(service, AVAILABLE_AGAIN)),
                     (outages, outages),
                     "logged once each"
                 );
             }
         }
         let (written, report) = stop_and_audit(writers, &system).await;
-        assert!(report.acknowledged > 80 && written.slowest < LIMIT + Duration::from_secs(2), "{written}\n{report}");
+        assert!(
+            report.acknowledged > 80 && written.slowest < RESPONSE_TIMEOUT + Duration::from_secs(2),
+            "{written}\n{report}"
+        );
         assert_eq!(written.unanswered, 0, "{written}");
         every_connection_works(&system, 16).await;
     });
 }
 
 #[test]
-fn with_every_connection_in_use_it_says_so_in_time_and_leaks_none() {
+fn with_every_connection_in_use_requests_get_503_in_time_and_no_connection_leaks() {
     runtime::block_on(2, async {
-        let system = system(some_broker(), 1, &[("DATABASE_CONNECTIONS", "4")]).await;
-        let mut session = Session::open(&system.ground().patients_database).await.unwrap();
+        let system = system(any_broker(), 1, &[("DATABASE_CONNECTIONS", "4")]).await;
+        let mut session = Session::open(&system.backing_services().patients_database).await.unwrap();
         for _ in 0..3 {
             session.execute("BEGIN; LOCK TABLE patients").await.unwrap();
-            for (answer, took) in reads(&system, 20).await {
-                assert!(is_unavailable(&answer) && took < LIMIT, "{took:?}: {} {}", answer.status, answer.text());
+            for (response, took) in reads(&system, 20).await {
+                assert!(
+                    is_unavailable(&response) && took < RESPONSE_TIMEOUT,
+                    "{took:?}: {} {}",
+                    response.status,
+                    response.text()
+                );
             }
             session.execute("ROLLBACK").await.unwrap();
             until("it is back", async || reads(&system, 1).await[0].0.status == 200).await;
@@ -88,20 +101,25 @@ fn with_every_connection_in_use_it_says_so_in_time_and_leaks_none() {
 }
 
 #[test]
-fn connections_that_die_without_a_word_are_replaced() {
+fn silently_dead_connections_are_replaced() {
     runtime::block_on(2, async {
-        let ground = OwnGround::start(some_broker()).await.unwrap_or_else(|error| panic!("{error}"));
+        let servers = DedicatedServers::start(any_broker()).await.unwrap_or_else(|error| panic!("{error}"));
         let proxy = Proxy::start().await.unwrap();
-        proxy.lead_to(Target::Socket(ground.cluster.socket_directory().join(".s.PGSQL.5432")));
+        proxy.set_target(Target::Socket(servers.cluster.socket_directory().join(".s.PGSQL.5432")));
         let cut = format!("postgres://postgres@127.0.0.1:{}/patients", proxy.port());
-        let ground = Ground { patients_database: cut, ..ground.ground() };
-        let system = start(ground, 1, &[("DATABASE_CONNECTIONS", "3"), ("DATABASE_DEADLINE", "1s")]).await;
+        let backing_services = BackingServices { patients_database: cut, ..servers.backing_services() };
+        let system = start(backing_services, 1, &[("DATABASE_CONNECTIONS", "3"), ("DATABASE_DEADLINE", "1s")]).await;
         let acknowledged = Acknowledged::default();
         for round in 0..6 {
             register(&system.patient_client(), &acknowledged).await;
             proxy.set(Mode::Stall);
-            for (answer, took) in reads(&system, 6).await {
-                assert!(is_unavailable(&answer) && took < LIMIT, "{took:?}: {} {}", answer.status, answer.text());
+            for (response, took) in reads(&system, 6).await {
+                assert!(
+                    is_unavailable(&response) && took < RESPONSE_TIMEOUT,
+                    "{took:?}: {} {}",
+                    response.status,
+                    response.text()
+                );
             }
             if round % 2 == 0 {
                 proxy.set(Mode::Reset);
@@ -116,7 +134,7 @@ fn connections_that_die_without_a_word_are_replaced() {
 }
 
 #[test]
-fn a_failover_to_a_replica_that_lagged_delays_no_event() {
+fn a_failover_to_a_lagging_standby_delays_no_event() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
         let [primary, replica] = ["primary", "replica"].map(|name| scratch.path().join(name));
@@ -126,17 +144,18 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
             cluster.create_database(name).await.unwrap();
         }
         let proxy = Proxy::start().await.unwrap();
-        let lead_to = |directory: &Path| proxy.lead_to(Target::Socket(directory.join(".s.PGSQL.5432")));
-        lead_to(&primary);
+        let point_proxy_to = |directory: &Path| proxy.set_target(Target::Socket(directory.join(".s.PGSQL.5432")));
+        point_proxy_to(&primary);
         let [patients_database, billing_database] =
             ["patients", "billing"].map(|name| format!("postgres://postgres@127.0.0.1:{}/{name}", proxy.port()));
-        let ground = Ground { patients_database, billing_database, ..Ground::shared(some_broker()).await };
-        // The relay takes it that no commit is later than five deadlines.
-        let system = start(ground, 1, &[("DATABASE_DEADLINE", "1s")]).await;
-        let (client, database) = (system.patient_client(), system.ground().patients_database.clone());
+        let backing_services =
+            BackingServices { patients_database, billing_database, ..BackingServices::shared(any_broker()).await };
+        // The relay assumes that every transaction ends within five deadlines.
+        let system = start(backing_services, 1, &[("DATABASE_DEADLINE", "1s")]).await;
+        let (client, database) = (system.patient_client(), system.backing_services().patients_database.clone());
         let jane = register(&client, &Acknowledged::default()).await;
 
-        // A copy of the primary that gets nothing from now on.
+        // A standby that lags: a copy of the primary that gets no further changes.
         cluster.stop().await;
         std::fs::create_dir(&replica).unwrap();
         let copied = Command::new("cp").arg("-a").arg(primary.join("data")).arg(&replica).status().unwrap();
@@ -148,7 +167,7 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
         until_readiness(&system.patients[0], "database", 200, "UP").await;
         until_readiness(&system.billing, "database", 200, "UP").await;
         let path = format!("/patients/{}", jane["id"].as_str().unwrap());
-        // A connection from before may cost a request.
+        // A request may fail because of a connection from before the restart.
         let mut tag = None;
         until("she is changed", async || {
             let changed = client.put(&path, &crate::support::patient()).await.unwrap();
@@ -158,7 +177,7 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
         .await;
         let tag = tag.unwrap();
         let waiting = async || sql::number(&database, "SELECT count(*) FROM outbox").await.unwrap_or(1);
-        // Long enough for the relay to begin its reading behind what it has published.
+        // Long enough that the low watermark of the relay is beyond the published events.
         let (mut registered, end) = (0, Instant::now() + Duration::from_secs(7));
         while Instant::now() < end || registered < 50 {
             register(&client, &Acknowledged::default()).await;
@@ -167,17 +186,17 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
         }
         until("all events are published", async || waiting().await == 0).await;
 
-        lead_to(&replica);
+        point_proxy_to(&replica);
         proxy.set(Mode::Reset);
         cluster.stop().await;
         proxy.set(Mode::Pass);
         until_readiness(&system.patients[0], "database", 200, "UP").await;
         until_readiness(&system.billing, "database", 200, "UP").await;
-        until("a change is taken", async || {
+        until("a registration succeeds", async || {
             client.post("/patients", &crate::support::patient()).await.unwrap().status == 201
         })
         .await;
-        // Everything is read every 30 s. The second of these would have to wait for that as long as it can take.
+        // The relay rereads the whole outbox every 30 s. Without its check of ids, the second event would wait for that.
         for _ in 0..2 {
             register(&client, &Acknowledged::default()).await;
             let started = Instant::now();
@@ -188,7 +207,7 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
         let created = registered + 4;
         system.until_summary(TIMEOUT, |summary| summary["created"].as_i64() >= Some(created)).await.unwrap();
 
-        // The operator's way, as docs/failures.md has it: no tag of before fits, and no change is taken for a repetition.
+        // The documented recovery in docs/failures.md: old entity tags do not match, and no change counts as a duplicate.
         sql::execute(&database, "UPDATE patients SET version = version + 1000000").await.unwrap();
         let [change, other] = [crate::support::patient(), crate::support::patient()];
         let stale = client.send(Method::Put, &path, &[("if-match", &tag)], Some(&change)).await.unwrap();
@@ -202,8 +221,8 @@ fn a_failover_to_a_replica_that_lagged_delays_no_event() {
 fn a_long_unrelated_transaction_stalls_no_delivery() {
     runtime::block_on(2, async {
         let system = system(fast_broker(), 1, &[]).await;
-        let database = system.ground().patients_database.clone();
-        // As long as it is open, the server cleans nothing up that was deleted since.
+        let database = system.backing_services().patients_database.clone();
+        // As long as it is open, PostgreSQL cannot remove rows that were deleted since.
         let mut unrelated = Session::open(&database).await.unwrap();
         let open = "BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE TEMPORARY TABLE unrelated (n int);
             SELECT count(*) FROM idempotency_keys";
@@ -214,20 +233,20 @@ fn a_long_unrelated_transaction_stalls_no_delivery() {
         sql::execute(&database, many).await.unwrap();
         until("they are published", async || sql::number(&database, "SELECT count(*) FROM outbox").await.unwrap() == 0)
             .await;
-        // 6,000 dead entries stand before the next live one. Soon they are not looked at any more.
+        // There are 6,000 dead index entries before the next live one. The relay soon skips them.
         let mut session = Session::open(&database).await.unwrap();
-        let mut looked_at = async || {
+        let mut entries_read = async || {
             let statement = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_pkey'";
             session.execute("SELECT pg_stat_force_next_flush()").await.unwrap();
             session.rows(statement, |row| sqlx::Row::try_get::<i64, _>(row, 0)).await.unwrap()[0]
         };
-        until("the relay passes over what is dead", async || {
-            let before = looked_at().await;
+        until("the relay skips the dead entries", async || {
+            let before = entries_read().await;
             for _ in 0..4 {
                 register(&system.patient_client(), &Acknowledged::default()).await;
                 smol::Timer::after(Duration::from_millis(600)).await;
             }
-            looked_at().await - before < 20_000
+            entries_read().await - before < 20_000
         })
         .await;
         let registered = async || system.until_summary(TIMEOUT, |_| true).await.unwrap()["updated"].as_i64().unwrap();
@@ -243,8 +262,8 @@ fn a_long_unrelated_transaction_stalls_no_delivery() {
     });
 }
 
-/// Reads at once, with their times.
-async fn reads(system: &System, count: usize) -> Vec<(Answer, Duration)> {
+/// Concurrent reads, with their times.
+async fn reads(system: &System, count: usize) -> Vec<(Response, Duration)> {
     let read = |_| {
         let client = system.patient_client();
         runtime::spawn(async move {
@@ -253,16 +272,16 @@ async fn reads(system: &System, count: usize) -> Vec<(Answer, Duration)> {
         })
     };
     let reading: Vec<_> = (0..count).map(read).collect();
-    let mut answers = Vec::new();
-    for answer in reading {
-        answers.push(answer.await);
+    let mut responses = Vec::new();
+    for response in reading {
+        responses.push(response.await);
     }
-    answers
+    responses
 }
 
-/// As many statements as there are connections are at work at once, and all of them end well.
+/// Runs as many statements at once as there are connections; all must succeed.
 async fn every_connection_works(system: &System, connections: usize) {
-    let mut session = Session::open(&system.ground().patients_database).await.unwrap();
+    let mut session = Session::open(&system.backing_services().patients_database).await.unwrap();
     session.execute("BEGIN; LOCK TABLE patients").await.unwrap();
     let client = system.patient_client();
     let reading: Vec<_> = (0..connections)
@@ -273,10 +292,10 @@ async fn every_connection_works(system: &System, connections: usize) {
         .collect();
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    let mut watch = Session::open(&system.ground().patients_database).await.unwrap();
-    // The relay and its like use one of them now and then.
+    let mut watch = Session::open(&system.backing_services().patients_database).await.unwrap();
+    // Background tasks use one of them at times.
     let enough = connections as i64 - 1;
-    until("every connection is at work", async || {
+    until("every connection is in use", async || {
         watch.rows(waiting, |row| sqlx::Row::try_get::<i64, _>(row, 0)).await.unwrap()[0] >= enough
     })
     .await;

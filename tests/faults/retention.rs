@@ -7,45 +7,45 @@ use kafka::{Consumer, Producer, Record};
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use testbed::{
     Scratch,
-    audit::{Acknowledged, Places},
+    audit::{Acknowledged, Auditor},
     broker::{Broker, Kind},
-    system::Ground,
+    system::BackingServices,
 };
 
 use crate::support::{
     TIMEOUT, analytics, audit, logged, metric, register_many, start, until, until_metric, until_readiness,
 };
 
-testbed::on_each_broker!(records_deleted_before_they_were_read_halt_it_until_it_may_go_on);
+testbed::on_each_broker!(records_deleted_unread_halt_analytics_until_it_may_continue);
 
-/// Kafka deletes a segment, which one record fills, as soon as there is another.
-const AT_ONCE: &str = "log.segment.bytes=1048576\n\
+/// Settings with which Kafka deletes a segment, which one record fills, as soon as there is another.
+const FAST_RETENTION: &str = "log.segment.bytes=1048576\n\
     log.retention.bytes=1048576\n\
     log.retention.check.interval.ms=200\n\
     log.segment.delete.delay.ms=0\n\
     log.initial.task.delay.ms=100";
 const PARTITION: i32 = 1;
 
-fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) {
+fn records_deleted_unread_halt_analytics_until_it_may_continue(kind: Kind) {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
         let directory = scratch.path().join("broker");
-        let started = Broker::start_anywhere(kind, &directory, AT_ONCE).await;
+        let started = Broker::start_on_free_port(kind, &directory, FAST_RETENTION).await;
         let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
         scratch.guard(broker.process()).unwrap();
-        let ground = Ground {
+        let backing_services = BackingServices {
             patients_database: testbed::shared_database().await,
             billing_database: testbed::shared_database().await,
             kafka: broker.address(),
             topic: "patient".to_owned(),
         };
-        let mut system = start(ground, 1, &[]).await;
+        let mut system = start(backing_services, 1, &[]).await;
         let acknowledged = Acknowledged::default();
         register_many(&system.patient_client(), &acknowledged, 20).await;
         audit(&system, &acknowledged).await;
         system.analytics.stop().await;
 
-        let Places { kafka, topic, .. } = Places::of(&system);
+        let Auditor { kafka, topic, .. } = Auditor::of(&system);
         let mut consumer = Consumer::new(kafka.clone(), &topic, PARTITION);
         let mut producer = Producer::new(kafka, &topic);
         let unread = consumer.offsets().await.unwrap().end;
@@ -54,17 +54,18 @@ fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) 
         }
         if kind == Kind::Nisshi {
             broker.stop().await;
-            delete_at_the_start(&directory.join("broker.db")).await;
+            expire_records_at_start(&directory.join("broker.db")).await;
             broker.restart().await.unwrap();
             scratch.guard(broker.process()).unwrap();
         }
-        // Nisshi counts the offsets of a partition without any record from 0.
+        // Otherwise Nisshi would restart the offsets of a partition without records at 0.
         for partition in 0..3 {
-            until("a record is taken", async || send(&mut producer, partition, 100).await.is_ok()).await;
+            until("a record is accepted", async || send(&mut producer, partition, 100).await.is_ok()).await;
         }
-        until("some are deleted", async || consumer.offsets().await.is_ok_and(|there| there.start > unread)).await;
+        until("records are deleted", async || consumer.offsets().await.is_ok_and(|offsets| offsets.start > unread))
+            .await;
 
-        system.revive(analytics).unwrap();
+        system.restart_without_waiting(analytics).unwrap();
         until_readiness(&system.analytics, "intake", 503, "DOWN").await;
         let halted = format!("intake_halted{{partition=\"{PARTITION}\"}}");
         until_metric(&system.analytics, &halted, |value| value == 1.0).await;
@@ -74,19 +75,19 @@ fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) 
         let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!(summary["activePatients"], 20, "nothing was reset silently");
 
-        // The documented way on.
+        // The documented recovery.
         let before = consumer.offsets().await.unwrap();
-        let relaunched = system.relaunch(analytics, |mut launch| {
+        let restarted = system.restart_with(analytics, |mut launch| {
             launch.environment.push(("ON_OFFSET_LOSS".to_owned(), "continue".to_owned()));
             launch.start()
         });
-        relaunched.await.unwrap();
+        restarted.await.unwrap();
         let at_the_end = |summary: &serde_json::Value| {
             summary["partitions"][PARTITION as usize]["appliedOffset"].as_i64() == Some(before.end - 1)
         };
         let summary = system.until_summary(TIMEOUT, at_the_end).await.unwrap();
-        assert_eq!(summary["activePatients"], 20, "what is left is no event");
-        // The broker may have gone on to delete while analytics looked.
+        assert_eq!(summary["activePatients"], 20, "the remaining records are not events");
+        // The broker may have deleted further records meanwhile.
         let after = consumer.offsets().await.unwrap();
         let lost = metric(&system.analytics, "records_lost_total").await.unwrap() as i64;
         assert!((before.start..=after.start).contains(&(unread + lost)), "{lost}, {unread}, {before:?}, {after:?}");
@@ -94,16 +95,16 @@ fn records_deleted_before_they_were_read_halt_it_until_it_may_go_on(kind: Kind) 
     });
 }
 
-/// Sends a record that is no event.
+/// Sends an undecodable record.
 async fn send(producer: &mut Producer, partition: i32, bytes: usize) -> Result<(), kafka::Error> {
     let record = Record { key: None, value: Some(vec![0xff; bytes]), headers: Vec::new(), timestamp: Utc::now() };
     let mut sent = producer.send(BTreeMap::from([(partition, vec![record])])).await;
     sent.remove(&partition).unwrap().map(drop)
 }
 
-/// Nisshi deletes what is older than a topic's `retention.ms` when it starts, and then every ten minutes. Our client
-/// cannot set that; the broker's own file can.
-async fn delete_at_the_start(file: &Path) {
+/// Sets `retention.ms` in Nisshi's database, which our client cannot do. Nisshi deletes old records when it starts, and then
+/// every ten minutes.
+async fn expire_records_at_start(file: &Path) {
     let options = SqliteConnectOptions::new().filename(file);
     let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
     let configure = "INSERT INTO topic_configuration (topic, name, value)

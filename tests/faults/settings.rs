@@ -1,4 +1,4 @@
-//! Wrong settings, and right ones for what is not there.
+//! Invalid settings, and valid ones of unreachable servers.
 
 use std::process::Command;
 
@@ -10,11 +10,11 @@ use testbed::{
 
 use crate::support::{logged, readiness, until_metric, until_readiness};
 
-/// Nobody listens there.
-const NOWHERE: &str = "127.0.0.1:9";
+/// An address at which no process listens.
+const UNREACHABLE: &str = "127.0.0.1:9";
 
 #[test]
-fn every_wrong_value_of_every_service_is_named_and_ends_it_with_78() {
+fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
     let wrong: [(&str, &[(&str, &str)]); 3] = [
         (
             "patient-service",
@@ -45,7 +45,7 @@ fn every_wrong_value_of_every_service_is_named_and_ends_it_with_78() {
 }
 
 #[test]
-fn what_postgresql_is_asked_for_is_honoured_or_ends_the_service_with_78() {
+fn unsupported_postgresql_options_are_rejected_with_exit_code_78() {
     let url = "postgres://jane@localhost/x";
     let wrong = [
         ("?ssl=true", None, "ssl: TLS is not built into this program"),
@@ -56,7 +56,7 @@ fn what_postgresql_is_asked_for_is_honoured_or_ends_the_service_with_78() {
         ("", Some(("PGOPTIONS", "-c geqo=off")), "PGOPTIONS: expected nothing"),
     ];
     for service in ["patient-service", "billing-service"] {
-        for (parameters, variable, told) in wrong {
+        for (parameters, variable, message) in wrong {
             let binary = binaries().unwrap().join(service);
             let database = ("DATABASE_URL", format!("{url}{parameters}"));
             let mut command = Command::new(binary);
@@ -64,14 +64,14 @@ fn what_postgresql_is_asked_for_is_honoured_or_ends_the_service_with_78() {
             let output = command.output().unwrap();
             let error = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(78), "{service} {parameters}: {error}");
-            assert!(error.contains(told) && !error.contains("jane"), "{service} {parameters}: {error}");
+            assert!(error.contains(message) && !error.contains("jane"), "{service} {parameters}: {error}");
         }
     }
 }
 
-/// The process itself ends so, not only its library.
+/// Exit code and log of the process, not of the library alone.
 #[test]
-fn a_database_that_lacks_what_a_service_needs_ends_it_with_78() {
+fn an_unusable_database_ends_the_service_with_exit_code_78() {
     runtime::block_on(2, async {
         for (service, table) in [("patient-service", "patients"), ("billing-service", "accounts")] {
             let url = testbed::shared_database().await;
@@ -79,19 +79,19 @@ fn a_database_that_lacks_what_a_service_needs_ends_it_with_78() {
             let binary = binaries().unwrap().join(service);
             let settings = [("DATABASE_URL", &*url), ("SERVER_PORT", "0"), ("GRPC_SERVER_PORT", "0")];
             let mut command = Command::new(binary);
-            command.env_clear().envs(settings).env("KAFKA_BOOTSTRAP_SERVERS", NOWHERE).env("LOG_FORMAT", "json");
+            command.env_clear().envs(settings).env("KAFKA_BOOTSTRAP_SERVERS", UNREACHABLE).env("LOG_FORMAT", "json");
             let output = smol::unblock(move || command.output()).await.unwrap();
             let log = String::from_utf8(output.stdout).unwrap();
             assert_eq!(output.status.code(), Some(78), "{service}: {log}");
-            let told = |line: &&str| line.contains("the service cannot work on this database");
-            let lines: Vec<_> = log.lines().filter(told).collect();
+            let message = |line: &&str| line.contains("the service cannot work on this database");
+            let lines: Vec<_> = log.lines().filter(message).collect();
             assert!(lines.len() == 1 && lines[0].contains("already exists"), "{service}: {log}");
         }
     });
 }
 
 #[test]
-fn every_form_of_an_address_is_taken_or_refused_at_the_start() {
+fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
     let database = ("DATABASE_URL", "postgres://nobody@localhost/nothing");
     let output = |service: &str, name: &str, value: &str, arguments: &[&str]| {
         let mut command = Command::new(binaries().unwrap().join(service));
@@ -162,7 +162,7 @@ fn every_form_of_an_address_is_taken_or_refused_at_the_start() {
             );
         }
     }
-    // An address and a port that contradict each other.
+    // The port in the address and the port setting differ.
     let mut both = Command::new(binaries().unwrap().join("patient-service"));
     both.env_clear().envs([database, ("BILLING_SERVICE_ADDRESS", "b:9002"), ("BILLING_SERVICE_GRPC_PORT", "9001")]);
     let output = both.output().unwrap();
@@ -171,11 +171,11 @@ fn every_form_of_an_address_is_taken_or_refused_at_the_start() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_tried_again_and_said_once() {
+fn unreachable_servers_are_retried_and_logged_once() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
-        let database = ("DATABASE_URL", format!("postgres://nobody@{NOWHERE}/nothing"));
-        let kafka = ("KAFKA_BOOTSTRAP_SERVERS", NOWHERE.to_owned());
+        let database = ("DATABASE_URL", format!("postgres://nobody@{UNREACHABLE}/nothing"));
+        let kafka = ("KAFKA_BOOTSTRAP_SERVERS", UNREACHABLE.to_owned());
         let grpc = ("GRPC_SERVER_PORT", ports::free().to_string());
         let state = ("STATE_FILE", scratch.path().join("state.sqlite").display().to_string());
         let peer = ("BILLING_SERVICE_GRPC_PORT", "9".to_owned());
@@ -201,7 +201,7 @@ fn what_cannot_be_reached_is_tried_again_and_said_once() {
         for service in [&mut patients, &mut billing, &mut analytics] {
             let alive = service.client().get("/actuator/health/liveness").await.unwrap();
             assert_eq!(alive.status, 200);
-            assert!(service.stop().await.in_order());
+            assert!(service.stop().await.success());
         }
     });
 }

@@ -1,4 +1,4 @@
-//! `docs/settings.md` against the `--help` of the binaries. `just settings` writes the tables anew.
+//! Compares `docs/settings.md` with the `--help` of the binaries. `just settings` generates the tables.
 
 use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, process::Command};
 
@@ -6,7 +6,7 @@ use testbed::service::binaries;
 
 const SERVICES: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
 
-/// The lines between which the page is generated.
+/// The lines before and after the generated tables.
 const BEGIN: &str = "<!-- Generated from --help by `just settings`. -->";
 const END: &str = "<!-- End of what is generated. -->";
 
@@ -19,28 +19,28 @@ struct Setting {
     default: String,
 }
 
-/// A setting as a row of a table: which services have it, with which defaults.
+/// A row of a table: a setting, and the services that have it.
 struct Row {
     services: Vec<&'static str>,
     setting: Setting,
 }
 
 #[test]
-fn the_page_of_settings_says_what_every_binary_says() {
+fn the_settings_page_matches_every_help_text() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/settings.md");
     let page = fs::read_to_string(&path).unwrap();
-    let (before, rest) = page.split_once(BEGIN).expect("the page has no line at which the tables begin");
-    let (written, after) = rest.split_once(END).expect("the page has no line at which the tables end");
+    let (before, rest) = page.split_once(BEGIN).expect("the page has no line before the tables");
+    let (written, after) = rest.split_once(END).expect("the page has no line after the tables");
     let generated = format!("\n\n{}\n", tables());
     if env::var_os("WRITE_SETTINGS_PAGE").is_some() {
         fs::write(&path, format!("{before}{BEGIN}{generated}{END}{after}")).unwrap();
         return;
     }
     let differs = written.lines().zip(generated.lines()).find(|(written, generated)| written != generated);
-    assert!(written == generated, "docs/settings.md is not what --help says; `just settings` mends it: {differs:?}");
+    assert!(written == generated, "docs/settings.md differs from --help; run `just settings`: {differs:?}");
 }
 
-/// One table for each set of services that share settings, and one for all that OpenTelemetry's specification names.
+/// One table for each set of services that share settings, and one for the settings of OpenTelemetry.
 fn tables() -> String {
     let mut tables: Vec<(String, Vec<Row>)> = Vec::new();
     for row in rows() {
@@ -56,7 +56,7 @@ fn tables() -> String {
             None => tables.push((title, vec![row])),
         }
     }
-    // First what most services share, and OpenTelemetry's many at the end.
+    // First the settings of most services; those of OpenTelemetry last.
     tables.sort_by_key(|(title, rows)| (title.starts_with("Export"), usize::MAX - rows[0].services.len()));
     let mut text = String::new();
     for (title, rows) in tables {
@@ -74,7 +74,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-/// Every setting of every service, in the order in which they are listed; defaults that differ are told one by one.
+/// Every setting of every service, in the order of `--help`. Different defaults are listed side by side.
 fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut defaults: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -83,9 +83,9 @@ fn rows() -> Vec<Row> {
         let settings = settings(&String::from_utf8(output.stdout).unwrap());
         assert!(!settings.is_empty(), "{service} --help lists no settings");
         for setting in settings {
-            let told = defaults.entry(setting.names.clone()).or_default();
-            if !told.contains(&setting.default) {
-                told.push(setting.default.clone());
+            let known_defaults = defaults.entry(setting.names.clone()).or_default();
+            if !known_defaults.contains(&setting.default) {
+                known_defaults.push(setting.default.clone());
             }
             let same = |row: &&mut Row| row.setting.names == setting.names;
             match rows.iter_mut().find(same) {
@@ -104,7 +104,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// The settings in the text of `--help`: a line with the names, and one below it of meaning, value and default.
+/// Parses the settings in `--help`: a line with the names, and a line below it with meaning, value and default.
 fn settings(help: &str) -> Vec<Setting> {
     let (_, environment) = help.split_once("\nEnvironment:\n").unwrap_or_default();
     let lines: Vec<&str> = environment.lines().collect();
@@ -127,7 +127,7 @@ fn settings(help: &str) -> Vec<Setting> {
 }
 
 #[test]
-fn settings_are_read_from_help() {
+fn settings_are_parsed_from_help() {
     let help = "a 1: b\n\nUsage: a\n\nEnvironment:\n  PORT, SERVER_PORT\n      the port: a number from 0 (any) to 9 (default 4)\n\
         \x20 URL\n      a database: postgres://host (required, e.g. postgres://x)\n  NAME\n      name: text (optional)\n";
     let setting = |names: &str, meaning: &str, value: &str, default: &str| Setting {

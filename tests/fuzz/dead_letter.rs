@@ -1,5 +1,5 @@
-//! The headers of a record on the topic of dead letters: a letter, a mark or foreign, and written again they say the same.
-//! Whatever headers an original has, its letter has them all, and gives them back.
+//! The headers of a record on the dead-letter topic: they decode to a dead letter, a resend marker or a foreign record, and
+//! encoding that again decodes to the same. A dead letter keeps all headers of its original record.
 
 use arbitrary::Arbitrary;
 use codec::{
@@ -7,8 +7,8 @@ use codec::{
     headers::Headers,
 };
 
-/// Parts of names that mean something to us.
-const PARTS: [&str; 12] = [
+/// Fragments of the names of our headers.
+const FRAGMENTS: [&str; 12] = [
     "dead-letter-",
     "dead-letter-2-",
     "dead-letter-3-",
@@ -26,15 +26,15 @@ const PARTS: [&str; 12] = [
 /// The headers of a record.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
-    headers: Vec<(Vec<Part>, Value)>,
+    headers: Vec<(Vec<NameFragment>, Value)>,
     topic: String,
     place: (i32, i64),
     error: String,
 }
 
 #[derive(Arbitrary, Debug)]
-enum Part {
-    Ours(u8),
+enum NameFragment {
+    Known(u8),
     Bytes(Vec<u8>),
 }
 
@@ -46,13 +46,13 @@ enum Value {
     Number(i64),
 }
 
-/// Reads the headers.
+/// Decodes the headers.
 pub fn check(input: Input) {
     let Input { headers, topic, place: (partition, offset), error } = input;
-    let name = |parts: Vec<Part>| {
+    let name = |parts: Vec<NameFragment>| {
         let part = |part| match part {
-            Part::Ours(number) => PARTS[usize::from(number) % PARTS.len()].as_bytes().to_vec(),
-            Part::Bytes(bytes) => bytes,
+            NameFragment::Known(number) => FRAGMENTS[usize::from(number) % FRAGMENTS.len()].as_bytes().to_vec(),
+            NameFragment::Bytes(bytes) => bytes,
         };
         parts.into_iter().flat_map(part).collect()
     };

@@ -1,6 +1,6 @@
-//! A server of `libs/web` with its real connections, and a client that sends anything.
+//! A server of `libs/web` with real connections, and a client that sends arbitrary bytes.
 //!
-//! Both run on the calling thread and take turns, so that the same input always goes the same way.
+//! Both run on the calling thread in turn, so that an input is always processed in the same way.
 
 use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
@@ -12,11 +12,11 @@ use smol::net::{Shutdown as Half, TcpStream};
 use tide::{Body, Request, Response, StatusCode};
 use web::{Limits, Problem, Router, Server, Settings};
 
-/// Bytes of a body that the server takes; few, so that inputs reach the limit.
+/// The limit of a body in bytes; small, so that inputs reach it.
 pub(crate) const BODY_LIMIT: usize = 200;
-/// The header of answers that are sent while the request still comes.
+/// A header of responses that are sent while the request is still received.
 pub(crate) const STREAMED: &str = "x-streamed";
-/// What `/echo` sends before what it is sent, so that no body begins like an answer.
+/// What `/echo` sends before the request's body, so that no body starts like a response.
 pub(crate) const ECHO: &str = ".";
 
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
@@ -38,15 +38,15 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     address
 });
 
-/// Sends the pieces, lets the server read after each, and gives all that it has answered when it closes the connection.
+/// Sends the pieces, lets the server read after each, and returns its responses when it has closed the connection.
 ///
-/// With `end` it is told that nothing more comes. Then it closes the connection, and may leave unanswered what it is at.
-pub(crate) fn talk(pieces: &[&[u8]], end: bool) -> Vec<u8> {
+/// With `end`, the client closes its side. The server then closes the connection, perhaps before its last response.
+pub(crate) fn exchange(pieces: &[&[u8]], end: bool) -> Vec<u8> {
     runtime::block_on(1, async {
         let mut stream = TcpStream::connect(*SERVER).await.expect("the server accepts");
         stream.set_nodelay(true).expect("it is TCP");
         for piece in pieces {
-            // A server that has closed the connection has said why before.
+            // The server has closed the connection after an error response.
             if stream.write_all(piece).await.is_err() {
                 break;
             }
@@ -55,13 +55,13 @@ pub(crate) fn talk(pieces: &[&[u8]], end: bool) -> Vec<u8> {
             }
         }
         if end {
-            // It may be closed already.
+            // The connection may be closed already.
             let _ = stream.shutdown(Half::Write);
         }
-        let mut answers = Vec::new();
-        // The connection of a client that sends on after its last answer is reset; what has come is still there.
-        let _ = stream.read_to_end(&mut answers).await;
-        answers
+        let mut responses = Vec::new();
+        // The connection is reset if the client sends more after the last response; the received bytes are still readable.
+        let _ = stream.read_to_end(&mut responses).await;
+        responses
     })
 }
 
@@ -84,7 +84,7 @@ async fn json(mut request: Request<Limits>) -> Result<Response, Problem> {
     Ok(web::json(StatusCode::Ok, &[body]))
 }
 
-/// Gives back what comes while it comes.
+/// Streams the request's body back.
 async fn echo(mut request: Request<Limits>) -> Result<Response, Problem> {
     let mut response = Response::new(StatusCode::Ok);
     let length = request.len().map(|length| length + ECHO.len());

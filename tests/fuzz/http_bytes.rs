@@ -1,11 +1,11 @@
-//! Any bytes on a connection: whole answers or none, and never more than there can be requests.
+//! Arbitrary bytes on a connection: every response is complete, and there are no more responses than requests.
 
-use crate::{answers, edge};
+use crate::{edge, responses};
 
-/// Sends the bytes and looks at the answers.
+/// Sends the bytes and checks the responses.
 pub fn check(bytes: &[u8]) {
-    let answers = answers::read(&edge::talk(&[bytes], true));
-    // Each request has an empty line of its own, and after what is no request there is one answer at most.
+    let responses = responses::read(&edge::exchange(&[bytes], true));
+    // Each request has an empty line, and after bytes that are not a request there is at most one response.
     let requests = bytes.split(|byte| *byte == b'\n').filter(|line| line.is_empty() || *line == b"\r").count();
-    assert!(answers.len() <= requests + 1, "{} answers: {answers:?}", answers.len());
+    assert!(responses.len() <= requests + 1, "{} responses: {responses:?}", responses.len());
 }

@@ -1,20 +1,21 @@
-//! Requests of which it is known what they mean: each gets the answer that is due to it, in its turn, wherever the bytes
-//! are cut, and nothing in a body is ever taken for a request.
+//! Requests with a known meaning: each gets the expected response in order, however the bytes are split, and no body is parsed
+//! as a request.
 
 use arbitrary::Arbitrary;
 use serde_json::{Value as Json, json};
 
 use crate::{
-    answers::{self, Answer},
     edge::{self, BODY_LIMIT, ECHO},
+    responses::{self, Response},
 };
 
-/// A request that no conversation sends but within bodies. Its answer would be the only one with 204.
+/// A request that is sent in bodies only. A response with 204 would be for it.
 const SMUGGLED: &str = "DELETE /items/1 HTTP/1.1\r\nhost: x\r\n\r\n";
 /// The last request of each conversation, after which the server closes the connection.
-const LAST: Request<'_> = Request { call: Call::Hello, hosts: Hosts::One, headers: Vec::new(), ending: Ending::Close };
-/// Requests of a conversation, and headers of a request, of its own choice: more would only be more of the same.
-const MOST: usize = 5;
+const LAST: Request<'_> =
+    Request { call: Call::Hello, hosts: HostHeaders::One, headers: Vec::new(), ending: Ending::Close };
+/// The maximum number of requests, headers of a request, and pieces.
+const MAX_ITEMS: usize = 5;
 
 /// What a client sends on a connection.
 #[derive(Arbitrary, Debug)]
@@ -22,15 +23,15 @@ pub struct Conversation<'a> {
     requests: Vec<Request<'a>>,
     /// Sent after the requests.
     ambiguous: Option<Ambiguous>,
-    /// Lengths of the pieces in which the bytes come.
+    /// Lengths of the pieces in which the bytes are sent.
     pieces: Vec<u16>,
 }
 
 #[derive(Arbitrary, Debug)]
 struct Request<'a> {
     call: Call<'a>,
-    hosts: Hosts,
-    /// Values of headers that mean nothing.
+    hosts: HostHeaders,
+    /// Values of headers without a meaning.
     headers: Vec<&'a [u8]>,
     ending: Ending,
 }
@@ -63,7 +64,7 @@ enum Bytes<'a> {
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
-enum Hosts {
+enum HostHeaders {
     One,
     None,
     Two,
@@ -73,11 +74,11 @@ enum Hosts {
 enum Ending {
     Open,
     Close,
-    /// HTTP/1.0, where a connection is closed unless somebody says otherwise.
-    Old,
+    /// HTTP/1.0, where a connection is closed by default.
+    Http10,
 }
 
-/// A request whose body ends at one place by one reading, and at another by another. It is the last one.
+/// A request whose body has two possible ends. It is the last one.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Ambiguous {
     LengthAndChunks,
@@ -90,8 +91,8 @@ enum Ambiguous {
     Folded,
 }
 
-/// What is due to a request.
-struct Due {
+/// The expected response to a request.
+struct ExpectedResponse {
     status: u16,
     body: Option<Vec<u8>>,
     /// Whether the server may close the connection, or has to.
@@ -99,10 +100,10 @@ struct Due {
     must_end: bool,
 }
 
-/// Has the conversation and compares the answers with what is due.
+/// Sends the requests and compares the responses with the expected ones.
 pub fn check(conversation: Conversation<'_>) {
     let Conversation { mut requests, ambiguous, pieces: lengths } = conversation;
-    requests.truncate(MOST);
+    requests.truncate(MAX_ITEMS);
     if ambiguous.is_none() {
         requests.push(LAST);
     }
@@ -113,37 +114,40 @@ pub fn check(conversation: Conversation<'_>) {
     }
     let mut pieces = Vec::new();
     let mut rest = bytes.as_slice();
-    for length in lengths.iter().take(MOST) {
+    for length in lengths.iter().take(MAX_ITEMS) {
         let (piece, next) = rest.split_at(usize::from(*length).min(rest.len()));
         pieces.push(piece);
         rest = next;
     }
     pieces.push(rest);
-    compare(&requests, ambiguous, answers::read(&edge::talk(&pieces, false)));
+    compare(&requests, ambiguous, responses::read(&edge::exchange(&pieces, false)));
 }
 
-fn compare(requests: &[Request<'_>], ambiguous: Option<Ambiguous>, answers: Vec<Answer>) {
-    for answer in &answers {
-        assert_ne!(answer.status, 204, "a request in a body was answered: {answers:?}");
+fn compare(requests: &[Request<'_>], ambiguous: Option<Ambiguous>, responses: Vec<Response>) {
+    for response in &responses {
+        assert_ne!(response.status, 204, "a request in a body got a response: {responses:?}");
     }
-    let mut given = answers.iter();
+    let mut given = responses.iter();
     for request in requests {
-        let due = request.due();
-        let answer = given.next().unwrap_or_else(|| panic!("no answer to {request:?}: {answers:?}"));
-        assert_eq!(answer.status, due.status, "{request:?}: {answer:?}");
-        assert!(due.status < 400 || !answer.body.is_empty() || matches!(request.call, Call::Head), "{answer:?}");
-        if let Some(body) = due.body {
-            assert_eq!(answer.body.escape_ascii().to_string(), body.escape_ascii().to_string(), "{request:?}");
+        let expected = request.expected();
+        let response = given.next().unwrap_or_else(|| panic!("no response to {request:?}: {responses:?}"));
+        assert_eq!(response.status, expected.status, "{request:?}: {response:?}");
+        assert!(
+            expected.status < 400 || !response.body.is_empty() || matches!(request.call, Call::Head),
+            "{response:?}"
+        );
+        if let Some(body) = expected.body {
+            assert_eq!(response.body.escape_ascii().to_string(), body.escape_ascii().to_string(), "{request:?}");
         }
         let ends = given.len() == 0;
-        if due.must_end || (due.may_end && ends) {
-            assert!(ends, "an answer after the end: {answers:?}");
+        if expected.must_end || (expected.may_end && ends) {
+            assert!(ends, "a response after the last one: {responses:?}");
             return;
         }
-        assert!(!answer.is_last(), "the connection was closed: {request:?}: {answer:?}");
+        assert!(!response.is_last(), "the connection was closed: {request:?}: {response:?}");
     }
-    // It is refused, or read the one way that RFC 9112 allows, and nothing after it is read.
-    assert_eq!(given.len(), usize::from(ambiguous.is_some()), "{answers:?}");
+    // It is rejected, or parsed in the only way that RFC 9112 allows, and nothing after it is parsed.
+    assert_eq!(given.len(), usize::from(ambiguous.is_some()), "{responses:?}");
 }
 
 impl Request<'_> {
@@ -158,12 +162,12 @@ impl Request<'_> {
             Call::Json(content) => ("POST /json".to_owned(), Some(content)),
             Call::Echo(content) => ("POST /echo".to_owned(), Some(content)),
         };
-        let version = if self.ending == Ending::Old { "1.0" } else { "1.1" };
+        let version = if self.ending == Ending::Http10 { "1.0" } else { "1.1" };
         bytes.extend_from_slice(format!("{line} HTTP/{version}\r\n").as_bytes());
         let hosts = match self.hosts {
-            Hosts::One => "host: x\r\n",
-            Hosts::None => "",
-            Hosts::Two => "host: x\r\nhost: y\r\n",
+            HostHeaders::One => "host: x\r\n",
+            HostHeaders::None => "",
+            HostHeaders::Two => "host: x\r\nhost: y\r\n",
         };
         bytes.extend_from_slice(hosts.as_bytes());
         for value in self.headers() {
@@ -175,23 +179,23 @@ impl Request<'_> {
             bytes.extend_from_slice(b"connection: close\r\n");
         }
         match content {
-            Some(content) => content.write(self.ending != Ending::Old, bytes),
+            Some(content) => content.write(self.ending != Ending::Http10, bytes),
             None => bytes.extend_from_slice(b"\r\n"),
         }
     }
 
-    /// The values of the headers of its own, with what can stand in one.
+    /// The values of its headers, without bytes that a value cannot contain.
     fn headers(&self) -> impl Iterator<Item = Vec<u8>> {
         let allowed = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
-        self.headers.iter().take(MOST).map(move |value| value.iter().copied().filter(allowed).take(100).collect())
+        self.headers.iter().take(MAX_ITEMS).map(move |value| value.iter().copied().filter(allowed).take(100).collect())
     }
 
-    fn due(&self) -> Due {
-        // HTTP/1.0 knows no Host.
-        let refused = match self.hosts {
-            Hosts::One => false,
-            Hosts::None => self.ending != Ending::Old,
-            Hosts::Two => true,
+    fn expected(&self) -> ExpectedResponse {
+        // HTTP/1.0 does not require Host.
+        let is_rejected = match self.hosts {
+            HostHeaders::One => false,
+            HostHeaders::None => self.ending != Ending::Http10,
+            HostHeaders::Two => true,
         };
         let content = match &self.call {
             Call::Json(content) | Call::Echo(content) => Some(content.bytes()),
@@ -199,7 +203,7 @@ impl Request<'_> {
         };
         let json = |value: Json| Some(value.to_string().into_bytes());
         let (status, body) = match (&self.call, content) {
-            _ if refused => (400, None),
+            _ if is_rejected => (400, None),
             (Call::Hello, _) => (200, json(json!("hello"))),
             (Call::Head, _) => (200, Some(Vec::new())),
             (Call::Item(id), _) if encoded(id).is_empty() => (404, None),
@@ -213,13 +217,13 @@ impl Request<'_> {
             (Call::Echo(_), Some(content)) => (200, Some([ECHO.as_bytes(), &content].concat())),
             _ => (404, None),
         };
-        // A body that nobody has read may cost the connection.
+        // The server may close the connection instead of reading the body.
         let unread = match &self.call {
-            Call::Json(content) => refused || (content.expect && status == 413),
-            Call::Echo(_) => refused,
+            Call::Json(content) => is_rejected || (content.expect && status == 413),
+            Call::Echo(_) => is_rejected,
             _ => false,
         };
-        Due { status, body, may_end: unread, must_end: self.ending != Ending::Open }
+        ExpectedResponse { status, body, may_end: unread, must_end: self.ending != Ending::Open }
     }
 }
 
@@ -249,7 +253,7 @@ impl Content<'_> {
         let lengths = chunks.iter().map(|length| usize::from(*length)).chain([usize::MAX]);
         for length in lengths {
             let (chunk, next) = rest.split_at(length.min(rest.len()));
-            // One without bytes would be the last one.
+            // An empty chunk would be the last one.
             if !chunk.is_empty() {
                 bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
                 bytes.extend_from_slice(chunk);
@@ -274,7 +278,7 @@ impl Ambiguous {
             Self::SpaceBeforeColon => "content-length : 5".to_owned(),
             Self::Folded => "x-own: y\r\n content-length: 5".to_owned(),
         };
-        // Five bytes, which are also the last chunk; then what would be a request if they were the whole body.
+        // Five bytes, which are also the last chunk; then the smuggled request, if they were the whole body.
         format!(
             "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}\r\n\r\n0\r\n\r\n{SMUGGLED}"
         )
@@ -286,7 +290,7 @@ fn json_of(content: &[u8]) -> &[u8] {
     content.strip_prefix("\u{feff}".as_bytes()).unwrap_or(content)
 }
 
-/// A part of a path that every reader takes as it stands.
+/// A path segment without characters that need an encoding.
 fn encoded(text: &str) -> String {
     text.chars().filter(char::is_ascii_alphanumeric).collect()
 }

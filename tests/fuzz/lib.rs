@@ -1,18 +1,17 @@
-//! Hostile input: for each target a function that is given anything and panics if what must hold does not.
+//! Fuzz targets: each is a function that panics if an input violates an invariant.
 //!
-//! `just fuzz` has libFuzzer look for such input; `replay.rs` gives them what lies in `seeds`, without libFuzzer, in every
-//! run of the tests. An input that libFuzzer has found belongs there once its cause is mended.
+//! `just fuzz` runs them with libFuzzer; `replay.rs` runs them with the inputs in `seeds`, without libFuzzer, in every test
+//! run. An input that libFuzzer has found is added to `seeds` after the bug is fixed.
 //!
-//! - [`http_bytes`]: any bytes on a connection of `libs/web`;
-//! - [`http_requests`]: requests of which it is known what they mean;
+//! - [`http_bytes`]: arbitrary bytes on a connection of `libs/web`;
+//! - [`http_requests`]: requests with a known meaning;
 //! - [`patient_body`]: the JSON body of a patient;
 //! - [`patient_list`]: the query of a list, with its cursor, at the route table of patient-service;
-//! - [`patient_requests`]: requests of every kind, with a PostgreSQL behind the service;
-//! - [`event`]: the value of a record, up to what analytics counts;
-//! - [`dead_letter`]: the headers of a record on the topic of dead letters;
-//! - [`records`]: what a broker sends for a fetch: transactions, bombs, damage.
+//! - [`patient_requests`]: every kind of request to patient-service with a real PostgreSQL;
+//! - [`event`]: the value of a record, and the counts of analytics;
+//! - [`dead_letter`]: the headers of a record on the dead-letter topic;
+//! - [`records`]: the response of a broker to a fetch: transactions, decompression bombs, corrupt batches.
 
-mod answers;
 pub mod dead_letter;
 mod edge;
 pub mod event;
@@ -22,3 +21,4 @@ pub mod patient_body;
 pub mod patient_list;
 pub mod patient_requests;
 pub mod records;
+mod responses;

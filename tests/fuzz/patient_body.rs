@@ -1,11 +1,11 @@
-//! The JSON body of a patient: taken as it is, if all that the registry asks of it holds; else refused with 400.
+//! The JSON body of a patient: accepted unchanged if it is valid, else rejected with 400.
 
 use chrono::{Datelike as _, NaiveDate};
 use patient_service::http::PatientInput;
 use serde::Deserialize;
 use serde_json::json;
 
-/// The fields of a body, read another way.
+/// The fields of a body, parsed independently.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Given {
@@ -16,7 +16,7 @@ struct Given {
     registered_date: Option<String>,
 }
 
-/// Reads the bytes as a patient.
+/// Parses the bytes as a patient.
 pub fn check(bytes: &[u8]) {
     let today = NaiveDate::from_ymd_opt(2026, 7, 1).expect("a date");
     let Ok(input) = serde_json::from_slice::<PatientInput>(bytes) else { return };
@@ -25,14 +25,14 @@ pub fn check(bytes: &[u8]) {
         Err(problem) => return assert_eq!(problem.status(), 400),
     };
 
-    let given: Given = serde_json::from_slice(bytes).expect("what is taken consists of strings");
+    let given: Given = serde_json::from_slice(bytes).expect("an accepted body consists of strings");
     assert_eq!((&details.name, &details.email, &details.address), (&given.name, &given.email, &given.address));
     let dates = (details.date_of_birth.to_string(), details.registered_date.map(|date| date.to_string()));
     assert_eq!(dates, (given.date_of_birth, given.registered_date));
 
-    for (text, most) in [(&details.name, 100), (&details.email, 64 + 1 + 254), (&details.address, 255)] {
-        // PostgreSQL takes no NUL.
-        assert!(!text.trim().is_empty() && !text.contains('\0') && text.chars().count() <= most, "{text:?}");
+    for (text, max) in [(&details.name, 100), (&details.email, 64 + 1 + 254), (&details.address, 255)] {
+        // PostgreSQL rejects NUL.
+        assert!(!text.trim().is_empty() && !text.contains('\0') && text.chars().count() <= max, "{text:?}");
     }
     let (local, domain) = details.email.rsplit_once('@').expect("an email has an @");
     assert!(!local.is_empty() && !domain.is_empty(), "{}", details.email);

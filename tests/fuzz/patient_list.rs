@@ -1,5 +1,5 @@
-//! The query of `GET /patients`, at the route table of patient-service: every parameter is right, and the database is
-//! asked, or each wrong one is named.
+//! The query of `GET /patients`, with the routes of patient-service: either every parameter is valid and the database is
+//! queried, or each invalid one is named.
 
 use std::sync::{Arc, LazyLock};
 
@@ -27,7 +27,7 @@ const FIELDS: [(&str, SortField); 5] = [
     ("registeredDate", SortField::RegisteredDate),
 ];
 
-/// The service on a database that is not there, so that 503 tells what it would have been asked for.
+/// The service with an unreachable database: 503 means that the database would have been queried.
 static SERVICE: LazyLock<web::App<App>> = LazyLock::new(|| {
     let environment = Environment::empty().with("DATABASE_URL", "postgres://x@localhost/x?host=/dev/null");
     let settings = Settings::read(&mut Reader::new(environment));
@@ -38,7 +38,7 @@ static SERVICE: LazyLock<web::App<App>> = LazyLock::new(|| {
     routes(App::new(registry, billing, settings.http.limits)).build()
 });
 
-/// Asks for the list.
+/// Sends the request.
 pub fn check(bytes: &[u8]) {
     let Ok(query) = std::str::from_utf8(bytes) else { return };
     let Ok(url) = Url::parse(&format!("http://localhost/patients?{query}")) else { return };
@@ -50,18 +50,18 @@ pub fn check(bytes: &[u8]) {
     let body: Json = serde_json::from_slice(&body).expect("every answer is JSON");
     let wrong = given.wrong();
     match status {
-        // A search for nothing that can be found needs no database.
-        200 | 503 => assert!(wrong.is_empty(), "{wrong:?} should be refused: {body}"),
+        // A search that can match nothing does not query the database.
+        200 | 503 => assert!(wrong.is_empty(), "{wrong:?} should be rejected: {body}"),
         400 => {
-            let told: Vec<_> = body["errors"].as_object().expect("they are named").keys().collect();
-            assert!(told.iter().all(|name| wrong.contains(&name.as_str())), "{told:?} should be {wrong:?}");
-            assert_eq!(told.len(), wrong.len(), "{told:?} should be {wrong:?}");
+            let reported: Vec<_> = body["errors"].as_object().expect("they are named").keys().collect();
+            assert!(reported.iter().all(|name| wrong.contains(&name.as_str())), "{reported:?} should be {wrong:?}");
+            assert_eq!(reported.len(), wrong.len(), "{reported:?} should be {wrong:?}");
         }
         _ => panic!("{status}: {body}"),
     }
 }
 
-/// The parameters, read by what the OpenAPI document says of them.
+/// The parameters, validated independently by the rules of the OpenAPI document.
 struct Given(Vec<(String, String)>);
 
 impl Given {
@@ -69,17 +69,17 @@ impl Given {
         self.0.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The last one that is not empty.
+    /// The last value that is not empty.
     fn text(&self, name: &str) -> Option<&str> {
         self.0.iter().rfind(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
     }
 
-    /// The names of the parameters that are wrong, sorted.
+    /// The sorted names of the invalid parameters.
     fn wrong(&self) -> Vec<&'static str> {
         let pages = self.get("page").is_some() || self.get("size").is_some();
-        let number = |name, most: i64| {
+        let number = |name, max: i64| {
             let Some(text) = self.get(name) else { return Some(None) };
-            text.parse().ok().filter(|number| (1..=most).contains(number)).map(Some)
+            text.parse().ok().filter(|number| (1..=max).contains(number)).map(Some)
         };
         let (limit, page, size) = (number("limit", 1000), number("page", 100_001), number("size", 1000));
         let has_nul = |name| self.text(name).is_some_and(|text| text.contains('\0'));
@@ -115,13 +115,13 @@ fn field(name: &str) -> Option<SortField> {
     FIELDS.iter().find(|(field, _)| *field == name).map(|(_, field)| *field)
 }
 
-/// Whether it is a cursor of this order. Then there is no other way to write the same place, and it can be asked for.
+/// Whether it is a cursor of this order. Then its encoding is unique, and PostgreSQL accepts its values.
 fn is_cursor(text: &str, field: SortField) -> bool {
     let Ok(position) = cursor::decode(text, Order { field, direction: Direction::Ascending }) else { return false };
     assert_eq!(cursor::encode(&position), text);
     assert!(!position.sort_key.contains('\0'), "{position:?}");
     if matches!(field, SortField::DateOfBirth | SortField::RegisteredDate) {
-        // As PostgreSQL reads it, which knows no year 0.
+        // PostgreSQL has no year 0.
         let year: Option<u16> = position.sort_key.get(..4).and_then(|year| year.parse().ok());
         assert!(position.sort_key.len() == 10 && year.is_some_and(|year| year > 0), "{position:?}");
     }

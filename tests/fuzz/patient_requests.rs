@@ -1,5 +1,5 @@
-//! Requests to patient-service with a real PostgreSQL behind it: whatever is in a path, a query, a header or a body, PostgreSQL
-//! is asked nothing that it refuses as data (class 22 of its errors, which is answered 500), and nothing else ends in 500.
+//! Requests to patient-service with a real PostgreSQL: whatever is in a path, a query, a header or a body, no response is 500.
+//! In particular, no value reaches PostgreSQL that it rejects with a data exception (class 22).
 
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
@@ -13,8 +13,8 @@ use serde_json::{Value as Json, json};
 use smol::{lock::OnceCell, net::TcpStream};
 use uuid::Uuid;
 
-/// Texts that mean something to us, to PostgreSQL or to those who have written of its errors.
-const KNOWN: [&str; 40] = [
+/// Texts with a special meaning in our service or in PostgreSQL, or known from bug reports.
+const SPECIAL_TEXTS: [&str; 40] = [
     "",
     "\0",
     "a\0b",
@@ -75,15 +75,15 @@ const SORTS: [&str; 13] = [
 ];
 const HEADERS: [&str; 6] =
     ["if-match", "if-none-match", "idempotency-key", "traceparent", "tracestate", "x-forwarded-prefix"];
-/// The answers that a client can get for what it sends. 503 is billing's, which is not there.
-const ANSWERS: [u16; 14] = [200, 201, 204, 304, 400, 404, 405, 409, 412, 413, 415, 422, 431, 503];
+/// The statuses that a client can get. 503 is for billing alone, which is not running.
+const STATUSES: [u16; 14] = [200, 201, 204, 304, 400, 404, 405, 409, 412, 413, 415, 422, 431, 503];
 
-/// The service, and the id of a patient that there is, unless it has been deleted.
+/// The address of the service, and the id of a patient, unless it has been deleted.
 static SERVICE: OnceCell<(SocketAddr, String)> = OnceCell::new();
-/// Time for the service to be ready.
-const START: Duration = Duration::from_secs(60);
+/// Time until the service is ready.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a client asks for.
+/// A request.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
     call: Call,
@@ -94,8 +94,8 @@ pub struct Input {
 enum Call {
     List(Vec<(u8, Text)>),
     Search(Text),
-    /// A list that goes on, in an order that there is.
-    GoOn(u8, u128, Text),
+    /// The next page of a list in a valid order.
+    NextPage(u8, u128, Text),
     Read(Id),
     Create(Body),
     Update(Id, Body),
@@ -107,7 +107,7 @@ enum Call {
 
 #[derive(Arbitrary, Debug)]
 enum Id {
-    /// That of the patient that there is.
+    /// The id of the existing patient.
     Known,
     Any(u128),
     Text(Text),
@@ -121,7 +121,7 @@ enum Text {
     Twice(u8, String),
     Number(i64),
     Date(i16, u8, u8),
-    /// A long one of a single character.
+    /// A repeated character.
     Long(char, u16),
     Cursor(u128, Box<Text>),
     CursorOfId(u128),
@@ -129,23 +129,23 @@ enum Text {
 
 #[derive(Arbitrary, Debug)]
 struct Body {
-    /// Fields in the place of right ones; of another type where none is given.
+    /// Invalid values of fields; none is a value of another type.
     wrong: Vec<(u8, Option<Text>)>,
-    /// Makes another email of it.
+    /// Part of the email.
     number: u32,
 }
 
 impl Text {
     fn text(&self) -> String {
-        let known = |number: u8| KNOWN[usize::from(number) % KNOWN.len()];
+        let special = |number: u8| SPECIAL_TEXTS[usize::from(number) % SPECIAL_TEXTS.len()];
         match self {
-            Self::Known(number) => known(*number).to_owned(),
+            Self::Known(number) => special(*number).to_owned(),
             Self::Sort(number) => SORTS[usize::from(*number) % SORTS.len()].to_owned(),
             Self::Any(text) => text.clone(),
-            Self::Twice(number, text) => format!("{text}{}{text}", known(*number)),
+            Self::Twice(number, text) => format!("{text}{}{text}", special(*number)),
             Self::Number(number) => number.to_string(),
             Self::Date(year, month, day) => {
-                // As chrono writes and reads years of more digits.
+                // chrono's format of years with more than four digits.
                 let sign = if *year > 9999 { "+" } else { "" };
                 format!("{sign}{year:04}-{:02}-{:02}", month % 14, day % 33)
             }
@@ -158,7 +158,7 @@ impl Text {
         }
     }
 
-    /// As a part of a path.
+    /// As a path segment.
     fn segment(&self) -> String {
         let bytes = self.text().into_bytes();
         bytes.iter().fold(String::new(), |mut path, byte| {
@@ -169,9 +169,9 @@ impl Text {
 }
 
 impl Id {
-    fn segment(&self, known: &str) -> String {
+    fn segment(&self, patient: &str) -> String {
         match self {
-            Self::Known => known.to_owned(),
+            Self::Known => patient.to_owned(),
             Self::Any(id) => Uuid::from_u128(*id).to_string(),
             Self::Text(text) => text.segment(),
         }
@@ -203,8 +203,8 @@ fn query(names: &[&str], parameters: &[(u8, Text)]) -> String {
 }
 
 impl Call {
-    /// Method, target and body.
-    fn request(&self, known: &str) -> (&'static str, String, Vec<u8>) {
+    /// The method, the target and the body.
+    fn request(&self, patient: &str) -> (&'static str, String, Vec<u8>) {
         match self {
             Self::List(parameters) => ("GET", format!("/patients?{}", query(&PARAMETERS, parameters)), Vec::new()),
             Self::Search(term) => {
@@ -212,19 +212,19 @@ impl Call {
                 query.append_pair("search", &term.text()).append_pair("searchValue", &term.text());
                 ("GET", format!("/patients?{}", query.finish()), Vec::new())
             }
-            Self::GoOn(sort, id, key) => {
+            Self::NextPage(sort, id, key) => {
                 let sort = SORTS[usize::from(*sort) % SORTS.len()];
                 let cursor = cursor::encode(&Position { sort_key: key.text(), id: Uuid::from_u128(*id) });
                 ("GET", format!("/patients?limit=2&sort={sort}&cursor={cursor}"), Vec::new())
             }
-            Self::Read(id) => ("GET", format!("/patients/{}", id.segment(known)), Vec::new()),
+            Self::Read(id) => ("GET", format!("/patients/{}", id.segment(patient)), Vec::new()),
             Self::Create(body) => ("POST", "/patients".to_owned(), body.json()),
-            Self::Update(id, body) => ("PUT", format!("/patients/{}", id.segment(known)), body.json()),
-            Self::Delete(id) => ("DELETE", format!("/patients/{}", id.segment(known)), Vec::new()),
-            Self::Account(id) => ("GET", format!("/patients/{}/billing", id.segment(known)), Vec::new()),
+            Self::Update(id, body) => ("PUT", format!("/patients/{}", id.segment(patient)), body.json()),
+            Self::Delete(id) => ("DELETE", format!("/patients/{}", id.segment(patient)), Vec::new()),
+            Self::Account(id) => ("GET", format!("/patients/{}/billing", id.segment(patient)), Vec::new()),
             Self::Transactions(id, parameters) => {
                 let query = query(&["limit", "cursor"], parameters);
-                ("GET", format!("/patients/{}/billing/transactions?{query}", id.segment(known)), Vec::new())
+                ("GET", format!("/patients/{}/billing/transactions?{query}", id.segment(patient)), Vec::new())
             }
             Self::Record(id, fields, amount) => {
                 let mut body =
@@ -232,7 +232,11 @@ impl Call {
                 for (field, text) in fields {
                     body[["transactionId", "type", "currency"][usize::from(*field) % 3]] = text.text().into();
                 }
-                ("POST", format!("/patients/{}/billing/transactions", id.segment(known)), body.to_string().into_bytes())
+                (
+                    "POST",
+                    format!("/patients/{}/billing/transactions", id.segment(patient)),
+                    body.to_string().into_bytes(),
+                )
             }
         }
     }
@@ -240,13 +244,13 @@ impl Call {
 
 /// Sends the request.
 pub fn check(input: Input) {
-    let (address, known) = runtime::block_on(1, SERVICE.get_or_init(start));
-    let (method, target, body) = input.call.request(known);
+    let (address, patient) = runtime::block_on(1, SERVICE.get_or_init(start));
+    let (method, target, body) = input.call.request(patient);
     let mut request = format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n").into_bytes();
     for (name, value) in &input.headers {
         request.extend_from_slice(HEADERS[usize::from(*name) % HEADERS.len()].as_bytes());
         request.extend_from_slice(b": ");
-        // A line's end would make another header of the rest.
+        // The end of a line would start another header.
         request.extend(value.text().bytes().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
         request.extend_from_slice(b"\r\n");
     }
@@ -256,23 +260,23 @@ pub fn check(input: Input) {
     }
     request.extend_from_slice(b"\r\n");
     request.extend(body);
-    let answer = runtime::block_on(1, ask(*address, &request));
-    let status = answer.get(9..12).and_then(|status| status.parse().ok());
-    let is_known = status.is_some_and(|status| ANSWERS.contains(&status));
+    let response = runtime::block_on(1, send(*address, &request));
+    let status = response.get(9..12).and_then(|status| status.parse().ok());
+    let is_known = status.is_some_and(|status| STATUSES.contains(&status));
     let is_of_billing = target.contains("/billing");
-    assert!(is_known && (status != Some(503) || is_of_billing), "{method} {target}: {answer}");
+    assert!(is_known && (status != Some(503) || is_of_billing), "{method} {target}: {response}");
 }
 
-async fn ask(address: SocketAddr, request: &[u8]) -> String {
+async fn send(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.expect("the service accepts");
-    // It may refuse a head before it has read all of it.
+    // The service may reject the request before it has read all of it.
     let _ = stream.write_all(request).await;
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response).await;
+    String::from_utf8_lossy(&response).into_owned()
 }
 
-/// The service with a database of its own, some patients, no broker and no billing.
+/// Starts the service with a new database and some patients, without a broker and without billing.
 async fn start() -> (SocketAddr, String) {
     let environment = Environment::empty()
         .with("DATABASE_URL", testbed::shared_database().await)
@@ -287,20 +291,20 @@ async fn start() -> (SocketAddr, String) {
     runtime::spawn(service.run(Shutdown::new())).detach();
     let ready = async {
         let ready = b"GET /actuator/health/readiness HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-        while !ask(address, ready).await.starts_with("HTTP/1.1 200") {
+        while !send(address, ready).await.starts_with("HTTP/1.1 200") {
             smol::Timer::after(Duration::from_millis(20)).await;
         }
     };
-    timeout(START, ready).await.expect("the service is ready");
-    let mut known = String::new();
+    timeout(START_TIMEOUT, ready).await.expect("the service is ready");
+    let mut patient = String::new();
     for number in 0..30 {
         let body = Body { wrong: Vec::new(), number: u32::MAX - number }.json();
         let head = "POST /patients HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
         let head = format!("{head}\r\ncontent-length: {}\r\n\r\n", body.len());
-        let answer = ask(address, &[head.as_bytes(), &body].concat()).await;
-        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
-        let location = answer.lines().find_map(|line| line.strip_prefix("location: /patients/"));
-        location.expect("it says where the patient is").clone_into(&mut known);
+        let response = send(address, &[head.as_bytes(), &body].concat()).await;
+        assert!(response.starts_with("HTTP/1.1 201"), "{response}");
+        let location = response.lines().find_map(|line| line.strip_prefix("location: /patients/"));
+        location.expect("the response has a Location").clone_into(&mut patient);
     }
-    (address, known)
+    (address, patient)
 }

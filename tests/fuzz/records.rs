@@ -1,6 +1,6 @@
-//! What a broker sends for a fetch: batches in every codec, of transactions that are committed, aborted or open, bombs, damage
-//! and bytes that are no batches. What is read is what was written and not aborted, up to a limit of memory, and the next
-//! fetch gets further.
+//! The response of a broker to a fetch: batches in every codec, of committed, aborted and open transactions, decompression
+//! bombs, corrupt batches and arbitrary bytes. The consumer reads what was written and not aborted, in bounded memory, and the
+//! next fetch makes progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,78 +14,78 @@ use kafka::{
     },
 };
 
-/// So many parts and values are looked at.
-const PARTS: usize = 24;
-const VALUES: usize = 8;
-/// Producers of transactions.
+/// The maximum number of parts, and of values in a batch.
+const MAX_PARTS: usize = 24;
+const MAX_VALUES: usize = 8;
+/// The number of transactional producers.
 const PRODUCERS: u8 = 3;
-/// Bytes that the batches of one fetch are decompressed to, unless the first is larger; and records of one fetch.
+/// The maximum decompressed bytes of a fetch, unless its first batch is larger; and the maximum records of a fetch.
 const DECOMPRESSED_AT_ONCE: usize = 2 * 1024 * 1024;
 const RECORDS_AT_ONCE: usize = 16 * 1024;
 
-/// What a broker sends, and what is asked for.
+/// The contents of a partition, and a fetch.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
-    parts: Vec<Part>,
+    parts: Vec<BatchPart>,
     from: u8,
     largest: u8,
-    /// Bytes that are missing at the end, as brokers cut off what they send.
+    /// Bytes that are missing at the end, as brokers truncate the last batch.
     missing: u8,
 }
 
 #[derive(Arbitrary, Debug)]
-enum Part {
-    /// A batch that belongs to no transaction.
+enum BatchPart {
+    /// A batch outside a transaction.
     Batch { codec: u8, values: Vec<Vec<u8>> },
-    /// One of a producer's transaction.
+    /// A batch in a producer's transaction.
     Transactional { codec: u8, producer: u8, values: Vec<Vec<u8>> },
-    /// The end of it.
+    /// The end of a producer's transaction.
     End { producer: u8, is_committed: bool },
-    /// A batch of one value of so many KiB.
+    /// A decompression bomb: a batch of one value of this many KiB.
     Bomb { codec: u8, kib: u8 },
-    /// A batch whose records are these bytes.
+    /// A batch with arbitrary bytes as its records.
     Payload { codec: u8, count: u8, payload: Vec<u8> },
-    /// A batch in which one byte is another one.
+    /// A batch with one corrupt byte.
     Damaged { codec: u8, values: Vec<Vec<u8>>, at: u16, byte: u8 },
-    /// No batch.
+    /// Arbitrary bytes that are not a batch.
     Bytes(Vec<u8>),
 }
 
-/// What was among an input and what was read of it, so that a test can tell whether inputs are of any use.
+/// What an input covered, so that a test can check that the inputs cover every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
-    /// Records of an aborted transaction were left out of exactly what was expected.
+pub enum ReadOutcome {
+    /// Records of an aborted transaction were skipped.
     Aborted,
     /// Records of a transaction that is not aborted were read.
     Committed,
-    /// A batch was too large, and passed.
+    /// A batch was too large, and skipped.
     TooLarge,
-    /// Another batch could not be read, and was passed.
+    /// Another batch was unreadable, and skipped.
     Unreadable,
-    /// What was sent are no batches.
+    /// The response was not a sequence of batches.
     Malformed,
 }
 
-/// A transaction: its producer, and how many that one began before.
+/// A transaction: its producer, and how many transactions that producer had before.
 type Transaction = (u8, u32);
 
-/// What is written, with what should be read of it.
+/// The bytes of a partition, and the records that should be read.
 #[derive(Default)]
-struct Log {
+struct SentLog {
     bytes: Vec<u8>,
     next: i64,
-    /// Offset, value, and the transaction that it belongs to.
+    /// The offset and value of each record, and its transaction.
     records: Vec<(i64, Vec<u8>, Option<Transaction>)>,
-    /// First offset and number of each producer's transaction that has not ended.
+    /// The first offset and number of each producer's open transaction.
     open: BTreeMap<u8, (i64, u32)>,
     ended: BTreeMap<u8, u32>,
     aborted: Vec<(i64, i64)>,
     aborted_numbers: BTreeSet<Transaction>,
-    /// Whether something was written of which it is not known what it is.
+    /// Whether it has bytes whose meaning is unknown.
     is_uncertain: bool,
 }
 
-impl Log {
+impl SentLog {
     fn append(&mut self, batch: &Bytes, count: usize) -> i64 {
         let first = self.next;
         self.bytes.extend(at_offset(batch, first));
@@ -93,23 +93,23 @@ impl Log {
         first
     }
 
-    fn write(&mut self, part: Part) {
+    fn write(&mut self, part: BatchPart) {
         match part {
-            Part::Batch { codec: number, values } => {
+            BatchPart::Batch { codec: number, values } => {
                 let records = records(values);
                 let first = self.append(&batch(codec(number), &records), records.len());
                 self.note(first, records, None);
             }
-            Part::Transactional { codec: number, producer, values } => {
+            BatchPart::Transactional { codec: number, producer, values } => {
                 let (producer, records) = (producer % PRODUCERS, records(values));
                 let number_before = self.ended.get(&producer).copied().unwrap_or_default();
                 let first = self.append(&transactional_batch(codec(number), producer.into(), &records), records.len());
                 let (_, number) = *self.open.entry(producer).or_insert((first, number_before));
                 self.note(first, records, Some((producer, number)));
             }
-            Part::End { producer, is_committed } => {
+            BatchPart::End { producer, is_committed } => {
                 let producer = producer % PRODUCERS;
-                // A broker writes none without a transaction.
+                // A broker writes no marker without a transaction.
                 let Some((first, number)) = self.open.remove(&producer) else { return };
                 self.append(&transaction_marker(producer.into(), is_committed, time()), 1);
                 self.ended.insert(producer, number + 1);
@@ -118,17 +118,17 @@ impl Log {
                     self.aborted_numbers.insert((producer, number));
                 }
             }
-            Part::Bomb { codec: number, kib } => {
+            BatchPart::Bomb { codec: number, kib } => {
                 let length = usize::from(kib) * 1024;
                 let first = self.append(&bomb(codec(number), length), 1);
                 self.records.push((first, vec![0; length], None));
             }
-            Part::Payload { codec: number, count, payload } => {
+            BatchPart::Payload { codec: number, count, payload } => {
                 let count = usize::from(count).max(1);
                 self.append(&batch_of_bytes(codec(number), count, &payload), count);
                 self.is_uncertain = true;
             }
-            Part::Damaged { codec: number, values, at, byte } => {
+            BatchPart::Damaged { codec: number, values, at, byte } => {
                 let records = records(values);
                 let begin = self.bytes.len();
                 self.append(&batch(codec(number), &records), records.len());
@@ -136,7 +136,7 @@ impl Log {
                 self.bytes[begin + usize::from(at) % length] = byte;
                 self.is_uncertain = true;
             }
-            Part::Bytes(bytes) => {
+            BatchPart::Bytes(bytes) => {
                 self.bytes.extend(bytes);
                 self.is_uncertain = true;
             }
@@ -149,21 +149,21 @@ impl Log {
     }
 }
 
-/// Writes the parts and reads them.
-pub fn check(input: Input) -> BTreeSet<Outcome> {
+/// Writes the parts and fetches them.
+pub fn check(input: Input) -> BTreeSet<ReadOutcome> {
     let Input { parts, from, largest, missing } = input;
-    let mut log = Log::default();
-    parts.into_iter().take(PARTS).for_each(|part| log.write(part));
+    let mut log = SentLog::default();
+    parts.into_iter().take(MAX_PARTS).for_each(|part| log.write(part));
     let from = if log.next > 0 { i64::from(from) % log.next } else { 0 };
     let largest = 1024 << (largest % 9);
     let cut = log.bytes.len() - usize::from(missing / 2).min(log.bytes.len());
     let sent = Bytes::copy_from_slice(&log.bytes[..cut]);
 
-    let mut seen = BTreeSet::new();
+    let mut outcomes = BTreeSet::new();
     let Ok(DecodedRecords { records, next, unreadable }) = decode(sent.clone(), from, log.aborted.clone(), largest)
     else {
-        assert!(log.is_uncertain, "what was sent are batches");
-        return [Outcome::Malformed].into();
+        assert!(log.is_uncertain, "these are valid batches");
+        return [ReadOutcome::Malformed].into();
     };
     assert!(next >= from);
     let got: Vec<(i64, Vec<u8>)> =
@@ -173,30 +173,30 @@ pub fn check(input: Input) -> BTreeSet<Outcome> {
     assert!(bytes <= sent.len() + largest.max(DECOMPRESSED_AT_ONCE), "{bytes} of {}", sent.len());
     if let Some(unreadable) = unreadable {
         assert!(got.is_empty() && next > from && unreadable.first_offset >= from && unreadable.last_offset == next - 1);
-        seen.insert(match unreadable.reason {
-            kafka::Malformed::TooLarge => Outcome::TooLarge,
-            _ => Outcome::Unreadable,
+        outcomes.insert(match unreadable.reason {
+            kafka::Malformed::TooLarge => ReadOutcome::TooLarge,
+            _ => ReadOutcome::Unreadable,
         });
     }
     if log.is_uncertain {
-        return seen;
+        return outcomes;
     }
     let is_aborted =
         |transaction: &Option<Transaction>| transaction.is_some_and(|it| log.aborted_numbers.contains(&it));
     let passed = log.records.iter().filter(|(offset, ..)| (from..next).contains(offset));
     if passed.clone().any(|(_, _, transaction)| is_aborted(transaction)) {
-        seen.insert(Outcome::Aborted);
+        outcomes.insert(ReadOutcome::Aborted);
     }
     if passed.clone().any(|(_, _, transaction)| transaction.is_some() && !is_aborted(transaction)) {
-        seen.insert(Outcome::Committed);
+        outcomes.insert(ReadOutcome::Committed);
     }
     if unreadable.is_none() {
         let expected = passed.filter(|(_, _, transaction)| !is_aborted(transaction));
         assert!(expected.map(|(offset, value, _)| (*offset, value.clone())).eq(got), "up to {next}");
-        // All that is whole is read, unless it would be too much.
-        assert!(next > from || cut < log.bytes.len() || log.next == 0, "the next fetch is the same");
+        // Every complete batch is read, within the limits.
+        assert!(next > from || cut < log.bytes.len() || log.next == 0, "the next fetch makes no progress");
     }
-    seen
+    outcomes
 }
 
 fn codec(number: u8) -> Codec {
@@ -207,9 +207,9 @@ fn time() -> DateTime<Utc> {
     DateTime::UNIX_EPOCH
 }
 
-/// A batch has one at least.
+/// At least one: a batch is not empty.
 fn records(mut values: Vec<Vec<u8>>) -> Vec<Record> {
-    values.truncate(VALUES);
+    values.truncate(MAX_VALUES);
     if values.is_empty() {
         values.push(Vec::new());
     }

@@ -1,4 +1,4 @@
-//! Every input that is kept, and for targets whose input has a structure random ones, without libFuzzer.
+//! Runs the fuzz targets without libFuzzer: with every seed, and with random inputs if the input is structured.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{collections::BTreeSet, fs, iter::repeat_with, path::Path};
@@ -6,27 +6,27 @@ use std::{collections::BTreeSet, fs, iter::repeat_with, path::Path};
 use arbitrary::{Arbitrary, Unstructured};
 use fastrand::Rng;
 
-/// Random inputs for each target, and the bytes that they are made of.
-const RANDOM: usize = 300;
-const BYTES: usize = 600;
+/// The number of random inputs for each target, and their length in bytes.
+const RANDOM_INPUTS: usize = 300;
+const RANDOM_BYTES: usize = 600;
 
-/// The contents of the files of a folder, below that of this crate; none if it is not there.
+/// The contents of the files in a folder of this crate; none if it does not exist.
 fn files(folder: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let Ok(files) = fs::read_dir(&folder) else { return Vec::new() };
     files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect()
 }
 
-/// What is kept for a target that is not given random bytes.
-fn kept(folders: &[&str]) -> Vec<Vec<u8>> {
+/// The seeds of a target.
+fn seeds(folders: &[&str]) -> Vec<Vec<u8>> {
     let inputs: Vec<_> = folders.iter().flat_map(|folder| files(folder)).collect();
-    assert!(!inputs.is_empty(), "nothing is in {folders:?}");
+    assert!(!inputs.is_empty(), "there are no files in {folders:?}");
     inputs
 }
 
-/// Random inputs, the same ones each time.
+/// Random inputs, the same in every run.
 fn random() -> impl Iterator<Item = Vec<u8>> {
-    random_of(BYTES).take(RANDOM)
+    random_of(RANDOM_BYTES).take(RANDOM_INPUTS)
 }
 
 fn random_of(bytes: usize) -> impl Iterator<Item = Vec<u8>> {
@@ -40,8 +40,8 @@ fn structured<'a, T: Arbitrary<'a>>(bytes: &'a [u8]) -> T {
 
 #[test]
 fn http_bytes() {
-    for bytes in kept(&["seeds/http_bytes"]) {
-        // Each beginning of it too: a client can break off anywhere.
+    for bytes in seeds(&["seeds/http_bytes"]) {
+        // Every prefix too: a client can disconnect anywhere.
         (0..=bytes.len()).for_each(|end| fuzz::http_bytes::check(&bytes[..end]));
     }
 }
@@ -54,25 +54,25 @@ fn http_requests() {
 
 #[test]
 fn patient_body() {
-    kept(&["seeds/patient_body"]).iter().for_each(|bytes| fuzz::patient_body::check(bytes));
+    seeds(&["seeds/patient_body"]).iter().for_each(|bytes| fuzz::patient_body::check(bytes));
 }
 
 #[test]
 fn patient_list() {
-    kept(&["seeds/patient_list"]).iter().for_each(|bytes| fuzz::patient_list::check(bytes));
+    seeds(&["seeds/patient_list"]).iter().for_each(|bytes| fuzz::patient_list::check(bytes));
 }
 
 #[test]
 fn patient_requests() {
-    // Each is a single request, so that there are more of them.
-    let inputs = random_of(100).take(10 * RANDOM).chain(files("seeds/patient_requests"));
+    // More inputs, because each is a single request.
+    let inputs = random_of(100).take(10 * RANDOM_INPUTS).chain(files("seeds/patient_requests"));
     inputs.for_each(|bytes| fuzz::patient_requests::check(structured(&bytes)));
 }
 
 #[test]
 fn event() {
     let folders = ["../../libs/codec/tests/golden", "seeds/event"];
-    kept(&folders).iter().for_each(|bytes| fuzz::event::check(bytes));
+    seeds(&folders).iter().for_each(|bytes| fuzz::event::check(bytes));
 }
 
 #[test]
@@ -83,8 +83,11 @@ fn dead_letter() {
 
 #[test]
 fn records() {
-    use fuzz::records::Outcome::{Aborted, Committed, Malformed, TooLarge, Unreadable};
-    let inputs = random().chain(kept(&["seeds/records"]));
-    let seen: BTreeSet<_> = inputs.flat_map(|bytes| fuzz::records::check(structured(&bytes))).collect();
-    assert!(seen.iter().eq(&[Aborted, Committed, TooLarge, Unreadable, Malformed]), "what is read is {seen:?} alone");
+    use fuzz::records::ReadOutcome::{Aborted, Committed, Malformed, TooLarge, Unreadable};
+    let inputs = random().chain(seeds(&["seeds/records"]));
+    let outcomes: BTreeSet<_> = inputs.flat_map(|bytes| fuzz::records::check(structured(&bytes))).collect();
+    assert!(
+        outcomes.iter().eq(&[Aborted, Committed, TooLarge, Unreadable, Malformed]),
+        "the inputs cover {outcomes:?} alone"
+    );
 }

@@ -1,6 +1,6 @@
-"""Reads and writes the golden bytes of libs/codec and libs/billing-api with Python's protobuf, a second implementation of the format.
+"""Reads and writes the golden files of libs/codec and libs/billing-api with Python's protobuf, a second implementation of the format.
 
-Usage: check.py PROTOS GOLDEN..., the folders of the .proto files and of the .binpb files.
+Usage: check.py PROTOS GOLDEN...: the directories of the .proto files and of the .binpb files.
 """
 
 import importlib
@@ -22,7 +22,7 @@ EVENT = {
 PERSON = {"name": "Zoë Müller 🩺", "email": "zoe@example.org"}
 MONEY = {"amount": "1000000000000", "currency": "EUR"}
 
-# file: (module, message, content as protobuf's JSON has it)
+# file: (module, message, content in protobuf's JSON format)
 GOLDEN = {
     "patient_created": ("patient_event", "PatientEvent", EVENT | PERSON | {"eventType": "PATIENT_CREATED", "version": "1"}),
     "patient_updated": ("patient_event", "PatientEvent", EVENT | PERSON | {"eventType": "PATIENT_UPDATED", "version": "300"}),
@@ -59,17 +59,17 @@ def main(protos, *golden):
         sys.path.insert(0, out)
         modules = {name: importlib.import_module(f"{name}_pb2") for name in names}
 
-    files = {path.stem: path for folder in golden for path in pathlib.Path(folder).glob("*.binpb")}
-    failures = [f"{name}: no file, or not listed here" for name in files.keys() ^ GOLDEN.keys()]
+    files = {path.stem: path for directory in golden for path in pathlib.Path(directory).glob("*.binpb")}
+    failures = [f"{name}: either the file or the entry in GOLDEN is missing" for name in files.keys() ^ GOLDEN.keys()]
     for name in sorted(files.keys() & GOLDEN.keys()):
         module, message, content = GOLDEN[name]
         kind = getattr(modules[module], message)
         written = files[name].read_bytes()
         read = MessageToDict(kind.FromString(written))
         if read != content:
-            failures.append(f"{name}: reads as {read}, expected {content}")
+            failures.append(f"{name}: expected {content}, read {read}")
         if ParseDict(content, kind()).SerializeToString(deterministic=True) != written:
-            failures.append(f"{name}: Python writes other bytes")
+            failures.append(f"{name}: Python writes different bytes")
     if failures:
         sys.exit("\n".join(failures))
     print(f"wire: {len(files)} golden messages read and written by Python's protobuf")

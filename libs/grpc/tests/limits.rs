@@ -132,7 +132,7 @@ fn code(frame: &Frame) -> Option<Code> {
 }
 
 async fn is_answered(address: SocketAddr) -> Option<Code> {
-    let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
+    let mut connection = Connection::open_with_window(address, 1 << 16).await.unwrap();
     connection.call(1, CREATE, &[], &named("Jane Doe")).await.unwrap();
     code(&end(&mut connection, 1).await)
 }
@@ -140,7 +140,7 @@ async fn is_answered(address: SocketAddr) -> Option<Code> {
 #[test]
 fn a_deadline_that_passes_is_deadline_exceeded_before_and_within_a_response() {
     with_server(no_limits(), |address, _| async move {
-        let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut connection = Connection::open_with_window(address, 1 << 16).await.unwrap();
         let soon = [("grpc-timeout", "100m")];
         connection.call(1, CREATE, &soon, &named("hang")).await.unwrap();
         assert_eq!(code(&end(&mut connection, 1).await), Some(Code::DeadlineExceeded), "of the client, no answer");
@@ -149,16 +149,16 @@ fn a_deadline_that_passes_is_deadline_exceeded_before_and_within_a_response() {
         connection.frame(HEADERS, END_HEADERS, 5, &head(CREATE, &soon)).await.unwrap();
         assert_eq!(code(&end(&mut connection, 5).await), Some(Code::DeadlineExceeded), "of the client, no request");
         // The client's window is full until long after the deadline.
-        let mut slow = Connection::begin(address, 100).await.unwrap();
+        let mut slow = Connection::open_with_window(address, 100).await.unwrap();
         slow.call(1, LIST, &soon, &limited(0)).await.unwrap();
         while slow.receive(TIMEOUT).await.unwrap().unwrap().kind != DATA {}
         smol::Timer::after(Duration::from_millis(200)).await;
-        slow.widen(0, 1 << 20).await.unwrap();
-        slow.widen(1, 1 << 20).await.unwrap();
+        slow.increase_window(0, 1 << 20).await.unwrap();
+        slow.increase_window(1, 1 << 20).await.unwrap();
         assert_eq!(code(&end(&mut slow, 1).await), Some(Code::DeadlineExceeded), "of the client, no room");
     });
     with_server(Limits { call: Duration::from_millis(100), ..no_limits() }, |address, _| async move {
-        let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut connection = Connection::open_with_window(address, 1 << 16).await.unwrap();
         for (stream, more) in [(1, &[][..]), (3, &[("grpc-timeout", "1H")])] {
             connection.call(stream, CREATE, more, &named("hang")).await.unwrap();
             assert_eq!(code(&end(&mut connection, stream).await), Some(Code::DeadlineExceeded), "of the server");
@@ -169,14 +169,14 @@ fn a_deadline_that_passes_is_deadline_exceeded_before_and_within_a_response() {
 #[test]
 fn connections_are_bounded_and_the_least_recently_used_is_closed() {
     with_server(Limits { connections: 4, ..no_limits() }, |address, scripted| async move {
-        let mut busy = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut busy = Connection::open_with_window(address, 1 << 16).await.unwrap();
         busy.call(1, CREATE, &[], &named("hang")).await.unwrap();
         while scripted.running.load(Ordering::SeqCst) == 0 {
             smol::Timer::after(Duration::from_millis(1)).await;
         }
         let mut idle = Vec::new();
         for _ in 0..20 {
-            idle.push(Connection::begin(address, 1 << 16).await.unwrap());
+            idle.push(Connection::open_with_window(address, 1 << 16).await.unwrap());
         }
         assert_eq!(is_answered(address).await, Some(Code::Ok), "another connection is accepted");
         for connection in &mut idle[..16] {
@@ -193,7 +193,7 @@ fn a_connection_without_a_handshake_is_closed() {
         let mut silent = Connection::open(address).await.unwrap();
         let mut half = Connection::open(address).await.unwrap();
         half.send(&testbed::http2::PREFACE[..20]).await.unwrap();
-        let mut begun = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut begun = Connection::open_with_window(address, 1 << 16).await.unwrap();
         silent.until_closed(TIMEOUT).await.unwrap();
         half.until_closed(TIMEOUT).await.unwrap();
         begun.call(1, CREATE, &[], &named("Jane Doe")).await.unwrap();
@@ -206,14 +206,14 @@ fn endless_headers_and_a_client_that_is_gone_end_with_the_keep_alive() {
     // A client that answers may be late on a busy machine.
     let keep_alive = (Duration::from_millis(200), Duration::from_secs(3));
     with_server(Limits { keep_alive, ..no_limits() }, |address, _| async move {
-        let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut connection = Connection::open_with_window(address, 1 << 16).await.unwrap();
         // No END_HEADERS: until a CONTINUATION comes, the client cannot even answer a ping.
         connection.frame(HEADERS, 0, 1, &head(CREATE, &[])).await.unwrap();
         connection.until_closed(TIMEOUT).await.unwrap();
-        let mut silent = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut silent = Connection::open_with_window(address, 1 << 16).await.unwrap();
         silent.until_closed(TIMEOUT).await.unwrap();
         // One that answers pings stays.
-        let mut idle = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut idle = Connection::open_with_window(address, 1 << 16).await.unwrap();
         let received = idle.receive(Duration::from_secs(2)).await;
         let acknowledged = received.unwrap().map(|frame| frame.kind);
         assert_eq!(acknowledged, Some(testbed::http2::SETTINGS), "the acknowledgement of ours");
@@ -233,7 +233,7 @@ fn incomplete_requests_block_no_others_and_their_bytes_are_bounded() {
         let started = Instant::now();
         let mut clients = Vec::new();
         for _ in 0..4 {
-            let mut client = Connection::begin(address, 1 << 16).await.unwrap();
+            let mut client = Connection::open_with_window(address, 1 << 16).await.unwrap();
             for call in 0..20 {
                 // A head, and the first byte of a request at most.
                 client.frame(HEADERS, END_HEADERS, 2 * call + 1, &head(CREATE, &[])).await.unwrap();
@@ -257,7 +257,7 @@ fn incomplete_requests_block_no_others_and_their_bytes_are_bounded() {
             assert!(started.elapsed() < TIMEOUT, "{evicted} were evicted");
         }
         // The server's stream window applies once its SETTINGS are acknowledged.
-        let mut large = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut large = Connection::open_with_window(address, 1 << 16).await.unwrap();
         large.call(1, CREATE, &[], &named("Jane Doe")).await.unwrap();
         assert_eq!(code(&end(&mut large, 1).await), Some(Code::Ok));
         large.frame(HEADERS, END_HEADERS, 3, &head(CREATE, &[])).await.unwrap();
@@ -281,7 +281,7 @@ fn incomplete_requests_block_no_others_and_their_bytes_are_bounded() {
 fn calls_in_flight_are_bounded_and_further_ones_wait_or_are_rejected() {
     let limits = Limits { in_flight: 2, queue_wait: Duration::from_millis(100), ..no_limits() };
     with_server(limits, |address, scripted| async move {
-        let mut connection = Connection::begin(address, 1 << 16).await.unwrap();
+        let mut connection = Connection::open_with_window(address, 1 << 16).await.unwrap();
         for stream in [1, 3] {
             connection.call(stream, CREATE, &[], &named("hang")).await.unwrap();
         }
@@ -299,14 +299,14 @@ fn calls_in_flight_are_bounded_and_further_ones_wait_or_are_rejected() {
 #[test]
 fn responses_that_are_not_read_are_aborted_and_never_end_with_ok() {
     with_server(Limits { reader_wait: Duration::from_millis(100), ..no_limits() }, |address, _| async move {
-        let mut connection = Connection::begin(address, 100).await.unwrap();
+        let mut connection = Connection::open_with_window(address, 100).await.unwrap();
         connection.call(1, LIST, &[], &limited(0)).await.unwrap();
         let end = end(&mut connection, 1).await;
         assert_eq!((end.kind, code(&end)), (RST_STREAM, None), "the stream was reset");
     });
     // When there are too many, the one that has not been read for longest is aborted.
     with_server(Limits { responses: 2, ..no_limits() }, |address, _| async move {
-        let mut connection = Connection::begin(address, 100).await.unwrap();
+        let mut connection = Connection::open_with_window(address, 100).await.unwrap();
         for stream in [1, 3, 5] {
             connection.call(stream, LIST, &[], &limited(0)).await.unwrap();
             loop {

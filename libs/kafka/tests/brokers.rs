@@ -160,7 +160,7 @@ fn a_topic_is_created_once(kind: Kind) {
 /// A broker for one test, settings with a short deadline, and a topic.
 async fn own_broker(kind: Kind, extra: &str) -> (Scratch, Broker, Settings, String) {
     let scratch = Scratch::new().unwrap();
-    let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), extra).await.unwrap();
+    let mut broker = Broker::start_on_free_port(kind, &scratch.path().join("broker"), extra).await.unwrap();
     scratch.guard(broker.process()).unwrap();
     let topic = topic(&broker.settings("test"), 1).await;
     let settings = Settings { deadline: Duration::from_secs(2), ..broker.settings("test") };
@@ -339,7 +339,8 @@ mod on_kafka_alone {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
             let extra = "default.replication.factor=3";
-            let mut broker = Broker::start_anywhere(Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+            let mut broker =
+                Broker::start_on_free_port(Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
             scratch.guard(broker.process()).unwrap();
             let settings = Settings { deadline: Duration::from_secs(10), ..broker.settings("test") };
             let error = create_topic(&settings, "topic", 1).await.unwrap_err();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kafka::{Consumer, Producer, Record, Settings, create_topic};
-use testbed::{Scratch, Signal, pair::Pair};
+use testbed::{Scratch, Signal, kafka_cluster::KafkaCluster};
 
 /// The deadline of a call, and slack for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -40,9 +40,9 @@ mod on_kafka_alone {
     fn leader_changes_lose_no_record_and_every_call_ends_in_time() {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
-            let mut pair = Pair::start(&scratch).await.unwrap();
-            let settings = Settings { deadline: DEADLINE, ..pair.settings("test") };
-            create_topic(&pair.settings("test"), "moving", PARTITIONS).await.unwrap();
+            let mut cluster = KafkaCluster::start(&scratch).await.unwrap();
+            let settings = Settings { deadline: DEADLINE, ..cluster.settings("test") };
+            create_topic(&cluster.settings("test"), "moving", PARTITIONS).await.unwrap();
             let shared = Arc::new(Shared::default());
             let writing = runtime::spawn(write(Producer::new(settings.clone(), "moving"), shared.clone()));
             let reading: Vec<_> = (0..PARTITIONS)
@@ -52,14 +52,14 @@ mod on_kafka_alone {
                 .collect();
 
             for fault in [Fault::Stop, Fault::Kill, Fault::Freeze] {
-                until("it leads one", async || pair.led_by_second("moving").await.unwrap() == 1).await;
+                until("it leads one", async || cluster.led_by_second("moving").await.unwrap() == 1).await;
                 until_progress(&shared).await;
-                fault.inject(&mut pair).await;
-                until("the other node leads", async || pair.led_by_second("moving").await.unwrap() == 0).await;
+                fault.inject(&mut cluster).await;
+                until("the other node leads", async || cluster.led_by_second("moving").await.unwrap() == 0).await;
                 until_progress(&shared).await;
                 // The leader moves back, and the other node rejects requests.
-                fault.heal(&scratch, &mut pair).await;
-                until("it leads again", async || pair.led_by_second("moving").await.unwrap() == 1).await;
+                fault.heal(&scratch, &mut cluster).await;
+                until("it leads again", async || cluster.led_by_second("moving").await.unwrap() == 1).await;
                 until_progress(&shared).await;
             }
             shared.stopped.store(true, SeqCst);
@@ -84,20 +84,20 @@ enum Fault {
 }
 
 impl Fault {
-    async fn inject(self, pair: &mut Pair) {
+    async fn inject(self, cluster: &mut KafkaCluster) {
         match self {
-            Self::Stop => pair.second.stop().await,
-            Self::Kill => pair.second.process().kill().await,
-            Self::Freeze => pair.second.process().signal(Signal::STOP),
+            Self::Stop => cluster.second.stop().await,
+            Self::Kill => cluster.second.process().kill().await,
+            Self::Freeze => cluster.second.process().signal(Signal::STOP),
         }
     }
 
-    async fn heal(self, scratch: &Scratch, pair: &mut Pair) {
+    async fn heal(self, scratch: &Scratch, cluster: &mut KafkaCluster) {
         match self {
-            Self::Freeze => pair.second.process().signal(Signal::CONT),
+            Self::Freeze => cluster.second.process().signal(Signal::CONT),
             Self::Stop | Self::Kill => {
-                pair.second.restart().await.unwrap();
-                scratch.guard(pair.second.process()).unwrap();
+                cluster.second.restart().await.unwrap();
+                scratch.guard(cluster.second.process()).unwrap();
             }
         }
     }

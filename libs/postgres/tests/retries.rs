@@ -57,7 +57,7 @@ async fn through_proxy(url: &str) -> (Proxy, String) {
     let directory = host.replace("%2F", "/").replace("%2D", "-").replace("%2E", ".").replace("%5F", "_");
     assert!(!directory.contains('%'), "{directory}");
     let proxy = Proxy::start().await.unwrap();
-    proxy.lead_to(Target::Socket(PathBuf::from(directory).join(".s.PGSQL.5432")));
+    proxy.set_target(Target::Socket(PathBuf::from(directory).join(".s.PGSQL.5432")));
     let url = rest.replace("localhost", &format!("127.0.0.1:{}", proxy.port()));
     (proxy, url)
 }
@@ -280,7 +280,7 @@ fn only_a_write_that_was_certainly_not_committed_is_retried() {
                 if n == 1 {
                     let insert = async |connection: &mut PgConnection| {
                         query("SELECT 1").execute(&mut *connection).await?;
-                        proxy_of_work.set(Mode::HoldAnswers);
+                        proxy_of_work.set(Mode::StallResponses);
                         begun.store(true, SeqCst);
                         sqlx::raw_sql("INSERT INTO t VALUES (1)").execute(connection).await.map(drop)
                     };
@@ -288,7 +288,7 @@ fn only_a_write_that_was_certainly_not_committed_is_retried() {
                 } else {
                     let insert = async |transaction: &mut PgConnection| {
                         query("INSERT INTO t VALUES (2)").execute(transaction).await?;
-                        proxy_of_work.set(Mode::HoldAnswers);
+                        proxy_of_work.set(Mode::StallResponses);
                         begun.store(true, SeqCst);
                         Ok(())
                     };
@@ -310,7 +310,7 @@ fn only_a_write_that_was_certainly_not_committed_is_retried() {
         let write = database.run_idempotent(async |connection: &mut PgConnection| {
             query("SELECT 1").execute(&mut *connection).await?;
             if !begun.load(SeqCst) {
-                proxy.set(Mode::HoldAnswers);
+                proxy.set(Mode::StallResponses);
             }
             begun.store(true, SeqCst);
             let insert = "INSERT INTO t SELECT 4 WHERE NOT EXISTS (SELECT 1 FROM t WHERE n = 4)";

@@ -6,7 +6,7 @@ use hyper::{Response, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// Answers every request with the same few bytes.
+/// Responds to every request with the same few bytes.
 pub(crate) async fn serve(port: u16) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     loop {
@@ -15,8 +15,8 @@ pub(crate) async fn serve(port: u16) -> Result<(), Box<dyn Error>> {
         let connection = http1::Builder::new().serve_connection(
             TokioIo::new(stream),
             service_fn(|_| async {
-                let answer = Response::new(Full::new(Bytes::from_static(b"\"Hello, world\"")));
-                let (mut head, body) = answer.into_parts();
+                let response = Response::new(Full::new(Bytes::from_static(b"\"Hello, world\"")));
+                let (mut head, body) = response.into_parts();
                 head.headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
                 Ok::<_, Infallible>(Response::from_parts(head, body))
             }),

@@ -1,6 +1,6 @@
-//! The usual way to do what our libraries do: hyper and tonic on tokio's own runtime, with nothing around them.
+//! The baselines of the benchmarks: plain hyper and tonic on tokio's runtime.
 //!
-//! - `baselines http PORT`: a bare hyper server that answers as libs/web's example `hello` does;
+//! - `baselines http PORT`: a bare hyper server with the response of libs/web's example `hello`;
 //! - `baselines grpc-serve PORT` and `baselines grpc-call PORT CALLERS SECONDS`: the two sides of libs/grpc's example
 //!   `unary`.
 

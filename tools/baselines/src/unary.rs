@@ -17,7 +17,7 @@ use tonic::{
     transport::{Endpoint, Server, server::TcpIncoming},
 };
 
-/// Answers at once.
+/// Responds at once, always with the same account.
 struct Constant;
 
 #[tonic::async_trait]
@@ -62,7 +62,7 @@ pub(crate) async fn serve(port: u16) -> Result<(), Box<dyn Error>> {
     Ok(Server::builder().add_service(BillingServiceServer::new(Constant)).serve_with_incoming(incoming).await?)
 }
 
-/// Calls a second, over one connection as our own client has it.
+/// The calls a second over one connection, as many as our own client has.
 pub(crate) async fn call(port: u16, callers: usize, seconds: u64) -> Result<f64, Box<dyn Error>> {
     let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?.tcp_nodelay(true).connect().await?;
     let begin = Instant::now();

@@ -67,8 +67,11 @@ pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Resu
 fn open(ground: &Ground, system: &mut System, rate: f64, time: Time) -> Vec<String> {
     let url = format!("http://{}", system.patients[0].address());
     let analytics = format!("http://{}", system.analytics.address());
-    let follow =
-        format!("--analytics {analytics} --kafka {} --topic {}", ground.broker.address(), system.ground().topic);
+    let follow = format!(
+        "--analytics {analytics} --kafka {} --topic {}",
+        ground.broker.address(),
+        system.backing_services().topic
+    );
     let arguments = words(&format!("open --rate {rate:.0} {url} --scenario create -c 256 {follow}"));
     [arguments, time.arguments()].concat()
 }

@@ -34,7 +34,7 @@ impl Ground {
             let port = ports::free();
             let mut broker = Broker::start(Kind::Kafka, &scratch.path().join("broker"), port, Size::Full, "").await?;
             scratch.guard(broker.process())?;
-            Ok::<_, testbed::StartError>((cluster, broker))
+            Ok::<_, testbed::Error>((cluster, broker))
         };
         let (cluster, broker) = step("Starting PostgreSQL and Apache Kafka", start).await?;
         Ok(Self { cluster, broker, settings: settings.to_vec(), counts_statements: false, scratch })
@@ -67,7 +67,7 @@ impl Ground {
         for database in [&patients, &billing] {
             self.cluster.create_database(database).await?;
         }
-        let ground = system::Ground {
+        let ground = system::BackingServices {
             patients_database: self.cluster.url(&patients),
             billing_database: self.cluster.url(&billing),
             kafka: self.broker.address(),

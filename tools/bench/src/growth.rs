@@ -134,7 +134,7 @@ async fn partitions(ground: &Ground, found: &mut Found) -> Outcome {
             "--analytics http://{} --kafka {} --topic {}",
             system.analytics.address(),
             ground.broker.address(),
-            system.ground().topic
+            system.backing_services().topic
         );
         smol::Timer::after(SETTLE).await;
         let arguments = words(&format!("open --rate {RATE} {url} --scenario create {follow} {TIME}"));

@@ -23,7 +23,7 @@ pub(crate) fn ours(name: &str) -> Outcome<PathBuf> {
 /// Runs a command to its end and gives what it printed.
 pub(crate) async fn output(mut command: Command) -> Outcome<String> {
     let name = command.get_program().display().to_string();
-    command.envs([testbed::mark()?]);
+    command.envs([testbed::owner_variable()?]);
     let output = smol::unblock(move || command.stdin(Stdio::null()).output()).await;
     let output = output.map_err(|error| format!("{name}: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -42,7 +42,7 @@ pub(crate) struct Server(Child);
 impl Server {
     /// Starts it and waits until it listens.
     pub(crate) async fn start(mut command: Command, port: u16) -> Outcome<Self> {
-        command.envs([testbed::mark()?]);
+        command.envs([testbed::owner_variable()?]);
         let server = Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {

@@ -1,22 +1,22 @@
 //! The system that `just up` runs in containers, with one replica of each service or scaled.
 
 use smol::lock::Mutex;
-use testbed::{Scratch, StartError, http::Client};
+use testbed::{Error, Scratch, http::Client};
 
 use crate::{
+    component::Component,
     docker::{self, Inspected},
-    parts::Part,
     system::SystemUnderTest,
 };
 
 /// The system of this checkout.
 ///
 /// # Errors
-/// If no engine answers, or it does not run there.
-pub(crate) async fn find() -> Result<SystemUnderTest, StartError> {
+/// If no Docker engine responds, or the system does not run in containers.
+pub(crate) async fn find() -> Result<SystemUnderTest, Error> {
     let all = docker::all().await?;
     if !all.iter().any(|container| container.service == "patient-service" && container.is_running) {
-        return Err(StartError::new("the system does not run in containers: just up --docker, or just up-scaled"));
+        return Err(Error::new("the system does not run in containers: just up --docker, or just up-scaled"));
     }
     let front =
         if all.iter().any(|container| container.service == "balancer") { "balancer" } else { "patient-service" };
@@ -25,20 +25,20 @@ pub(crate) async fn find() -> Result<SystemUnderTest, StartError> {
         let is_one = all.iter().filter(|other| other.service == container.service).count() == 1;
         if is_one { container.service.clone() } else { format!("{} #{}", container.service, container.number) }
     };
-    let parts: Vec<_> = all
+    let components: Vec<_> = all
         .iter()
-        .map(|container| (name(container), Mutex::new(Part::Container(container.container.clone()))))
+        .map(|container| (name(container), Mutex::new(Component::Container(container.container.clone()))))
         .collect();
-    let description = format!("{} containers", parts.len());
+    let description = format!("{} containers", components.len());
     Ok(SystemUnderTest {
         description,
-        parts,
+        components,
         clients,
-        fixed: None,
-        topic_is_ours: false,
+        fixed_auditor: None,
+        may_change_topic: false,
         clock: None,
         logs: None,
         scratch: Scratch::new()?,
-        _kept: None,
+        _service_scratch: None,
     })
 }

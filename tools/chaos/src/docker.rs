@@ -1,5 +1,4 @@
-//! What Docker's own commands tell about the containers of this checkout, and do with them. They are found by the labels that
-//! Compose gives them.
+//! The containers of this checkout, by the `docker` command. They are found by the labels of Docker Compose.
 
 use std::{
     collections::BTreeMap,
@@ -11,15 +10,15 @@ use std::{
 use runtime::timeout;
 use serde_json::Value as Json;
 use smol::process::Command;
-use testbed::{StartError, audit::Places, http::Client};
+use testbed::{Error, audit::Auditor, http::Client};
 
-/// Time for the engine to do what it is container; to stop a container it waits itself.
+/// Timeout of a `docker` command, including the wait of `docker stop`.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds until `docker stop` kills the container.
 const GRACE: &str = "25";
 /// Time for a container to be healthy after its last start.
 const HEALTHY_TIMEOUT: Duration = Duration::from_secs(90);
-/// How often the state of a container is asked for.
+/// How often the state of a container is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A container of the system.
@@ -28,48 +27,48 @@ pub(crate) struct Container {
     id: String,
 }
 
-/// What `docker inspect` says of one.
+/// The output of `docker inspect` for a container.
 pub(crate) struct Inspected {
     pub(crate) container: Container,
     pub(crate) service: String,
     pub(crate) number: String,
     pub(crate) is_running: bool,
-    /// Ports of the container, with the addresses on this machine.
+    /// The container's ports, with the addresses on this machine where they are published.
     published: BTreeMap<String, String>,
-    /// Its address in the containers' network, which this machine reaches too where Docker runs on Linux.
+    /// Its IP address in the network of the containers, which the host can reach on Linux.
     address: String,
     environment: BTreeMap<String, String>,
 }
 
 impl Container {
-    pub(crate) async fn kill(&self) -> Result<(), StartError> {
-        // One that has just ended by itself is as good.
+    pub(crate) async fn kill(&self) -> Result<(), Error> {
+        // It may have ended by itself.
         docker(&["kill", &self.id]).await.map(drop).or_else(not_running)
     }
 
-    pub(crate) async fn pause(&self) -> Result<(), StartError> {
+    pub(crate) async fn pause(&self) -> Result<(), Error> {
         docker(&["pause", &self.id]).await.map(drop)
     }
 
-    pub(crate) async fn unpause(&self) -> Result<(), StartError> {
+    pub(crate) async fn unpause(&self) -> Result<(), Error> {
         docker(&["unpause", &self.id]).await.map(drop)
     }
 
-    pub(crate) async fn stop(&self) -> Result<(), StartError> {
+    pub(crate) async fn stop(&self) -> Result<(), Error> {
         docker(&["stop", "-t", GRACE, &self.id]).await.map(drop)
     }
 
-    pub(crate) async fn start(&self) -> Result<(), StartError> {
+    pub(crate) async fn start(&self) -> Result<(), Error> {
         docker(&["start", &self.id]).await.map(drop)
     }
 
-    pub(crate) async fn log(&self) -> Result<String, StartError> {
+    pub(crate) async fn log(&self) -> Result<String, Error> {
         let output = docker(&["logs", &self.id]).await?;
         Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// Waits until its health check says that it is well; one without a check is when it runs.
-    pub(crate) async fn until_ready(&self) -> Result<(), StartError> {
+    /// Waits until its health check succeeds, or until it runs if it has none.
+    pub(crate) async fn until_ready(&self) -> Result<(), Error> {
         let format = "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}";
         let end = Instant::now() + HEALTHY_TIMEOUT;
         loop {
@@ -77,7 +76,7 @@ impl Container {
             match state.trim() {
                 "running" | "running healthy" => return Ok(()),
                 state if Instant::now() > end => {
-                    return Err(StartError::new(format!("container {} is {state} after {HEALTHY_TIMEOUT:?}", self.id)));
+                    return Err(Error::new(format!("container {} is {state} after {HEALTHY_TIMEOUT:?}", self.id)));
                 }
                 _ => drop(smol::Timer::after(POLL_INTERVAL).await),
             }
@@ -85,37 +84,33 @@ impl Container {
     }
 }
 
-/// Where the parts of the system of this checkout keep what they know.
+/// An auditor of the system of this checkout.
 ///
 /// # Errors
-/// If no engine answers, or a part is not there.
-pub(crate) async fn places() -> Result<Places, StartError> {
+/// If no Docker engine responds, or a container is missing.
+pub(crate) async fn auditor() -> Result<Auditor, Error> {
     let all = all().await?;
     let database = |service: &str| {
         let container = all.iter().find(|container| container.service == service && !container.address.is_empty());
-        let container = container.ok_or_else(|| StartError::new(format!("{service} has no address")))?;
+        let container = container.ok_or_else(|| Error::new(format!("{service} has no address")))?;
         let setting = |name: &str| container.environment.get(name).cloned().unwrap_or_default();
         let (user, password) = (setting("POSTGRES_USER"), setting("POSTGRES_PASSWORD"));
-        Ok::<_, StartError>(format!(
-            "postgres://{user}:{password}@{}:5432/{}",
-            container.address,
-            setting("POSTGRES_DB")
-        ))
+        Ok::<_, Error>(format!("postgres://{user}:{password}@{}:5432/{}", container.address, setting("POSTGRES_DB")))
     };
     let analytics = all.iter().filter(|container| container.service.starts_with("analytics-service"));
     let analytics = analytics.filter_map(|container| container.published.get("4002/tcp")).map(Client::new).collect();
     let kafka = address_of(&all, "kafka", "19092/tcp")?;
-    Places::at(database("patient-db")?, database("billing-db")?, &kafka, "patient", analytics)
+    Auditor::at(database("patient-db")?, database("billing-db")?, &kafka, "patient", analytics)
 }
 
-pub(crate) fn address_of(all: &[Inspected], service: &str, port: &str) -> Result<String, StartError> {
+pub(crate) fn address_of(all: &[Inspected], service: &str, port: &str) -> Result<String, Error> {
     let found =
         all.iter().filter(|container| container.service == service).find_map(|container| container.published.get(port));
-    found.cloned().ok_or_else(|| StartError::new(format!("{service} publishes no port {port}")))
+    found.cloned().ok_or_else(|| Error::new(format!("{service} publishes no port {port}")))
 }
 
 /// The containers of this checkout, in the order of their names.
-pub(crate) async fn all() -> Result<Vec<Inspected>, StartError> {
+pub(crate) async fn all() -> Result<Vec<Inspected>, Error> {
     let checkout = env::current_dir()?.canonicalize()?;
     let label = format!("label=com.docker.compose.project.working_dir={}", checkout.display());
     let ids = text(&docker(&["ps", "-a", "-q", "--filter", &label]).await?);
@@ -153,22 +148,22 @@ fn inspected(json: &Json) -> Inspected {
     }
 }
 
-async fn docker(arguments: &[&str]) -> Result<Output, StartError> {
+async fn docker(arguments: &[&str]) -> Result<Output, Error> {
     let output = Command::new("docker").args(arguments).kill_on_drop(true).output();
-    let output = timeout(COMMAND_TIMEOUT, output).await.map_err(|_| StartError::new("docker does not answer"))?;
-    let output = output.map_err(|error| StartError::new(format!("docker: {error}")))?;
+    let output = timeout(COMMAND_TIMEOUT, output).await.map_err(|_| Error::new("docker does not respond"))?;
+    let output = output.map_err(|error| Error::new(format!("docker: {error}")))?;
     if output.status.success() {
         return Ok(output);
     }
-    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(StartError::new(format!("docker {}: {why}", arguments.first().unwrap_or(&""))))
+    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::new(format!("docker {}: {reason}", arguments.first().unwrap_or(&""))))
 }
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn not_running(error: StartError) -> Result<(), StartError> {
+fn not_running(error: Error) -> Result<(), Error> {
     if error.to_string().contains("is not running") { Ok(()) } else { Err(error) }
 }
 
@@ -179,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_output_of_docker_inspect() {
+    fn the_output_of_docker_inspect_is_parsed() {
         let container = inspected(&json!({
             "Id": "0123456789abcdef",
             "State": {"Running": true},

@@ -1,76 +1,76 @@
-//! A system of our own, as processes on this machine.
+//! Starts a system for this run, as processes on this machine.
 
 use smol::lock::Mutex;
 use testbed::{
-    Scratch, StartError,
-    audit::Places,
+    Error, Scratch,
+    audit::Auditor,
     broker::{Broker, Kind},
     clock::SteppedClock,
-    failover::Replicated,
-    system::{Ground, System},
+    failover::ReplicatedPostgres,
+    system::{BackingServices, System},
 };
 
-use crate::{parts::Part, system::SystemUnderTest};
+use crate::{component::Component, system::SystemUnderTest};
 
 /// Replicas of patient-service.
 const REPLICAS: usize = 3;
 
-/// The name of the part that fails over.
+/// The name of the component that fails over.
 pub(crate) const POSTGRES: &str = "PostgreSQL";
 
-/// Starts it. Without a wish, the broker is Apache Kafka if it can be had, else Nisshi.
+/// Starts the system. The broker is the given one, else Apache Kafka if it can be installed, else Nisshi.
 ///
 /// # Errors
-/// If a part does not come up.
-pub(crate) async fn start(broker: Option<Kind>) -> Result<SystemUnderTest, StartError> {
+/// If a component does not start.
+pub(crate) async fn start(broker: Option<Kind>) -> Result<SystemUnderTest, Error> {
     let kind = install(broker).await?;
     let scratch = Scratch::new()?;
     let clock = SteppedClock::new(scratch.path())?;
-    let mut postgres = Replicated::start(&scratch.path().join("postgres"), &clock, &scratch).await?;
+    let mut postgres = ReplicatedPostgres::start(&scratch.path().join("postgres"), &clock, &scratch).await?;
     if !postgres.has_standby() {
         println!("No pg_basebackup: PostgreSQL has no standby in this run, and does not fail over.");
     }
     for name in ["patients", "billing"] {
         postgres.primary().create_database(name).await?;
     }
-    let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await?;
+    let mut broker = Broker::start_on_free_port(kind, &scratch.path().join("broker"), "").await?;
     scratch.guard(broker.process())?;
-    let ground = Ground {
+    let backing_services = BackingServices {
         patients_database: postgres.url("patients"),
         billing_database: postgres.url("billing"),
         kafka: broker.address(),
         topic: "patient".to_owned(),
     };
-    let system = System::start(ground, REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
-    let (places, logs) = (Places::of(&system), system.directory().to_owned());
-    let System { patients, billing, analytics, scratch: kept, .. } = system;
+    let system = System::start(backing_services, REPLICAS, &[("LOG_LEVEL", "warn")]).await?;
+    let (auditor, logs) = (Auditor::of(&system), system.directory().to_owned());
+    let System { patients, billing, analytics, scratch: service_scratch, .. } = system;
     let clients = patients.iter().map(|service| service.client()).collect();
-    // A change of the order would make every noted seed worthless.
-    let mut parts = vec![
-        ("billing-service".to_owned(), Part::Service(billing)),
-        ("analytics-service".to_owned(), Part::Service(analytics)),
-        ("the broker".to_owned(), Part::Broker(broker)),
-        (POSTGRES.to_owned(), Part::Postgres(Box::new(postgres))),
+    // Seeds are reproducible only as long as this order stays.
+    let mut components = vec![
+        ("billing-service".to_owned(), Component::Service(billing)),
+        ("analytics-service".to_owned(), Component::Service(analytics)),
+        ("the broker".to_owned(), Component::Broker(broker)),
+        (POSTGRES.to_owned(), Component::Postgres(Box::new(postgres))),
     ];
     let replicas = patients.into_iter().enumerate();
-    parts.extend(replicas.map(|(n, service)| (format!("patient-service {n}"), Part::Service(service))));
+    components.extend(replicas.map(|(n, service)| (format!("patient-service {n}"), Component::Service(service))));
     Ok(SystemUnderTest {
         description: format!("{kind}, {REPLICAS} patient-services"),
-        parts: parts.into_iter().map(|(name, part)| (name, Mutex::new(part))).collect(),
+        components: components.into_iter().map(|(name, component)| (name, Mutex::new(component))).collect(),
         clients,
-        fixed: Some(places),
-        // Nisshi adds no partitions, and may lose other topics when one is deleted.
-        topic_is_ours: kind == Kind::Kafka,
+        fixed_auditor: Some(auditor),
+        // Nisshi cannot add partitions, and may lose other topics when one is deleted.
+        may_change_topic: kind == Kind::Kafka,
         clock: Some(clock),
         logs: Some(logs),
         scratch,
-        _kept: Some(kept),
+        _service_scratch: Some(service_scratch),
     })
 }
 
-/// Installs the broker: the given one, else Apache Kafka if it can be had, else Nisshi.
-async fn install(wanted: Option<Kind>) -> Result<Kind, StartError> {
-    match wanted {
+/// Installs the given broker, else Apache Kafka, else Nisshi.
+async fn install(kind: Option<Kind>) -> Result<Kind, Error> {
+    match kind {
         Some(kind) => kind.install().await.map(|()| kind),
         None if Kind::Kafka.install().await.is_ok() => Ok(Kind::Kafka),
         None => Kind::Nisshi.install().await.map(|()| Kind::Nisshi),

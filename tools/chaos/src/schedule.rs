@@ -1,21 +1,21 @@
-//! Which fault is injected when: a function of the seed and of nothing else.
+//! The schedule of faults: a function of the seed alone.
 
 use std::{fmt, time::Duration};
 
 use fastrand::Rng;
 
-/// A part of the system, by its number.
-pub(crate) type Target = usize;
+/// The index of a component.
+pub(crate) type ComponentIndex = usize;
 
-/// What happens to it.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// `kill -9`; it is started again after `down`. With `again` it is killed once more that long after its start, while
-    /// it recovers, and started at once.
+    /// SIGKILL, and a start after `down`. With `again`, a second SIGKILL that long after the start, during recovery, and a
+    /// start at once.
     Kill { down: Duration, again: Option<Duration> },
-    /// SIGSTOP, and after this time SIGCONT.
+    /// SIGSTOP, and SIGCONT after this time.
     Freeze(Duration),
-    /// Stopped in order and started at once.
+    /// SIGTERM, and a start at once.
     Restart,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
-    /// How long it lasts, the time of starts and stops left out.
+    /// How long it lasts, without the time for starts and stops.
     fn length(self) -> Duration {
         match self {
             Self::Kill { down, again } => down + again.unwrap_or_default(),
@@ -46,79 +46,78 @@ impl Fault {
     }
 }
 
-/// A fault of one part.
+/// A fault of one component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Injection {
-    /// How long after the begin of its round.
+    /// The time after the start of its round.
     pub(crate) after: Duration,
-    pub(crate) target: Target,
+    pub(crate) target: ComponentIndex,
     pub(crate) fault: Fault,
 }
 
-/// One injection, or two of different parts that overlap.
+/// One injection, or two overlapping ones of different components.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Round {
-    /// How long after the begin of the faults, if no start and no stop took any time.
+    /// The time after the start of the faults, if starts and stops took no time.
     pub(crate) at: Duration,
     pub(crate) injections: Vec<Injection>,
 }
 
 impl Round {
-    /// When its last fault is over, counted as `at` is.
+    /// The end of its last fault, on the same scale as `at`.
     pub(crate) fn end(&self) -> Duration {
         let ends = self.injections.iter().map(|injection| self.at + injection.after + injection.fault.length());
         ends.max().unwrap_or(self.at)
     }
 }
 
-/// Milliseconds between rounds, in which the system may or may not have recovered.
+/// Milliseconds between rounds: long enough or too short for the system to recover.
 const PAUSE: std::ops::Range<u64> = 500..4_000;
-/// Milliseconds for which a part is down, and after which one that recovers is killed again.
+/// Milliseconds for which a component is down, and until the second SIGKILL.
 const DOWN: std::ops::Range<u64> = 0..3_000;
 const AGAIN: std::ops::Range<u64> = 0..1_500;
-/// Milliseconds for which a part is frozen: longer than every deadline, or shorter.
+/// Milliseconds for which a component is stopped: shorter or longer than every deadline.
 const FROZEN: std::ops::Range<u64> = 300..8_000;
-/// The second injection of a round comes so many milliseconds after the first.
+/// Milliseconds from the first injection of a round to the second.
 const SECOND: std::ops::Range<u64> = 0..1_000;
 
-/// Seconds from one time when deletions from the outbox are undone to the next.
-const UNDONE_EVERY: std::ops::Range<u64> = 8..16;
+/// Seconds between the times when deletions from the outbox are undone.
+const UNDO_INTERVAL: std::ops::Range<u64> = 8..16;
 
-/// When deletions from the outbox are undone, so that what was published is published again.
-pub(crate) fn undos(seed: u64, length: Duration) -> Vec<Duration> {
-    every(&mut Rng::with_seed(!seed), UNDONE_EVERY, length)
+/// When deletions from the outbox are undone, so that events are published again.
+pub(crate) fn delete_undo_times(seed: u64, length: Duration) -> Vec<Duration> {
+    every(&mut Rng::with_seed(!seed), UNDO_INTERVAL, length)
 }
 
-/// Seconds from one step of PostgreSQL's clock to the next.
-const CLOCK_STEPS_EVERY: std::ops::Range<u64> = 6..14;
-/// By how many seconds the clock is off at most, ahead or behind: longer than an idempotency key is kept.
-const CLOCK_OFFSET: i64 = 3 * 24 * 3_600;
+/// Seconds between steps of PostgreSQL's clock.
+const CLOCK_STEP_INTERVAL: std::ops::Range<u64> = 6..14;
+/// The maximum offset of the clock in seconds, either way: longer than an idempotency key is kept.
+const MAX_CLOCK_OFFSET: i64 = 3 * 24 * 3_600;
 
-/// When PostgreSQL's clock is set, and to how many seconds after the right time (before it, if negative). Each third
-/// step goes back to the right time, so that clocks are set right too.
+/// When PostgreSQL's clock is set, and to which offset in seconds. Each third step sets it back to the correct time.
 pub(crate) fn clock_steps(seed: u64, length: Duration) -> Vec<(Duration, i64)> {
     let mut rng = Rng::with_seed(seed.rotate_left(32));
-    let times = every(&mut rng, CLOCK_STEPS_EVERY, length).into_iter().enumerate();
-    times.map(|(n, at)| (at, if n % 3 == 2 { 0 } else { rng.i64(-CLOCK_OFFSET..=CLOCK_OFFSET) })).collect()
+    let times = every(&mut rng, CLOCK_STEP_INTERVAL, length).into_iter().enumerate();
+    times.map(|(n, at)| (at, if n % 3 == 2 { 0 } else { rng.i64(-MAX_CLOCK_OFFSET..=MAX_CLOCK_OFFSET) })).collect()
 }
 
-/// Seconds from one failover of PostgreSQL to the next.
-const FAILOVERS_EVERY: std::ops::Range<u64> = 12..24;
+/// Seconds between failovers of PostgreSQL.
+const FAILOVER_INTERVAL: std::ops::Range<u64> = 12..24;
 
 /// When PostgreSQL fails over to its standby.
-pub(crate) fn failovers(seed: u64, length: Duration) -> Vec<Duration> {
-    every(&mut Rng::with_seed(!seed.rotate_left(32)), FAILOVERS_EVERY, length)
+pub(crate) fn failover_times(seed: u64, length: Duration) -> Vec<Duration> {
+    every(&mut Rng::with_seed(!seed.rotate_left(32)), FAILOVER_INTERVAL, length)
 }
 
-/// Times within `length`, each so many seconds after the one before; the first after half of that.
+/// Times within `length` at random intervals in this range; the first after half an interval.
 fn every(rng: &mut Rng, seconds: std::ops::Range<u64>, length: Duration) -> Vec<Duration> {
     let mut next = || Duration::from_secs(rng.u64(seconds.clone()));
     std::iter::successors(Some(next() / 2), |at| Some(*at + next())).take_while(|at| *at < length).collect()
 }
 
-/// The rounds that begin within `length`. Every part has had a fault before one has a second, and so on, but for
-/// a change of order that keeps the two of a round apart.
-pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> {
+/// The rounds that start within `length`. Components have their faults in turn, except that the two components of one round
+/// are always different.
+pub(crate) fn schedule(seed: u64, length: Duration, components: usize) -> Vec<Round> {
     let mut rng = Rng::with_seed(seed);
     let mut bag = Vec::new();
     let mut at = millis(&mut rng, PAUSE);
@@ -128,7 +127,7 @@ pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> 
         let count = if rng.u8(..3) == 0 { 2 } else { 1 };
         while injections.len() < count {
             let first_target = injections.first().map(|first| first.target);
-            let target = draw(&mut rng, &mut bag, parts, first_target);
+            let target = draw(&mut rng, &mut bag, components, first_target);
             let after = if first_target.is_some() { millis(&mut rng, SECOND) } else { Duration::ZERO };
             injections.push(Injection { after, target, fault: fault(&mut rng) });
         }
@@ -139,12 +138,17 @@ pub(crate) fn schedule(seed: u64, length: Duration, parts: usize) -> Vec<Round> 
     rounds
 }
 
-fn draw(rng: &mut Rng, bag: &mut Vec<Target>, parts: usize, other_than: Option<Target>) -> Target {
+fn draw(
+    rng: &mut Rng,
+    bag: &mut Vec<ComponentIndex>,
+    components: usize,
+    other_than: Option<ComponentIndex>,
+) -> ComponentIndex {
     loop {
         if let Some(at) = bag.iter().rposition(|target| Some(*target) != other_than) {
             return bag.remove(at);
         }
-        let mut all: Vec<_> = (0..parts).collect();
+        let mut all: Vec<_> = (0..components).collect();
         rng.shuffle(&mut all);
         all.append(bag);
         *bag = all;
@@ -174,27 +178,27 @@ mod tests {
     use super::*;
 
     const LENGTH: Duration = Duration::from_secs(300);
-    const PARTS: usize = 7;
+    const COMPONENTS: usize = 7;
 
     #[test]
-    fn the_seed_makes_the_schedule() {
+    fn a_seed_always_makes_the_same_schedule() {
         for seed in 0..50 {
-            assert_eq!(schedule(seed, LENGTH, PARTS), schedule(seed, LENGTH, PARTS));
-            let shorter = schedule(seed, LENGTH / 2, PARTS);
+            assert_eq!(schedule(seed, LENGTH, COMPONENTS), schedule(seed, LENGTH, COMPONENTS));
+            let shorter = schedule(seed, LENGTH / 2, COMPONENTS);
             assert_eq!(
                 shorter,
-                schedule(seed, LENGTH, PARTS)[..shorter.len()],
-                "a shorter run is the begin of a longer one"
+                schedule(seed, LENGTH, COMPONENTS)[..shorter.len()],
+                "a shorter run is the beginning of a longer one"
             );
         }
-        let different: HashSet<_> = (0..50).map(|seed| format!("{:?}", schedule(seed, LENGTH, PARTS))).collect();
+        let different: HashSet<_> = (0..50).map(|seed| format!("{:?}", schedule(seed, LENGTH, COMPONENTS))).collect();
         assert_eq!(different.len(), 50);
     }
 
-    /// A change of the generator would make every noted seed worthless.
+    /// Otherwise the seeds of earlier runs could not be reproduced.
     #[test]
-    fn a_noted_seed_stays_what_it_was() {
-        let text: Vec<_> = schedule(1, Duration::from_secs(12), PARTS)
+    fn the_schedule_of_a_recorded_seed_has_not_changed() {
+        let text: Vec<_> = schedule(1, Duration::from_secs(12), COMPONENTS)
             .iter()
             .flat_map(|round| {
                 let at = round.at;
@@ -203,30 +207,33 @@ mod tests {
                 })
             })
             .collect();
-        let noted = [
+        let recorded = [
             "2799 1: kill -9, down 0.5 s",
             "4355 6: frozen for 1.1 s",
             "7378 5: kill -9, down 1.7 s",
             "11731 4: frozen for 7.5 s",
         ];
-        assert_eq!(text, noted);
+        assert_eq!(text, recorded);
     }
 
     #[test]
-    fn deletions_are_undone_now_and_then() {
+    fn deletions_are_undone_at_intervals() {
         for seed in 0..50 {
-            let undos = undos(seed, LENGTH);
-            assert!((18..=40).contains(&undos.len()) && undos.is_sorted(), "{undos:?}");
-            assert!(!super::undos(seed, Duration::from_secs(8)).is_empty(), "also in a short run");
+            let delete_undo_times = delete_undo_times(seed, LENGTH);
+            assert!(
+                (18..=40).contains(&delete_undo_times.len()) && delete_undo_times.is_sorted(),
+                "{delete_undo_times:?}"
+            );
+            assert!(!super::delete_undo_times(seed, Duration::from_secs(8)).is_empty(), "also in a short run");
         }
     }
 
     #[test]
-    fn the_clock_steps_both_ways_and_back_to_the_right_time() {
+    fn the_clock_steps_both_ways_and_back_to_the_correct_time() {
         for seed in 0..50 {
             let steps = clock_steps(seed, LENGTH);
             assert!((20..=50).contains(&steps.len()) && steps.is_sorted_by_key(|(at, _)| *at), "{steps:?}");
-            assert!(steps.iter().all(|(at, off)| *at < LENGTH && off.abs() <= CLOCK_OFFSET), "{steps:?}");
+            assert!(steps.iter().all(|(at, off)| *at < LENGTH && off.abs() <= MAX_CLOCK_OFFSET), "{steps:?}");
             for sign in [-1, 0, 1] {
                 assert!(steps.iter().any(|(_, off)| off.signum() == sign), "{steps:?}");
             }
@@ -234,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn one_or_two_parts_have_a_fault_at_a_time_and_all_in_turn() {
+    fn one_or_two_components_have_a_fault_at_a_time_and_all_in_turn() {
         for seed in 0..50 {
-            let rounds = schedule(seed, LENGTH, PARTS);
+            let rounds = schedule(seed, LENGTH, COMPONENTS);
             assert!(rounds.iter().all(|round| round.at < LENGTH));
             for pair in rounds.windows(2) {
                 assert!(pair[0].end() < pair[1].at, "rounds do not overlap");
@@ -248,17 +255,17 @@ mod tests {
             let mut times_of = HashMap::new();
             for injection in rounds.iter().flat_map(|round| &round.injections) {
                 *times_of.entry(injection.target).or_insert(0) += 1;
-                let fewest = if times_of.len() < PARTS { 0 } else { *times_of.values().min().unwrap() };
-                // Two: one that a round of two has drawn before its turn.
+                let fewest = if times_of.len() < COMPONENTS { 0 } else { *times_of.values().min().unwrap() };
+                // 2, because a round of two may have drawn one before its turn.
                 assert!(times_of.values().all(|times| times - fewest <= 2), "{times_of:?}");
             }
-            assert_eq!(times_of.len(), PARTS);
+            assert_eq!(times_of.len(), COMPONENTS);
         }
     }
 
     #[test]
-    fn every_fault_comes() {
-        let rounds = schedule(1, LENGTH * 4, PARTS);
+    fn every_fault_is_in_the_schedule() {
+        let rounds = schedule(1, LENGTH * 4, COMPONENTS);
         let faults = || rounds.iter().flat_map(|round| &round.injections).map(|injection| injection.fault);
         assert!(faults().any(|fault| fault == Fault::Restart));
         assert!(faults().any(|fault| matches!(fault, Fault::Freeze(time) if time > Duration::from_secs(6))));

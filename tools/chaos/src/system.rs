@@ -3,41 +3,41 @@
 use std::path::PathBuf;
 
 use smol::lock::Mutex;
-use testbed::{Scratch, StartError, audit::Places, clock::SteppedClock, http::Client};
+use testbed::{Error, Scratch, audit::Auditor, clock::SteppedClock, http::Client};
 
-use crate::{docker, parts::Part};
+use crate::{component::Component, docker};
 
-/// A system that runs.
+/// A running system, and what a run may do to it.
 pub(crate) struct SystemUnderTest {
-    /// What it is, for the reader of a report.
+    /// For the report.
     pub(crate) description: String,
-    /// Its parts, with their names. The schedule knows them by their numbers.
-    pub(crate) parts: Vec<(String, Mutex<Part>)>,
-    /// Where clients reach patient-service: each replica, or all of them behind one address.
+    /// Its components with their names. The schedule refers to them by index.
+    pub(crate) components: Vec<(String, Mutex<Component>)>,
+    /// Clients of patient-service: one for each replica, or one for the balancer.
     pub(crate) clients: Vec<Client>,
-    /// Where the audit finds its data, if the addresses stay the same.
-    pub(crate) fixed: Option<Places>,
-    /// Whether partitions can be added to its topic, and whether the topic may be deleted in the end.
-    pub(crate) topic_is_ours: bool,
-    /// The clock of PostgreSQL, if it can be set: a container has the machine's.
+    /// The auditor, if the addresses stay the same.
+    pub(crate) fixed_auditor: Option<Auditor>,
+    /// Whether the run may add partitions to the topic and delete it at the end.
+    pub(crate) may_change_topic: bool,
+    /// The clock of PostgreSQL, if it can be set: a container has the clock of the machine.
     pub(crate) clock: Option<SteppedClock>,
-    /// The folder of its logs, if it is gone with the system.
+    /// The directory of its logs, if it is removed with the system.
     pub(crate) logs: Option<PathBuf>,
-    /// Ends what was started for it.
+    /// The directory whose guard kills the processes of this run.
     pub(crate) scratch: Scratch,
-    /// What else lives as long as it does.
-    pub(crate) _kept: Option<Scratch>,
+    /// The directory of the services, which lives as long as the system.
+    pub(crate) _service_scratch: Option<Scratch>,
 }
 
 impl SystemUnderTest {
-    /// Where the audit finds its data. A container may have another address after a restart.
+    /// An auditor with the current addresses: a container may have another one after a restart.
     ///
     /// # Errors
-    /// If that cannot be told.
-    pub(crate) async fn places(&self) -> Result<Places, StartError> {
-        match &self.fixed {
-            Some(places) => Ok(places.clone()),
-            None => docker::places().await,
+    /// If the addresses cannot be found.
+    pub(crate) async fn auditor(&self) -> Result<Auditor, Error> {
+        match &self.fixed_auditor {
+            Some(auditor) => Ok(auditor.clone()),
+            None => docker::auditor().await,
         }
     }
 }

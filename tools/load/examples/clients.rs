@@ -24,7 +24,7 @@ fn main() {
     let path = url[base.len()..].to_owned();
     runtime::block_on(1, async {
         for round in 1..=ROUNDS {
-            let client = Client::new(address).with_limit(LIMIT);
+            let client = Client::new(address).with_timeout(LIMIT);
             let surf = measure(|| {
                 let (client, path) = (client.clone(), path.clone());
                 async move {

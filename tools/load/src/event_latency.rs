@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_counts_as_applied_at_the_first_look_that_shows_it() {
+    fn an_event_counts_as_applied_at_the_first_summary_that_has_it() {
         let (one, two, three) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);

@@ -101,7 +101,7 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn a_late_request_counts_from_when_it_should_have_begun() {
+    fn a_late_request_counts_from_its_scheduled_start() {
         smol::block_on(async {
             let pace = Pace::new(Some(1000.0), Duration::ZERO, MS(100), MS(100), Shutdown::new());
             // One client that is busy for 50 ms finds the requests of that time waiting.

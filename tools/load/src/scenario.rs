@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn only_own_patients_are_changed_and_a_deleted_one_is_forgotten() {
+    fn only_own_patients_that_are_not_deleted_are_changed() {
         let known = Uuid::now_v7();
         let mut client = client(Mix::Mixed, vec![known]);
         let mut own = Vec::new();

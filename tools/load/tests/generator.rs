@@ -125,7 +125,7 @@ fn load(arguments: &[&str]) -> Json {
 }
 
 #[test]
-fn a_closed_loop_does_the_whole_mix_and_counts_what_it_did() {
+fn a_closed_loop_sends_the_whole_mix_and_counts_each_request() {
     let registry = Registry::default();
     let report = with_registry(&registry, |url| load(&["closed", url, "-d", "600ms", "-w", "0s", "-c", "4"]));
     assert_eq!(report["errors"], json!({}), "no client meets what another one deleted");
@@ -158,7 +158,7 @@ fn updates_and_deletions_are_of_patients_that_were_made_before() {
 /// Coordinated omission: a stall of the service must show in the latency of every request that should have begun
 /// meanwhile, and none may be missing.
 #[test]
-fn an_open_loop_counts_the_wait_of_requests_that_could_not_begin() {
+fn an_open_loop_counts_the_wait_of_late_requests() {
     let registry = Registry::default();
     let arguments = ["--scenario", "list", "-d", "2s", "-w", "0s", "-c", "1", "--rate", "200"];
     let report = with_registry(&registry, |url| {
@@ -173,7 +173,7 @@ fn an_open_loop_counts_the_wait_of_requests_that_could_not_begin() {
 }
 
 #[test]
-fn refusals_and_missing_services_are_told_by_kind() {
+fn failures_are_reported_by_kind() {
     let report = with_registry(&Registry::default(), |url| {
         load(&["closed", url, "--path", "/refused", "-d", "200ms", "-w", "0s", "-c", "2"])
     });

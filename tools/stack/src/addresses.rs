@@ -1,21 +1,21 @@
-//! Where the services of a running system are reached.
+//! The addresses of a running system's services.
 
 use crate::settings::Settings;
 
-/// Where a running system is reached.
+/// The addresses of a running system's services.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
     pub(crate) patients: String,
-    /// Every replica of patient-service by itself.
+    /// Every replica of patient-service.
     pub(crate) patient_replicas: Vec<String>,
     /// Every replica of billing-service, over HTTP.
     pub(crate) billing: Vec<String>,
-    /// Every analytics-service; each has partitions of its own.
+    /// Every analytics-service; each reads its own partitions.
     pub(crate) analytics: Vec<String>,
 }
 
 impl Addresses {
-    /// Of a system that has one of each on the ports of the settings.
+    /// The addresses of a system with one of each service, on the ports in the settings.
     pub(crate) fn of_single(settings: &Settings) -> Self {
         Self {
             patients: settings.patient_address(),
@@ -25,8 +25,8 @@ impl Addresses {
         }
     }
 
-    /// For the tests of a running system.
-    pub(crate) fn as_words(&self) -> String {
+    /// As variables, for the tests of a running system.
+    pub(crate) fn as_variables(&self) -> String {
         format!(
             "PATIENTS={} PATIENT_REPLICAS={} BILLING={} ANALYTICS={}",
             self.patients,

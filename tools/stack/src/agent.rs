@@ -10,15 +10,14 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Result, anyhow};
 use runtime::Shutdown;
 use serde_json::{Value as Json, json};
 use smol::{channel, future::or};
 use surf::http::Method;
 use testbed::{Signal, http::Client};
 
-use crate::{
-    Failure, Outcome, agent_process::TOKEN, backend, dead_letters, docker::Docker, native, settings::Settings,
-};
+use crate::{agent_process::TOKEN, backend, dead_letters, docker::Docker, native, settings::Settings};
 
 /// A fault lasts so long at most, whatever is asked for.
 const MAX_SECONDS: u64 = 60;
@@ -46,8 +45,8 @@ struct Fault {
 }
 
 /// Asks for work until it is stopped.
-pub(crate) async fn run(settings: &Settings) -> Outcome {
-    let token = env::var(TOKEN).map_err(|_| Failure(format!("{TOKEN} is not set; `up` starts the agent.")))?;
+pub(crate) async fn run(settings: &Settings) -> Result<()> {
+    let token = env::var(TOKEN).map_err(|_| anyhow!("{TOKEN} is not set; `up` starts the agent."))?;
     let shutdown = Shutdown::new();
     shutdown.trigger_on_signals()?;
     let parts = Arc::new(match backend::docker_of_checkout().await? {
@@ -55,7 +54,7 @@ pub(crate) async fn run(settings: &Settings) -> Outcome {
         None => Parts::Native(settings.clone()),
     });
     parts.wake_all().await;
-    let client = Client::new(format!("127.0.0.1:{}", settings.console_port)).with_limit(ANSWER_LIMIT);
+    let client = Client::new(format!("127.0.0.1:{}", settings.console_port)).with_timeout(ANSWER_LIMIT);
     let authorization = format!("Bearer {token}");
     let fault = Arc::new(Mutex::new(None::<Fault>));
     let (reports, news) = channel::bounded::<Json>(16);
@@ -112,11 +111,11 @@ fn begin(
             eprintln!("resend {part}");
             let outcome = match place {
                 Some((partition, offset)) => dead_letters::resend_from(&settings, partition, offset).await,
-                None => Err(Failure(format!("{part:?} is no place in a topic"))),
+                None => Err(anyhow!("{part:?} is no place in a topic")),
             };
             match outcome {
                 Ok(()) => tell("healed", None),
-                Err(Failure(why)) => tell("failed", Some(why)),
+                Err(error) => tell("failed", Some(error.to_string())),
             }
         })
         .detach();
@@ -153,9 +152,9 @@ fn begin(
         *fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match outcome {
             Ok(()) => tell("healed", None),
-            Err(Failure(why)) => {
-                eprintln!("{verb} {part}: {why}");
-                tell("failed", Some(why));
+            Err(error) => {
+                eprintln!("{verb} {part}: {error}");
+                tell("failed", Some(error.to_string()));
             }
         }
     })
@@ -188,7 +187,13 @@ impl Parts {
     }
 
     /// Does something to a part until `end`, and makes it good again whatever happens in between.
-    async fn inject(&self, part: &str, verb: &str, injected: impl FnOnce(), end: impl Future<Output = ()>) -> Outcome {
+    async fn inject(
+        &self,
+        part: &str,
+        verb: &str,
+        injected: impl FnOnce(),
+        end: impl Future<Output = ()>,
+    ) -> Result<()> {
         match verb {
             "kill" => {
                 self.kill(part).await?;
@@ -213,19 +218,19 @@ impl Parts {
                     }
                 };
                 injected();
-                let outcome: Outcome = or(turns, async {
+                let outcome: Result<()> = or(turns, async {
                     end.await;
                     Ok(())
                 })
                 .await;
                 self.wake(part).await.and(outcome)
             }
-            _ => Err(Failure(format!("{verb} is none of kill, pause and slow"))),
+            _ => Err(anyhow!("{verb} is none of kill, pause and slow")),
         }
     }
 
     /// Has a part stand still for a moment, and run for another.
-    async fn turn(&self, part: &str) -> Outcome {
+    async fn turn(&self, part: &str) -> Result<()> {
         self.pause(part).await?;
         smol::Timer::after(SLOW_TURN).await;
         self.wake(part).await?;
@@ -233,31 +238,31 @@ impl Parts {
         Ok(())
     }
 
-    async fn kill(&self, part: &str) -> Outcome {
+    async fn kill(&self, part: &str) -> Result<()> {
         match self {
             Self::Native(settings) => native::kill(settings, part).await,
             Self::Docker(docker) => docker.kill(part).await,
         }
     }
 
-    async fn start(&self, part: &str) -> Outcome {
+    async fn start(&self, part: &str) -> Result<()> {
         match self {
             Self::Native(settings) => native::start_service(settings, part).await,
-            Self::Docker(docker) => docker.tell(part, "start").await,
+            Self::Docker(docker) => docker.control(part, "start").await,
         }
     }
 
-    async fn pause(&self, part: &str) -> Outcome {
+    async fn pause(&self, part: &str) -> Result<()> {
         match self {
             Self::Native(settings) => native::signal(settings, part, Signal::STOP),
-            Self::Docker(docker) => docker.tell(part, "pause").await,
+            Self::Docker(docker) => docker.control(part, "pause").await,
         }
     }
 
-    async fn wake(&self, part: &str) -> Outcome {
+    async fn wake(&self, part: &str) -> Result<()> {
         match self {
             Self::Native(settings) => native::signal(settings, part, Signal::CONT),
-            Self::Docker(docker) => docker.tell(part, "unpause").await,
+            Self::Docker(docker) => docker.control(part, "unpause").await,
         }
     }
 

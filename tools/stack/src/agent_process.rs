@@ -2,9 +2,10 @@
 
 use std::{env, fs, path::Path, time::Duration};
 
+use anyhow::Result;
 use testbed::Process;
 
-use crate::{Outcome, home, private_file, settings::Settings};
+use crate::{home, private_file, settings::Settings};
 
 /// The variable by which the console and the agent are told the token.
 pub(crate) const TOKEN: &str = "CONSOLE_AGENT_TOKEN";
@@ -16,7 +17,7 @@ const TOKEN_FILE: &str = "agent-token";
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// The token of this system, made with the first start.
-pub(crate) fn token() -> Outcome<String> {
+pub(crate) fn token() -> Result<String> {
     let file = home::directory()?.join(TOKEN_FILE);
     if let Ok(token) = fs::read_to_string(&file) {
         return Ok(token);
@@ -33,10 +34,10 @@ fn random() -> u64 {
 }
 
 /// Starts the agent anew, so that it knows the settings of now.
-pub(crate) async fn start(settings: &Settings) -> Outcome {
+pub(crate) async fn start(settings: &Settings) -> Result<()> {
     let home = home::directory()?;
     stop(&home).await;
-    let process = Process::prepare(NAME, env::current_exe()?, home.join("agent.log"))
+    let process = Process::builder(NAME, env::current_exe()?, home.join("agent.log"))
         .args([NAME])
         .envs([(TOKEN, token()?), ("CONSOLE_PORT", settings.console_port.to_string())])
         .start()?;

@@ -1,16 +1,17 @@
-//! What analytics says.
+//! A client of analytics-service.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
 use testbed::http::Client;
 
-use crate::{Failure, Outcome, http::expect};
+use crate::http::expect;
 
-/// A client of analytics-service, or of all of them where the partitions are shared.
+/// A client of one analytics-service, or of several that share the partitions.
 #[derive(Debug)]
 pub(crate) struct Analytics(Vec<Client>);
 
@@ -19,8 +20,8 @@ impl Analytics {
         Self(addresses.into_iter().map(Client::new).collect())
     }
 
-    /// What they know together.
-    pub(crate) async fn summary(&self) -> Outcome<Json> {
+    /// The sum of their summaries.
+    pub(crate) async fn summary(&self) -> Result<Json> {
         let mut whole = Json::Null;
         for client in &self.0 {
             add(&mut whole, expect(&client.get("/analytics/summary").await?, 200)?);
@@ -28,57 +29,55 @@ impl Analytics {
         Ok(whole)
     }
 
-    /// Waits until the record at each of these offsets of its partition has been applied, looking so often. `look` sees
-    /// each summary on the way.
+    /// Waits until the records at these offsets have been applied. Reads the summary every `poll_interval` and passes it to
+    /// `on_summary`.
     ///
     /// # Errors
-    /// If nothing more is applied for as long as `patience`.
+    /// If no further record is applied for `timeout`.
     pub(crate) async fn until_applied(
         &self,
         offsets: &BTreeMap<i32, i64>,
-        patience: Duration,
-        pause: Duration,
-        mut look: impl FnMut(&Json),
-    ) -> Outcome<Json> {
-        let (mut best, mut moved) = (i64::MIN, Instant::now());
+        timeout: Duration,
+        poll_interval: Duration,
+        mut on_summary: impl FnMut(&Json),
+    ) -> Result<Json> {
+        let (mut best, mut last_progress) = (i64::MIN, Instant::now());
         loop {
-            // It may be starting.
+            // Fails while the service starts.
             if let Ok(summary) = self.summary().await {
-                look(&summary);
+                on_summary(&summary);
                 let applied = applied(&summary);
                 if offsets.iter().all(|(partition, offset)| applied.get(partition) >= Some(offset)) {
                     return Ok(summary);
                 }
                 let sum = applied.values().sum();
                 if sum > best {
-                    (best, moved) = (sum, Instant::now());
+                    (best, last_progress) = (sum, Instant::now());
                 }
             }
-            if moved.elapsed() > patience {
-                return Err(Failure(
-                    "Analytics does not apply the events; see just logs analytics-service.".to_owned(),
-                ));
+            if last_progress.elapsed() > timeout {
+                return Err(anyhow!("Analytics does not apply the events; see just logs analytics-service."));
             }
-            smol::Timer::after(pause).await;
+            smol::Timer::after(poll_interval).await;
         }
     }
 
-    /// Every dead letter that is still known, the newest first.
-    pub(crate) async fn dead_letters(&self) -> Outcome<Vec<Json>> {
+    /// Every dead letter in their states, the newest first.
+    pub(crate) async fn dead_letters(&self) -> Result<Vec<Json>> {
         let mut letters = Vec::new();
         for client in &self.0 {
             let mut next = Some("/analytics/dead-letters?limit=1000".to_owned());
             while let Some(path) = next {
-                let answer = client.get(&path).await?;
-                letters.extend(expect(&answer, 200)?.as_array().cloned().unwrap_or_default());
-                next = answer.next();
+                let response = client.get(&path).await?;
+                letters.extend(expect(&response, 200)?.as_array().cloned().unwrap_or_default());
+                next = response.next();
             }
         }
         Ok(letters)
     }
 }
 
-/// Adds the share of one to that of others: numbers are added, lists joined.
+/// Adds the summary of one service to the sum: numbers are added, lists joined.
 fn add(whole: &mut Json, share: Json) {
     let Json::Object(sums) = whole else {
         *whole = share;
@@ -93,7 +92,7 @@ fn add(whole: &mut Json, share: Json) {
     }
 }
 
-/// The offset of the last record applied of each partition.
+/// The offset of the last applied record of each partition.
 pub(crate) fn applied(summary: &Json) -> BTreeMap<i32, i64> {
     let partitions = summary["partitions"].as_array().into_iter().flatten();
     let position = |partition: &Json| {
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_make_a_whole() {
+    fn summaries_of_several_services_are_added() {
         let mut whole = Json::Null;
         add(&mut whole, json!({"created": 2, "partitions": [{"partition": 0, "appliedOffset": 1}], "at": "noon"}));
         add(&mut whole, json!({"created": 3, "partitions": [{"partition": 1, "appliedOffset": 7}], "at": "night"}));

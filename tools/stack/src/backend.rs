@@ -1,4 +1,4 @@
-//! The two ways in which the system runs, and which of them this checkout uses.
+//! The two backends that run the system, natively and in Docker, and which of them this checkout uses.
 
 use std::{
     fmt, fs,
@@ -6,18 +6,19 @@ use std::{
     process::Output,
 };
 
+use anyhow::{Result, anyhow};
+
 use crate::{
-    Failure, Outcome,
     addresses::Addresses,
     analytics::Analytics,
     docker::{self, Docker, Layout},
     home, logs, native,
     rebuild::{self, Runner},
     settings::Settings,
-    show,
+    terminal,
 };
 
-/// A way to run the system.
+/// How the system runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backend {
     /// As processes on this machine.
@@ -36,7 +37,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// In the folder of the data: what `up` chose last.
+/// In the data directory: the backend of the last `up`.
 const FILE: &str = "backend";
 
 const NAMES: [(&str, Backend); 3] = [
@@ -46,23 +47,23 @@ const NAMES: [(&str, Backend); 3] = [
 ];
 
 impl Backend {
-    /// The one that `up` used last in this checkout.
-    pub(crate) fn of_checkout() -> Outcome<Self> {
+    /// The backend of the last `up` in this checkout.
+    pub(crate) fn of_checkout() -> Result<Self> {
         let name = fs::read_to_string(home::directory()?.join(FILE)).unwrap_or_default();
         let known = NAMES.iter().find(|(known, _)| *known == name.trim());
         Ok(known.map_or(Self::Native, |(_, backend)| *backend))
     }
 
-    fn remember(self) -> Outcome {
+    fn remember(self) -> Result<()> {
         let name = NAMES.iter().find(|(_, backend)| *backend == self).map_or("native", |(name, _)| *name);
         Ok(fs::write(home::directory()?.join(FILE), format!("{name}\n"))?)
     }
 
-    async fn is_up(self, settings: &Settings) -> Outcome<bool> {
+    async fn is_up(self, settings: &Settings) -> Result<bool> {
         match self {
             Self::Native => native::is_up(settings),
-            // An engine that does not answer runs nothing for us. Without an answer of Compose, it may.
-            Self::Docker(layout) => match docker::answers().await {
+            // An engine that does not respond runs no container of ours. If Compose does not respond, it is unknown.
+            Self::Docker(layout) => match docker::check_engine().await {
                 Ok(()) => Docker::find(layout).await?.is_up().await,
                 Err(_) => Ok(false),
             },
@@ -70,72 +71,72 @@ impl Backend {
     }
 }
 
-/// What the user asks `up` for.
+/// The backend that the user requests by the arguments of `up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Any,
+enum RequestedBackend {
+    Automatic,
     Only(Backend),
 }
 
-/// What `up` was told.
+/// The options of `up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Options {
-    wish: Wish,
-    /// Databases that `up` has not made may be used.
-    agreed: bool,
-    /// What has changed since the last build is built first.
+    requested: RequestedBackend,
+    /// `--yes`: databases that `up` has not created may be used.
+    assume_yes: bool,
+    /// No `--no-build`.
     build: bool,
 }
 
 impl Options {
-    fn parse(words: &[&str]) -> Outcome<Self> {
-        let mut options = Self { wish: Wish::Any, agreed: false, build: true };
-        let mut wish = Vec::new();
-        for word in words {
-            match *word {
-                "--yes" => options.agreed = true,
+    fn parse(arguments: &[&str]) -> Result<Self> {
+        let mut options = Self { requested: RequestedBackend::Automatic, assume_yes: false, build: true };
+        let mut others = Vec::new();
+        for argument in arguments {
+            match *argument {
+                "--yes" => options.assume_yes = true,
                 "--no-build" => options.build = false,
-                other => wish.push(other),
+                other => others.push(other),
             }
         }
-        options.wish = Wish::of(&wish)?;
+        options.requested = RequestedBackend::of(&others)?;
         Ok(options)
     }
 }
 
-impl Wish {
-    fn of(words: &[&str]) -> Outcome<Self> {
-        match words {
-            [] => Ok(Self::Any),
+impl RequestedBackend {
+    fn of(arguments: &[&str]) -> Result<Self> {
+        match arguments {
+            [] => Ok(Self::Automatic),
             ["--native"] => Ok(Self::Only(Backend::Native)),
             ["--docker"] => Ok(Self::Only(Backend::Docker(Layout::Single))),
             ["--scaled"] | ["--docker", "--scaled"] => Ok(Self::Only(Backend::Docker(Layout::Scaled))),
-            _ => Err(Failure("up takes --docker, --native or --scaled, --yes and --no-build.".to_owned())),
+            _ => Err(anyhow!("up takes --docker, --native or --scaled, --yes and --no-build.")),
         }
     }
 }
 
 /// Starts what is not running yet and waits until everything is ready.
-pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
-    let Options { wish, agreed, build } = Options::parse(words)?;
+pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
+    let Options { requested, assume_yes, build } = Options::parse(arguments)?;
     let last = Backend::of_checkout()?;
     let is_up = last.is_up(settings).await?;
-    let choice = match wish {
-        Wish::Only(backend) => backend,
-        Wish::Any if is_up => last,
-        // Parts that are named are meant for processes of this machine.
-        Wish::Any if settings.names_parts() => Backend::Native,
-        Wish::Any => match docker::answers().await {
+    let choice = match requested {
+        RequestedBackend::Only(backend) => backend,
+        RequestedBackend::Automatic if is_up => last,
+        // These settings apply to the native system alone.
+        RequestedBackend::Automatic if settings.names_backing_services() => Backend::Native,
+        RequestedBackend::Automatic => match docker::check_engine().await {
             Ok(()) => Backend::Docker(Layout::Single),
-            Err(docker::NoEngine::NotInstalled) => Backend::Native,
-            Err(docker::NoEngine::Silent(why)) => {
-                eprintln!("Docker is installed, and its engine cannot be used, so the system is run natively: {why}\n");
+            Err(docker::EngineError::NotInstalled) => Backend::Native,
+            Err(docker::EngineError::Unreachable(error)) => {
+                eprintln!("Docker is installed, but its engine cannot be used, so the system runs natively: {error}\n");
                 Backend::Native
             }
         },
     };
     if is_up && choice != last {
-        return Err(Failure(format!("The system is up already, {last}. Stop that one first: just down")));
+        return Err(anyhow!("The system is up already, {last}. Stop that one first: just down"));
     }
     if let Backend::Docker(layout) = choice {
         let prepared = async {
@@ -143,16 +144,16 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
             if build {
                 docker.fetch_images().await?;
             }
-            Ok::<_, Failure>(docker)
+            Ok::<_, anyhow::Error>(docker)
         };
         match prepared.await {
             Ok(docker) => {
                 choice.remember()?;
                 return docker.up(settings, build).await;
             }
-            Err(failure) if wish == Wish::Only(choice) => return Err(failure),
-            Err(Failure(why)) => {
-                eprintln!("{why}\n\nSo the system is run natively. (just up --docker would have stopped here.)\n");
+            Err(failure) if requested == RequestedBackend::Only(choice) => return Err(failure),
+            Err(error) => {
+                eprintln!("{error}\n\nSo the system runs natively. (just up --docker would have failed here.)\n");
             }
         }
     }
@@ -160,11 +161,11 @@ pub(crate) async fn up(settings: &Settings, words: &[&str]) -> Outcome {
     if build {
         native::build().await?;
     }
-    native::up(settings, agreed).await
+    native::up(settings, assume_yes).await
 }
 
 /// The engine that runs the system of this checkout; none if it runs natively.
-pub(crate) async fn docker_of_checkout() -> Outcome<Option<Docker>> {
+pub(crate) async fn docker_of_checkout() -> Result<Option<Docker>> {
     match Backend::of_checkout()? {
         Backend::Native => Ok(None),
         Backend::Docker(layout) => Docker::find(layout).await.map(Some),
@@ -172,7 +173,7 @@ pub(crate) async fn docker_of_checkout() -> Outcome<Option<Docker>> {
 }
 
 /// Stops everything; data stay.
-pub(crate) async fn down(settings: &Settings) -> Outcome {
+pub(crate) async fn down(settings: &Settings) -> Result<()> {
     match Backend::of_checkout()? {
         Backend::Native => native::down(settings).await,
         Backend::Docker(layout) => Docker::find(layout).await?.down().await,
@@ -180,36 +181,36 @@ pub(crate) async fn down(settings: &Settings) -> Outcome {
 }
 
 /// Shows what runs.
-pub(crate) async fn ps(settings: &Settings) -> Outcome {
-    let parts = match Backend::of_checkout()? {
+pub(crate) async fn ps(settings: &Settings) -> Result<()> {
+    let components = match Backend::of_checkout()? {
         Backend::Native => native::ps(settings).await?,
         Backend::Docker(layout) => Docker::find(layout).await?.ps().await?,
     };
-    show::table(&parts);
+    terminal::table(&components);
     Ok(())
 }
 
 /// Shows the logs.
-pub(crate) async fn logs(words: &[&str]) -> Outcome {
+pub(crate) async fn logs(arguments: &[&str]) -> Result<()> {
     match Backend::of_checkout()? {
-        Backend::Native => logs::run(words, native::logs()?),
-        Backend::Docker(layout) => logs::run(words, Docker::find(layout).await?.logs().await?),
+        Backend::Native => logs::run(arguments, native::logs()?),
+        Backend::Docker(layout) => logs::run(arguments, Docker::find(layout).await?.logs().await?),
     }
 }
 
-/// Kills a part as a crash does; `up` brings it back.
-pub(crate) async fn kill(settings: &Settings, part: &str) -> Outcome {
+/// Kills a service by SIGKILL; `up` starts it again.
+pub(crate) async fn kill(settings: &Settings, service: &str) -> Result<()> {
     match Backend::of_checkout()? {
-        Backend::Native => native::kill(settings, part).await,
-        Backend::Docker(layout) => Docker::find(layout).await?.kill(part).await,
+        Backend::Native => native::kill(settings, service).await,
+        Backend::Docker(layout) => Docker::find(layout).await?.kill(service).await,
     }
 }
 
-/// Where the system that is up is reached.
-pub(crate) async fn addresses(settings: &Settings) -> Outcome<Addresses> {
+/// The addresses of the running system.
+pub(crate) async fn addresses(settings: &Settings) -> Result<Addresses> {
     let backend = Backend::of_checkout()?;
     if !backend.is_up(settings).await? {
-        return Err(Failure("Nothing is running: just up".to_owned()));
+        return Err(anyhow!("Nothing is running: just up"));
     }
     match backend {
         Backend::Native => Ok(Addresses::of_single(settings)),
@@ -217,22 +218,22 @@ pub(crate) async fn addresses(settings: &Settings) -> Outcome<Addresses> {
     }
 }
 
-/// Runs a command of patient-service, with the settings that the service of this system has.
-pub(crate) async fn run_patient_service(settings: &Settings, words: &[&str]) -> Outcome<Output> {
+/// Runs a subcommand of patient-service with the settings of this checkout's service.
+pub(crate) async fn run_patient_service(settings: &Settings, arguments: &[&str]) -> Result<Output> {
     match Backend::of_checkout()? {
-        Backend::Native => native::run_patient_service(settings, words).await,
-        Backend::Docker(layout) => Docker::find(layout).await?.run_patient_service(words).await,
+        Backend::Native => native::run_patient_service(settings, arguments).await,
+        Backend::Docker(layout) => Docker::find(layout).await?.run_patient_service(arguments).await,
     }
 }
 
 /// A client of every analytics-service of the system.
-pub(crate) fn analytics(settings: &Settings) -> Outcome<Analytics> {
+pub(crate) fn analytics(settings: &Settings) -> Result<Analytics> {
     let scaled = Backend::of_checkout()? == Backend::Docker(Layout::Scaled);
     Ok(Analytics::new(settings.analytics_addresses(scaled)))
 }
 
 /// Rebuilds analytics' state from the topic.
-pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Outcome {
+pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Result<()> {
     let runner = match Backend::of_checkout()? {
         Backend::Native => Runner::Native,
         Backend::Docker(layout) => Runner::Docker(Docker::find(layout).await?),
@@ -240,26 +241,29 @@ pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Outc
     rebuild::run(settings, &runner, &analytics(settings)?, anyway).await
 }
 
-/// Stops everything and deletes its data, once the user has agreed.
-pub(crate) async fn reset(settings: &Settings, agreed: bool) -> Outcome {
+/// Stops everything and deletes its data, after the user has confirmed it.
+pub(crate) async fn reset(settings: &Settings, assume_yes: bool) -> Result<()> {
     let backend = Backend::of_checkout()?;
     let place = match backend {
         Backend::Native => home::directory()?.display().to_string(),
         Backend::Docker(_) => "the volumes of its containers".to_owned(),
     };
-    let given = backend == Backend::Native && settings.database_url.is_some();
-    if given {
+    let is_external = backend == Backend::Native && settings.database_url.is_some();
+    if is_external {
         println!("The databases on the server of DATABASE_URL stay as they are.");
     }
-    if !agreed {
-        let what =
-            if given { "everything else of this system" } else { "every patient, account and event of this system" };
-        print!("This deletes {what}, in {place}.\nType yes to go on: ");
+    if !assume_yes {
+        let what = if is_external {
+            "everything else of this system"
+        } else {
+            "every patient, account and event of this system"
+        };
+        print!("This deletes {what}, in {place}.\nType yes to continue: ");
         stdout().flush()?;
-        let mut answer = String::new();
-        stdin().lock().read_line(&mut answer)?;
-        if answer.trim() != "yes" {
-            return Err(Failure("Nothing was deleted.".to_owned()));
+        let mut response = String::new();
+        stdin().lock().read_line(&mut response)?;
+        if response.trim() != "yes" {
+            return Err(anyhow!("Nothing was deleted."));
         }
     }
     match backend {
@@ -275,17 +279,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn up_takes_one_wish() {
-        let parsed = |words: &[&str]| {
-            let options = Options::parse(words).unwrap();
-            (options.wish, options.agreed, options.build)
+    fn up_accepts_one_backend() {
+        let parsed = |arguments: &[&str]| {
+            let options = Options::parse(arguments).unwrap();
+            (options.requested, options.assume_yes, options.build)
         };
-        let native = Wish::Only(Backend::Native);
-        assert_eq!(parsed(&[]), (Wish::Any, false, true));
+        let native = RequestedBackend::Only(Backend::Native);
+        assert_eq!(parsed(&[]), (RequestedBackend::Automatic, false, true));
         assert_eq!(parsed(&["--native"]), (native, false, true));
         assert_eq!(parsed(&["--yes", "--native"]), (native, true, true));
-        assert_eq!(parsed(&["--no-build"]), (Wish::Any, false, false));
-        let scaled = Wish::Only(Backend::Docker(Layout::Scaled));
+        assert_eq!(parsed(&["--no-build"]), (RequestedBackend::Automatic, false, false));
+        let scaled = RequestedBackend::Only(Backend::Docker(Layout::Scaled));
         assert_eq!(parsed(&["--docker", "--scaled"]), (scaled, false, true));
         for wrong in [&["--native", "--docker"][..], &["--nativ"], &["--native", "--scaled"]] {
             assert!(Options::parse(wrong).is_err(), "{wrong:?}");

@@ -1,4 +1,4 @@
-//! The system in containers: what `docker compose` is told, and what the engine tells of it.
+//! The system in containers, run by Docker Compose.
 
 use std::{
     collections::BTreeMap,
@@ -6,169 +6,164 @@ use std::{
     fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
+    process::Output,
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, anyhow};
 use serde_json::{Map, Value as Json, json};
-use testbed::{Process, service::settings_in};
+use testbed::{Process, service::parse_settings};
 
 use crate::{
-    Failure, Outcome,
     addresses::Addresses,
     agent_process, home,
     logs::{ContainerLog, Log},
-    port_owner::{self, Wanted},
+    ports::{self, RequiredPort},
     private_file, service_settings,
     settings::{self, Settings},
-    show::{Part, step},
     summary,
+    terminal::{Component, step},
 };
 
+mod command;
 mod containers;
 mod images;
 
+use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with, trimmed};
 use containers::{Container, inspect};
 
-/// Time for the engine to answer a question. Compose 1 is a Python program, which takes a minute to start on a machine that
-/// is very busy.
-const ANSWER_LIMIT: Duration = Duration::from_secs(120);
-/// Time for a command of patient-service, which waits for the outcome of what it resubmits.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-/// Time to tell that there is an engine at all.
-const ENGINE_LIMIT: Duration = Duration::from_secs(5);
-/// Time for our images to be built, with everything to compile.
-const BUILD_LIMIT: Duration = Duration::from_secs(3600);
-/// Time for containers to be started, each once that it waits for is healthy, or stopped in order.
-const COMPOSE_LIMIT: Duration = Duration::from_secs(300);
-/// Time for the rest to become healthy.
-const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
+/// Timeout of the check whether there is an engine.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a subcommand of patient-service, which waits for the outcome of what it resubmits.
+const SUBCOMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for our images to be built.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Time for `docker compose up`, in which containers wait for the health of others, and `docker compose down`.
+const COMPOSE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Time after that for the last containers to become healthy.
+const HEALTHY_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Compose knows profiles since this version.
-const OLDEST_COMPOSE: (u32, u32) = (1, 28);
-/// Where the console passes what the services export on to when the profile `observability` is on.
+/// The endpoint to which the console forwards telemetry with the profile `observability`.
 const COLLECTOR: &str = "http://observability:4318";
-/// The name under which Compose knows the containers.
+/// The variable with the project name of Compose.
 const PROJECT: &str = "COMPOSE_PROJECT_NAME";
 const COLLECTOR_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-/// In the folder of the data: a compose file with the settings that `up` was given for the services.
+/// In the data directory: a compose file with the settings that are passed to the services.
 const SETTINGS_FILE: &str = "docker-compose.settings.json";
 /// Our services.
 const SERVICES: [&str; 3] = ["patient-service", "billing-service", ANALYTICS];
 
-/// The service that keeps a state of its own, and the beginning of the names of its like.
+/// The name of analytics-service, and the prefix of the name of the second one.
 const ANALYTICS: &str = "analytics-service";
 
-/// How many containers there are.
+/// How many replicas there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// One of each.
     Single,
-    /// Replicas behind a balancer, as docker-compose.scale.yaml says.
+    /// Several behind a balancer, by docker-compose.scale.yaml.
     Scaled,
 }
 
-/// An engine that answers, with its compose.
+/// A Docker engine with Compose.
 #[derive(Clone, Debug)]
 pub(crate) struct Docker {
     /// `docker compose`, or `docker-compose`.
     compose: &'static [&'static str],
     layout: Layout,
-    /// What Compose is given besides our own environment.
+    /// Variables for Compose besides our own environment.
     environment: BTreeMap<String, String>,
 }
 
-/// Why there is no engine.
+/// Why there is no Docker engine.
 #[derive(Clone, Debug)]
-pub(crate) enum NoEngine {
-    /// There is no `docker`.
+pub(crate) enum EngineError {
+    /// `docker` is not installed.
     NotInstalled,
-    /// `docker` does not reach it, and says this.
-    Silent(String),
+    /// `docker` cannot reach the engine; its error.
+    Unreachable(String),
 }
 
-/// Whether a Docker engine answers.
-pub(crate) async fn answers() -> Result<(), NoEngine> {
-    let question = smol::process::Command::new("docker")
+/// Checks that a Docker engine responds.
+pub(crate) async fn check_engine() -> Result<(), EngineError> {
+    let version = smol::process::Command::new("docker")
         .args(["version", "--format", "{{.Server.Version}}"])
         .kill_on_drop(true)
         .output();
-    match runtime::timeout(ENGINE_LIMIT, question).await {
-        Err(_) => Err(NoEngine::Silent(format!("docker does not answer within {ENGINE_LIMIT:?}"))),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(NoEngine::NotInstalled),
-        Ok(Err(error)) => Err(NoEngine::Silent(format!("docker: {error}"))),
+    match runtime::timeout(ENGINE_TIMEOUT, version).await {
+        Err(_) => Err(EngineError::Unreachable(format!("docker does not respond within {ENGINE_TIMEOUT:?}"))),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(EngineError::NotInstalled),
+        Ok(Err(error)) => Err(EngineError::Unreachable(format!("docker: {error}"))),
         Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => Err(NoEngine::Silent(words_of(&output.stderr))),
+        Ok(Ok(output)) => Err(EngineError::Unreachable(trimmed(&output.stderr))),
     }
 }
 
 impl Docker {
-    /// Looks for them, to do something with the system that `up` has started: with its ports, whatever the environment
-    /// says now.
+    /// Finds the engine and Compose, for the system that `up` has started: with the saved settings, whatever our environment
+    /// is.
     ///
     /// # Errors
     /// If one is missing.
-    pub(crate) async fn find(layout: Layout) -> Outcome<Self> {
-        let mut environment = settings::kept()?.unwrap_or_default();
+    pub(crate) async fn find(layout: Layout) -> Result<Self> {
+        let mut environment = settings::saved()?.unwrap_or_default();
         if env::var(PROJECT).is_ok_and(|name| !name.is_empty()) {
             environment.remove(PROJECT);
         }
         Ok(Self { environment, ..Self::find_for_up(layout).await? })
     }
 
-    /// Looks for them, to start the system as the environment says.
+    /// Finds the engine and Compose, for `up`: with the settings in our environment.
     ///
     /// # Errors
     /// If one is missing.
-    pub(crate) async fn find_for_up(layout: Layout) -> Outcome<Self> {
-        match answers().await {
+    pub(crate) async fn find_for_up(layout: Layout) -> Result<Self> {
+        match check_engine().await {
             Ok(()) => {}
-            Err(NoEngine::NotInstalled) => return Err(Failure("Docker is not installed.".to_owned())),
-            Err(NoEngine::Silent(why)) => return Err(Failure(format!("No Docker engine answers: {why}"))),
+            Err(EngineError::NotInstalled) => return Err(anyhow!("Docker is not installed.")),
+            Err(EngineError::Unreachable(error)) => return Err(anyhow!("No Docker engine responds: {error}")),
         }
         let mut reasons = Vec::new();
         for compose in [&["docker", "compose"][..], &["docker-compose"]] {
             let arguments: Vec<_> = compose[1..].iter().copied().chain(["version", "--short"]).collect();
             let reason = match run(compose[0], &arguments).await {
-                Ok(said) if compose_version(&said) >= Some(OLDEST_COMPOSE) => {
+                Ok(version) if compose_version(&version) >= Some(OLDEST_COMPOSE) => {
                     return Ok(Self { compose, layout, environment: BTreeMap::new() });
                 }
-                Ok(said) => format!("{} is of version {}", compose.join(" "), said.trim()),
-                Err(Failure(why)) => why,
+                Ok(version) => format!("{} has version {}", compose.join(" "), version.trim()),
+                Err(error) => error.to_string(),
             };
             reasons.push(reason);
         }
-        Err(Failure(format!(
-            "A Docker engine answers, but there is no Docker Compose 1.28 or later:\n{}",
-            reasons.join("\n")
-        )))
+        Err(anyhow!("There is a Docker engine, but no Docker Compose 1.28 or later:\n{}", reasons.join("\n")))
     }
 
-    /// Pulls the images that are neither here nor ours.
-    pub(crate) async fn fetch_images(&self) -> Outcome {
+    /// Pulls the images that are missing and not built by us.
+    pub(crate) async fn fetch_images(&self) -> Result<()> {
         let mut images = images::bases(|name| env::var(name).ok())?;
         let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
-        images.extend(images::of_config(&self.ask(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>())?);
+        images.extend(images::of_config(&self.query(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>())?);
         images::fetch(&images).await
     }
 
-    /// Starts what is not running and waits until everything is ready. `build`: with our images built anew first.
-    pub(crate) async fn up(&self, settings: &Settings, build: bool) -> Outcome {
+    /// Builds our images if `build`, starts what is not running and waits until everything is ready.
+    pub(crate) async fn up(&self, settings: &Settings, build: bool) -> Result<()> {
         let started = Instant::now();
         let before = self.containers().await?;
-        self.refuse_foreign(&before)?;
+        self.reject_other_checkout(&before)?;
         self.check_ports(settings, &before)?;
         if build {
-            let work = self.work(&["build"], BUILD_LIMIT);
+            let work = self.run_compose(&["build"], BUILD_TIMEOUT);
             step("Building the images", "(the first time it compiles everything)", work).await?;
         }
         self.pass_settings().await?;
-        Settings::keep()?;
+        Settings::save()?;
         let start = async {
             self.start_missing().await?;
             self.until_ready().await
         };
-        if let Err(Failure(why)) = step("Starting the containers", "", start).await {
-            return Err(Failure(format!("{why}{}", self.last_lines_of_unready().await)));
+        if let Err(error) = step("Starting the containers", "", start).await {
+            return Err(anyhow!("{error}{}", self.logs_of_unready().await));
         }
         agent_process::start(settings).await?;
         summary::print(settings, self.layout == Layout::Scaled);
@@ -177,24 +172,24 @@ impl Docker {
     }
 
     /// Stops everything; the volumes stay.
-    pub(crate) async fn down(&self) -> Outcome {
+    pub(crate) async fn down(&self) -> Result<()> {
         agent_process::stop(&home::directory()?).await;
         if self.containers().await?.is_empty() {
             println!("Nothing is running.");
             return Ok(());
         }
-        step("Stopping the containers", "", self.work(&["down", "--remove-orphans"], COMPOSE_LIMIT)).await
+        step("Stopping the containers", "", self.run_compose(&["down", "--remove-orphans"], COMPOSE_TIMEOUT)).await
     }
 
     /// Stops everything and deletes the volumes.
-    pub(crate) async fn delete(&self) -> Outcome {
+    pub(crate) async fn delete(&self) -> Result<()> {
         agent_process::stop(&home::directory()?).await;
-        let delete = self.work(&["down", "--volumes", "--remove-orphans"], COMPOSE_LIMIT);
+        let delete = self.run_compose(&["down", "--volumes", "--remove-orphans"], COMPOSE_TIMEOUT);
         step("Removing the containers and volumes", "", delete).await
     }
 
     /// What runs.
-    pub(crate) async fn ps(&self) -> Outcome<Vec<Part>> {
+    pub(crate) async fn ps(&self) -> Result<Vec<Component>> {
         let containers = self.containers().await?;
         let running: Vec<_> = containers.iter().filter(|one| one.is_running()).map(|one| one.id.as_str()).collect();
         let mut memory = String::new();
@@ -203,21 +198,21 @@ impl Docker {
             arguments.extend(running);
             memory = run("docker", &arguments).await?;
         }
-        let part = |container: &Container| {
+        let component = |container: &Container| {
             let used = memory.lines().find_map(|line| line.strip_prefix(container.id.as_str()));
-            Part {
+            Component {
                 name: name(container, &containers),
                 process: container.id.clone(),
                 state: if container.is_ready() { "ready".to_owned() } else { state(container) },
                 memory: used.and_then(|used| used.split('/').next()).unwrap_or("-").trim().to_owned(),
-                place: container.published.values().cloned().collect::<Vec<_>>().join(" "),
+                address: container.published.values().cloned().collect::<Vec<_>>().join(" "),
             }
         };
-        Ok(containers.iter().map(part).collect())
+        Ok(containers.iter().map(component).collect())
     }
 
     /// The log of each container.
-    pub(crate) async fn logs(&self) -> Outcome<Vec<Box<dyn Log>>> {
+    pub(crate) async fn logs(&self) -> Result<Vec<Box<dyn Log>>> {
         let containers = self.containers().await?;
         let log = |container: &Container| -> Box<dyn Log> {
             Box::new(ContainerLog::new(container.service.clone(), container.id.clone()))
@@ -226,37 +221,37 @@ impl Docker {
     }
 
     /// Kills the first container of a service, as a crash does.
-    pub(crate) async fn kill(&self, service: &str) -> Outcome {
+    pub(crate) async fn kill(&self, service: &str) -> Result<()> {
         let containers = self.containers().await?;
         let Some(container) = containers.iter().find(|one| one.service == service && one.is_running()) else {
-            return Err(Failure(format!("No container of {service:?} is running.")));
+            return Err(anyhow!("No container of {service:?} is running."));
         };
         run("docker", &["kill", &container.id]).await.map(drop)
     }
 
-    /// Has the engine do something to every container of a service.
-    pub(crate) async fn tell(&self, service: &str, verb: &str) -> Outcome {
+    /// Runs `docker start`, `pause` or `unpause` for every container of a service.
+    pub(crate) async fn control(&self, service: &str, command: &str) -> Result<()> {
         let containers = self.containers().await?;
         let found: Vec<_> = containers.iter().filter(|one| one.service == service).collect();
         if found.is_empty() {
-            return Err(Failure(format!("There is no container of {service:?}.")));
+            return Err(anyhow!("There is no container of {service:?}."));
         }
         for container in found {
-            run("docker", &[verb, &container.id]).await?;
+            run("docker", &[command, &container.id]).await?;
         }
         Ok(())
     }
 
-    /// Wakes the containers that stand still.
-    pub(crate) async fn unpause_all(&self) -> Outcome {
+    /// Unpauses every paused container.
+    pub(crate) async fn unpause_all(&self) -> Result<()> {
         for paused in self.containers().await?.iter().filter(|one| one.status == "paused") {
             run("docker", &["unpause", &paused.id]).await?;
         }
         Ok(())
     }
 
-    /// Stops every analytics-service, copies its state to a folder of its own in `to`, and deletes it.
-    pub(crate) async fn take_analytics_state(&self, to: &Path) -> Outcome<Vec<PathBuf>> {
+    /// Stops every analytics-service, copies each state to a directory below `to`, and deletes it.
+    pub(crate) async fn copy_and_delete_analytics_state(&self, to: &Path) -> Result<Vec<PathBuf>> {
         let mut containers = self.containers().await?;
         containers.retain(|one| one.service.starts_with(ANALYTICS));
         let take = async {
@@ -274,70 +269,70 @@ impl Docker {
                     run("docker", &["volume", "rm", volume]).await?;
                 }
             }
-            Ok::<_, Failure>(copies)
+            Ok::<_, anyhow::Error>(copies)
         };
-        step("Taking the state away", "", take).await
+        step("Moving the state", "", take).await
     }
 
-    /// Starts what is missing; it need not be ready yet.
-    pub(crate) async fn start_again(&self) -> Outcome {
+    /// Starts the missing containers, which may not be ready afterwards.
+    pub(crate) async fn start_containers(&self) -> Result<()> {
         step("Starting the containers", "", self.start_missing()).await
     }
 
-    /// Writes the settings that the services are given into a file that is laid over the others.
-    async fn pass_settings(&self) -> Outcome {
+    /// Writes the settings that are passed to the services into a compose file, which is merged over the others.
+    async fn pass_settings(&self) -> Result<()> {
         let mut known = BTreeMap::new();
         for service in SERVICES {
-            let help = self.ask(&["run", "--rm", "--no-deps", "-T", service, "--help"]).await?;
-            let settings = settings_in(&help);
+            let help = self.query(&["run", "--rm", "--no-deps", "-T", service, "--help"]).await?;
+            let settings = parse_settings(&help);
             if settings.is_empty() {
-                return Err(Failure(format!("{service} --help lists no settings, but says:\n{help}")));
+                return Err(anyhow!("{service} --help lists no settings:\n{help}"));
             }
             known.insert(service.to_owned(), settings);
         }
-        let decided: &[_] = match self.layout {
+        let fixed: &[_] = match self.layout {
             Layout::Single => &[],
             Layout::Scaled => &[("PARTITIONS", "each analytics-service reads its own")],
         };
-        let mut chosen = service_settings::choose(&known, decided, |name| env::var(name).ok());
+        let mut selected = service_settings::select(&known, fixed, |name| env::var(name).ok());
         for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"] {
             if env::var(name).is_ok_and(|value| !value.is_empty()) {
-                chosen.refuse(name, "in containers, the system has its own; --native uses it");
+                selected.add_not_passed(name, "in containers, the system has its own; it applies with --native");
             }
         }
-        chosen.tell();
-        // Compose itself gives it to the console, which the services export to.
-        chosen.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR_VARIABLE)));
-        chosen.passed.retain(|_, settings| !settings.is_empty());
-        service_settings::keep(&chosen.passed)?;
+        selected.report();
+        // Compose itself sets it to the console.
+        selected.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR_VARIABLE)));
+        selected.passed.retain(|_, settings| !settings.is_empty());
+        service_settings::save(&selected.passed)?;
         let file = home::directory()?.join(SETTINGS_FILE);
-        if chosen.passed.is_empty() {
+        if selected.passed.is_empty() {
             let _ = fs::remove_file(file);
             return Ok(());
         }
-        private_file::write(&file, &overlay(&chosen.passed, self.layout).to_string())
+        private_file::write(&file, &overlay(&selected.passed, self.layout).to_string())
     }
 
-    async fn start_missing(&self) -> Outcome {
-        // One that a broken-off `just chaos` has left so would never become ready.
+    async fn start_missing(&self) -> Result<()> {
+        // An interrupted `just chaos` may have left a container paused, which would never become ready.
         self.unpause_all().await?;
-        self.work(&["up", "-d", "--no-build"], COMPOSE_LIMIT).await
+        self.run_compose(&["up", "-d", "--no-build"], COMPOSE_TIMEOUT).await
     }
 
-    /// Runs a command of patient-service in its container.
-    pub(crate) async fn run_patient_service(&self, words: &[&str]) -> Outcome<std::process::Output> {
-        let arguments = self.arguments(&[&["exec", "-T", "patient-service", "patient-service"], words].concat())?;
+    /// Runs a subcommand of patient-service in its container.
+    pub(crate) async fn run_patient_service(&self, arguments: &[&str]) -> Result<Output> {
+        let arguments = self.arguments(&[&["exec", "-T", "patient-service", "patient-service"], arguments].concat())?;
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        output_within(COMMAND_LIMIT, self.compose[0], &arguments, &self.environment).await
+        output_within(SUBCOMMAND_TIMEOUT, self.compose[0], &arguments, &self.environment).await
     }
 
     /// Whether anything of the system runs.
-    pub(crate) async fn is_up(&self) -> Outcome<bool> {
+    pub(crate) async fn is_up(&self) -> Result<bool> {
         Ok(self.containers().await?.iter().any(Container::is_running))
     }
 
-    /// Where the services are reached: every replica of its own, but patient-service through the balancer.
-    pub(crate) async fn addresses(&self, settings: &Settings) -> Outcome<Addresses> {
+    /// The addresses of every replica, and of patient-service through the balancer.
+    pub(crate) async fn addresses(&self, settings: &Settings) -> Result<Addresses> {
         let containers = self.containers().await?;
         let published = |service: &str, port: u16| {
             let replicas = containers.iter().filter(|one| one.service.starts_with(service));
@@ -351,20 +346,21 @@ impl Docker {
         })
     }
 
-    /// Another checkout of the same name would have its containers replaced by ours.
-    fn refuse_foreign(&self, containers: &[Container]) -> Outcome {
+    /// # Errors
+    /// If the containers belong to another checkout with the same project name: `up` would replace them.
+    fn reject_other_checkout(&self, containers: &[Container]) -> Result<()> {
         let here = env::current_dir()?.canonicalize()?;
         match containers.iter().find(|one| !one.checkout.is_empty() && here.as_os_str() != one.checkout.as_str()) {
-            Some(foreign) => Err(Failure(format!(
-                "Containers of the same name belong to {}. Stop them there, or choose another name here: \
+            Some(other) => Err(anyhow!(
+                "The containers of this project name belong to {}. Stop them there, or choose another name here: \
                  COMPOSE_PROJECT_NAME=... just up",
-                foreign.checkout
-            ))),
+                other.checkout
+            )),
             None => Ok(()),
         }
     }
 
-    fn check_ports(&self, settings: &Settings, containers: &[Container]) -> Outcome {
+    fn check_ports(&self, settings: &Settings, containers: &[Container]) -> Result<()> {
         let mut ports = vec![
             (settings.patient_port, "PATIENT_PORT"),
             (settings.billing_grpc_port, "BILLING_GRPC_PORT"),
@@ -377,11 +373,11 @@ impl Docker {
             Layout::Scaled => (settings.analytics_2_port, "ANALYTICS_2_PORT"),
         });
         let ours = |port| containers.iter().any(|one| one.is_running() && one.publishes(port));
-        port_owner::refuse_taken(ports.into_iter().map(|(port, variable)| Wanted { port, variable, ours: ours(port) }))
+        ports::check_free(ports.into_iter().map(|(port, variable)| RequiredPort { port, variable, ours: ours(port) }))
     }
 
-    async fn until_ready(&self) -> Outcome {
-        let end = Instant::now() + HEALTHY_LIMIT;
+    async fn until_ready(&self) -> Result<()> {
+        let end = Instant::now() + HEALTHY_TIMEOUT;
         loop {
             let containers = self.containers().await?;
             let unready: Vec<_> = containers.iter().filter(|one| !one.is_ready()).collect();
@@ -390,14 +386,14 @@ impl Docker {
             }
             if Instant::now() > end {
                 let names = unready.iter().map(|one| format!("{} is {}", name(one, &containers), state(one)));
-                return Err(Failure(names.collect::<Vec<_>>().join(", ")));
+                return Err(anyhow::Error::msg(names.collect::<Vec<_>>().join(", ")));
             }
             smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 
-    /// What the containers that do not work said last.
-    async fn last_lines_of_unready(&self) -> String {
+    /// The last log lines of the containers that are not ready.
+    async fn logs_of_unready(&self) -> String {
         let mut text = String::new();
         let containers = self.containers().await.unwrap_or_default();
         for container in containers.iter().filter(|one| !one.is_ready() && one.status != "created") {
@@ -409,17 +405,17 @@ impl Docker {
         text
     }
 
-    async fn containers(&self) -> Outcome<Vec<Container>> {
-        let ids = self.ask(&["ps", "-a", "-q"]).await?;
+    async fn containers(&self) -> Result<Vec<Container>> {
+        let ids = self.query(&["ps", "-a", "-q"]).await?;
         inspect(&ids.split_whitespace().collect::<Vec<_>>()).await
     }
 
-    /// The arguments that choose our files, after those that make `docker compose` of `docker`.
-    fn arguments(&self, words: &[&str]) -> Outcome<Vec<String>> {
+    /// The arguments of a Compose command, with `compose` first if the program is `docker`, and our files.
+    fn arguments(&self, command: &[&str]) -> Result<Vec<String>> {
         let settings = home::directory()?.join(SETTINGS_FILE);
         let settings = settings.is_file().then(|| settings.display().to_string());
         let files: Vec<String> = match self.layout {
-            // With the override file, which Compose finds by itself as long as nobody names others.
+            // Compose finds docker-compose.yaml and the override file by itself if no `-f` is given.
             Layout::Single if settings.is_none() => Vec::new(),
             Layout::Single => match env::var("COMPOSE_FILE") {
                 Ok(files) if !files.is_empty() => files.split(':').map(str::to_owned).collect(),
@@ -428,32 +424,32 @@ impl Docker {
             Layout::Scaled => vec!["docker-compose.yaml".to_owned(), "docker-compose.scale.yaml".to_owned()],
         };
         let files = files.into_iter().chain(settings).flat_map(|file| ["-f".to_owned(), file]);
-        let own = self.compose[1..].iter().map(|word| (*word).to_owned());
-        Ok(own.chain(files).chain(words.iter().map(|word| (*word).to_owned())).collect())
+        let compose = self.compose[1..].iter().map(|word| (*word).to_owned());
+        Ok(compose.chain(files).chain(command.iter().map(|word| (*word).to_owned())).collect())
     }
 
-    /// Asks compose something.
-    async fn ask(&self, words: &[&str]) -> Outcome<String> {
-        let arguments = self.arguments(words)?;
+    /// The output of a Compose command.
+    async fn query(&self, command: &[&str]) -> Result<String> {
+        let arguments = self.arguments(command)?;
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         run_with(self.compose[0], &arguments, &self.environment).await
     }
 
-    /// Lets compose do something; its output goes to a log, the end of which is shown if it fails.
-    async fn work(&self, words: &[&str], limit: Duration) -> Outcome {
+    /// Runs a Compose command. Its output goes to a log, whose end is part of the error.
+    async fn run_compose(&self, command: &[&str], limit: Duration) -> Result<()> {
         let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
         let mut environment =
             vec![("BUILDKIT_PROGRESS", "plain".to_owned()), (agent_process::TOKEN, agent_process::token()?)];
-        if words.contains(&"down") {
+        if command.contains(&"down") {
             environment.push(("COMPOSE_PROFILES", "tools,observability".to_owned()));
         } else if profiles.split(',').any(|profile| profile == "observability")
             && env::var(COLLECTOR_VARIABLE).unwrap_or_default().is_empty()
         {
             environment.push((COLLECTOR_VARIABLE, COLLECTOR.to_owned()));
         }
-        let name = format!("{} {}", self.compose.join(" "), words[0]);
-        Ok(Process::prepare(name, self.compose[0], home::directory()?.join("docker.log"))
-            .args(self.arguments(words)?)
+        let name = format!("{} {}", self.compose.join(" "), command[0]);
+        Ok(Process::builder(name, self.compose[0], home::directory()?.join("docker.log"))
+            .args(self.arguments(command)?)
             .envs(&self.environment)
             .envs(environment)
             .run(limit)
@@ -461,7 +457,7 @@ impl Docker {
     }
 }
 
-/// The name of a part, numbered where there are several.
+/// The name of a container in messages: its service, with a number if there are several replicas.
 fn name(container: &Container, all: &[Container]) -> String {
     let replicas = all.iter().filter(|one| one.service == container.service).count();
     if replicas == 1 { container.service.clone() } else { format!("{} #{}", container.service, container.number) }
@@ -471,55 +467,7 @@ fn state(container: &Container) -> String {
     container.health.clone().filter(|_| container.status == "running").unwrap_or_else(|| container.status.clone())
 }
 
-/// What a program prints.
-async fn run(program: &str, arguments: &[&str]) -> Outcome<String> {
-    run_with(program, arguments, &BTreeMap::new()).await
-}
-
-async fn run_with(program: &str, arguments: &[&str], environment: &BTreeMap<String, String>) -> Outcome<String> {
-    let output = output(program, arguments, environment).await?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let words = match words_of(&output.stderr) {
-        words if words.is_empty() => output.status.to_string(),
-        words => words,
-    };
-    Err(Failure(format!("{program} {}: {words}", arguments.first().unwrap_or(&""))))
-}
-
-/// What a program prints on either of its outputs.
-async fn run_both(program: &str, arguments: &[&str]) -> Outcome<String> {
-    let output = output(program, arguments, &BTreeMap::new()).await?;
-    Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
-}
-
-async fn output(
-    program: &str,
-    arguments: &[&str],
-    environment: &BTreeMap<String, String>,
-) -> Outcome<std::process::Output> {
-    output_within(ANSWER_LIMIT, program, arguments, environment).await
-}
-
-async fn output_within(
-    limit: Duration,
-    program: &str,
-    arguments: &[&str],
-    environment: &BTreeMap<String, String>,
-) -> Outcome<std::process::Output> {
-    let output = smol::process::Command::new(program).args(arguments).envs(environment).kill_on_drop(true).output();
-    let output = runtime::timeout(limit, output).await;
-    let output = output.map_err(|_| Failure(format!("{program} does not answer within {limit:?}.")))?;
-    output.map_err(|error| Failure(format!("{program}: {error}")))
-}
-
-/// What a program has complained of.
-fn words_of(stderr: &[u8]) -> String {
-    String::from_utf8_lossy(stderr).trim().to_owned()
-}
-
-/// A compose file that gives the services their settings. JSON is YAML, and Compose takes a doubled dollar for one.
+/// A compose file with settings of the services. JSON is YAML; `$$` is a dollar sign in Compose.
 fn overlay(passed: &service_settings::ByService, layout: Layout) -> Json {
     let mut services = Map::new();
     for (service, settings) in passed {
@@ -534,29 +482,12 @@ fn overlay(passed: &service_settings::ByService, layout: Layout) -> Json {
     json!({ "services": services })
 }
 
-/// The major and minor number in `2.40.3`, `v2.40.3`, `1.29.2` or a sentence with one of those.
-fn compose_version(text: &str) -> Option<(u32, u32)> {
-    text.split_whitespace().find_map(|word| {
-        let mut numbers = word.trim_start_matches('v').split('.').map(str::parse);
-        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn compares_versions_of_compose() {
-        assert!(compose_version("v2.40.3\n") >= Some(OLDEST_COMPOSE));
-        assert!(compose_version("1.29.2") >= Some(OLDEST_COMPOSE));
-        assert!(compose_version("1.25.0") < Some(OLDEST_COMPOSE));
-        assert!(compose_version("Docker Compose version v5.0.1\n") >= Some(OLDEST_COMPOSE));
-        assert!(compose_version("unknown") < Some(OLDEST_COMPOSE));
-    }
-
-    #[test]
-    fn settings_are_laid_over_the_compose_files() {
+    fn settings_are_merged_over_the_compose_files() {
         let passed = BTreeMap::from([(ANALYTICS.to_owned(), BTreeMap::from([("A".to_owned(), "$1".to_owned())]))]);
         let given = json!({"environment": {"A": "$$1"}});
         assert_eq!(overlay(&passed, Layout::Single), json!({"services": {"analytics-service": given}}));

@@ -1,4 +1,4 @@
-//! Where the stack keeps its data: outside the checkout, one folder for each checkout.
+//! The data directory of the system: outside the checkout, one for each checkout.
 
 use std::{
     env, fs,
@@ -7,32 +7,29 @@ use std::{
     path::{self, PathBuf},
 };
 
-use crate::{Failure, Outcome};
+use anyhow::{Result, anyhow};
 
-/// The folder of this checkout's data, an absolute path, which is made if it is not there. `STACK_HOME` chooses another; a
-/// relative one begins at the checkout.
+/// The absolute path of this checkout's data directory, which is created if it does not exist. `STACK_HOME` sets another one;
+/// a relative path starts at the checkout.
 ///
-/// An unprivileged PostgreSQL has to get into it when we are root, and root's home is closed to it.
-pub(crate) fn directory() -> Outcome<PathBuf> {
+/// For root it is not below root's home, which PostgreSQL, as another user, cannot enter.
+pub(crate) fn directory() -> Result<PathBuf> {
     let directory = match env::var_os("STACK_HOME").filter(|path| !path.is_empty()) {
         Some(path) => path::absolute(path)?,
         None => base()?.join(checkout_name()?),
     };
-    // It becomes part of settings, URLs and lines of pid files.
+    // The path becomes part of settings, URLs and pid files.
     if directory.to_str().is_none_or(|text| text.contains(char::is_control)) {
-        return Err(Failure(format!(
-            "The folder of the data must have a name of printable Unicode, and {directory:?} has not."
-        )));
+        return Err(anyhow!("The path of the data directory must be UTF-8 without control characters: {directory:?}"));
     }
-    fs::create_dir_all(&directory).map_err(|error| {
-        Failure(format!("The folder of the data, {}, cannot be made: {error}", directory.display()))
-    })?;
+    fs::create_dir_all(&directory)
+        .map_err(|error| anyhow!("The data directory {} cannot be created: {error}", directory.display()))?;
     Ok(directory)
 }
 
 fn base() -> io::Result<PathBuf> {
-    // Only root can make a folder here.
-    if fs::create_dir_all("/var/lib/patient-management").is_ok() && is_ours() {
+    // Only root can create this directory.
+    if fs::create_dir_all("/var/lib/patient-management").is_ok() && is_writable() {
         return Ok("/var/lib/patient-management".into());
     }
     let set = |path: PathBuf| Some(path).filter(|path| !path.as_os_str().is_empty());
@@ -41,12 +38,12 @@ fn base() -> io::Result<PathBuf> {
     path::absolute(state.unwrap_or_else(|| home().join(".local/state")).join("patient-management"))
 }
 
-fn is_ours() -> bool {
+fn is_writable() -> bool {
     let probe = PathBuf::from("/var/lib/patient-management/.probe");
     fs::write(&probe, "").is_ok_and(|()| fs::remove_file(&probe).is_ok())
 }
 
-/// A name that is short, because the path of a socket must be, and differs between checkouts.
+/// A name that differs between checkouts; short, because the path of a Unix socket has to be.
 fn checkout_name() -> io::Result<String> {
     let checkout = env::current_dir()?.canonicalize()?;
     let mut hasher = DefaultHasher::new();

@@ -1,15 +1,14 @@
-//! Answers, and what the user reads when they are not as expected.
+//! Checks the status of responses.
 
+use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
-use testbed::http::Answer;
+use testbed::http::Response;
 
-use crate::{Failure, Outcome};
-
-/// The body of an answer that has to have this status.
-pub(crate) fn expect(answer: &Answer, status: u16) -> Outcome<Json> {
-    if answer.status == status { Ok(answer.json()) } else { Err(unexpected(answer)) }
+/// The body of a response; an error if it has another status.
+pub(crate) fn expect(response: &Response, status: u16) -> Result<Json> {
+    if response.status == status { Ok(response.json()) } else { Err(unexpected(response)) }
 }
 
-pub(crate) fn unexpected(answer: &Answer) -> Failure {
-    Failure(format!("The answer was {}: {}", answer.status, answer.text()))
+pub(crate) fn unexpected(response: &Response) -> anyhow::Error {
+    anyhow!("unexpected response with status {}: {}", response.status, response.text())
 }

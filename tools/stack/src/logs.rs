@@ -1,4 +1,4 @@
-//! The end of the logs, in the order of time; with `-f`, what is added to them.
+//! Prints the end of the logs, ordered by time; with `-f`, also new lines.
 
 use std::{
     fs::{self, File},
@@ -10,54 +10,56 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
 
-use crate::{Failure, Outcome};
-
-/// Lines that are shown of each log.
-const LINES: usize = 50;
-/// Bytes at the end of a log among which they are looked for.
-const TAIL: u64 = 64 * 1024;
-/// How often followed logs are looked at.
+/// Lines that are printed of each log.
+const MAX_LINES: usize = 50;
+/// Bytes that are read at the end of a log to find those lines.
+const MAX_BYTES: u64 = 64 * 1024;
+/// How often followed logs are read.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The log of a part of the system.
+/// The log of a component.
 pub(crate) trait Log {
-    /// The name of the part.
-    fn part(&self) -> &str;
-    /// The last lines that there are, or all of them.
-    fn first_look(&mut self, all: bool) -> Outcome<Vec<String>>;
-    /// The lines that were added since the last look.
-    fn new_lines(&mut self) -> Outcome<Vec<String>>;
+    /// The name of the component.
+    fn component(&self) -> &str;
+    /// The last lines, or all.
+    fn read_end(&mut self, all: bool) -> Result<Vec<String>>;
+    /// The lines since the last call.
+    fn new_lines(&mut self) -> Result<Vec<String>>;
 }
 
-/// Shows the logs: of the parts named in `words`, else of our services; `-f` follows them, `--all` shows them whole.
-pub(crate) fn run(words: &[&str], mut logs: Vec<Box<dyn Log>>) -> Outcome {
-    let (options, wanted): (Vec<&str>, Vec<&str>) = words.iter().copied().partition(|word| word.starts_with('-'));
+/// Prints the logs of the components in `arguments`, else of our services; `-f` follows them, `--all` prints them whole.
+pub(crate) fn run(arguments: &[&str], mut logs: Vec<Box<dyn Log>>) -> Result<()> {
+    let (options, requested): (Vec<&str>, Vec<&str>) =
+        arguments.iter().copied().partition(|word| word.starts_with('-'));
     if let Some(unknown) = options.iter().find(|option| !["-f", "--all"].contains(option)) {
-        return Err(Failure(format!("logs takes -f, --all and names of parts, not {unknown}.")));
+        return Err(anyhow!("logs takes -f, --all and names of components, not {unknown}."));
     }
-    if let Some(unknown) = wanted.iter().find(|name| !logs.iter().any(|log| log.part() == **name)) {
-        let mut names: Vec<_> = logs.iter().map(|log| log.part()).collect();
+    if let Some(unknown) = requested.iter().find(|name| !logs.iter().any(|log| log.component() == **name)) {
+        let mut names: Vec<_> = logs.iter().map(|log| log.component()).collect();
         names.dedup();
-        return Err(Failure(format!("There is no part {unknown:?}; there are {}.", names.join(", "))));
+        return Err(anyhow!("There is no component {unknown:?}; there are {}.", names.join(", ")));
     }
-    // The databases and the broker speak only when asked for: newcomers look for our services' lines.
-    logs.retain(|log| if wanted.is_empty() { log.part().contains("-service") } else { wanted.contains(&log.part()) });
+    // Without names, the lines of our services alone: the databases and the broker would hide them.
+    logs.retain(|log| {
+        if requested.is_empty() { log.component().contains("-service") } else { requested.contains(&log.component()) }
+    });
     let mut lines = Vec::new();
     for log in &mut logs {
-        let part = log.part().to_owned();
-        lines.extend(log.first_look(options.contains(&"--all"))?.into_iter().map(|line| (part.clone(), line)));
+        let component = log.component().to_owned();
+        lines.extend(log.read_end(options.contains(&"--all"))?.into_iter().map(|line| (component.clone(), line)));
     }
-    // Lines of our services begin with their time; others stay where they are.
+    // Only lines of our services have a time; the sort is stable, so others stay where they are.
     lines.sort_by_cached_key(|(_, line)| time_of(line));
-    for (part, line) in lines {
-        print_line(&part, &line);
+    for (component, line) in lines {
+        print_line(&component, &line);
     }
     while options.contains(&"-f") {
         for log in &mut logs {
             for line in log.new_lines()? {
-                print_line(log.part(), &line);
+                print_line(log.component(), &line);
             }
         }
         thread::sleep(POLL_INTERVAL);
@@ -65,44 +67,44 @@ pub(crate) fn run(words: &[&str], mut logs: Vec<Box<dyn Log>>) -> Outcome {
     Ok(())
 }
 
-/// The log of a process of ours.
+/// The log file of a process.
 pub(crate) struct FileLog {
-    part: &'static str,
+    component: &'static str,
     path: PathBuf,
     read: u64,
 }
 
 impl FileLog {
-    pub(crate) fn new(part: &'static str, path: PathBuf) -> Self {
-        Self { part, path, read: 0 }
+    pub(crate) fn new(component: &'static str, path: PathBuf) -> Self {
+        Self { component, path, read: 0 }
     }
 }
 
 impl Log for FileLog {
-    fn part(&self) -> &str {
-        self.part
+    fn component(&self) -> &str {
+        self.component
     }
 
-    fn first_look(&mut self, all: bool) -> Outcome<Vec<String>> {
+    fn read_end(&mut self, all: bool) -> Result<Vec<String>> {
         let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
         self.read = fs::metadata(&self.path)?.len();
-        let begin = if all { 0 } else { self.read.saturating_sub(TAIL) };
+        let begin = if all { 0 } else { self.read.saturating_sub(MAX_BYTES) };
         file.seek(SeekFrom::Start(begin))?;
         let mut bytes = Vec::new();
         file.take(self.read - begin).read_to_end(&mut bytes)?;
-        // Not all of a log need be text.
+        // A log may contain bytes that are not UTF-8.
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        // The first one may have been cut.
+        // The first line may be incomplete.
         let cut = usize::from(begin > 0 && !lines.is_empty());
-        let skip = if all { 0 } else { lines.len().saturating_sub(LINES).max(cut) };
+        let skip = if all { 0 } else { lines.len().saturating_sub(MAX_LINES).max(cut) };
         Ok(lines.into_iter().skip(skip).collect())
     }
 
-    fn new_lines(&mut self) -> Outcome<Vec<String>> {
+    fn new_lines(&mut self) -> Result<Vec<String>> {
         let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
         if file.metadata().is_ok_and(|meta| meta.len() < self.read) {
-            // It was begun anew.
+            // The file was rotated.
             self.read = 0;
         }
         let mut bytes = Vec::new();
@@ -115,11 +117,11 @@ impl Log for FileLog {
     }
 }
 
-/// The log of a container, as the engine keeps it.
+/// The log of a container, from `docker logs`.
 pub(crate) struct ContainerLog {
     service: String,
     id: String,
-    /// The engine's time of the last line that was shown.
+    /// The engine's timestamp of the last line that was printed.
     last: String,
     following: Option<Receiver<String>>,
 }
@@ -129,16 +131,16 @@ impl ContainerLog {
         Self { service, id, last: String::new(), following: None }
     }
 
-    fn command(&self, arguments: &[&str]) -> Outcome<Command> {
-        // A shell puts both outputs of the container into one, so that their order stays. It ends with us.
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        // A shell merges stdout and stderr of the container, so that the order of lines stays. It is killed with us.
         let mut command = testbed::command("sh")?;
         let script = r#"exec docker logs "$@" 2>&1"#;
         command.args(["-c", script, "logs", "--timestamps"]).args(arguments).arg(&self.id).stdin(Stdio::null());
         Ok(command)
     }
 
-    /// Takes the engine's time off a line; none if the line was shown already.
-    fn fresh(&mut self, line: &str) -> Option<String> {
+    /// Removes the engine's timestamp from a line; none if the line was printed before.
+    fn new_line(&mut self, line: &str) -> Option<String> {
         let (time, text) = line.split_once(' ').unwrap_or((line, ""));
         (time > self.last.as_str()).then(|| {
             self.last = time.to_owned();
@@ -146,7 +148,7 @@ impl ContainerLog {
         })
     }
 
-    fn follow(&self) -> Outcome<Receiver<String>> {
+    fn follow(&self) -> Result<Receiver<String>> {
         let since = if self.last.is_empty() { "0" } else { &self.last };
         let mut child = self.command(&["--follow", "--since", since])?.stdout(Stdio::piped()).spawn()?;
         let (sender, receiver) = channel();
@@ -158,7 +160,7 @@ impl ContainerLog {
                     break;
                 }
             }
-            // It ends with its container, or with us.
+            // `docker logs` ends with the container, or is killed with us.
             let _ = child.wait();
         });
         Ok(receiver)
@@ -166,21 +168,21 @@ impl ContainerLog {
 }
 
 impl Log for ContainerLog {
-    fn part(&self) -> &str {
+    fn component(&self) -> &str {
         &self.service
     }
 
-    fn first_look(&mut self, all: bool) -> Outcome<Vec<String>> {
-        let lines = LINES.to_string();
+    fn read_end(&mut self, all: bool) -> Result<Vec<String>> {
+        let lines = MAX_LINES.to_string();
         let output = self.command(&["--tail", if all { "all" } else { &lines }])?.output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
-            return Err(Failure(text));
+            return Err(anyhow::Error::msg(text));
         }
-        Ok(text.lines().filter_map(|line| self.fresh(line)).collect())
+        Ok(text.lines().filter_map(|line| self.new_line(line)).collect())
     }
 
-    fn new_lines(&mut self) -> Outcome<Vec<String>> {
+    fn new_lines(&mut self) -> Result<Vec<String>> {
         let following = match self.following.take() {
             Some(following) => following,
             None => self.follow()?,
@@ -188,12 +190,12 @@ impl Log for ContainerLog {
         let mut lines = Vec::new();
         loop {
             match following.try_recv() {
-                Ok(line) => lines.extend(self.fresh(&line)),
+                Ok(line) => lines.extend(self.new_line(&line)),
                 Err(TryRecvError::Empty) => {
                     self.following = Some(following);
                     return Ok(lines);
                 }
-                // The container has ended, and may be started again.
+                // The container has ended, and may start again.
                 Err(TryRecvError::Disconnected) => return Ok(lines),
             }
         }
@@ -205,7 +207,7 @@ fn time_of(line: &str) -> String {
     json.and_then(|json| json["time"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn print_line(part: &str, line: &str) {
+fn print_line(component: &str, line: &str) {
     let text = match serde_json::from_str::<Json>(line) {
         Ok(Json::Object(mut fields)) if stdout().is_terminal() => {
             let mut take = |name: &str| {
@@ -214,12 +216,12 @@ fn print_line(part: &str, line: &str) {
             let (time, level, message) = (take("time"), take("level"), take("message"));
             let (_, _) = (take("service"), take("target"));
             let rest: Vec<_> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
-            format!("{time} {level:5} {part:18} {message}  {}", rest.join(" "))
+            format!("{time} {level:5} {component:18} {message}  {}", rest.join(" "))
         }
         Ok(_) => line.to_owned(),
-        Err(_) => format!("{part}: {line}"),
+        Err(_) => format!("{component}: {line}"),
     };
-    // A closed pipe (`just logs | head`) ends us.
+    // A closed pipe (`just logs | head`).
     if writeln!(stdout(), "{text}").is_err() {
         std::process::exit(0);
     }
@@ -230,21 +232,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_that_is_not_all_text_is_shown_whole() {
+    fn a_log_that_is_not_all_utf_8_is_printed_whole() {
         let scratch = testbed::Scratch::new().unwrap();
         let path = scratch.path().join("log");
         fs::write(&path, b"one\nb\xfccher\nthree\n").unwrap();
         let mut log = FileLog::new("part", path.clone());
-        assert_eq!(log.first_look(false).unwrap(), ["one", "b\u{fffd}cher", "three"]);
+        assert_eq!(log.read_end(false).unwrap(), ["one", "b\u{fffd}cher", "three"]);
         fs::write(&path, b"one\nb\xfccher\nthree\nf\xfcnf\nsi").unwrap();
-        assert_eq!(log.new_lines().unwrap(), ["f\u{fffd}nf"], "a line that is not whole is shown later");
+        assert_eq!(log.new_lines().unwrap(), ["f\u{fffd}nf"], "an incomplete line is printed later");
     }
 
     #[test]
-    fn a_line_of_a_container_is_shown_once() {
+    fn a_line_of_a_container_is_printed_once() {
         let mut log = ContainerLog::new("kafka".to_owned(), "0123".to_owned());
-        assert_eq!(log.fresh("2026-11-22T17:00:00.000000001Z ready now"), Some("ready now".to_owned()));
-        assert_eq!(log.fresh("2026-11-22T17:00:00.000000001Z ready now"), None);
-        assert_eq!(log.fresh("2026-11-22T17:00:00.000000002Z "), Some(String::new()));
+        assert_eq!(log.new_line("2026-11-22T17:00:00.000000001Z ready now"), Some("ready now".to_owned()));
+        assert_eq!(log.new_line("2026-11-22T17:00:00.000000001Z ready now"), None);
+        assert_eq!(log.new_line("2026-11-22T17:00:00.000000002Z "), Some(String::new()));
     }
 }

@@ -1,7 +1,7 @@
-//! What the just recipes do. See `just --list`, or this program without arguments.
+//! Runs the system on this machine: the commands behind the just recipes. Without arguments, it prints its usage.
 
 use std::{
-    fmt, panic,
+    panic,
     process::{ExitCode, exit},
 };
 
@@ -10,105 +10,96 @@ mod agent;
 mod agent_process;
 mod analytics;
 mod backend;
-mod databases;
 mod dead_letters;
 mod demo;
 mod docker;
-mod given_databases;
+mod external_databases;
 mod home;
 mod http;
+mod install;
 mod logs;
 mod native;
 mod observation;
-mod parts;
 mod patient_dead_letters;
-mod port_owner;
+mod ports;
 mod private_file;
 mod rebuild;
 mod seed;
 mod service_settings;
 mod settings;
-mod show;
 mod summary;
+mod terminal;
 mod topic;
 
+use anyhow::{Result, bail};
 use settings::Settings;
 
 const USAGE: &str = "\
 Usage: stack COMMAND
 
   up [--docker | --native | --scaled] [--no-build] [--yes]
-                  start everything and wait until it is ready: in containers where a Docker engine answers, else
-                  natively; --scaled starts several replicas in containers; --no-build starts what was built last;
-                  --yes agrees to use databases on the server of DATABASE_URL that up has not made
+                  start everything and wait until it is ready: in containers if a Docker engine responds, else natively;
+                  --scaled starts several replicas in containers; --no-build starts what was built last; --yes allows up
+                  to use existing databases on the server of DATABASE_URL
   down            stop everything; data stay
   ps              show what runs
-  logs [-f] [--all] [PART]
+  logs [-f] [--all] [COMPONENT...]
                   show the end of the logs; -f follows them
-  kill PART       kill a part as a crash does; up brings it back
+  kill SERVICE    kill a service by SIGKILL; up starts it again
   reset [--yes]   stop everything and delete all data
-  demo            send one patient all the way and show where it was
+  demo            send one patient through the system and show each step with its time
   seed [N]        register N plausible patients (200), marked as samples
   dead-letters [--resend [ID...]]
-                  show the records that are no events, and the events that the broker refused; --resend sends them
+                  show dead letters: records that are not events, and events that the broker rejected; --resend sends them
                   again
   rebuild-analytics [--anyway]
-                  count all events again; --anyway also if the topic has lost the first of them
-  target          print where the system that is up is reached, for tests
-  test-parts      install what the tests need; print the arguments that leave out tests whose broker cannot be had
+                  count all events again; --anyway also if the first records of the topic have been deleted
+  target          print the addresses of the running system, for tests
+  install-test-dependencies
+                  install what the tests need; print arguments for cargo test that skip the tests of missing brokers
 ";
 
-/// Why a command failed, as its user should read it.
-#[derive(Debug)]
-struct Failure(String);
-
-impl<E: fmt::Display> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self(error.to_string())
-    }
-}
-
-type Outcome<T = ()> = Result<T, Failure>;
-
 fn main() -> ExitCode {
-    // What `up` starts goes on; what is run to its end, such as a build, ends with us.
+    // What `up` starts outlives this program; what it waits for, such as a build, does not.
     testbed::leave_running();
-    end_with_the_reader();
+    exit_on_broken_pipe();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match runtime::block_on(1, run(&words)) {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match runtime::block_on(1, run(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure(why)) => {
-            eprintln!("{why}");
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Lets the program end in silence when nobody reads its output any more, as in `just ps | head -3`.
-fn end_with_the_reader() {
-    let others = panic::take_hook();
+/// Makes the program exit without a message if its output is closed, as in `just ps | head -3`.
+fn exit_on_broken_pipe() {
+    let default_hook = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();
         if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
             exit(0);
         }
-        others(panic);
+        default_hook(panic);
     }));
 }
 
-async fn run(words: &[&str]) -> Outcome {
-    match words {
+async fn run(arguments: &[&str]) -> Result<()> {
+    match arguments {
         ["up", rest @ ..] => return backend::up(&Settings::from_environment()?, rest).await,
-        ["test-parts"] => return parts::for_tests(Settings::from_environment()?.broker.map(|broker| broker.0)).await,
+        ["install-test-dependencies"] => {
+            return install::test_dependencies(Settings::from_environment()?.broker.map(|broker| broker.0)).await;
+        }
         _ => {}
     }
     let settings = Settings::of_checkout()?;
-    match words {
+    match arguments {
         ["down"] => backend::down(&settings).await,
         ["ps"] => backend::ps(&settings).await,
         ["logs", rest @ ..] => backend::logs(rest).await,
-        ["kill", part] => backend::kill(&settings, part).await,
+        ["kill", component] => backend::kill(&settings, component).await,
         ["reset"] => backend::reset(&settings, false).await,
         ["reset", "--yes"] => backend::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
@@ -117,13 +108,13 @@ async fn run(words: &[&str]) -> Outcome {
         // Started by `up`.
         ["agent"] => agent::run(&settings).await,
         ["target"] => {
-            println!("{}", backend::addresses(&settings).await?.as_words());
+            println!("{}", backend::addresses(&settings).await?.as_variables());
             Ok(())
         }
         ["dead-letters"] => dead_letters::list(&settings).await,
         ["dead-letters", "--resend", ids @ ..] => dead_letters::resend(&settings, ids).await,
         ["rebuild-analytics"] => backend::rebuild_analytics(&settings, false).await,
         ["rebuild-analytics", "--anyway"] => backend::rebuild_analytics(&settings, true).await,
-        _ => Err(Failure(USAGE.to_owned())),
+        _ => bail!(USAGE),
     }
 }

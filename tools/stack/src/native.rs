@@ -1,15 +1,15 @@
-//! The system on this machine without containers: PostgreSQL, a broker and our three services as processes of ours, which
-//! go on when this program ends. A later run finds them by their pid files.
+//! The system without containers: PostgreSQL, a broker and our three services as processes that outlive this program. A later
+//! run finds them by their pid files.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     env, fs,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Output,
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
+use anyhow::{Result, anyhow};
 use testbed::{
     Process, Signal,
     broker::{Broker, Kind, Size},
@@ -18,29 +18,31 @@ use testbed::{
 };
 
 use crate::{
-    Failure, Outcome, agent_process,
-    databases::Databases,
-    given_databases, home,
+    agent_process,
+    external_databases::{self, Databases},
+    home, install,
     logs::{FileLog, Log},
-    observation, parts,
-    port_owner::{self, Wanted},
-    private_file, service_settings,
+    observation,
+    ports::{self, RequiredPort},
+    service_settings,
     settings::Settings,
-    show::{Part, step},
     summary,
+    terminal::{Component, step},
 };
 
-/// A log above this size is begun anew by the next start; the old one is kept beside it.
-const LOG_BYTES: u64 = 10 * 1024 * 1024;
-/// Time for a command of patient-service, which waits for the outcome of what it resubmits.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-/// Time for everything to be compiled.
-const BUILD_LIMIT: Duration = Duration::from_secs(3600);
-/// What shows the others at work. It is the first to be there and the last to go, so that it sees all of their spans.
+mod launch;
+
+use launch::{rotate, start};
+
+/// Time for a subcommand of patient-service, which waits for the outcome of what it resubmits.
+const SUBCOMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a build of the services.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(3600);
+/// It is started first and stopped last, so that it receives all spans.
 const CONSOLE: &str = "console";
-/// The services, in the order in which they are started.
+/// The services, in the order of their start.
 pub(crate) const SERVICES: [&str; 3] = ["billing-service", "analytics-service", "patient-service"];
-/// The logs of the parts, in the folder of the data.
+/// The logs of the components, in the data directory.
 const LOGS: [(&str, &str); 6] = [
     ("patient-service", "patient-service.log"),
     ("billing-service", "billing-service.log"),
@@ -50,24 +52,25 @@ const LOGS: [(&str, &str); 6] = [
     ("postgres", "postgres/postgres.log"),
 ];
 
-/// Builds the services, which the recipe has done unless they were going to run in containers. Beside a program that was
-/// not built for release, there are binaries of a test.
-pub(crate) async fn build() -> Outcome {
+/// Builds the services. The recipe has done so unless it expected them to run in containers. In a debug build of this program,
+/// the binaries of the tests are used.
+pub(crate) async fn build() -> Result<()> {
     if !binaries()?.ends_with("release") || env::var_os("SERVICE_BINARIES").is_some() {
         return Ok(());
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // The same packages together as in the recipe: others would have other features of what they share, and build anew.
+    // The same packages as in the recipe: with others, shared dependencies would have other features and be built again.
     let packages = ["stack", CONSOLE, "patient-service", "billing-service", "analytics-service"];
-    let build = Process::prepare("cargo build", cargo, home::directory()?.join("build.log"))
+    let build = Process::builder("cargo build", cargo, home::directory()?.join("build.log"))
         .args(["build", "--release", "--locked", "--quiet"])
         .args(packages.iter().flat_map(|package| ["-p", package]))
-        .run(BUILD_LIMIT);
+        .run(BUILD_TIMEOUT);
     Ok(step("Building the services", "", build).await?)
 }
 
-/// Starts what is not running yet and waits until everything is ready. `agreed`: also in databases that `up` has not made.
-pub(crate) async fn up(settings: &Settings, agreed: bool) -> Outcome {
+/// Starts what is not running yet and waits until everything is ready. `assume_yes`: also uses databases that `up` did not
+/// create.
+pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     let started = Instant::now();
     let home = home::directory()?;
     check_ports(settings, &home)?;
@@ -75,17 +78,17 @@ pub(crate) async fn up(settings: &Settings, agreed: bool) -> Outcome {
     for name in SERVICES {
         known.insert(name.to_owned(), service::settings(name)?);
     }
-    let mut chosen = service_settings::choose(&known, &[], |name| env::var(name).ok());
-    chosen.tell();
-    // What the services export goes to the console, which passes it on to the user's collector.
-    let collector = observation::through_the_console(&mut chosen.passed, &SERVICES, settings);
-    let databases = databases(settings, &home, agreed).await?;
+    let mut selected = service_settings::select(&known, &[], |name| env::var(name).ok());
+    selected.report();
+    // The services export to the console, which forwards to the collector of the user.
+    let collector = observation::through_the_console(&mut selected.passed, &SERVICES, settings);
+    let databases = databases(settings, &home, assume_yes).await?;
     let kafka = broker(settings, &home).await?;
-    // From here on, other commands mean this system.
-    Settings::keep()?;
-    service_settings::keep(&chosen.passed)?;
+    // From here on, other commands use this system.
+    Settings::save()?;
+    service_settings::save(&selected.passed)?;
     start(console(settings, &home, collector)?).await?;
-    for launch in launches(settings, &home, &databases, &kafka, &chosen.passed) {
+    for launch in launches(settings, &home, &databases, &kafka, &selected.passed) {
         start(launch).await?;
     }
     agent_process::start(settings).await?;
@@ -94,8 +97,8 @@ pub(crate) async fn up(settings: &Settings, agreed: bool) -> Outcome {
     Ok(())
 }
 
-/// The console of this system, which passes what the services export on to a collector if there is one.
-fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Outcome<Launch> {
+/// The console, which forwards telemetry to a collector if there is one.
+fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Result<Launch> {
     let mut environment = vec![
         ("PATIENT_SERVICE_HTTP", settings.patient_address()),
         ("BILLING_SERVICE_HTTP", settings.billing_address()),
@@ -110,18 +113,18 @@ fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Outco
     environment.extend(env::var("CONSOLE_ASSETS").ok().map(|folder| ("CONSOLE_ASSETS", folder)));
     Ok(Launch {
         environment: environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-        ..unset(CONSOLE, settings.console_port, home)
+        ..without_settings(CONSOLE, settings.console_port, home)
     })
 }
 
-/// How a program would be started without settings: enough to find the one that runs.
-fn unset(name: &'static str, port: u16, home: &Path) -> Launch {
+/// A launch without settings, to find the running process.
+fn without_settings(name: &'static str, port: u16, home: &Path) -> Launch {
     Launch { name, port, environment: Vec::new(), directory: home.to_owned(), label: name.to_owned() }
 }
 
-/// The console, if it runs.
+/// The console if it runs.
 fn running_console(settings: &Settings, home: &Path) -> Option<Service> {
-    unset(CONSOLE, settings.console_port, home).running()
+    without_settings(CONSOLE, settings.console_port, home).running()
 }
 
 /// The services of this system, in the order in which they are started.
@@ -172,95 +175,30 @@ pub(crate) fn analytics_state(home: &Path) -> PathBuf {
     home.join("analytics.sqlite")
 }
 
-fn analytics(settings: &Settings, home: &Path) -> Outcome<Launch> {
-    let nowhere = Databases { patients: String::new(), billing: String::new() };
-    let [_, analytics, _] = launches(settings, home, &nowhere, &settings.kafka_address(), &service_settings::kept()?);
+fn analytics(settings: &Settings, home: &Path) -> Result<Launch> {
+    let no_databases = Databases { patients: String::new(), billing: String::new() };
+    let [_, analytics, _] =
+        launches(settings, home, &no_databases, &settings.kafka_address(), &service_settings::saved()?);
     Ok(analytics)
 }
 
-/// Stops analytics-service alone, if it runs.
-pub(crate) async fn stop_analytics(settings: &Settings, home: &Path) -> Outcome {
+/// Stops analytics-service if it runs.
+pub(crate) async fn stop_analytics(settings: &Settings, home: &Path) -> Result<()> {
     if let Some(mut service) = analytics(settings, home)?.running() {
-        step("Stopping analytics-service", "", async { Ok::<_, Failure>(service.stop().await) }).await?;
+        step("Stopping analytics-service", "", async { Ok::<_, anyhow::Error>(service.stop().await) }).await?;
     }
     Ok(())
 }
 
-/// Starts it again.
-pub(crate) async fn start_analytics(settings: &Settings, home: &Path) -> Outcome {
+/// Starts analytics-service.
+pub(crate) async fn start_analytics(settings: &Settings, home: &Path) -> Result<()> {
     start(analytics(settings, home)?).await
 }
 
-/// Starts a service. One that runs already is kept if nothing about it has changed, and else stopped, with the reason.
-async fn start(launch: Launch) -> Outcome {
-    let name = launch.name;
-    let now = StartedAs::of(&launch)?;
-    let file = launch.directory.join(format!("{}.started-as", launch.label));
-    if let Some(mut running) = launch.clone().running() {
-        let why = match StartedAs::read(&file) {
-            Some(before) if before != now => now.changed(&before),
-            Some(_) if running.is_ready().await => return Ok(()),
-            Some(_) => "it is not ready".to_owned(),
-            None => "it is not known how it was started".to_owned(),
-        };
-        eprintln!("{name} is started again: {why}");
-        step(&format!("Stopping {name}"), "", async { Ok::<_, Failure>(running.stop().await) }).await?;
-    }
-    let start = async {
-        rotate(&launch.log())?;
-        let mut service = launch.start()?;
-        now.write(&file)?;
-        Ok::<_, Failure>(service.until_ready().await?)
-    };
-    step(&format!("Starting {name}"), "", start).await
-}
-
-/// How a service was started: with which binary, and which settings. Values are kept as digests, because some are secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct StartedAs(BTreeMap<String, String>);
-
-impl StartedAs {
-    fn of(launch: &Launch) -> Outcome<Self> {
-        let binary = fs::metadata(binaries()?.join(launch.name))?;
-        let modified = binary.modified()?.duration_since(UNIX_EPOCH)?.as_nanos();
-        let ours = [("binary", format!("{} {modified}", binary.len())), ("port", launch.port.to_string())]
-            .map(|(name, value)| (format!("its {name}"), value));
-        let digest = |value: &str| {
-            let mut hasher = DefaultHasher::new();
-            value.hash(&mut hasher);
-            format!("{:016x}", hasher.finish())
-        };
-        let settings = launch.environment.iter().map(|(name, value)| (name.clone(), digest(value)));
-        Ok(Self(ours.into_iter().chain(settings).collect()))
-    }
-
-    fn read(file: &Path) -> Option<Self> {
-        serde_json::from_str(&fs::read_to_string(file).ok()?).ok().map(Self)
-    }
-
-    fn write(&self, file: &Path) -> Outcome {
-        private_file::write(file, &serde_json::to_string_pretty(&self.0)?)
-    }
-
-    /// What is not as it was.
-    fn changed(&self, before: &Self) -> String {
-        let names = self.0.keys().chain(before.0.keys()).collect::<BTreeSet<_>>();
-        let changed = names.into_iter().filter(|name| self.0.get(*name) != before.0.get(*name));
-        let changed: Vec<_> = changed.map(String::as_str).collect();
-        format!("{} changed", changed.join(", "))
-    }
-}
-
-fn rotate(log: &Path) -> Outcome {
-    if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
-        fs::rename(log, log.with_extension("log.1"))?;
-    }
-    Ok(())
-}
-
-/// Says which port is taken by whom, unless it is by us.
-fn check_ports(settings: &Settings, home: &Path) -> Outcome {
-    let ours = |name: &'static str, port| unset(name, port, home).running().is_some();
+/// # Errors
+/// If another process listens on one of our ports.
+fn check_ports(settings: &Settings, home: &Path) -> Result<()> {
+    let ours = |name: &'static str, port| without_settings(name, port, home).running().is_some();
     let billing = ours("billing-service", settings.billing_port);
     let mut ports = vec![
         (settings.patient_port, "PATIENT_PORT", ours("patient-service", settings.patient_port)),
@@ -272,19 +210,19 @@ fn check_ports(settings: &Settings, home: &Path) -> Outcome {
     if settings.kafka.is_none() {
         ports.push((settings.kafka_port, "KAFKA_PORT", running_broker(settings, home).is_some()));
     }
-    port_owner::refuse_taken(ports.into_iter().map(|(port, variable, ours)| Wanted { port, variable, ours }))
+    ports::check_free(ports.into_iter().map(|(port, variable, ours)| RequiredPort { port, variable, ours }))
 }
 
-async fn databases(settings: &Settings, home: &Path, agreed: bool) -> Outcome<Databases> {
+async fn databases(settings: &Settings, home: &Path, assume_yes: bool) -> Result<Databases> {
     if let Some(url) = &settings.database_url {
-        return given_databases::find_or_make(url.expose(), home, agreed).await;
+        return external_databases::find_or_create(url.expose(), home, assume_yes).await;
     }
-    parts::postgres().await?;
+    install::postgres().await?;
     let directory = home.join("postgres");
     let start = async {
         let cluster = match Cluster::running(&directory, Durability::Disk) {
             Some(mut running) => {
-                running.wake().await?;
+                running.resume().await?;
                 running
             }
             None => {
@@ -295,39 +233,39 @@ async fn databases(settings: &Settings, home: &Path, agreed: bool) -> Outcome<Da
         for name in ["patients", "billing"] {
             cluster.create_database(name).await?;
         }
-        Ok::<_, Failure>(cluster)
+        Ok::<_, anyhow::Error>(cluster)
     };
     let cluster = step("Starting PostgreSQL", "", start).await?;
     Ok(Databases { patients: cluster.url("patients"), billing: cluster.url("billing") })
 }
 
 /// The URL of patient-service's database.
-fn patients_database(settings: &Settings) -> Outcome<String> {
+fn patients_database(settings: &Settings) -> Result<String> {
     if let Some(url) = &settings.database_url {
-        return Ok(given_databases::url_of(url.expose(), "patients"));
+        return Ok(external_databases::url_of(url.expose(), "patients"));
     }
     let cluster = Cluster::running(&home::directory()?.join("postgres"), Durability::Disk);
-    Ok(cluster.ok_or_else(|| Failure("PostgreSQL is not running: just up".to_owned()))?.url("patients"))
+    Ok(cluster.ok_or_else(|| anyhow!("PostgreSQL is not running: just up"))?.url("patients"))
 }
 
-/// Runs a command of patient-service.
-pub(crate) async fn run_patient_service(settings: &Settings, words: &[&str]) -> Outcome<Output> {
+/// Runs a subcommand of patient-service.
+pub(crate) async fn run_patient_service(settings: &Settings, arguments: &[&str]) -> Result<Output> {
     let databases = Databases { patients: patients_database(settings)?, billing: String::new() };
     let [_, _, patient_service] =
-        launches(settings, &home::directory()?, &databases, &settings.kafka_address(), &service_settings::kept()?);
+        launches(settings, &home::directory()?, &databases, &settings.kafka_address(), &service_settings::saved()?);
     let mut command = smol::process::Command::new(binaries()?.join(patient_service.name));
-    command.args(words).env_clear().envs(patient_service.environment).kill_on_drop(true);
-    Ok(runtime::timeout(COMMAND_LIMIT, command.output()).await??)
+    command.args(arguments).env_clear().envs(patient_service.environment).kill_on_drop(true);
+    Ok(runtime::timeout(SUBCOMMAND_TIMEOUT, command.output()).await??)
 }
 
-/// In the broker's folder: the port that it listens on.
+/// In the broker's directory: its port.
 const PORT_FILE: &str = "port";
 
 fn broker_directory(home: &Path) -> PathBuf {
     home.join("broker")
 }
 
-/// Which broker's data the folder holds.
+/// In the broker's directory: the kind of broker whose data it contains.
 fn kind_file(home: &Path) -> PathBuf {
     broker_directory(home).join("kind")
 }
@@ -344,27 +282,27 @@ fn running_broker(settings: &Settings, home: &Path) -> Option<Broker> {
     Broker::running(kind_of_data(home)?, &broker_directory(home), settings.kafka_port, Size::Full)
 }
 
-async fn broker(settings: &Settings, home: &Path) -> Outcome<String> {
+async fn broker(settings: &Settings, home: &Path) -> Result<String> {
     if settings.kafka.is_some() {
         return Ok(settings.kafka_address());
     }
     let before = kind_of_data(home);
-    let wanted = settings.broker.map(|broker| broker.0);
-    if let (Some(before), Some(wanted)) = (before, wanted.filter(|wanted| before != Some(*wanted))) {
-        return Err(Failure(format!(
-            "The events of this system are kept by {before}, and {wanted} cannot read them. Leave BROKER out, or begin \
-             anew: just reset"
-        )));
+    let requested = settings.broker.map(|broker| broker.0);
+    if let (Some(before), Some(requested)) = (before, requested.filter(|requested| before != Some(*requested))) {
+        return Err(anyhow!(
+            "{before} has the events of this system, and {requested} cannot read them. Unset BROKER, or delete all data: \
+             just reset"
+        ));
     }
-    let kind = parts::broker(wanted.or(before)).await?;
+    let kind = install::broker(requested.or(before)).await?;
     let directory = broker_directory(home);
     let start = async {
         if let Some(mut running) = running_broker(settings, home) {
             if fs::read_to_string(directory.join(PORT_FILE)).is_ok_and(|port| port.trim() == running.port().to_string())
             {
-                return Ok(running.wake().await?);
+                return Ok(running.resume().await?);
             }
-            // KAFKA_PORT is another one now.
+            // KAFKA_PORT has changed.
             running.stop().await;
         }
         fs::create_dir_all(&directory)?;
@@ -372,14 +310,14 @@ async fn broker(settings: &Settings, home: &Path) -> Outcome<String> {
         fs::write(kind_file(home), if kind == Kind::Kafka { "kafka\n" } else { "nisshi\n" })?;
         rotate(&directory.join("broker.log"))?;
         Broker::start(kind, &directory, settings.kafka_port, Size::Full, "").await?;
-        Ok::<_, Failure>(())
+        Ok::<_, anyhow::Error>(())
     };
     step(&format!("Starting {kind}"), "", start).await?;
     Ok(settings.kafka_address())
 }
 
 /// Stops everything; data stay.
-pub(crate) async fn down(settings: &Settings) -> Outcome {
+pub(crate) async fn down(settings: &Settings) -> Result<()> {
     let home = home::directory()?;
     let mut stopped = 0;
     agent_process::stop(&home).await;
@@ -388,7 +326,7 @@ pub(crate) async fn down(settings: &Settings) -> Outcome {
         let name = service.launch().name;
         let stop = async {
             let ended = service.stop().await;
-            Ok::<_, Failure>(ended)
+            Ok::<_, anyhow::Error>(ended)
         };
         step(&format!("Stopping {name}"), "", stop).await?;
         stopped += 1;
@@ -396,7 +334,7 @@ pub(crate) async fn down(settings: &Settings) -> Outcome {
     if let Some(mut broker) = running_broker(settings, &home) {
         let stop = async {
             broker.stop().await;
-            Ok::<_, Failure>(())
+            Ok::<_, anyhow::Error>(())
         };
         step(&format!("Stopping {}", broker_name(&home)), "", stop).await?;
         stopped += 1;
@@ -404,7 +342,7 @@ pub(crate) async fn down(settings: &Settings) -> Outcome {
     if let Some(mut cluster) = Cluster::running(&home.join("postgres"), Durability::Disk) {
         let stop = async {
             cluster.stop().await;
-            Ok::<_, Failure>(())
+            Ok::<_, anyhow::Error>(())
         };
         step("Stopping PostgreSQL", "", stop).await?;
         stopped += 1;
@@ -419,52 +357,52 @@ fn broker_name(home: &Path) -> String {
     kind_of_data(home).map_or("the broker".to_owned(), |kind| kind.to_string())
 }
 
-/// The services of this system that run, in the order in which they are started.
+/// The running services, in the order of their start.
 fn services(settings: &Settings, home: &Path) -> [Option<Service>; 3] {
-    let nowhere = Databases { patients: String::new(), billing: String::new() };
-    launches(settings, home, &nowhere, "", &BTreeMap::new()).map(Launch::running)
+    let no_databases = Databases { patients: String::new(), billing: String::new() };
+    launches(settings, home, &no_databases, "", &BTreeMap::new()).map(Launch::running)
 }
 
 /// Whether one of the services runs.
-pub(crate) fn is_up(settings: &Settings) -> Outcome<bool> {
+pub(crate) fn is_up(settings: &Settings) -> Result<bool> {
     Ok(services(settings, &home::directory()?).iter().any(Option::is_some))
 }
 
-/// Kills a service, as a crash does.
-pub(crate) async fn kill(settings: &Settings, name: &str) -> Outcome {
+/// Kills a service by SIGKILL.
+pub(crate) async fn kill(settings: &Settings, name: &str) -> Result<()> {
     let home = home::directory()?;
     let running = services(settings, &home).into_iter().chain([running_console(settings, &home)]);
     let Some(mut service) = running.flatten().find(|service| service.launch().name == name) else {
-        return Err(Failure(format!("No service {name:?} is running.")));
+        return Err(anyhow!("No service {name:?} is running."));
     };
     service.process().kill().await;
     Ok(())
 }
 
-/// Starts a service again that was killed, as `up` has started it.
-pub(crate) async fn start_service(settings: &Settings, name: &str) -> Outcome {
+/// Starts a killed service again, with the settings of the last `up`.
+pub(crate) async fn start_service(settings: &Settings, name: &str) -> Result<()> {
     let home = home::directory()?;
     let databases = match &settings.database_url {
         Some(url) => {
-            let of = |name| given_databases::url_of(url.expose(), name);
+            let of = |name| external_databases::url_of(url.expose(), name);
             Databases { patients: of("patients"), billing: of("billing") }
         }
         None => {
             let cluster = Cluster::running(&home.join("postgres"), Durability::Disk);
-            let cluster = cluster.ok_or_else(|| Failure("PostgreSQL is not running.".to_owned()))?;
+            let cluster = cluster.ok_or_else(|| anyhow!("PostgreSQL is not running."))?;
             Databases { patients: cluster.url("patients"), billing: cluster.url("billing") }
         }
     };
-    let launches = launches(settings, &home, &databases, &settings.kafka_address(), &service_settings::kept()?);
+    let launches = launches(settings, &home, &databases, &settings.kafka_address(), &service_settings::saved()?);
     let launch = launches.into_iter().find(|launch| launch.name == name);
-    start(launch.ok_or_else(|| Failure(format!("There is no service {name:?}.")))?).await
+    start(launch.ok_or_else(|| anyhow!("There is no service {name:?}."))?).await
 }
 
-/// Sends a signal to a part: a service, the broker or PostgreSQL.
-pub(crate) fn signal(settings: &Settings, part: &str, signal: Signal) -> Outcome {
+/// Sends a signal to a component: a service, the broker or PostgreSQL.
+pub(crate) fn signal(settings: &Settings, component: &str, signal: Signal) -> Result<()> {
     let home = home::directory()?;
-    let gone = || Failure(format!("{part} is not running."));
-    match part {
+    let gone = || anyhow!("{component} is not running.");
+    match component {
         "kafka" if settings.kafka.is_none() => {
             running_broker(settings, &home).ok_or_else(gone)?.process().signal_all(signal);
         }
@@ -474,61 +412,63 @@ pub(crate) fn signal(settings: &Settings, part: &str, signal: Signal) -> Outcome
         }
         _ => {
             let mut running = services(settings, &home).into_iter().flatten();
-            let service = running.find(|service| service.launch().name == part);
+            let service = running.find(|service| service.launch().name == component);
             service.ok_or_else(gone)?.process().signal(signal);
         }
     }
     Ok(())
 }
 
-/// The logs of the parts.
-pub(crate) fn logs() -> Outcome<Vec<Box<dyn Log>>> {
+/// The logs of the components.
+pub(crate) fn logs() -> Result<Vec<Box<dyn Log>>> {
     let home = home::directory()?;
-    let log = |(part, file): (&'static str, &str)| -> Box<dyn Log> { Box::new(FileLog::new(part, home.join(file))) };
+    let log = |(component, file): (&'static str, &str)| -> Box<dyn Log> {
+        Box::new(FileLog::new(component, home.join(file)))
+    };
     Ok(LOGS.map(log).into())
 }
 
 /// What runs.
-pub(crate) async fn ps(settings: &Settings) -> Outcome<Vec<Part>> {
+pub(crate) async fn ps(settings: &Settings) -> Result<Vec<Component>> {
     let home = home::directory()?;
-    let part = |name: &str, pid: Option<i32>, state: &str, place: String| Part {
+    let component = |name: &str, pid: Option<i32>, state: &str, address: String| Component {
         name: name.to_owned(),
         process: pid.map_or("-".to_owned(), |pid| pid.to_string()),
         state: state.to_owned(),
         memory: pid.map_or("-".to_owned(), memory),
-        place,
+        address,
     };
-    let stopped = |name: &str| part(name, None, "stopped", String::new());
-    let mut parts = Vec::new();
-    parts.push(match Cluster::running(&home.join("postgres"), Durability::Disk) {
-        _ if settings.database_url.is_some() => part("PostgreSQL", None, "given", "DATABASE_URL".to_owned()),
+    let stopped = |name: &str| component(name, None, "stopped", String::new());
+    let mut components = Vec::new();
+    components.push(match Cluster::running(&home.join("postgres"), Durability::Disk) {
+        _ if settings.database_url.is_some() => component("PostgreSQL", None, "given", "DATABASE_URL".to_owned()),
         Some(mut cluster) => {
-            // The build that is fetched has no psql.
-            let place = if is_on_the_path("psql") {
-                format!("psql -U postgres -h {} patients", for_a_shell(cluster.socket_directory()))
+            // The downloaded build of PostgreSQL has no psql.
+            let address = if is_on_the_path("psql") {
+                format!("psql -U postgres -h {} patients", shell_quoted(cluster.socket_directory()))
             } else {
                 cluster.url("patients")
             };
-            part("PostgreSQL", Some(cluster.process().pid()), "running", place)
+            component("PostgreSQL", Some(cluster.process().pid()), "running", address)
         }
         None => stopped("PostgreSQL"),
     });
-    parts.push(match running_broker(settings, &home) {
-        _ if settings.kafka.is_some() => part("broker", None, "given", settings.kafka_address()),
-        Some(mut broker) => part(&broker_name(&home), Some(broker.process().pid()), "running", broker.address()),
+    components.push(match running_broker(settings, &home) {
+        _ if settings.kafka.is_some() => component("broker", None, "given", settings.kafka_address()),
+        Some(mut broker) => component(&broker_name(&home), Some(broker.process().pid()), "running", broker.address()),
         None => stopped("broker"),
     });
     let console = [(CONSOLE, running_console(settings, &home))];
     for (name, service) in SERVICES.into_iter().zip(services(settings, &home)).chain(console) {
-        parts.push(match service {
+        components.push(match service {
             Some(mut service) => {
                 let state = if service.is_ready().await { "ready" } else { "unready" };
-                part(name, Some(service.process().pid()), state, format!("http://{}", service.address()))
+                component(name, Some(service.process().pid()), state, format!("http://{}", service.address()))
             }
             None => stopped(name),
         });
     }
-    Ok(parts)
+    Ok(components)
 }
 
 fn is_on_the_path(program: &str) -> bool {
@@ -536,8 +476,8 @@ fn is_on_the_path(program: &str) -> bool {
     env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// A path as a shell takes it.
-fn for_a_shell(path: &Path) -> String {
+/// A path quoted for a shell.
+fn shell_quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c));
     if plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
@@ -545,16 +485,14 @@ fn for_a_shell(path: &Path) -> String {
 
 /// The resident memory of a process, without its children.
 fn memory(pid: i32) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-    kib.map_or("-".to_owned(), |kib| format!("{:.1} MB", kib / 1024.0))
+    let bytes = testbed::resident_memory(pid);
+    bytes.map_or("-".to_owned(), |bytes| format!("{:.1} MB", bytes as f64 / 1024.0 / 1024.0))
 }
 
 /// Stops everything and deletes its data.
-pub(crate) async fn delete(settings: &Settings) -> Outcome {
+pub(crate) async fn delete(settings: &Settings) -> Result<()> {
     down(settings).await?;
     let home = home::directory()?;
-    Cluster::forget(&home.join("postgres"));
+    Cluster::remove_socket_directory(&home.join("postgres"));
     Ok(fs::remove_dir_all(home)?)
 }

@@ -1,18 +1,19 @@
-//! Dead letters of patient-service, by its own command: events that the broker has rejected for good, and tasks that billing
-//! has. They never were on a topic.
+//! Dead letters of patient-service, with its subcommand: events that the broker has rejected for good, and tasks that billing
+//! has. They are in its database and never were on a topic.
 
+use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
 
-use crate::{Failure, Outcome, backend, settings::Settings};
+use crate::{backend, settings::Settings};
 
-/// What the ids of these begin with, to tell them from the id of a record.
+/// Prefixes of their ids. The id of a record on a topic is a number.
 const PREFIXES: [&str; 2] = ["outbox-", "billing-"];
 
 /// A dead letter, without its content, which is personal data.
 #[derive(Clone, Debug)]
-pub(crate) struct Rejected {
+pub(crate) struct PatientDeadLetter {
     pub(crate) id: String,
-    /// The type of the event, or what billing was to do.
+    /// The type of the event, or the action of the task.
     pub(crate) kind: String,
     /// Length of the event.
     pub(crate) bytes: u64,
@@ -21,8 +22,8 @@ pub(crate) struct Rejected {
     pub(crate) error: String,
 }
 
-impl Rejected {
-    fn of(json: &Json) -> Option<Self> {
+impl PatientDeadLetter {
+    fn from_json(json: &Json) -> Option<Self> {
         let text = |name: &str| json[name].as_str().map(str::to_owned);
         Some(Self {
             id: text("id")?,
@@ -35,31 +36,31 @@ impl Rejected {
 }
 
 /// Whether an id is that of such a dead letter.
-pub(crate) fn is_one(id: &str) -> bool {
+pub(crate) fn is_id(id: &str) -> bool {
     PREFIXES.iter().any(|prefix| id.starts_with(prefix))
 }
 
 /// All of them.
-pub(crate) async fn list(settings: &Settings) -> Outcome<Vec<Rejected>> {
-    let printed = run(settings, &["dead-letters", "--json"]).await?;
-    Ok(printed.lines().filter_map(|line| Rejected::of(&serde_json::from_str(line).ok()?)).collect())
+pub(crate) async fn list(settings: &Settings) -> Result<Vec<PatientDeadLetter>> {
+    let stdout = run(settings, &["dead-letters", "--json"]).await?;
+    Ok(stdout.lines().filter_map(|line| PatientDeadLetter::from_json(&serde_json::from_str(line).ok()?)).collect())
 }
 
-/// Resubmits these, and shows what has become of them.
-pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Outcome {
-    let words = [&["dead-letters", "--resend"], ids].concat();
-    print!("{}", run(settings, &words).await?);
+/// Resubmits those with these ids, all without ids, and prints the outcome.
+pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Result<()> {
+    let arguments = [&["dead-letters", "--resend"], ids].concat();
+    print!("{}", run(settings, &arguments).await?);
     Ok(())
 }
 
-/// What the command prints. If it fails, that is part of the failure.
-async fn run(settings: &Settings, words: &[&str]) -> Outcome<String> {
-    let output = backend::run_patient_service(settings, words).await?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+/// The stdout of patient-service with these arguments. The error has it too.
+async fn run(settings: &Settings, arguments: &[&str]) -> Result<String> {
+    let output = backend::run_patient_service(settings, arguments).await?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
-        return Ok(printed);
+        return Ok(stdout);
     }
-    Err(Failure(format!("{printed}{}", String::from_utf8_lossy(&output.stderr).trim_end())))
+    Err(anyhow!("{stdout}{}", String::from_utf8_lossy(&output.stderr).trim_end()))
 }
 
 #[cfg(test)]
@@ -69,13 +70,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_the_command_is_read() {
+    fn a_line_of_the_subcommand_is_parsed() {
         let line = json!({
             "id": "outbox-12", "patientId": "p", "type": "PATIENT_CREATED", "bytes": 3,
             "since": "2024-02-29T12:00:00Z", "error": "MessageTooLarge"
         });
-        let Rejected { id, kind, bytes, since, error } = Rejected::of(&line).unwrap();
-        assert!(is_one(&id) && is_one("billing-1") && !is_one("12"));
+        let PatientDeadLetter { id, kind, bytes, since, error } = PatientDeadLetter::from_json(&line).unwrap();
+        assert!(is_id(&id) && is_id("billing-1") && !is_id("12"));
         assert_eq!((&*kind, bytes, &*since, &*error), ("PATIENT_CREATED", 3, "2024-02-29 12:00:00", "MessageTooLarge"));
     }
 }

@@ -1,4 +1,4 @@
-//! Files that only their owner may read, because values of settings can be secrets.
+//! Files that only their owner can read, for settings that may be secrets.
 
 use std::{
     fs::{self, OpenOptions},
@@ -7,10 +7,10 @@ use std::{
     path::Path,
 };
 
-use crate::Outcome;
+use anyhow::Result;
 
-/// Writes the file as a whole.
-pub(crate) fn write(path: &Path, text: &str) -> Outcome {
+/// Writes the file atomically.
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
     let _ = fs::remove_file(&new);
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?.write_all(text.as_bytes())?;

@@ -1,4 +1,4 @@
-//! Rebuilds analytics' state from the topic: the state is a cache of it, and deleting the file means reading it again.
+//! Rebuilds the state of analytics from the topic: analytics with an empty state reads the topic from its beginning.
 
 use std::{
     collections::BTreeMap,
@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
 
 use crate::{
-    Failure, Outcome,
     analytics::{Analytics, applied},
     docker::Docker,
     home, native,
@@ -19,55 +19,54 @@ use crate::{
     topic,
 };
 
-/// How long analytics may go without getting on.
+/// How long analytics may make no progress.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// How often it is asked. Each question is one of its requests.
+/// How often the summary is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// How often the user sees how far it is.
-const SHOW: Duration = Duration::from_secs(5);
-/// The totals that are shown.
+/// How often progress is printed.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// The totals that are printed.
 const TOTALS: [&str; 5] = ["activePatients", "created", "updated", "deleted", "unknown"];
 
-/// Who runs analytics-service.
+/// How analytics-service runs.
 pub(crate) enum Runner {
     Native,
     Docker(Docker),
 }
 
-/// Stops analytics-service, takes its state away, starts it again and waits until it has applied every event that there
-/// was; tells how fast it was. `anyway`: also if the topic does not hold all that the state had counted.
-pub(crate) async fn run(settings: &Settings, runner: &Runner, analytics: &Analytics, anyway: bool) -> Outcome {
-    // Before anything is taken away: without the topic there is nothing to rebuild from.
+/// Stops analytics-service, sets its state aside, starts it again and waits until it has applied every event; prints the rate.
+/// `anyway`: also if the first records of the topic have been deleted.
+pub(crate) async fn run(settings: &Settings, runner: &Runner, analytics: &Analytics, anyway: bool) -> Result<()> {
+    // First of all: without the topic, the state cannot be rebuilt.
     let kafka = topic::kafka(settings, "rebuild")?;
     let events: BTreeMap<_, _> =
-        topic::events(&kafka).await?.into_iter().map(|(partition, (_, there))| (partition, there)).collect();
+        topic::events(&kafka).await?.into_iter().map(|(partition, (_, offsets))| (partition, offsets)).collect();
     let before = analytics.summary().await.ok();
-    let gone: Vec<_> = events.iter().filter(|(_, there)| there.start > 0).collect();
-    if !gone.is_empty() && !anyway {
-        let gone = gone.iter().map(|(partition, there)| format!("{} of partition {partition}", there.start));
-        return Err(Failure(format!(
-            "The topic does not hold its first records any more: {}. A rebuild would not count them; nothing was done. \
-             To count what there is: just rebuild-analytics --anyway",
-            gone.collect::<Vec<_>>().join(", ")
-        )));
+    let deleted: Vec<_> = events.iter().filter(|(_, offsets)| offsets.start > 0).collect();
+    if !deleted.is_empty() && !anyway {
+        let deleted = deleted.iter().map(|(partition, offsets)| format!("{} of partition {partition}", offsets.start));
+        return Err(anyhow!(
+            "The first records of the topic have been deleted: {}. A rebuild would not count them; nothing was changed. \
+             To count the others: just rebuild-analytics --anyway",
+            deleted.collect::<Vec<_>>().join(", ")
+        ));
     }
 
-    let aside = runner.take_state(settings).await?;
-    let last = events.iter().map(|(partition, there)| (*partition, there.end - 1)).collect();
-    let count: i64 = events.values().map(|there| there.end - there.start).sum();
-    let first: BTreeMap<i32, i64> = events.iter().map(|(partition, there)| (*partition, there.start)).collect();
+    let saved_state = runner.set_state_aside(settings).await?;
+    let last = events.iter().map(|(partition, offsets)| (*partition, offsets.end - 1)).collect();
+    let count: i64 = events.values().map(|offsets| offsets.end - offsets.start).sum();
+    let first: BTreeMap<i32, i64> = events.iter().map(|(partition, offsets)| (*partition, offsets.start)).collect();
     let started = Instant::now();
     runner.start(settings).await?;
     let ready = started.elapsed();
     let mut progress = Progress { first, count, shown: Instant::now() };
-    let after = analytics.until_applied(&last, TIMEOUT, POLL_INTERVAL, |summary| progress.show(summary)).await;
-    let after =
-        after.map_err(|Failure(why)| Failure(format!("{why}\nThe state as it was is in {}.", aside.path.display())))?;
+    let after = analytics.until_applied(&last, TIMEOUT, POLL_INTERVAL, |summary| progress.terminal(summary)).await;
+    let after = after.map_err(|error| anyhow!("{error}\nThe old state is in {}.", saved_state.path.display()))?;
     let took = started.elapsed();
-    aside.remove()?;
+    saved_state.remove()?;
 
     println!(
-        "{count} events in {:.2} s: {:.0} events a second, the start of the service ({:.2} s) included.",
+        "{count} events in {:.2} s: {:.0} events a second, including the start of the service ({:.2} s).",
         took.as_secs_f64(),
         count as f64 / took.as_secs_f64(),
         ready.as_secs_f64()
@@ -87,8 +86,8 @@ struct Progress {
 }
 
 impl Progress {
-    fn show(&mut self, summary: &Json) {
-        if self.shown.elapsed() < SHOW || !stderr().is_terminal() {
+    fn terminal(&mut self, summary: &Json) {
+        if self.shown.elapsed() < REPORT_INTERVAL || !stderr().is_terminal() {
             return;
         }
         self.shown = Instant::now();
@@ -98,43 +97,43 @@ impl Progress {
     }
 }
 
-/// The state as it was, kept until the new one is complete.
-struct Aside {
+/// The old state, kept until the new one is complete.
+struct SavedState {
     path: PathBuf,
     files: Vec<PathBuf>,
 }
 
 impl Runner {
-    /// Stops the service and takes its state away.
-    async fn take_state(&self, settings: &Settings) -> Outcome<Aside> {
+    /// Stops the service and moves its state.
+    async fn set_state_aside(&self, settings: &Settings) -> Result<SavedState> {
         let home = home::directory()?;
         match self {
             Self::Native => {
                 native::stop_analytics(settings, &home).await?;
-                Aside::rename(&native::analytics_state(&home))
+                SavedState::rename(&native::analytics_state(&home))
             }
             Self::Docker(docker) => {
                 let path = home.join("analytics.before");
                 let _ = fs::remove_dir_all(&path);
                 fs::create_dir_all(&path)?;
-                let files = docker.take_analytics_state(&path).await?;
-                Ok(Aside { path, files })
+                let files = docker.copy_and_delete_analytics_state(&path).await?;
+                Ok(SavedState { path, files })
             }
         }
     }
 
-    /// Starts it again, with no state.
-    async fn start(&self, settings: &Settings) -> Outcome {
+    /// Starts the service without a state.
+    async fn start(&self, settings: &Settings) -> Result<()> {
         match self {
             Self::Native => native::start_analytics(settings, &home::directory()?).await,
-            Self::Docker(docker) => docker.start_again().await,
+            Self::Docker(docker) => docker.start_containers().await,
         }
     }
 }
 
-impl Aside {
-    /// SQLite keeps what is not in the file yet beside it.
-    fn rename(state: &Path) -> Outcome<Self> {
+impl SavedState {
+    /// Renames the SQLite file, and its write-ahead log beside it.
+    fn rename(state: &Path) -> Result<Self> {
         let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", state.display()));
         let mut files = Vec::new();
         for suffix in ["", "-wal", "-shm"] {
@@ -148,7 +147,7 @@ impl Aside {
         Ok(Self { path: beside(".before"), files })
     }
 
-    fn remove(self) -> Outcome {
+    fn remove(self) -> Result<()> {
         for file in self.files {
             if file.is_dir() { fs::remove_dir_all(file)? } else { fs::remove_file(file)? }
         }

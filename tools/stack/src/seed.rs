@@ -1,10 +1,11 @@
 //! Registers plausible patients, marked as samples, so that there is something to look at.
 
+use anyhow::{Result, anyhow};
 use console::samples;
 use futures_util::future::join_all;
 use testbed::http::Client;
 
-use crate::{Failure, Outcome, http::expect, settings::Settings, show::step};
+use crate::{http::expect, settings::Settings, terminal::step};
 
 /// Patients, unless another number is wanted, and at most.
 const COUNT: usize = 200;
@@ -13,23 +14,24 @@ const MAX_COUNT: usize = 100_000;
 const CLIENTS: usize = 16;
 
 /// Registers so many.
-pub(crate) async fn run(settings: &Settings, count: Option<&str>) -> Outcome {
-    let count =
-        match count {
-            None => COUNT,
-            Some(text) => text.parse().ok().filter(|count| (1..=MAX_COUNT).contains(count)).ok_or_else(|| {
-                Failure(format!("seed takes a number of patients from 1 to {MAX_COUNT}, not {text:?}."))
-            })?,
-        };
+pub(crate) async fn run(settings: &Settings, count: Option<&str>) -> Result<()> {
+    let count = match count {
+        None => COUNT,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|count| (1..=MAX_COUNT).contains(count))
+            .ok_or_else(|| anyhow!("seed takes a number of patients from 1 to {MAX_COUNT}, not {text:?}."))?,
+    };
     let patients = Client::new(settings.patient_address());
     let client = async |number: usize| {
         for _ in (number..count).step_by(CLIENTS) {
             let sample = serde_json::to_value(samples::patient())?;
             expect(&patients.post("/patients", &sample).await?, 201)?;
         }
-        Ok::<_, Failure>(())
+        Ok::<_, anyhow::Error>(())
     };
-    let work = async { join_all((0..CLIENTS).map(client)).await.into_iter().collect::<Outcome>() };
+    let work = async { join_all((0..CLIENTS).map(client)).await.into_iter().collect::<Result<()>>() };
     step(&format!("Registering {count} patients"), "", work).await?;
     println!("Browse them: {}patients", settings.console_url());
     Ok(())

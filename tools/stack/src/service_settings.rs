@@ -1,23 +1,24 @@
-//! Settings of the services that `up` is given: what a service knows (its own `--help` says it) is passed on to it, in both
-//! ways of running; what `up` decides itself is named as not passed.
+//! Settings of the services in the environment of `up`: each is passed to the services whose `--help` lists it, both natively
+//! and in containers. Settings that `up` sets itself are reported as not passed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
 };
 
+use anyhow::Result;
 use testbed::service::Setting;
 
-use crate::{Outcome, home, private_file};
+use crate::{home, private_file};
 
-/// The settings of each service: names and values.
+/// Names and values of the settings of each service.
 pub(crate) type ByService = BTreeMap<String, BTreeMap<String, String>>;
 
-/// In the folder of the data: what the services of the system were given.
+/// In the data directory: the settings that were passed to the services.
 const FILE: &str = "service-settings.json";
 
-/// Settings that `up` decides, by the first of their names, with what a user says instead.
-pub(crate) const DECIDED: [(&str, &str); 15] = [
+/// Settings that `up` sets itself, by their first names, each with what to set instead.
+pub(crate) const FIXED: [(&str, &str); 15] = [
     ("SERVER_ADDRESS", "up listens on 127.0.0.1 alone"),
     ("SERVER_PORT", "PATIENT_PORT, BILLING_PORT and ANALYTICS_PORT choose the ports"),
     ("GRPC_SERVER_ADDRESS", "up listens on 127.0.0.1 alone"),
@@ -34,51 +35,51 @@ pub(crate) const DECIDED: [(&str, &str); 15] = [
     ("BILLING_SERVICE_GRPC_PORT", "BILLING_GRPC_PORT chooses the port"),
     ("STATE_FILE", "the state is with the other data"),
 ];
-/// Such as are set by a variable of the same name, which `up` reads itself.
+/// Settings with a variable of the same name that `up` reads itself.
 const READ_BY_UP: [&str; 3] = ["LOG_LEVEL", "DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"];
 
-/// What is passed to whom, and what is not, with the reason.
+/// The settings that are passed to services, and those that are not, with the reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Chosen {
+pub(crate) struct PassedSettings {
     pub(crate) passed: ByService,
     not_passed: BTreeMap<String, String>,
 }
 
-/// Sorts the variables of an environment. `decided` is what this way of running decides besides.
-pub(crate) fn choose(
+/// Selects the settings of services among the environment variables. `fixed` are further settings that are not passed.
+pub(crate) fn select(
     known: &BTreeMap<String, Vec<Setting>>,
-    decided: &[(&str, &str)],
+    fixed: &[(&str, &str)],
     variable: impl Fn(&str) -> Option<String>,
-) -> Chosen {
-    let decided: BTreeMap<_, _> = DECIDED.iter().chain(decided).copied().collect();
-    let mut chosen = Chosen::default();
+) -> PassedSettings {
+    let fixed: BTreeMap<_, _> = FIXED.iter().chain(fixed).copied().collect();
+    let mut selected = PassedSettings::default();
     for (service, settings) in known {
         for Setting { names, .. } in settings {
             for name in names {
                 let Some(value) = variable(name).filter(|value| !value.is_empty()) else { continue };
-                match decided.get(names[0].as_str()) {
+                match fixed.get(names[0].as_str()) {
                     Some(_) if *name == names[0] && READ_BY_UP.contains(&name.as_str()) => {}
                     Some(instead) => {
-                        chosen.not_passed.insert(name.clone(), (*instead).to_owned());
+                        selected.not_passed.insert(name.clone(), (*instead).to_owned());
                     }
                     None => {
-                        chosen.passed.entry(service.clone()).or_default().insert(name.clone(), value);
+                        selected.passed.entry(service.clone()).or_default().insert(name.clone(), value);
                     }
                 }
             }
         }
     }
-    chosen
+    selected
 }
 
-impl Chosen {
-    /// Adds one that is not passed.
-    pub(crate) fn refuse(&mut self, name: &str, instead: &str) {
+impl PassedSettings {
+    /// Adds a setting that is not passed.
+    pub(crate) fn add_not_passed(&mut self, name: &str, instead: &str) {
         self.not_passed.insert(name.to_owned(), instead.to_owned());
     }
 
-    /// Says by name what becomes of the settings; values may be secrets.
-    pub(crate) fn tell(&self) {
+    /// Prints which settings are passed to which services. Names alone, because values may be secrets.
+    pub(crate) fn report(&self) {
         let mut receivers = BTreeMap::<&str, BTreeSet<&str>>::new();
         for (service, settings) in &self.passed {
             for name in settings.keys() {
@@ -94,13 +95,13 @@ impl Chosen {
     }
 }
 
-/// Keeps what the services are given, so that another command starts them in the same way.
-pub(crate) fn keep(passed: &ByService) -> Outcome {
+/// Saves the settings, so that other commands start the services with the same ones.
+pub(crate) fn save(passed: &ByService) -> Result<()> {
     private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(passed)?)
 }
 
-/// What they were given last.
-pub(crate) fn kept() -> Outcome<ByService> {
+/// The saved settings.
+pub(crate) fn saved() -> Result<ByService> {
     let text = fs::read_to_string(home::directory()?.join(FILE)).unwrap_or_else(|_| "{}".to_owned());
     Ok(serde_json::from_str(&text)?)
 }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_service_knows_is_passed_to_it_and_the_rest_is_named() {
+    fn settings_are_passed_to_the_services_that_have_them() {
         let known = BTreeMap::from([
             ("a".to_owned(), vec![setting(&["PATIENCE"]), setting(&["LOG_LEVEL", "LOGGING_LEVEL_ROOT"])]),
             ("b".to_owned(), vec![setting(&["PATIENCE"]), setting(&["SERVER_PORT"]), setting(&["SHARE"])]),
@@ -125,11 +126,15 @@ mod tests {
             let found = environment.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        let chosen = choose(&known, &[("SHARE", "each has its own")], variable);
-        let patience = BTreeMap::from([("PATIENCE".to_owned(), "1".to_owned())]);
-        assert_eq!(chosen.passed, BTreeMap::from([("a".to_owned(), patience.clone()), ("b".to_owned(), patience)]));
-        let named: Vec<_> = chosen.not_passed.keys().map(String::as_str).collect();
+        let selected = select(&known, &[("SHARE", "each has its own")], variable);
+        let expected = BTreeMap::from([("PATIENCE".to_owned(), "1".to_owned())]);
+        assert_eq!(selected.passed, BTreeMap::from([("a".to_owned(), expected.clone()), ("b".to_owned(), expected)]));
+        let named: Vec<_> = selected.not_passed.keys().map(String::as_str).collect();
         assert_eq!(named, ["LOGGING_LEVEL_ROOT", "SERVER_PORT", "SHARE"]);
-        assert_eq!(choose(&known, &[], |_| Some(String::new())), Chosen::default(), "an empty one is not set");
+        assert_eq!(
+            select(&known, &[], |_| Some(String::new())),
+            PassedSettings::default(),
+            "an empty variable is not set"
+        );
     }
 }

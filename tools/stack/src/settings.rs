@@ -1,19 +1,20 @@
-//! What can be set from outside: ports, and parts that are there already. `.env` has the defaults.
+//! Settings: ports, and servers that exist already. `.env` has the defaults.
 //!
-//! `up` keeps what it was given beside the data, so that other commands find the system that it has started, whatever their
-//! own environment says.
+//! `up` saves its settings beside the data, so that other commands find the system that it started, whatever their own
+//! environment is.
 
 use std::{collections::BTreeMap, env, fs};
 
+use anyhow::{Result, anyhow};
 use config::{Environment, HostPorts, Reader, Secret, Value};
 use testbed::broker::Kind;
 
-use crate::{Failure, Outcome, home, private_file};
+use crate::{home, private_file};
 
-/// In the folder of the data: the variables that `up` was given.
+/// In the data directory: the environment variables of `up`.
 const FILE: &str = "settings.json";
-/// What is kept besides our own variables: the name under which Compose knows the containers.
-const OF_COMPOSE: [&str; 1] = ["COMPOSE_PROJECT_NAME"];
+/// A variable that is saved besides our own settings: the project name of Docker Compose.
+const COMPOSE_VARIABLES: [&str; 1] = ["COMPOSE_PROJECT_NAME"];
 
 /// The settings of the stack.
 #[derive(Clone, Debug)]
@@ -25,55 +26,55 @@ pub(crate) struct Settings {
     pub(crate) analytics_2_port: u16,
     pub(crate) kafka_port: u16,
     pub(crate) console_port: u16,
-    pub(crate) broker: Option<BrokerKind>,
+    pub(crate) broker: Option<BrokerSetting>,
     pub(crate) kafka: Option<HostPorts>,
     pub(crate) database_url: Option<Secret<String>>,
     pub(crate) log_level: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BrokerKind(pub(crate) Kind);
+pub(crate) struct BrokerSetting(pub(crate) Kind);
 
-impl Value for BrokerKind {
+impl Value for BrokerSetting {
     const EXPECTED: &'static str = "kafka or nisshi";
 
     fn parse(text: &str) -> Result<Self, String> {
         match text {
             "kafka" => Ok(Self(Kind::Kafka)),
             "nisshi" => Ok(Self(Kind::Nisshi)),
-            _ => Err("it is neither".to_owned()),
+            _ => Err("unknown broker".to_owned()),
         }
     }
 }
 
 impl Settings {
-    /// What `up` is given.
-    pub(crate) fn from_environment() -> Outcome<Self> {
+    /// The settings in our environment, for `up`.
+    pub(crate) fn from_environment() -> Result<Self> {
         Ok(Self::read(Environment::process())?.0)
     }
 
-    /// Those of the system that this checkout runs, or has run last; before the first `up`, the environment's.
-    pub(crate) fn of_checkout() -> Outcome<Self> {
-        match kept()? {
-            Some(kept) => {
-                let all = kept.into_iter().fold(Environment::empty(), |all, (name, value)| all.with(name, value));
+    /// The settings of the last `up` in this checkout; before the first one, those in our environment.
+    pub(crate) fn of_checkout() -> Result<Self> {
+        match saved()? {
+            Some(saved) => {
+                let all = saved.into_iter().fold(Environment::empty(), |all, (name, value)| all.with(name, value));
                 Ok(Self::read(all)?.0)
             }
             None => Self::from_environment(),
         }
     }
 
-    /// Keeps the environment's for later commands.
-    pub(crate) fn keep() -> Outcome {
+    /// Saves the settings in our environment for later commands.
+    pub(crate) fn save() -> Result<()> {
         let (_, names) = Self::read(Environment::process())?;
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let kept: BTreeMap<_, _> =
-            names.into_iter().chain(OF_COMPOSE).filter_map(|name| Some((name, set(name)?))).collect();
-        // The URL of a database may hold a password.
-        private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(&kept)?)
+        let saved: BTreeMap<_, _> =
+            names.into_iter().chain(COMPOSE_VARIABLES).filter_map(|name| Some((name, set(name)?))).collect();
+        // The URL of a database may contain a password.
+        private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(&saved)?)
     }
 
-    fn read(environment: Environment) -> Outcome<(Self, Vec<&'static str>)> {
+    fn read(environment: Environment) -> Result<(Self, Vec<&'static str>)> {
         let mut reader = Reader::new(environment);
         let settings = Self {
             patient_port: reader.variable(&["PATIENT_PORT"], "HTTP port of patient-service").or("4000"),
@@ -85,23 +86,23 @@ impl Settings {
                 .or("4003"),
             kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
             console_port: reader.variable(&["CONSOLE_PORT"], "port of the console").or("4010"),
-            broker: reader.variable(&["BROKER"], "which broker to run").optional(),
-            kafka: reader.variable(&["KAFKA_BOOTSTRAP_SERVERS"], "a broker that is there already").optional(),
-            database_url: reader.variable(&["DATABASE_URL"], "a PostgreSQL server that is there already").optional(),
-            log_level: reader.variable(&["LOG_LEVEL"], "the least severe lines to log").or("info"),
+            broker: reader.variable(&["BROKER"], "the broker to run").optional(),
+            kafka: reader.variable(&["KAFKA_BOOTSTRAP_SERVERS"], "an existing broker to use").optional(),
+            database_url: reader.variable(&["DATABASE_URL"], "an existing PostgreSQL server to use").optional(),
+            log_level: reader.variable(&["LOG_LEVEL"], "the minimum level of log lines").or("info"),
         };
         let (settings, report) = reader.finish(settings)?;
         Ok((settings, report.variables().iter().flat_map(|variable| variable.names().to_vec()).collect()))
     }
 
-    /// Those of these variables alone.
+    /// The settings from these variables.
     #[cfg(test)]
-    pub(crate) fn of(environment: Environment) -> Outcome<Self> {
+    pub(crate) fn of(environment: Environment) -> Result<Self> {
         Ok(Self::read(environment)?.0)
     }
 
-    /// Whether a part is given, or chosen, that only the native way knows.
-    pub(crate) fn names_parts(&self) -> bool {
+    /// Whether a setting is set that applies to the native system alone.
+    pub(crate) fn names_backing_services(&self) -> bool {
         self.broker.is_some() || self.kafka.is_some() || self.database_url.is_some()
     }
 
@@ -117,18 +118,18 @@ impl Settings {
         format!("127.0.0.1:{}", self.analytics_port)
     }
 
-    /// Where the console is, for a browser.
+    /// The URL of the console.
     pub(crate) fn console_url(&self) -> String {
         format!("http://127.0.0.1:{}/", self.console_port)
     }
 
-    /// Of every analytics-service: a scaled system has two.
+    /// The addresses of every analytics-service: a scaled system has two.
     pub(crate) fn analytics_addresses(&self, scaled: bool) -> Vec<String> {
         let second = scaled.then(|| format!("127.0.0.1:{}", self.analytics_2_port));
         std::iter::once(self.analytics_address()).chain(second).collect()
     }
 
-    /// Where clients on this machine reach Kafka.
+    /// The address of Kafka for clients on this machine.
     pub(crate) fn kafka_address(&self) -> String {
         match &self.kafka {
             Some(HostPorts(brokers)) => brokers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
@@ -137,13 +138,13 @@ impl Settings {
     }
 }
 
-/// The variables that `up` was given, if there has been one.
-pub(crate) fn kept() -> Outcome<Option<BTreeMap<String, String>>> {
+/// The saved environment variables of `up`; none before the first `up`.
+pub(crate) fn saved() -> Result<Option<BTreeMap<String, String>>> {
     let file = home::directory()?.join(FILE);
     match fs::read_to_string(&file) {
         Ok(text) => serde_json::from_str(&text)
             .map(Some)
-            .map_err(|error| Failure(format!("{} is damaged ({error}). Remove it, and then: just up", file.display()))),
+            .map_err(|error| anyhow!("{} is damaged ({error}). Remove it, and then: just up", file.display())),
         Err(_) => Ok(None),
     }
 }

@@ -1,8 +1,8 @@
-//! What to do with a running system.
+//! The summary that `up` prints: the addresses of the system, and commands to try.
 
 use crate::settings::Settings;
 
-/// Prints it. A scaled system does not publish billing's health at one address, and has two of analytics.
+/// Prints the summary. In a scaled system, billing's replicas have no common HTTP address, and there are two analytics-services.
 pub(crate) fn print(settings: &Settings, scaled: bool) {
     let (patient, analytics) = (settings.patient_address(), settings.analytics_address());
     let health = if scaled {
@@ -29,7 +29,7 @@ The system runs.
   Watch it being counted:
     curl -N http://{analytics}/analytics/stream
 
-  just demo     one patient all the way, step by step
+  just demo     send one patient through the system
   just logs -f  follow the logs
   just ps       what runs
   just down     stop; data stay

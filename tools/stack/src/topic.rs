@@ -1,4 +1,4 @@
-//! The topics of the system, looked at from outside.
+//! The topics of the system, for commands that read them.
 
 use std::{
     collections::BTreeMap,
@@ -6,43 +6,44 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, anyhow};
 use config::Value as _;
 use kafka::Consumer;
 
-use crate::{Failure, Outcome, settings::Settings};
+use crate::settings::Settings;
 
 /// The topic of patient events.
 pub(crate) const EVENTS: &str = "patient";
 /// The topic of dead letters. Analytics writes to its first partition.
 pub(crate) const DEAD_LETTERS: &str = "patient.dlq";
 
-/// Time for the topic of a new system to be made.
-const TOPIC_LIMIT: Duration = Duration::from_secs(30);
+/// Time until the topic of a new system exists.
+const TOPIC_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How a command of ours reaches Kafka.
-pub(crate) fn kafka(settings: &Settings, command: &'static str) -> Outcome<kafka::Settings> {
+/// Client settings of a command.
+pub(crate) fn kafka(settings: &Settings, command: &'static str) -> Result<kafka::Settings> {
     Ok(kafka::Settings {
-        bootstrap: config::HostPorts::parse(&settings.kafka_address()).map_err(Failure)?,
+        bootstrap: config::HostPorts::parse(&settings.kafka_address()).map_err(anyhow::Error::msg)?,
         deadline: Duration::from_secs(5),
         client_id: command,
     })
 }
 
-/// Waits for the topic of a system that has just been started: patient-service is ready before Kafka is.
-pub(crate) async fn until_there(kafka: &kafka::Settings) {
-    let end = Instant::now() + TOPIC_LIMIT;
-    // Whatever else is wrong is told by whoever uses the topic.
+/// Waits until the topic exists: patient-service is ready before it has created it.
+pub(crate) async fn until_exists(kafka: &kafka::Settings) {
+    let end = Instant::now() + TOPIC_TIMEOUT;
+    // Other errors are reported by the caller's next call.
     while matches!(kafka::partitions(kafka, EVENTS).await, Err(kafka::Error::UnknownTopic)) && Instant::now() < end {
         smol::Timer::after(POLL_INTERVAL).await;
     }
 }
 
-/// A consumer of each partition of the events, with the offsets that there are.
-pub(crate) async fn events(kafka: &kafka::Settings) -> Outcome<BTreeMap<i32, (Consumer, Range<i64>)>> {
+/// A consumer for each partition of the events, with the offsets that are on the topic.
+pub(crate) async fn events(kafka: &kafka::Settings) -> Result<BTreeMap<i32, (Consumer, Range<i64>)>> {
     let partitions = match kafka::partitions(kafka, EVENTS).await {
         Err(kafka::Error::UnknownTopic) => {
-            return Err(Failure("The topic is not there yet: is patient-service running?".to_owned()));
+            return Err(anyhow!("The topic does not exist yet: is patient-service running?"));
         }
         result => result?,
     };

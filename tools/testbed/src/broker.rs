@@ -1,4 +1,4 @@
-//! Brokers: Apache Kafka on the JVM, and Nisshi, a Kafka-compatible broker in Rust.
+//! Brokers: Apache Kafka, and Nisshi, a Kafka-compatible broker in Rust.
 
 use std::{
     fmt, fs,
@@ -9,38 +9,38 @@ use std::{
 
 use config::{HostPort, HostPorts};
 
-use crate::{Process, StartError, cache, ports};
+use crate::{Error, Process, cache, ports};
 
-/// The Kafka that is run: the same version as in docker-compose.yaml.
+/// The version of Apache Kafka, the same as in docker-compose.yaml.
 pub const KAFKA_VERSION: &str = "4.1.1";
-/// The Kafka before version 4, which many clusters still run.
+/// A version of Apache Kafka before 4, which many clusters still run.
 pub const OLDER_KAFKA_VERSION: &str = "3.9.1";
-/// The newest Nisshi that builds with our Rust version.
+/// The newest version of Nisshi that builds with our version of Rust.
 pub const NISSHI_VERSION: &str = "0.7.0-pre.2";
-/// The oldest Java that Kafka 4's broker runs on.
+/// The oldest Java on which Kafka 4's broker runs.
 const JAVA_VERSION: u32 = 17;
 /// Time for a download or a build.
-const INSTALL_LIMIT: Duration = Duration::from_secs(3600);
-/// Time for `StorageTool format`.
-const FORMAT_LIMIT: Duration = Duration::from_secs(60);
-/// Time for a broker to answer, recovery after a crash included.
-const START_LIMIT: Duration = Duration::from_secs(90);
-/// How often a broker that is refused its port is tried on another.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Time for `kafka-storage format`.
+const FORMAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time until a broker responds, including recovery after a crash.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+/// How many ports are tried.
 const PORT_ATTEMPTS: usize = 3;
-/// In the directory of a Kafka: its settings and its data.
+/// In the directory of a Kafka broker: its settings and its data.
 const PROPERTIES: &str = "server.properties";
 const DATA: &str = "data";
-/// Any cluster id does for a cluster of one.
+/// A cluster of one node can have any cluster id.
 const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
 
-/// Which broker.
+/// A kind of broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Apache Kafka. Needs Java and, once, Maven.
+    /// Apache Kafka. Needs Java, and Maven to be installed.
     Kafka,
     /// Apache Kafka before version 4. Needs the same.
     OlderKafka,
-    /// Nisshi. Needs, once, some minutes of building.
+    /// Nisshi. Installing it is a build of some minutes.
     Nisshi,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for Kind {
 }
 
 impl Kind {
-    /// Whether everything it needs is installed.
+    /// Whether it is installed, with what it needs to run.
     pub fn is_installed(self) -> bool {
         match self.kafka_version() {
             Some(version) => jars(version).join("complete").is_file() && java().is_ok(),
@@ -72,11 +72,11 @@ impl Kind {
         }
     }
 
-    /// Downloads or builds what it needs, into the cache, unless it is there.
+    /// Downloads or builds it into the cache, unless it is installed.
     ///
     /// # Errors
-    /// If something that it needs is missing and cannot be had.
-    pub async fn install(self) -> Result<(), StartError> {
+    /// If the download or the build fails, or Java or Maven is missing.
+    pub async fn install(self) -> Result<(), Error> {
         if self.is_installed() {
             return Ok(());
         }
@@ -88,12 +88,12 @@ impl Kind {
     }
 }
 
-/// How much memory and optimisation a Kafka is worth.
+/// Memory and JIT compilation of Kafka's JVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// For a test: it starts fast.
+    /// For a test: starts fast.
     Small,
-    /// For a system that people use or measure.
+    /// For a system that is used or measured.
     Full,
 }
 
@@ -103,15 +103,15 @@ pub struct Broker {
     kind: Kind,
     port: u16,
     directory: PathBuf,
-    how: How,
+    options: LaunchOptions,
     process: Process,
 }
 
-/// How a broker is launched.
+/// How a broker is started.
 #[derive(Clone, Debug)]
-struct How {
+struct LaunchOptions {
     size: Size,
-    /// The port that it tells its clients to use.
+    /// The port of its advertised listener.
     advertised: u16,
     /// Lines for Kafka's `server.properties`.
     extra: String,
@@ -121,8 +121,8 @@ impl Broker {
     /// Starts a broker on a free port, for a test. `extra` are lines for Kafka's `server.properties`.
     ///
     /// # Errors
-    /// If it is not installed, or does not come up.
-    pub async fn start_anywhere(kind: Kind, directory: &Path, extra: &str) -> Result<Self, StartError> {
+    /// If it is not installed, or does not start.
+    pub async fn start_on_free_port(kind: Kind, directory: &Path, extra: &str) -> Result<Self, Error> {
         let mut failures = Vec::new();
         for _ in 0..PORT_ATTEMPTS {
             match Self::start(kind, directory, ports::free(), Size::Small, extra).await {
@@ -136,40 +136,51 @@ impl Broker {
     /// Starts a broker on this port, with its data in `directory`.
     ///
     /// # Errors
-    /// If it is not installed, or does not come up.
-    pub async fn start(kind: Kind, directory: &Path, port: u16, size: Size, extra: &str) -> Result<Self, StartError> {
-        Self::start_as(kind, directory, port, How { size, advertised: port, extra: extra.to_owned() }).await
+    /// If it is not installed, or does not start.
+    pub async fn start(kind: Kind, directory: &Path, port: u16, size: Size, extra: &str) -> Result<Self, Error> {
+        Self::start_with_options(
+            kind,
+            directory,
+            port,
+            LaunchOptions { size, advertised: port, extra: extra.to_owned() },
+        )
+        .await
     }
 
-    /// Starts a broker on a free port, for a test, that tells its clients to come by a proxy on the port `advertised`.
+    /// Starts a broker on a free port, for a test, whose advertised listener is the port `advertised` of a proxy.
     ///
     /// # Errors
-    /// If it is not installed, or does not come up.
-    pub async fn start_behind(kind: Kind, directory: &Path, advertised: u16) -> Result<Self, StartError> {
-        let how = How { size: Size::Small, advertised, extra: String::new() };
-        Self::start_as(kind, directory, ports::free(), how).await
+    /// If it is not installed, or does not start.
+    pub async fn start_behind_proxy(kind: Kind, directory: &Path, advertised: u16) -> Result<Self, Error> {
+        let options = LaunchOptions { size: Size::Small, advertised, extra: String::new() };
+        Self::start_with_options(kind, directory, ports::free(), options).await
     }
 
-    async fn start_as(kind: Kind, directory: &Path, port: u16, how: How) -> Result<Self, StartError> {
+    async fn start_with_options(
+        kind: Kind,
+        directory: &Path,
+        port: u16,
+        options: LaunchOptions,
+    ) -> Result<Self, Error> {
         fs::create_dir_all(directory)?;
-        // Boxed, because the futures that wait for it are deep, and would be part of every test's.
-        let process = Box::pin(launch(kind, directory, port, &how)).await?;
-        Ok(Self { kind, port, directory: directory.to_owned(), how, process })
+        // Boxed: the future is large, and would otherwise be part of the future of every test.
+        let process = Box::pin(launch(kind, directory, port, &options)).await?;
+        Ok(Self { kind, port, directory: directory.to_owned(), options, process })
     }
 
-    /// The broker that an earlier run started in `directory` on this port, if it is still alive.
+    /// The broker that an earlier run started in `directory` on this port, if it still runs.
     pub fn running(kind: Kind, directory: &Path, port: u16, size: Size) -> Option<Self> {
         let process = Process::from_pid_file(kind.to_string(), &pid_file(directory), directory.join("broker.log"))?;
-        let how = How { size, advertised: port, extra: String::new() };
-        Some(Self { kind, port, directory: directory.to_owned(), how, process })
+        let options = LaunchOptions { size, advertised: port, extra: String::new() };
+        Some(Self { kind, port, directory: directory.to_owned(), options, process })
     }
 
-    /// Which broker it is.
+    /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Its process, to be guarded, frozen, thawed or killed.
+    /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
@@ -184,16 +195,17 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Settings of a client of it.
+    /// Settings of a client.
     pub fn settings(&self, client_id: &'static str) -> kafka::Settings {
         client_settings(self.port, client_id)
     }
 
-    /// Waits until one that an earlier run started answers: it may be recovering, or frozen, and is woken then.
+    /// Waits until a broker that an earlier run started responds: it may be recovering. Sends SIGCONT first, because it may
+    /// be stopped.
     ///
     /// # Errors
-    /// If it ends, or does not answer in time.
-    pub async fn wake(&mut self) -> Result<(), StartError> {
+    /// If it ends, or does not respond in time.
+    pub async fn resume(&mut self) -> Result<(), Error> {
         self.process.signal_all(crate::Signal::CONT);
         let settings = self.settings("testbed");
         until_ready(&mut self.process, &settings).await
@@ -202,36 +214,36 @@ impl Broker {
     /// Starts it again on the same port after it was killed or stopped.
     ///
     /// # Errors
-    /// If it does not come up.
-    pub async fn restart(&mut self) -> Result<(), StartError> {
-        self.process = launch(self.kind, &self.directory, self.port, &self.how).await?;
+    /// If it does not start.
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        self.process = launch(self.kind, &self.directory, self.port, &self.options).await?;
         Ok(())
     }
 
-    /// Stops it in order.
+    /// Stops it by SIGTERM.
     pub async fn stop(&mut self) {
         self.process.stop(Duration::from_secs(30)).await;
     }
 }
 
-async fn launch(kind: Kind, directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
+async fn launch(kind: Kind, directory: &Path, port: u16, options: &LaunchOptions) -> Result<Process, Error> {
     if !ports::is_free(port) {
-        return Err(StartError::new(format!("the broker's port {port} is taken")));
+        return Err(Error::new(format!("the broker's port {port} is taken")));
     }
     let mut process = match kind.kafka_version() {
-        Some(version) => launch_kafka(version, directory, port, how).await?,
-        None => launch_nisshi(directory, port, how.advertised)?,
+        Some(version) => launch_kafka(version, directory, port, options).await?,
+        None => launch_nisshi(directory, port, options.advertised)?,
     };
     process.write_pid_file(&pid_file(directory))?;
     until_ready(&mut process, &client_settings(port, "testbed")).await?;
     Ok(process)
 }
 
-async fn until_ready(process: &mut Process, settings: &kafka::Settings) -> Result<(), StartError> {
-    // Any answer about topics is a broker at work.
+async fn until_ready(process: &mut Process, settings: &kafka::Settings) -> Result<(), Error> {
+    // A broker that responds to a metadata request works, whether or not the topic exists.
     let ready =
         || async { matches!(kafka::partitions(settings, "none").await, Ok(_) | Err(kafka::Error::UnknownTopic)) };
-    process.until(START_LIMIT, ready).await
+    process.until(START_TIMEOUT, ready).await
 }
 
 fn pid_file(directory: &Path) -> PathBuf {
@@ -243,43 +255,44 @@ fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
     kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id }
 }
 
-async fn launch_kafka(version: &str, directory: &Path, port: u16, how: &How) -> Result<Process, StartError> {
+async fn launch_kafka(version: &str, directory: &Path, port: u16, options: &LaunchOptions) -> Result<Process, Error> {
     let java = java()?;
     let jars = jars(version);
     if jars.as_os_str().as_encoded_bytes().contains(&b':') {
-        return Err(StartError::new(format!(
-            "Java takes no class path with a colon in it, which {} has: choose another PATIENT_MANAGEMENT_CACHE",
+        return Err(Error::new(format!(
+            "the path {} contains a colon, which separates the entries of Java's class path: choose another \
+             PATIENT_MANAGEMENT_CACHE",
             jars.display()
         )));
     }
-    // The quorum of one talks to itself only, on the next port that is free.
+    // The controller, on the next free port. Only this node connects to it.
     let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
-    fs::write(directory.join(PROPERTIES), server_properties(port, controller, how))?;
-    let memory: &[&str] = match how.size {
+    fs::write(directory.join(PROPERTIES), server_properties(port, controller, options))?;
+    let memory: &[&str] = match options.size {
         Size::Small => &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
         Size::Full => &["-Xms128m", "-Xmx512m"],
     };
     let prepare = |class: &str, memory: &[&str]| {
-        Process::prepare("Apache Kafka", &java, directory.join("broker.log"))
+        Process::builder("Apache Kafka", &java, directory.join("broker.log"))
             .args(memory)
             .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"])
             .args([jars.join("*")])
             .args([class])
-            // Java reads paths in the encoding of the locale.
+            // Java decodes paths by the locale.
             .envs([("LC_ALL", "C.UTF-8")])
             .directory(directory)
     };
     if !directory.join(DATA).join("meta.properties").is_file() {
         prepare("kafka.tools.StorageTool", &["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config", PROPERTIES])
-            .run(FORMAT_LIMIT)
+            .run(FORMAT_TIMEOUT)
             .await?;
     }
     prepare("kafka.Kafka", memory).args([PROPERTIES]).start()
 }
 
-fn server_properties(port: u16, controller: u16, how: &How) -> String {
-    let How { advertised, extra, .. } = how;
+fn server_properties(port: u16, controller: u16, options: &LaunchOptions) -> String {
+    let LaunchOptions { advertised, extra, .. } = options;
     format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
@@ -287,9 +300,9 @@ fn server_properties(port: u16, controller: u16, how: &How) -> String {
          advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}\n\
          controller.listener.names=CONTROLLER\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
-         # Relative to the working directory: a list of paths in this file would give commas and backslashes a meaning.\n\
+         # Relative to the working directory: in an absolute path, commas and backslashes would have to be escaped.\n\
          log.dirs={DATA}\n\
-         # The services make the topics, with the partitions that they want.\n\
+         # The services create the topics, with the number of partitions from their settings.\n\
          auto.create.topics.enable=false\n\
          offsets.topic.replication.factor=1\n\
          offsets.topic.num.partitions=1\n\
@@ -297,7 +310,7 @@ fn server_properties(port: u16, controller: u16, how: &How) -> String {
          transaction.state.log.num.partitions=1\n\
          transaction.state.log.min.isr=1\n\
          group.initial.rebalance.delay.ms=0\n\
-         # One node with few clients needs few threads and a small buffer for compaction.\n\
+         # A single node with few clients needs few threads and a small buffer for compaction.\n\
          num.network.threads=2\n\
          num.io.threads=2\n\
          log.cleaner.dedupe.buffer.size=4194304\n\
@@ -305,32 +318,32 @@ fn server_properties(port: u16, controller: u16, how: &How) -> String {
     )
 }
 
-fn launch_nisshi(directory: &Path, port: u16, advertised: u16) -> Result<Process, StartError> {
+fn launch_nisshi(directory: &Path, port: u16, advertised: u16) -> Result<Process, Error> {
     let [url, advertised] = [port, advertised].map(|port| format!("tcp://127.0.0.1:{port}"));
-    Process::prepare("Nisshi", nisshi(), directory.join("broker.log"))
+    Process::builder("Nisshi", nisshi(), directory.join("broker.log"))
         .args(["broker", "--listener-url", &url, "--advertised-listener-url", &advertised])
-        // Its path is relative to the working directory. Only this engine keeps what it was given.
+        // The path is relative to the working directory. Only this storage engine is durable.
         .args(["--storage-engine", "sqlite://broker.db"])
         .directory(directory)
         .start()
 }
 
-/// The Java to run Kafka with: `JAVA_HOME`'s, else the PATH's.
-fn java() -> Result<PathBuf, StartError> {
+/// The Java that runs Kafka: from `JAVA_HOME`, else from the PATH.
+fn java() -> Result<PathBuf, Error> {
     let home = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
     let java = home.filter(|java| java.is_file()).unwrap_or_else(|| "java".into());
     let output = Command::new(&java).arg("-version").output();
     let output = output.map_err(|error| {
-        StartError::new(format!("Java {JAVA_VERSION} or later is not installed ({}: {error})", java.display()))
+        Error::new(format!("Java {JAVA_VERSION} or later is not installed ({}: {error})", java.display()))
     })?;
     match java_version(&output) {
         Some(version) if version >= JAVA_VERSION => Ok(java),
         Some(version) => {
-            Err(StartError::new(format!("Apache Kafka needs Java {JAVA_VERSION} or later, and this is {version}")))
+            Err(Error::new(format!("Apache Kafka needs Java {JAVA_VERSION} or later; this is Java {version}")))
         }
-        None => Err(StartError::of_output(
+        None => Err(Error::of_output(
             format!(
-                "Apache Kafka needs Java {JAVA_VERSION} or later; {} -version tells no version ({})",
+                "Apache Kafka needs Java {JAVA_VERSION} or later; {} -version prints no version ({})",
                 java.display(),
                 output.status
             ),
@@ -339,11 +352,11 @@ fn java() -> Result<PathBuf, StartError> {
     }
 }
 
-/// The major version in what `java -version` says: a line such as `openjdk version "17.0.15" 2025-04-15`, which others may
-/// precede, such as one that repeats `JAVA_TOOL_OPTIONS`.
+/// The major version in the output of `java -version`: in a line such as `openjdk version "17.0.15" 2025-04-15`. Other
+/// lines, such as one about `JAVA_TOOL_OPTIONS`, may precede it.
 fn java_version(output: &Output) -> Option<u32> {
-    [&output.stderr, &output.stdout].iter().find_map(|said| {
-        String::from_utf8_lossy(said).lines().find_map(|line| {
+    [&output.stderr, &output.stdout].iter().find_map(|stream| {
+        String::from_utf8_lossy(stream).lines().find_map(|line| {
             let (name, version) = line.split_once(" version \"")?;
             let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
             version.split(|c: char| !c.is_ascii_digit()).next().filter(|_| is_name)?.parse().ok()
@@ -359,7 +372,7 @@ fn nisshi() -> PathBuf {
     cache::directory().join(format!("nisshi-{NISSHI_VERSION}/bin/nisshi"))
 }
 
-async fn install_kafka(version: &str) -> Result<(), StartError> {
+async fn install_kafka(version: &str) -> Result<(), Error> {
     java()?;
     let (jars, pom) = (jars(version), cache::directory().join(format!("kafka-{version}-pom.xml")));
     fs::write(
@@ -373,28 +386,28 @@ async fn install_kafka(version: &str) -> Result<(), StartError> {
              </dependencies></project>\n"
         ),
     )?;
-    Process::prepare("Maven", "mvn", cache::directory().join("kafka-install.log"))
+    Process::builder("Maven", "mvn", cache::directory().join("kafka-install.log"))
         .args(["-q", "-B", "-f"])
         .args([&pom])
         .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
         .args([format!("-DoutputDirectory={}", jars.display())])
-        // Java reads paths in the encoding of the locale.
+        // Java decodes paths by the locale.
         .envs([("LC_ALL", "C.UTF-8")])
-        .run(INSTALL_LIMIT)
+        .run(INSTALL_TIMEOUT)
         .await?;
     Ok(fs::write(jars.join("complete"), "")?)
 }
 
-async fn install_nisshi() -> Result<(), StartError> {
+async fn install_nisshi() -> Result<(), Error> {
     let root = cache::directory().join(format!("nisshi-{NISSHI_VERSION}"));
-    Process::prepare("the build of Nisshi", "cargo", cache::directory().join("nisshi-install.log"))
+    Process::builder("the build of Nisshi", "cargo", cache::directory().join("nisshi-install.log"))
         .args(["install", "nisshi", "--version", NISSHI_VERSION, "--locked", "--quiet"])
-        // Two thirds of the time to build, and still faster than one machine's worth of events.
+        // The build takes two thirds of the time, and the broker is still fast enough for one machine.
         .envs([("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"), ("CARGO_PROFILE_RELEASE_LTO", "off")])
         .envs([("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")])
         .args(["--no-default-features", "--features", "libsql", "--root"])
         .args([&root])
-        .run(INSTALL_LIMIT)
+        .run(INSTALL_TIMEOUT)
         .await
 }
 
@@ -403,15 +416,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_version_of_java() {
-        let said = |text: &str| Output { status: Default::default(), stdout: Vec::new(), stderr: text.into() };
-        assert_eq!(java_version(&said("openjdk version \"17.0.15\" 2025-04-15\nOpenJDK")), Some(17));
-        assert_eq!(java_version(&said("openjdk version \"25\" 2025-09-16")), Some(25));
-        assert_eq!(java_version(&said("openjdk version \"25-ea\" 2025-09-16")), Some(25));
-        assert_eq!(java_version(&said("java version \"1.8.0_402\"")), Some(1));
-        assert_eq!(java_version(&said("command not found")), None);
+    fn the_version_of_java_is_parsed() {
+        let printed = |text: &str| Output { status: Default::default(), stdout: Vec::new(), stderr: text.into() };
+        assert_eq!(java_version(&printed("openjdk version \"17.0.15\" 2025-04-15\nOpenJDK")), Some(17));
+        assert_eq!(java_version(&printed("openjdk version \"25\" 2025-09-16")), Some(25));
+        assert_eq!(java_version(&printed("openjdk version \"25-ea\" 2025-09-16")), Some(25));
+        assert_eq!(java_version(&printed("java version \"1.8.0_402\"")), Some(1));
+        assert_eq!(java_version(&printed("command not found")), None);
         let options = "Picked up JAVA_TOOL_OPTIONS: -XX:OnOutOfMemoryError=\"kill -9 %p\" -Da=\"b version \"9\"\"\n";
-        assert_eq!(java_version(&said(options)), None);
-        assert_eq!(java_version(&said(&format!("{options}openjdk version \"21.0.1\" 2023-10-17\n"))), Some(21));
+        assert_eq!(java_version(&printed(options)), None);
+        assert_eq!(java_version(&printed(&format!("{options}openjdk version \"21.0.1\" 2023-10-17\n"))), Some(21));
     }
 }

@@ -1,4 +1,4 @@
-//! A clock of the calendar that is off, and that can be stepped while a process runs.
+//! A wall clock that is wrong by a given offset, which can be changed while a process runs.
 
 use std::{
     fs::{self, File},
@@ -8,10 +8,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::StartError;
+use crate::Error;
 
-/// Moves the clock of the calendar of the process that it is loaded into, and of its children, by the seconds that a file
-/// holds. Not the one that deadlines are measured by.
+/// A library for `LD_PRELOAD`: adds the seconds in a file to the wall clock of a process and its children. The monotonic
+/// clock, by which deadlines are measured, is unchanged.
 const SOURCE: &str = r#"
 #include <fcntl.h>
 #include <stdint.h>
@@ -57,7 +57,7 @@ time_t time(time_t *seconds) {
 }
 "#;
 
-/// A clock for processes that are started with its [`environment`](Self::environment).
+/// The wall clock of processes that are started with its [`environment`](Self::environment).
 #[derive(Clone, Debug)]
 pub struct SteppedClock {
     library: PathBuf,
@@ -65,11 +65,11 @@ pub struct SteppedClock {
 }
 
 impl SteppedClock {
-    /// A clock that is right so far, with its files in `directory`.
+    /// A clock with the offset 0 and its files in `directory`.
     ///
     /// # Errors
-    /// If there is no C compiler (`cc`), which is there wherever Rust links, or a file cannot be written.
-    pub fn new(directory: &Path) -> Result<Self, StartError> {
+    /// If there is no C compiler (`cc`), which Rust needs too, or a file cannot be written.
+    pub fn new(directory: &Path) -> Result<Self, Error> {
         let name = format!("clock-{:08x}", fastrand::u32(..));
         let path = |suffix: &str| directory.join(format!("{name}.{suffix}"));
         let (source, library, offset) = (path("c"), path("so"), path("offset"));
@@ -77,23 +77,23 @@ impl SteppedClock {
         fs::write(&offset, 0_i64.to_ne_bytes())?;
         let mut command = Command::new("cc");
         command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).stdin(Stdio::null());
-        let output = command.output().map_err(|error| StartError::new(format!("no C compiler (cc): {error}")))?;
+        let output = command.output().map_err(|error| Error::new(format!("no C compiler (cc): {error}")))?;
         if !output.status.success() {
-            return Err(StartError::new(format!("cc: {}", String::from_utf8_lossy(&output.stderr))));
+            return Err(Error::new(format!("cc: {}", String::from_utf8_lossy(&output.stderr))));
         }
         Ok(Self { library, offset })
     }
 
-    /// Sets the clock to so many seconds after the right time, or before it, at once and for every process that has it.
+    /// Sets the offset of the clock in seconds; negative is in the past. It applies at once, to every process with this clock.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn set(&self, seconds: i64) -> io::Result<()> {
-        // In place, because the processes have mapped it.
+        // In place, because the processes have mapped the file.
         File::options().write(true).open(&self.offset)?.write_all_at(&seconds.to_ne_bytes(), 0)
     }
 
-    /// The variables that give a process this clock.
+    /// The environment variables with which a process has this clock.
     pub fn environment(&self) -> [(String, String); 2] {
         [
             ("LD_PRELOAD".to_owned(), self.library.display().to_string()),
@@ -108,7 +108,7 @@ mod tests {
     use crate::Scratch;
 
     #[test]
-    fn a_process_has_the_time_that_is_set() {
+    fn the_offset_applies_to_a_process() {
         let scratch = Scratch::new().unwrap();
         let clock = SteppedClock::new(scratch.path()).unwrap();
         let now = || {

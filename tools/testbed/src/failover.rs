@@ -1,4 +1,4 @@
-//! PostgreSQL as a primary with a synchronous standby behind one address, which fails over.
+//! A PostgreSQL primary with a synchronous standby, behind one address, with failover.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,44 +6,44 @@ use std::{
 };
 
 use crate::{
-    Scratch, Signal, StartError,
+    Error, Scratch, Signal,
     clock::SteppedClock,
     postgres::{self, Cluster, Durability},
     proxy::{Mode, Proxy, Target},
 };
 
-/// The name by which the primary knows its standby.
+/// The `application_name` of the standby.
 const STANDBY: &str = "standby";
-/// Time for a standby to stream.
-const STREAM_LIMIT: Duration = Duration::from_secs(60);
+/// Time until a standby streams.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A primary, its standby, and the proxy through which clients reach whichever is the primary.
+/// A primary, its standby, and the proxy through which clients reach the current primary.
 ///
-/// Without `pg_basebackup`, which some packages of PostgreSQL leave out, there is no standby and no failover.
+/// Without `pg_basebackup`, which some packages of PostgreSQL lack, there is no standby and no failover.
 #[derive(Debug)]
-pub struct Replicated {
+pub struct ReplicatedPostgres {
     primary: Cluster,
     standby: Option<Cluster>,
     proxy: Proxy,
     directory: PathBuf,
-    /// How many servers there have been: each has a directory of its own.
+    /// How many servers were started so far; each has its own directory.
     servers: usize,
 }
 
-impl Replicated {
-    /// Starts both in directories of their own in `directory`, guarded by `scratch`.
+impl ReplicatedPostgres {
+    /// Starts both below `directory`, guarded by `scratch`.
     ///
     /// # Errors
-    /// If one of them does not come up.
-    pub async fn start(directory: &Path, clock: &SteppedClock, scratch: &Scratch) -> Result<Self, StartError> {
+    /// If one of them does not start.
+    pub async fn start(directory: &Path, clock: &SteppedClock, scratch: &Scratch) -> Result<Self, Error> {
         std::fs::create_dir(directory)?;
         let mut primary = Cluster::start_with_clock(&directory.join("0"), Durability::Process, clock).await?;
         scratch.guard(primary.process())?;
         let settings = [
-            // The standby finds a primary that was restarted at once, not after 5 s.
+            // The standby reconnects to a restarted primary at once, not after 5 s.
             "wal_retrieve_retry_interval = '200ms'",
-            // Replication's time-outs go by the clock that is stepped.
+            // The replication timeouts use the wall clock, which tests set.
             "wal_sender_timeout = 0",
             "wal_receiver_timeout = 0",
         ];
@@ -53,53 +53,53 @@ impl Replicated {
         primary.run("postgres", "select pg_reload_conf()").await?;
         let proxy = Proxy::start().await?;
         let mut replicated = Self { primary, standby: None, proxy, directory: directory.to_owned(), servers: 1 };
-        replicated.lead_to_primary();
+        replicated.point_proxy_to_primary();
         replicated.add_standby(scratch).await?;
         Ok(replicated)
     }
 
-    /// The primary, to be struck.
+    /// The current primary.
     pub fn primary(&mut self) -> &mut Cluster {
         &mut self.primary
     }
 
-    /// Whether there is a standby to fail over to.
+    /// Whether there is a standby.
     pub fn has_standby(&self) -> bool {
         self.standby.is_some()
     }
 
-    /// The URL of a database, on whichever is the primary.
+    /// The URL of a database on the current primary.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.proxy.port())
     }
 
-    /// Kills the primary, promotes the standby, leads every client there, and gives it a standby of its own. What was
-    /// committed is there, because commits have waited for the standby.
+    /// Kills the primary, promotes the standby, redirects every client to it, and adds a new standby. No commit is lost,
+    /// because commits wait for the standby.
     ///
     /// # Errors
-    /// If there is no standby, it has not caught up in time, or one of the steps fails.
-    pub async fn fail_over(&mut self, scratch: &Scratch) -> Result<(), StartError> {
+    /// If there is no standby, it does not catch up in time, or one of the steps fails.
+    pub async fn fail_over(&mut self, scratch: &Scratch) -> Result<(), Error> {
         self.until_standby_streams().await?;
-        // A commit of its own waits for the standby: after it, nothing is committed on the primary alone.
+        // This commit waits for the standby: after it, no commit is on the primary alone.
         self.primary.run("postgres", "select txid_current()").await?;
-        let mut standby = self.standby.take().ok_or_else(|| StartError::new("there is no standby"))?;
+        let mut standby = self.standby.take().ok_or_else(|| Error::new("there is no standby"))?;
         self.primary.process().signal_all(Signal::KILL);
         self.primary.process().kill().await;
         standby.run("postgres", "select pg_promote()").await?;
         std::mem::swap(&mut self.primary, &mut standby);
-        self.lead_to_primary();
-        // What is connected is connected to the dead one.
+        self.point_proxy_to_primary();
+        // The open connections lead to the old primary.
         self.proxy.set(Mode::Reset);
         smol::Timer::after(POLL_INTERVAL).await;
         self.proxy.set(Mode::Pass);
         self.add_standby(scratch).await
     }
 
-    fn lead_to_primary(&self) {
-        self.proxy.lead_to(Target::Socket(self.primary.socket_directory().join(".s.PGSQL.5432")));
+    fn point_proxy_to_primary(&self) {
+        self.proxy.set_target(Target::Socket(self.primary.socket_directory().join(".s.PGSQL.5432")));
     }
 
-    async fn add_standby(&mut self, scratch: &Scratch) -> Result<(), StartError> {
+    async fn add_standby(&mut self, scratch: &Scratch) -> Result<(), Error> {
         if !postgres::has_base_backup() {
             return Ok(());
         }
@@ -108,18 +108,18 @@ impl Replicated {
         let mut standby = self.primary.start_standby(&directory, STANDBY).await?;
         scratch.guard(standby.process())?;
         self.standby = Some(standby);
-        // Only now, so that no commit waits for a standby that is still being copied.
+        // Only now, so that no commit waits for a standby whose base backup is still running.
         self.primary.run("postgres", "alter system set synchronous_standby_names = 'standby'").await?;
         self.primary.run("postgres", "select pg_reload_conf()").await?;
         self.until_standby_streams().await
     }
 
-    async fn until_standby_streams(&self) -> Result<(), StartError> {
+    async fn until_standby_streams(&self) -> Result<(), Error> {
         let streams = "select 1 / count(*) from pg_stat_replication where state = 'streaming' and sync_state = 'sync'";
-        let end = Instant::now() + STREAM_LIMIT;
+        let end = Instant::now() + STREAM_TIMEOUT;
         while let Err(error) = self.primary.run("postgres", streams).await {
             if Instant::now() > end {
-                return Err(StartError::new(format!("the standby does not stream: {error}")));
+                return Err(Error::new(format!("the standby does not stream: {error}")));
             }
             smol::Timer::after(POLL_INTERVAL).await;
         }
@@ -135,16 +135,17 @@ mod tests {
     use crate::sql;
 
     #[test]
-    fn what_was_committed_is_there_after_each_failover() {
+    fn no_commit_is_lost_by_a_failover() {
         if !postgres::has_base_backup() {
-            // Past the capture of the test's output, so that nobody takes this for a success.
+            // To stderr itself, which the test harness does not capture: a skipped test must not look like a success.
             let _ = writeln!(std::io::stderr(), "SKIPPED: failover: there is no pg_basebackup");
             return;
         }
         runtime::block_on(1, async {
             let scratch = Scratch::new().unwrap();
             let clock = SteppedClock::new(scratch.path()).unwrap();
-            let mut postgres = Replicated::start(&scratch.path().join("postgres"), &clock, &scratch).await.unwrap();
+            let mut postgres =
+                ReplicatedPostgres::start(&scratch.path().join("postgres"), &clock, &scratch).await.unwrap();
             postgres.primary().create_database("numbers").await.unwrap();
             let url = postgres.url("numbers");
             sql::execute(&url, "CREATE TABLE numbers (number int)").await.unwrap();

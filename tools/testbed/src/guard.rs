@@ -1,9 +1,9 @@
-//! What ends our processes when we end, in whatever way: a shell that waits for the end of a pipe which we hold open, and
-//! kills them then. A panic, SIGKILL and a lost terminal all close the pipe.
+//! Kills our processes when we end, in whatever way: a shell waits for the end of a pipe that we hold open, and kills them
+//! then. A panic, SIGKILL and a closed terminal all close the pipe.
 //!
-//! A process is found by a variable that it was started with ([`mark`]), by its working directory (PostgreSQL's sessions
-//! overwrite their environment), by its number, or by its descent from one of those. So neither a process group nor a
-//! session of its own hides it, and SIGKILL reaches a frozen one too.
+//! A process is found by an environment variable that it was started with ([`owner_variable`]), by its working directory
+//! (PostgreSQL's backends overwrite their environment), by its pid, or as a descendant of one of those. So it is found in
+//! another process group or session too, and SIGKILL also ends a stopped process.
 
 use std::{
     ffi::OsStr,
@@ -17,12 +17,12 @@ use std::{
     },
 };
 
-/// The variable by which a process is known as ours.
+/// The environment variable that marks a process as ours.
 const VARIABLE: &str = "TESTBED_OWNER";
 
-/// What the shell does. The name in `$0` spares it, and what it runs, from the guards of others; an interactive shell that
-/// somebody has opened in the directory leads the session of its terminal and is spared too. A number may have been given
-/// to another process: only together with the time of its start it names the one that was noted.
+/// The script of the shell. It spares guards and their children, by the name in `$0`, and an interactive shell that somebody
+/// has opened in the directory, because it is the leader of a session with a terminal. A registered pid counts only with the
+/// start time of its process, because the kernel gives pids to other processes.
 const SCRIPT: &str = r#"trap '' HUP INT TERM
 cd /
 read -r _
@@ -72,34 +72,34 @@ for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
 done
 [ -z "$DIRECTORY" ] || for round in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$DIRECTORY" 2>/dev/null && break; sleep 0.2; done"#;
 
-/// A shell that waits for our end, or for [`Guard::act`].
+/// A shell that waits until we end or call [`Guard::kill_all`].
 #[derive(Debug)]
 pub(crate) struct Guard(Child);
 
 impl Guard {
-    /// Starts one that ends every process with this value of the variable.
+    /// Starts a guard that kills every process with this value of the variable.
     fn of_mark(mark: &str) -> io::Result<Self> {
         Self::start(&format!("{VARIABLE}={mark}"), "".as_ref())
     }
 
-    /// Starts one that ends every process which works in `directory`, and those noted in its folder `pids`, and then
-    /// removes the directory.
+    /// Starts a guard that kills every process whose working directory is in `directory` and those registered in its folder
+    /// `pids`, and then removes the directory.
     pub(crate) fn of_directory(directory: &Path) -> io::Result<Self> {
         Self::start("", directory.as_os_str())
     }
 
     fn start(mark: &str, directory: &OsStr) -> io::Result<Self> {
         let mut command = Command::new("sh");
-        // A process group of its own: what ends us from the terminal must not end it.
+        // Its own process group: Ctrl-C in the terminal must not end it.
         command.args(["-c", SCRIPT, "testbed-guard"]).process_group(0);
         command.env("MARK", mark).env("DIRECTORY", directory).env("LC_ALL", "C").env_remove(VARIABLE);
-        // Who waits for the end of our output does not wait for it.
+        // Otherwise a reader of our output would wait for the guard too.
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().map(Self)
     }
 
-    /// Has it act now, and waits until it has.
-    pub(crate) fn act(&mut self) {
+    /// Kills the processes now, and waits until the guard has ended.
+    pub(crate) fn kill_all(&mut self) {
         if let Some(mut pipe) = self.0.stdin.take() {
             let _ = pipe.write_all(b"\n");
         }
@@ -107,39 +107,39 @@ impl Guard {
     }
 }
 
-static LEFT_RUNNING: AtomicBool = AtomicBool::new(false);
+static LEAVES_RUNNING: AtomicBool = AtomicBool::new(false);
 
-/// From now on, the processes that [`Process`](crate::Process) starts, and does not run to their end, go on when our
-/// program ends: what `just up` is for.
+/// From now on, processes that [`ProcessBuilder::start`](crate::process::ProcessBuilder::start) starts outlive our program,
+/// as `just up` needs.
 pub fn leave_running() {
-    LEFT_RUNNING.store(true, Ordering::Relaxed);
+    LEAVES_RUNNING.store(true, Ordering::Relaxed);
 }
 
 pub(crate) fn leaves_running() -> bool {
-    LEFT_RUNNING.load(Ordering::Relaxed)
+    LEAVES_RUNNING.load(Ordering::Relaxed)
 }
 
-/// A variable for the environment of a process that is to end, with all that descend from it, when our program does.
+/// An environment variable: processes with it, and their descendants, are killed when our program ends.
 ///
 /// # Errors
-/// If the shell that sees to it cannot be started.
-pub fn mark() -> io::Result<(&'static str, String)> {
+/// If the guard cannot be started.
+pub fn owner_variable() -> io::Result<(&'static str, String)> {
     static MARK: OnceLock<(String, Guard)> = OnceLock::new();
     if let Some((mark, _)) = MARK.get() {
         return Ok((VARIABLE, mark.clone()));
     }
     let mark = format!("{}-{:016x}", id(), fastrand::u64(..));
     let guard = Guard::of_mark(&mark)?;
-    // Another thread may have been faster; its guard stays, and ours ends now.
+    // Another thread may have set it first; then our guard ends here.
     Ok((VARIABLE, MARK.get_or_init(|| (mark, guard)).0.clone()))
 }
 
-/// A command for a process that ends, with all that descend from it, when our program does.
+/// A command whose process, with its descendants, is killed when our program ends.
 ///
 /// # Errors
-/// If the shell that sees to it cannot be started.
+/// If the guard cannot be started.
 pub fn command(program: impl AsRef<OsStr>) -> io::Result<Command> {
     let mut command = Command::new(program);
-    command.envs([mark()?]);
+    command.envs([owner_variable()?]);
     Ok(command)
 }

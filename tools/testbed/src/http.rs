@@ -1,4 +1,4 @@
-//! An HTTP client for tests and tools: surf with a deadline round every call.
+//! An HTTP client for tests and tools: surf with a timeout for every call.
 
 use std::{fmt, time::Duration};
 
@@ -6,9 +6,9 @@ use runtime::timeout;
 use serde_json::Value as Json;
 use surf::http::Method;
 
-/// surf's own time-out covers neither the connection nor the name.
-const LIMIT: Duration = Duration::from_secs(30);
-/// Connections kept to one host.
+/// Timeout of a call. surf's own timeout covers neither connecting nor name resolution.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections in the pool of a client.
 const CONNECTIONS: usize = 64;
 
 /// A client of one service.
@@ -19,9 +19,9 @@ pub struct Client {
     limit: Duration,
 }
 
-/// An answer, read to its end.
+/// A response with its whole body.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Response {
     /// The status code.
     pub status: u16,
     headers: Vec<(String, String)>,
@@ -29,48 +29,43 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// No answer.
-#[derive(Debug)]
-pub struct NoAnswer(String);
-
-impl fmt::Display for NoAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// A request without a response.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer from {url}: {reason}")]
+pub struct RequestError {
+    url: String,
+    reason: String,
 }
-
-impl std::error::Error for NoAnswer {}
 
 impl Client {
     /// A client of the service at `http://<address>`.
     pub fn new(address: impl fmt::Display) -> Self {
-        Self { base: format!("http://{address}"), surf: surf(true), limit: LIMIT }
+        Self { base: format!("http://{address}"), surf: surf(true), limit: TIMEOUT }
     }
 
-    /// A client of the same service that gives requests up after this time, and takes a new connection for each:
-    /// surf puts the connection of a request that was given up back into its pool, where the late answer would be taken
-    /// for that of the next request.
+    /// A client of the same service with another timeout, and with a new connection for each request: surf puts the
+    /// connection of a cancelled request back into its pool, and would take the late response for that of the next request.
     #[must_use]
-    pub fn with_limit(self, limit: Duration) -> Self {
+    pub fn with_timeout(self, limit: Duration) -> Self {
         Self { limit, surf: surf(false), ..self }
     }
 
-    /// Where the service is.
+    /// The base URL of the service.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
     /// # Errors
-    /// If there is none in time.
+    /// If there is no response in time.
     pub async fn send(
         &self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
         body: Option<&Json>,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Response, RequestError> {
         let url = format!("{}{path}", self.base);
         let work = async {
             let mut request = self.surf.request(method, &url);
@@ -80,55 +75,55 @@ impl Client {
             if let Some(body) = body {
                 request = request.header("content-type", "application/json").body(body.to_string().into_bytes());
             }
-            let mut response = request.await?;
-            let body = response.body_bytes().await?;
+            let mut surf_response = request.await?;
+            let body = surf_response.body_bytes().await?;
             let mut headers = Vec::new();
-            for (name, values) in response.iter() {
+            for (name, values) in surf_response.iter() {
                 headers.extend(values.iter().map(|value| (name.to_string(), value.to_string())));
             }
-            Ok(Answer { status: response.status().into(), headers, body })
+            Ok(Response { status: surf_response.status().into(), headers, body })
         };
         match timeout(self.limit, work).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(NoAnswer(format!("no answer from {url}: {}", cause(error)))),
-            Err(elapsed) => Err(NoAnswer(format!("no answer from {url}: {elapsed}"))),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(RequestError { url, reason: cause(error) }),
+            Err(elapsed) => Err(RequestError { url, reason: elapsed.to_string() }),
         }
     }
 
     /// GET.
     ///
     /// # Errors
-    /// If there is no answer in time.
-    pub async fn get(&self, path: &str) -> Result<Answer, NoAnswer> {
+    /// If there is no response in time.
+    pub async fn get(&self, path: &str) -> Result<Response, RequestError> {
         self.send(Method::Get, path, &[], None).await
     }
 
     /// POST of JSON.
     ///
     /// # Errors
-    /// If there is no answer in time.
-    pub async fn post(&self, path: &str, body: &Json) -> Result<Answer, NoAnswer> {
+    /// If there is no response in time.
+    pub async fn post(&self, path: &str, body: &Json) -> Result<Response, RequestError> {
         self.send(Method::Post, path, &[], Some(body)).await
     }
 
     /// PUT of JSON.
     ///
     /// # Errors
-    /// If there is no answer in time.
-    pub async fn put(&self, path: &str, body: &Json) -> Result<Answer, NoAnswer> {
+    /// If there is no response in time.
+    pub async fn put(&self, path: &str, body: &Json) -> Result<Response, RequestError> {
         self.send(Method::Put, path, &[], Some(body)).await
     }
 
     /// DELETE.
     ///
     /// # Errors
-    /// If there is no answer in time.
-    pub async fn delete(&self, path: &str) -> Result<Answer, NoAnswer> {
+    /// If there is no response in time.
+    pub async fn delete(&self, path: &str) -> Result<Response, RequestError> {
         self.send(Method::Delete, path, &[], None).await
     }
 }
 
-/// What went wrong, without what surf's pool of connections says before it.
+/// The message of an error without the prefix of surf's connection pool.
 fn cause(error: surf::Error) -> String {
     let text = error.to_string();
     text.rsplit_once("a new object: ").map_or(text.clone(), |(_, cause)| cause.to_owned())
@@ -136,18 +131,18 @@ fn cause(error: surf::Error) -> String {
 
 fn surf(keep_alive: bool) -> surf::Client {
     let config = surf::Config::new().set_tcp_no_delay(true).set_max_connections_per_host(CONNECTIONS);
-    let config = config.set_http_keep_alive(keep_alive).set_timeout(Some(LIMIT));
-    // Only a TLS configuration could fail.
-    config.try_into().expect("the configuration is right")
+    let config = config.set_http_keep_alive(keep_alive).set_timeout(Some(TIMEOUT));
+    // Only a TLS configuration can fail.
+    config.try_into().expect("the configuration has no TLS")
 }
 
-impl Answer {
-    /// A header of the answer.
+impl Response {
+    /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Json {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -157,7 +152,7 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The path and query of the next part of a list, from the `Link` header.
+    /// The path and query of the next page of a list, from the `Link` header.
     pub fn next(&self) -> Option<String> {
         let link = self.header("link")?.strip_suffix(">; rel=\"next\"")?;
         link.strip_prefix('<').map(str::to_owned)
@@ -176,10 +171,10 @@ mod tests {
 
     const LATE: Duration = Duration::from_millis(300);
 
-    /// A server that answers each request with its path, `/late` late.
+    /// A server that responds to each request with its path, to `/late` after [`LATE`].
     fn server() -> SocketAddr {
         fn serve(stream: TcpStream) {
-            let (mut answers, mut requests) = (stream.try_clone().unwrap(), BufReader::new(stream));
+            let (mut responses, mut requests) = (stream.try_clone().unwrap(), BufReader::new(stream));
             loop {
                 let mut head = Vec::new();
                 while !head.last().is_some_and(|line: &String| line.trim().is_empty()) {
@@ -193,7 +188,7 @@ mod tests {
                 if path == "/late" {
                     thread::sleep(LATE);
                 }
-                let _ = write!(answers, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len());
+                let _ = write!(responses, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len());
             }
         }
 
@@ -204,11 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_not_taken_for_another_requests() {
-        let client = Client::new(server()).with_limit(LATE * 2 / 3);
+    fn a_late_response_is_not_taken_for_that_of_the_next_request() {
+        let client = Client::new(server()).with_timeout(LATE * 2 / 3);
         smol::block_on(async {
             assert!(client.get("/late").await.is_err());
-            // Before the late answer is there, with which the pool would know the connection for a bad one.
+            // Before the late response arrives: after that, the pool would find the connection unusable.
             assert_eq!(client.get("/next").await.unwrap().text(), "/next");
         });
     }

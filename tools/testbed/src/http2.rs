@@ -1,4 +1,4 @@
-//! HTTP/2 by hand, for clients that no library would be: a connection on which a test writes the frames that it likes.
+//! HTTP/2 frame by frame, for tests of what no client library does: slow readers, incomplete headers, wrong order.
 
 use std::{
     io,
@@ -12,9 +12,9 @@ use smol::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
 };
 
-/// The beginning of every connection.
+/// The connection preface of a client.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Types of frames.
+/// A frame type.
 pub const DATA: u8 = 0;
 /// See [`DATA`].
 pub const HEADERS: u8 = 1;
@@ -28,25 +28,25 @@ pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
 /// See [`DATA`].
 pub const WINDOW_UPDATE: u8 = 8;
-/// The flag of a frame that is the last of its stream.
+/// The flag of the last frame of a stream.
 pub const END_STREAM: u8 = 1;
-/// The flag of a head that no CONTINUATION follows.
+/// The flag of a HEADERS frame without CONTINUATION frames.
 pub const END_HEADERS: u8 = 4;
-/// The flag of the answer to a SETTINGS or a PING frame.
+/// The flag of the acknowledgement of a SETTINGS or a PING frame.
 pub const ACK: u8 = 1;
 
-/// A setting: the size of the table of headers.
+/// A setting: the size of the header compression table.
 const HEADER_TABLE_SIZE: u16 = 1;
-/// A setting: how much of a stream may be sent before the client has read it.
+/// A setting: the initial flow-control window of a stream.
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// A connection to a server of HTTP/2 without TLS.
+/// A connection to an HTTP/2 server without TLS.
 #[derive(Debug)]
 pub struct Connection {
     stream: Async<std::net::TcpStream>,
 }
 
-/// A frame as it was received.
+/// A received frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// Its type.
@@ -55,45 +55,45 @@ pub struct Frame {
     pub flags: u8,
     /// The stream that it belongs to; 0 is the connection.
     pub stream: u32,
-    /// What it holds.
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
 impl Frame {
-    /// Whether the stream ends with it.
+    /// Whether it ends its stream.
     pub fn is_end(&self) -> bool {
         self.kind == RST_STREAM || (matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0)
     }
 
-    /// gRPC's status, if it is a head or trailers with one.
+    /// The value of `grpc-status` in a HEADERS frame.
     pub fn grpc_status(&self) -> Option<u8> {
-        let field = literal_name("grpc-status");
+        let field = huffman_string("grpc-status");
         let at = self.payload.windows(field.len()).position(|bytes| bytes == field)? + field.len();
         (0..=16).find(|code| self.payload[at..].starts_with(&huffman_string(&code.to_string())))
     }
 }
 
 impl Connection {
-    /// A connection on which nothing was sent yet.
+    /// Connects, and sends nothing yet.
     ///
     /// # Errors
-    /// If nobody listens.
+    /// If no process listens.
     pub async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = Async::<std::net::TcpStream>::connect(address).await?;
-        // Frames are written one by one.
+        // Frames are written one at a time.
         stream.get_ref().set_nodelay(true)?;
         Ok(Self { stream })
     }
 
-    /// A connection whose streams have such a window: how much of an answer comes before it was read.
+    /// Connects and sends the preface, with `window` bytes as the initial flow-control window of streams.
     ///
     /// # Errors
-    /// If nobody listens.
-    pub async fn begin(address: SocketAddr, window: u32) -> io::Result<Self> {
+    /// If no process listens.
+    pub async fn open_with_window(address: SocketAddr, window: u32) -> io::Result<Self> {
         let mut connection = Self::open(address).await?;
         connection.send(PREFACE).await?;
         let mut settings = Vec::new();
-        // Without a table, no head refers to an earlier one, so that `grpc_status` needs no memory.
+        // Without a compression table, no header block refers to an earlier one, so `grpc_status` needs no state.
         for (name, value) in [(HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, window)] {
             settings.extend(name.to_be_bytes());
             settings.extend(u32::to_be_bytes(value));
@@ -102,7 +102,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     ///
     /// # Errors
     /// If the server has closed the connection.
@@ -122,7 +122,7 @@ impl Connection {
         self.send(&frame).await
     }
 
-    /// Calls a method on a stream with an odd number: the head and, as one message, the request.
+    /// Calls a gRPC method on the stream with this odd number: sends the headers, and the request as one message.
     ///
     /// # Errors
     /// If the server has closed the connection.
@@ -134,26 +134,26 @@ impl Connection {
         self.frame(DATA, END_STREAM, stream, &message).await
     }
 
-    /// Gives a stream, or with 0 the connection, so many bytes more of room.
+    /// Increases the flow-control window of a stream, or of the connection (0), by this many bytes.
     ///
     /// # Errors
     /// If the server has closed the connection.
-    pub async fn widen(&mut self, stream: u32, bytes: u32) -> io::Result<()> {
+    pub async fn increase_window(&mut self, stream: u32, bytes: u32) -> io::Result<()> {
         self.frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await
     }
 
-    /// The next frame, or none if the server closes the connection. Settings and pings are answered on the way.
+    /// The next frame; none if the server closes the connection. Acknowledges SETTINGS and PING frames before it.
     ///
     /// # Errors
-    /// If it does not come within the time, or the connection breaks.
+    /// If no frame arrives within `limit`, or the connection breaks.
     pub async fn receive(&mut self, limit: Duration) -> io::Result<Option<Frame>> {
         let end = Instant::now() + limit;
         loop {
-            let late = async {
+            let timeout = async {
                 smol::Timer::at(end).await;
-                Err(io::Error::new(io::ErrorKind::TimedOut, "no frame has come"))
+                Err(io::Error::new(io::ErrorKind::TimedOut, "no frame has arrived"))
             };
-            let Some(frame) = or(self.read_frame(), late).await? else { return Ok(None) };
+            let Some(frame) = or(self.read_frame(), timeout).await? else { return Ok(None) };
             if !matches!(frame.kind, SETTINGS | PING) || frame.flags & ACK != 0 {
                 return Ok(Some(frame));
             }
@@ -176,18 +176,18 @@ impl Connection {
         Ok(Some(Frame { kind: head[3], flags: head[4], stream, payload }))
     }
 
-    /// Waits until the server has closed the connection, whatever it sends before.
+    /// Waits until the server closes the connection, and ignores the frames before that.
     ///
     /// # Errors
-    /// If it does not within the time.
+    /// If it does not close within `limit`.
     pub async fn until_closed(&mut self, limit: Duration) -> io::Result<()> {
         let end = Instant::now() + limit;
         loop {
-            let late = async {
+            let timeout = async {
                 smol::Timer::at(end).await;
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the connection was not closed"))
             };
-            match or(self.read_frame(), late).await {
+            match or(self.read_frame(), timeout).await {
                 Ok(Some(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Ok(None) | Err(_) => return Ok(()),
@@ -196,13 +196,13 @@ impl Connection {
     }
 }
 
-/// The head of a call.
+/// The header block of a gRPC call.
 pub fn head(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let call = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test")];
     let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
     let mut block = Vec::new();
     for (name, value) in call.iter().chain(&grpc).chain(more) {
-        // A literal that is in no table.
+        // A literal header field without indexing.
         block.push(0);
         for text in [name, value] {
             length(&mut block, text.len(), 0);
@@ -212,7 +212,7 @@ pub fn head(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// An integer of HPACK with a prefix of seven bits.
+/// An HPACK integer with a 7-bit prefix.
 fn length(block: &mut Vec<u8>, mut length: usize, flag: u8) {
     if length < 127 {
         block.push(flag | length as u8);
@@ -227,11 +227,7 @@ fn length(block: &mut Vec<u8>, mut length: usize, flag: u8) {
     block.push(length as u8);
 }
 
-fn literal_name(name: &str) -> Vec<u8> {
-    huffman_string(name)
-}
-
-/// A string of HPACK with Huffman's code, which servers use. Only the characters that are needed here.
+/// An HPACK string in the Huffman code, which servers use; for the characters of `grpc-status` alone.
 fn huffman_string(text: &str) -> Vec<u8> {
     let (mut bits, mut count) = (0_u128, 0);
     for character in text.chars() {
@@ -249,7 +245,7 @@ fn huffman_string(text: &str) -> Vec<u8> {
             'p' => (0x2b, 6),
             'r' => (0x2c, 6),
             'u' => (0x2d, 6),
-            other => panic!("{other:?} is not needed"),
+            other => panic!("the code of {other:?} is not in this table"),
         };
         bits = bits << width | code;
         count += width;

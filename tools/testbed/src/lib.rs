@@ -1,28 +1,31 @@
-//! Real PostgreSQL, real brokers and our own processes, started and stopped by program.
+//! Starts and stops real PostgreSQL servers, real brokers and our services, for tests and tools.
 //!
-//! Tests run on what production runs on; `tools/stack` runs the whole system natively with the same pieces. Nothing here
-//! is part of a service.
+//! Tests run against the servers that production runs; `tools/stack` runs the whole system natively by the same means. No
+//! service depends on this crate.
 //!
 //! - [`postgres`]: finds PostgreSQL's binaries and runs a cluster, unprivileged; [`failover`]: a primary with a standby;
-//! - [`broker`]: Apache Kafka on the JVM, or Nisshi; [`pair`]: two nodes of the former;
+//! - [`broker`]: Apache Kafka on the JVM, or Nisshi; [`kafka_cluster`]: two nodes of the former;
 //! - [`service`]: our services' binaries; [`system`]: all of them together;
-//! - [`Process`]: one child process: its log, signals to it, its end;
-//! - [`Scratch`]: a directory that goes away together with every process started in it, however the test ends;
-//!   [`command`] and [`mark`]: the same for other processes;
-//! - [`audit`]: whether anything was lost; [`writers`]: the load under which that is asked;
-//! - [`proxy`]: connections that fail; [`clock`]: a clock that steps; [`sql`]: a look behind a service;
-//! - [`http`]: an HTTP client with a deadline for every call; [`http2`]: frames by hand;
-//! - [`cache`]: where downloaded parts are kept.
+//! - [`Process`]: one child process: its log, signals to it, its exit;
+//! - [`Scratch`]: a temporary directory; it is removed, and every process started in it killed, however the test ends;
+//!   [`command`] and [`owner_variable`]: the same for other processes;
+//! - [`audit`]: finds lost data; [`writers`]: clients that write meanwhile;
+//! - [`patient`]: request bodies of patients;
+//! - [`proxy`]: a TCP proxy that injects faults; [`clock`]: a clock that can be set; [`sql`]: queries on a service's database;
+//! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
+//! - [`cache`]: the directory of downloaded and built programs.
 
 pub mod audit;
 pub mod broker;
 pub mod cache;
 pub mod clock;
+mod error;
 pub mod failover;
 mod guard;
 pub mod http;
 pub mod http2;
-pub mod pair;
+pub mod kafka_cluster;
+pub mod patient;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
@@ -37,7 +40,8 @@ pub mod system;
 mod user;
 pub mod writers;
 
-pub use guard::{command, leave_running, mark};
-pub use process::{Ended, Process, Signal, StartError};
+pub use error::Error;
+pub use guard::{command, leave_running, owner_variable};
+pub use process::{Exit, Process, Signal, resident_memory};
 pub use scratch::Scratch;
 pub use shared::{broker as shared_broker, database as shared_database};

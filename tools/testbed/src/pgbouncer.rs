@@ -1,4 +1,4 @@
-//! PgBouncer, a connection pooler that people put before PostgreSQL.
+//! PgBouncer, a connection pooler for PostgreSQL.
 
 use std::{
     fs,
@@ -11,22 +11,22 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use smol::net::unix::UnixStream;
 
 use crate::{
-    Process, StartError,
+    Error, Process,
     postgres::Cluster,
-    user::{User, private_directory},
+    user::{User, create_private_directory},
 };
 
-/// Where distributions put it.
+/// Where distributions install it.
 const PLACES: [&str; 3] = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"];
-/// The number in the name of its socket.
+/// The port in the name of its socket.
 const PORT: u16 = 6432;
-/// How long it may take until it listens.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// Time until it listens.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// When a client gives back a connection to the server.
+/// When a client's connection to the server goes back to the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolMode {
-    /// When it ends its own connection.
+    /// When the client disconnects.
     Session,
     /// At the end of each transaction.
     Transaction,
@@ -47,15 +47,16 @@ pub fn installed() -> Option<&'static Path> {
 }
 
 impl PgBouncer {
-    /// Starts it before a cluster, with a directory of its own, which is made. `more` are lines of its configuration.
+    /// Starts it in front of a cluster, with its files in `directory`, which is created. `more` are further lines of its
+    /// configuration.
     ///
     /// # Errors
-    /// If it is not installed, or does not come up.
-    pub async fn start(directory: &Path, cluster: &Cluster, mode: PoolMode, more: &str) -> Result<Self, StartError> {
-        let program = installed().ok_or_else(|| StartError::new("PgBouncer is not installed"))?;
-        // It does not run as root either.
+    /// If it is not installed, or does not start.
+    pub async fn start(directory: &Path, cluster: &Cluster, mode: PoolMode, more: &str) -> Result<Self, Error> {
+        let program = installed().ok_or_else(|| Error::new("PgBouncer is not installed"))?;
+        // Like PostgreSQL, it does not run as root.
         let user = User::unprivileged();
-        private_directory(directory, user)?;
+        create_private_directory(directory, user)?;
         let mode = match mode {
             PoolMode::Session => "session",
             PoolMode::Transaction => "transaction",
@@ -71,17 +72,17 @@ impl PgBouncer {
         if let Some(user) = user {
             chown(&configuration, Some(user.uid), Some(user.gid))?;
         }
-        let mut process = Process::prepare("PgBouncer", program, directory.join("pgbouncer.log"))
+        let mut process = Process::builder("PgBouncer", program, directory.join("pgbouncer.log"))
             .args([&configuration])
             .directory(directory)
             .user(user)
             .start()?;
         let path = directory.join(format!(".s.PGSQL.{PORT}"));
-        process.until(START_LIMIT, || async { UnixStream::connect(&path).await.is_ok() }).await?;
+        process.until(START_TIMEOUT, || async { UnixStream::connect(&path).await.is_ok() }).await?;
         Ok(Self { process, directory: directory.to_owned() })
     }
 
-    /// Its process, to be guarded or killed.
+    /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

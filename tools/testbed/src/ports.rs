@@ -1,13 +1,12 @@
-//! Ports for processes that cannot bind port 0 and tell which one they got, or that must come back on the same port.
+//! Free ports, for processes that cannot bind port 0 and report the port, or that must restart on the same port.
 
 use std::{net::TcpListener, ops::Range};
 
-/// Below the range from which the kernel gives ports to outgoing connections, so that none of those takes ours between
-/// two runs of a process.
+/// Below the kernel's ephemeral ports, so that no outgoing connection takes the port between two runs of a process.
 const PORTS: Range<u16> = 20_000..32_000;
 
-/// A port that nobody listens on. Another process may take it before it is used; whoever starts something on it tries
-/// again with another one then.
+/// A port on which no process listens. Another process may bind it before the caller does; the caller must then try another
+/// port.
 pub fn free() -> u16 {
     loop {
         let port = fastrand::u16(PORTS);
@@ -17,7 +16,7 @@ pub fn free() -> u16 {
     }
 }
 
-/// Whether nobody listens on this port of the loopback address.
+/// Whether no process listens on this port of 127.0.0.1.
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }

@@ -1,3 +1,5 @@
+//! One child process: its log, signals to it, its exit.
+
 use std::{
     ffi::OsStr,
     fmt,
@@ -5,7 +7,7 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -13,93 +15,59 @@ use std::{
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
-use crate::{guard, user::User};
+use crate::{
+    error::{Error, MAX_LINES},
+    guard,
+    user::User,
+};
 
-/// How often a condition outside our own process is looked at.
+/// How often a condition of another process is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// How long a process may take to stop for a while.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
-/// Lines of a log that an error shows.
-const LAST_LINES: usize = 15;
-/// Of those, lines at the beginning of what a program has said that ran to its end.
+/// Time for a process to stop after SIGSTOP.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of the lines that an error shows, those from the beginning of the output of a program that ran to its end.
 const FIRST_LINES: usize = 5;
-/// Bytes at either end of a log among which they are looked for.
-const SHOWN_BYTES: u64 = 64 * 1024;
+/// Bytes that are read at either end of a log to find those lines.
+const MAX_BYTES: u64 = 64 * 1024;
 
-/// A process that we started, or that an earlier run of ours started and left running.
+/// A process that we started, or that an earlier run started and left running.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     pid: Pid,
-    /// Ours to reap; none if an earlier run started it.
+    /// None if an earlier run started it: then it is not our child, and another process reaps it.
     child: Option<Child>,
     log: PathBuf,
 }
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum Exit {
     /// With this status.
-    With(ExitStatus),
-    /// Somebody else reaped it, so that its status is unknown.
+    Status(ExitStatus),
+    /// Another process reaped it, so its status is unknown.
     Unknown,
 }
 
-impl Ended {
-    /// Whether it ended in order, with exit code 0.
-    pub fn in_order(self) -> bool {
-        matches!(self, Self::With(status) if status.success())
+impl Exit {
+    /// Whether its exit code was 0.
+    pub fn success(self) -> bool {
+        matches!(self, Self::Status(status) if status.success())
     }
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::With(status) => write!(f, "ended: {status}"),
+            Self::Status(status) => write!(f, "ended: {status}"),
             Self::Unknown => f.write_str("ended"),
         }
     }
 }
 
-/// A process that did not come up; shows the last lines of its log.
+/// Builds a process.
 #[derive(Debug)]
-pub struct StartError {
-    what: String,
-    log: Vec<String>,
-}
-
-impl StartError {
-    /// An error without a log.
-    pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), log: Vec::new() }
-    }
-
-    /// An error that shows the last of what a program has said.
-    pub fn of_output(what: impl Into<String>, output: &Output) -> Self {
-        let both = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
-        let lines: Vec<_> = both.iter().flat_map(|said| said.lines()).map(str::to_owned).collect();
-        Self { what: what.into(), log: lines[lines.len().saturating_sub(LAST_LINES)..].to_vec() }
-    }
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
-        self.log.iter().try_for_each(|line| write!(f, "\n  | {line}"))
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl From<io::Error> for StartError {
-    fn from(error: io::Error) -> Self {
-        Self::new(error.to_string())
-    }
-}
-
-/// A process about to be started.
-#[derive(Debug)]
-pub struct Starting {
+pub struct ProcessBuilder {
     name: String,
     command: Command,
     log: PathBuf,
@@ -107,11 +75,11 @@ pub struct Starting {
 
 impl Process {
     /// Prepares a process whose output goes to the end of the file `log`.
-    pub fn prepare(name: impl Into<String>, program: impl AsRef<OsStr>, log: impl Into<PathBuf>) -> Starting {
+    pub fn builder(name: impl Into<String>, program: impl AsRef<OsStr>, log: impl Into<PathBuf>) -> ProcessBuilder {
         let mut command = Command::new(program);
-        // A process group of its own: an interrupt from the terminal is for us, and we stop what we started in order.
+        // Its own process group: Ctrl-C in the terminal then reaches us alone, and we stop our children one by one.
         command.stdin(Stdio::null()).process_group(0);
-        Starting { name: name.into(), command, log: log.into() }
+        ProcessBuilder { name: name.into(), command, log: log.into() }
     }
 
     /// The process that wrote this file with [`write_pid_file`](Self::write_pid_file), if it is still alive.
@@ -119,12 +87,11 @@ impl Process {
         let text = fs::read_to_string(path).ok()?;
         let (pid, started) = text.trim().split_once(' ')?;
         let pid = Pid::from_raw(pid.parse().ok()?)?;
-        // A number may have been given to another process since.
+        // The kernel may have given the pid to another process since.
         (start_time(pid)? == started).then(|| Self { name: name.into(), pid, child: None, log: log.into() })
     }
 
-    /// Lets a later run find the process. For one that has ended already there is nothing to find: whoever waits for it learns
-    /// that, and shows its log.
+    /// Writes a file by which a later run finds the process. If the process has ended already, an older file is removed.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -132,14 +99,14 @@ impl Process {
         match start_time(self.pid) {
             Some(started) => fs::write(path, format!("{} {started}\n", self.pid)),
             None => {
-                // That of an earlier one, if there is any.
+                // There may be none.
                 let _ = fs::remove_file(path);
                 Ok(())
             }
         }
     }
 
-    /// Its name, for people.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -149,29 +116,23 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// When it was started, as the kernel counts it; none if it has ended.
+    /// When it was started, in clock ticks since boot; none if it has ended.
     pub(crate) fn started(&self) -> Option<String> {
         start_time(self.pid)
     }
 
-    /// Bytes of memory that it has in use (resident); 0 if it has ended.
+    /// Its resident set size in bytes; 0 if it has ended.
     pub fn memory(&self) -> u64 {
-        self.memory_of("VmRSS:")
+        resident_memory(self.pid()).unwrap_or_default()
     }
 
-    /// The most memory that it ever had in use, in bytes (resident); 0 if it has ended.
-    pub fn most_memory(&self) -> u64 {
-        self.memory_of("VmHWM:")
+    /// Its peak resident set size in bytes; 0 if it has ended.
+    pub fn peak_memory(&self) -> u64 {
+        memory_field(self.pid(), "VmHWM:").unwrap_or_default()
     }
 
-    fn memory_of(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        line.and_then(|kib| kib.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or_default() * 1024
-    }
-
-    /// Descriptors that it has open; 0 if it has ended.
-    pub fn descriptors(&self) -> usize {
+    /// How many file descriptors it has open; 0 if it has ended.
+    pub fn open_descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
     }
 
@@ -180,22 +141,22 @@ impl Process {
         &self.log
     }
 
-    /// Sends a signal. A process that has ended gets none; one that is to stop has stopped when this returns.
+    /// Sends a signal, unless the process has ended. After SIGSTOP, waits until every thread has stopped.
     pub fn signal(&mut self, signal: Signal) {
-        if self.ended().is_none() {
-            // It may end in this very moment.
+        if self.try_wait().is_none() {
+            // The process may end between the check and the signal.
             let _ = kill_process(self.pid, signal);
         }
         if signal == Signal::STOP {
-            // A thread that waits for the disk stops after that, and may answer somebody in between.
-            let end = Instant::now() + STOP_LIMIT;
-            while self.ended().is_none() && !has_stopped(self.pid) && Instant::now() < end {
+            // A thread that waits for the disk stops only when the disk has answered, and may send a response before.
+            let end = Instant::now() + STOP_TIMEOUT;
+            while self.try_wait().is_none() && !has_stopped(self.pid) && Instant::now() < end {
                 thread::sleep(Duration::from_millis(1));
             }
         }
     }
 
-    /// Sends a signal to it and to all that descend from it, such as PostgreSQL's sessions.
+    /// Sends a signal to the process and its descendants, such as PostgreSQL's backends.
     pub fn signal_all(&mut self, signal: Signal) {
         for pid in descendants(self.pid) {
             // It may have ended since it was found.
@@ -204,20 +165,20 @@ impl Process {
         self.signal(signal);
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<Ended> {
+    /// Its exit, if it has ended.
+    pub fn try_wait(&mut self) -> Option<Exit> {
         match &mut self.child {
-            Some(child) => child.try_wait().map_or(Some(Ended::Unknown), |status| status.map(Ended::With)),
-            None => start_time(self.pid).is_none().then_some(Ended::Unknown),
+            Some(child) => child.try_wait().map_or(Some(Exit::Unknown), |status| status.map(Exit::Status)),
+            None => start_time(self.pid).is_none().then_some(Exit::Unknown),
         }
     }
 
-    /// Waits for its end; none if it has not come after `limit`.
-    pub async fn wait(&mut self, limit: Duration) -> Option<Ended> {
+    /// Waits until it ends; none if it has not ended after `limit`.
+    pub async fn wait(&mut self, limit: Duration) -> Option<Exit> {
         let started = Instant::now();
         loop {
-            if let ended @ Some(_) = self.ended() {
-                return ended;
+            if let exit @ Some(_) = self.try_wait() {
+                return exit;
             }
             if started.elapsed() > limit {
                 return None;
@@ -226,8 +187,8 @@ impl Process {
         }
     }
 
-    /// Kills it, as `kill -9` does, and waits until it is gone. A child of it that is frozen goes with it: PostgreSQL's
-    /// sessions end by themselves when their server has died, but only once they run.
+    /// Sends SIGKILL and waits until the process has ended. Its stopped children are killed too: PostgreSQL's backends exit
+    /// by themselves when the postmaster has died, but not while they are stopped.
     pub async fn kill(&mut self) {
         let frozen: Vec<_> = descendants(self.pid)
             .into_iter()
@@ -238,47 +199,47 @@ impl Process {
         self.wait(Duration::from_secs(10)).await;
         for (pid, started) in frozen {
             if start_time(pid).is_some_and(|now| now == started) {
-                // It may end in this very moment.
+                // The process may end between the check and the signal.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
     }
 
-    /// Asks it to end (SIGTERM) and kills it after `limit`. Tells how it ended.
-    pub async fn stop(&mut self, limit: Duration) -> Ended {
+    /// Sends SIGTERM, and SIGKILL after `limit`. Returns how the process ended.
+    pub async fn stop(&mut self, limit: Duration) -> Exit {
         self.signal(Signal::TERM);
-        if let Some(ended) = self.wait(limit).await {
-            return ended;
+        if let Some(exit) = self.wait(limit).await {
+            return exit;
         }
         self.kill().await;
-        self.ended().unwrap_or(Ended::Unknown)
+        self.try_wait().unwrap_or(Exit::Unknown)
     }
 
-    /// Waits until `ready` says so.
+    /// Waits until `ready` is true.
     ///
     /// # Errors
     /// If the process ends, or is not ready after `limit`; the error shows the end of its log.
-    pub async fn until<F>(&mut self, limit: Duration, mut ready: impl FnMut() -> F) -> Result<(), StartError>
+    pub async fn until<F>(&mut self, limit: Duration, mut ready: impl FnMut() -> F) -> Result<(), Error>
     where
         F: Future<Output = bool>,
     {
         let started = Instant::now();
         while !ready().await {
-            let failure = match self.ended() {
-                Some(ended) => format!("{} {ended}", self.name),
+            let failure = match self.try_wait() {
+                Some(exit) => format!("{} {exit}", self.name),
                 None if started.elapsed() > limit => format!("{} is not ready after {limit:?}", self.name),
                 None => {
                     smol::Timer::after(POLL_INTERVAL).await;
                     continue;
                 }
             };
-            return Err(StartError { what: failure, log: last_lines(&self.log) });
+            return Err(Error::with_log(failure, last_lines(&self.log)));
         }
         Ok(())
     }
 }
 
-impl Starting {
+impl ProcessBuilder {
     /// Adds arguments.
     #[must_use]
     pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
@@ -293,9 +254,9 @@ impl Starting {
         self
     }
 
-    /// Gives it no variable of ours but those added after this call.
+    /// Clears its environment; only variables that are added afterwards are set.
     #[must_use]
-    pub fn clean_environment(mut self) -> Self {
+    pub fn clear_environment(mut self) -> Self {
         self.command.env_clear();
         self
     }
@@ -315,75 +276,83 @@ impl Starting {
         self
     }
 
-    /// Starts it. It ends when our program does, in whatever way, unless that is to [leave it running][leave_running].
+    /// Starts it. It is killed when our program ends, however that ends, unless [`leave_running`] was called.
     ///
     /// # Errors
     /// If the program cannot be started or the log cannot be written.
     ///
-    /// [leave_running]: crate::leave_running
-    pub fn start(mut self) -> Result<Process, StartError> {
+    /// [`leave_running`]: crate::leave_running
+    pub fn start(mut self) -> Result<Process, Error> {
         if !guard::leaves_running() {
-            self.command.envs([guard::mark()?]);
+            self.command.envs([guard::owner_variable()?]);
         }
         self.spawn()
     }
 
-    fn spawn(mut self) -> Result<Process, StartError> {
+    fn spawn(mut self) -> Result<Process, Error> {
         let log = File::options().create(true).append(true).open(&self.log)?;
         self.command.stdout(log.try_clone()?).stderr(log);
         let child = self.command.spawn().map_err(|error| {
-            StartError::new(format!("cannot start {} ({}): {error}", self.name, self.command.get_program().display()))
+            Error::new(format!("cannot start {} ({}): {error}", self.name, self.command.get_program().display()))
         })?;
         let pid = Pid::from_child(&child);
         Ok(Process { name: self.name, pid, child: Some(child), log: self.log })
     }
 
-    /// Runs it to its end. It never outlives our program.
+    /// Runs it and waits until it ends. It is killed if our program ends before.
     ///
     /// # Errors
-    /// If it does not end in order; the error shows the end of its log.
-    pub async fn run(mut self, limit: Duration) -> Result<(), StartError> {
-        // Others before it may have written to the same file.
+    /// If it does not end after `limit`, or not with exit code 0; the error shows its output.
+    pub async fn run(mut self, limit: Duration) -> Result<(), Error> {
+        // Earlier processes may have written to the same file.
         let before = fs::metadata(&self.log).map_or(0, |log| log.len());
-        self.command.envs([guard::mark()?]);
+        self.command.envs([guard::owner_variable()?]);
         let mut running = Running(self.spawn()?);
         let process = &mut running.0;
         match process.wait(limit).await {
-            Some(ended) if ended.in_order() => Ok(()),
-            ended => {
+            Some(exit) if exit.success() => Ok(()),
+            exit => {
                 process.signal_all(Signal::KILL);
-                process.wait(STOP_LIMIT).await;
-                let how = ended.map_or("did not end in time".to_owned(), |ended| ended.to_string());
-                Err(StartError {
-                    what: format!("{} {how}", process.name),
-                    log: first_and_last_lines(&process.log, before),
-                })
+                process.wait(STOP_TIMEOUT).await;
+                let end = exit.map_or("did not end in time".to_owned(), |exit| exit.to_string());
+                Err(Error::with_log(format!("{} {end}", process.name), first_and_last_lines(&process.log, before)))
             }
         }
     }
 }
 
-/// A process whose end somebody waits for: it ends if they no longer do.
+/// Kills the process if [`ProcessBuilder::run`] is cancelled.
 struct Running(Process);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.0.ended().is_none() {
+        if self.0.try_wait().is_none() {
             self.0.signal_all(Signal::KILL);
         }
     }
+}
+
+/// The resident set size of a process in bytes; none if it has ended.
+pub fn resident_memory(pid: i32) -> Option<u64> {
+    memory_field(pid, "VmRSS:")
+}
+
+fn memory_field(pid: i32, field: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024)
 }
 
 /// Whether every thread of a process has stopped.
 fn has_stopped(pid: Pid) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default()).all(|stat| {
-        // One that has ended meanwhile is none any more.
+        // The file is empty if the thread has ended meanwhile.
         stat.is_empty() || stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
     })
 }
 
-/// The processes below `root`, children before their own.
+/// The descendants of `root`, parents before their children.
 fn descendants(root: Pid) -> Vec<Pid> {
     let mut pairs = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -401,33 +370,33 @@ fn descendants(root: Pid) -> Vec<Pid> {
     found.split_off(1)
 }
 
-/// When a process started, as the kernel counts it; together with its id it names a process for good.
+/// When a process started, in clock ticks since boot. Pid and start time together identify a process.
 fn start_time(pid: Pid) -> Option<String> {
     let alive = stat_field(pid, 0)? != "Z";
     alive.then(|| stat_field(pid, 19)).flatten()
 }
 
-/// A field of `/proc/<pid>/stat`, counted from 0 after the program's name, which stands in parentheses and may hold
-/// spaces: 0 is the state, 1 the parent, 19 the time of the start.
+/// A field of `/proc/<pid>/stat`, counted from 0 after the program's name, which is in parentheses and may contain
+/// spaces: 0 is the state, 1 the parent, 19 the start time.
 fn stat_field(pid: Pid, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(number).map(str::to_owned)
 }
 
-/// The last lines of a file; bytes that are no text are shown as such.
+/// The last lines of a file; bytes that are not UTF-8 are replaced.
 fn last_lines(path: &Path) -> Vec<String> {
     let read = || {
         let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(SHOWN_BYTES)))?;
+        file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(MAX_BYTES)))?;
         text(file)
     };
     let lines: Vec<_> = read().unwrap_or_default();
-    lines[lines.len().saturating_sub(LAST_LINES)..].to_vec()
+    lines[lines.len().saturating_sub(MAX_LINES)..].to_vec()
 }
 
-/// The first and the last lines of what a program has written to a file after so many bytes: some say first what is wrong,
-/// and then where in themselves.
+/// The first and the last lines of a file from the position `after`. Some programs print the cause first, and then a long
+/// backtrace.
 fn first_and_last_lines(path: &Path, after: u64) -> Vec<String> {
     let read = || {
         let mut file = File::open(path)?;
@@ -435,17 +404,17 @@ fn first_and_last_lines(path: &Path, after: u64) -> Vec<String> {
         text(file)
     };
     let first: Vec<_> = read().unwrap_or_default();
-    if first.len() <= LAST_LINES {
+    if first.len() <= MAX_LINES {
         return first;
     }
     let last = last_lines(path);
-    let last = &last[last.len().saturating_sub(LAST_LINES - FIRST_LINES)..];
+    let last = &last[last.len().saturating_sub(MAX_LINES - FIRST_LINES)..];
     first[..FIRST_LINES].iter().cloned().chain(["...".to_owned()]).chain(last.iter().cloned()).collect()
 }
 
 fn text(file: File) -> io::Result<Vec<String>> {
     let mut bytes = Vec::new();
-    file.take(SHOWN_BYTES).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
 }
 
@@ -455,11 +424,11 @@ mod tests {
     use crate::Scratch;
 
     #[test]
-    fn a_failure_shows_what_it_said_and_nothing_from_before() {
+    fn an_error_shows_the_output_of_this_run_alone() {
         let scratch = Scratch::new().unwrap();
         let log = scratch.path().join("log");
         let run = |script: &str| {
-            let process = Process::prepare("sh", "sh", &log).args(["-c", script]);
+            let process = Process::builder("sh", "sh", &log).args(["-c", script]);
             smol::block_on(process.run(Duration::from_secs(20)))
         };
         run("echo before").unwrap();
@@ -468,14 +437,14 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_found_again_by_its_file_and_not_by_its_number_alone() {
+    fn a_process_is_found_by_pid_and_start_time() {
         let scratch = Scratch::new().unwrap();
         let (log, file) = (scratch.path().join("log"), scratch.path().join("pid"));
-        let mut process = Process::prepare("sleep", "sleep", &log).args(["60"]).start().unwrap();
+        let mut process = Process::builder("sleep", "sleep", &log).args(["60"]).start().unwrap();
         process.write_pid_file(&file).unwrap();
         let mut found = Process::from_pid_file("sleep", &file, &log).unwrap();
         assert_eq!(found.pid(), process.pid());
-        assert_eq!(found.ended(), None);
+        assert_eq!(found.try_wait(), None);
         smol::block_on(process.kill());
         assert!(Process::from_pid_file("sleep", &file, &log).is_none());
         process.write_pid_file(&file).unwrap();
@@ -486,11 +455,11 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_to_stop_has_stopped() {
+    fn every_thread_has_stopped_after_sigstop() {
         let scratch = Scratch::new().unwrap();
         let busy = "while :; do :; done";
         let mut process =
-            Process::prepare("busy", "sh", scratch.path().join("log")).args(["-c", busy]).start().unwrap();
+            Process::builder("busy", "sh", scratch.path().join("log")).args(["-c", busy]).start().unwrap();
         for _ in 0..20 {
             process.signal(Signal::STOP);
             assert!(has_stopped(process.pid));
@@ -500,24 +469,24 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_fails_is_told_with_its_first_and_its_last_words() {
+    fn an_error_shows_the_first_and_the_last_lines_of_the_output() {
         let scratch = Scratch::new().unwrap();
         let log = scratch.path().join("log");
         fs::write(&log, "of an earlier run\n").unwrap();
         let script = "echo the reason; seq 1000; echo the end; exit 1";
-        let run = Process::prepare("script", "sh", &log).args(["-c", script]).run(Duration::from_secs(20));
+        let run = Process::builder("script", "sh", &log).args(["-c", script]).run(Duration::from_secs(20));
         let error = smol::block_on(run).unwrap_err().to_string();
         assert!(error.contains("| the reason\n  | 1\n") && error.ends_with("| 1000\n  | the end"), "{error}");
         assert!(error.lines().count() < 20 && !error.contains("earlier"), "{error}");
     }
 
     #[test]
-    fn an_early_end_shows_the_log() {
+    fn a_process_that_ends_while_it_starts_is_an_error_with_its_log() {
         let scratch = Scratch::new().unwrap();
-        // Not all of it is text: a tool may speak in another encoding.
+        // Not all of it is UTF-8: a tool may use another encoding.
         let script = r"printf 'b\374cher\nthe port is taken\n'; exit 3";
         let mut process =
-            Process::prepare("script", "sh", scratch.path().join("log")).args(["-c", script]).start().unwrap();
+            Process::builder("script", "sh", scratch.path().join("log")).args(["-c", script]).start().unwrap();
         let error = smol::block_on(process.until(Duration::from_secs(5), || async { false })).unwrap_err();
         assert!(error.to_string().contains("exit status: 3"), "{error}");
         assert!(error.to_string().contains("| the port is taken"), "{error}");

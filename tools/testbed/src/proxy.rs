@@ -1,5 +1,4 @@
-//! A TCP proxy that can be made to fail in ways in which a process cannot: answers that never come, connections that are
-//! dead on one side only, resets in the middle of a call.
+//! A TCP proxy that injects network faults: lost responses, half-open connections, resets in the middle of a call.
 
 use std::{
     io,
@@ -20,26 +19,26 @@ use smol::{
 };
 use socket2::SockRef;
 
-/// How often a connection that waits looks at the mode.
+/// How often a waiting connection checks the mode.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// How a proxy treats its connections, those that are open and new ones.
+/// What a proxy does with open and new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mode {
-    /// Everything passes.
+    /// Forwards everything.
     Pass,
-    /// Nothing passes and nobody is told, as when a cable is cut.
+    /// Forwards nothing and closes nothing, as if a cable were cut.
     Stall,
-    /// What clients send arrives; what they are answered does not.
-    HoldAnswers,
-    /// Every connection is reset, new ones at once.
+    /// Forwards requests, and no responses.
+    StallResponses,
+    /// Resets every connection, new ones at once.
     Reset,
 }
 
-const MODES: [Mode; 4] = [Mode::Pass, Mode::Stall, Mode::HoldAnswers, Mode::Reset];
+const MODES: [Mode; 4] = [Mode::Pass, Mode::Stall, Mode::StallResponses, Mode::Reset];
 
-/// Where a proxy leads.
+/// The address that a proxy forwards to.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// A port of the loopback address.
@@ -48,7 +47,7 @@ pub enum Target {
     Socket(PathBuf),
 }
 
-/// A running proxy. It ends, with its connections, when it is dropped.
+/// A running proxy. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -61,18 +60,18 @@ struct Shared {
     mode: AtomicU8,
     accepted: AtomicUsize,
     target: Mutex<Option<Target>>,
-    /// Held by each connection that is open since the last reset of those that were.
-    since_reset: Mutex<Arc<()>>,
+    /// Each connection that was opened since the last [`Proxy::reset_open`] holds a clone.
+    generation: Mutex<Arc<()>>,
 }
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 impl Proxy {
-    /// Listens on a port of its own. Connections are reset until there is a target.
+    /// Listens on a free port. Connections are reset until there is a target.
     ///
     /// # Errors
-    /// If it cannot listen.
+    /// If the port cannot be bound.
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (address, shared) = (listener.local_addr()?, Arc::new(Shared::default()));
@@ -85,25 +84,25 @@ impl Proxy {
         self.address.port()
     }
 
-    /// Says where new connections lead.
-    pub fn lead_to(&self, target: Target) {
+    /// Sets the target of new connections.
+    pub fn set_target(&self, target: Target) {
         *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
     }
 
-    /// Treats connections so from now on.
+    /// Sets the mode.
     pub fn set(&self, mode: Mode) {
         self.shared.mode.store(mode as u8, Ordering::SeqCst);
     }
 
-    /// Resets the connections that are open, and waits until they are; new ones are treated as before.
+    /// Resets the open connections and waits until they are closed. The mode of new ones does not change.
     pub async fn reset_open(&self) {
-        let before = std::mem::take(&mut *self.shared.since_reset());
+        let before = std::mem::take(&mut *self.shared.generation());
         while Arc::strong_count(&before) > 1 {
             smol::Timer::after(POLL_INTERVAL).await;
         }
     }
 
-    /// How many connections it has taken so far.
+    /// How many connections it has accepted so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
@@ -114,12 +113,12 @@ impl Shared {
         MODES[usize::from(self.mode.load(Ordering::SeqCst))]
     }
 
-    fn since_reset(&self) -> MutexGuard<'_, Arc<()>> {
-        self.since_reset.lock().unwrap_or_else(PoisonError::into_inner)
+    fn generation(&self) -> MutexGuard<'_, Arc<()>> {
+        self.generation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn until(&self, wanted: impl Fn(Mode) -> bool) {
-        while !wanted(self.mode()) {
+    async fn until(&self, condition: impl Fn(Mode) -> bool) {
+        while !condition(self.mode()) {
             smol::Timer::after(POLL_INTERVAL).await;
         }
     }
@@ -152,18 +151,18 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn serve(client: TcpStream, shared: Arc<Shared>) {
-    let open_since = shared.since_reset().clone();
+    let generation = shared.generation().clone();
     let pass = async {
-        // A cut cable takes no connection; the kernel does, so that only silence tells.
+        // Nothing would accept a connection behind a cut cable. The kernel has accepted this one, so it is left silent.
         shared.until(|mode| mode != Mode::Stall).await;
-        let (answers, requests) = shared.connect().await?;
+        let (responses, requests) = shared.connect().await?;
         client.set_nodelay(true)?;
-        let there = pump(Box::new(client.clone()), requests, || shared.until(|mode| mode != Mode::Stall));
-        let back = pump(answers, Box::new(client.clone()), || shared.until(|mode| mode == Mode::Pass));
-        or(there, back).await
+        let requests = pump(Box::new(client.clone()), requests, || shared.until(|mode| mode != Mode::Stall));
+        let responses = pump(responses, Box::new(client.clone()), || shared.until(|mode| mode == Mode::Pass));
+        or(requests, responses).await
     };
     let reset = async {
-        shared.until(|mode| mode == Mode::Reset || !Arc::ptr_eq(&open_since, &shared.since_reset())).await;
+        shared.until(|mode| mode == Mode::Reset || !Arc::ptr_eq(&generation, &shared.generation())).await;
         Err(io::Error::other("reset"))
     };
     if or(reset, pass).await.is_err() {
@@ -171,10 +170,10 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
     }
     drop(client);
-    drop(open_since);
+    drop(generation);
 }
 
-/// Moves bytes as long as it may, then the end.
+/// Copies bytes, each time after `may_pass`, until the end of the stream.
 async fn pump<F: Future<Output = ()>>(mut from: Reader, mut to: Writer, may_pass: impl Fn() -> F) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -194,18 +193,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_passes_holds_and_resets() {
+    fn each_mode_forwards_stalls_or_resets() {
         runtime::block_on(1, async {
             let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let proxy = Proxy::start().await.unwrap();
-            proxy.lead_to(Target::Port(server.local_addr().unwrap().port()));
+            proxy.set_target(Target::Port(server.local_addr().unwrap().port()));
             let mut client = TcpStream::connect(proxy.address).await.unwrap();
             let (mut peer, _) = server.accept().await.unwrap();
             let (mut byte, moment) = ([0], Duration::from_millis(50));
 
             client.write_all(b"a").await.unwrap();
             peer.read_exact(&mut byte).await.unwrap();
-            proxy.set(Mode::HoldAnswers);
+            proxy.set(Mode::StallResponses);
             client.write_all(b"b").await.unwrap();
             peer.read_exact(&mut byte).await.unwrap();
             peer.write_all(b"c").await.unwrap();

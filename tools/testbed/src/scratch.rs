@@ -6,9 +6,9 @@ use std::{
 
 use crate::{Process, guard::Guard};
 
-/// A new directory below the system's temporary one. When this value is dropped, or when our process ends in whatever
-/// way, the processes that work in it and those handed to it are killed, with all that descend from them and frozen ones
-/// too, and the directory is removed.
+/// A new temporary directory. When this value is dropped, or our process ends (also by SIGKILL), the guard kills every
+/// process whose working directory is inside, every process that was registered by [`guard`](Self::guard), and their
+/// descendants, stopped ones included; then it removes the directory.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
@@ -19,13 +19,13 @@ impl Scratch {
     /// Makes the directory and starts its guard.
     ///
     /// # Errors
-    /// If either cannot be done.
+    /// If the directory or the guard cannot be created.
     pub fn new() -> io::Result<Self> {
-        // Absolute, as the kernel tells the working directory of a process.
+        // Canonical, as the kernel reports working directories.
         let parent = env::temp_dir().canonicalize()?;
         let path = parent.join(format!("patient-management-{:016x}", fastrand::u64(..)));
         fs::DirBuilder::new().mode(0o755).create(&path)?;
-        // Whatever our umask is, an unprivileged PostgreSQL has to find its way into its own directory in here.
+        // Whatever the umask is: PostgreSQL runs as another user and must be able to enter its own directory below.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         fs::create_dir(path.join("pids"))?;
         let guard = Guard::of_directory(&path)?;
@@ -37,23 +37,23 @@ impl Scratch {
         &self.path
     }
 
-    /// Has this process killed at the end too, wherever it works.
+    /// Registers a process to be killed with this directory, whatever its working directory is.
     ///
     /// # Errors
-    /// If that cannot be noted.
+    /// If the file with its pid cannot be written.
     pub fn guard(&self, process: &Process) -> io::Result<()> {
-        self.note(process.pid(), &process.started().unwrap_or_default())
+        self.register_pid(process.pid(), &process.started().unwrap_or_default())
     }
 
-    /// As [`guard`](Self::guard), for who cannot hold the process meanwhile.
-    pub(crate) fn note(&self, pid: i32, started: &str) -> io::Result<()> {
+    /// As [`guard`](Self::guard), for a caller that cannot borrow the process at the same time.
+    pub(crate) fn register_pid(&self, pid: i32, started: &str) -> io::Result<()> {
         fs::write(self.path.join("pids").join(pid.to_string()), started)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // We wait for its end, so that a test leaves nothing behind.
-        self.guard.act();
+        // Waits until everything is gone, so that a test leaves nothing behind.
+        self.guard.kill_all();
     }
 }

@@ -1,4 +1,4 @@
-//! Our own services as processes: the real binaries, started with an environment and waited for.
+//! Our services as processes: the real binaries, started with an environment.
 
 use std::{
     env,
@@ -9,24 +9,24 @@ use std::{
     time::Duration,
 };
 
-use crate::{Process, StartError, http::Client, process::Ended};
+use crate::{Error, Process, http::Client, process::Exit};
 
-/// Time for a service to be ready once everything that it needs is there.
-const READY_LIMIT: Duration = Duration::from_secs(30);
-/// Time for a service to finish what it does: a little more than its own limits.
-pub const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Time until a service is ready once its database and broker are.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a service to stop: a little more than its own limits for draining.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Where the services' binaries are: `SERVICE_BINARIES`, else beside our own program.
 ///
 /// # Errors
-/// If our own program's place cannot be told.
+/// If the path of our own program is unknown.
 pub fn binaries() -> io::Result<PathBuf> {
     if let Some(path) = env::var_os("SERVICE_BINARIES") {
         return Ok(path.into());
     }
     let own = env::current_exe()?;
     let directory = own.parent().unwrap_or(Path::new("."));
-    // Tests lie one folder deeper.
+    // Test programs are one folder deeper.
     Ok(if directory.ends_with("deps") {
         directory.parent().unwrap_or(directory).to_owned()
     } else {
@@ -39,7 +39,7 @@ pub fn binaries() -> io::Result<PathBuf> {
 pub struct Setting {
     /// The variables that set it; the first that is set counts.
     pub names: Vec<String>,
-    /// Its value where none is set.
+    /// Its default.
     pub default: Option<String>,
 }
 
@@ -47,19 +47,19 @@ pub struct Setting {
 ///
 /// # Errors
 /// If the binary is missing, or its `--help` lists none.
-pub fn settings(name: &str) -> Result<Vec<Setting>, StartError> {
+pub fn settings(name: &str) -> Result<Vec<Setting>, Error> {
     let binary = binaries()?.join(name);
     let output = Command::new(&binary).arg("--help").env_clear().output();
-    let output = output.map_err(|error| StartError::new(format!("{}: {error}", binary.display())))?;
-    let settings = settings_in(&String::from_utf8_lossy(&output.stdout));
+    let output = output.map_err(|error| Error::new(format!("{}: {error}", binary.display())))?;
+    let settings = parse_settings(&String::from_utf8_lossy(&output.stdout));
     if settings.is_empty() {
-        return Err(StartError::of_output(format!("{name} --help lists no settings ({})", output.status), &output));
+        return Err(Error::of_output(format!("{name} --help lists no settings ({})", output.status), &output));
     }
     Ok(settings)
 }
 
-/// The settings in the text of a service's `--help`: a line with the names, and one below it that may tell the default.
-pub fn settings_in(help: &str) -> Vec<Setting> {
+/// Parses the `--help` of a service: a line with the names of a setting, and a line below it that may have the default.
+pub fn parse_settings(help: &str) -> Vec<Setting> {
     let lines: Vec<_> = help.lines().collect();
     let setting = |pair: &[&str]| {
         let names: Vec<_> = pair[0].trim().split(", ").map(str::to_owned).collect();
@@ -88,7 +88,7 @@ pub struct Launch {
     pub label: String,
 }
 
-/// A service that was started.
+/// A running service.
 #[derive(Debug)]
 pub struct Service {
     launch: Launch,
@@ -100,23 +100,24 @@ impl Launch {
     ///
     /// # Errors
     /// If the binary is missing or cannot be started.
-    pub fn start(self) -> Result<Service, StartError> {
-        self.start_by(&[])
+    pub fn start(self) -> Result<Service, Error> {
+        self.start_with_wrapper(&[])
     }
 
-    /// Starts it by a command that gets the binary's path as its last argument and becomes it.
+    /// Starts it with a wrapper, such as `unshare`: a command that gets the binary's path as its last argument and ends with
+    /// an `exec` of it.
     ///
     /// # Errors
-    /// If the binary is missing or the command cannot be started.
-    pub fn start_by(self, command: &[&str]) -> Result<Service, StartError> {
+    /// If the binary is missing or the wrapper cannot be started.
+    pub fn start_with_wrapper(self, wrapper: &[&str]) -> Result<Service, Error> {
         let binary = binaries()?.join(self.name);
         if !binary.is_file() {
-            return Err(StartError::new(format!("{} is not built: {} is missing", self.name, binary.display())));
+            return Err(Error::new(format!("{} is not built: {} is missing", self.name, binary.display())));
         }
-        let words: Vec<&OsStr> = command.iter().map(OsStr::new).chain([binary.as_os_str()]).collect();
-        let process = Process::prepare(&self.label, words[0], self.log())
+        let words: Vec<&OsStr> = wrapper.iter().map(OsStr::new).chain([binary.as_os_str()]).collect();
+        let process = Process::builder(&self.label, words[0], self.log())
             .args(&words[1..])
-            .clean_environment()
+            .clear_environment()
             .envs(env::var("PATH").map(|path| ("PATH", path)))
             .envs([("SERVER_PORT", self.port.to_string())])
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -126,7 +127,7 @@ impl Launch {
         Ok(Service { launch: self, process })
     }
 
-    /// The one that an earlier run started with this label, if it is still alive.
+    /// The service that an earlier run started with this label, if it still runs.
     pub fn running(self) -> Option<Service> {
         let process = Process::from_pid_file(&self.label, &self.pid_file(), self.log())?;
         Some(Service { launch: self, process })
@@ -148,7 +149,7 @@ impl Service {
         &self.launch
     }
 
-    /// Its process, to be guarded, frozen, thawed or killed.
+    /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
@@ -158,7 +159,7 @@ impl Service {
         self.launch.environment.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str())
     }
 
-    /// Where it serves HTTP.
+    /// Its HTTP address.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.launch.port)
     }
@@ -168,38 +169,38 @@ impl Service {
         Client::new(self.address())
     }
 
-    /// Whether it says that it is ready.
+    /// Whether its readiness probe succeeds.
     pub async fn is_ready(&self) -> bool {
-        let client = self.client().with_limit(Duration::from_secs(2));
-        client.get("/actuator/health/readiness").await.is_ok_and(|answer| answer.status == 200)
+        let client = self.client().with_timeout(Duration::from_secs(2));
+        client.get("/actuator/health/readiness").await.is_ok_and(|response| response.status == 200)
     }
 
-    /// Waits until it is ready.
+    /// Waits until its readiness probe succeeds.
     ///
     /// # Errors
     /// If it ends, or is not ready in time; the error shows the end of its log.
-    pub async fn until_ready(&mut self) -> Result<(), StartError> {
-        let client = self.client().with_limit(Duration::from_secs(2));
+    pub async fn until_ready(&mut self) -> Result<(), Error> {
+        let client = self.client().with_timeout(Duration::from_secs(2));
         let ready =
-            || async { client.get("/actuator/health/readiness").await.is_ok_and(|answer| answer.status == 200) };
-        self.process.until(READY_LIMIT, ready).await
+            || async { client.get("/actuator/health/readiness").await.is_ok_and(|response| response.status == 200) };
+        self.process.until(READY_TIMEOUT, ready).await
     }
 
-    /// Asks it to end and waits; kills it if that takes too long.
-    pub async fn stop(&mut self) -> Ended {
-        self.process.stop(STOP_LIMIT).await
+    /// Sends SIGTERM, and SIGKILL after [`STOP_TIMEOUT`].
+    pub async fn stop(&mut self) -> Exit {
+        self.process.stop(STOP_TIMEOUT).await
     }
 
     /// Starts it again on the same port after it has ended.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn restart(&mut self) -> Result<(), StartError> {
+    pub fn restart(&mut self) -> Result<(), Error> {
         *self = self.launch.clone().start()?;
         Ok(())
     }
 
-    /// All that it has written to its log.
+    /// Its whole log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.launch.log()).unwrap_or_default()
     }
@@ -210,10 +211,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_tells_the_settings() {
+    fn settings_and_defaults_are_parsed() {
         let help = "a 1: b\n\nUsage: a [--help]\n  (nothing)   runs\n\nEnvironment:\n  PORT\n      port: a number (default 4000)\n\
                     \u{20} URL, OTHER_URL\n      where: text (required, e.g. x)\n";
-        let settings = settings_in(help);
+        let settings = parse_settings(help);
         let names: Vec<_> = settings.iter().map(|setting| setting.names.join(" ")).collect();
         assert_eq!(names, ["PORT", "URL OTHER_URL"]);
         assert_eq!((settings[0].default.as_deref(), &settings[1].default), (Some("4000"), &None));

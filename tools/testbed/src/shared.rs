@@ -1,3 +1,5 @@
+//! The PostgreSQL and the brokers that all tests of a process share, and macros that run a test on each broker.
+
 use std::sync::OnceLock;
 
 use smol::lock::Mutex;
@@ -8,42 +10,42 @@ use crate::{
     postgres::{Cluster, Durability},
 };
 
-/// The cluster of this test process, which shares its life with it.
+/// The cluster of this test process. The guard kills it when the process ends.
 static CLUSTER: OnceLock<Mutex<Option<(Scratch, Cluster)>>> = OnceLock::new();
 
-/// The brokers of this test process, which share their lives with it.
+/// The brokers of this test process. The guard kills them when the process ends.
 static BROKERS: OnceLock<Mutex<Vec<(Scratch, Broker)>>> = OnceLock::new();
 
-/// Settings of a client of a broker that all tests of this process share; each uses topics of its own. A test that hurts
-/// its broker starts one for itself.
+/// Client settings of a broker that all tests of this process share; each test uses its own topics. A test that injects
+/// faults into its broker starts its own.
 ///
 /// # Panics
-/// If the broker cannot be had. `just test` finds out beforehand and leaves out, visibly, the tests that need it.
+/// If the broker cannot be started. `just test` checks this beforehand, skips the tests that need it, and says so.
 pub async fn broker(kind: Kind) -> kafka::Settings {
     let mut brokers = BROKERS.get_or_init(Mutex::default).lock().await;
     if let Some((_, broker)) = brokers.iter().find(|(_, broker)| broker.kind() == kind) {
         return broker.settings("test");
     }
     let scratch = Scratch::new().expect("a temporary directory can be made");
-    let started = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await;
-    let mut broker = started.unwrap_or_else(|error| panic!("{kind} cannot be had here: {error}"));
+    let started = Broker::start_on_free_port(kind, &scratch.path().join("broker"), "").await;
+    let mut broker = started.unwrap_or_else(|error| panic!("{kind} cannot be started: {error}"));
     scratch.guard(broker.process()).expect("a file can be written");
     let settings = broker.settings("test");
     brokers.push((scratch, broker));
     settings
 }
 
-/// The URL of a new, empty database on a cluster that all tests of this process share. A test that hurts its server
-/// starts one for itself.
+/// The URL of a new, empty database on a cluster that all tests of this process share. A test that injects faults into its
+/// server starts its own.
 ///
 /// # Panics
-/// If there is no PostgreSQL.
+/// If PostgreSQL cannot be started.
 pub async fn database() -> String {
     let mut shared = CLUSTER.get_or_init(Mutex::default).lock().await;
     if shared.is_none() {
         let scratch = Scratch::new().expect("a temporary directory can be made");
         let started = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await;
-        let mut cluster = started.unwrap_or_else(|error| panic!("PostgreSQL cannot be had here: {error}"));
+        let mut cluster = started.unwrap_or_else(|error| panic!("PostgreSQL cannot be started: {error}"));
         scratch.guard(cluster.process()).expect("a file can be written");
         *shared = Some((scratch, cluster));
     }
@@ -53,7 +55,7 @@ pub async fn database() -> String {
     cluster.url(&name)
 }
 
-/// Makes each test, an `fn(testbed::broker::Kind)`, into two: one in a module `on_kafka`, one in `on_nisshi`.
+/// Makes two tests of each function `fn(testbed::broker::Kind)`: one in the module `on_kafka`, one in `on_nisshi`.
 #[macro_export]
 macro_rules! on_each_broker {
     ($($test:ident),* $(,)?) => {
@@ -66,8 +68,8 @@ macro_rules! on_each_broker {
     };
 }
 
-/// Makes each test, an `fn(testbed::broker::Kind)`, into two, for what Nisshi does not do or depends on the version: one in
-/// a module `on_kafka`, one in `on_older_kafka`.
+/// Makes two tests of each function `fn(testbed::broker::Kind)`: one in the module `on_kafka`, one in `on_older_kafka`. For
+/// what Nisshi lacks, or what depends on Kafka's version.
 #[macro_export]
 macro_rules! on_each_kafka {
     ($($test:ident),* $(,)?) => {
@@ -80,8 +82,7 @@ macro_rules! on_each_kafka {
     };
 }
 
-/// Makes each test, an `fn(testbed::broker::Kind)`, into three: as [`on_each_kafka`], and one in
-/// `on_nisshi`.
+/// Makes three tests of each function `fn(testbed::broker::Kind)`: those of [`on_each_kafka`], and one in `on_nisshi`.
 #[macro_export]
 macro_rules! on_each_version {
     ($($test:ident),* $(,)?) => {

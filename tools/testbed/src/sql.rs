@@ -1,16 +1,16 @@
-//! Looking behind a service, into its PostgreSQL, and getting in its way there.
+//! Queries and locks on a service's PostgreSQL database.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use runtime::timeout;
 use sqlx::{Connection as _, PgConnection, postgres::PgRow};
 
-use crate::StartError;
+use crate::Error;
 
-/// Time for one statement.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Timeout of a statement.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A session of a test's own. What it holds (locks, a transaction) is held until it is dropped.
+/// A session. It holds its locks and its transaction until it is dropped.
 #[derive(Debug)]
 pub struct Session {
     connection: PgConnection,
@@ -20,9 +20,9 @@ impl Session {
     /// Connects to the database at this URL.
     ///
     /// # Errors
-    /// If it cannot.
-    pub async fn open(url: &str) -> Result<Self, StartError> {
-        let connection = timeout(LIMIT, PgConnection::connect(url)).await.map_err(failed)?.map_err(failed)?;
+    /// If the server cannot be reached.
+    pub async fn open(url: &str) -> Result<Self, Error> {
+        let connection = timeout(TIMEOUT, PgConnection::connect(url)).await??;
         Ok(Self { connection })
     }
 
@@ -30,57 +30,53 @@ impl Session {
     ///
     /// # Errors
     /// If one fails.
-    pub async fn execute(&mut self, statements: &'static str) -> Result<(), StartError> {
+    pub async fn execute(&mut self, statements: &'static str) -> Result<(), Error> {
         let work = sqlx::raw_sql(statements).execute(&mut self.connection);
-        timeout(LIMIT, work).await.map_err(failed)?.map_err(failed)?;
+        timeout(TIMEOUT, work).await??;
         Ok(())
     }
 
-    /// The rows that a statement gives.
+    /// The rows that a statement returns, each read by `read`.
     ///
     /// # Errors
-    /// If it fails, or a row cannot be read so.
+    /// If the statement or `read` fails.
     pub async fn rows<T>(
         &mut self,
         statement: &'static str,
         read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
-    ) -> Result<Vec<T>, StartError> {
+    ) -> Result<Vec<T>, Error> {
         let work = sqlx::query(statement).fetch_all(&mut self.connection);
-        let rows = timeout(LIMIT, work).await.map_err(failed)?.map_err(failed)?;
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
+        let rows = timeout(TIMEOUT, work).await??;
+        Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
     }
 }
 
-/// The rows that a statement gives on a session of its own.
+/// The rows that a statement returns in a new session, each read by `read`.
 ///
 /// # Errors
-/// If it fails, or a row cannot be read so.
+/// If the statement or `read` fails.
 pub async fn rows<T>(
     url: &str,
     statement: &'static str,
     read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
-) -> Result<Vec<T>, StartError> {
+) -> Result<Vec<T>, Error> {
     Session::open(url).await?.rows(statement, read).await
 }
 
-/// The number that a statement gives.
+/// The number in the first column of the first row that a statement returns.
 ///
 /// # Errors
-/// If it gives none.
-pub async fn number(url: &str, statement: &'static str) -> Result<i64, StartError> {
+/// If there is no such row.
+pub async fn number(url: &str, statement: &'static str) -> Result<i64, Error> {
     use sqlx::Row as _;
     let rows = rows(url, statement, |row| row.try_get(0)).await?;
-    rows.into_iter().next().ok_or_else(|| StartError::new("there is no row"))
+    rows.into_iter().next().ok_or_else(|| Error::new("there is no row"))
 }
 
-/// Runs statements, separated by semicolons, on a session of its own.
+/// Runs statements, separated by semicolons, in a new session.
 ///
 /// # Errors
 /// If one fails.
-pub async fn execute(url: &str, statements: &'static str) -> Result<(), StartError> {
+pub async fn execute(url: &str, statements: &'static str) -> Result<(), Error> {
     Session::open(url).await?.execute(statements).await
-}
-
-fn failed(error: impl fmt::Display) -> StartError {
-    StartError::new(error.to_string())
 }

@@ -1,4 +1,4 @@
-//! The whole system as processes of a test: the real binaries on ports and databases of their own.
+//! The whole system as processes of a test: the real binaries, with their own ports and databases.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value as Json;
 
 use crate::{
-    Scratch, StartError,
+    Error, Scratch,
     broker::{Broker, Kind},
     clock::SteppedClock,
     http::Client,
@@ -17,9 +17,9 @@ use crate::{
     service::{Launch, Service},
 };
 
-/// What the services of a system stand on.
+/// The databases, the broker and the topic that the services of a system use.
 #[derive(Clone, Debug)]
-pub struct Ground {
+pub struct BackingServices {
     /// The database of patient-service.
     pub patients_database: String,
     /// The database of billing-service.
@@ -30,10 +30,10 @@ pub struct Ground {
     pub topic: String,
 }
 
-/// A running system. Its processes end with it.
+/// A running system. Dropping it kills its processes.
 #[derive(Debug)]
 pub struct System {
-    /// patient-service, as many replicas as wanted.
+    /// The replicas of patient-service.
     pub patients: Vec<Service>,
     /// billing-service.
     pub billing: Service,
@@ -41,27 +41,27 @@ pub struct System {
     pub analytics: Service,
     /// The directory of logs and state; it kills the processes of this system when it is dropped.
     pub scratch: Scratch,
-    ground: Ground,
+    backing_services: BackingServices,
 }
 
-/// A PostgreSQL and a broker of one test, to be hurt.
+/// PostgreSQL and a broker for one test alone, which may kill them.
 #[derive(Debug)]
-pub struct OwnGround {
+pub struct DedicatedServers {
     /// The databases.
     pub cluster: Cluster,
-    /// The clock of the databases, which is right until it is set.
+    /// The clock of PostgreSQL; correct until it is set.
     pub clock: SteppedClock,
     /// The broker.
     pub broker: Broker,
-    /// Where they keep their data, and what ends them.
+    /// The directory of their data; it kills them when it is dropped.
     pub scratch: Scratch,
 }
 
-impl Ground {
+impl BackingServices {
     /// New databases and a new topic on the servers that all tests of this process share.
     ///
     /// # Panics
-    /// If they cannot be had.
+    /// If PostgreSQL or the broker cannot be started.
     pub async fn shared(kind: Kind) -> Self {
         let kafka = crate::shared_broker(kind).await;
         Self {
@@ -73,12 +73,12 @@ impl Ground {
     }
 }
 
-impl OwnGround {
+impl DedicatedServers {
     /// Starts them.
     ///
     /// # Errors
     /// If one of them does not come up, or there is no C compiler for the clock.
-    pub async fn start(kind: Kind) -> Result<Self, StartError> {
+    pub async fn start(kind: Kind) -> Result<Self, Error> {
         let scratch = Scratch::new()?;
         let clock = SteppedClock::new(scratch.path())?;
         let mut cluster =
@@ -87,14 +87,14 @@ impl OwnGround {
         for name in ["patients", "billing"] {
             cluster.create_database(name).await?;
         }
-        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await?;
+        let mut broker = Broker::start_on_free_port(kind, &scratch.path().join("broker"), "").await?;
         scratch.guard(broker.process())?;
         Ok(Self { cluster, clock, broker, scratch })
     }
 
-    /// What services stand on.
-    pub fn ground(&self) -> Ground {
-        Ground {
+    /// The addresses that services need.
+    pub fn backing_services(&self) -> BackingServices {
+        BackingServices {
             patients_database: self.cluster.url("patients"),
             billing_database: self.cluster.url("billing"),
             kafka: self.broker.address(),
@@ -106,7 +106,7 @@ impl OwnGround {
     ///
     /// # Errors
     /// If it does not come up.
-    pub async fn restart_broker(&mut self) -> Result<(), StartError> {
+    pub async fn restart_broker(&mut self) -> Result<(), Error> {
         self.broker.restart().await?;
         Ok(self.scratch.guard(self.broker.process())?)
     }
@@ -115,29 +115,33 @@ impl OwnGround {
     ///
     /// # Errors
     /// If it does not come up.
-    pub async fn restart_postgres(&mut self) -> Result<(), StartError> {
+    pub async fn restart_postgres(&mut self) -> Result<(), Error> {
         self.cluster.restart().await?;
         Ok(self.scratch.guard(self.cluster.process())?)
     }
 }
 
 impl System {
-    /// Starts a system with so many replicas of patient-service, and waits until it is ready. `extra` are more settings,
-    /// given to every service.
+    /// Starts a system with `replicas` of patient-service, and waits until it is ready. Every service also gets the settings
+    /// in `extra`.
     ///
     /// # Errors
     /// If a service does not come up.
-    pub async fn start(ground: Ground, replicas: usize, extra: &[(&str, &str)]) -> Result<Self, StartError> {
+    pub async fn start(
+        backing_services: BackingServices,
+        replicas: usize,
+        extra: &[(&str, &str)],
+    ) -> Result<Self, Error> {
         let scratch = Scratch::new()?;
-        let plan = Plan { ground: &ground, directory: scratch.path(), extra };
+        let launcher = Launcher { backing_services: &backing_services, directory: scratch.path(), extra };
         let grpc_port = ports::free();
-        let billing = start(&scratch, plan.billing(grpc_port))?;
-        let analytics = start(&scratch, plan.analytics())?;
+        let billing = start(&scratch, launcher.billing(grpc_port))?;
+        let analytics = start(&scratch, launcher.analytics())?;
         let mut patients = Vec::new();
         for number in 0..replicas {
-            patients.push(start(&scratch, plan.patient(number, grpc_port))?);
+            patients.push(start(&scratch, launcher.patient(number, grpc_port))?);
         }
-        let mut system = Self { patients, billing, analytics, ground, scratch };
+        let mut system = Self { patients, billing, analytics, backing_services, scratch };
         for service in system.services() {
             service.until_ready().await?;
         }
@@ -149,9 +153,9 @@ impl System {
         [&mut self.billing, &mut self.analytics].into_iter().chain(&mut self.patients)
     }
 
-    /// What the services stand on.
-    pub fn ground(&self) -> &Ground {
-        &self.ground
+    /// The databases, the broker and the topic that the services use.
+    pub fn backing_services(&self) -> &BackingServices {
+        &self.backing_services
     }
 
     /// The directory of the logs and of analytics' state.
@@ -168,38 +172,38 @@ impl System {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn revive(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), StartError> {
+    pub fn restart_without_waiting(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), Error> {
         which(self).restart()?;
         self.guard(which)
     }
 
-    /// Starts a service again as [`revive`](Self::revive) does, and waits until it is ready.
+    /// Starts a service again as [`restart_without_waiting`](Self::revive) does, and waits until it is ready.
     ///
     /// # Errors
     /// If it does not come up.
-    pub async fn restart(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), StartError> {
-        self.revive(&which)?;
+    pub async fn restart(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), Error> {
+        self.restart_without_waiting(&which)?;
         which(self).until_ready().await
     }
 
-    /// Stops a service in order and starts it again in another way, such as with more settings. It may not be ready yet.
+    /// Stops a service and starts it again by `start`, for example with more settings. It may not be ready yet.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub async fn relaunch(
+    pub async fn restart_with(
         &mut self,
         which: impl Fn(&mut Self) -> &mut Service,
-        how: impl FnOnce(Launch) -> Result<Service, StartError>,
-    ) -> Result<(), StartError> {
+        start: impl FnOnce(Launch) -> Result<Service, Error>,
+    ) -> Result<(), Error> {
         which(self).stop().await;
-        *which(self) = how(which(self).launch().clone())?;
+        *which(self) = start(which(self).launch().clone())?;
         self.guard(which)
     }
 
-    fn guard(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), StartError> {
+    fn guard(&mut self, which: impl Fn(&mut Self) -> &mut Service) -> Result<(), Error> {
         let process = which(self).process();
         let (pid, started) = (process.pid(), process.started().unwrap_or_default());
-        Ok(self.scratch.note(pid, &started)?)
+        Ok(self.scratch.register_pid(pid, &started)?)
     }
 
     /// A client of the first patient-service.
@@ -207,31 +211,27 @@ impl System {
         self.patients[0].client()
     }
 
-    /// Waits until analytics shows what the caller wants; gives the summary.
+    /// Waits until the summary of analytics is as `expected` says; returns it.
     ///
     /// # Errors
-    /// If that takes longer than `limit`; the error shows the last summary.
-    pub async fn until_summary(
-        &self,
-        limit: Duration,
-        mut wanted: impl FnMut(&Json) -> bool,
-    ) -> Result<Json, StartError> {
+    /// After `limit`; the error shows the last summary.
+    pub async fn until_summary(&self, limit: Duration, mut expected: impl FnMut(&Json) -> bool) -> Result<Json, Error> {
         let client = self.analytics.client();
         let end = Instant::now() + limit;
         loop {
-            let summary = client.get("/analytics/summary").await.map(|answer| answer.json()).unwrap_or_default();
-            if wanted(&summary) {
+            let summary = client.get("/analytics/summary").await.map(|response| response.json()).unwrap_or_default();
+            if expected(&summary) {
                 return Ok(summary);
             }
             if Instant::now() > end {
-                return Err(StartError::new(format!("analytics does not show it: {summary}")));
+                return Err(Error::new(format!("the summary of analytics is not as expected: {summary}")));
             }
             smol::Timer::after(Duration::from_millis(10)).await;
         }
     }
 }
 
-fn start(scratch: &Scratch, launch: Launch) -> Result<Service, StartError> {
+fn start(scratch: &Scratch, launch: Launch) -> Result<Service, Error> {
     let mut service = launch.start()?;
     scratch.guard(service.process())?;
     Ok(service)
@@ -241,16 +241,16 @@ fn state_file(directory: &Path) -> PathBuf {
     directory.join("analytics.sqlite")
 }
 
-/// How the services of a system are launched.
-struct Plan<'a> {
-    ground: &'a Ground,
+/// The settings from which the services of a system are launched.
+struct Launcher<'a> {
+    backing_services: &'a BackingServices,
     directory: &'a Path,
     extra: &'a [(&'a str, &'a str)],
 }
 
-impl Plan<'_> {
+impl Launcher<'_> {
     fn launch(&self, name: &'static str, label: String, own: &[(&str, String)]) -> Launch {
-        let Ground { kafka, topic, .. } = self.ground;
+        let BackingServices { kafka, topic, .. } = self.backing_services;
         let common = [
             ("KAFKA_BOOTSTRAP_SERVERS", kafka.clone()),
             ("KAFKA_TOPIC", topic.clone()),
@@ -264,7 +264,10 @@ impl Plan<'_> {
     }
 
     fn billing(&self, grpc_port: u16) -> Launch {
-        let own = [("DATABASE_URL", self.ground.billing_database.clone()), ("GRPC_SERVER_PORT", grpc_port.to_string())];
+        let own = [
+            ("DATABASE_URL", self.backing_services.billing_database.clone()),
+            ("GRPC_SERVER_PORT", grpc_port.to_string()),
+        ];
         self.launch("billing-service", "billing-service".to_owned(), &own)
     }
 
@@ -275,7 +278,7 @@ impl Plan<'_> {
 
     fn patient(&self, number: usize, grpc_port: u16) -> Launch {
         let own = [
-            ("DATABASE_URL", self.ground.patients_database.clone()),
+            ("DATABASE_URL", self.backing_services.patients_database.clone()),
             ("BILLING_SERVICE_ADDRESS", "127.0.0.1".to_owned()),
             ("BILLING_SERVICE_GRPC_PORT", grpc_port.to_string()),
         ];

@@ -1,4 +1,4 @@
-//! The unprivileged user that PostgreSQL runs as when we are root, because it refuses to run as root.
+//! The unprivileged user that PostgreSQL runs as when we are root: it does not run as root.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Whom to become to be unprivileged: nobody else if we are not root, otherwise `postgres`, otherwise `nobody`.
+    /// The user `postgres`, else `nobody`; none if we are not root.
     pub(crate) fn unprivileged() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
@@ -23,14 +23,14 @@ impl User {
         ["postgres", "nobody"].iter().find_map(|name| find(&passwd, name))
     }
 
-    /// The outermost of the directories in a path that the user may not enter; none if they may enter all that exist.
-    pub(crate) fn kept_out_of(self, path: &Path) -> Option<PathBuf> {
+    /// The outermost ancestor of a path that the user cannot enter; none if the user can enter all that exist.
+    pub(crate) fn inaccessible_ancestor(self, path: &Path) -> Option<PathBuf> {
         let mut directories: Vec<_> = path.ancestors().collect();
         directories.reverse();
-        directories.into_iter().find(|directory| !self.may_enter(directory)).map(Path::to_owned)
+        directories.into_iter().find(|directory| !self.can_enter(directory)).map(Path::to_owned)
     }
 
-    fn may_enter(self, directory: &Path) -> bool {
+    fn can_enter(self, directory: &Path) -> bool {
         let Ok(found) = fs::metadata(directory) else { return true };
         let class = if found.uid() == self.uid {
             0o100
@@ -48,8 +48,8 @@ fn find(passwd: &str, name: &str) -> Option<User> {
     Some(User { uid: fields.nth(2)?.parse().ok()?, gid: fields.next()?.parse().ok()? })
 }
 
-/// Makes a directory that only its owner can enter.
-pub(crate) fn private_directory(path: &Path, owner: Option<User>) -> io::Result<()> {
+/// Creates a directory that only its owner can enter.
+pub(crate) fn create_private_directory(path: &Path, owner: Option<User>) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -69,13 +69,13 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_directory_on_the_way_is_found() {
+    fn an_ancestor_that_the_user_cannot_enter_is_found() {
         let scratch = crate::Scratch::new().unwrap();
         let (closed, inner) = (scratch.path().join("closed"), scratch.path().join("closed/inner"));
-        private_directory(&closed, None).unwrap();
+        create_private_directory(&closed, None).unwrap();
         fs::create_dir(&inner).unwrap();
         let stranger = User { uid: 4_000_000, gid: 4_000_000 };
-        assert_eq!(stranger.kept_out_of(&inner), Some(closed));
-        assert_eq!(stranger.kept_out_of(scratch.path()), None);
+        assert_eq!(stranger.inaccessible_ancestor(&inner), Some(closed));
+        assert_eq!(stranger.inaccessible_ancestor(scratch.path()), None);
     }
 }

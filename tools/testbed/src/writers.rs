@@ -1,4 +1,4 @@
-//! Clients that write all the time and note what they were told: the load under which faults strike.
+//! Clients that write continuously and record acknowledged changes, while a test injects faults.
 
 use std::{
     collections::BTreeMap,
@@ -15,75 +15,83 @@ use uuid::Uuid;
 
 use crate::{
     audit::Acknowledged,
-    http::{Answer, Client, NoAnswer},
+    http::{Client, RequestError, Response},
+    patient,
 };
 
-/// Time for one answer: longer than any deadline of a service, so that a client that waits longer has found a fault.
-const LIMIT: Duration = Duration::from_secs(15);
-/// The pause of a client after an answer that was none.
+/// Timeout of a request: longer than any deadline of a service, so a timeout is a bug.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// The pause of a client after a failed attempt.
 const PAUSE: Duration = Duration::from_millis(20);
-/// An attempt is repeated so often at most once the writers are to stop.
-const LAST_ATTEMPTS: usize = 200;
+/// The maximum attempts of a request after the writers were told to stop.
+const MAX_LAST_ATTEMPTS: usize = 200;
 
-/// Writers at work. Each registers patients with an `Idempotency-Key`, repeats what was not answered, changes some of
-/// its patients, charges them and deletes some.
+/// Running writers. Each registers patients with an `Idempotency-Key`, repeats requests without a response, changes and
+/// charges some of its patients, and deletes some.
 #[derive(Debug)]
 pub struct Writers {
     stop: Shutdown,
-    tasks: Vec<Task<Written>>,
+    tasks: Vec<Task<WriterStats>>,
     acknowledged: Acknowledged,
 }
 
-/// What writers have seen.
+/// The responses that writers got.
 #[derive(Clone, Debug, Default)]
-pub struct Written {
-    /// Answers by status.
-    pub answers: BTreeMap<u16, usize>,
-    /// Requests that had no answer.
+pub struct WriterStats {
+    /// Responses by status.
+    pub responses: BTreeMap<u16, usize>,
+    /// Requests without a response.
     pub unanswered: usize,
-    /// The slowest answer.
+    /// The longest time until a response.
     pub slowest: Duration,
     /// The longest time from a failure of a client's request to its next success.
     pub longest_outage: Duration,
-    /// Answers that no fault excuses, with their bodies: anything but success, 503, or 404 to a repeated deletion.
-    pub strange: Vec<String>,
+    /// Responses that no fault explains, with their bodies: anything but success, 503, or 404 to a repeated deletion.
+    pub unexpected: Vec<String>,
 }
 
-impl fmt::Display for Written {
+impl fmt::Display for WriterStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { answers, unanswered, slowest, longest_outage, strange } = self;
+        let Self { responses, unanswered, slowest, longest_outage, unexpected } = self;
         write!(
             f,
-            "answers {answers:?}, {unanswered} unanswered, slowest {slowest:?}, longest outage {longest_outage:?}"
+            "responses {responses:?}, {unanswered} unanswered, slowest {slowest:?}, longest outage {longest_outage:?}"
         )?;
-        strange.iter().try_for_each(|answer| write!(f, "\n  {answer}"))
+        unexpected.iter().try_for_each(|response| write!(f, "\n  {response}"))
     }
 }
 
 impl Writers {
-    /// Starts so many writers on the patient-services at these addresses, which they use in turn.
+    /// Starts `count` writers. They use the patient-services at these addresses in turn.
     pub fn start(addresses: &[String], count: usize) -> Self {
         let (stop, acknowledged) = (Shutdown::new(), Acknowledged::default());
         let addresses: Arc<[String]> = addresses.into();
         let task = |number| {
-            let clients = addresses.iter().map(|address| Client::new(address).with_limit(LIMIT)).collect();
+            let clients = addresses.iter().map(|address| Client::new(address).with_timeout(TIMEOUT)).collect();
             let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
-            let writer = Writer { clients, next: number, stop, acknowledged, seen: Written::default(), failing: None };
+            let writer = Writer {
+                clients,
+                next: number,
+                stop,
+                acknowledged,
+                stats: WriterStats::default(),
+                failing_since: None,
+            };
             runtime::spawn(writer.run())
         };
         let tasks = (0..count).map(task).collect();
         Self { stop, tasks, acknowledged }
     }
 
-    /// What they were told so far.
+    /// The changes that were acknowledged so far.
     pub fn acknowledged(&self) -> &Acknowledged {
         &self.acknowledged
     }
 
-    /// Waits until so many patients were acknowledged.
+    /// Waits until this many patients were acknowledged.
     ///
     /// # Errors
-    /// How many there were, if it takes longer than `limit`.
+    /// After `limit`, with the number so far.
     pub async fn until(&self, patients: usize, limit: Duration) -> Result<(), usize> {
         let started = Instant::now();
         while self.acknowledged.count() < patients {
@@ -95,19 +103,20 @@ impl Writers {
         Ok(())
     }
 
-    /// Lets each finish what it is at; gives what all of them have seen, and what they were told.
-    pub async fn stop(self) -> (Written, Acknowledged) {
+    /// Waits until each writer has finished its current patient. Returns the sums over all writers, and the acknowledged
+    /// changes.
+    pub async fn stop(self) -> (WriterStats, Acknowledged) {
         self.stop.trigger();
-        let mut all = Written::default();
+        let mut all = WriterStats::default();
         for task in self.tasks {
-            let seen = task.await;
-            for (status, count) in seen.answers {
-                *all.answers.entry(status).or_default() += count;
+            let stats = task.await;
+            for (status, count) in stats.responses {
+                *all.responses.entry(status).or_default() += count;
             }
-            all.unanswered += seen.unanswered;
-            all.slowest = all.slowest.max(seen.slowest);
-            all.longest_outage = all.longest_outage.max(seen.longest_outage);
-            all.strange.extend(seen.strange);
+            all.unanswered += stats.unanswered;
+            all.slowest = all.slowest.max(stats.slowest);
+            all.longest_outage = all.longest_outage.max(stats.longest_outage);
+            all.unexpected.extend(stats.unexpected);
         }
         (all, self.acknowledged)
     }
@@ -118,32 +127,27 @@ struct Writer {
     next: usize,
     stop: Shutdown,
     acknowledged: Acknowledged,
-    seen: Written,
-    /// Since when nothing has succeeded.
-    failing: Option<Instant>,
+    stats: WriterStats,
+    /// Since when requests have failed.
+    failing_since: Option<Instant>,
 }
 
 impl Writer {
-    async fn run(mut self) -> Written {
+    async fn run(mut self) -> WriterStats {
         while !self.stop.is_triggered() {
-            self.life().await;
+            self.patient_lifecycle().await;
         }
-        self.seen
+        self.stats
     }
 
-    /// A patient's life, or a part of it.
-    async fn life(&mut self) {
+    /// Registers a patient, and perhaps changes, charges and deletes it.
+    async fn patient_lifecycle(&mut self) {
         let key = Uuid::now_v7().to_string();
-        let body = json!({
-            "name": "Jane Doe",
-            "email": format!("{key}@example.org"),
-            "address": "1 Main Street",
-            "dateOfBirth": "1990-12-31",
-        });
+        let body = patient::body("Jane Doe", &format!("{key}@example.org"));
         let headers = [("idempotency-key", key.as_str())];
         let Some(created) = self.until(201, Method::Post, "/patients", &headers, Some(&body)).await else { return };
         let Some(id) = created.json()["id"].as_str().and_then(|id| id.parse::<Uuid>().ok()) else {
-            return self.seen.strange.push(format!("a patient without an id: {}", created.text()));
+            return self.stats.unexpected.push(format!("a patient without an id: {}", created.text()));
         };
         self.acknowledged.stored(id, 1);
         let path = format!("/patients/{id}");
@@ -157,63 +161,63 @@ impl Writer {
             let transactions = format!("{path}/billing/transactions");
             let clients = self.clients.len();
             let client = &self.clients[self.next % clients];
-            // Not repeated: without billing every writer would soon be at a charge.
+            // Not repeated: while billing is down, every writer would soon be stuck with a charge.
             match client.send(Method::Post, &transactions, &[], Some(&charge)).await {
-                Ok(answer) => {
-                    *self.seen.answers.entry(answer.status).or_default() += 1;
-                    match answer.status {
-                        201 => self.acknowledged.entered(id, key.clone(), 250),
+                Ok(response) => {
+                    *self.stats.responses.entry(response.status).or_default() += 1;
+                    match response.status {
+                        201 => self.acknowledged.transaction_recorded(id, key.clone(), 250),
                         503 => {}
-                        status => self.seen.strange.push(format!("a charge: {status} {}", answer.text())),
+                        status => self.stats.unexpected.push(format!("a charge: {status} {}", response.text())),
                     }
                 }
-                Err(_) => self.seen.unanswered += 1,
+                Err(_) => self.stats.unanswered += 1,
             }
         }
         if fastrand::u8(..5) == 0 {
-            self.acknowledged.deleting(id);
+            self.acknowledged.delete_requested(id);
             if self.until(204, Method::Delete, &path, &[], None).await.is_some() {
                 self.acknowledged.deleted(id);
             }
         }
     }
 
-    /// Sends a request until it succeeds. None if it never did, or was refused in a strange way.
+    /// Sends a request until it succeeds. None if it did not before the writers stopped, or if a response was unexpected.
     async fn until(
         &mut self,
-        wanted: u16,
+        expected: u16,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
         body: Option<&Json>,
-    ) -> Option<Answer> {
+    ) -> Option<Response> {
         let mut last_attempts = 0;
-        while last_attempts < LAST_ATTEMPTS {
+        while last_attempts < MAX_LAST_ATTEMPTS {
             let client = &self.clients[self.next % self.clients.len()];
             self.next += 1;
             let started = Instant::now();
-            let answer: Result<Answer, NoAnswer> = client.send(method, path, headers, body).await;
-            self.seen.slowest = self.seen.slowest.max(started.elapsed());
-            match answer {
-                Ok(answer) => {
-                    *self.seen.answers.entry(answer.status).or_default() += 1;
-                    // An earlier attempt may have deleted it although its answer was lost.
-                    let gone = method == Method::Delete && answer.status == 404;
-                    if answer.status == wanted || gone {
-                        if let Some(since) = self.failing.take() {
-                            self.seen.longest_outage = self.seen.longest_outage.max(since.elapsed());
+            let response: Result<Response, RequestError> = client.send(method, path, headers, body).await;
+            self.stats.slowest = self.stats.slowest.max(started.elapsed());
+            match response {
+                Ok(response) => {
+                    *self.stats.responses.entry(response.status).or_default() += 1;
+                    // An earlier attempt, whose response was lost, may have deleted the patient.
+                    let deleted_before = method == Method::Delete && response.status == 404;
+                    if response.status == expected || deleted_before {
+                        if let Some(since) = self.failing_since.take() {
+                            self.stats.longest_outage = self.stats.longest_outage.max(since.elapsed());
                         }
-                        return Some(answer);
+                        return Some(response);
                     }
-                    if answer.status != 503 {
-                        let text = answer.text();
-                        self.seen.strange.push(format!("{method} {path}: {} {text}", answer.status));
+                    if response.status != 503 {
+                        let text = response.text();
+                        self.stats.unexpected.push(format!("{method} {path}: {} {text}", response.status));
                         return None;
                     }
                 }
-                Err(_) => self.seen.unanswered += 1,
+                Err(_) => self.stats.unanswered += 1,
             }
-            self.failing.get_or_insert(started);
+            self.failing_since.get_or_insert(started);
             last_attempts += usize::from(self.stop.is_triggered());
             smol::Timer::after(PAUSE).await;
         }

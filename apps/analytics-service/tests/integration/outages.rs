@@ -22,7 +22,7 @@ testbed::on_each_broker!(
 fn a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let scratch = Scratch::new().unwrap();
-        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
+        let mut broker = Broker::start_on_free_port(kind, &scratch.path().join("broker"), "").await.unwrap();
         scratch.guard(broker.process()).unwrap();
         let mut topic = Harness::new(broker.settings("test")).await;
         topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;

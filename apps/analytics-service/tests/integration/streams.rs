@@ -176,7 +176,7 @@ impl Nginx {
         let file = directory.join("nginx.conf");
         fs::write(&file, configuration).unwrap();
         let arguments = ["-p".as_ref(), directory.as_os_str(), "-c".as_ref(), file.as_os_str()];
-        let starting = Process::prepare("nginx", "nginx", directory.join("nginx.log")).args(arguments);
+        let starting = Process::builder("nginx", "nginx", directory.join("nginx.log")).args(arguments);
         let mut process = starting.directory(directory).start().unwrap();
         scratch.guard(&process).unwrap();
         let listens = || async { smol::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() };

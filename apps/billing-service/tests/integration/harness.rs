@@ -206,7 +206,7 @@ pub(crate) struct LedgerReader {
 impl LedgerReader {
     /// Starts the call with a flow-control window of `window` bytes.
     pub(crate) async fn open(grpc: SocketAddr, patient_id: Uuid, window: u32) -> Self {
-        let mut connection = http2::Connection::begin(grpc, window).await.unwrap();
+        let mut connection = http2::Connection::open_with_window(grpc, window).await.unwrap();
         let request = [&[0x0a, 36], patient_id.to_string().as_bytes()].concat();
         connection.call(1, "/BillingService/ListTransactions", &[], &request).await.unwrap();
         Self { connection, rest: Vec::new(), entries: 0 }
@@ -234,7 +234,7 @@ impl LedgerReader {
             let length = frame.payload.len() as u32;
             for stream in [0, 1] {
                 if length > 0 {
-                    self.connection.widen(stream, length).await.unwrap();
+                    self.connection.increase_window(stream, length).await.unwrap();
                 }
             }
             self.rest.extend(frame.payload.clone());

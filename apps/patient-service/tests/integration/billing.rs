@@ -1,7 +1,7 @@
 //! `/patients/{id}/billing` and its transactions.
 
 use serde_json::{Value as Json, json};
-use testbed::http::Answer;
+use testbed::http::Response;
 
 use crate::{
     harness::{Harness, path, with_service},
@@ -12,7 +12,7 @@ fn charge(id: &str, amount: i64) -> Json {
     json!({"transactionId": id, "type": "CHARGE", "amount": amount, "currency": "EUR"})
 }
 
-async fn record(service: &Harness, patient: &Json, transaction: &Json) -> Answer {
+async fn record(service: &Harness, patient: &Json, transaction: &Json) -> Response {
     service.post(&format!("{}/billing/transactions", path(patient)), transaction).await
 }
 

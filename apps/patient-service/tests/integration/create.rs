@@ -4,7 +4,7 @@ use chrono::{Days, NaiveDate, TimeDelta, Utc};
 use postgres::{Acquire as _, PgConnection};
 use serde_json::{Value as Json, json};
 use surf::http::Method;
-use testbed::http::Answer;
+use testbed::http::Response;
 
 use crate::{
     harness::{at_once, id, path, patient, with_service, with_settings},
@@ -115,7 +115,7 @@ fn emails_are_unique_case_insensitively() {
 fn fifty_concurrent_requests_for_one_email_make_one_patient() {
     with_service(|service| async move {
         let client = service.client.clone();
-        let answers: Vec<Answer> = at_once(50, |n| {
+        let answers: Vec<Response> = at_once(50, |n| {
             let client = client.clone();
             let mut jane = patient("Jane Doe");
             jane["name"] = json!(format!("Jane {n}"));

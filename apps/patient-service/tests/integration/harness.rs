@@ -16,7 +16,7 @@ use postgres::{Database, PgConnection};
 use runtime::Shutdown;
 use serde_json::{Value as Json, json};
 use smol::Task;
-use testbed::http::{Answer, Client};
+use testbed::http::{self, Client};
 
 use crate::test_billing::TestBilling;
 
@@ -113,11 +113,11 @@ impl Harness {
         self.billing_server.1.await;
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> http::Response {
         self.client.get(path).await.unwrap()
     }
 
-    pub(crate) async fn post(&self, path: &str, body: &Json) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Json) -> http::Response {
         self.client.post(path, body).await.unwrap()
     }
 

@@ -6,11 +6,11 @@ use patient_service::store::Store;
 use postgres::PgConnection;
 use serde_json::{Value as Json, json};
 use surf::http::Method;
-use testbed::http::Answer;
+use testbed::http::Response;
 
 use crate::harness::{Harness, at_once, id, path, patient, with_service};
 
-async fn post(service: &Harness, key: &str, body: &Json) -> Answer {
+async fn post(service: &Harness, key: &str, body: &Json) -> Response {
     service.client.send(Method::Post, "/patients", &[("idempotency-key", key)], Some(body)).await.unwrap()
 }
 
@@ -42,7 +42,7 @@ fn another_request_with_the_key_is_rejected() {
 fn fifty_concurrent_requests_with_one_key_make_one_patient() {
     with_service(|service| async move {
         let client = service.client.clone();
-        let answers: Vec<Answer> = at_once(50, |_| {
+        let answers: Vec<Response> = at_once(50, |_| {
             let client = client.clone();
             async move {
                 let headers = [("idempotency-key", "key-1")];

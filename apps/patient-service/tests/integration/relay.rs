@@ -245,7 +245,7 @@ fn a_late_commit_is_not_skipped(kind: broker::Kind) {
 fn a_broker_that_was_away_gets_everything(kind: broker::Kind) {
     runtime::block_on(2, async move {
         let scratch = Scratch::new().unwrap();
-        let mut broker = Broker::start_anywhere(kind, &scratch.path().join("broker"), "").await.unwrap();
+        let mut broker = Broker::start_on_free_port(kind, &scratch.path().join("broker"), "").await.unwrap();
         scratch.guard(broker.process()).unwrap();
         let (address, kafka) = (broker.address(), broker.settings("test"));
         let variables: Vec<(&str, &str)> = vec![("KAFKA_BOOTSTRAP_SERVERS", &address), ("KAFKA_DEADLINE", "2s")];
@@ -516,7 +516,7 @@ mod on_kafka_alone {
             let scratch = Scratch::new().unwrap();
             let extra = "message.max.bytes=1500";
             let mut broker =
-                Broker::start_anywhere(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+                Broker::start_on_free_port(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
             scratch.guard(broker.process()).unwrap();
             let (kafka, topic) = (broker.settings("test"), unique_topic());
             let service = service_without_relay().await;
@@ -659,7 +659,7 @@ mod on_kafka_alone {
             let scratch = Scratch::new().unwrap();
             let extra = "message.max.bytes=1500";
             let mut broker =
-                Broker::start_anywhere(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
+                Broker::start_on_free_port(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
             scratch.guard(broker.process()).unwrap();
             let (kafka, topic) = (broker.settings("test"), unique_topic());
             let service = service_without_relay().await;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use surf::http::Method;
-use testbed::http::Answer;
+use testbed::http::Response;
 
 use crate::harness::{at_once, path, patient, with_service};
 
@@ -91,7 +91,7 @@ fn fifty_concurrent_changes_of_one_version_make_one() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let client = service.client.clone();
-        let answers: Vec<Answer> = at_once(50, |n| {
+        let answers: Vec<Response> = at_once(50, |n| {
             let (client, path) = (client.clone(), path(&jane));
             async move {
                 let headers = [("if-match", "\"1\"")];
@@ -111,7 +111,7 @@ fn without_if_match_every_change_counts() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let client = service.client.clone();
-        let answers: Vec<Answer> = at_once(20, |n| {
+        let answers: Vec<Response> = at_once(20, |n| {
             let (client, path) = (client.clone(), path(&jane));
             async move { client.put(&path, &patient(&format!("Jane {n}"))).await.unwrap() }
         })

@@ -1,12 +1,11 @@
-//! What the engine tells about our containers.
+//! The containers of the system, by `docker inspect`.
 
 use std::collections::BTreeMap;
 
+use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
 
-use crate::{Failure, Outcome};
-
-use super::run;
+use super::command::run;
 
 /// A container of the system.
 #[derive(Clone, Debug)]
@@ -16,15 +15,15 @@ pub(super) struct Container {
     pub(super) service: String,
     /// Counted from 1 among the replicas of the service.
     pub(super) number: u32,
-    /// Where its project's files are.
+    /// The directory of its compose files.
     pub(super) checkout: String,
     /// `running`, `exited` ...
     pub(super) status: String,
     /// `starting`, `healthy` or `unhealthy`, if it has a health check.
     pub(super) health: Option<String>,
-    /// Ports of the container with the addresses on this machine that lead to them.
+    /// Its ports, with the addresses on this machine where they are published.
     pub(super) published: BTreeMap<u16, String>,
-    /// Names of the volumes that it keeps data in.
+    /// The names of its volumes.
     pub(super) volumes: Vec<String>,
 }
 
@@ -42,8 +41,8 @@ impl Container {
     }
 }
 
-/// Asks about the containers with these ids.
-pub(super) async fn inspect(ids: &[&str]) -> Outcome<Vec<Container>> {
+/// The containers with these ids.
+pub(super) async fn inspect(ids: &[&str]) -> Result<Vec<Container>> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -52,8 +51,8 @@ pub(super) async fn inspect(ids: &[&str]) -> Outcome<Vec<Container>> {
     let output = run("docker", &arguments).await?;
     let mut containers = Vec::new();
     for line in output.lines() {
-        let json = serde_json::from_str(line)
-            .map_err(|error| Failure(format!("docker inspect does not print JSON ({error}): {line}")))?;
+        let json =
+            serde_json::from_str(line).map_err(|error| anyhow!("docker inspect printed no JSON ({error}): {line}"))?;
         containers.push(container(&json));
     }
     containers.sort_by(|a, b| (&a.service, a.number).cmp(&(&b.service, b.number)));
@@ -87,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_engine_tells() {
+    fn the_output_of_docker_inspect_is_parsed() {
         let text = r#"{"Id":"0123456789abcdef","State":{"Status":"running","Health":{"Status":"starting"}},
             "Mounts":[{"Type":"volume","Name":"kafka_data"},{"Type":"bind","Source":"/etc"}],
             "Config":{"Labels":{"com.docker.compose.service":"kafka","com.docker.compose.container-number":"2"}},

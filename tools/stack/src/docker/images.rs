@@ -1,45 +1,46 @@
-//! The images that a registry has to give: those that are run as they are, and those that ours are built on.
+//! The images from registries: those that run as they are, and the base images of ours.
 
 use std::{fs, time::Duration};
 
+use anyhow::{Result, anyhow};
 use testbed::Process;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::{Failure, Outcome, home, show::step};
+use crate::{home, terminal::step};
 
-use super::run;
+use super::command::run;
 
 /// Time for an image to be pulled.
-const PULL_LIMIT: Duration = Duration::from_secs(900);
+const PULL_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// Pulls those of `images` that the engine does not have.
+/// Pulls the images that the engine does not have.
 ///
 /// # Errors
-/// If one of them cannot be had; says which, and what helps.
-pub(super) async fn fetch(images: &[String]) -> Outcome {
+/// If an image cannot be pulled; the error names it, and how to set a mirror.
+pub(super) async fn fetch(images: &[String]) -> Result<()> {
     for image in images {
         if run("docker", &["image", "inspect", image]).await.is_ok() {
             continue;
         }
-        let pull = Process::prepare("docker pull", "docker", home::directory()?.join("docker.log"))
+        let pull = Process::builder("docker pull", "docker", home::directory()?.join("docker.log"))
             .args(["pull", "--quiet", image])
-            .run(PULL_LIMIT);
+            .run(PULL_TIMEOUT);
         step(&format!("Pulling {image}"), "", pull).await.map_err(|error| {
-            Failure(format!(
+            anyhow!(
                 "The image {image} cannot be pulled:\n{error}\n\
-                 If a mirror has it, name the mirror: DOCKER_HUB=mirror.example.org (or GCR=...) in .env"
-            ))
+                 To use a mirror: DOCKER_HUB=mirror.example.org (or GCR=...) in .env"
+            )
         })?;
     }
     Ok(())
 }
 
-/// The images that the Dockerfile builds on, with mirrors as `variable` tells them.
-pub(super) fn bases(variable: impl Fn(&str) -> Option<String>) -> Outcome<Vec<String>> {
+/// The base images in the Dockerfile. `variable` returns environment variables, which can set mirrors.
+pub(super) fn bases(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<String>> {
     Ok(base_images(&fs::read_to_string("Dockerfile")?, variable))
 }
 
-/// The Dockerfile names them in arguments before its first stage: `ARG RUST_IMAGE=${DOCKER_HUB}/library/rust:1.95`.
+/// They are in arguments before the first stage: `ARG RUST_IMAGE=${DOCKER_HUB}/library/rust:1.95`.
 fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let mut known: Vec<(&str, String)> = Vec::new();
     for line in dockerfile.lines().take_while(|line| !line.starts_with("FROM ")) {
@@ -53,13 +54,13 @@ fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> V
     known.into_iter().filter(|(name, _)| name.ends_with("_IMAGE")).map(|(_, image)| image).collect()
 }
 
-/// The images in the output of `docker compose config`, without those of profiles that are off: Compose v1 shows all.
-pub(super) fn of_config(config: &str, profiles: &[&str]) -> Outcome<Vec<String>> {
-    let wrong = |why: &str| Failure(format!("docker compose config prints no compose file ({why}):\n{config}"));
-    let documents = YamlLoader::load_from_str(config).map_err(|error| wrong(&error.to_string()))?;
+/// The images in the output of `docker compose config`, without those of inactive profiles, which Compose v1 prints too.
+pub(super) fn of_config(config: &str, profiles: &[&str]) -> Result<Vec<String>> {
+    let invalid = |error: &str| anyhow!("docker compose config prints no compose file ({error}):\n{config}");
+    let documents = YamlLoader::load_from_str(config).map_err(|error| invalid(&error.to_string()))?;
     let services = documents.first().and_then(|document| document["services"].as_hash());
     let mut images = Vec::new();
-    for service in services.ok_or_else(|| wrong("it has no services"))?.values() {
+    for service in services.ok_or_else(|| invalid("it has no services"))?.values() {
         let mut own = service["profiles"].as_vec().into_iter().flatten().filter_map(Yaml::as_str).peekable();
         if own.peek().is_none() || own.any(|profile| profiles.contains(&profile)) {
             images.extend(service["image"].as_str().map(str::to_owned));
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_images_that_ours_are_built_on() {
+    fn base_images_are_found_in_the_dockerfile() {
         let dockerfile = "# A mirror\nARG HUB=docker.io\nARG A_IMAGE=${HUB}/library/a:1\nARG OTHER\nFROM ${A_IMAGE} AS a\nARG B_IMAGE=b\n";
         assert_eq!(base_images(dockerfile, |_| None), ["docker.io/library/a:1"]);
         let mirror = |name: &str| (name == "HUB").then(|| "mirror.example.org".to_owned());
@@ -83,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_images_that_are_run() {
+    fn images_are_found_in_the_compose_file() {
         let config = "services:\n  b:\n    image: b:1\n  c:\n    build:\n      context: .\n    ports:\n    - 1:1\n  t:\n    image: t:1\n    \
                       profiles:\n    - tools\n    restart: always\n  a:\n    image: a:2\n  d:\n    image: b:1\nvolumes:\n  v: {}\n";
         assert_eq!(of_config(config, &[]).unwrap(), ["a:2", "b:1"]);
         assert_eq!(of_config(config, &["tools"]).unwrap(), ["a:2", "b:1", "t:1"]);
         let otherwise =
             "name: x\nservices:\n    b: {profiles: [tools], image: \"b:1\"}\n    a:\n        image: 'a:2'\n";
-        assert_eq!(of_config(otherwise, &[]).unwrap(), ["a:2"], "by the rules of YAML, not by its looks");
-        assert!(of_config("nothing of the kind", &[]).is_err());
+        assert_eq!(of_config(otherwise, &[]).unwrap(), ["a:2"], "another style of the same YAML");
+        assert!(of_config("not a compose file", &[]).is_err());
     }
 }

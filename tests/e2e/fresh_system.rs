@@ -1,4 +1,4 @@
-//! The tests of any running system, on one of their own, with each broker.
+//! The tests that also run on a system of `just up`, here with each broker on a system that the test starts.
 
 use std::{fs, path::PathBuf};
 
@@ -6,36 +6,35 @@ use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use testbed::{
     broker::Kind,
     service::Service,
-    system::{Ground, System},
+    system::{BackingServices, System},
 };
 
 use crate::{
     collector::{Collector, string},
-    journey,
-    outside::Outside,
-    privacy,
+    journey, privacy,
+    running_system::RunningSystem,
     support::until,
     traces,
 };
 
 testbed::on_each_broker!(
-    a_patient_travels_all_the_way,
+    a_patient_goes_through_the_whole_system,
     many_patients_are_stored_billed_and_counted_once,
     one_trace_from_the_request_to_analytics,
-    a_marked_patient_leaves_no_mark
+    no_personal_data_are_in_logs_metrics_or_exports
 );
 
 /// A system on the shared servers.
 pub(crate) async fn system(kind: Kind, extra: &[(&str, &str)]) -> System {
-    System::start(Ground::shared(kind).await, 1, extra).await.unwrap_or_else(|error| panic!("{error}"))
+    System::start(BackingServices::shared(kind).await, 1, extra).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn a_patient_travels_all_the_way(kind: Kind) {
-    runtime::block_on(2, async { journey::of_one_patient(&outside(&system(kind, &[]).await)).await });
+fn a_patient_goes_through_the_whole_system(kind: Kind) {
+    runtime::block_on(2, async { journey::of_one_patient(&running_system(&system(kind, &[]).await)).await });
 }
 
 fn many_patients_are_stored_billed_and_counted_once(kind: Kind) {
-    runtime::block_on(2, async { journey::of_many_patients(&outside(&system(kind, &[]).await)).await });
+    runtime::block_on(2, async { journey::of_many_patients(&running_system(&system(kind, &[]).await)).await });
 }
 
 fn one_trace_from_the_request_to_analytics(kind: Kind) {
@@ -46,11 +45,11 @@ fn one_trace_from_the_request_to_analytics(kind: Kind) {
     ];
     runtime::block_on(2, async {
         let system = system(kind, &[("LOG_LEVEL", "debug")]).await;
-        traces::of_a_registration(&outside(&system), &lines).await;
+        traces::of_a_registration(&running_system(&system), &lines).await;
     });
 }
 
-fn a_marked_patient_leaves_no_mark(kind: Kind) {
+fn no_personal_data_are_in_logs_metrics_or_exports(kind: Kind) {
     runtime::block_on(2, async {
         let collector = Collector::start(0);
         let endpoint = collector.endpoint();
@@ -60,8 +59,8 @@ fn a_marked_patient_leaves_no_mark(kind: Kind) {
             ("OTEL_METRIC_EXPORT_INTERVAL", "200"),
         ];
         let system = system(kind, &settings).await;
-        privacy::of_a_marked_patient(&outside(&system)).await;
-        // Each request has been exported, the last of them with all that it set off.
+        privacy::of_a_marked_patient(&running_system(&system)).await;
+        // Every request has been exported, and so have the effects of the last one.
         for name in ["DELETE /patients/:id", "BillingService/RecordTransaction", "close account", "reconcile billing"] {
             until(name, async || collector.spans().iter().any(|span| span.message.name == name)).await;
         }
@@ -76,21 +75,21 @@ fn a_marked_patient_leaves_no_mark(kind: Kind) {
     });
 }
 
-/// A system of a test's own, as its users see it.
-fn outside(system: &System) -> Outside {
+/// The addresses and logs of a test's system.
+fn running_system(system: &System) -> RunningSystem {
     let files: Vec<(&str, PathBuf)> = system
         .patients
         .iter()
         .chain([&system.billing, &system.analytics])
         .map(|service| (service.launch().name, service.launch().log()))
         .collect();
-    Outside {
+    RunningSystem {
         patients: system.patient_client(),
         replicas: system.patients.iter().map(Service::client).collect(),
         billing: vec![system.billing.client()],
         analytics: vec![system.analytics.client()],
-        log: Box::new(move |part| {
-            let logs = files.iter().filter(|(name, _)| *name == part);
+        log: Box::new(move |component| {
+            let logs = files.iter().filter(|(name, _)| *name == component);
             logs.map(|(_, file)| fs::read_to_string(file).unwrap()).collect()
         }),
     }

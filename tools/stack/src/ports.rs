@@ -1,32 +1,33 @@
-//! Who listens on a port.
+//! Checks that ports are free, and finds the process that listens on a port.
 
 use std::fs;
 
-use crate::{Failure, Outcome};
+use anyhow::Result;
 
-/// A port that the system is about to listen on.
-pub(crate) struct Wanted {
+/// A port of the system.
+pub(crate) struct RequiredPort {
     pub(crate) port: u16,
-    /// The variable that chooses it.
+    /// The variable that sets it.
     pub(crate) variable: &'static str,
-    /// Whether the system listens on it already.
+    /// Whether the running system listens on it.
     pub(crate) ours: bool,
 }
 
-/// Says which ports are taken by whom, unless it is by us.
-pub(crate) fn refuse_taken(ports: impl IntoIterator<Item = Wanted>) -> Outcome {
+/// # Errors
+/// If another process listens on one of the ports; the error names the process.
+pub(crate) fn check_free(ports: impl IntoIterator<Item = RequiredPort>) -> Result<()> {
     let taken: Vec<_> = ports
         .into_iter()
-        .filter(|wanted| !wanted.ours && !testbed::ports::is_free(wanted.port))
-        .map(|Wanted { port, variable, .. }| {
-            let owner = find(port).unwrap_or_else(|| "a process that we may not see".to_owned());
+        .filter(|required| !required.ours && !testbed::ports::is_free(required.port))
+        .map(|RequiredPort { port, variable, .. }| {
+            let owner = find(port).unwrap_or_else(|| "a process of another user".to_owned());
             format!("Port {port} is taken by {owner}. Stop it, or choose another port: {variable}=... just up")
         })
         .collect();
-    if taken.is_empty() { Ok(()) } else { Err(Failure(taken.join("\n"))) }
+    if taken.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(taken.join("\n"))) }
 }
 
-/// The process that listens on a TCP port of this machine, as far as we may know: its id and name.
+/// The name and pid of the process that listens on a TCP port; none if it belongs to another user.
 fn find(port: u16) -> Option<String> {
     let sockets = listening(port);
     for entry in fs::read_dir("/proc").ok()?.flatten() {
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_ourselves() {
+    fn our_own_process_is_found() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let owner = find(listener.local_addr().unwrap().port()).unwrap();
         assert!(owner.contains(&format!("process {}", std::process::id())), "{owner}");

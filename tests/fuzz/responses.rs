@@ -1,44 +1,44 @@
-//! HTTP answers as a strict client reads them, by no code of the server's.
+//! A strict parser of HTTP responses, independent of the server's code.
 
 use serde_json::Value as Json;
 
 use crate::edge::STREAMED;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    /// Whether it is one of HTTP/1.0.
-    old: bool,
+pub(crate) struct Response {
+    /// Whether its version is HTTP/1.0.
+    is_http_1_0: bool,
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
-    /// The value of a header, which must not be there twice.
+impl Response {
+    /// The value of a header; panics if there are two.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let value = values.next();
-        assert_eq!(values.next(), None, "{name} is there twice: {self:?}");
+        assert_eq!(values.next(), None, "there are two {name}: {self:?}");
         value
     }
 
-    /// Whether no other answer follows.
+    /// Whether it is the last response on the connection.
     pub(crate) fn is_last(&self) -> bool {
         match self.header("connection") {
             Some("close") => true,
             Some("keep-alive") => false,
-            _ => self.old,
+            _ => self.is_http_1_0,
         }
     }
 
-    /// No answer is a fault of the server's, and each error says what it is: as a problem, or without a body from hyper,
-    /// which refuses what is no HTTP and closes the connection.
+    /// Checks that the status is below 500, and that each error is a problem, or comes from hyper: hyper rejects what is not
+    /// HTTP without a body, and closes the connection.
     fn check(&self, has_body: bool) {
         assert!(self.status < 500, "{self:?}");
         let Some(trace) = self.header("traceparent") else {
-            let refused = matches!(self.status, 400 | 414 | 431) && self.body.is_empty() && self.is_last();
-            assert!(refused, "nobody of ours has answered: {self:?}");
+            let is_from_hyper = matches!(self.status, 400 | 414 | 431) && self.body.is_empty() && self.is_last();
+            assert!(is_from_hyper, "neither from our server nor from hyper: {self:?}");
             return;
         };
         if self.status >= 400 {
@@ -53,30 +53,30 @@ impl Answer {
     }
 }
 
-/// All answers of a connection that the server has closed, without those that only tell the client to go on.
+/// All responses on a connection that the server has closed, without `100 Continue`.
 ///
-/// Whether an answer belongs to `HEAD`, and thus has no body, shows from what follows: no body here begins like an answer.
-pub(crate) fn read(mut bytes: &[u8]) -> Vec<Answer> {
-    let mut answers = Vec::new();
+/// A response to `HEAD`, which has no body, is recognised by what follows: no body here starts like a response.
+pub(crate) fn read(mut bytes: &[u8]) -> Vec<Response> {
+    let mut responses = Vec::new();
     while !bytes.is_empty() {
-        let Some(end) = find(bytes, b"\r\n\r\n") else { panic!("a head without an end: {}", bytes.escape_ascii()) };
-        let mut answer = head(std::str::from_utf8(&bytes[..end]).expect("a head is text"));
+        let Some(end) = find(bytes, b"\r\n\r\n") else { panic!("an incomplete head: {}", bytes.escape_ascii()) };
+        let mut response = head(std::str::from_utf8(&bytes[..end]).expect("a head is text"));
         bytes = &bytes[end + 4..];
-        if answer.status == 100 {
+        if response.status == 100 {
             continue;
         }
-        assert!(!answers.last().is_some_and(Answer::is_last), "an answer after the last one: {answer:?}");
+        assert!(!responses.last().is_some_and(Response::is_last), "a response after the last one: {response:?}");
         let has_body = !(bytes.is_empty() || bytes.starts_with(b"HTTP/"));
         if has_body {
-            (answer.body, bytes) = body(&answer, bytes);
+            (response.body, bytes) = body(&response, bytes);
         }
-        answer.check(has_body);
-        answers.push(answer);
+        response.check(has_body);
+        responses.push(response);
     }
-    answers
+    responses
 }
 
-fn head(text: &str) -> Answer {
+fn head(text: &str) -> Response {
     let mut lines = text.split("\r\n");
     let status = lines.next().expect("a text has a line");
     let (version, status) = status.split_once(' ').expect("a status line has spaces");
@@ -87,29 +87,31 @@ fn head(text: &str) -> Answer {
         assert!(!value.contains(['\r', '\n', '\0']) && !name.contains(' '), "{line:?}");
         (name.to_ascii_lowercase(), value.to_owned())
     });
-    Answer { old: version == "HTTP/1.0", status, headers: headers.collect(), body: Vec::new() }
+    Response { is_http_1_0: version == "HTTP/1.0", status, headers: headers.collect(), body: Vec::new() }
 }
 
-/// The body, and what follows it. It may be cut off where the server sends back what comes, and that has broken off: HTTP
-/// has no other way to tell it.
-fn body<'a>(answer: &Answer, bytes: &'a [u8]) -> (Vec<u8>, &'a [u8]) {
-    let cut = |what| {
-        assert!(answer.header(STREAMED).is_some(), "{what} is cut off: {answer:?}");
+/// The body, and what follows it. A streamed body may be incomplete, if its request was: HTTP has no other way to report an
+/// error after the head.
+fn body<'a>(response: &Response, bytes: &'a [u8]) -> (Vec<u8>, &'a [u8]) {
+    let incomplete = |name| {
+        assert!(response.header(STREAMED).is_some(), "{name} is incomplete: {response:?}");
         (Vec::new(), &bytes[bytes.len()..])
     };
-    match (answer.header("content-length"), answer.header("transfer-encoding")) {
+    match (response.header("content-length"), response.header("transfer-encoding")) {
         (Some(length), None) => match bytes.split_at_checked(length.parse().expect("a length")) {
             Some((body, rest)) => (body.to_vec(), rest),
-            None => cut("a body"),
+            None => incomplete("a body"),
         },
         (None, Some("chunked")) => {
             let (mut body, mut rest) = (Vec::new(), bytes);
             loop {
-                let Some(end) = find(rest, b"\r\n") else { return cut("a chunk") };
+                let Some(end) = find(rest, b"\r\n") else { return incomplete("a chunk") };
                 let size = std::str::from_utf8(&rest[..end]).ok().and_then(|size| usize::from_str_radix(size, 16).ok());
                 let size = size.expect("a chunk has a size");
-                let Some((chunk, next)) = rest[end + 2..].split_at_checked(size + 2) else { return cut("a chunk") };
-                assert!(chunk.ends_with(b"\r\n"), "a chunk that does not end: {answer:?}");
+                let Some((chunk, next)) = rest[end + 2..].split_at_checked(size + 2) else {
+                    return incomplete("a chunk");
+                };
+                assert!(chunk.ends_with(b"\r\n"), "a chunk that does not end: {response:?}");
                 body.extend_from_slice(&chunk[..size]);
                 rest = next;
                 if size == 0 {
@@ -117,12 +119,12 @@ fn body<'a>(answer: &Answer, bytes: &'a [u8]) -> (Vec<u8>, &'a [u8]) {
                 }
             }
         }
-        // As HTTP/1.0 has it: until the connection ends.
+        // HTTP/1.0: until the connection is closed.
         (None, None) => (bytes.to_vec(), &bytes[bytes.len()..]),
-        both => panic!("two lengths {both:?}: {answer:?}"),
+        both => panic!("two lengths {both:?}: {response:?}"),
     }
 }
 
-fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
-    bytes.windows(what.len()).position(|window| window == what)
+fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }

@@ -1,4 +1,4 @@
-//! A system as its users see it, whoever started it.
+//! A running system, started by the test or by `just up`.
 
 use std::time::{Duration, Instant};
 
@@ -6,26 +6,26 @@ use testbed::http::Client;
 
 use crate::support::TIMEOUT;
 
-/// Where a system is reached.
-pub(crate) struct Outside {
+/// Clients and logs of a running system.
+pub(crate) struct RunningSystem {
     /// patient-service, or the balancer before its replicas.
     pub(crate) patients: Client,
     /// Every replica of patient-service, for its metrics.
     pub(crate) replicas: Vec<Client>,
     /// Every billing-service, for its metrics.
     pub(crate) billing: Vec<Client>,
-    /// Every analytics-service; each counts the patients of its own partitions.
+    /// Every analytics-service; each reads its own partitions.
     pub(crate) analytics: Vec<Client>,
-    /// All that a part has logged.
+    /// Returns the whole log of a component.
     pub(crate) log: Box<dyn Fn(&str) -> String>,
 }
 
-impl Outside {
-    /// What all analytics-services count together.
+impl RunningSystem {
+    /// The sum of the counts of all analytics-services.
     pub(crate) async fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for client in &self.analytics {
-            let summary = client.get("/analytics/summary").await.map(|answer| answer.json()).unwrap_or_default();
+            let summary = client.get("/analytics/summary").await.map(|response| response.json()).unwrap_or_default();
             let count = |name: &str| summary[name].as_i64().unwrap_or_default();
             counts.active += count("activePatients");
             counts.created += count("created");
@@ -35,7 +35,7 @@ impl Outside {
         counts
     }
 
-    /// Waits until analytics has counted so much more than `before`, and no more than that; as long as it gets on.
+    /// Waits until the counts of analytics are exactly `before` plus `more`. Fails if they do not change for [`TIMEOUT`].
     pub(crate) async fn until_counted(&self, before: Counts, more: Counts) {
         let (mut last, mut end) = (Counts::default(), Instant::now() + TIMEOUT);
         loop {
@@ -51,14 +51,14 @@ impl Outside {
         }
     }
 
-    /// How many patients the registry holds.
+    /// The number of patients in the registry.
     pub(crate) async fn stored(&self) -> i64 {
         let page = self.patients.get("/patients?page=1&size=1").await.unwrap().json();
         page["totalElements"].as_i64().unwrap()
     }
 }
 
-/// What analytics counts.
+/// The counts of analytics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) active: i64,

@@ -1,29 +1,29 @@
-//! The parts of the system, and what can be done to them.
+//! A component of the system: a service, the broker or PostgreSQL, and the faults that can be injected into it.
 
 use std::time::Duration;
 
-use testbed::{Scratch, Signal, StartError, broker::Broker, failover::Replicated, service::Service};
+use testbed::{Error, Scratch, Signal, broker::Broker, failover::ReplicatedPostgres, service::Service};
 
 use crate::{docker::Container, schedule::Fault};
 
-/// How often a part that does not come up is started.
+/// How often a component that does not start is tried.
 const MAX_STARTS: usize = 3;
 
-/// A part of the system, as processes on this machine or as a container.
+/// A component, as processes on this machine or as a container.
 #[derive(Debug)]
-pub(crate) enum Part {
+pub(crate) enum Component {
     Service(Service),
     Broker(Broker),
-    Postgres(Box<Replicated>),
+    Postgres(Box<ReplicatedPostgres>),
     Container(Container),
 }
 
-impl Part {
-    /// Injects the fault and ends it again. The part runs afterwards, though it may not be ready.
+impl Component {
+    /// Injects a fault and ends it. Afterwards the component runs, though it may not be ready.
     ///
     /// # Errors
-    /// If it does not come up.
-    pub(crate) async fn inject(&mut self, fault: Fault, scratch: &Scratch) -> Result<(), StartError> {
+    /// If it does not start.
+    pub(crate) async fn inject(&mut self, fault: Fault, scratch: &Scratch) -> Result<(), Error> {
         match fault {
             Fault::Kill { down, again } => {
                 self.kill().await?;
@@ -48,22 +48,22 @@ impl Part {
         }
     }
 
-    /// Fails over to the standby, if it has one; gives whether it has.
+    /// Fails over to the standby. False if there is none.
     ///
     /// # Errors
     /// If the standby cannot take over.
-    pub(crate) async fn fail_over(&mut self, scratch: &Scratch) -> Result<bool, StartError> {
+    pub(crate) async fn fail_over(&mut self, scratch: &Scratch) -> Result<bool, Error> {
         match self {
             Self::Postgres(postgres) if postgres.has_standby() => postgres.fail_over(scratch).await.map(|()| true),
             _ => Ok(false),
         }
     }
 
-    async fn kill(&mut self) -> Result<(), StartError> {
+    async fn kill(&mut self) -> Result<(), Error> {
         match self {
             Self::Service(service) => service.process().kill().await,
             Self::Broker(broker) => broker.process().kill().await,
-            // Its sessions would hold its shared memory for a while.
+            // Its backends too: they would hold the shared memory for a while.
             Self::Postgres(postgres) => {
                 postgres.primary().process().signal_all(Signal::KILL);
                 postgres.primary().process().kill().await;
@@ -73,7 +73,7 @@ impl Part {
         Ok(())
     }
 
-    async fn freeze(&mut self) -> Result<(), StartError> {
+    async fn freeze(&mut self) -> Result<(), Error> {
         match self {
             Self::Container(container) => container.pause().await,
             processes => {
@@ -83,7 +83,7 @@ impl Part {
         }
     }
 
-    async fn thaw(&mut self) -> Result<(), StartError> {
+    async fn thaw(&mut self) -> Result<(), Error> {
         match self {
             Self::Container(container) => container.unpause().await,
             processes => {
@@ -102,7 +102,7 @@ impl Part {
         }
     }
 
-    async fn stop(&mut self) -> Result<(), StartError> {
+    async fn stop(&mut self) -> Result<(), Error> {
         match self {
             Self::Service(service) => drop(service.stop().await),
             Self::Broker(broker) => broker.stop().await,
@@ -112,7 +112,7 @@ impl Part {
         Ok(())
     }
 
-    async fn start(&mut self, scratch: &Scratch) -> Result<(), StartError> {
+    async fn start(&mut self, scratch: &Scratch) -> Result<(), Error> {
         let mut attempt = 1;
         loop {
             let started = match self {
@@ -138,11 +138,11 @@ impl Part {
         Ok(scratch.guard(process)?)
     }
 
-    /// Waits until a service is ready; the others are when they run.
+    /// Waits until a service is ready. PostgreSQL and the broker are ready when they have started.
     ///
     /// # Errors
     /// If it is not ready in time.
-    pub(crate) async fn until_ready(&mut self) -> Result<(), StartError> {
+    pub(crate) async fn until_ready(&mut self) -> Result<(), Error> {
         match self {
             Self::Service(service) => service.until_ready().await,
             Self::Container(container) => container.until_ready().await,
@@ -150,7 +150,7 @@ impl Part {
         }
     }
 
-    /// Panics of a service, from its log.
+    /// The panics in the log of a service.
     pub(crate) async fn panics(&self) -> Vec<String> {
         let log = match self {
             Self::Service(service) => service.log(),
