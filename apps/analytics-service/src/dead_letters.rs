@@ -6,6 +6,7 @@ use chrono::Utc;
 use codec::dead_letter::{self, Origin};
 use kafka::{Producer, Record};
 use runtime::{Backoff, Notify, Shutdown, timeout};
+use telemetry::Outage;
 
 use crate::{
     read_model::ReadModel,
@@ -42,7 +43,7 @@ impl Forwarder {
     pub async fn run(mut self, stored: Arc<Notify>, shutdown: Shutdown) {
         let work = async {
             let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-            let mut failing = false;
+            let outage = Outage::new();
             loop {
                 let step = self.step().await;
                 self.report(&step);
@@ -51,15 +52,14 @@ impl Forwarder {
                         let _ = timeout(POLL_INTERVAL, stored.wait()).await;
                     }
                     Ok(forwarded) => {
-                        tracing::info!(forwarded, "dead letters forwarded");
+                        let lasted_ms = outage.recovered().map(|lasted| lasted.as_millis() as u64);
+                        tracing::info!(forwarded, lasted_ms, "dead letters forwarded");
                         backoff.reset();
-                        failing = false;
                     }
                     Err(error) => {
-                        if !failing {
+                        if outage.failed("not forwarded") {
                             tracing::warn!(%error, "dead letters cannot be forwarded; they wait in the state");
                         }
-                        failing = true;
                         backoff.pause().await;
                     }
                 }

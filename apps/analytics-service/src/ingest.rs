@@ -22,7 +22,10 @@ use smol::{
     channel::{self, Receiver},
     future::or,
 };
-use telemetry::metrics::{self, IntGaugeVec};
+use telemetry::{
+    Outage,
+    metrics::{self, IntGaugeVec},
+};
 
 use self::{batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher};
 use crate::{
@@ -61,6 +64,16 @@ pub struct Ingest {
     state: Arc<SharedState>,
     read_model: ReadModel,
     dead_letter_stored: Arc<Notify>,
+    outages: Arc<Outages>,
+}
+
+/// What keeps events from being counted, for the log. Clones of [`Ingest`] share it.
+#[derive(Debug, Default)]
+struct Outages {
+    state: Outage,
+    kafka: Outage,
+    /// No room for dead letters.
+    dead_letters: Outage,
 }
 
 impl Ingest {
@@ -71,7 +84,7 @@ impl Ingest {
         read_model: ReadModel,
         dead_letter_stored: Arc<Notify>,
     ) -> Self {
-        Self { settings: Arc::new(settings), state, read_model, dead_letter_stored }
+        Self { settings: Arc::new(settings), state, read_model, dead_letter_stored, outages: Arc::default() }
     }
 
     /// Reads and applies until the shutdown.
@@ -276,13 +289,16 @@ impl Ingest {
             if self.read_model.read(|snapshot| snapshot.dead_letters.is_full) != is_full {
                 if is_full {
                     let WaitingDeadLetters { count, bytes } = waiting;
-                    tracing::error!(
-                        count,
-                        bytes,
-                        "too many dead letters wait for their topic; ingest has stopped until they are forwarded"
-                    );
-                } else {
-                    tracing::info!("there is space for dead letters again; ingest resumes");
+                    if self.outages.dead_letters.failed("full") {
+                        tracing::error!(
+                            count,
+                            bytes,
+                            "too many dead letters wait for their topic; ingest has stopped until they are forwarded"
+                        );
+                    }
+                } else if let Some(lasted) = self.outages.dead_letters.recovered() {
+                    let lasted_ms = lasted.as_millis() as u64;
+                    tracing::info!(lasted_ms, "there is space for dead letters again; ingest resumes");
                 }
                 self.change(|snapshot| snapshot.dead_letters.is_full = is_full);
             }
@@ -303,8 +319,15 @@ impl Ingest {
             return;
         }
         match &trouble {
-            Some(error) => tracing::error!(error, "the state cannot be used; nothing is counted until it can"),
-            None => tracing::info!("the state can be used again"),
+            Some(error) if self.outages.state.failed(error) => {
+                tracing::error!(error, "the state cannot be used; nothing is counted until it can");
+            }
+            Some(_) => {}
+            None => {
+                if let Some(lasted) = self.outages.state.recovered() {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "the state can be used again");
+                }
+            }
         }
         self.change(|snapshot| snapshot.state_trouble = trouble);
     }
@@ -333,16 +356,21 @@ impl Ingest {
 
     /// Logs when an outage begins, with the first trouble, and when it ends, with the last.
     fn change_kafka_troubles(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
-        let (mut was_unavailable, mut error) = (false, None);
+        let mut error = None;
         self.change(|snapshot| {
-            was_unavailable = !snapshot.kafka_troubles.is_empty();
             change(&mut snapshot.kafka_troubles);
             error = snapshot.kafka_troubles.values().next().cloned();
         });
         match error {
-            Some(error) if !was_unavailable => tracing::warn!(error, "events cannot be read; they wait on the topic"),
-            None if was_unavailable => tracing::info!("events can be read again"),
-            _ => {}
+            Some(error) if self.outages.kafka.failed("unreadable") => {
+                tracing::warn!(error, "events cannot be read; they wait on the topic");
+            }
+            Some(_) => {}
+            None => {
+                if let Some(lasted) = self.outages.kafka.recovered() {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "events can be read again");
+                }
+            }
         }
     }
 }
