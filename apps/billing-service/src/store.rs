@@ -1,4 +1,4 @@
-//! Every query of the service.
+//! The queries of the service.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -15,8 +15,8 @@ use crate::{
 mod close;
 mod open;
 
-/// Queues for entries: those of one account share one. More of them than connections, so that accounts seldom share a queue.
-const QUEUES: usize = 256;
+/// Number of locks for accounts. More than connections, so that accounts seldom share a lock.
+const LOCKS: usize = 256;
 
 /// Accounts and their ledgers.
 #[derive(Clone, Debug)]
@@ -24,15 +24,15 @@ pub struct Store {
     database: Database,
     opener: Batcher<open::Open>,
     closer: Batcher<close::Close>,
-    /// Entries of one account are made one after the other. Those that wait their turn wait here, where they hold no
-    /// connection that others could use, and not for the account's row in PostgreSQL.
-    queues: Arc<[Mutex<()>]>,
+    /// Serialize the entries of an account before they take a database connection, so that waiting for the account's row does
+    /// not use up the connections. By the last byte of the patient's id.
+    account_locks: Arc<[Mutex<()>]>,
 }
 
-/// What became of an entry.
+/// Outcome of recording an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordOutcome {
-    /// It is in the ledger, now or since an earlier call.
+    /// It is in the ledger, by this or an earlier call.
     Recorded(LedgerEntry),
     /// The patient has no account.
     NoAccount,
@@ -48,22 +48,22 @@ pub enum RecordOutcome {
 const OUT_OF_RANGE: &str = "22003";
 
 impl Store {
-    /// A store in this database.
+    /// The store of a database.
     pub fn new(database: Database) -> Self {
-        let queues = (0..QUEUES).map(|_| Mutex::new(())).collect();
-        Self { opener: Batcher::new(database.clone()), closer: Batcher::new(database.clone()), database, queues }
+        let account_locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
+        Self { opener: Batcher::new(database.clone()), closer: Batcher::new(database.clone()), database, account_locks }
     }
 
-    /// Opens the account of a patient, or gives the one that there is; true if it is new.
+    /// Opens the account of a patient, or returns the existing one; true if it is new.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn open(&self, holder: &Holder) -> Result<(Account, bool), Error> {
         let database = self.database.with_shared_deadline();
         if let Some(account) = self.opener.with_shared_deadline().submit(holder.clone()).await? {
             return Ok((account, true));
         }
-        // The insert has waited for whoever made it, so a new snapshot sees it; accounts are never deleted.
+        // The insert has waited for the conflicting transaction, so a new snapshot sees the row; accounts are never deleted.
         let (account, _) = find(&database, holder.patient_id).await?.ok_or(Error::Query(sqlx::Error::RowNotFound))?;
         Ok((account, false))
     }
@@ -71,7 +71,7 @@ impl Store {
     /// The account of a patient with its balances.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn find(&self, patient_id: Uuid) -> Result<Option<(Account, Vec<Money>)>, Error> {
         find(&self.database, patient_id).await
     }
@@ -79,24 +79,24 @@ impl Store {
     /// Closes the account of a patient, if there is one.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn close(&self, patient_id: Uuid) -> Result<Option<Account>, Error> {
         self.closer.submit(patient_id).await
     }
 
-    /// Makes an entry and its part of the balance, in one statement.
+    /// Records an entry and updates the balance, in one statement.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn record(&self, entry: &NewEntry) -> Result<RecordOutcome, Error> {
         let NewEntry { patient_id, transaction_id, entry_type, amount } = entry;
         let database = self.database.with_shared_deadline();
-        let turn = self.turn(*patient_id).await?;
-        // A repetition finds what the first has made, by the transaction's id.
+        let lock = self.lock_account(*patient_id).await?;
+        // Idempotent: a repetition finds the entry by the transaction id.
         let insert = database.run_idempotent(async |connection| {
-            // Under the account's lock an entry takes its position and is committed before the next one takes its own, so
-            // that whoever has read up to a position has read all before it. The lock also keeps the account from being
-            // closed in between. The position is taken after the lock, because the insert reads what the lock gives.
+            // Under the account's row lock an entry takes its position and commits before the next one takes its own, so a
+            // client that has read up to a position has read everything before it. The lock also keeps the account from being
+            // closed meanwhile. The position is taken after the lock, because the insert selects from the locked row.
             let row = query(
                 "-- record transaction
                 WITH account AS (
@@ -131,11 +131,11 @@ impl Store {
             }
             inserted => inserted?,
         };
-        drop(turn);
+        drop(lock);
         if let Some(recording) = inserted {
             return Ok(recording);
         }
-        // Either the id was there before, or the account is closed.
+        // Either the id exists, or the account is closed.
         Ok(match find_entry(&database, *patient_id, transaction_id).await? {
             Some(first) if first.entry_type == *entry_type && first.amount == *amount => RecordOutcome::Recorded(first),
             Some(_) => RecordOutcome::OtherEntry,
@@ -143,19 +143,19 @@ impl Store {
         })
     }
 
-    /// Waits for an account's turn to be written to.
-    async fn turn(&self, patient_id: Uuid) -> Result<MutexGuard<'_, ()>, Error> {
-        // The last bits of a UUID are random in every version that is in use.
-        let queue = &self.queues[patient_id.as_bytes()[15] as usize % self.queues.len()];
-        let busy =
-            |late: Elapsed| Error::Unavailable(format!("waiting for the account's other entries: {late}").into());
-        timeout(self.database.acquire_timeout(), queue.lock()).await.map_err(busy)
+    /// Waits for the lock of an account.
+    async fn lock_account(&self, patient_id: Uuid) -> Result<MutexGuard<'_, ()>, Error> {
+        // The last byte of a UUID is random in every version in use.
+        let lock = &self.account_locks[patient_id.as_bytes()[15] as usize % self.account_locks.len()];
+        let timed_out =
+            |elapsed: Elapsed| Error::Unavailable(format!("waiting for the account's other entries: {elapsed}").into());
+        timeout(self.database.acquire_timeout(), lock.lock()).await.map_err(timed_out)
     }
 
     /// At most `limit` entries after a position, in order.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn list(&self, patient_id: Uuid, after: i64, limit: i64) -> Result<Vec<LedgerEntry>, Error> {
         let list = self.database.run_idempotent(async |connection| {
             let rows = query(

@@ -1,6 +1,6 @@
-//! Tells billing what a request could not tell it in time: opens accounts that are `PENDING`, closes those of patients
-//! who are gone. It tries until it is done, with growing pauses, or until billing has rejected the task itself so often that
-//! it can never succeed; then the task becomes a dead letter.
+//! Makes the calls to billing that a request could not finish in time: opens accounts that are `PENDING`, closes those of
+//! deleted patients. A task is retried with growing pauses until it succeeds, or until billing has rejected it so often that
+//! it is dead-lettered.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -22,29 +22,26 @@ use crate::{
 
 /// Tasks that are tried at once: they share a claim, billing's statements, and the deletion.
 const MAX_CONCURRENT: i64 = 64;
-/// Poll interval for tasks that other replicas have written, and for those that are due by time.
+/// Poll interval for tasks that other replicas have written or that become due.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// The pause after a first failure, and the longest.
+/// Pauses after failures: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How often the number of tasks is reported.
+/// Interval between reports of the number of tasks.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
-/// Rejections after which a task is a dead letter: more than one, because for a moment, such as in the middle of a rollout,
-/// something else may answer in billing's place.
+/// Rejections after which a task is dead-lettered. More than one, because during a rollout another version of billing may
+/// reject it.
 const MAX_REJECTIONS: u32 = 5;
 
 static TASKS: LazyLock<IntGauge> =
-    LazyLock::new(|| metrics::gauge("billing_tasks_pending", "Tasks that billing has not been told yet."));
+    LazyLock::new(|| metrics::gauge("billing_tasks_pending", "Billing tasks that are pending."));
 static DEAD_LETTERS: LazyLock<IntGauge> = LazyLock::new(|| {
-    metrics::gauge(
-        "billing_task_dead_letters",
-        "Tasks that billing has rejected for good, in billing_task_dead_letters.",
-    )
+    metrics::gauge("billing_task_dead_letters", "Billing tasks that are dead-lettered, in billing_task_dead_letters.")
 });
 static RECONCILED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    metrics::counters("billing_tasks_total", "Tasks tried by the reconciler, by outcome.", &["outcome"])
+    metrics::counters("billing_tasks_total", "Attempts at billing tasks by the reconciler, by outcome.", &["outcome"])
 });
 
-/// The reconciler of one instance. Several work on the same tasks without getting in each other's way.
+/// The reconciler of one replica. Reconcilers of several replicas claim different tasks.
 #[derive(Clone, Debug)]
 pub struct Reconciler {
     tasks: BillingTasks,
@@ -57,17 +54,17 @@ impl Reconciler {
         Self { tasks, billing }
     }
 
-    /// Tries the tasks that are due, some of them at once; gives how many there were.
+    /// Makes an attempt at tasks that are due, some of them concurrently; returns how many.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn step(&self) -> Result<usize, postgres::Error> {
         let deadline = self.billing.deadline();
-        // The claim outlasts the calls, so that no other instance makes the same ones meanwhile.
+        // The claim outlasts the calls, so that no other replica makes the same ones.
         let lease = deadline * 3 + Duration::from_secs(1);
-        // A little more than any task is postponed for, so that a clock that is adjusted by milliseconds strands none.
+        // A little more than any task is postponed for, so that a small adjustment of the clock strands none.
         let longest_wait = lease.max(BACKOFF.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
-        // While billing is away, its breaker lets one probe through now and then; more tasks would only fail.
+        // While the circuit breaker is open, only a probe is let through now and then; more tasks would only fail.
         let limit = if self.billing.is_unavailable() { 1 } else { MAX_CONCURRENT };
         let tasks = self.tasks.claim(limit, lease, longest_wait).await?;
         let done = join_all(tasks.iter().map(|task| self.attempt(task))).await;
@@ -130,8 +127,8 @@ impl Reconciler {
         outcome
     }
 
-    /// Closes an account. If there is none, a call to open it may still be under way and would leave an open account
-    /// behind us; opened first, it stays closed whatever comes later.
+    /// Closes an account. If there is none, a call to open it may still be in flight and would leave an open account behind;
+    /// so it is opened and closed here, and stays closed.
     async fn close(&self, task: &Task, trace: TraceContext) -> Result<(), CallError> {
         match self.billing.close(task.patient_id, trace).await {
             Err(error) if error.code() == Some(Code::NotFound) => {
@@ -142,17 +139,17 @@ impl Reconciler {
         }
     }
 
-    /// Does step after step until the shutdown. `wake` cuts the pauses short.
-    pub async fn run(self, wake: Arc<Notify>, shutdown: Shutdown) {
+    /// Runs until the shutdown. `notify` cuts the pauses short.
+    pub async fn run(self, notify: Arc<Notify>, shutdown: Shutdown) {
         let work = async {
             loop {
                 let full = matches!(self.step().await, Ok(tried) if tried as i64 == MAX_CONCURRENT);
                 if !full {
-                    let _ = timeout(POLL_INTERVAL, wake.wait()).await;
+                    let _ = timeout(POLL_INTERVAL, notify.wait()).await;
                 }
             }
         };
-        let tell = async {
+        let report = async {
             loop {
                 if let Ok(Counts { pending, dead_letters }) = self.tasks.count().await {
                     TASKS.set(pending);
@@ -161,18 +158,18 @@ impl Reconciler {
                 smol::Timer::after(REPORT_INTERVAL).await;
             }
         };
-        // A claim that is broken off here ends by itself.
-        shutdown.run_until_stopped(futures_lite::future::or(work, tell)).await;
+        // Claims of attempts that are cancelled here expire.
+        shutdown.run_until_stopped(futures_lite::future::or(work, report)).await;
     }
 }
 
-/// Whether billing answered, and rejected what it was asked.
+/// Whether billing answered and rejected the call.
 fn is_rejection(error: &CallError) -> bool {
     is_final(error) || matches!(error.code(), Some(Code::PermissionDenied | Code::Unauthenticated))
 }
 
-/// Whether billing rejects this very task: it does not have the call, as an original's billing-service has only one, or does
-/// not take what is in it. Rights come with the configuration of either side and heal for all tasks at once.
+/// Whether billing rejects this very task: it has no such method, as an original's billing service, or rejects the content.
+/// Missing permissions concern all tasks and end with a change of configuration, so they are retried.
 fn is_final(error: &CallError) -> bool {
     matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
 }
