@@ -15,7 +15,8 @@ const OF_POSTGRESQL: [&str; 3] = ["pgbench", "psql", "pg_dump"];
 pub(crate) fn missing(part: &str) -> Option<String> {
     let mut missing = Vec::new();
     if ON_SERVERS.contains(&part) {
-        if !Kind::Kafka.is_installed() && !(runs("java", "-version") && runs("mvn", "--version")) {
+        let can_fetch = runs("java", "-version") && runs("mvn", "--version");
+        if !Kind::Kafka.is_installed() && !can_fetch {
             missing.push("Apache Kafka, or Java and Maven to fetch it".to_owned());
         }
         // A replay is compared with kcat.
