@@ -14,6 +14,7 @@ use crate::{
     patient::{Details, Patient},
 };
 
+mod change;
 mod find;
 mod insert;
 mod keys;
@@ -32,6 +33,8 @@ pub struct Store {
     database: Database,
     finder: Batcher<find::Find>,
     inserter: Batcher<insert::Insert>,
+    updater: Batcher<change::Updates>,
+    deleter: Batcher<change::Deletions>,
 }
 
 /// A key under which a request may be repeated, and what the request was.
@@ -76,6 +79,13 @@ pub struct VersionCondition {
     pub not: Vec<i64>,
 }
 
+impl VersionCondition {
+    /// Whether a change is for this version.
+    fn allows(&self, version: i64) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(&version)) && !self.not.contains(&version)
+    }
+}
+
 /// What became of a change of one patient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<T> {
@@ -90,7 +100,13 @@ pub enum Change<T> {
 impl Store {
     /// The patients in this database.
     pub fn new(database: Database) -> Self {
-        Self { finder: Batcher::new(database.clone()), inserter: Batcher::new(database.clone()), database }
+        Self {
+            finder: Batcher::new(database.clone()),
+            inserter: Batcher::new(database.clone()),
+            updater: Batcher::new(database.clone()),
+            deleter: Batcher::new(database.clone()),
+            database,
+        }
     }
 
     /// The same patients, for several steps that have one deadline together.
@@ -99,6 +115,8 @@ impl Store {
         Self {
             finder: self.finder.with_shared_deadline(),
             inserter: self.inserter.with_shared_deadline(),
+            updater: self.updater.with_shared_deadline(),
+            deleter: self.deleter.with_shared_deadline(),
             database: self.database.with_shared_deadline(),
         }
     }
@@ -132,6 +150,22 @@ impl Store {
     /// # Errors
     /// If the email is taken, or the database cannot do it.
     pub async fn update(
+        &self,
+        id: Uuid,
+        condition: &VersionCondition,
+        details: &Details,
+        trace: TraceContext,
+    ) -> Result<Change<Patient>, StoreError> {
+        let store = self.with_shared_deadline();
+        let update = change::Update { id, condition: condition.clone(), details: details.clone(), trace };
+        match store.updater.submit(update).await? {
+            Some(patient) => Ok(Change::Done(patient)),
+            None => store.update_alone(id, condition, details, trace).await,
+        }
+    }
+
+    /// Updates as [`update`](Self::update) does, whatever others do meanwhile.
+    async fn update_alone(
         &self,
         id: Uuid,
         condition: &VersionCondition,
@@ -172,6 +206,21 @@ impl Store {
     /// # Errors
     /// If the database cannot do it.
     pub async fn delete(
+        &self,
+        id: Uuid,
+        condition: &VersionCondition,
+        trace: TraceContext,
+    ) -> Result<Change<()>, Error> {
+        let store = self.with_shared_deadline();
+        let delete = change::Delete { id, condition: condition.clone(), trace };
+        if store.deleter.submit(delete).await? {
+            return Ok(Change::Done(()));
+        }
+        store.delete_alone(id, condition, trace).await
+    }
+
+    /// Deletes as [`delete`](Self::delete) does, whatever others do meanwhile.
+    async fn delete_alone(
         &self,
         id: Uuid,
         condition: &VersionCondition,

@@ -1,6 +1,7 @@
 //! Batching: concurrent requests of one kind share one statement.
 
 use std::{
+    collections::HashSet,
     fmt,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -29,6 +30,13 @@ pub trait BatchStatement: Send + Sync + 'static {
     /// Requests in one statement, at most.
     const MAX_REQUESTS: usize;
 
+    /// What a request is about, if no two statements that run at the same time may be about the same: a later request then
+    /// waits for a later statement, as it would for a row that the earlier statement has locked. In one statement there may
+    /// be several.
+    fn subject(_request: &Self::Request) -> Option<u128> {
+        None
+    }
+
     /// Executes all requests or, if it fails, none of them; returns their answers in the same order.
     fn execute(
         database: &Database,
@@ -52,6 +60,25 @@ struct Queue<S: BatchStatement> {
     waiting: Vec<PendingRequest<S>>,
     /// Statements that are running.
     running: usize,
+    /// The subjects of their requests.
+    subjects: HashSet<u128>,
+}
+
+impl<S: BatchStatement> Queue<S> {
+    fn may_start(&self, one: &PendingRequest<S>) -> bool {
+        S::subject(&one.request).is_none_or(|subject| !self.subjects.contains(&subject))
+    }
+
+    fn next_batch(&mut self) -> Vec<PendingRequest<S>> {
+        let (mut batch, mut rest) = (Vec::new(), Vec::new());
+        for one in std::mem::take(&mut self.waiting) {
+            let is_next = batch.len() < S::MAX_REQUESTS && self.may_start(&one);
+            if is_next { &mut batch } else { &mut rest }.push(one);
+        }
+        self.waiting = rest;
+        self.subjects.extend(batch.iter().filter_map(|one| S::subject(&one.request)));
+        batch
+    }
 }
 
 /// A request in the queue, and the channel for its answer.
@@ -76,7 +103,8 @@ impl<S: BatchStatement> fmt::Debug for Batcher<S> {
 impl<S: BatchStatement> Batcher<S> {
     /// A batcher for statements on this database.
     pub fn new(database: Database) -> Self {
-        Self { database, queue: Arc::new(Mutex::new(Queue { waiting: Vec::new(), running: 0 })), until: None }
+        let queue = Queue { waiting: Vec::new(), running: 0, subjects: HashSet::new() };
+        Self { database, queue: Arc::new(Mutex::new(queue)), until: None }
     }
 
     /// The same batcher, whose requests from now on share one deadline: that of a single request that starts now.
@@ -131,7 +159,7 @@ impl<S: BatchStatement> Batcher<S> {
     /// Starts a statement if requests wait and fewer than [`MAX_CONCURRENT`] are running.
     fn start(&self) {
         let mut queue = self.lock();
-        if !queue.waiting.is_empty() && queue.running < MAX_CONCURRENT {
+        if queue.running < MAX_CONCURRENT && queue.waiting.iter().any(|one| queue.may_start(one)) {
             queue.running += 1;
             // A task of its own, because the request that started it can be cancelled while others wait for the
             // statement.
@@ -139,15 +167,14 @@ impl<S: BatchStatement> Batcher<S> {
         }
     }
 
-    /// Takes the oldest requests from the queue, as many as one statement executes.
+    /// Takes the oldest requests that may start from the queue, as many as one statement executes.
     fn next_batch(&self) -> Vec<PendingRequest<S>> {
-        let mut queue = self.lock();
-        let count = queue.waiting.len().min(S::MAX_REQUESTS);
-        let rest = queue.waiting.split_off(count);
-        std::mem::replace(&mut queue.waiting, rest)
+        self.lock().next_batch()
     }
 
     async fn answer(&self, mut waiting: Vec<PendingRequest<S>>) {
+        let subjects = waiting.iter().filter_map(|one| S::subject(&one.request)).collect();
+        let _running = RunningSubjects { batcher: Self { until: None, ..self.clone() }, subjects };
         let limit = self.database.acquire_timeout();
         waiting.retain(|one| {
             let late = one.since.elapsed() > limit;
@@ -196,6 +223,28 @@ async fn execute_alone<S: BatchStatement>(
 fn respond<T>(answer: &Sender<Result<T, Error>>, result: Result<T, Error>) {
     // A cancelled request needs no answer.
     let _ = answer.try_send(result);
+}
+
+/// The subjects of a statement that runs, free again when it is dropped.
+struct RunningSubjects<S: BatchStatement> {
+    batcher: Batcher<S>,
+    subjects: Vec<u128>,
+}
+
+impl<S: BatchStatement> Drop for RunningSubjects<S> {
+    fn drop(&mut self) {
+        if self.subjects.is_empty() {
+            return;
+        }
+        {
+            let mut queue = self.batcher.lock();
+            for subject in &self.subjects {
+                queue.subjects.remove(subject);
+            }
+        }
+        // Requests may have waited for one of them.
+        self.batcher.start();
+    }
 }
 
 /// One of the [`MAX_CONCURRENT`] statements; its slot is free again when it is dropped.

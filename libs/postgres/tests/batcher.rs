@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     pin::pin,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -32,6 +34,37 @@ impl BatchStatement for Put {
     }
 }
 
+/// Requests that are about the number of their hundreds; the answer is the request. It sees to it that no two statements that
+/// run at the same time are about the same.
+enum About {}
+
+static RUNNING: Mutex<BTreeMap<i32, i32>> = Mutex::new(BTreeMap::new());
+
+impl BatchStatement for About {
+    type Request = i32;
+    type Answer = i32;
+    const NAME: &'static str = "about";
+    const MAX_REQUESTS: usize = 20;
+
+    fn subject(request: &i32) -> Option<u128> {
+        Some(u128::from(request.unsigned_abs()) / 100)
+    }
+
+    async fn execute(database: &Database, requests: &[i32]) -> Result<Vec<i32>, Error> {
+        let subjects: BTreeSet<_> = requests.iter().map(|request| request / 100).collect();
+        for subject in &subjects {
+            let other = RUNNING.lock().unwrap().insert(*subject, requests[0]);
+            assert_eq!(other, None, "it runs while {requests:?} do");
+        }
+        let statement = "INSERT INTO numbers SELECT n, 0 FROM unnest($1::int[]) n, pg_sleep(0.001)";
+        let put = database.run(async |connection| query(statement).bind(requests).execute(connection).await).await;
+        for subject in &subjects {
+            RUNNING.lock().unwrap().remove(subject);
+        }
+        put.map(|_| requests.to_vec())
+    }
+}
+
 async fn database() -> Database {
     database_at(&testbed::shared_database().await).await
 }
@@ -55,7 +88,10 @@ async fn number(database: &Database, statement: &'static str) -> i64 {
     database.run(async |connection| query(statement).fetch_one(connection).await?.try_get(0)).await.unwrap()
 }
 
-async fn put_all(batcher: &Batcher<Put>, numbers: impl Iterator<Item = i32>) -> Vec<(i32, Result<i32, Error>)> {
+async fn put_all<S: BatchStatement<Request = i32, Answer = i32>>(
+    batcher: &Batcher<S>,
+    numbers: impl Iterator<Item = i32>,
+) -> Vec<(i32, Result<i32, Error>)> {
     let put = |n| {
         let batcher = batcher.clone();
         runtime::spawn(async move { (n, batcher.submit(n).await) })
@@ -65,6 +101,22 @@ async fn put_all(batcher: &Batcher<Put>, numbers: impl Iterator<Item = i32>) -> 
         answers.push(answer.await);
     }
     answers
+}
+
+#[test]
+fn two_statements_about_the_same_never_run_at_the_same_time_and_no_request_is_forgotten() {
+    runtime::block_on(1, async {
+        let database = database().await;
+        let batcher = Batcher::<About>::new(database.clone());
+        let requests = (0..200).map(|n| n % 5 * 100 + n / 5).chain((500..2000).step_by(100));
+        let mut answers = put_all(&batcher, requests.clone()).await;
+        answers.sort_by_key(|(request, _)| *request);
+        let mut expected: Vec<_> = requests.collect();
+        expected.sort_unstable();
+        let answers: Vec<_> = answers.into_iter().map(|(_, answer)| answer.unwrap()).collect();
+        assert_eq!(answers, expected);
+        assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, expected.len() as i64);
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use surf::http::Method;
 
 use crate::{
-    harness::{id, path, patient, with_service},
+    harness::{at_once, id, path, patient, with_service},
     test_billing::Behaviour,
 };
 
@@ -53,5 +53,46 @@ fn an_account_that_was_never_opened_ends_closed() {
         service
             .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
             .await;
+    });
+}
+
+#[test]
+fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
+    with_service(|service| async move {
+        const PATIENTS: usize = 60;
+        let mut patients = Vec::new();
+        for n in 0..PATIENTS {
+            patients.push(path(&service.register(&format!("Patient {n}")).await));
+        }
+        let (client, deleted) = (service.client.clone(), std::sync::Arc::new(patients.clone()));
+        // Each twice, and the first again for a version that it never had.
+        let answers = at_once(PATIENTS * 2 + 1, move |n| {
+            let (client, patients) = (client.clone(), deleted.clone());
+            async move {
+                let headers = if n == PATIENTS * 2 { vec![("if-match", "\"99\"")] } else { Vec::new() };
+                let path = &patients[n % PATIENTS];
+                client.send(Method::Delete, path, &headers, None).await.unwrap().status
+            }
+        })
+        .await;
+        for n in 0..PATIENTS {
+            let mut both = [answers[n], answers[n + PATIENTS]];
+            both.sort_unstable();
+            assert_eq!(both, [204, 404], "patient {n}");
+        }
+        assert!(matches!(answers[PATIENTS * 2], 404 | 412), "{}", answers[PATIENTS * 2]);
+        assert_eq!(service.number("SELECT count(*) FROM patients").await, 0);
+        let events = "SELECT count(*) FROM outbox WHERE event_type = 'PATIENT_DELETED'";
+        assert_eq!(service.number(events).await, PATIENTS as i64);
+        let commits = "SELECT count(DISTINCT xmin::text) FROM outbox WHERE event_type = 'PATIENT_DELETED'";
+        let commits = service.number(commits).await;
+        assert!(commits < PATIENTS as i64, "{commits} commits");
+        service
+            .until("the accounts are closed", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+            .await;
+        for path in patients {
+            let id = path.rsplit('/').next().unwrap_or_default();
+            assert_eq!(service.billing.status(id).as_deref(), Some("CLOSED"));
+        }
     });
 }

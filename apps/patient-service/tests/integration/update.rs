@@ -141,3 +141,91 @@ fn errors() {
         }
     });
 }
+
+/// Those that come together share a statement; each still has its own outcome, and one that fails or waits harms no other.
+#[test]
+fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
+    with_service(|service| async move {
+        const PATIENTS: usize = 60;
+        const OF_JANE: usize = 20;
+        let jane = service.register("Jane Doe").await;
+        let held = service.register("Held Email").await;
+        let mut patients = Vec::new();
+        for n in 0..PATIENTS {
+            patients.push(service.register(&format!("Patient {n}")).await);
+        }
+        let (client, patients) = (service.client.clone(), std::sync::Arc::new(patients));
+        let (jane_path, held_email) = (path(&jane), held["email"].clone());
+        let answers = at_once(PATIENTS + OF_JANE + 3, move |n| {
+            let (client, patients, jane_path, held_email) =
+                (client.clone(), patients.clone(), jane_path.clone(), held_email.clone());
+            async move {
+                let put = async |path: &str, headers: &[(&str, &str)], body| {
+                    client.send(Method::Put, path, headers, Some(&body)).await.unwrap().status
+                };
+                let other = n.checked_sub(PATIENTS + OF_JANE);
+                match other {
+                    None if n < PATIENTS => {
+                        put(&path(&patients[n]), &[("if-match", "\"1\"")], patient(&format!("Changed {n}"))).await
+                    }
+                    None => put(&jane_path, &[], patient("Jane Smith")).await,
+                    Some(0) => put(&jane_path, &[("if-match", "\"99\"")], patient("Jane Smith")).await,
+                    Some(1) => {
+                        put("/patients/00000000-0000-7000-8000-000000000000", &[], patient("Nobody Smith")).await
+                    }
+                    Some(_) => {
+                        let mut taken = patient("Jane Smith");
+                        taken["email"] = held_email;
+                        put(&jane_path, &[], taken).await
+                    }
+                }
+            }
+        })
+        .await;
+        let expected = [vec![200; PATIENTS + OF_JANE], vec![412, 404, 409]].concat();
+        assert_eq!(answers, expected);
+        let versions = service.number("SELECT version FROM patients WHERE name = 'Jane Smith'").await;
+        assert_eq!(versions, 1 + OF_JANE as i64);
+        let changed = "SELECT count(*) FROM patients WHERE name LIKE 'Changed %' AND version = 2";
+        assert_eq!(service.number(changed).await, PATIENTS as i64);
+        let events = "SELECT count(*) FROM outbox WHERE event_type = 'PATIENT_UPDATED'";
+        assert_eq!(service.number(events).await, (PATIENTS + OF_JANE) as i64);
+        let commits = "SELECT count(DISTINCT xmin::text) FROM outbox WHERE event_type = 'PATIENT_UPDATED'";
+        let commits = service.number(commits).await;
+        assert!(commits < (PATIENTS + OF_JANE) as i64, "{commits} commits");
+    });
+}
+
+/// Another replica, or somebody by SQL, changes a patient between our read and our write.
+#[test]
+fn a_change_in_between_is_built_upon_and_not_lost() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let changing = {
+            let database = service.database.clone();
+            runtime::spawn(async move {
+                for _ in 0..100 {
+                    let change = async |connection: &mut postgres::PgConnection| {
+                        let statement = "UPDATE patients SET version = version + 1 WHERE name LIKE 'Jane%'";
+                        postgres::query(statement).execute(connection).await
+                    };
+                    database.run(change).await.unwrap();
+                }
+            })
+        };
+        let (client, jane_path) = (service.client.clone(), path(&jane));
+        let answers = at_once(100, move |_| {
+            let (client, jane_path) = (client.clone(), jane_path.clone());
+            async move { client.put(&jane_path, &patient("Jane Smith")).await.unwrap() }
+        })
+        .await;
+        changing.await;
+        let mut versions: Vec<_> = answers.iter().map(|answer| answer.header("etag").map(str::to_owned)).collect();
+        versions.sort();
+        versions.dedup();
+        assert!(answers.iter().all(|answer| answer.status == 200));
+        assert_eq!(versions.len(), 100, "each made a version of its own");
+        assert_eq!(service.number("SELECT version FROM patients").await, 201);
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 101);
+    });
+}

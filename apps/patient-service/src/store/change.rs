@@ -1,0 +1,256 @@
+//! Updates and deletions. Those that come together are one read and one write, and the write is one commit.
+//!
+//! An event carries the version that its change makes, and we encode it; so the patient is read first, and changed if it is
+//! still as it was read. What has changed in between, is not there, or is none that the change is for is left to a transaction
+//! of its own, which decides under the row's lock ([`Store::update`](super::Store::update)).
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use codec::event::EventKind;
+use postgres::{BatchStatement, Database, Error, Row as _, query};
+use telemetry::TraceContext;
+use uuid::Uuid;
+
+use super::{VersionCondition, find::Find};
+use crate::{
+    outbox::NewEvent,
+    patient::{Details, Patient},
+};
+
+/// An update of a patient.
+#[derive(Debug)]
+pub(super) struct Update {
+    pub(super) id: Uuid,
+    pub(super) condition: VersionCondition,
+    pub(super) details: Details,
+    pub(super) trace: TraceContext,
+}
+
+/// A deletion of a patient.
+#[derive(Debug)]
+pub(super) struct Delete {
+    pub(super) id: Uuid,
+    pub(super) condition: VersionCondition,
+    pub(super) trace: TraceContext,
+}
+
+/// The statements for many updates. The answer is the patient; none if the update is not done.
+pub(super) enum Updates {}
+
+/// The statements for many deletions. The answer is whether it is done.
+pub(super) enum Deletions {}
+
+/// A patient as a change leaves it, with the event of it.
+struct Changed {
+    patient: Patient,
+    event: NewEvent,
+}
+
+impl Changed {
+    fn new(patient: Patient, kind: EventKind, trace: TraceContext) -> Self {
+        Self { event: NewEvent::of(&patient, kind, trace), patient }
+    }
+
+    /// The version that is changed.
+    fn known_version(&self) -> i64 {
+        self.patient.version - 1
+    }
+}
+
+impl BatchStatement for Updates {
+    type Request = Update;
+    type Answer = Option<Patient>;
+    const NAME: &'static str = "update patient";
+    const MAX_REQUESTS: usize = 128;
+
+    fn subject(update: &Update) -> Option<u128> {
+        Some(update.id.as_u128())
+    }
+
+    async fn execute(database: &Database, updates: &[Update]) -> Result<Vec<Option<Patient>>, Error> {
+        let mut known = read(database, updates.iter().map(|update| update.id).collect()).await?;
+        let mut changed: Vec<Changed> = Vec::with_capacity(known.len());
+        let mut emails = HashMap::<Uuid, &str>::new();
+        let mut was_taken = vec![false; updates.len()];
+        for (Update { id, condition, details, trace }, was_taken) in updates.iter().zip(&mut was_taken) {
+            let Some(known) = known.get_mut(id).filter(|known| condition.allows(known.version)) else { continue };
+            // Several updates of one patient go on from one another, and only the last one's email meets the index.
+            if *emails.entry(*id).or_insert(&details.email) != details.email {
+                continue;
+            }
+            let Details { name, email, address, date_of_birth, registered_date } = details.clone();
+            let registered_date = registered_date.unwrap_or(known.registered_date);
+            let version = known.version + 1;
+            let patient = Patient { id: *id, name, email, address, date_of_birth, registered_date, version };
+            known.clone_from(&patient);
+            *was_taken = true;
+            changed.push(Changed::new(patient, EventKind::Updated, *trace));
+        }
+        let done = write_updates(database, &changed).await?;
+        // Those of one patient are in the order of the requests, of which some may have been left out.
+        let mut made = HashMap::<Uuid, VecDeque<Patient>>::new();
+        for Changed { patient, .. } in changed.into_iter().filter(|one| done.contains(&one.patient.id)) {
+            made.entry(patient.id).or_default().push_back(patient);
+        }
+        Ok(was_taken
+            .into_iter()
+            .zip(updates)
+            .map(|(taken, update)| if taken { made.get_mut(&update.id)?.pop_front() } else { None })
+            .collect())
+    }
+}
+
+impl BatchStatement for Deletions {
+    type Request = Delete;
+    type Answer = bool;
+    const NAME: &'static str = "delete patient";
+    const MAX_REQUESTS: usize = 128;
+
+    fn subject(delete: &Delete) -> Option<u128> {
+        Some(delete.id.as_u128())
+    }
+
+    async fn execute(database: &Database, deletions: &[Delete]) -> Result<Vec<bool>, Error> {
+        let mut known = read(database, deletions.iter().map(|delete| delete.id).collect()).await?;
+        let mut changed = Vec::with_capacity(known.len());
+        let mut was_taken = vec![false; deletions.len()];
+        for (Delete { id, condition, trace }, was_taken) in deletions.iter().zip(&mut was_taken) {
+            let is_for_it = known.get(id).is_some_and(|known| condition.allows(known.version));
+            let Some(known) = known.remove(id).filter(|_| is_for_it) else { continue };
+            *was_taken = true;
+            let patient = Patient { version: known.version + 1, ..known };
+            changed.push(Changed::new(patient, EventKind::Deleted, *trace));
+        }
+        let done = write_deletions(database, &mut changed).await?;
+        Ok(was_taken.into_iter().zip(deletions).map(|(taken, delete)| taken && done.contains(&delete.id)).collect())
+    }
+}
+
+/// The patients as they are.
+async fn read(database: &Database, ids: Vec<Uuid>) -> Result<HashMap<Uuid, Patient>, Error> {
+    let found = Find::execute(database, &ids).await?;
+    Ok(found.into_iter().flatten().map(|patient| (patient.id, patient)).collect())
+}
+
+fn column<'a, T>(changed: &'a [Changed], field: impl Fn(&'a Changed) -> T) -> Vec<T> {
+    changed.iter().map(field).collect()
+}
+
+/// Stores patients with their events, of which one patient may have several, one after the other; gives the ids of those that
+/// were still as they were read.
+async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashSet<Uuid>, Error> {
+    if changed.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // By id: the version that was read, and what the patient is in the end.
+    let mut patients = BTreeMap::<Uuid, (i64, &Patient)>::new();
+    for one in changed {
+        let (_, patient) = patients.entry(one.patient.id).or_insert((one.known_version(), &one.patient));
+        *patient = &one.patient;
+    }
+    let write = database.run(async |connection| {
+        fn column<'a, T>(
+            patients: &BTreeMap<Uuid, (i64, &'a Patient)>,
+            field: impl Fn(i64, &'a Patient) -> T,
+        ) -> Vec<T> {
+            patients.values().map(|(known_version, patient)| field(*known_version, patient)).collect()
+        }
+        // An event takes its id under the row's lock, and those of one patient in their order, so that the ids of a patient's
+        // events grow with its versions.
+        //
+        // Together they wait for nobody long, as in "insert patients".
+        let rows = query(
+            "-- update patients
+            WITH new AS (
+                SELECT new.* FROM unnest(
+                    $1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::date[], $8::date[]
+                ) AS new (id, known_version, version, name, email, address, date_of_birth, registered_date), set_config(
+                    'lock_timeout',
+                    CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
+                    true
+                )
+            ), changed AS (
+                UPDATE patients
+                SET name = new.name, email = new.email, address = new.address, date_of_birth = new.date_of_birth,
+                    registered_date = new.registered_date, version = new.version
+                FROM new WHERE patients.id = new.id AND patients.version = new.known_version
+                RETURNING new.id
+            )
+            INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+            SELECT event.patient_id, event.key_hash, event.event_id, 'PATIENT_UPDATED', event.value, event.traceparent
+            FROM changed JOIN unnest($9::uuid[], $10::integer[], $11::uuid[], $12::bytea[], $13::text[])
+                WITH ORDINALITY AS event (patient_id, key_hash, event_id, value, traceparent, number)
+                ON event.patient_id = changed.id
+            ORDER BY event.number
+            RETURNING patient_id",
+        )
+        .bind(column(&patients, |_, patient| patient.id))
+        .bind(column(&patients, |known_version, _| known_version))
+        .bind(column(&patients, |_, patient| patient.version))
+        .bind(column(&patients, |_, patient| &*patient.name))
+        .bind(column(&patients, |_, patient| &*patient.email))
+        .bind(column(&patients, |_, patient| &*patient.address))
+        .bind(column(&patients, |_, patient| patient.date_of_birth))
+        .bind(column(&patients, |_, patient| patient.registered_date))
+        .bind(changed.iter().map(|one| one.patient.id).collect::<Vec<_>>())
+        .bind(changed.iter().map(|one| one.event.key_hash).collect::<Vec<_>>())
+        .bind(changed.iter().map(|one| one.event.event_id).collect::<Vec<_>>())
+        .bind(changed.iter().map(|one| &*one.event.value).collect::<Vec<_>>())
+        .bind(changed.iter().map(|one| &*one.event.traceparent).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    });
+    write.await
+}
+
+/// Deletes patients and stores their events and the tasks to close their accounts; gives the ids of those that were still as
+/// they were read.
+async fn write_deletions(database: &Database, changed: &mut [Changed]) -> Result<HashSet<Uuid>, Error> {
+    if changed.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // In the order of their ids, so that statements of several replicas lock the same rows in the same order.
+    changed.sort_by_key(|one| one.patient.id);
+    let changed = &*changed;
+    let write = database.run(async |connection| {
+        let rows = query(
+            "-- delete patients
+            WITH gone AS (
+                SELECT gone.* FROM unnest(
+                    $1::uuid[], $2::bigint[], $3::integer[], $4::uuid[], $5::bytea[], $6::text[]
+                ) AS gone (id, known_version, key_hash, event_id, value, traceparent), set_config(
+                    'lock_timeout',
+                    CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
+                    true
+                )
+            ), deleted AS (
+                DELETE FROM patients USING gone WHERE patients.id = gone.id AND patients.version = gone.known_version
+                RETURNING patients.id, patients.name, patients.email,
+                          gone.key_hash, gone.event_id, gone.value, gone.traceparent
+            ), event AS (
+                INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+                SELECT id, key_hash, event_id, 'PATIENT_DELETED', value, traceparent FROM deleted
+            ), superseded AS (
+                DELETE FROM billing_task_dead_letters dead USING deleted WHERE dead.patient_id = deleted.id
+            )
+            INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)
+            SELECT id, 'CLOSE', name, email, traceparent, now() FROM deleted
+            ON CONFLICT (patient_id) DO UPDATE
+            SET action = excluded.action, name = excluded.name, email = excluded.email,
+                traceparent = excluded.traceparent, attempts = 0, rejections = 0,
+                next_attempt_at = excluded.next_attempt_at
+            RETURNING patient_id",
+        )
+        .bind(column(changed, |one| one.patient.id))
+        .bind(column(changed, Changed::known_version))
+        .bind(column(changed, |one| one.event.key_hash))
+        .bind(column(changed, |one| one.event.event_id))
+        .bind(column(changed, |one| &*one.event.value))
+        .bind(column(changed, |one| &*one.event.traceparent))
+        .fetch_all(connection)
+        .await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    });
+    write.await
+}
