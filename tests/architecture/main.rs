@@ -186,6 +186,7 @@ fn sql_is_in_stores_alone() {
         "apps/patient-service/src/billing_tasks.rs",
         "apps/patient-service/src/billing_tasks/dead_letters.rs",
         "apps/billing-service/src/store.rs",
+        "apps/billing-service/src/store/close.rs",
         "apps/billing-service/src/store/open.rs",
         "apps/analytics-service/src/state.rs",
         "apps/analytics-service/src/state/columns.rs",

@@ -5,7 +5,7 @@ use std::fs;
 use crate::{root, sources};
 
 /// Identifiers that were replaced, each with the name to use. Whole identifiers in code alone: not in comments or strings.
-const REPLACED: [(&str, &str); 25] = [
+const REPLACED: [(&str, &str); 24] = [
     ("Seen", "LowWatermark, or what was observed"),
     ("Forgetting", "AckedDeleter"),
     ("DoneReceiver", "CompletedTaskDeleter"),
@@ -16,7 +16,6 @@ const REPLACED: [(&str, &str); 25] = [
     ("Lent", "PooledConnection"),
     ("lend", "acquire"),
     ("or_stop", "run_until_stopped"),
-    ("Wanted", "PendingQuery, or what is required"),
     ("Subject", "SystemUnderTest"),
     ("strike", "inject"),
     ("Ground", "BackingServices"),

@@ -6,7 +6,7 @@ use testbed::system::System;
 
 use crate::{
     Outcome,
-    fixture::{Ground, SETTLE},
+    fixture::{Fixture, SETTLE},
     footprint,
     load::{self, Time, figure, words},
     pgbench,
@@ -17,7 +17,7 @@ use crate::{
 /// Patients that are there before.
 const PATIENTS: u64 = 10_000;
 
-pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let time = Time::of(quick);
     let mut system = ground.system("creates", &[]).await?;
     footprint::measure(&mut system, results).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Resu
 }
 
 /// Arguments of an open loop with a follower.
-fn open(ground: &Ground, system: &mut System, rate: f64, time: Time) -> Vec<String> {
+fn open(ground: &Fixture, system: &mut System, rate: f64, time: Time) -> Vec<String> {
     let url = format!("http://{}", system.patients[0].address());
     let analytics = format!("http://{}", system.analytics.address());
     let follow = format!(
@@ -77,7 +77,7 @@ fn open(ground: &Ground, system: &mut System, rate: f64, time: Time) -> Vec<Stri
 }
 
 /// Lets the servers finish what the last measurement left to do.
-async fn settle(ground: &Ground) -> Outcome {
+async fn settle(ground: &Fixture) -> Outcome {
     ground.cluster.run("postgres", "checkpoint").await?;
     smol::Timer::after(SETTLE).await;
     Ok(())

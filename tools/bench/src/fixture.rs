@@ -13,7 +13,7 @@ use testbed::{
 use crate::{Outcome, show::step};
 
 /// The servers of a run. They end with it.
-pub(crate) struct Ground {
+pub(crate) struct Fixture {
     pub(crate) cluster: Cluster,
     pub(crate) broker: Broker,
     /// Given to every service besides its own settings.
@@ -22,7 +22,7 @@ pub(crate) struct Ground {
     scratch: Scratch,
 }
 
-impl Ground {
+impl Fixture {
     pub(crate) async fn start(settings: &[(String, String)]) -> Outcome<Self> {
         if !Kind::Kafka.is_installed() {
             step("Fetching Apache Kafka", Kind::Kafka.install()).await?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Options, Outcome,
-    fixture::{Ground, SETTLE},
+    fixture::{Fixture, SETTLE},
     load::{self, figure, words},
     show::step,
 };
@@ -60,7 +60,7 @@ impl Found {
 /// What can grow.
 pub(crate) const AXES: [&str; 3] = ["patients", "connections", "partitions"];
 
-pub(crate) async fn measure(ground: &Ground, options: &Options) -> Outcome<Vec<Series>> {
+pub(crate) async fn measure(ground: &Fixture, options: &Options) -> Outcome<Vec<Series>> {
     let wanted = |axis: &str| options.axis.is_empty() || options.axis.iter().any(|only| only == axis);
     let mut found = Found::default();
     if wanted("patients") {
@@ -89,7 +89,7 @@ pub(crate) fn merge(recorded: &mut Vec<Series>, new: Vec<Series>) {
     }
 }
 
-async fn patients(ground: &Ground, sizes: RangeInclusive<u64>, found: &mut Found) -> Outcome {
+async fn patients(ground: &Fixture, sizes: RangeInclusive<u64>, found: &mut Found) -> Outcome {
     let system = ground.system("growth", &[]).await?;
     let url = format!("http://{}", system.patients[0].address());
     let mut there = 0;
@@ -108,7 +108,7 @@ async fn patients(ground: &Ground, sizes: RangeInclusive<u64>, found: &mut Found
     Ok(())
 }
 
-async fn connections(ground: &Ground, found: &mut Found) -> Outcome {
+async fn connections(ground: &Fixture, found: &mut Found) -> Outcome {
     let system = ground.system("connections", &NO_REFUSALS).await?;
     let url = format!("http://{}", system.patients[0].address());
     ground.seed("connections", 0, BASE).await?;
@@ -122,7 +122,7 @@ async fn connections(ground: &Ground, found: &mut Found) -> Outcome {
     Ok(())
 }
 
-async fn partitions(ground: &Ground, found: &mut Found) -> Outcome {
+async fn partitions(ground: &Fixture, found: &mut Found) -> Outcome {
     for count in PARTITIONS {
         let name = format!("partitions{count}");
         let system = ground.system(&name, &[("KAFKA_TOPIC_PARTITIONS", &count.to_string())]).await?;
@@ -147,7 +147,7 @@ async fn partitions(ground: &Ground, found: &mut Found) -> Outcome {
     Ok(())
 }
 
-async fn point(ground: &Ground, arguments: &str, at: u64, what: &str) -> Outcome<Point> {
+async fn point(ground: &Fixture, arguments: &str, at: u64, what: &str) -> Outcome<Point> {
     ground.cluster.run("postgres", "checkpoint").await?;
     let arguments = words(arguments);
     let report = step(what, load::run(ground.directory(), &arguments)).await?;

@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use crate::{
     Options, Outcome,
-    fixture::{Ground, SETTLE},
+    fixture::{Fixture, SETTLE},
     load::{self, Time, figure, words},
     pgbench,
     results::Results,
@@ -42,7 +42,7 @@ pub(crate) struct Cost {
     counters: BTreeMap<String, f64>,
 }
 
-pub(crate) async fn measure(ground: &mut Ground, options: &Options, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(ground: &mut Fixture, options: &Options, results: &mut Results) -> Outcome {
     let time = Time::of(options.quick);
     ground.count_statements().await?;
     let mut system = ground.system("lean", &[]).await?;

@@ -25,7 +25,7 @@ mod tool;
 mod unary;
 mod updates;
 
-use fixture::Ground;
+use fixture::Fixture;
 use results::Results;
 
 /// Measures the system against what it stands on.
@@ -115,7 +115,7 @@ async fn run(options: &Options) -> Outcome<bool> {
     }
     let mut results = Results::default();
     if options.growth {
-        let ground = Ground::start(&options.settings).await?;
+        let ground = Fixture::start(&options.settings).await?;
         results.growth(growth::measure(&ground, options).await?);
         println!("{}", results.growth_table());
         if options.record {
@@ -154,7 +154,7 @@ async fn run(options: &Options) -> Outcome<bool> {
         unary::measure(quick, &mut results).await?;
     }
     if ["creates", "updates", "reads", "replay"].into_iter().any(wanted) {
-        let mut ground = Ground::start(&options.settings).await?;
+        let mut ground = Fixture::start(&options.settings).await?;
         // Before anything is in PostgreSQL, which cleans up for minutes afterwards.
         if wanted("replay") {
             replay::measure(&ground, quick, &mut results).await?;
@@ -171,7 +171,7 @@ async fn run(options: &Options) -> Outcome<bool> {
     }
     if wanted("lean") {
         // On a PostgreSQL of its own, which counts statements.
-        let mut ground = Ground::start(&options.settings).await?;
+        let mut ground = Fixture::start(&options.settings).await?;
         lean::measure(&mut ground, options, &mut results).await?;
     }
     println!("{}", results.table(recorded.as_ref()));

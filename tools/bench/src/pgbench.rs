@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use testbed::postgres;
 
-use crate::{Failure, Outcome, fixture::Ground, load::Time, tool};
+use crate::{Failure, Outcome, fixture::Fixture, load::Time, tool};
 
 /// Clients, as the load generator has connections.
 const CLIENTS: u32 = 64;
@@ -38,7 +38,7 @@ VALUES (:pid::uuid, gen_random_uuid(), 'Amara Abebe', 'fedcba9876543210.' || :pi
 ON CONFLICT (patient_id) DO NOTHING RETURNING id, status;
 ";
 
-/// One patient of those that [`Ground::seed`] made, by id.
+/// One patient of those that [`Fixture::seed`] made, by id.
 pub(crate) fn read(patients: u64) -> String {
     format!(
         "\\set n random(1, {patients})\n\
@@ -47,7 +47,7 @@ pub(crate) fn read(patients: u64) -> String {
     )
 }
 
-/// The two statements of an update of one of so many patients that [`Ground::seed`] made, as apps/patient-service has them:
+/// The two statements of an update of one of so many patients that [`Fixture::seed`] made, as apps/patient-service has them:
 /// the patient as it is, and the change with its event, in one commit.
 pub(crate) fn update(patients: u64) -> String {
     format!(
@@ -74,7 +74,7 @@ SELECT id, :m, gen_random_uuid(), 'PATIENT_UPDATED', decode(repeat('0a', 200), '
     )
 }
 
-/// The same of a deletion. Each client deletes patients of its own, from one of those that [`Ground::seed`] made on.
+/// The same of a deletion. Each client deletes patients of its own, from one of those that [`Fixture::seed`] made on.
 pub(crate) fn delete(from: u64) -> String {
     format!(
         r"
@@ -103,7 +103,7 @@ SET action = excluded.action, name = excluded.name, email = excluded.email, trac
 }
 
 /// Transactions a second of a script.
-pub(crate) async fn rate(ground: &Ground, database: &str, script: &str, time: Time) -> Outcome<f64> {
+pub(crate) async fn rate(ground: &Fixture, database: &str, script: &str, time: Time) -> Outcome<f64> {
     let file = ground.directory().join("pgbench.sql");
     fs::write(&file, script)?;
     let run = async |measured: bool, seconds: u64| {
@@ -126,7 +126,7 @@ pub(crate) async fn rate(ground: &Ground, database: &str, script: &str, time: Ti
 }
 
 /// Makes a database with the tables of both services, empty, of the system with this name.
-pub(crate) async fn copy_schemas(ground: &Ground, name: &str, copy: &str) -> Outcome {
+pub(crate) async fn copy_schemas(ground: &Fixture, name: &str, copy: &str) -> Outcome {
     ground.cluster.create_database(copy).await?;
     for (database, tables) in [(format!("{name}_patients"), "public.*"), (format!("{name}_billing"), "accounts")] {
         let mut dump = Command::new(binary("pg_dump")?);
@@ -150,7 +150,7 @@ pub(crate) async fn copy_schemas(ground: &Ground, name: &str, copy: &str) -> Out
 }
 
 /// A command that prints PostgreSQL's counters of these databases, one a line, as `load --counters` reads them.
-pub(crate) fn counters_command(ground: &Ground, databases: &[&str]) -> Outcome<String> {
+pub(crate) fn counters_command(ground: &Fixture, databases: &[&str]) -> Outcome<String> {
     let names: Vec<_> = databases.iter().map(|name| format!("'{name}'")).collect();
     let names = names.join(", ");
     let mut sql = format!(

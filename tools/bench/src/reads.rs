@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome,
-    fixture::Ground,
+    fixture::Fixture,
     load::{self, Time, figure, turns, words},
     pgbench,
     results::{Pair, Results},
@@ -12,7 +12,7 @@ use crate::{
 /// Patients that are read, at random.
 const PATIENTS: u64 = 100_000;
 
-pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let mut system = ground.system("reads", &[]).await?;
     let patients = if quick { PATIENTS / 4 } else { PATIENTS };
     ground.seed("reads", 0, patients).await?;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     Failure, Outcome,
-    fixture::Ground,
+    fixture::Fixture,
     load::figure,
     results::{Pair, Results},
     show::step,
@@ -31,7 +31,7 @@ const AT_ONCE: u64 = 3000;
 /// Time for a replay.
 const LIMIT: Duration = Duration::from_secs(300);
 
-pub(crate) async fn measure(ground: &Ground, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(ground: &Fixture, quick: bool, results: &mut Results) -> Outcome {
     // As many in a quick run: of fewer, kcat's own start would take most of the time, and the ratio would say nothing.
     let events = 1_000_000;
     let topic = "replay.patient";
@@ -56,7 +56,7 @@ pub(crate) async fn measure(ground: &Ground, quick: bool, results: &mut Results)
 }
 
 /// Publishes creations of so many patients, as the relay does.
-async fn publish(ground: &Ground, topic: &str, events: u64) -> Outcome {
+async fn publish(ground: &Fixture, topic: &str, events: u64) -> Outcome {
     let settings = ground.broker.settings("bench");
     kafka::create_topic(&settings, topic, PARTITIONS).await?;
     let mut producer = Producer::new(settings, topic);
@@ -97,7 +97,7 @@ fn record(number: u64) -> (i32, Record) {
 }
 
 /// Events a second of kcat, from its start to its end.
-async fn read(ground: &Ground, topic: &str, events: u64) -> Outcome<f64> {
+async fn read(ground: &Fixture, topic: &str, events: u64) -> Outcome<f64> {
     let mut command = Command::new("kcat");
     // One byte a message: it shall read, not print.
     command.args(["-C", "-e", "-q", "-o", "beginning", "-f", ".", "-b", &ground.broker.address(), "-t", topic]);
@@ -111,7 +111,7 @@ async fn read(ground: &Ground, topic: &str, events: u64) -> Outcome<f64> {
 }
 
 /// Events a second of analytics with an empty state, from its start until it has applied them all; and its memory then.
-async fn replay(ground: &Ground, topic: &str, events: u64, round: u32) -> Outcome<(f64, f64)> {
+async fn replay(ground: &Fixture, topic: &str, events: u64, round: u32) -> Outcome<(f64, f64)> {
     let label = format!("analytics-service-replay-{round}");
     let state = ground.directory().join(format!("{label}.sqlite"));
     let environment = [

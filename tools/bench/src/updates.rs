@@ -5,7 +5,7 @@ use testbed::system::System;
 
 use crate::{
     Outcome,
-    fixture::{Ground, SETTLE},
+    fixture::{Fixture, SETTLE},
     load::{self, Time, figure, words},
     pgbench,
     results::{Pair, Results},
@@ -17,7 +17,7 @@ const UPDATED: u64 = 10_000;
 /// Patients that one turn of deletions has a second, more than either side deletes.
 const DELETED_PER_SECOND: u64 = 8_000;
 
-pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let time = Time { warm_up: Time::TURN.warm_up, measured: Time::of(quick).measured / if quick { 1 } else { 2 } };
     let mut system = ground.system("updates", &[]).await?;
     pgbench::copy_schemas(ground, "updates", "pgbench_changes_patients").await?;
@@ -62,7 +62,7 @@ pub(crate) async fn measure(ground: &mut Ground, quick: bool, results: &mut Resu
 }
 
 async fn ours(
-    ground: &mut Ground,
+    ground: &mut Fixture,
     system: &mut System,
     scenario: &str,
     own: u64,
@@ -89,7 +89,7 @@ fn report_others(report: &Json, scenario: &str) {
 }
 
 /// Lets the servers finish what the last measurement left to do.
-async fn settle(ground: &Ground) -> Outcome {
+async fn settle(ground: &Fixture) -> Outcome {
     ground.cluster.run("postgres", "checkpoint").await?;
     smol::Timer::after(SETTLE).await;
     Ok(())

@@ -30,12 +30,12 @@ const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// Follows the events of a run.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<Observations>>,
     tasks: Vec<Task<Result<(), String>>>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Observations {
     /// Partition and offset of the event that each patient began with.
     published: HashMap<Uuid, (i32, i64)>,
     /// For each partition, the last offset applied, and when it was first seen to be.
@@ -62,7 +62,7 @@ impl Follower {
     pub(crate) async fn start(kafka: HostPort, topic: &str, analytics: Arc<Target>) -> Result<Self, String> {
         let settings = kafka::Settings { bootstrap: HostPorts(vec![kafka]), deadline: LIMIT, client_id: "load" };
         let failed = |error: kafka::Error| format!("the topic {topic} cannot be read: {error}");
-        let seen = Arc::<Mutex<Seen>>::default();
+        let seen = Arc::<Mutex<Observations>>::default();
         let mut tasks = Vec::new();
         for partition in 0..kafka::partitions(&settings, topic).await.map_err(failed)? {
             let mut consumer = Consumer::new(settings.clone(), topic, partition);
@@ -96,17 +96,17 @@ impl Follower {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Observations> {
         lock(&self.seen)
     }
 }
 
-fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
+fn lock(seen: &Mutex<Observations>) -> std::sync::MutexGuard<'_, Observations> {
     // Nothing can panic while it is held.
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Seen {
+impl Observations {
     fn applied_up_to(&mut self, partition: i32, offset: i64, now: Instant) {
         let times = self.applied.entry(partition).or_default();
         if times.last().is_none_or(|(last, _)| offset > *last) {
@@ -134,7 +134,7 @@ impl Seen {
 }
 
 /// Notes the offset of each patient's first event.
-async fn read(mut consumer: Consumer, mut next: i64, seen: Arc<Mutex<Seen>>) -> Result<(), String> {
+async fn read(mut consumer: Consumer, mut next: i64, seen: Arc<Mutex<Observations>>) -> Result<(), String> {
     loop {
         let fetched = consumer.fetch(next, FETCH_BYTES, FETCH_WAIT).await.map_err(|error| error.to_string())?;
         next = fetched.next;
@@ -149,7 +149,7 @@ async fn read(mut consumer: Consumer, mut next: i64, seen: Arc<Mutex<Seen>>) -> 
 }
 
 /// Notes which offsets have been applied.
-async fn look(mut analytics: Connection, seen: Arc<Mutex<Seen>>) -> Result<(), String> {
+async fn look(mut analytics: Connection, seen: Arc<Mutex<Observations>>) -> Result<(), String> {
     loop {
         let answer = analytics.send(Method::GET, "/analytics/summary", None).await;
         let answer = answer.map_err(|error| format!("the summary of analytics: {error}"))?;
@@ -172,7 +172,7 @@ mod tests {
         let (one, two, three) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
-        let mut seen = Seen::default();
+        let mut seen = Observations::default();
         seen.applied_up_to(0, 4, at(0));
         seen.applied_up_to(0, 5, at(10));
         seen.applied_up_to(0, 5, at(20));

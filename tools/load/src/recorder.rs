@@ -16,10 +16,10 @@ pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     /// In microseconds.
-    const MOST: u64 = 600_000_000;
+    const MAX_LATENCY: u64 = 600_000_000;
 
     pub(crate) fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, Self::MOST, 3).expect("the bounds are right"))
+        Self(Histogram::new_with_bounds(1, Self::MAX_LATENCY, 3).expect("the bounds are right"))
     }
 
     pub(crate) fn add(&mut self, latency: Duration) {
