@@ -8,6 +8,7 @@ use std::{fmt, path::PathBuf, process::ExitCode};
 use clap::Parser;
 
 mod chart;
+mod cost;
 mod creates;
 mod edge;
 mod fixture;
@@ -45,7 +46,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_value = lean::RATES, value_parser = rate)]
     rate: Vec<String>,
     /// Of lean: what is done
-    #[arg(long, value_delimiter = ',', default_values = lean::ACTIONS, value_parser = lean::ACTIONS)]
+    #[arg(long, value_delimiter = ',', default_values = cost::ACTIONS, value_parser = cost::ACTIONS)]
     action: Vec<String>,
     /// Measure instead how the cost grows with patients, connections and partitions, which takes about 15 minutes
     #[arg(long)]
@@ -76,8 +77,8 @@ fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 fn rate(text: &str) -> Result<String, String> {
-    let is_rate = text == lean::PEAK || text.parse::<u64>().is_ok_and(|rate| rate > 0);
-    if is_rate { Ok(text.to_owned()) } else { Err(format!("expected a number or {}", lean::PEAK)) }
+    let is_rate = text == cost::PEAK || text.parse::<u64>().is_ok_and(|rate| rate > 0);
+    if is_rate { Ok(text.to_owned()) } else { Err(format!("expected a number or {}", cost::PEAK)) }
 }
 
 const PARTS: [&str; 8] = ["creates", "updates", "reads", "edge", "replay", "unary", "lean", "images"];

@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use crate::{
     Outcome,
+    cost::{self, Cost},
     growth::{self, Series},
-    lean::{self, Cost},
 };
 
 /// What a ratio may fall to, in parts of the recorded one, before it counts as a regression. A short run on a busy machine
@@ -132,7 +132,7 @@ impl Results {
         merged.pairs.extend(self.pairs);
         merged.figures.extend(self.figures);
         growth::merge(&mut merged.growth, self.growth);
-        lean::merge(&mut merged.lean, self.lean);
+        cost::merge(&mut merged.lean, self.lean);
         merged
     }
 
@@ -231,10 +231,10 @@ impl Results {
             let digits = if *value < 10.0 { 2 } else { usize::from(*value < 1000.0) };
             let _ = writeln!(text, "| {what} | {value:.digits$} {unit} | {} |", target(key, *value));
         }
-        for action in lean::ACTIONS {
+        for action in cost::ACTIONS {
             let costs: Vec<_> = self.lean.iter().filter(|cost| cost.action == action).cloned().collect();
             if !costs.is_empty() {
-                let _ = write!(text, "\n{}", lean::table(&costs));
+                let _ = write!(text, "\n{}", cost::table(&costs));
             }
         }
         text
