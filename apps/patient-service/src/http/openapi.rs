@@ -47,7 +47,8 @@ impl Modify for AbsentIsNotNull {
             [&mut path.get, &mut path.put, &mut path.post, &mut path.delete].into_iter().filter_map(Option::as_mut)
         });
         for parameter in operations.flat_map(|operation| operation.parameters.iter_mut().flatten()) {
-            if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
+            if let RefOr::T(parameter) = parameter
+                && let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema
                 && let SchemaType::Array(types) = &schema.schema_type
                 && let Some(first) = types.first()
             {
