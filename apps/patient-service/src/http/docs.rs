@@ -1,8 +1,9 @@
 //! The OpenAPI document, and Swagger UI to read it with. Both are part of the binary and work offline.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use tide::{Response, StatusCode};
+use utoipa_swagger_ui::Config;
 use web::Problem;
 
 use super::{Request, openapi};
@@ -10,35 +11,10 @@ use super::{Request, openapi};
 static JSON: LazyLock<String> =
     LazyLock::new(|| openapi::document().to_json().expect("the document consists of text and numbers"));
 
-/// A file of Swagger UI.
-struct Asset {
-    name: &'static str,
-    content_type: &'static str,
-    gzipped: bool,
-    bytes: &'static [u8],
-}
-
-/// Compressed they are a quarter; every browser reads them so.
-const ASSETS: [Asset; 3] = [
-    Asset {
-        name: "index.html",
-        content_type: "text/html; charset=utf-8",
-        gzipped: false,
-        bytes: include_bytes!("../../swagger-ui/index.html"),
-    },
-    Asset {
-        name: "swagger-ui.css",
-        content_type: "text/css; charset=utf-8",
-        gzipped: true,
-        bytes: include_bytes!("../../swagger-ui/swagger-ui.css.gz"),
-    },
-    Asset {
-        name: "swagger-ui-bundle.js",
-        content_type: "text/javascript; charset=utf-8",
-        gzipped: true,
-        bytes: include_bytes!("../../swagger-ui/swagger-ui-bundle.js.gz"),
-    },
-];
+/// The page is ours, so that it needs two files only and starts with "Try it out".
+const INDEX: &str = include_str!("swagger-ui.html");
+/// The files of Swagger UI that the page needs.
+const FILES: [&str; 2] = ["swagger-ui.css", "swagger-ui-bundle.js"];
 
 pub(super) async fn document(_: Request) -> Result<Response, Problem> {
     Ok(web::text("application/json", JSON.as_str()))
@@ -52,11 +28,15 @@ pub(super) async fn redirect(_: Request) -> Result<Response, Problem> {
 
 pub(super) async fn file(request: Request) -> Result<Response, Problem> {
     let name = request.param("file").unwrap_or_default();
-    let Some(asset) = ASSETS.iter().find(|asset| asset.name == name) else {
-        return Err(Problem::not_found("Swagger UI has no such file."));
-    };
-    let mut response = web::text(asset.content_type, asset.bytes);
-    if asset.gzipped {
+    if name == "index.html" {
+        return Ok(web::text("text/html; charset=utf-8", INDEX));
+    }
+    let known = FILES.contains(&name).then_some(name);
+    // The configuration is for Swagger UI's own page, which is not served.
+    let file = known.and_then(|name| utoipa_swagger_ui::serve(name, Arc::new(Config::default())).ok().flatten());
+    let file = file.ok_or_else(|| Problem::not_found("Swagger UI has no such file."))?;
+    let mut response = web::text(&format!("{}; charset=utf-8", file.content_type), file.bytes);
+    if file.gzpipped {
         response.insert_header("content-encoding", "gzip");
     }
     Ok(response)
