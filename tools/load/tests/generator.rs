@@ -151,7 +151,7 @@ fn updates_and_deletions_are_of_patients_that_were_made_before() {
         assert_eq!(report["byAction"], json!({ scenario: report["all"] }));
         assert!(count > 0 && report["all"]["count"].as_u64() == Some(count), "{report}");
         let grown = report["counters"]["made"].as_f64().unwrap();
-        assert_eq!(grown >= 200.0, scenario == "update", "{report}");
+        assert_eq!(grown > 0.0, scenario == "update", "{report}");
     }
 }
 
