@@ -123,8 +123,8 @@ fn judge_seen(measured: &Measured, seen: bool) -> Outcome {
 }
 
 const PARTS: [(&str, &[Expectation], &str); 6] = [
-    ("kafka", &[ANSWERED, IN_OUTBOX, CAUGHT_UP], "the broker is away at the start, dies, freezes"),
-    ("billing-service", &[ANSWERED, PENDING, CAUGHT_UP], "billing is away, slow"),
+    ("kafka", &[ANSWERED, IN_OUTBOX, CAUGHT_UP], "the broker is unavailable at the start, dies, freezes"),
+    ("billing-service", &[ANSWERED, PENDING, CAUGHT_UP], "billing is unavailable, slow"),
     ("analytics-service", &[ANSWERED, IN_TOPIC, CAUGHT_UP], "analytics-service is killed"),
     ("patient-service", &[UNANSWERED, CAUGHT_UP], "patient-service is killed at any instant"),
     ("postgres", &[REFUSED, CAUGHT_UP], "PostgreSQL is killed, frozen, restarted"),
