@@ -177,7 +177,7 @@ impl System {
         self.guard(which)
     }
 
-    /// Starts a service again as [`restart_without_waiting`](Self::revive) does, and waits until it is ready.
+    /// Starts a service again as [`restart_without_waiting`](Self::restart_without_waiting) does, and waits until it is ready.
     ///
     /// # Errors
     /// If it does not come up.
