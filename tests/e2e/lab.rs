@@ -88,7 +88,7 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         let (status, told) = send(&console, Method::Post, "/api/dead-letters/resend", letter.clone()).await;
         assert_eq!(
             (status, &told["state"], &told["detail"]),
-            (200, &json!("dead"), &json!("The cause is not mended."))
+            (200, &json!("dead"), &json!("The cause persists."))
         );
         let (status, told) = send(&console, Method::Post, "/api/dead-letters/resend", letter).await;
         assert_eq!((status, &told["state"]), (200, &json!("dead")));
