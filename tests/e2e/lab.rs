@@ -86,10 +86,7 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         until("the letter is on its topic", async || is_forwarded(&listed().await)).await;
         let letter = json!({"partition": 1, "offset": offset});
         let (status, told) = send(&console, Method::Post, "/api/dead-letters/resend", letter.clone()).await;
-        assert_eq!(
-            (status, &told["state"], &told["detail"]),
-            (200, &json!("dead"), &json!("The cause persists."))
-        );
+        assert_eq!((status, &told["state"], &told["detail"]), (200, &json!("dead"), &json!("The cause persists.")));
         let (status, told) = send(&console, Method::Post, "/api/dead-letters/resend", letter).await;
         assert_eq!((status, &told["state"]), (200, &json!("dead")));
         assert!(told["detail"].as_str().unwrap().starts_with("It was sent again before"), "{told}");

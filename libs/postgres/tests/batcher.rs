@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
-    sync::Mutex,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -205,10 +208,13 @@ fn the_queue_is_bounded_in_length_and_waiting_time() {
         let batcher = Batcher::<Put>::new(database.clone());
         let mut session = Session::open(&url).await.unwrap();
         session.execute("BEGIN; LOCK TABLE numbers").await.unwrap();
+        let submitted = Arc::new(AtomicUsize::new(0));
         let ask = |n| {
-            let batcher = batcher.clone();
+            let (batcher, submitted) = (batcher.clone(), submitted.clone());
             runtime::spawn(async move {
                 let started = Instant::now();
+                // A request is in the queue as soon as its future has been polled.
+                submitted.fetch_add(1, Ordering::Relaxed);
                 (batcher.submit(n).await, started.elapsed())
             })
         };
@@ -218,7 +224,10 @@ fn the_queue_is_bounded_in_length_and_waiting_time() {
             until_waiting_for_the_table(&database, asked.len() as i64).await;
         }
         asked.extend((2..2 + WAITING).map(ask));
-        // Tasks run in their order, this one after all of them.
+        // Tasks need not run in the order in which they were spawned.
+        while submitted.load(Ordering::Relaxed) < asked.len() {
+            smol::future::yield_now().await;
+        }
         let (full, taken) = ask(1000).await;
         assert!(matches!(full, Err(Error::QueueFull)), "{full:?}");
         assert!(taken < Duration::from_secs(1), "{taken:?}");
