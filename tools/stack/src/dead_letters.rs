@@ -113,6 +113,16 @@ pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Result<()> {
     if chosen.is_empty() {
         return resubmitted;
     }
+    send_again(settings, kafka, &letters, chosen).await.and(resubmitted)
+}
+
+/// Sends these dead letters of the topic again, and prints what became of them.
+async fn send_again(
+    settings: &Settings,
+    kafka: kafka::Settings,
+    letters: &BTreeMap<i64, DeadLetter>,
+    chosen: Vec<i64>,
+) -> Result<()> {
     let mut sender = Sender {
         consumer: Consumer::new(kafka.clone(), DEAD_LETTERS, PARTITION),
         markers: Producer::new(kafka.clone(), DEAD_LETTERS),
@@ -128,12 +138,13 @@ pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Result<()> {
         println!("{id:>10}  {} -> {}", place(&letters[&id].origin), place(&now));
         sent.push((id, now));
     }
-    report(settings, sent).await.and(resubmitted)
+    report(settings, sent).await
 }
 
 /// Sends the dead letter of this record of the events topic again, unless it was sent before.
 pub(crate) async fn resend_from(settings: &Settings, partition: i32, offset: i64) -> Result<()> {
-    let letters = read(&topic::kafka(settings, "dead-letters")?).await?;
+    let kafka = topic::kafka(settings, "dead-letters")?;
+    let letters = read(&kafka).await?;
     let is_it = |origin: &Origin| {
         (origin.topic.as_str(), origin.partition, origin.offset) == (topic::EVENTS, partition, offset)
     };
@@ -142,7 +153,7 @@ pub(crate) async fn resend_from(settings: &Settings, partition: i32, offset: i64
     match found {
         None => Err(anyhow!("It is not on the dead letter topic yet, or not any more.")),
         Some((_, DeadLetter { sent: Some(now), .. })) => Err(anyhow!("It was sent again before: {}.", place(now))),
-        Some((id, _)) => resend(settings, &[&id.to_string()]).await,
+        Some((id, _)) => send_again(settings, kafka, &letters, vec![*id]).await,
     }
 }
 
