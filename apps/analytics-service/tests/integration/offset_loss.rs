@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::DateTime;
-use codec::event::EventKind::Created;
+use codec::event::EventKind::{self, Created};
 use kafka::{Producer, Record};
 use serde_json::json;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -23,11 +23,22 @@ testbed::on_each_broker!(
     on_offset_loss_continue_resumes_at_the_earliest_offset,
 );
 
+/// A service that has applied the 40 events on the topic.
+async fn start_and_apply_40(topic: &mut Harness) -> Running {
+    topic.publish(&created(40)).await;
+    let service = topic.start(&[]).await;
+    service.until_applied(40).await;
+    service
+}
+
+fn created(patients: usize) -> Vec<(Uuid, EventKind, i64)> {
+    (0..patients).map(|_| (Uuid::now_v7(), Created, 1)).collect()
+}
+
 async fn recreate(topic: &mut Harness, patients: usize) {
     recreate_empty(topic).await;
     let name = topic.topic.clone();
-    let events: Vec<_> = (0..patients).map(|_| (Uuid::now_v7(), Created, 1)).collect();
-    topic.publish_to(&name, &events).await;
+    topic.publish_to(&name, &created(patients)).await;
 }
 
 async fn recreate_empty(topic: &Harness) {
@@ -63,10 +74,7 @@ async fn until_halted(service: &Running) {
 
 fn a_recreated_topic_halts_ingest_until_the_state_is_deleted(kind: broker::Kind) {
     with_topic_to_delete(kind, |mut topic| async move {
-        let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
-        topic.publish(&events).await;
-        let service = topic.start(&[]).await;
-        service.until_applied(40).await;
+        let service = start_and_apply_40(&mut topic).await;
         service.stop().await;
 
         // With more records than before, offsets alone would look right.
@@ -89,10 +97,7 @@ fn a_recreated_topic_halts_ingest_until_the_state_is_deleted(kind: broker::Kind)
 
 fn a_topic_that_is_recreated_while_it_is_read_halts_ingest(kind: broker::Kind) {
     with_topic_to_delete(kind, |mut topic| async move {
-        let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
-        topic.publish(&events).await;
-        let service = topic.start(&[]).await;
-        service.until_applied(40).await;
+        let service = start_and_apply_40(&mut topic).await;
         recreate(&mut topic, 3).await;
         until_halted(&service).await;
         service.stop().await;
@@ -184,10 +189,7 @@ async fn until_topic_ids(topic: &Harness, mut service: Running) {
 
 fn on_offset_loss_continue_resumes_at_the_earliest_offset(kind: broker::Kind) {
     with_topic_to_delete(kind, |mut topic| async move {
-        let events: Vec<_> = (0..40).map(|_| (Uuid::now_v7(), Created, 1)).collect();
-        topic.publish(&events).await;
-        let service = topic.start(&[]).await;
-        service.until_applied(40).await;
+        let service = start_and_apply_40(&mut topic).await;
         service.stop().await;
         recreate(&mut topic, 5).await;
         let service = topic.start(&[("ON_OFFSET_LOSS", "continue")]).await;
