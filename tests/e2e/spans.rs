@@ -108,12 +108,25 @@ fn one_trace_has_a_span_for_each_step_with_its_parent(kind: Kind) {
 
 fn a_deletion_and_its_effects_are_in_one_trace(kind: Kind) {
     const TRACE: &str = "33333333333333333333333333333333";
+    const FORBIDDEN: &str = "55555555555555555555555555555555";
     runtime::block_on(2, async {
         let collector = Collector::start(0);
         let system = system(kind, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())]).await;
         let client = system.patient_client();
         let jane = register(&client, "Jane Doe").await;
         system.until_summary(TIMEOUT, |summary| summary["created"] == 1).await.unwrap();
+
+        // A deletion that its precondition forbids is decided by a transaction: its further statement is an event of its span.
+        let headers = [("traceparent", &*format!("00-{FORBIDDEN}-{PARENT}-01")), ("if-match", "\"9\"")];
+        let response = client.send(Method::Delete, &path(&jane), &headers, None).await.unwrap();
+        assert_eq!(response.status, 412, "{}", response.text());
+        until("the trace is whole", async || collector.trace(FORBIDDEN).len() >= 3).await;
+        let trace = collector.trace(FORBIDDEN);
+        let of_transaction = trace.iter().filter(|span| span.message.name == "delete patient");
+        let statements: Vec<_> =
+            of_transaction.flat_map(|span| &span.message.events).map(|event| event.name.as_str()).collect();
+        assert_eq!(statements, ["patient exists"]);
+
         send(&client, Method::Delete, &path(&jane), TRACE, "01").await;
         until("the trace is whole", async || collector.trace(TRACE).len() >= 8).await;
 
