@@ -540,8 +540,8 @@ impl<'a> Parts<'a> {
         };
         let ends = steps.iter().filter_map(|step| Some(step.start_ms? + step.ms?));
         let total_ms = ends.reduce(f64::max).map(round);
-        let method_and_route = self.trace.begun.as_ref().map(|begun| format!("{} {}", begun.method, begun.route));
         let begun = self.trace.begun.as_ref();
+        let method_and_route = begun.map(|begun| format!("{} {}", begun.method, begun.route));
         let patient = begun.and_then(|begun| begun.patient).map(|id| id.to_string());
         let of_lines = || lines.iter().find_map(|line| line.text("patient_id")).map(str::to_owned);
         let version_of_lines = || lines.iter().find_map(|line| crate::store::number(&line.attributes, "version"));

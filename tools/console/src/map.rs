@@ -223,7 +223,7 @@ impl Map {
             inner.rate(Flow::Commits, now),
             inner.rate(Flow::Sends, now),
             inner.rate(Flow::Applied, now),
-            inner.outbox("outbox_pending", |a, b| a + b),
+            inner.outbox_pending(),
             inner.gauge(ANALYTICS, "kafka_consumer_lag"),
         ];
         inner.history.push_back(point);
@@ -281,7 +281,7 @@ impl Map {
     /// console started.
     pub(crate) fn waiting(&self) -> (f64, f64, f64) {
         self.with(|inner| {
-            let outbox = inner.outbox("outbox_pending", |a, b| a + b).unwrap_or_default();
+            let outbox = inner.outbox_pending().unwrap_or_default();
             let total = |flow| inner.totals.get(&flow).copied().unwrap_or_default();
             (outbox, total(Flow::Sends), total(Flow::Applied))
         })
@@ -293,7 +293,7 @@ impl Map {
             let is_fresh = (0..SERVICES.len()).all(|service| inner.fresh(service, now).is_some());
             let is_up = inner.services.iter().flat_map(BTreeMap::values).all(|replica| replica.error.is_none());
             let empty = |waiting: Option<f64>| waiting == Some(0.0);
-            let outbox = inner.outbox("outbox_pending", |a, b| a + b);
+            let outbox = inner.outbox_pending();
             let tasks = inner.gauge(PATIENTS, "billing_tasks_pending");
             is_fresh && is_up && empty(outbox) && tasks.is_none_or(|tasks| tasks == 0.0) && inner.lag() == Some(0)
         })
@@ -348,6 +348,11 @@ impl Inner {
             }
         }
         shards.into_values().reduce(of_shards)
+    }
+
+    /// Events that wait in the outbox, of all shards.
+    fn outbox_pending(&self) -> Option<f64> {
+        self.outbox("outbox_pending", |a, b| a + b)
     }
 
     /// The sum of a gauge over replicas and labels; none if nobody shows it. Values of old readings stay, the part says so.
@@ -421,9 +426,12 @@ impl Inner {
                     address: address.to_string(),
                     state: state_of(one),
                     seen: one.seen.map(iso),
-                    version: one.reading.samples.iter().find(|sample| sample.name == "build_info").and_then(|sample| {
-                        sample.labels.iter().find(|(name, _)| name == "version").map(|(_, value)| value.clone())
-                    }),
+                    version: one
+                        .reading
+                        .samples
+                        .iter()
+                        .find(|sample| sample.name == "build_info")
+                        .and_then(|sample| sample.label("version").map(str::to_owned)),
                 })
                 .collect(),
             seen: seen.map(iso),
@@ -505,7 +513,7 @@ impl Inner {
                 edge("analytics-service>sqlite", "analytics-service", "sqlite", self.rate(Flow::Stored, now)),
             ],
             outbox: OutboxBody {
-                pending: self.outbox("outbox_pending", |a, b| a + b),
+                pending: self.outbox_pending(),
                 oldest_s: self.outbox("outbox_oldest_age_seconds", f64::max),
             },
             tasks: TasksBody { pending: self.gauge(PATIENTS, "billing_tasks_pending") },
