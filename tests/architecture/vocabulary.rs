@@ -5,7 +5,7 @@ use std::fs;
 use crate::{root, sources};
 
 /// Identifiers that were replaced, each with the name to use. Whole identifiers in code alone: not in comments or strings.
-const REPLACED: [(&str, &str); 24] = [
+const REPLACED: [(&str, &str); 26] = [
     ("Seen", "LowWatermark, or what was observed"),
     ("Forgetting", "AckedDeleter"),
     ("DoneReceiver", "CompletedTaskDeleter"),
@@ -30,6 +30,8 @@ const REPLACED: [(&str, &str); 24] = [
     ("MOST", "MAX_..."),
     ("PAUSES", "BACKOFF"),
     ("PATIENCE", "TIMEOUT"),
+    ("NoAnswer", "RequestError"),
+    ("Wanted", "the name of what is requested, such as PendingQuery"),
 ];
 
 #[test]

@@ -225,7 +225,7 @@ mod tests {
     struct Settings {
         port: u16,
         password: Secret<Duration>,
-        patience: Duration,
+        timeout: Duration,
         note: Option<String>,
     }
 
@@ -234,7 +234,7 @@ mod tests {
         let settings = Settings {
             port: reader.variable(&["SERVER_PORT"], "port").or("4000"),
             password: reader.variable(&["PASSWORD", "SPRING_PASSWORD"], "password").required("1s"),
-            patience: reader.variable(&["PATIENCE"], "patience").or("5s"),
+            timeout: reader.variable(&["TIMEOUT"], "timeout").or("5s"),
             note: reader.variable(&["NOTE"], "note").optional(),
         };
         reader.finish(settings)
@@ -245,7 +245,7 @@ mod tests {
         let (settings, _) = read(Environment::empty().with("SERVER_PORT", "1").with("SPRING_PASSWORD", "2s")).unwrap();
         assert_eq!(settings.port, 1);
         assert_eq!(settings.password.expose(), &Duration::from_secs(2));
-        assert_eq!(settings.patience, Duration::from_secs(5));
+        assert_eq!(settings.timeout, Duration::from_secs(5));
         assert_eq!(settings.note, None);
     }
 
@@ -257,14 +257,14 @@ mod tests {
 
     #[test]
     fn reports_every_wrong_value_at_once() {
-        let errors = read(Environment::empty().with("SERVER_PORT", "70000").with("PATIENCE", "soon")).err().unwrap();
+        let errors = read(Environment::empty().with("SERVER_PORT", "70000").with("TIMEOUT", "soon")).err().unwrap();
         let text = errors.to_string();
         assert!(text.starts_with("3 settings are wrong:"), "{text}");
         assert!(text.contains("SERVER_PORT: expected a port number"), "{text}");
         assert!(text.contains("in \"70000\", number too large"), "{text}");
         assert!(text.contains("PASSWORD: expected a time span"), "{text}");
         assert!(text.contains("but it is not set"), "{text}");
-        assert!(text.contains("PATIENCE"), "{text}");
+        assert!(text.contains("TIMEOUT"), "{text}");
     }
 
     #[test]
@@ -313,6 +313,6 @@ mod tests {
         let (_, report) = read(Environment::empty().with("PASSWORD", "1s")).unwrap();
         assert!(report.help().contains("PASSWORD, SPRING_PASSWORD"));
         assert!(report.help().contains("(default 4000)"));
-        assert_eq!(report.values(), "SERVER_PORT=4000\nPASSWORD=***\nPATIENCE=5s\n# NOTE is not set\n");
+        assert_eq!(report.values(), "SERVER_PORT=4000\nPASSWORD=***\nTIMEOUT=5s\n# NOTE is not set\n");
     }
 }

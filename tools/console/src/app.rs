@@ -9,7 +9,7 @@ use crate::{
     Settings,
     address::Place,
     assets::Assets,
-    client::{self, Answer, NoAnswer, Outgoing},
+    client::{self, Answer, RequestError, ServiceRequest},
     forward::Forwarder,
     journey::{self, Journey},
     lab::Lab,
@@ -90,7 +90,7 @@ impl App {
     ///
     /// # Errors
     /// If it does not answer.
-    pub(crate) async fn ask_patients(&self, request: Outgoing<'_>) -> Result<Answer, NoAnswer> {
+    pub(crate) async fn ask_patients(&self, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
         self.ask(PATIENTS, request).await
     }
 
@@ -98,12 +98,12 @@ impl App {
     ///
     /// # Errors
     /// If it does not answer.
-    pub(crate) async fn ask_analytics(&self, request: Outgoing<'_>) -> Result<Answer, NoAnswer> {
+    pub(crate) async fn ask_analytics(&self, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
         self.ask(ANALYTICS, request).await
     }
 
     /// Asks a replica of a service, if there is one one that has just answered.
-    async fn ask(&self, service: usize, request: Outgoing<'_>) -> Result<Answer, NoAnswer> {
+    async fn ask(&self, service: usize, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
         let Settings { patients, analytics, .. } = &self.inner.settings;
         let hosts = if service == PATIENTS { patients } else { analytics };
         let host = hosts.0[0].to_string();
@@ -113,9 +113,9 @@ impl App {
             let found = join_all(places.iter().map(Place::resolve)).await;
             addresses = found.into_iter().flatten().flatten().collect::<Vec<SocketAddr>>();
         }
-        let address = addresses.first().ok_or_else(|| NoAnswer::new("its name has no address"))?;
+        let address = addresses.first().ok_or_else(|| RequestError::new("its name has no address"))?;
         let answer = client::send(*address, &host, request, MAX_ANSWER, TIMEOUT).await;
-        answer.map_err(|error| NoAnswer::new(format!("{} at {address}: {error}", SERVICES[service])))
+        answer.map_err(|error| RequestError::new(format!("{} at {address}: {error}", SERVICES[service])))
     }
 
     /// A journey as it is now; none if nothing is known of the trace.
@@ -129,7 +129,7 @@ impl App {
         let Some(patient) = journey.patient_to_read_back() else { return };
         let path = format!("/patients/{patient}");
         // An outage leaves the proof to the next look.
-        let Ok(answer) = self.ask_patients(Outgoing::get(&path, &[UNSAMPLED])).await else { return };
+        let Ok(answer) = self.ask_patients(ServiceRequest::get(&path, &[UNSAMPLED])).await else { return };
         let version = match answer.status {
             200 => answer.header("etag").and_then(version_of),
             404 => Some(0),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     app::App,
-    client::{Answer, NoAnswer, Outgoing},
+    client::{Answer, RequestError, ServiceRequest},
     expectations::{CATCH_UP_LIMIT, Measured},
     lab::{Lab, MAX_SECONDS, RunState},
     samples,
@@ -61,7 +61,8 @@ pub(crate) async fn measure(app: App, lab: Lab, run: String) {
     for patient in notes.with(|noted| std::mem::take(&mut noted.patients)) {
         let path = format!("/patients/{patient}");
         // What cannot be taken away now is marked as a sample, and stays.
-        let _ = app.ask_patients(Outgoing { method: "DELETE", path: &path, headers: &[], body: Bytes::new() }).await;
+        let _ =
+            app.ask_patients(ServiceRequest { method: "DELETE", path: &path, headers: &[], body: Bytes::new() }).await;
     }
 }
 
@@ -133,7 +134,7 @@ fn register(app: &App, notes: &Notes, counts: bool) {
         let body = serde_json::to_vec(&samples::named("Canary")).unwrap_or_default();
         let headers = [("content-type", "application/json")];
         let sent = Instant::now();
-        let outgoing = Outgoing { method: "POST", path: "/patients", headers: &headers, body: body.into() };
+        let outgoing = ServiceRequest { method: "POST", path: "/patients", headers: &headers, body: body.into() };
         let answer = app.ask_patients(outgoing).await;
         notes.with(|noted| {
             noted.waiting -= 1;
@@ -144,7 +145,7 @@ fn register(app: &App, notes: &Notes, counts: bool) {
 }
 
 impl Noted {
-    fn add(&mut self, answer: &Result<Answer, NoAnswer>, took: Duration, counts: bool) {
+    fn add(&mut self, answer: &Result<Answer, RequestError>, took: Duration, counts: bool) {
         let registered = answer.as_ref().ok().filter(|answer| answer.status == 201).map(Answer::json);
         if let Some(patient) = &registered {
             self.last_registered = Some(Instant::now());

@@ -36,15 +36,15 @@ impl Answer {
 
 /// No answer: what went wrong.
 #[derive(Clone, Debug)]
-pub(crate) struct NoAnswer(String);
+pub(crate) struct RequestError(String);
 
-impl NoAnswer {
+impl RequestError {
     pub(crate) fn new(why: impl Into<String>) -> Self {
         Self(why.into())
     }
 }
 
-impl fmt::Display for NoAnswer {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -52,7 +52,7 @@ impl fmt::Display for NoAnswer {
 
 /// A request to be sent.
 #[derive(Clone, Debug)]
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct ServiceRequest<'a> {
     pub(crate) method: &'static str,
     /// With its query.
     pub(crate) path: &'a str,
@@ -60,7 +60,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) body: Bytes,
 }
 
-impl<'a> Outgoing<'a> {
+impl<'a> ServiceRequest<'a> {
     /// GET.
     pub(crate) fn get(path: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
         Self { method: "GET", path, headers, body: Bytes::new() }
@@ -75,11 +75,11 @@ impl<'a> Outgoing<'a> {
 pub(crate) async fn send(
     address: SocketAddr,
     host: &str,
-    request: Outgoing<'_>,
+    request: ServiceRequest<'_>,
     limit: usize,
     time: Duration,
-) -> Result<Answer, NoAnswer> {
-    let away = |error: &dyn fmt::Display| NoAnswer(error.to_string());
+) -> Result<Answer, RequestError> {
+    let away = |error: &dyn fmt::Display| RequestError(error.to_string());
     let work = async {
         let mut message = hyper::Request::builder().method(request.method).uri(request.path).header(HOST, host);
         for (name, value) in request.headers {
@@ -92,12 +92,13 @@ pub(crate) async fn send(
         // It ends with the sender, or when the other side closes it.
         let driven = runtime::spawn(async { drop(connection.await) });
         let (head, body) = sender.send_request(message).await.map_err(|error| away(&error))?.into_parts();
-        let body = Limited::new(body, limit).collect().await.map_err(|error| NoAnswer(error.to_string()))?.to_bytes();
+        let body =
+            Limited::new(body, limit).collect().await.map_err(|error| RequestError(error.to_string()))?.to_bytes();
         driven.cancel().await;
         Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
     };
     match timeout(time, Box::pin(work)).await {
         Ok(answer) => answer,
-        Err(elapsed) => Err(NoAnswer(elapsed.to_string())),
+        Err(elapsed) => Err(RequestError(elapsed.to_string())),
     }
 }

@@ -2,9 +2,8 @@
 //! what it would have got and nothing else.
 
 use std::{
-    sync::Arc,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,11 +12,14 @@ use std::{
 use bytes::Bytes;
 use runtime::Shutdown;
 use smol::channel::{self, Receiver, Sender};
-use telemetry::metrics::{self, IntCounterVec};
+use telemetry::{
+    Outage,
+    metrics::{self, IntCounterVec},
+};
 
 use crate::{
     address::Url,
-    client::{self, Outgoing},
+    client::{self, ServiceRequest},
 };
 
 /// Messages, and bytes of them, that wait for the collector.
@@ -79,20 +81,24 @@ impl Forwarder {
 impl Forwarding {
     /// Sends one message after the other until the shutdown.
     pub(crate) async fn run(self, shutdown: Shutdown) {
-        let mut away = false;
+        let outage = Outage::new();
         let work = async {
             while let Ok(message) = self.receiver.recv().await {
                 let size = message.body.len();
                 let failure = self.send(message).await.err();
                 self.waiting.fetch_sub(size, Ordering::Relaxed);
-                match &failure {
-                    Some(error) if !away => {
+                match failure {
+                    Some(error) if outage.failed("unavailable") => {
                         tracing::warn!(error, "the user's collector takes nothing; it is dropped until it does")
                     }
-                    None if away => tracing::info!("the user's collector takes what is sent again"),
-                    _ => {}
+                    Some(_) => {}
+                    None => {
+                        if let Some(lasted) = outage.recovered() {
+                            let lasted_ms = lasted.as_millis() as u64;
+                            tracing::info!(lasted_ms, "the user's collector takes what is sent again");
+                        }
+                    }
                 }
-                away = failure.is_some();
             }
         };
         shutdown.run_until_stopped(work).await;
@@ -103,7 +109,7 @@ impl Forwarding {
         let count = |outcome| FORWARDED.with_label_values(&[outcome]).inc();
         let path = format!("{}{}", self.collector.path.trim_end_matches('/'), message.path);
         let headers: Vec<_> = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let outgoing = Outgoing { method: "POST", path: &path, headers: &headers, body: message.body };
+        let outgoing = ServiceRequest { method: "POST", path: &path, headers: &headers, body: message.body };
         let answer = async {
             let addresses = self.collector.authority.resolve().await.map_err(|error| error.to_string())?;
             let address = addresses.first().ok_or("its name has no address")?;

@@ -7,7 +7,7 @@ use smol::future::or;
 
 use crate::{
     app::App,
-    client::{Answer, Outgoing},
+    client::{Answer, ServiceRequest},
     samples,
 };
 
@@ -31,7 +31,7 @@ pub(crate) async fn run(app: App, rate: u32, seconds: u64, stop: Shutdown) {
 async fn register(app: App) {
     let body = serde_json::to_vec(&samples::named("Load")).unwrap_or_default();
     let headers = [("content-type", "application/json")];
-    let outgoing = Outgoing { method: "POST", path: "/patients", headers: &headers, body: body.into() };
+    let outgoing = ServiceRequest { method: "POST", path: "/patients", headers: &headers, body: body.into() };
     let sent = Instant::now();
     let answer = app.ask_patients(outgoing).await;
     let is_right = answer.is_ok_and(|answer: Answer| answer.status == 201);

@@ -11,7 +11,7 @@ use runtime::{Shutdown, timeout};
 
 use crate::{
     address::Place,
-    client::{self, Answer, NoAnswer, Outgoing},
+    client::{self, Answer, RequestError, ServiceRequest},
     map::{ANALYTICS, Map, Reading},
     prometheus::samples,
 };
@@ -53,10 +53,11 @@ async fn scrape(service: usize, hosts: &HostPorts) -> Vec<(SocketAddr, Result<Re
 }
 
 async fn read(service: usize, address: SocketAddr, host: &str) -> Result<Reading, String> {
-    let get = async |path| client::send(address, host, Outgoing::get(path, &[UNSAMPLED]), MAX_ANSWER, LIMIT).await;
+    let get =
+        async |path| client::send(address, host, ServiceRequest::get(path, &[UNSAMPLED]), MAX_ANSWER, LIMIT).await;
     let summary = async { if service == ANALYTICS { Some(get("/analytics/summary").await) } else { None } };
     let (health, (metrics, summary)) = join(get("/actuator/health/readiness"), join(get("/metrics"), summary)).await;
-    let text = |error: NoAnswer| error.to_string();
+    let text = |error: RequestError| error.to_string();
     let health = health.map_err(text)?;
     let metrics = metrics.map_err(text)?;
     let summary = summary.and_then(Result::ok).filter(Answer::is_success).map(|answer| answer.json());

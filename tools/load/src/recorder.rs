@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     scenario::Action,
-    target::{Answer, NoAnswer},
+    target::{Answer, RequestError},
 };
 
 /// Latencies in microseconds with three digits, up to ten minutes.
@@ -79,7 +79,7 @@ impl Recorder {
     }
 
     /// Only successes have a latency: a fast refusal must not make the others look better.
-    pub(crate) fn add(&mut self, action: Action, latency: Duration, outcome: &Result<Answer, NoAnswer>) {
+    pub(crate) fn add(&mut self, action: Action, latency: Duration, outcome: &Result<Answer, RequestError>) {
         let error = match outcome {
             Ok(answer) if action.wants(answer.status) => {
                 self.by_action.entry(action).or_insert_with(Latencies::new).add(latency);
@@ -143,7 +143,7 @@ mod tests {
         one.add(Action::Create, Duration::from_millis(1), &answer(StatusCode::SERVICE_UNAVAILABLE));
         let mut two = Recorder::new();
         two.add(Action::Create, Duration::from_millis(1), &answer(StatusCode::SERVICE_UNAVAILABLE));
-        two.add(Action::Read, Duration::from_secs(10), &Err(NoAnswer::Late));
+        two.add(Action::Read, Duration::from_secs(10), &Err(RequestError::Timeout));
         one.merge(two);
         assert_eq!(one.all().summary(Duration::from_secs(1)).count, 1);
         assert_eq!(one.errors["create: status 503"], 2);

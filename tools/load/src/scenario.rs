@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     options::Mix,
-    target::{Answer, Connection, NoAnswer},
+    target::{Answer, Connection, RequestError},
 };
 
 /// Own patients that a client remembers; older ones stay in the registry.
@@ -197,7 +197,7 @@ impl Client {
     }
 
     /// Remembers what an answer says; gives the patient that it made.
-    pub(crate) fn learn(&mut self, request: &Request, answer: &Result<Answer, NoAnswer>) -> Option<Uuid> {
+    pub(crate) fn learn(&mut self, request: &Request, answer: &Result<Answer, RequestError>) -> Option<Uuid> {
         let answer = answer.as_ref().ok().filter(|answer| answer.status.is_success());
         match (request.action, answer) {
             (Action::Create, Some(answer)) => {
@@ -282,7 +282,7 @@ mod tests {
         Client::new(Arc::new(Scenario { what: What::Mix(mix), known, run: 7 }), 3)
     }
 
-    fn created(id: Uuid) -> Result<Answer, NoAnswer> {
+    fn created(id: Uuid) -> Result<Answer, RequestError> {
         let body = format!("{{\"id\":\"{id}\",\"name\":\"x\"}}").into();
         Ok(Answer { status: StatusCode::CREATED, link: None, body })
     }

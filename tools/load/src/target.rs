@@ -64,20 +64,20 @@ pub struct Answer {
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoAnswer {
+pub enum RequestError {
     /// The connection was refused or could not be made.
     Connect,
     /// It did not come in time.
-    Late,
+    Timeout,
     /// The connection ended or what came was no HTTP.
     Broken,
 }
 
-impl fmt::Display for NoAnswer {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connect => "cannot connect",
-            Self::Late => "no answer in time",
+            Self::Timeout => "no answer in time",
             Self::Broken => "connection broken",
         })
     }
@@ -106,16 +106,16 @@ impl Connection {
     ///
     /// # Errors
     /// If there is none in time; then the connection is given up.
-    pub async fn send(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, NoAnswer> {
+    pub async fn send(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, RequestError> {
         let limit = self.limit;
-        let result = timeout(limit, self.attempt(method, path, body)).await.unwrap_or(Err(NoAnswer::Late));
+        let result = timeout(limit, self.attempt(method, path, body)).await.unwrap_or(Err(RequestError::Timeout));
         if result.is_err() {
             self.open = None;
         }
         result
     }
 
-    async fn attempt(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, NoAnswer> {
+    async fn attempt(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, RequestError> {
         let Target { host, prefix, .. } = &*self.target;
         let mut request = Request::builder()
             .method(method)
@@ -125,7 +125,7 @@ impl Connection {
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(body.unwrap_or_default())).map_err(|_| NoAnswer::Broken)?;
+        let request = request.body(Full::new(body.unwrap_or_default())).map_err(|_| RequestError::Broken)?;
         let open = self.open().await?;
         let answer = async {
             let response = open.sender.send_request(request).await?;
@@ -136,22 +136,22 @@ impl Connection {
         };
         match drive(&mut open.driver, answer).await {
             Some(Ok(answer)) => Ok(answer),
-            Some(Err(_)) | None => Err(NoAnswer::Broken),
+            Some(Err(_)) | None => Err(RequestError::Broken),
         }
     }
 
     /// The open connection, or a new one if the service has closed it since the last answer.
-    async fn open(&mut self) -> Result<&mut Open, NoAnswer> {
+    async fn open(&mut self) -> Result<&mut Open, RequestError> {
         let usable = match &mut self.open {
             Some(open) => matches!(drive(&mut open.driver, open.sender.ready()).await, Some(Ok(()))),
             None => false,
         };
         if !usable {
             self.open = None;
-            let open = connect(self.target.address).await.map_err(|_| NoAnswer::Connect)?;
+            let open = connect(self.target.address).await.map_err(|_| RequestError::Connect)?;
             return Ok(self.open.insert(open));
         }
-        self.open.as_mut().ok_or(NoAnswer::Connect)
+        self.open.as_mut().ok_or(RequestError::Connect)
     }
 }
 

@@ -117,17 +117,17 @@ mod tests {
     #[test]
     fn settings_are_passed_to_the_services_that_have_them() {
         let known = BTreeMap::from([
-            ("a".to_owned(), vec![setting(&["PATIENCE"]), setting(&["LOG_LEVEL", "LOGGING_LEVEL_ROOT"])]),
-            ("b".to_owned(), vec![setting(&["PATIENCE"]), setting(&["SERVER_PORT"]), setting(&["SHARE"])]),
+            ("a".to_owned(), vec![setting(&["TIMEOUT"]), setting(&["LOG_LEVEL", "LOGGING_LEVEL_ROOT"])]),
+            ("b".to_owned(), vec![setting(&["TIMEOUT"]), setting(&["SERVER_PORT"]), setting(&["SHARE"])]),
         ]);
         let environment =
-            ["PATIENCE", "SERVER_PORT", "LOG_LEVEL", "LOGGING_LEVEL_ROOT", "OTHER", "SHARE"].map(|name| (name, "1"));
+            ["TIMEOUT", "SERVER_PORT", "LOG_LEVEL", "LOGGING_LEVEL_ROOT", "OTHER", "SHARE"].map(|name| (name, "1"));
         let variable = |name: &str| {
             let found = environment.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
         let selected = select(&known, &[("SHARE", "each has its own")], variable);
-        let expected = BTreeMap::from([("PATIENCE".to_owned(), "1".to_owned())]);
+        let expected = BTreeMap::from([("TIMEOUT".to_owned(), "1".to_owned())]);
         assert_eq!(selected.passed, BTreeMap::from([("a".to_owned(), expected.clone()), ("b".to_owned(), expected)]));
         let named: Vec<_> = selected.not_passed.keys().map(String::as_str).collect();
         assert_eq!(named, ["LOGGING_LEVEL_ROOT", "SERVER_PORT", "SHARE"]);

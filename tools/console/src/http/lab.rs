@@ -36,14 +36,14 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
 }
 
 #[derive(Deserialize)]
-struct Wanted {
+struct NewRun {
     part: String,
     verb: Verb,
     seconds: u64,
 }
 
 pub(super) async fn begin(mut request: Request) -> Result<Response, Problem> {
-    let Wanted { part, verb, seconds } = read_json(&mut request, &Limits::default()).await?;
+    let NewRun { part, verb, seconds } = read_json(&mut request, &Limits::default()).await?;
     if !(1..=MAX_SECONDS).contains(&seconds) {
         let problem = Problem::bad_request("The time is not valid.").kind("invalid-parameter");
         return Err(problem.field("seconds", format!("must be a whole number from 1 to {MAX_SECONDS}")));
@@ -66,13 +66,13 @@ pub(super) async fn heal(request: Request) -> Result<Response, Problem> {
 }
 
 #[derive(Deserialize)]
-struct WantedLoad {
+struct NewLoad {
     rate: u32,
     seconds: u64,
 }
 
 pub(super) async fn begin_load(mut request: Request) -> Result<Response, Problem> {
-    let WantedLoad { rate, seconds } = read_json(&mut request, &Limits::default()).await?;
+    let NewLoad { rate, seconds } = read_json(&mut request, &Limits::default()).await?;
     let mut problem = Problem::bad_request("The load is not valid.").kind("invalid-parameter");
     let rate_is_wrong = !(1..=load::MAX_RATE).contains(&rate);
     let time_is_wrong = !(1..=load::MAX_SECONDS).contains(&seconds);

@@ -1,6 +1,6 @@
 //! What a person reads and writes of patients: passed on to patient-service. Each write is a journey from the start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use web::{Limits, Problem, Query, read_body};
 use super::Request;
 use crate::{
     app::{App, version_of},
-    client::{Answer, NoAnswer, Outgoing},
+    client::{Answer, RequestError, ServiceRequest},
     guard::only,
     journey::{Operation, from_hex, hex},
     live, samples,
@@ -38,7 +38,7 @@ static EXPONENTS: LazyLock<BTreeMap<String, u16>> = LazyLock::new(|| {
     codes.filter_map(|code| Some((code.clone(), Currency::from_code(&code)?.exponent()?))).collect()
 });
 
-fn unreachable(error: &NoAnswer) -> Problem {
+fn unreachable(error: &RequestError) -> Problem {
     Problem::new(StatusCode::BadGateway, format!("No answer from {error}.")).kind("unreachable")
 }
 
@@ -103,7 +103,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let limit = query.number("limit", 1..=MAX_LIMIT).unwrap_or(LIMIT);
     query.finish(())?;
     let path = list_path(limit, term, cursor);
-    let answer = request.state().ask_patients(Outgoing::get(&path, &[UNSAMPLED])).await;
+    let answer = request.state().ask_patients(ServiceRequest::get(&path, &[UNSAMPLED])).await;
     let answer = answer.map_err(|error| unreachable(&error))?;
     if !answer.is_success() {
         return Ok(pass_on(&answer));
@@ -118,19 +118,19 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
         format!("/patients/{id}/billing"),
         format!("/patients/{id}/billing/transactions?limit={TRANSACTIONS}"),
     );
-    let get = |path| app.ask_patients(Outgoing::get(path, &[UNSAMPLED]));
+    let get = |path| app.ask_patients(ServiceRequest::get(path, &[UNSAMPLED]));
     let (patient, billing, transactions) = join3(get(&patient), get(&billing), get(&transactions)).await;
     let patient = patient.map_err(|error| unreachable(&error))?;
     if !patient.is_success() {
         return Ok(pass_on(&patient));
     }
     // The patient is shown whatever billing says.
-    let problem_of = |answer: &Result<Answer, NoAnswer>| match answer {
+    let problem_of = |answer: &Result<Answer, RequestError>| match answer {
         Ok(answer) if answer.is_success() => None,
         Ok(answer) => Some(answer.json()),
         Err(error) => Some(json!({ "title": "Bad Gateway", "status": 502, "detail": error.to_string() })),
     };
-    let body_of = |answer: &Result<Answer, NoAnswer>| {
+    let body_of = |answer: &Result<Answer, RequestError>| {
         answer.as_ref().ok().filter(|answer| answer.is_success()).map(|answer| with_exponents(answer.json()))
     };
     let tag = patient.header("etag").unwrap_or_default();
@@ -151,9 +151,9 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
 fn journeys(app: &App, id: Uuid) -> Vec<Json> {
     let id = id.to_string();
     let told = app.store().lines(usize::MAX, |line| line.trace.is_some() && line.text("patient_id") == Some(&id));
-    let traces: BTreeMap<TraceId, ()> = told.iter().filter_map(|line| Some((line.trace?, ()))).collect();
+    let traces: BTreeSet<TraceId> = told.iter().filter_map(|line| line.trace).collect();
     let of_patient = live::journeys(app, JOURNEYS, false).into_iter().filter(|(trace, summary)| {
-        summary.kind != Operation::Read && (summary.patient.as_deref() == Some(&id) || traces.contains_key(trace))
+        summary.kind != Operation::Read && (summary.patient.as_deref() == Some(&id) || traces.contains(trace))
     });
     of_patient.filter_map(|(trace, _)| app.journey(&trace)).map(|journey| json!(journey.summary)).collect()
 }
@@ -187,7 +187,7 @@ impl Write {
             headers.push(("content-type", "application/json"));
         }
         headers.extend(more);
-        let outgoing = Outgoing { method, path, headers: &headers, body: Bytes::from(body) };
+        let outgoing = ServiceRequest { method, path, headers: &headers, body: Bytes::from(body) };
         self.app.ask_patients(outgoing).await.map_err(|error| unreachable(&error))
     }
 
@@ -264,7 +264,7 @@ pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
 async fn explained(app: &App, path: &str, problem: &Answer) -> Response {
     let mut body = problem.json();
     if let (Some(members), Ok(current)) =
-        (body.as_object_mut(), app.ask_patients(Outgoing::get(path, &[UNSAMPLED])).await)
+        (body.as_object_mut(), app.ask_patients(ServiceRequest::get(path, &[UNSAMPLED])).await)
         && current.is_success()
     {
         let tag = current.header("etag").unwrap_or_default();
@@ -306,7 +306,7 @@ pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> 
     query.finish(())?;
     let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
     let path = format!("/analytics/dead-letters?limit={limit}{cursor}");
-    let answer = request.state().ask_analytics(Outgoing::get(&path, &[UNSAMPLED])).await;
+    let answer = request.state().ask_analytics(ServiceRequest::get(&path, &[UNSAMPLED])).await;
     let answer = answer.map_err(|error| unreachable(&error))?;
     if !answer.is_success() {
         return Ok(pass_on(&answer));
