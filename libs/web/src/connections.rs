@@ -3,47 +3,36 @@
 //! One task sweeps all of them once a second. This replaces two or three timers for each request, each of which would
 //! wake the reactor, and lets the server close the longest idle connection when it is full.
 //!
-//! Memory is bounded for all connections together. A connection is charged for what it holds: the bytes of an
-//! unfinished head, the buffers of the current request, its body, an answer that its client has not read. When the
-//! charges exceed [`Limits::buffers`], first idle connections release their buffers, and then the connection is evicted
-//! whose client has been waited for longest.
+//! Memory is bounded for all connections together, by [`memory`].
+
+mod io;
+mod memory;
 
 use std::{
     collections::HashMap,
-    io,
     net::Shutdown,
-    pin::Pin,
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::Context,
     time::{Duration, Instant},
 };
 
 use event_listener::Event;
 use futures_util::task::AtomicWaker;
 use smol::net::TcpStream;
-use smol_hyper::rt::FuturesIo;
-use telemetry::metrics::{self, IntCounter, IntGauge};
 
+pub(crate) use self::memory::REQUEST_OVERHEAD;
+use self::{io::ObservedIo, memory::MemoryBudget};
 use crate::{
     Limits,
     chunks::{BlockPool, ChunkedBuffer},
 };
 
-static HELD: LazyLock<IntGauge> = LazyLock::new(|| {
-    metrics::gauge("http_buffer_bytes", "Memory held for what HTTP clients have not sent or taken completely.")
-});
-static EVICTED: LazyLock<IntCounter> = LazyLock::new(|| {
-    metrics::counter("http_connections_evicted_total", "HTTP connections closed because others needed their memory.")
-});
-
-/// A time that is not set: nothing is waited for.
-const NEVER: u64 = u64::MAX;
-/// Bytes charged for a request besides its head and body: hyper's buffers and the futures of the handler.
-pub(crate) const REQUEST_OVERHEAD: usize = 20 * 1024;
-/// The slowest reader of an answer that is not disconnected, in bytes per second.
+/// Stands for a time that is not set: nothing is waited for.
+const UNSET: u64 = u64::MAX;
+/// Bytes per second that a client has to read of a response, so that it is not disconnected.
 const MIN_READ_RATE: u64 = 4 * 1024;
 
 /// Every open connection of a server.
@@ -52,9 +41,7 @@ pub(crate) struct Connections {
     closed: Event,
     next: AtomicU64,
     started: Instant,
-    /// The sum of the charges of all connections, and its limit, in bytes.
-    charged: AtomicUsize,
-    most: usize,
+    memory: MemoryBudget,
     write_timeout: Duration,
     pool: Arc<BlockPool>,
 }
@@ -66,8 +53,7 @@ impl Connections {
             closed: Event::new(),
             next: AtomicU64::new(0),
             started: Instant::now(),
-            charged: AtomicUsize::new(0),
-            most: limits.buffers,
+            memory: MemoryBudget::new(limits.buffers),
             write_timeout: limits.write_timeout,
             pool: BlockPool::new(limits.buffers),
         })
@@ -75,18 +61,18 @@ impl Connections {
 
     /// Registers a connection until the guard is dropped.
     pub(crate) fn register(self: &Arc<Self>, stream: TcpStream, is_trusted_proxy: bool) -> ConnectionGuard {
-        let never = || AtomicU64::new(NEVER);
+        let unset = || AtomicU64::new(UNSET);
         let connection = Connection {
             stream,
             idle_since: AtomicU64::new(self.now()),
-            head_since: never(),
-            body_since: never(),
-            write_since: never(),
-            answer_until: never(),
+            head_since: unset(),
+            body_since: unset(),
+            blocked_since: unset(),
+            response_deadline: unset(),
             charged: AtomicUsize::new(0),
             has_partial_head: AtomicBool::new(false),
             is_evicted: AtomicBool::new(false),
-            is_released: AtomicBool::new(false),
+            must_release: AtomicBool::new(false),
             task: AtomicWaker::new(),
         };
         let connection = Arc::new(connection);
@@ -103,25 +89,25 @@ impl Connections {
     pub(crate) fn close_longest_idle(&self) -> bool {
         let mut open = self.lock();
         let waiting = open.iter().map(|(id, connection)| (connection.request_awaited_since(), *id));
-        let longest = waiting.filter(|(since, _)| *since != NEVER).min();
+        let longest = waiting.filter(|(since, _)| *since != UNSET).min();
         let closed = longest.and_then(|(_, id)| open.remove(&id));
         closed.inspect(|connection| connection.close(Shutdown::Both)).is_some()
     }
 
     /// Closes connections whose client exceeded a timeout, and has idle ones release their buffers.
     pub(crate) fn sweep(&self, limits: &Limits) {
-        HELD.set(i64::try_from(self.charged.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+        self.memory.report();
         let now = self.now();
         let is_over = |since: &AtomicU64, limit: Duration| {
-            now.saturating_sub(since.load(Ordering::Relaxed)) > u64::try_from(limit.as_millis()).unwrap_or(NEVER)
+            now.saturating_sub(since.load(Ordering::Relaxed)) > u64::try_from(limit.as_millis()).unwrap_or(UNSET)
         };
         for connection in self.lock().values() {
             // A head that has started has its own timeout.
-            let is_idle = connection.head_since.load(Ordering::Relaxed) == NEVER;
+            let is_idle = connection.head_since.load(Ordering::Relaxed) == UNSET;
             if is_idle && is_over(&connection.idle_since, limits.idle_timeout)
                 || is_over(&connection.head_since, limits.head_timeout)
-                || is_over(&connection.write_since, limits.write_timeout)
-                || is_over(&connection.answer_until, Duration::ZERO)
+                || is_over(&connection.blocked_since, limits.write_timeout)
+                || is_over(&connection.response_deadline, Duration::ZERO)
             {
                 connection.close(Shutdown::Both);
             } else if connection.holds_idle_buffers() {
@@ -150,47 +136,6 @@ impl Connections {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Replaces the charge of a connection.
-    fn set_charge(&self, connection: &Connection, bytes: usize) {
-        // Not atomic together, which would need a lock; the sum is correct after both.
-        self.charged.fetch_add(bytes, Ordering::Relaxed);
-        self.charged.fetch_sub(connection.charged.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    /// Whether more than half of the memory is in use; then idle connections release theirs at once.
-    fn is_short(&self) -> bool {
-        self.charged.load(Ordering::Relaxed) > self.most / 2
-    }
-
-    /// Frees memory until the charges are within the limit; false if no connection but `asking` is left to be evicted.
-    fn make_room(&self, asking: &Arc<Connection>) -> bool {
-        let is_over = || self.charged.load(Ordering::Relaxed) > self.most;
-        if !is_over() {
-            return true;
-        }
-        let open = self.lock();
-        for connection in open.values().filter(|connection| connection.holds_idle_buffers()) {
-            connection.release();
-            // It frees the buffers as soon as its task runs.
-            self.set_charge(connection, 0);
-        }
-        while is_over() {
-            let held = open.values().filter(|connection| connection.charged.load(Ordering::Relaxed) > 0);
-            let awaited = held.map(|connection| (connection.client_awaited_since(), connection));
-            let longest = awaited.filter(|(since, _)| *since != NEVER).min_by_key(|(since, _)| *since);
-            match longest {
-                // Not the asking one: its request is rejected, and it can still get an answer.
-                Some((_, connection)) if !Arc::ptr_eq(connection, asking) => {
-                    connection.evict();
-                    EVICTED.inc();
-                    self.set_charge(connection, 0);
-                }
-                _ => return false,
-            }
-        }
-        true
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         // Nothing can panic while it is held.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -210,10 +155,9 @@ impl ConnectionGuard {
         &self.client
     }
 
-    /// The connection's I/O for hyper, which reads the bytes of `begun` first.
-    pub(crate) fn io(&self, begun: Vec<u8>) -> WatchedIo {
-        let stream = self.client.connection.stream.clone();
-        WatchedIo { begun, read: 0, inner: FuturesIo::new(stream), client: self.client.clone() }
+    /// The connection's I/O for hyper, which reads the bytes of `prefix` first.
+    pub(crate) fn io(&self, prefix: Vec<u8>) -> ObservedIo {
+        ObservedIo::new(prefix, self.client.clone())
     }
 
     /// Whether the peer is a trusted proxy.
@@ -230,28 +174,26 @@ impl ConnectionGuard {
     /// False if there is no memory for it, because no other client has been waited for longer.
     pub(crate) fn head_started(&self, bytes: usize) -> bool {
         let Client { connection, all } = &self.client;
-        if connection.head_since.load(Ordering::Relaxed) == NEVER {
+        if connection.head_since.load(Ordering::Relaxed) == UNSET {
             connection.head_since.store(all.now(), Ordering::Relaxed);
         }
-        all.set_charge(connection, bytes);
-        all.make_room(connection)
+        self.client.set_charge(bytes)
     }
 
     /// Notes that the connection waits for the next request and holds no memory.
     pub(crate) fn mark_idle(&self) {
         let Client { connection, all } = &self.client;
-        connection.is_released.store(false, Ordering::Relaxed);
-        all.set_charge(connection, 0);
+        connection.must_release.store(false, Ordering::Relaxed);
+        all.memory.set_charge(connection, 0);
     }
 
     /// Notes that hyper serves the connection now, with a complete head or one that it has to reject.
     pub(crate) fn session_started(&self) {
-        let Client { connection, all } = &self.client;
-        connection.head_since.store(NEVER, Ordering::Relaxed);
+        let connection = &self.client.connection;
+        connection.head_since.store(UNSET, Ordering::Relaxed);
         connection.has_partial_head.store(false, Ordering::Relaxed);
-        all.set_charge(connection, REQUEST_OVERHEAD);
         // If there is no room, the request is rejected with 503 once its head is parsed.
-        all.make_room(connection);
+        self.client.set_charge(REQUEST_OVERHEAD);
     }
 
     /// Registers the task to wake when the connection is to release its buffers.
@@ -259,29 +201,29 @@ impl ConnectionGuard {
         self.client.connection.task.register(context.waker());
     }
 
-    /// Whether the connection can be taken back from hyper: all complete requests are answered, the answers are
+    /// Whether the connection can be taken back from hyper: all complete requests are answered, the responses are
     /// written, and its buffers are needed elsewhere or hold an incomplete head.
     pub(crate) fn can_hand_back(&self) -> bool {
         let Client { connection, all } = &self.client;
-        if connection.idle_since.load(Ordering::Relaxed) == NEVER || connection.is_writing() {
+        if connection.idle_since.load(Ordering::Relaxed) == UNSET || connection.is_write_blocked() {
             return false;
         }
-        connection.answer_until.store(NEVER, Ordering::Relaxed);
-        if connection.charged.load(Ordering::Relaxed) > REQUEST_OVERHEAD {
-            all.set_charge(connection, REQUEST_OVERHEAD);
+        connection.response_deadline.store(UNSET, Ordering::Relaxed);
+        if self.client.charged() > REQUEST_OVERHEAD {
+            all.memory.set_charge(connection, REQUEST_OVERHEAD);
         }
         connection.has_partial_head.load(Ordering::Relaxed)
-            || connection.is_released.load(Ordering::Relaxed)
-            || all.is_short()
+            || connection.must_release.load(Ordering::Relaxed)
+            || all.memory.is_short()
     }
 
     /// Notes that a complete head has arrived. The connection is idle again when the guard is dropped.
     pub(crate) fn busy(&self) -> RequestGuard {
         let connection = &self.client.connection;
-        connection.idle_since.store(NEVER, Ordering::Relaxed);
+        connection.idle_since.store(UNSET, Ordering::Relaxed);
         connection.has_partial_head.store(false, Ordering::Relaxed);
-        // That was the deadline of the previous answer.
-        connection.answer_until.store(NEVER, Ordering::Relaxed);
+        // That was the deadline of the previous response.
+        connection.response_deadline.store(UNSET, Ordering::Relaxed);
         RequestGuard(self.client.clone())
     }
 }
@@ -290,18 +232,18 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let Client { connection, all } = &self.client;
         all.lock().remove(&self.id);
-        all.set_charge(connection, 0);
+        all.memory.set_charge(connection, 0);
         all.closed.notify(usize::MAX);
     }
 }
 
-/// A request of the connection is being handled or its answer written.
+/// A request of the connection is being handled or its response written.
 pub(crate) struct RequestGuard(Client);
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         let Client { connection, all } = &self.0;
-        connection.body_since.store(NEVER, Ordering::Relaxed);
+        connection.body_since.store(UNSET, Ordering::Relaxed);
         connection.idle_since.store(all.now(), Ordering::Relaxed);
     }
 }
@@ -319,40 +261,19 @@ impl Client {
         ChunkedBuffer::new(&self.all.pool, start)
     }
 
-    /// Charges the connection for a request with a head of this many bytes; false if there is no room for it.
-    pub(crate) fn request_started(&self, head: usize) -> bool {
-        // Three times: hyper's copy, tide's, and the overhead of both.
-        self.all.set_charge(&self.connection, REQUEST_OVERHEAD + 3 * head);
-        self.all.make_room(&self.connection)
-    }
-
-    /// Adds to the charge of the connection; false, and unchanged, if there is no room.
-    pub(crate) fn charge(&self, bytes: usize) -> bool {
-        let charge = self.connection.charged.load(Ordering::Relaxed);
-        self.all.set_charge(&self.connection, charge + bytes);
-        let room = self.all.make_room(&self.connection);
-        if !room {
-            self.all.set_charge(&self.connection, charge);
-        }
-        room
-    }
-
     /// Notes that the server waits for a body until the guard is dropped.
     pub(crate) fn awaiting_body(&self) -> BodyWaitGuard<'_> {
         self.connection.body_since.store(self.all.now(), Ordering::Relaxed);
         BodyWaitGuard(&self.connection)
     }
 
-    /// Charges the connection for an answer of this many bytes, and sets the deadline by which the client must have
-    /// read it. The answer is in memory already, so it is not rejected.
-    pub(crate) fn answer_started(&self, bytes: usize) {
-        let charge = self.connection.charged.load(Ordering::Relaxed);
-        self.all.set_charge(&self.connection, charge + bytes);
-        self.all.make_room(&self.connection);
-        let seconds = bytes as u64 / MIN_READ_RATE;
-        let time = self.all.write_timeout + Duration::from_secs(seconds);
-        let until = self.all.now().saturating_add(u64::try_from(time.as_millis()).unwrap_or(NEVER));
-        self.connection.answer_until.store(until, Ordering::Relaxed);
+    /// Charges the connection for a response of this many bytes, and sets the deadline by which the client must have
+    /// read it. The response is in memory already, so it is not rejected.
+    pub(crate) fn response_started(&self, bytes: usize) {
+        self.set_charge(self.charged() + bytes);
+        let time = self.all.write_timeout + Duration::from_secs(bytes as u64 / MIN_READ_RATE);
+        let deadline = self.all.now().saturating_add(u64::try_from(time.as_millis()).unwrap_or(UNSET));
+        self.connection.response_deadline.store(deadline, Ordering::Relaxed);
     }
 
     /// Whether the connection was closed to free its memory.
@@ -366,11 +287,11 @@ pub(crate) struct BodyWaitGuard<'a>(&'a Connection);
 
 impl Drop for BodyWaitGuard<'_> {
     fn drop(&mut self) {
-        self.0.body_since.store(NEVER, Ordering::Relaxed);
+        self.0.body_since.store(UNSET, Ordering::Relaxed);
     }
 }
 
-/// A connection. Times are in milliseconds since the server's start, or [`NEVER`].
+/// A connection. Times are in milliseconds since the server's start, or [`UNSET`].
 struct Connection {
     stream: TcpStream,
     /// Since when no request is being handled.
@@ -380,16 +301,16 @@ struct Connection {
     /// Since when the server waits for a body.
     body_since: AtomicU64,
     /// Since when a write has been blocked.
-    write_since: AtomicU64,
-    /// Deadline for reading the whole answer.
-    answer_until: AtomicU64,
-    /// Bytes of memory that it is charged for.
+    blocked_since: AtomicU64,
+    /// When the client must have read the whole response.
+    response_deadline: AtomicU64,
+    /// Bytes of memory that it is charged for, see [`memory`].
     charged: AtomicUsize,
     /// Whether hyper has read bytes of the next head.
     has_partial_head: AtomicBool,
     is_evicted: AtomicBool,
     /// Whether it is to release the buffers of its last request.
-    is_released: AtomicBool,
+    must_release: AtomicBool,
     task: AtomicWaker,
 }
 
@@ -400,8 +321,8 @@ impl Connection {
         let _ = self.stream.shutdown(what);
     }
 
-    fn is_writing(&self) -> bool {
-        self.write_since.load(Ordering::Relaxed) != NEVER
+    fn is_write_blocked(&self) -> bool {
+        self.blocked_since.load(Ordering::Relaxed) != UNSET
     }
 
     fn request_awaited_since(&self) -> u64 {
@@ -410,101 +331,26 @@ impl Connection {
 
     /// Since when the connection has held memory while it waits for its client.
     fn client_awaited_since(&self) -> u64 {
-        let since = [&self.head_since, &self.body_since, &self.write_since].map(|since| since.load(Ordering::Relaxed));
-        since.into_iter().min().unwrap_or(NEVER)
+        let since =
+            [&self.head_since, &self.body_since, &self.blocked_since].map(|since| since.load(Ordering::Relaxed));
+        since.into_iter().min().unwrap_or(UNSET)
     }
 
     fn holds_idle_buffers(&self) -> bool {
-        let is_idle = self.idle_since.load(Ordering::Relaxed) != NEVER && self.client_awaited_since() == NEVER;
+        let is_idle = self.idle_since.load(Ordering::Relaxed) != UNSET && self.client_awaited_since() == UNSET;
         is_idle && self.charged.load(Ordering::Relaxed) > 0
     }
 
     fn release(&self) {
-        self.is_released.store(true, Ordering::Relaxed);
+        self.must_release.store(true, Ordering::Relaxed);
         self.task.wake();
     }
 
     /// Closes the connection to free its memory.
     fn evict(&self) {
         self.is_evicted.store(true, Ordering::Relaxed);
-        // Once an answer has been started nothing else can be sent; before that, writing stays open for a 503.
-        self.close(if self.is_writing() { Shutdown::Both } else { Shutdown::Read });
-    }
-}
-
-/// A connection's I/O for hyper, which notes since when a write has been blocked.
-pub(crate) struct WatchedIo {
-    begun: Vec<u8>,
-    read: usize,
-    inner: FuturesIo<TcpStream>,
-    client: Client,
-}
-
-impl WatchedIo {
-    fn watch<T>(&self, write: Poll<T>) -> Poll<T> {
-        let Client { connection, all } = &self.client;
-        if write.is_ready() {
-            connection.write_since.store(NEVER, Ordering::Relaxed);
-        } else if !connection.is_writing() {
-            connection.write_since.store(all.now(), Ordering::Relaxed);
-        }
-        write
-    }
-}
-
-impl hyper::rt::Read for WatchedIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        mut buffer: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let outcome = if this.read < this.begun.len() {
-            let rest = &this.begun[this.read..];
-            let length = rest.len().min(buffer.remaining());
-            buffer.put_slice(&rest[..length]);
-            this.read += length;
-            if this.read == this.begun.len() {
-                (this.begun, this.read) = (Vec::new(), 0);
-            }
-            Poll::Ready(Ok(()))
-        } else {
-            Pin::new(&mut this.inner).poll_read(context, buffer)
-        };
-        let connection = &this.client.connection;
-        if outcome.is_ready() && connection.idle_since.load(Ordering::Relaxed) != NEVER {
-            // Bytes of the next head; reset at once if the head is complete.
-            connection.has_partial_head.store(true, Ordering::Relaxed);
-        }
-        outcome
-    }
-}
-
-impl hyper::rt::Write for WatchedIo {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.watch(written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write_vectored(context, slices);
-        self.watch(written)
+        // Once a response has been started nothing else can be sent; before that, writing stays open for a 503.
+        self.close(if self.is_write_blocked() { Shutdown::Both } else { Shutdown::Read });
     }
 }
 
@@ -531,13 +377,13 @@ mod tests {
                 connections.sweep(&limits);
                 poll_once(registered.stream().read(&mut [0])).await.is_none()
             };
-            assert!(is_open().await, "the answer is not there yet");
-            registered.client().answer_started(1 << 30);
-            assert!(is_open().await, "a long answer has more time");
-            registered.client().answer_started(1);
+            assert!(is_open().await, "there is no response yet");
+            registered.client().response_started(1 << 30);
+            assert!(is_open().await, "a long response has more time");
+            registered.client().response_started(1);
             let _next = registered.busy();
-            assert!(is_open().await, "the time for an answer does not count for the next one, such as a stream");
-            registered.client().answer_started(1);
+            assert!(is_open().await, "the time for a response does not count for the next one, such as a stream");
+            registered.client().response_started(1);
             assert!(!is_open().await, "a short one has none");
         });
     }

@@ -279,7 +279,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             }
         };
         if let Some(length) = response.len() {
-            client.answer_started(length);
+            client.response_started(length);
         }
         response.insert_header(TraceContext::HEADER, trace.to_string());
         let mut answer = convert::response(response).await.map(|body| GuardedBody { body, _busy: busy });

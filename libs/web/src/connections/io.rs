@@ -1,0 +1,97 @@
+//! A connection's I/O for hyper.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+};
+
+use smol::net::TcpStream;
+use smol_hyper::rt::FuturesIo;
+
+use super::{Client, UNSET};
+
+/// A connection's I/O for hyper: reads first what was read before, and records since when a write has been blocked and
+/// whether a head has begun to arrive.
+pub(crate) struct ObservedIo {
+    /// Bytes that were read before hyper got the connection.
+    prefix: Vec<u8>,
+    /// How many of them hyper has read.
+    consumed: usize,
+    inner: FuturesIo<TcpStream>,
+    client: Client,
+}
+
+impl ObservedIo {
+    pub(super) fn new(prefix: Vec<u8>, client: Client) -> Self {
+        let inner = FuturesIo::new(client.connection.stream.clone());
+        Self { prefix, consumed: 0, inner, client }
+    }
+
+    fn observe<T>(&self, write: Poll<T>) -> Poll<T> {
+        let Client { connection, all } = &self.client;
+        if write.is_ready() {
+            connection.blocked_since.store(UNSET, Ordering::Relaxed);
+        } else if !connection.is_write_blocked() {
+            connection.blocked_since.store(all.now(), Ordering::Relaxed);
+        }
+        write
+    }
+}
+
+impl hyper::rt::Read for ObservedIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut buffer: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let outcome = if this.consumed < this.prefix.len() {
+            let rest = &this.prefix[this.consumed..];
+            let length = rest.len().min(buffer.remaining());
+            buffer.put_slice(&rest[..length]);
+            this.consumed += length;
+            if this.consumed == this.prefix.len() {
+                (this.prefix, this.consumed) = (Vec::new(), 0);
+            }
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut this.inner).poll_read(context, buffer)
+        };
+        let connection = &this.client.connection;
+        if outcome.is_ready() && connection.idle_since.load(Ordering::Relaxed) != UNSET {
+            // Bytes of the next head; reset at once if the head is complete.
+            connection.has_partial_head.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+impl hyper::rt::Write for ObservedIo {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.observe(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(context, slices);
+        self.observe(written)
+    }
+}

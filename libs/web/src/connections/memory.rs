@@ -1,0 +1,117 @@
+//! The memory limit that all connections share.
+//!
+//! A connection is charged for what it holds: the bytes of an incomplete head, the buffers of the current request, its
+//! body, a response that its client has not read. When the charges exceed [`Limits::buffers`](crate::Limits::buffers),
+//! first idle connections release their buffers, and then the connection is evicted whose client has been waited for
+//! longest.
+
+use std::sync::{
+    Arc, LazyLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use telemetry::metrics::{self, IntCounter, IntGauge};
+
+use super::{Client, Connection, Connections, UNSET};
+
+static HELD: LazyLock<IntGauge> = LazyLock::new(|| {
+    metrics::gauge("http_buffer_bytes", "Memory held for what HTTP clients have not sent or taken completely.")
+});
+static EVICTED: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter("http_connections_evicted_total", "HTTP connections closed because others needed their memory.")
+});
+
+/// Bytes charged for a request besides its head and body: hyper's buffers and the futures of the handler.
+pub(crate) const REQUEST_OVERHEAD: usize = 20 * 1024;
+
+/// What all connections are charged for together, in bytes.
+pub(super) struct MemoryBudget {
+    charged: AtomicUsize,
+    limit: usize,
+}
+
+impl MemoryBudget {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { charged: AtomicUsize::new(0), limit }
+    }
+
+    /// Replaces the charge of a connection.
+    pub(super) fn set_charge(&self, connection: &Connection, bytes: usize) {
+        // Not atomic together, which would need a lock; the sum is correct after both.
+        self.charged.fetch_add(bytes, Ordering::Relaxed);
+        self.charged.fetch_sub(connection.charged.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Whether more than half of the memory is in use; then idle connections release theirs at once.
+    pub(super) fn is_short(&self) -> bool {
+        self.charged.load(Ordering::Relaxed) > self.limit / 2
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.charged.load(Ordering::Relaxed) > self.limit
+    }
+
+    /// Sets the metric.
+    pub(super) fn report(&self) {
+        HELD.set(i64::try_from(self.charged.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+    }
+}
+
+impl Connections {
+    /// Frees memory until the charges are within the limit; false if no connection but `requester` is left to evict.
+    pub(super) fn make_room(&self, requester: &Arc<Connection>) -> bool {
+        if !self.memory.is_exceeded() {
+            return true;
+        }
+        let open = self.lock();
+        for connection in open.values().filter(|connection| connection.holds_idle_buffers()) {
+            connection.release();
+            // It frees the buffers as soon as its task runs.
+            self.memory.set_charge(connection, 0);
+        }
+        while self.memory.is_exceeded() {
+            let held = open.values().filter(|connection| connection.charged.load(Ordering::Relaxed) > 0);
+            let waiting = held.map(|connection| (connection.client_awaited_since(), connection));
+            let longest = waiting.filter(|(since, _)| *since != UNSET).min_by_key(|(since, _)| *since);
+            match longest {
+                // Not the requester: its request is rejected, and it can still get a response.
+                Some((_, connection)) if !Arc::ptr_eq(connection, requester) => {
+                    connection.evict();
+                    EVICTED.inc();
+                    self.memory.set_charge(connection, 0);
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+impl Client {
+    /// Charges the connection for a request with a head of this many bytes; false if there is no room for it.
+    pub(crate) fn request_started(&self, head: usize) -> bool {
+        // Three times: hyper's copy, tide's, and the overhead of both.
+        self.set_charge(REQUEST_OVERHEAD + 3 * head)
+    }
+
+    /// Adds to the charge of the connection; false, and unchanged, if there is no room.
+    pub(crate) fn charge(&self, bytes: usize) -> bool {
+        let before = self.charged();
+        let has_room = self.set_charge(before + bytes);
+        if !has_room {
+            self.all.memory.set_charge(&self.connection, before);
+        }
+        has_room
+    }
+
+    /// Replaces the charge of the connection, and frees memory of others if there is too little; false if it is not
+    /// enough.
+    pub(super) fn set_charge(&self, bytes: usize) -> bool {
+        self.all.memory.set_charge(&self.connection, bytes);
+        self.all.make_room(&self.connection)
+    }
+
+    pub(super) fn charged(&self) -> usize {
+        self.connection.charged.load(Ordering::Relaxed)
+    }
+}
