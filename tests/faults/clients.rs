@@ -124,6 +124,8 @@ fn incomplete_requests_cost_bounded_memory_and_block_no_other_client() {
     });
 }
 
+/// Connections to billing-service that send an incomplete frame, head or preface.
+const GRPC_CONNECTIONS: usize = 6_000;
 /// A ledger for each account.
 const LEDGER: &str = "INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
     SELECT patient_id, 't-' || n, 'CHARGE', 1, 'EUR' FROM accounts, generate_series(1, 30000) AS n";
@@ -136,6 +138,7 @@ async fn broken_off(billing: &Service) -> f64 {
 
 #[test]
 fn slow_grpc_clients_cost_bounded_memory_and_block_no_other_client() {
+    allow_all_descriptors();
     runtime::block_on(2, async {
         let mut system = system(any_broker(), 1, &[]).await;
         let client = system.patient_client();
@@ -144,9 +147,10 @@ fn slow_grpc_clients_cost_bounded_memory_and_block_no_other_client() {
         sql::execute(&system.backing_services().billing_database.clone(), LEDGER).await.unwrap();
         let address = ([127, 0, 0, 1], system.billing.setting("GRPC_SERVER_PORT").unwrap().parse().unwrap()).into();
         let begun = async || http2::Connection::open_with_window(address, i32::MAX as u32).await.unwrap();
-        // More than the maximum of each kind. Writing to a connection that the service has closed fails.
+        // Without a maximum, the connections would take more than ALL_MEMORY, and so would the requests. Writing to a connection
+        // that the service has closed fails.
         let mut held = Vec::new();
-        for kind in 0..600 {
+        for kind in 0..GRPC_CONNECTIONS {
             let mut connection = begun().await;
             let _ = match kind % 3 {
                 // An incomplete frame of the maximum size.
@@ -164,10 +168,10 @@ fn slow_grpc_clients_cost_bounded_memory_and_block_no_other_client() {
         }
         println!("{} KiB with connections", billing(&mut system).process().memory() / 1024);
         assert_eq!(client.get(&ledger).await.unwrap().status, 200);
-        for _ in 0..40 {
+        for _ in 0..60 {
             let mut connection = begun().await;
-            for call in 0..100 {
-                let head = http2::head("/BillingService/GetBillingAccount", &[("a", &"a".repeat(4_000))]);
+            for call in 0..250 {
+                let head = http2::head("/BillingService/GetBillingAccount", &[("a", &"a".repeat(7_000))]);
                 let _ = connection.frame(HEADERS, END_HEADERS, 2 * call + 1, &head).await;
             }
             held.push(connection);
