@@ -1,0 +1,95 @@
+//! Migrating the schema at the start of a service.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use runtime::{Backoff, Shutdown, timeout};
+use sqlx::{
+    Connection as _,
+    migrate::{MigrateError, Migrator},
+};
+
+use super::Database;
+use crate::{
+    Error,
+    error::MigrationFailure,
+    pool::{ServerTimeouts, unavailable},
+    requirements,
+};
+
+/// Time for all migrations together: indexing a large table takes long.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Why the service cannot use this database until somebody changes it or the settings.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MigrationError(String);
+
+impl Database {
+    /// Migrates the schema, and retries until the database is available. Several replicas may do so at once. Until it
+    /// is done, [`run`](Self::run) returns [`Error::Unavailable`].
+    ///
+    /// # Errors
+    /// If the schema cannot be migrated, or its migration history belongs to another program; not if the shutdown comes
+    /// first.
+    pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator)))
+                .await
+                .unwrap_or_else(|late| Err(MigrationFailure::Transient(unavailable(format!("migrating: {late}")))))
+            {
+                Ok(()) => {
+                    self.inner.report(Instant::now(), None);
+                    self.inner.migrated.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                Err(MigrationFailure::Permanent(error)) => {
+                    let error = MigrationError(error);
+                    let _ = self.inner.permanent_error.set(error.clone());
+                    return Err(error);
+                }
+                Err(MigrationFailure::Transient(error)) => {
+                    let error = error.to_string();
+                    // The server comes up, and then the password is wrong: each reason is logged once.
+                    if self.inner.outage.failed(&error) {
+                        tracing::warn!(error, "the database is unavailable");
+                    }
+                    *self.inner.migration_error() = Some(error);
+                }
+            }
+            if shutdown.run_until_stopped(backoff.pause()).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
+        let pools = &self.inner.pools;
+        let until = Instant::now() + pools.settings().acquire;
+        let failed = |error: Error| match error {
+            error @ Error::Query(_) => MigrationFailure::Permanent(error.to_string()),
+            error => MigrationFailure::Transient(error),
+        };
+        // A connection of its own without timeouts: a statement of a migration may take longer than any other.
+        let mut connection = pools.connect(until, ServerTimeouts::Migration).await.map_err(failed)?;
+        requirements::check(&mut connection, pools, until).await?;
+        match migrator.run_direct(None, &mut connection, false).await {
+            Ok(()) => {
+                let _ = connection.close().await;
+                Ok(())
+            }
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+                Err(requirements::classify(&mut connection, error).await)
+            }
+            Err(error) => Err(MigrationFailure::Permanent(requirements::history_error(&error))),
+        }
+    }
+
+    /// Why the schema can never be migrated as the database and the settings are, if that is so.
+    pub fn permanent_error(&self) -> Option<&MigrationError> {
+        self.inner.permanent_error.get()
+    }
+}
