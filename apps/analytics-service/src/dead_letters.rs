@@ -70,9 +70,9 @@ impl Forwarder {
 
     /// Reports the outcome of a step in the read model, which also wakes ingest when it waits for space in the state.
     fn report(&self, step: &Result<usize, kafka::Error>) {
-        let trouble = step.as_ref().err().map(ToString::to_string);
-        if matches!(step, Ok(1..)) || self.read_model.read(|snapshot| snapshot.dead_letters.trouble != trouble) {
-            self.read_model.change(&self.settings.topic, |snapshot| snapshot.dead_letters.trouble = trouble);
+        let error = step.as_ref().err().map(ToString::to_string);
+        if matches!(step, Ok(1..)) || self.read_model.read(|snapshot| snapshot.dead_letters.error != error) {
+            self.read_model.change(&self.settings.topic, |snapshot| snapshot.dead_letters.error = error);
         }
     }
 

@@ -124,7 +124,7 @@ impl Ingest {
             snapshot.counts = saved.counts.clone();
             snapshot.partitions.clear();
         });
-        self.hand_over_kafka_trouble(&assigned);
+        self.assign_kafka_error(&assigned);
         let (sender, receiver) = channel::bounded(MAX_QUEUED_BATCHES);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
@@ -313,12 +313,12 @@ impl Ingest {
         self.read_model.change(&self.settings.topic, change);
     }
 
-    fn report_state(&self, trouble: Option<StateError>) {
-        let trouble = trouble.map(|error| error.to_string());
-        if self.read_model.read(|snapshot| snapshot.state_trouble == trouble) {
+    fn report_state(&self, error: Option<StateError>) {
+        let error = error.map(|error| error.to_string());
+        if self.read_model.read(|snapshot| snapshot.state_error == error) {
             return;
         }
-        match &trouble {
+        match &error {
             Some(error) if self.outages.state.failed(error) => {
                 tracing::error!(error, "the state cannot be used; nothing is counted until it can");
             }
@@ -329,37 +329,37 @@ impl Ingest {
                 }
             }
         }
-        self.change(|snapshot| snapshot.state_trouble = trouble);
+        self.change(|snapshot| snapshot.state_error = error);
     }
 
     /// Reports that Kafka cannot be read for a partition, or for the topic as a whole, or that it can again.
-    fn report_kafka(&self, reader: Option<i32>, trouble: Option<String>) {
+    fn report_kafka(&self, reader: Option<i32>, error: Option<String>) {
         // The usual case: nothing to report.
-        if trouble.is_none() && self.read_model.read(|snapshot| snapshot.kafka_troubles.is_empty()) {
+        if error.is_none() && self.read_model.read(|snapshot| snapshot.kafka_errors.is_empty()) {
             return;
         }
-        self.change_kafka_troubles(|troubles| match trouble {
-            Some(error) => drop(troubles.insert(reader, error)),
-            None => drop(troubles.remove(&reader)),
+        self.update_kafka_errors(|errors| match error {
+            Some(error) => drop(errors.insert(reader, error)),
+            None => drop(errors.remove(&reader)),
         });
     }
 
-    /// Replaces the topic's trouble by one of each assigned partition, which lasts until the partition's first successful
+    /// Replaces the topic's error by one of each assigned partition, which lasts until the partition's first successful
     /// fetch.
-    fn hand_over_kafka_trouble(&self, partitions: &BTreeSet<i32>) {
-        self.change_kafka_troubles(|troubles| {
-            if let Some(error) = troubles.remove(&None) {
-                troubles.extend(partitions.iter().map(|partition| (Some(*partition), error.clone())));
+    fn assign_kafka_error(&self, partitions: &BTreeSet<i32>) {
+        self.update_kafka_errors(|errors| {
+            if let Some(error) = errors.remove(&None) {
+                errors.extend(partitions.iter().map(|partition| (Some(*partition), error.clone())));
             }
         });
     }
 
-    /// Logs when an outage begins, with the first trouble, and when it ends, with the last.
-    fn change_kafka_troubles(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
+    /// Logs when an outage begins, with the first error, and when it ends, with the last.
+    fn update_kafka_errors(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
         let mut error = None;
         self.change(|snapshot| {
-            change(&mut snapshot.kafka_troubles);
-            error = snapshot.kafka_troubles.values().next().cloned();
+            change(&mut snapshot.kafka_errors);
+            error = snapshot.kafka_errors.values().next().cloned();
         });
         match error {
             Some(error) if self.outages.kafka.failed("unreadable") => {

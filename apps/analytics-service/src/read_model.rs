@@ -33,16 +33,16 @@ pub struct Snapshot {
     /// The state of forwarding.
     pub dead_letters: Forwarding,
     /// Why the state cannot be used, if it cannot.
-    pub state_trouble: Option<String>,
+    pub state_error: Option<String>,
     /// Why Kafka cannot be read, by partition; none stands for the topic.
-    pub kafka_troubles: BTreeMap<Option<i32>, String>,
+    pub kafka_errors: BTreeMap<Option<i32>, String>,
 }
 
 /// The state of forwarding dead letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
     /// Why they cannot be forwarded, if they cannot.
-    pub trouble: Option<String>,
+    pub error: Option<String>,
     /// Whether so many dead letters wait that ingest has stopped.
     pub is_full: bool,
 }

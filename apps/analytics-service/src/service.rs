@@ -66,12 +66,12 @@ fn health(read_model: &ReadModel, shutdown: Shutdown) -> Health {
         (read_model.clone(), read_model.clone(), read_model.clone(), read_model.clone());
     Health::new(shutdown)
         .component("state", move || {
-            let trouble = state.read(|snapshot| snapshot.state_trouble.clone());
-            async move { trouble.map_or_else(Component::up, Component::down) }
+            let error = state.read(|snapshot| snapshot.state_error.clone());
+            async move { error.map_or_else(Component::up, Component::down) }
         })
         .component("kafka", move || {
-            let trouble = kafka.read(|snapshot| snapshot.kafka_troubles.values().next().cloned());
-            async move { trouble.map_or_else(Component::up, Component::degraded) }
+            let error = kafka.read(|snapshot| snapshot.kafka_errors.values().next().cloned());
+            async move { error.map_or_else(Component::up, Component::degraded) }
         })
         .component("intake", move || {
             let (halted, unassigned) = ingest.read(|snapshot| {
@@ -89,13 +89,13 @@ fn health(read_model: &ReadModel, shutdown: Shutdown) -> Health {
             async move { component }
         })
         .component("deadLetters", move || {
-            let Forwarding { trouble, is_full } = letters.read(|snapshot| snapshot.dead_letters.clone());
-            let component = match trouble {
-                trouble if is_full => Component::down(format!(
+            let Forwarding { error, is_full } = letters.read(|snapshot| snapshot.dead_letters.clone());
+            let component = match error {
+                error if is_full => Component::down(format!(
                     "too many wait for their topic, and nothing is counted meanwhile: {}",
-                    trouble.unwrap_or_else(|| "they are being forwarded".to_owned())
+                    error.unwrap_or_else(|| "they are being forwarded".to_owned())
                 )),
-                Some(trouble) => Component::degraded(trouble),
+                Some(error) => Component::degraded(error),
                 None => Component::up(),
             };
             async move { component }

@@ -63,7 +63,7 @@ pub enum Error {
     KeyReused,
     /// The idempotency key was used for this request, and its patient has been deleted since.
     #[error("the patient of this idempotency key has been deleted")]
-    KeySpent,
+    PatientOfKeyDeleted,
     /// The idempotency key expired while it was looked up; the request may be repeated.
     #[error("the idempotency key expired while it was looked up")]
     KeyExpired,
@@ -204,7 +204,7 @@ async fn repeated(store: &Store, key: &IdempotencyKey) -> Result<Option<Patient>
     match store.find_key(&key.key).await? {
         None => Ok(None),
         Some((fingerprint, _)) if fingerprint != key.fingerprint => Err(Error::KeyReused),
-        Some((_, patient_id)) => Ok(Some(store.find(patient_id).await?.ok_or(Error::KeySpent)?)),
+        Some((_, patient_id)) => Ok(Some(store.find(patient_id).await?.ok_or(Error::PatientOfKeyDeleted)?)),
     }
 }
 

@@ -14,7 +14,7 @@ use telemetry::{Span, SpanKind};
 
 use crate::{Database, Error};
 
-/// Statements that run at the same time: while the answers of one are handed out, the database works on another.
+/// Statements that run at the same time: while the responses of one are handed out, the database works on another.
 const MAX_CONCURRENT: usize = 2;
 /// Limit of the queue, in full statements. The waiting time is bounded too; this bounds the memory of the queue.
 const MAX_WAITING_STATEMENTS: usize = 16;
@@ -23,8 +23,8 @@ const MAX_WAITING_STATEMENTS: usize = 16;
 pub trait BatchStatement: Send + Sync + 'static {
     /// One request.
     type Request: Send + Sync + 'static;
-    /// The answer to one request.
-    type Answer: Send + 'static;
+    /// The response to one request.
+    type Response: Send + 'static;
     /// Name of the span of each request, and of its `db.query.summary`.
     const NAME: &'static str;
     /// Requests in one statement, at most.
@@ -37,11 +37,11 @@ pub trait BatchStatement: Send + Sync + 'static {
         None
     }
 
-    /// Executes all requests or, if it fails, none of them; returns their answers in the same order.
+    /// Executes all requests or, if it fails, none of them; returns their responses in the same order.
     fn execute(
         database: &Database,
         requests: &[Self::Request],
-    ) -> impl Future<Output = Result<Vec<Self::Answer>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Self::Response>, Error>> + Send;
 }
 
 /// Collects the requests that arrive while statements are running, and executes them with the next one. A statement for
@@ -81,11 +81,11 @@ impl<S: BatchStatement> Queue<S> {
     }
 }
 
-/// A request in the queue, and the channel for its answer.
+/// A request in the queue, and the channel for its response.
 struct PendingRequest<S: BatchStatement> {
     request: S::Request,
     since: Instant,
-    answer: Sender<Result<S::Answer, Error>>,
+    response: Sender<Result<S::Response, Error>>,
 }
 
 impl<S: BatchStatement> Clone for Batcher<S> {
@@ -117,21 +117,21 @@ impl<S: BatchStatement> Batcher<S> {
     ///
     /// # Errors
     /// Why this request failed, or why the database is unavailable; [`Error::QueueFull`] if too many requests wait.
-    pub async fn submit(&self, request: S::Request) -> Result<S::Answer, Error> {
+    pub async fn submit(&self, request: S::Request) -> Result<S::Response, Error> {
         // The statement belongs to many requests, so each of them gets a span of its own for it.
         let mut span = Span::child(SpanKind::Client, S::NAME);
         span.set("db.system.name", "postgresql");
         span.set("db.query.summary", S::NAME);
         let result = match self.enqueue(request) {
-            Ok(answered) => {
+            Ok(receiver) => {
                 self.start();
-                // The requests before it may wait for a database that does not answer.
+                // The requests before it may wait for a database that does not respond.
                 let limit = self.database.work_timeout();
                 let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
-                let answer = timeout(left.map_or(limit, |left| left.min(limit)), answered.recv()).await;
-                let answer = answer.map_err(|late| Error::Unavailable(late.to_string().into()));
+                let response = timeout(left.map_or(limit, |left| left.min(limit)), receiver.recv()).await;
+                let response = response.map_err(|late| Error::Unavailable(late.to_string().into()));
                 let cancelled = |_| Error::Unavailable("the statement was cancelled".into());
-                answer.and_then(|answer| answer.map_err(cancelled)).flatten()
+                response.and_then(|response| response.map_err(cancelled)).flatten()
             }
             Err(full) => Err(full),
         };
@@ -142,18 +142,18 @@ impl<S: BatchStatement> Batcher<S> {
         result
     }
 
-    fn enqueue(&self, request: S::Request) -> Result<Receiver<Result<S::Answer, Error>>, Error> {
+    fn enqueue(&self, request: S::Request) -> Result<Receiver<Result<S::Response, Error>>, Error> {
         let mut queue = self.lock();
         if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             // Cancelled requests need no room in the queue.
-            queue.waiting.retain(|one| !one.answer.is_closed());
+            queue.waiting.retain(|one| !one.response.is_closed());
         }
         if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             return Err(Error::QueueFull);
         }
-        let (answer, answered) = channel::bounded(1);
-        queue.waiting.push(PendingRequest { request, since: Instant::now(), answer });
-        Ok(answered)
+        let (response, receiver) = channel::bounded(1);
+        queue.waiting.push(PendingRequest { request, since: Instant::now(), response });
+        Ok(receiver)
     }
 
     /// Starts a statement if requests wait and fewer than [`MAX_CONCURRENT`] are running.
@@ -172,16 +172,16 @@ impl<S: BatchStatement> Batcher<S> {
         self.lock().next_batch()
     }
 
-    async fn answer(&self, mut waiting: Vec<PendingRequest<S>>) {
+    async fn execute(&self, mut waiting: Vec<PendingRequest<S>>) {
         let subjects = waiting.iter().filter_map(|one| S::subject(&one.request)).collect();
         let _running = RunningSubjects { batcher: Self { until: None, ..self.clone() }, subjects };
         let limit = self.database.acquire_timeout();
         waiting.retain(|one| {
             let late = one.since.elapsed() > limit;
             if late {
-                respond(&one.answer, Err(Error::Unavailable("too many requests wait for the database".into())));
+                respond(&one.response, Err(Error::Unavailable("too many requests wait for the database".into())));
             }
-            !late && !one.answer.is_closed()
+            !late && !one.response.is_closed()
         });
         if waiting.is_empty() {
             return;
@@ -189,16 +189,17 @@ impl<S: BatchStatement> Batcher<S> {
         // The deadline of the oldest request, so that none is answered later than if it had been executed by itself.
         let since = waiting.iter().map(|one| one.since).min().unwrap_or_else(Instant::now);
         let database = self.database.with_deadline(since + self.database.work_timeout());
-        let (requests, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.request, one.answer)).unzip();
+        let (requests, responses): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(|one| (one.request, one.response)).unzip();
         match S::execute(&database, &requests).await {
-            Ok(results) => answers.iter().zip(results).for_each(|(answer, result)| respond(answer, Ok(result))),
+            Ok(results) => responses.iter().zip(results).for_each(|(response, result)| respond(response, Ok(result))),
             Err(error) if requests.len() > 1 && error.is_statement_error() => {
                 // In tasks of their own: the one that fails may do so slowly, and others wait for the next statement.
-                for (request, answer) in requests.into_iter().zip(answers) {
-                    runtime::spawn(execute_alone::<S>(database.clone(), request, answer)).detach();
+                for (request, response) in requests.into_iter().zip(responses) {
+                    runtime::spawn(execute_alone::<S>(database.clone(), request, response)).detach();
                 }
             }
-            Err(error) => answers.iter().for_each(|answer| respond(answer, Err(error.duplicate()))),
+            Err(error) => responses.iter().for_each(|response| respond(response, Err(error.duplicate()))),
         }
     }
 
@@ -211,18 +212,18 @@ impl<S: BatchStatement> Batcher<S> {
 async fn execute_alone<S: BatchStatement>(
     database: Database,
     request: S::Request,
-    answer: Sender<Result<S::Answer, Error>>,
+    response: Sender<Result<S::Response, Error>>,
 ) {
     let result = S::execute(&database, &[request]).await;
     respond(
-        &answer,
-        result.and_then(|answers| answers.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))),
+        &response,
+        result.and_then(|responses| responses.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))),
     );
 }
 
-fn respond<T>(answer: &Sender<Result<T, Error>>, result: Result<T, Error>) {
-    // A cancelled request needs no answer.
-    let _ = answer.try_send(result);
+fn respond<T>(response: &Sender<Result<T, Error>>, result: Result<T, Error>) {
+    // A cancelled request needs no response.
+    let _ = response.try_send(result);
 }
 
 /// The subjects of a statement that runs, free again when it is dropped.
@@ -257,7 +258,7 @@ impl<S: BatchStatement> StatementSlot<S> {
             if waiting.is_empty() {
                 return;
             }
-            self.0.answer(waiting).await;
+            self.0.execute(waiting).await;
         }
     }
 }

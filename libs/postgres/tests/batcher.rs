@@ -18,12 +18,12 @@ use postgres::{
 use runtime::Shutdown;
 use testbed::sql::Session;
 
-/// Puts numbers into the table `numbers`, which takes each once and none below 0; the answer is the number.
+/// Puts numbers into the table `numbers`, which takes each once and none below 0; the response is the number.
 enum Put {}
 
 impl BatchStatement for Put {
     type Request = i32;
-    type Answer = i32;
+    type Response = i32;
     const NAME: &'static str = "put number";
     const MAX_REQUESTS: usize = 20;
 
@@ -37,7 +37,7 @@ impl BatchStatement for Put {
     }
 }
 
-/// Requests that are about the number of their hundreds; the answer is the request. It sees to it that no two statements that
+/// Requests that are about the number of their hundreds; the response is the request. It sees to it that no two statements that
 /// run at the same time are about the same.
 enum About {}
 
@@ -45,7 +45,7 @@ static RUNNING: Mutex<BTreeMap<i32, i32>> = Mutex::new(BTreeMap::new());
 
 impl BatchStatement for About {
     type Request = i32;
-    type Answer = i32;
+    type Response = i32;
     const NAME: &'static str = "about";
     const MAX_REQUESTS: usize = 20;
 
@@ -91,7 +91,7 @@ async fn number(database: &Database, statement: &'static str) -> i64 {
     database.run(async |connection| query(statement).fetch_one(connection).await?.try_get(0)).await.unwrap()
 }
 
-async fn put_all<S: BatchStatement<Request = i32, Answer = i32>>(
+async fn put_all<S: BatchStatement<Request = i32, Response = i32>>(
     batcher: &Batcher<S>,
     numbers: impl Iterator<Item = i32>,
 ) -> Vec<(i32, Result<i32, Error>)> {
@@ -99,11 +99,11 @@ async fn put_all<S: BatchStatement<Request = i32, Answer = i32>>(
         let batcher = batcher.clone();
         runtime::spawn(async move { (n, batcher.submit(n).await) })
     };
-    let mut answers = Vec::new();
-    for answer in numbers.map(put).collect::<Vec<_>>() {
-        answers.push(answer.await);
+    let mut responses = Vec::new();
+    for response in numbers.map(put).collect::<Vec<_>>() {
+        responses.push(response.await);
     }
-    answers
+    responses
 }
 
 #[test]
@@ -112,23 +112,23 @@ fn two_statements_about_the_same_never_run_at_the_same_time_and_no_request_is_fo
         let database = database().await;
         let batcher = Batcher::<About>::new(database.clone());
         let requests = (0..200).map(|n| n % 5 * 100 + n / 5).chain((500..2000).step_by(100));
-        let mut answers = put_all(&batcher, requests.clone()).await;
-        answers.sort_by_key(|(request, _)| *request);
+        let mut responses = put_all(&batcher, requests.clone()).await;
+        responses.sort_by_key(|(request, _)| *request);
         let mut expected: Vec<_> = requests.collect();
         expected.sort_unstable();
-        let answers: Vec<_> = answers.into_iter().map(|(_, answer)| answer.unwrap()).collect();
-        assert_eq!(answers, expected);
+        let responses: Vec<_> = responses.into_iter().map(|(_, response)| response.unwrap()).collect();
+        assert_eq!(responses, expected);
         assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, expected.len() as i64);
     });
 }
 
 #[test]
-fn concurrent_requests_share_statements_and_each_gets_its_own_answer() {
+fn concurrent_requests_share_statements_and_each_gets_its_own_response() {
     runtime::block_on(1, async {
         let database = database().await;
         let batcher = Batcher::<Put>::new(database.clone());
-        for (n, answer) in put_all(&batcher, 0..100).await {
-            assert_eq!(answer.unwrap(), n);
+        for (n, response) in put_all(&batcher, 0..100).await {
+            assert_eq!(response.unwrap(), n);
         }
         assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 100);
         let transactions = number(&database, "SELECT count(DISTINCT tx) FROM numbers").await;
@@ -142,9 +142,9 @@ fn a_request_that_fails_affects_no_other_in_its_batch() {
     runtime::block_on(1, async {
         let database = database().await;
         let batcher = Batcher::<Put>::new(database.clone());
-        for (n, answer) in put_all(&batcher, (-1..30).chain([7])).await {
-            match answer {
-                Ok(answer) => assert_eq!(answer, n),
+        for (n, response) in put_all(&batcher, (-1..30).chain([7])).await {
+            match response {
+                Ok(response) => assert_eq!(response, n),
                 Err(Error::Constraint(name)) => {
                     assert!(matches!((n, &*name), (-1, "positive") | (7, "once")), "{n}: {name}");
                 }
@@ -183,8 +183,8 @@ fn a_request_cancelled_before_its_statement_is_not_executed() {
         assert!(smol::future::poll_once(pin!(batcher.submit(2))).await.is_none(), "both statements are running");
         released.send(()).await.unwrap();
         locking.await.unwrap();
-        for (n, answer) in (0..).zip(busy) {
-            assert_eq!(answer.await.unwrap(), n);
+        for (n, response) in (0..).zip(busy) {
+            assert_eq!(response.await.unwrap(), n);
         }
         assert_eq!(batcher.submit(3).await.unwrap(), 3);
         assert_eq!(number(&database, "SELECT count(*) FROM numbers WHERE n = 2").await, 0);
@@ -232,8 +232,8 @@ fn the_queue_is_bounded_in_length_and_waiting_time() {
         assert!(matches!(full, Err(Error::QueueFull)), "{full:?}");
         assert!(taken < Duration::from_secs(1), "{taken:?}");
         for asked in asked {
-            let (answer, taken) = asked.await;
-            assert!(matches!(answer, Err(Error::Locked | Error::Unavailable(_))), "{answer:?}");
+            let (response, taken) = asked.await;
+            assert!(matches!(response, Err(Error::Locked | Error::Unavailable(_))), "{response:?}");
             // 1 s to begin and 2 s for the statement, and time for a loaded machine.
             assert!(taken < Duration::from_millis(4500), "{taken:?}");
         }

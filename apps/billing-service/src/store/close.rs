@@ -8,12 +8,12 @@ use uuid::Uuid;
 use super::account;
 use crate::account::Account;
 
-/// The statement that closes the accounts of many patients. The answer is the account, if there is one.
+/// The statement that closes the accounts of many patients. The response is the account, if there is one.
 pub(super) enum Close {}
 
 impl BatchStatement for Close {
     type Request = Uuid;
-    type Answer = Option<Account>;
+    type Response = Option<Account>;
     const NAME: &'static str = "close account";
     const MAX_REQUESTS: usize = 128;
 

@@ -14,7 +14,7 @@ pub(super) enum Open {}
 impl BatchStatement for Open {
     type Request = Holder;
     /// The account, if it is new.
-    type Answer = Option<Account>;
+    type Response = Option<Account>;
     const NAME: &'static str = "open account";
     const MAX_REQUESTS: usize = 128;
 

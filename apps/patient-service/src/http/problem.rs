@@ -34,7 +34,7 @@ impl From<Error> for Problem {
                 let detail = "The Idempotency-Key was used for another request. Use a new key for each new request.";
                 Self::new(StatusCode::UnprocessableEntity, detail).kind("idempotency-key-reused")
             }
-            Error::KeySpent => {
+            Error::PatientOfKeyDeleted => {
                 let detail = "The patient that this Idempotency-Key registered has been deleted since.";
                 Self::new(StatusCode::Conflict, detail).kind("idempotency-key-spent")
             }

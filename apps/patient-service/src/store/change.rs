@@ -59,7 +59,7 @@ impl Changed {
 
 impl BatchStatement for Updates {
     type Request = Update;
-    type Answer = Option<Patient>;
+    type Response = Option<Patient>;
     const NAME: &'static str = "update patient";
     const MAX_REQUESTS: usize = 128;
 
@@ -102,7 +102,7 @@ impl BatchStatement for Updates {
 
 impl BatchStatement for Deletions {
     type Request = Delete;
-    type Answer = bool;
+    type Response = bool;
     const NAME: &'static str = "delete patient";
     const MAX_REQUESTS: usize = 128;
 

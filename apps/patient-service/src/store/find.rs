@@ -13,7 +13,7 @@ pub(super) enum Find {}
 
 impl BatchStatement for Find {
     type Request = Uuid;
-    type Answer = Option<Patient>;
+    type Response = Option<Patient>;
     const NAME: &'static str = "find patient";
     const MAX_REQUESTS: usize = 256;
 

@@ -22,7 +22,7 @@ pub(super) enum Insert {}
 
 impl BatchStatement for Insert {
     type Request = New;
-    type Answer = ();
+    type Response = ();
     const NAME: &'static str = "insert patient";
     const MAX_REQUESTS: usize = 128;
 
