@@ -1,4 +1,4 @@
-//! Where others are, as settings name them.
+//! Addresses and URLs in settings.
 
 use std::{
     fmt, io,

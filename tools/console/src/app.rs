@@ -120,8 +120,8 @@ impl App {
 
     /// A journey as it is now; none if nothing is known of the trace.
     pub(crate) fn journey(&self, id: &TraceId) -> Option<Journey> {
-        let facts = self.inner.map.facts(std::time::SystemTime::now());
-        self.inner.store.read(id, |trace, lines| journey::journey(id, trace, lines, &facts))
+        let system = self.inner.map.system_status(std::time::SystemTime::now());
+        self.inner.store.read(id, |trace, lines| journey::journey(id, trace, lines, &system))
     }
 
     /// Reads the patient of a journey that has been delivered, which proves the last thing about it. Once for each journey.
@@ -136,7 +136,7 @@ impl App {
             _ => None,
         };
         if let Some(version) = version {
-            self.inner.store.note(*id, |trace| trace.read_back = Some(version));
+            self.inner.store.update(*id, |trace| trace.read_back = Some(version));
         }
     }
 }

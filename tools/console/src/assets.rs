@@ -1,4 +1,4 @@
-//! The files of the page: built in, or read from a folder while somebody works on them.
+//! The files of the page: embedded in the binary, or read from a folder during development.
 
 use std::{collections::BTreeMap, fs, io::Write as _, path::PathBuf, sync::Arc};
 
@@ -14,7 +14,7 @@ const BUILT_IN: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/assets.r
 #[derive(Clone, Debug)]
 pub(crate) struct Assets {
     files: Arc<BTreeMap<String, File>>,
-    /// Where they are read from at each request instead.
+    /// The folder that they are read from at each request instead.
     folder: Option<PathBuf>,
 }
 
@@ -33,11 +33,11 @@ impl Assets {
         Self { files: Arc::new(files.collect()), folder }
     }
 
-    /// The answer with a file.
+    /// The response with a file.
     ///
     /// # Errors
     /// 404 if there is none of this name.
-    pub(crate) fn answer<S>(&self, name: &str, request: &Request<S>) -> Result<Response, Problem> {
+    pub(crate) fn response<S>(&self, name: &str, request: &Request<S>) -> Result<Response, Problem> {
         let not_found = || Problem::not_found("There is no such file.");
         let read;
         let file = match &self.folder {
@@ -51,7 +51,7 @@ impl Assets {
             None => self.files.get(name).ok_or_else(not_found)?,
         };
         let mut response = Response::new(StatusCode::Ok);
-        let gzip = file.gzip.len() < file.content.len() && takes_gzip(request);
+        let gzip = file.gzip.len() < file.content.len() && accepts_gzip(request);
         if gzip {
             response.set_body(file.gzip.clone());
             response.insert_header("content-encoding", "gzip");
@@ -60,7 +60,7 @@ impl Assets {
         }
         response.insert_header("content-type", file.media_type);
         response.insert_header("etag", format!("\"{}{}\"", file.hash, if gzip { "-gzip" } else { "" }));
-        // Asked for each time and answered 304: another build is seen at once.
+        // Revalidated each time, answered 304 while unchanged: a new build is seen at once.
         response.insert_header("cache-control", "no-cache");
         response.insert_header("vary", "accept-encoding");
         Ok(response)
@@ -87,7 +87,7 @@ impl File {
     }
 }
 
-fn takes_gzip<S>(request: &Request<S>) -> bool {
+fn accepts_gzip<S>(request: &Request<S>) -> bool {
     let values = request.header("accept-encoding").into_iter().flatten();
     let mut codings = values.flat_map(|value| value.as_str().split(','));
     codings.any(|coding| {

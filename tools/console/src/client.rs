@@ -1,4 +1,5 @@
-//! An HTTP client over hyper on smol: a connection for each request, one deadline for all of it, and a bound for the answer.
+//! An HTTP client over hyper on smol: a connection for each request, one deadline for all of it, and a limit on the size
+//! of the response.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
@@ -9,7 +10,7 @@ use runtime::timeout;
 use smol::net::TcpStream;
 use smol_hyper::rt::FuturesIo;
 
-/// An answer, read to its end.
+/// A response with its whole body.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -18,23 +19,23 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A header of the answer that is text.
+    /// The value of a header, if it is text.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether the status says that it went well.
+    /// Whether the status is 2xx.
     pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 }
 
-/// No answer: what went wrong.
+/// Why there is no response.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestError(String);
 
@@ -79,19 +80,20 @@ pub(crate) async fn send(
     limit: usize,
     time: Duration,
 ) -> Result<Answer, RequestError> {
-    let away = |error: &dyn fmt::Display| RequestError(error.to_string());
+    let failed = |error: &dyn fmt::Display| RequestError(error.to_string());
     let work = async {
         let mut message = hyper::Request::builder().method(request.method).uri(request.path).header(HOST, host);
         for (name, value) in request.headers {
             message = message.header(*name, *value);
         }
-        let message = message.body(Full::new(request.body)).map_err(|error| away(&error))?;
-        let stream = TcpStream::connect(address).await.map_err(|error| away(&error))?;
-        stream.set_nodelay(true).map_err(|error| away(&error))?;
-        let (mut sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(|error| away(&error))?;
+        let message = message.body(Full::new(request.body)).map_err(|error| failed(&error))?;
+        let stream = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
+        stream.set_nodelay(true).map_err(|error| failed(&error))?;
+        let (mut sender, connection) =
+            http1::handshake(FuturesIo::new(stream)).await.map_err(|error| failed(&error))?;
         // It ends with the sender, or when the other side closes it.
         let driven = runtime::spawn(async { drop(connection.await) });
-        let (head, body) = sender.send_request(message).await.map_err(|error| away(&error))?.into_parts();
+        let (head, body) = sender.send_request(message).await.map_err(|error| failed(&error))?.into_parts();
         let body =
             Limited::new(body, limit).collect().await.map_err(|error| RequestError(error.to_string()))?.to_bytes();
         driven.cancel().await;

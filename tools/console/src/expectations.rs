@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// Time for the system to catch up after a fault.
 pub(crate) const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
-/// An answer in time, also one that says that it cannot be done now: the deadlines of the services and a busy machine's rest.
+/// Time for a response, also a 503: the deadlines of the services, and a margin for a busy machine.
 const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 
 /// What was measured of a run.
@@ -33,7 +33,7 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    fn asked(&self) -> u64 {
+    fn attempts(&self) -> u64 {
         self.registered + self.unavailable + self.unanswered + self.other
     }
 }
@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-/// An expectation with what came of it.
+/// An expectation with its result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Verdict {
     id: &'static str,
@@ -65,33 +65,33 @@ pub(crate) struct Row {
     row: &'static str,
 }
 
-/// One expectation: its name, its words, and how it is judged.
+/// An expectation: its id, its text, and how it is evaluated.
 type Expectation = (&'static str, &'static str, fn(&Measured) -> (String, Outcome));
 
 const ANSWERED: Expectation = ("answers", "registrations answer 201", |measured| {
     let Measured { registered, slowest, .. } = measured;
-    let asked = measured.asked();
-    let text = format!("{registered} of {asked}, the slowest in {:.0} ms", slowest.as_secs_f64() * 1e3);
-    (text, judge_all(measured, *registered == asked))
+    let attempts = measured.attempts();
+    let text = format!("{registered} of {attempts}, the slowest in {:.0} ms", slowest.as_secs_f64() * 1e3);
+    (text, judge_all(measured, *registered == attempts))
 });
 const REFUSED: Expectation = ("answers", "registrations answer 201 or 503, each in time", |measured| {
     let Measured { registered, unavailable, slowest, .. } = measured;
-    let in_time = registered + unavailable == measured.asked() && *slowest <= ANSWER_LIMIT;
+    let in_time = registered + unavailable == measured.attempts() && *slowest <= ANSWER_LIMIT;
     let text = format!("{registered} 201, {unavailable} 503, the slowest in {:.0} ms", slowest.as_secs_f64() * 1e3);
     (text, judge_all(measured, in_time))
 });
 const UNANSWERED: Expectation = ("answers", "requests fail or wait while it is away", |measured| {
     let failed = measured.unanswered + measured.unavailable;
-    (format!("{failed} of {} failed", measured.asked()), judge_seen(measured, failed > 0))
+    (format!("{failed} of {} failed", measured.attempts()), judge_any(measured, failed > 0))
 });
 const IN_OUTBOX: Expectation = ("outbox", "events wait in the outbox", |measured| {
-    (format!("at most {}", measured.most_in_outbox), judge_seen(measured, measured.most_in_outbox > 0))
+    (format!("at most {}", measured.most_in_outbox), judge_any(measured, measured.most_in_outbox > 0))
 });
 const PENDING: Expectation = ("pending", "accounts are PENDING meanwhile", |measured| {
-    (format!("{} of {}", measured.pending, measured.registered), judge_seen(measured, measured.pending > 0))
+    (format!("{} of {}", measured.pending, measured.registered), judge_any(measured, measured.pending > 0))
 });
 const IN_TOPIC: Expectation = ("lag", "events wait in the topic", |measured| {
-    (format!("at most {}", measured.most_lag), judge_seen(measured, measured.most_lag > 0))
+    (format!("at most {}", measured.most_lag), judge_any(measured, measured.most_lag > 0))
 });
 const CAUGHT_UP: Expectation = ("caught_up", "everything has arrived after its end", |measured| {
     let text = measured.caught_up.map_or("not yet".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()));
@@ -103,19 +103,19 @@ const CAUGHT_UP: Expectation = ("caught_up", "everything has arrived after its e
     (text, state)
 });
 
-/// Of what holds for all: known for certain only at the end, unless it is broken before.
+/// For what must hold for all registrations: decided at the end, or when one breaks it.
 fn judge_all(measured: &Measured, holds: bool) -> Outcome {
-    match (holds, measured.healed && measured.asked() > 0) {
-        (false, _) if measured.asked() > 0 => Outcome::Failed,
+    match (holds, measured.healed && measured.attempts() > 0) {
+        (false, _) if measured.attempts() > 0 => Outcome::Failed,
         (true, true) => Outcome::Ok,
         _ if measured.gave_up => Outcome::Failed,
         _ => Outcome::Pending,
     }
 }
 
-/// Of what has to be seen once: missing for certain only at the end.
-fn judge_seen(measured: &Measured, seen: bool) -> Outcome {
-    match (seen, measured.caught_up.is_some() || measured.gave_up) {
+/// For what must be observed once: decided when it is, or at the end.
+fn judge_any(measured: &Measured, holds: bool) -> Outcome {
+    match (holds, measured.caught_up.is_some() || measured.gave_up) {
         (true, _) => Outcome::Ok,
         (false, true) => Outcome::Failed,
         (false, false) => Outcome::Pending,
@@ -131,7 +131,7 @@ const PARTS: [(&str, &[Expectation], &str); 6] = [
     ("patient-db", &[REFUSED, CAUGHT_UP], "PostgreSQL is killed, frozen, restarted"),
 ];
 
-/// However a part is away, the same is expected of the rest.
+/// The expectations are the same for each of these.
 const VERBS: [&str; 3] = ["kill", "pause", "slow"];
 
 /// Every expectation that there is, for the page.
@@ -150,7 +150,7 @@ pub(crate) fn rows() -> Vec<Row> {
     PARTS.iter().flat_map(of_part).collect()
 }
 
-/// What came of the expectations of a part.
+/// Evaluates the expectations of a part.
 pub(crate) fn judge(part: &str, measured: &Measured) -> Vec<Verdict> {
     let found = PARTS.iter().find(|(id, ..)| *id == part);
     let expectations = found.map_or(&[][..], |(_, expectations, _)| expectations);

@@ -1,5 +1,5 @@
-//! Passes what the services export on to the user's own collector, the same bytes. A collector that is away or slow costs
-//! what it would have got and nothing else.
+//! Forwards what the services export to the user's own collector, byte for byte. A collector that is unavailable or slow
+//! loses messages and delays nothing.
 
 use std::{
     sync::{
@@ -22,12 +22,12 @@ use crate::{
     client::{self, ServiceRequest},
 };
 
-/// Messages, and bytes of them, that wait for the collector.
-const MAX_WAITING: usize = 64;
-const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
-/// Time for the collector to take a message.
+/// Most messages in the queue, and their bytes.
+const MAX_QUEUED: usize = 64;
+const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
+/// Timeout of a message.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of its answer that are read.
+/// Largest response of the collector, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
 static FORWARDED: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -44,41 +44,41 @@ pub(crate) struct Message {
     pub(crate) body: Bytes,
 }
 
-/// Where messages are left for the collector.
+/// The sending end of the queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Forwarder {
     sender: Sender<Message>,
-    waiting: Arc<AtomicUsize>,
+    queued_bytes: Arc<AtomicUsize>,
 }
 
-/// What sends them.
+/// The task that sends the messages of the queue.
 #[derive(Debug)]
-pub(crate) struct Forwarding {
+pub(crate) struct ForwarderTask {
     receiver: Receiver<Message>,
-    waiting: Arc<AtomicUsize>,
+    queued_bytes: Arc<AtomicUsize>,
     collector: Url,
 }
 
-/// A way to a collector.
-pub(crate) fn to(collector: Url) -> (Forwarder, Forwarding) {
-    let (sender, receiver) = channel::bounded(MAX_WAITING);
-    let waiting = Arc::new(AtomicUsize::new(0));
-    (Forwarder { sender, waiting: waiting.clone() }, Forwarding { receiver, waiting, collector })
+/// A bounded queue of messages for a collector.
+pub(crate) fn queue(collector: Url) -> (Forwarder, ForwarderTask) {
+    let (sender, receiver) = channel::bounded(MAX_QUEUED);
+    let queued_bytes = Arc::new(AtomicUsize::new(0));
+    (Forwarder { sender, queued_bytes: queued_bytes.clone() }, ForwarderTask { receiver, queued_bytes, collector })
 }
 
 impl Forwarder {
-    /// Leaves a message, unless there is no room.
+    /// Queues a message; drops and counts it if the queue is full.
     pub(crate) fn offer(&self, message: Message) {
         let size = message.body.len();
-        let has_room = self.waiting.fetch_add(size, Ordering::Relaxed) + size <= MAX_WAITING_BYTES;
+        let has_room = self.queued_bytes.fetch_add(size, Ordering::Relaxed) + size <= MAX_QUEUED_BYTES;
         if !has_room || self.sender.try_send(message).is_err() {
-            self.waiting.fetch_sub(size, Ordering::Relaxed);
+            self.queued_bytes.fetch_sub(size, Ordering::Relaxed);
             FORWARDED.with_label_values(&["dropped"]).inc();
         }
     }
 }
 
-impl Forwarding {
+impl ForwarderTask {
     /// Sends one message after the other until the shutdown.
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let outage = Outage::new();
@@ -86,16 +86,16 @@ impl Forwarding {
             while let Ok(message) = self.receiver.recv().await {
                 let size = message.body.len();
                 let failure = self.send(message).await.err();
-                self.waiting.fetch_sub(size, Ordering::Relaxed);
+                self.queued_bytes.fetch_sub(size, Ordering::Relaxed);
                 match failure {
                     Some(error) if outage.failed("unavailable") => {
-                        tracing::warn!(error, "the user's collector takes nothing; it is dropped until it does")
+                        tracing::warn!(error, "the user's collector is unavailable; its messages are dropped")
                     }
                     Some(_) => {}
                     None => {
                         if let Some(lasted) = outage.recovered() {
                             let lasted_ms = lasted.as_millis() as u64;
-                            tracing::info!(lasted_ms, "the user's collector takes what is sent again");
+                            tracing::info!(lasted_ms, "the user's collector is available again");
                         }
                     }
                 }

@@ -1,18 +1,18 @@
-//! Who may ask for what. The console listens on loopback, where every page of every site can send requests through a
+//! Which requests are let through. The console listens on loopback, where every page of every site can send requests through a
 //! browser of this machine; these rules keep such pages out.
 //!
 //! - `Host` must be loopback: a foreign name that leads here (DNS rebinding) gets nothing;
 //! - a write must come from a page of ours: equal `Origin`, `Sec-Fetch-Site: same-origin`, JSON and [`HEADER`], which a
 //!   form cannot send, and a script of another origin only after a preflight that is never answered;
-//! - what programs send (OTLP, the agent's questions) must not come from a browser at all.
+//! - requests of programs (OTLP, the agent's polls) must not come from a browser at all.
 
 use tide::{Request, StatusCode, http::Method};
 use web::Problem;
 
-/// What a write of our page carries.
+/// A header that a write of the page must have.
 pub(crate) const HEADER: &str = "x-console";
 
-/// The headers of every answer.
+/// The headers of every response.
 pub(crate) const HEADERS: [(&str, &str); 5] = [
     (
         "content-security-policy",
@@ -25,8 +25,8 @@ pub(crate) const HEADERS: [(&str, &str); 5] = [
     ("cross-origin-opener-policy", "same-origin"),
 ];
 
-/// Where programs send to. Their `Host` may be any name: in containers it is that of the service.
-const PROGRAMS: [&str; 2] = ["/v1/", "/agent/"];
+/// The paths of requests that programs send. Their `Host` may be any name: in containers it is that of the service.
+const PROGRAM_PATHS: [&str; 2] = ["/v1/", "/agent/"];
 
 /// Lets a request through.
 ///
@@ -34,21 +34,21 @@ const PROGRAMS: [&str; 2] = ["/v1/", "/agent/"];
 /// 403 with the rule that it breaks.
 pub(crate) fn check<S>(request: &Request<S>) -> Result<(), Problem> {
     let path = request.url().path();
-    if PROGRAMS.iter().any(|prefix| path.starts_with(prefix)) {
+    if PROGRAM_PATHS.iter().any(|prefix| path.starts_with(prefix)) {
         let from_browser =
             ["origin", "sec-fetch-site", "sec-fetch-mode"].iter().any(|name| request.header(*name).is_some());
         return if from_browser { Err(forbidden("A browser may not send this.")) } else { Ok(()) };
     }
-    let host = only(request, "host").filter(|host| is_loopback(host));
+    let host = single_header(request, "host").filter(|host| is_loopback(host));
     let host = host.ok_or_else(|| forbidden("The Host of the request must be this machine's loopback."))?;
-    let site = only(request, "sec-fetch-site");
+    let site = single_header(request, "sec-fetch-site");
     if matches!(request.method(), Method::Get | Method::Head) {
         let foreign = path.starts_with("/api/") && site.is_some_and(|site| !["same-origin", "none"].contains(&site));
         return if foreign { Err(forbidden("Another site may not read this.")) } else { Ok(()) };
     }
     let same_origin =
-        only(request, "origin").is_some_and(|origin| origin.eq_ignore_ascii_case(&format!("http://{host}")));
-    let media_type = only(request, "content-type").and_then(|value| value.split(';').next()).map(str::trim);
+        single_header(request, "origin").is_some_and(|origin| origin.eq_ignore_ascii_case(&format!("http://{host}")));
+    let media_type = single_header(request, "content-type").and_then(|value| value.split(';').next()).map(str::trim);
     let rules = [
         (same_origin, "A write must come from the console's own page: its Origin is another one."),
         (site == Some("same-origin"), "A write must have Sec-Fetch-Site: same-origin."),
@@ -56,9 +56,9 @@ pub(crate) fn check<S>(request: &Request<S>) -> Result<(), Problem> {
             media_type.is_some_and(|value| value.eq_ignore_ascii_case("application/json")),
             "A write must be application/json.",
         ),
-        (only(request, HEADER).is_some(), "A write must have the header x-console."),
+        (single_header(request, HEADER).is_some(), "A write must have the header x-console."),
     ];
-    match rules.iter().find(|(kept, _)| !kept) {
+    match rules.iter().find(|(is_kept, _)| !is_kept) {
         Some((_, why)) => Err(forbidden(why)),
         None => Ok(()),
     }
@@ -68,8 +68,8 @@ fn forbidden(why: &str) -> Problem {
     Problem::new(StatusCode::Forbidden, why).kind("cross-origin")
 }
 
-/// The value of a header that comes once.
-pub(crate) fn only<'a, S>(request: &'a Request<S>, name: &str) -> Option<&'a str> {
+/// The value of a header that occurs exactly once.
+pub(crate) fn single_header<'a, S>(request: &'a Request<S>, name: &str) -> Option<&'a str> {
     let mut values = request.header(name)?.iter();
     let value = values.next()?.as_str();
     values.next().is_none().then_some(value)

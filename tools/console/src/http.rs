@@ -15,7 +15,7 @@ use crate::{app::App, guard, time::iso};
 
 type Request = tide::Request<App>;
 
-/// Where the page is; it reads from the address what it has to show.
+/// The paths of the page, whose script shows the view that the path names.
 const PAGES: [&str; 8] =
     ["/", "/journeys", "/journeys/:trace", "/patients", "/patients/:id", "/lab", "/lab/:run", "/dead-letters"];
 
@@ -44,7 +44,7 @@ pub(crate) fn routes(app: App) -> Router<App> {
         .get("/api/patients/:id", patients::read)
         .put("/api/patients/:id", patients::update)
         .delete("/api/patients/:id", patients::delete)
-        .post("/api/patients/:id/transactions", patients::transact)
+        .post("/api/patients/:id/transactions", patients::create_transaction)
         .get("/api/sample", patients::sample)
         .get("/api/currencies", patients::currencies)
         .get("/api/dead-letters", patients::dead_letters)
@@ -62,11 +62,11 @@ pub(crate) fn routes(app: App) -> Router<App> {
 }
 
 async fn page(request: Request) -> Result<Response, Problem> {
-    request.state().assets().answer("index.html", &request)
+    request.state().assets().response("index.html", &request)
 }
 
 async fn asset(request: Request) -> Result<Response, Problem> {
-    request.state().assets().answer(request.param("name").unwrap_or_default(), &request)
+    request.state().assets().response(request.param("name").unwrap_or_default(), &request)
 }
 
 async fn info(request: Request) -> Result<Response, Problem> {

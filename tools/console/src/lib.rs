@@ -1,8 +1,8 @@
 //! A web page that shows the system at work, at <http://127.0.0.1:4010/>.
 //!
-//! It takes what the services export (OTLP over HTTP), keeps the newest of it in bounded memory, assembles each trace into
-//! the journey of a patient, scrapes health and metrics each second, and passes reads and writes on to patient-service. It
-//! stores nothing on disk and nothing personal.
+//! It receives what the services export (OTLP over HTTP), keeps the newest of it in bounded memory, assembles each trace
+//! into the journey of a patient, scrapes health and metrics each second, and proxies reads and writes to patient-service.
+//! It stores nothing on disk and no personal data.
 //!
 //! It depends on no service and no service on it: without it, spans are lost and nothing else.
 

@@ -21,16 +21,16 @@ use crate::{
     time::iso,
 };
 
-/// Changes are told so often at most.
-const PACE: Duration = Duration::from_millis(250);
-/// A stream says so often at least that it is alive.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
-/// Streams at most: one for each open tab.
+/// Shortest time between two events of a stream.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(250);
+/// Longest time between two events of a stream, so that the page knows that it is alive.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Most streams: one for each open tab.
 const MAX_STREAMS: usize = 32;
-/// Journeys of a list at most, unless fewer are asked for.
+/// Journeys in a list without `limit`.
 pub(crate) const MAX_JOURNEYS: usize = 100;
 
-/// What a page wants to see besides the map.
+/// What a page shows besides the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum View {
     Map,
@@ -39,27 +39,27 @@ pub(crate) enum View {
     Lab,
 }
 
-/// A place among the streams, free again when it is dropped.
+/// One of the [`MAX_STREAMS`] slots for streams, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<AtomicUsize>);
+pub(crate) struct StreamSlot(Arc<AtomicUsize>);
 
-impl Place {
-    /// None if each is taken.
+impl StreamSlot {
+    /// None if all slots are taken.
     pub(crate) fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
-        let place = Self(taken.clone());
-        (taken.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(place)
+        let slot = Self(taken.clone());
+        (taken.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(slot)
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Sends until the page has gone or the console stops.
-pub(crate) async fn send(app: App, view: View, events: EventSender, place: Place) {
-    let _place = place;
+pub(crate) async fn send(app: App, view: View, events: EventSender, slot: StreamSlot) {
+    let _slot = slot;
     let shutdown = app.shutdown().clone();
     let mut stream = Stream { app, view, sequence: 0, map: 0, journeys: HashMap::new(), journey: None, lab: None };
     shutdown.run_until_stopped(or(events.closed(), stream.run(&events))).await;
@@ -67,15 +67,15 @@ pub(crate) async fn send(app: App, view: View, events: EventSender, place: Place
 
 /// The newest journeys, the newest first.
 pub(crate) fn journeys(app: &App, limit: usize, errors_only: bool) -> Vec<(TraceId, Summary)> {
-    let facts = app.map().facts(SystemTime::now());
+    let system = app.map().system_status(SystemTime::now());
     app.store().newest(limit, |id, trace| {
-        let summary = journey::summary(id, trace, &[], &facts);
+        let summary = journey::summary(id, trace, &[], &system);
         let is_request = summary.kind != Operation::Other || summary.is_answered();
         (is_request && (summary.error || !errors_only)).then_some((*id, summary))
     })
 }
 
-/// The lab, with the load that there is and the one before.
+/// The lab, with the current load or the last one.
 pub(crate) fn lab(app: &App) -> Json {
     let mut body = json!(app.lab().body());
     let load = app.load().body();
@@ -85,7 +85,7 @@ pub(crate) fn lab(app: &App) -> Json {
     body
 }
 
-/// What one page has been told.
+/// The state of a stream: what its page has received.
 struct Stream {
     app: App,
     view: View,
@@ -100,9 +100,9 @@ impl Stream {
     async fn run(&mut self, events: &EventSender) {
         let mut last = Instant::now();
         loop {
-            let mut body = self.news().await;
+            let mut body = self.changes().await;
             let is_first = self.sequence == 0;
-            if is_first || !body.is_empty() || last.elapsed() > SIGN_OF_LIFE {
+            if is_first || !body.is_empty() || last.elapsed() > HEARTBEAT_INTERVAL {
                 self.sequence += 1;
                 last = Instant::now();
                 body.insert("seq".to_owned(), self.sequence.into());
@@ -112,26 +112,26 @@ impl Stream {
                     return;
                 }
             }
-            smol::Timer::after(PACE).await;
+            smol::Timer::after(UPDATE_INTERVAL).await;
         }
     }
 
-    /// What the page has not been told yet.
-    async fn news(&mut self) -> Object<String, Json> {
-        let mut news = Object::new();
-        let mut tell = |name: &str, value: Json| news.insert(name.to_owned(), value);
+    /// What has changed since the last event.
+    async fn changes(&mut self) -> Object<String, Json> {
+        let mut changes = Object::new();
+        let mut add = |name: &str, value: Json| changes.insert(name.to_owned(), value);
         let is_first = self.sequence == 0;
         let version = self.app.map().version();
         if is_first || self.map != version {
             self.map = version;
-            tell("map", json!(self.app.map().body(SystemTime::now())));
+            add("map", json!(self.app.map().body(SystemTime::now())));
         }
         match self.view {
             View::Map => {}
             View::Lab => {
                 let now = lab(&self.app);
                 if self.lab.as_ref() != Some(&now) {
-                    tell("lab", now.clone());
+                    add("lab", now.clone());
                     self.lab = Some(now);
                 }
             }
@@ -140,13 +140,13 @@ impl Stream {
                 let changed: Vec<_> =
                     now.iter().filter(|(id, one)| self.journeys.get(id) != Some(one)).map(|(_, one)| one).collect();
                 if is_first || !changed.is_empty() {
-                    tell("journeys", json!(changed));
+                    add("journeys", json!(changed));
                 }
                 let ids: HashSet<_> = now.iter().map(|(id, _)| *id).collect();
                 let gone: Vec<_> =
                     self.journeys.keys().filter(|id| !ids.contains(*id)).map(|id| journey::hex(id)).collect();
                 if !gone.is_empty() {
-                    tell("gone", json!(gone));
+                    add("gone", json!(gone));
                 }
                 self.journeys = now.into_iter().collect();
             }
@@ -159,11 +159,11 @@ impl Stream {
                     now = self.app.journey(&id);
                 }
                 if is_first || now != self.journey {
-                    tell("journey", json!(now));
+                    add("journey", json!(now));
                     self.journey = now;
                 }
             }
         }
-        news
+        changes
     }
 }

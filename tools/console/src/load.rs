@@ -1,10 +1,11 @@
-//! What there is of load: a fixed rate for a bounded time, and what came of it so far.
+//! The load from the lab: a fixed rate for a bounded time, with its results so far.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use hdrhistogram::Histogram;
 use runtime::Shutdown;
 use serde::Serialize;
 
@@ -13,8 +14,10 @@ use crate::time::iso;
 /// Registrations a second, and seconds, at most.
 pub(crate) const MAX_RATE: u32 = 200;
 pub(crate) const MAX_SECONDS: u64 = 60;
-/// Registrations under way at most; one that finds no room counts as failed.
-const MAX_WAITING: usize = 64;
+/// Most registrations in flight; one beyond them counts as failed.
+const MAX_IN_FLIGHT: usize = 64;
+/// The longest latency that is distinguished, in microseconds.
+const MAX_LATENCY: u64 = 60_000_000;
 
 /// The load. Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +33,9 @@ struct Running {
     is_over: bool,
     sent: u64,
     failed: u64,
-    waiting: usize,
-    /// Of those answered 201, in microseconds.
-    latencies: Vec<u32>,
+    in_flight: usize,
+    /// Of the successful ones, in microseconds.
+    latencies: Histogram<u64>,
 }
 
 /// The load as the page shows it.
@@ -42,7 +45,7 @@ pub(crate) struct LoadBody {
     until: String,
     running: bool,
     sent: u64,
-    answered: usize,
+    answered: u64,
     failed: u64,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
@@ -55,7 +58,7 @@ impl LoadBody {
 }
 
 impl Load {
-    /// Begins; gives what ends it. None if there is load already.
+    /// Starts; returns what stops it. None if there is load already.
     pub(crate) fn begin(&self, rate: u32, seconds: u64) -> Option<Shutdown> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.as_ref().is_some_and(|running| !running.is_over) {
@@ -69,63 +72,59 @@ impl Load {
             is_over: false,
             sent: 0,
             failed: 0,
-            waiting: 0,
-            latencies: Vec::new(),
+            in_flight: 0,
+            latencies: Histogram::new_with_bounds(1, MAX_LATENCY, 3).expect("the bounds are valid"),
         });
         Some(stop)
     }
 
-    /// Asks it to end now.
+    /// Stops it now.
     pub(crate) fn stop(&self) {
         self.with(|running| running.stop.trigger());
     }
 
-    /// It has ended.
+    /// Marks it as ended.
     pub(crate) fn end(&self) {
         self.with(|running| running.is_over = true);
     }
 
-    /// Counts one to be sent; false if there is no room for it.
-    pub(crate) fn send(&self) -> bool {
+    /// Counts a registration; false if too many are in flight.
+    pub(crate) fn start_request(&self) -> bool {
         let has_room = self.with(|running| {
             running.sent += 1;
-            let has_room = running.waiting < MAX_WAITING;
-            running.waiting += usize::from(has_room);
+            let has_room = running.in_flight < MAX_IN_FLIGHT;
+            running.in_flight += usize::from(has_room);
             running.failed += u64::from(!has_room);
             has_room
         });
         has_room.unwrap_or_default()
     }
 
-    /// Notes the answer to one: how long it took, if it was the right one.
-    pub(crate) fn answered(&self, took: Option<Duration>) {
+    /// Records the end of a registration, with its latency if it succeeded.
+    pub(crate) fn end_request(&self, latency: Option<Duration>) {
         self.with(|running| {
-            running.waiting = running.waiting.saturating_sub(1);
-            match took {
-                Some(took) => running.latencies.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)),
+            running.in_flight = running.in_flight.saturating_sub(1);
+            match latency {
+                Some(latency) => running.latencies.saturating_record(latency.as_micros() as u64),
                 None => running.failed += 1,
             }
         });
     }
 
-    /// The load that there is, or was last.
+    /// The current load, or the last one.
     pub(crate) fn body(&self) -> Option<LoadBody> {
         self.with(|running| {
-            let mut sorted = running.latencies.clone();
-            sorted.sort_unstable();
-            let at = |share: f64| {
-                let place = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
-                sorted.get(place).map(|micros| f64::from(*micros) / 1e3)
-            };
+            let latencies = &running.latencies;
+            let quantile = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
             LoadBody {
                 rate: running.rate,
                 until: iso(running.until),
                 running: !running.is_over,
                 sent: running.sent,
-                answered: sorted.len(),
+                answered: latencies.len(),
                 failed: running.failed,
-                p50_ms: at(0.5),
-                p99_ms: at(0.99),
+                p50_ms: (!latencies.is_empty()).then(|| quantile(0.5)),
+                p99_ms: (!latencies.is_empty()).then(|| quantile(0.99)),
             }
         })
     }

@@ -1,4 +1,4 @@
-//! OTLP's messages to what the store keeps.
+//! Converts OTLP messages to the records of the store.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use opentelemetry_proto::tonic::{
     collector::{logs::v1::ExportLogsServiceRequest, trace::v1::ExportTraceServiceRequest},
     common::v1::{AnyValue, KeyValue, any_value},
     resource::v1::Resource,
-    trace::v1::{span::SpanKind, status::StatusCode},
+    trace::v1::{span::SpanKind as OtlpSpanKind, status::StatusCode},
 };
 use prost::{DecodeError, Message as _};
 
-use crate::store::{Attributes, Kind, Line, SpanRecord, TraceId, Value};
+use crate::store::{AttributeValue, Attributes, Line, SpanKind, SpanRecord, TraceId};
 
 /// The spans of a message. Those without an id are left out.
 ///
@@ -25,12 +25,12 @@ pub(crate) fn spans(bytes: &[u8]) -> Result<Vec<(TraceId, SpanRecord)>, DecodeEr
             let (Ok(trace), Ok(id)) = (TraceId::try_from(&*span.trace_id), span.span_id.as_slice().try_into()) else {
                 continue;
             };
-            let kind = match SpanKind::try_from(span.kind) {
-                Ok(SpanKind::Server) => Kind::Server,
-                Ok(SpanKind::Client) => Kind::Client,
-                Ok(SpanKind::Producer) => Kind::Producer,
-                Ok(SpanKind::Consumer) => Kind::Consumer,
-                _ => Kind::Internal,
+            let kind = match OtlpSpanKind::try_from(span.kind) {
+                Ok(OtlpSpanKind::Server) => SpanKind::Server,
+                Ok(OtlpSpanKind::Client) => SpanKind::Client,
+                Ok(OtlpSpanKind::Producer) => SpanKind::Producer,
+                Ok(OtlpSpanKind::Consumer) => SpanKind::Consumer,
+                _ => SpanKind::Internal,
             };
             let status = span.status.unwrap_or_default();
             let failed = status.code == StatusCode::Error as i32;
@@ -87,10 +87,10 @@ fn service(resource: Option<Resource>) -> Arc<str> {
 
 fn attributes(all: Vec<KeyValue>) -> Attributes {
     let value = |value: AnyValue| match value.value? {
-        any_value::Value::StringValue(text) => Some(Value::Text(text.into())),
-        any_value::Value::IntValue(number) => Some(Value::Integer(number)),
-        any_value::Value::DoubleValue(number) => Some(Value::Number(number)),
-        any_value::Value::BoolValue(flag) => Some(Value::Flag(flag)),
+        any_value::Value::StringValue(text) => Some(AttributeValue::Text(text.into())),
+        any_value::Value::IntValue(number) => Some(AttributeValue::Integer(number)),
+        any_value::Value::DoubleValue(number) => Some(AttributeValue::Number(number)),
+        any_value::Value::BoolValue(flag) => Some(AttributeValue::Flag(flag)),
         // Lists, maps and bytes: nothing of ours has them.
         _ => None,
     };

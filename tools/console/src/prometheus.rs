@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Samples of one replica that are kept. Ours have some hundred, histograms apart.
+/// Most samples of one replica. The services have some hundred, without histograms.
 const MAX_SAMPLES: usize = 1000;
 
 /// One value of a metric.

@@ -1,4 +1,4 @@
-//! Plausible patients that say that they are samples.
+//! Plausible patients whose address and email mark them as samples.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -34,10 +34,10 @@ pub struct Sample {
     date_of_birth: String,
 }
 
-/// A sample with this word before its name, for what programs register.
-pub(crate) fn named(word: &str) -> Sample {
+/// A sample with this prefix to its name, for what programs register.
+pub(crate) fn with_prefix(prefix: &str) -> Sample {
     let sample = patient();
-    Sample { name: format!("{word} {}", sample.name), ..sample }
+    Sample { name: format!("{prefix} {}", sample.name), ..sample }
 }
 
 /// Another patient each time. The address and the email say that it is a sample; the email is unique.

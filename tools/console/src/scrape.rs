@@ -1,4 +1,4 @@
-//! Asks every replica of every service for its health and metrics, each second.
+//! Scrapes health and metrics of every replica of every service, each second.
 
 use std::{
     net::SocketAddr,
@@ -16,12 +16,12 @@ use crate::{
     prometheus::samples,
 };
 
-/// Time between two scrapes, and for one.
+/// Interval between two scrapes, and timeout of one.
 const INTERVAL: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_millis(800);
-/// Bytes of one answer at most.
+/// Largest response, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// A trace that nobody records: what the console asks must not fill its own store.
+/// The context of a trace that is not sampled: the requests of the console must not fill its own store.
 pub(crate) const UNSAMPLED: (&str, &str) = ("traceparent", "00-00000000000000000000000000000c05-00000000000000c5-00");
 
 /// Scrapes until the shutdown.
@@ -31,7 +31,7 @@ pub(crate) async fn run(map: Map, services: [HostPorts; 3], shutdown: Shutdown) 
         loop {
             let answers = join_all(services.iter().enumerate().map(|(service, hosts)| scrape(service, hosts))).await;
             if let Ok(answers) = answers.try_into() {
-                map.note(SystemTime::now(), answers);
+                map.record(SystemTime::now(), answers);
             }
             let _ = futures_lite::StreamExt::next(&mut next).await;
         }

@@ -1,4 +1,4 @@
-//! What the console consists of, and how its parts are wired.
+//! What the console consists of, and how it is wired.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,7 +7,7 @@ use web::{Health, Server};
 
 use crate::{Settings, app::App, forward, http, map::Map, scrape, store::Store};
 
-/// Time for what goes on behind the requests to end.
+/// Time for the background tasks to end.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(1);
 
 /// A console with its port bound.
@@ -17,7 +17,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Binds the port. Whatever is away does not keep the console from starting.
+    /// Binds the port. The console starts whatever else is unavailable.
     ///
     /// # Errors
     /// If the port cannot be bound.
@@ -34,24 +34,24 @@ impl Service {
     /// Serves until the shutdown.
     ///
     /// # Errors
-    /// If a part of it fails, or does not end in time.
+    /// If one of its tasks fails, or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
         let Self { server, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
         let (store, map) = (Store::default(), Map::default());
-        let mut parts = TaskGroup::new(shutdown.clone());
+        let mut tasks = TaskGroup::new(shutdown.clone());
         let forwarder = settings.collector.clone().map(|collector| {
-            let (forwarder, forwarding) = forward::to(collector);
-            parts.start("forwarding", forwarding.run(shutdown.clone()));
+            let (forwarder, task) = forward::queue(collector);
+            tasks.start("forwarding", task.run(shutdown.clone()));
             forwarder
         });
         let services = [settings.patients.clone(), settings.billing.clone(), settings.analytics.clone()];
-        parts.start("scrapes", scrape::run(map.clone(), services, shutdown.clone()));
-        // It is ready as soon as it answers: whatever else is away is what it shows.
+        tasks.start("scrapes", scrape::run(map.clone(), services, shutdown.clone()));
+        // It is ready as soon as it answers: it shows what is unavailable.
         let app = App::new(settings, store, map, forwarder, shutdown.clone());
         let app = http::routes(app).operations(Health::new(shutdown.clone())).build();
-        parts.start("http", server.serve(app, shutdown));
-        Ok(parts.join(drain).await?)
+        tasks.start("http", server.serve(app, shutdown));
+        Ok(tasks.join(drain).await?)
     }
 }

@@ -1,4 +1,4 @@
-//! The newest traces and log lines, in bounded memory. What has gone unchanged for longest goes first.
+//! The newest traces and log lines, in bounded memory. The least recently changed trace is evicted first.
 
 use std::{
     cmp::Reverse,
@@ -10,19 +10,19 @@ use std::{
 use serde::Serialize;
 use uuid::Uuid;
 
-/// Traces at most.
+/// Most traces.
 pub(crate) const MAX_TRACES: usize = 1000;
-/// Spans of one trace at most; later ones are counted and not kept.
+/// Most spans of one trace; later ones are counted and dropped.
 pub(crate) const MAX_SPANS: usize = 512;
-/// Log lines at most.
+/// Most log lines.
 pub(crate) const MAX_LINES: usize = 5000;
 /// Bytes of all traces and of all log lines, 16 MiB together.
 pub(crate) const MAX_TRACE_BYTES: usize = 12 * 1024 * 1024;
 const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
-/// Texts that are kept once for all that have them, and how long they are at most.
+/// Most interned strings, and the longest one in bytes.
 const MAX_INTERNED: usize = 2048;
 const MAX_INTERNED_LENGTH: usize = 64;
-/// Bytes of one text and attributes of one span or line at most; the rest is cut off.
+/// Longest string in bytes, and most attributes and events of one span or line; the rest is cut off.
 const MAX_TEXT: usize = 512;
 const MAX_ATTRIBUTES: usize = 32;
 const MAX_EVENTS: usize = 32;
@@ -33,7 +33,7 @@ pub(crate) type SpanId = [u8; 8];
 /// The kind of a span, by OpenTelemetry's specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
+pub(crate) enum SpanKind {
     Internal,
     Server,
     Client,
@@ -44,14 +44,14 @@ pub(crate) enum Kind {
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Value {
+pub(crate) enum AttributeValue {
     Text(Arc<str>),
     Integer(i64),
     Number(f64),
     Flag(bool),
 }
 
-pub(crate) type Attributes = Vec<(Arc<str>, Value)>;
+pub(crate) type Attributes = Vec<(Arc<str>, AttributeValue)>;
 
 /// A finished span. Times are nanoseconds since 1970.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ pub(crate) struct SpanRecord {
     pub(crate) parent: Option<SpanId>,
     pub(crate) service: Arc<str>,
     pub(crate) name: Arc<str>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: SpanKind,
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) error: Option<Arc<str>>,
@@ -104,7 +104,7 @@ impl Line {
 /// An attribute that is text.
 fn text<'a>(attributes: &'a Attributes, name: &str) -> Option<&'a str> {
     attributes.iter().find_map(|(key, value)| match value {
-        Value::Text(text) if **key == *name => Some(&**text),
+        AttributeValue::Text(text) if **key == *name => Some(&**text),
         _ => None,
     })
 }
@@ -112,32 +112,32 @@ fn text<'a>(attributes: &'a Attributes, name: &str) -> Option<&'a str> {
 /// An attribute that is a whole number, or a text that is one.
 pub(crate) fn number(attributes: &Attributes, name: &str) -> Option<i64> {
     attributes.iter().find(|(key, _)| **key == *name).and_then(|(_, value)| match value {
-        Value::Integer(number) => Some(*number),
-        Value::Text(text) => text.parse().ok(),
-        Value::Number(_) | Value::Flag(_) => None,
+        AttributeValue::Integer(number) => Some(*number),
+        AttributeValue::Text(text) => text.parse().ok(),
+        AttributeValue::Number(_) | AttributeValue::Flag(_) => None,
     })
 }
 
-/// A write that this console has sent, known before any span of it has come.
+/// A write that the console itself has sent: known before any span of it arrives.
 #[derive(Clone, Debug)]
-pub(crate) struct Begun {
+pub(crate) struct SentWrite {
     pub(crate) at: u64,
     pub(crate) method: &'static str,
     pub(crate) route: &'static str,
     pub(crate) patient: Option<Uuid>,
-    /// The version that the answer has told.
+    /// The version in the response.
     pub(crate) version: Option<i64>,
 }
 
-/// All that is known of a trace.
+/// A trace: its spans, and what the console knows of it besides.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
-    /// In the order in which they came.
+    /// In the order of their arrival.
     pub(crate) spans: Vec<SpanRecord>,
-    /// Spans that there was no room for.
+    /// Spans beyond [`MAX_SPANS`].
     pub(crate) dropped: u64,
-    pub(crate) begun: Option<Begun>,
-    /// The version of the patient that was read afterwards; 0 when it was gone.
+    pub(crate) write: Option<SentWrite>,
+    /// The version of the patient that was read afterwards; 0 if it no longer existed.
     pub(crate) read_back: Option<i64>,
     /// The beginning of the earliest span; 0 before there is one.
     earliest: u64,
@@ -147,10 +147,10 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// When it began, as far as it is known.
+    /// Start of the earliest span, else the time of the write; 0 if neither is known.
     pub(crate) fn started(&self) -> u64 {
-        let begun = self.begun.as_ref().map(|begun| begun.at);
-        if self.earliest > 0 { self.earliest } else { begun.unwrap_or_default() }
+        let written = self.write.as_ref().map(|write| write.at);
+        if self.earliest > 0 { self.earliest } else { written.unwrap_or_default() }
     }
 }
 
@@ -227,22 +227,22 @@ impl Store {
         }
     }
 
-    /// Notes a write that is about to be sent.
-    pub(crate) fn begin(&self, id: TraceId, begun: Begun) {
+    /// Records a write that is about to be sent.
+    pub(crate) fn start_write(&self, id: TraceId, write: SentWrite) {
         let mut inner = self.lock();
-        inner.change(id, |trace| trace.begun = Some(begun));
+        inner.change(id, |trace| trace.write = Some(write));
         inner.evict();
     }
 
-    /// Changes what is known of a write from its answer.
-    pub(crate) fn note(&self, id: TraceId, note: impl FnOnce(&mut Trace)) {
+    /// Changes a trace if the store has it, such as by the response to its write.
+    pub(crate) fn update(&self, id: TraceId, update: impl FnOnce(&mut Trace)) {
         let mut inner = self.lock();
         if inner.traces.contains_key(&id) {
-            inner.change(id, note);
+            inner.change(id, update);
         }
     }
 
-    /// Something of a trace and of its log lines, the oldest first; none if it is not known.
+    /// Reads a trace and its log lines, oldest first; none if the store does not have it.
     pub(crate) fn read<T>(&self, id: &TraceId, read: impl FnOnce(&Trace, &[&Line]) -> T) -> Option<T> {
         let inner = self.lock();
         let trace = inner.traces.get(id)?;
@@ -250,7 +250,7 @@ impl Store {
         Some(read(trace, &lines))
     }
 
-    /// Something of the traces that began last and suit, the newest first, at most so many.
+    /// Reads up to `limit` traces, newest first; those for which `read` returns none do not count.
     pub(crate) fn newest<T>(&self, limit: usize, read: impl Fn(&TraceId, &Trace) -> Option<T>) -> Vec<T> {
         let inner = self.lock();
         let mut traces: Vec<_> = inner.traces.iter().collect();
@@ -258,9 +258,9 @@ impl Store {
         traces.into_iter().filter_map(|(id, trace)| read(id, trace)).take(limit).collect()
     }
 
-    /// The newest lines that suit, the newest first.
-    pub(crate) fn lines(&self, limit: usize, suits: impl Fn(&Line) -> bool) -> Vec<Line> {
-        self.lock().lines.iter().rev().filter(|line| suits(line)).take(limit).cloned().collect()
+    /// The newest lines that match, newest first.
+    pub(crate) fn lines(&self, limit: usize, matches: impl Fn(&Line) -> bool) -> Vec<Line> {
+        self.lock().lines.iter().rev().filter(|line| matches(line)).take(limit).cloned().collect()
     }
 
     /// What it holds.
@@ -318,7 +318,7 @@ impl Inner {
         attributes.truncate(MAX_ATTRIBUTES);
         for (name, value) in &mut attributes {
             *name = self.intern(name);
-            if let Value::Text(text) = value {
+            if let AttributeValue::Text(text) = value {
                 *text = self.intern(text);
             }
         }
@@ -326,7 +326,7 @@ impl Inner {
         attributes
     }
 
-    /// The same text, kept once if it is short, cut off if it is long.
+    /// The same text: shared if it is short, truncated if it is long.
     fn intern(&mut self, text: &Arc<str>) -> Arc<str> {
         if text.len() > MAX_INTERNED_LENGTH {
             let end = (0..=MAX_TEXT.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
@@ -335,7 +335,7 @@ impl Inner {
         if let Some(known) = self.interned.get(text) {
             return known.clone();
         }
-        // Those that are in use stay in memory with what has them.
+        // The strings that are in use stay in memory: their owners share them.
         if self.interned.len() >= MAX_INTERNED {
             self.interned.clear();
         }
@@ -344,17 +344,17 @@ impl Inner {
     }
 }
 
-/// Bytes of a text that may not be shared: with the counters before it.
+/// Bytes of a string that may not be shared, with its reference counters.
 fn bytes_of_text(text: &str) -> usize {
     text.len() + 2 * size_of::<usize>()
 }
 
 fn bytes_of_attributes(attributes: &Attributes) -> usize {
     let texts = attributes.iter().map(|(_, value)| match value {
-        Value::Text(text) => bytes_of_text(text),
+        AttributeValue::Text(text) => bytes_of_text(text),
         _ => 0,
     });
-    attributes.len() * size_of::<(Arc<str>, Value)>() + texts.sum::<usize>()
+    attributes.len() * size_of::<(Arc<str>, AttributeValue)>() + texts.sum::<usize>()
 }
 
 fn bytes_of_span(span: &SpanRecord) -> usize {
@@ -375,13 +375,13 @@ mod tests {
     use super::*;
 
     fn span(id: u64, attributes: usize) -> SpanRecord {
-        let attribute = |number: usize| (Arc::from(format!("a{number}")), Value::Text("x".repeat(200).into()));
+        let attribute = |number: usize| (Arc::from(format!("a{number}")), AttributeValue::Text("x".repeat(200).into()));
         SpanRecord {
             id: id.to_be_bytes(),
             parent: None,
             service: "s".into(),
             name: "n".into(),
-            kind: Kind::Internal,
+            kind: SpanKind::Internal,
             start: id,
             end: id + 1,
             error: None,

@@ -1,4 +1,4 @@
-//! Times as the page reads them.
+//! Time stamps.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

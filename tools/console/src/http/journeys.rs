@@ -10,13 +10,13 @@ use web::{Problem, Query, json};
 use super::Request;
 use crate::{
     journey::{from_hex, line_body},
-    live::{self, MAX_JOURNEYS, Place, View},
+    live::{self, MAX_JOURNEYS, StreamSlot, View},
     store::TraceId,
 };
 
-/// When a page may ask for a stream again.
+/// `Retry-After` of a stream that was rejected.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Log lines of a list, unless another number is wanted, and at most.
+/// Log lines in a list: by default, and at most.
 const LINES: (usize, usize) = (200, 1000);
 
 static STREAMS: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
@@ -25,7 +25,7 @@ fn hexadecimal<const N: usize>(text: &str) -> Result<[u8; N], String> {
     from_hex(text).ok_or_else(|| format!("must be {} lower-case hexadecimal digits", 2 * N))
 }
 
-fn is_set(text: &str) -> Result<bool, String> {
+fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
@@ -36,7 +36,7 @@ fn is_set(text: &str) -> Result<bool, String> {
 pub(super) async fn stream(request: Request) -> Result<Response, Problem> {
     let mut query = Query::of(&request);
     let trace = query.parsed("trace", hexadecimal::<16>);
-    let errors_only = query.parsed("error", is_set).unwrap_or_default();
+    let errors_only = query.parsed("error", boolean).unwrap_or_default();
     let view = query.text("view").unwrap_or_else(|| "map".to_owned());
     let view = match (view.as_str(), trace) {
         ("map", _) => View::Map,
@@ -55,16 +55,16 @@ pub(super) async fn stream(request: Request) -> Result<Response, Problem> {
         }
     };
     let view = query.finish(view)?;
-    let place = Place::take(&STREAMS);
-    let place = place.ok_or_else(|| Problem::unavailable("There are too many open pages.", RETRY_AFTER))?;
+    let slot = StreamSlot::take(&STREAMS);
+    let slot = slot.ok_or_else(|| Problem::unavailable("There are too many open pages.", RETRY_AFTER))?;
     let (events, response) = web::events();
-    runtime::spawn(live::send(request.state().clone(), view, events, place)).detach();
+    runtime::spawn(live::send(request.state().clone(), view, events, slot)).detach();
     Ok(response)
 }
 
 pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let mut query = Query::of(&request);
-    let errors_only = query.parsed("error", is_set).unwrap_or_default();
+    let errors_only = query.parsed("error", boolean).unwrap_or_default();
     let limit = query.number("limit", 1..=1000).unwrap_or(MAX_JOURNEYS);
     query.finish(())?;
     let app = request.state();
@@ -75,7 +75,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
 
 pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     let app = request.state();
-    let not_found = || Problem::not_found("Nothing is known of this trace: it is too old, or has not come yet.");
+    let not_found = || Problem::not_found("There is no such trace: it was evicted, or has not arrived yet.");
     let id: TraceId = from_hex(request.param("trace").unwrap_or_default()).ok_or_else(not_found)?;
     let mut journey = app.journey(&id).ok_or_else(not_found)?;
     if journey.patient_to_read_back().is_some() {

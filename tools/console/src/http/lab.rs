@@ -12,7 +12,7 @@ use web::{Limits, Problem, json, no_content, read_json};
 use super::Request;
 use crate::{
     canary, generator,
-    guard::only,
+    guard::single_header,
     lab::{MAX_SECONDS, Question, Refusal, Verb},
     live, load,
 };
@@ -115,7 +115,7 @@ pub(super) async fn resend(mut request: Request) -> Result<Response, Problem> {
 pub(super) async fn work(mut request: Request) -> Result<Response, Problem> {
     let app = request.state().clone();
     let expected = app.settings().agent_token.as_ref().map(|token| format!("Bearer {}", token.expose()));
-    let given = only(&request, "authorization").map(str::to_owned);
+    let given = single_header(&request, "authorization").map(str::to_owned);
     // Digests, so that the time of the comparison tells nothing.
     let digest = |text: &str| Sha256::digest(text.as_bytes());
     let is_right = expected.zip(given).is_some_and(|(expected, given)| digest(&expected) == digest(&given));

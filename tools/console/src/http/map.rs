@@ -9,7 +9,7 @@ use web::{Problem, json};
 use super::Request;
 use crate::journey::line_body;
 
-/// Log lines beside a part.
+/// Log lines of a part.
 const LINES: usize = 50;
 
 pub(super) async fn map(request: Request) -> Result<Response, Problem> {

@@ -1,4 +1,4 @@
-//! What a person reads and writes of patients: passed on to patient-service. Each write is a journey from the start.
+//! Reads and writes of patients: a proxy of patient-service. Each write has its journey from the start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -16,15 +16,15 @@ use super::Request;
 use crate::{
     app::{App, version_of},
     client::{Answer, RequestError, ServiceRequest},
-    guard::only,
+    guard::single_header,
     journey::{Operation, from_hex, hex},
     live, samples,
     scrape::UNSAMPLED,
-    store::{Begun, TraceId},
+    store::{SentWrite, TraceId},
     time::nanos_now,
 };
 
-/// Patients and transactions of a list, unless another number is wanted.
+/// Patients and transactions in a list without `limit`.
 const LIMIT: u32 = 50;
 const MAX_LIMIT: u32 = 1000;
 const TRANSACTIONS: u32 = 100;
@@ -42,8 +42,8 @@ fn unreachable(error: &RequestError) -> Problem {
     Problem::new(StatusCode::BadGateway, format!("No answer from {error}.")).kind("unreachable")
 }
 
-/// An answer of a service as it is: a problem of its own, or what we do not know.
-fn pass_on(answer: &Answer) -> Response {
+/// The response of a service as it is, such as a problem.
+fn proxy_response(answer: &Answer) -> Response {
     let mut response = Response::new(answer.status);
     response.set_body(answer.body.to_vec());
     for name in ["content-type", "retry-after"] {
@@ -106,7 +106,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let answer = request.state().ask_patients(ServiceRequest::get(&path, &[UNSAMPLED])).await;
     let answer = answer.map_err(|error| unreachable(&error))?;
     if !answer.is_success() {
-        return Ok(pass_on(&answer));
+        return Ok(proxy_response(&answer));
     }
     Ok(web::json(StatusCode::Ok, &json!({ "patients": answer.json(), "next": next_cursor(&answer) })))
 }
@@ -122,7 +122,7 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
     let (patient, billing, transactions) = join3(get(&patient), get(&billing), get(&transactions)).await;
     let patient = patient.map_err(|error| unreachable(&error))?;
     if !patient.is_success() {
-        return Ok(pass_on(&patient));
+        return Ok(proxy_response(&patient));
     }
     // The patient is shown whatever billing says.
     let problem_of = |answer: &Result<Answer, RequestError>| match answer {
@@ -150,15 +150,15 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
 /// The journeys of what was written of a patient, the newest first.
 fn journeys(app: &App, id: Uuid) -> Vec<Json> {
     let id = id.to_string();
-    let told = app.store().lines(usize::MAX, |line| line.trace.is_some() && line.text("patient_id") == Some(&id));
-    let traces: BTreeSet<TraceId> = told.iter().filter_map(|line| line.trace).collect();
+    let lines = app.store().lines(usize::MAX, |line| line.trace.is_some() && line.text("patient_id") == Some(&id));
+    let traces: BTreeSet<TraceId> = lines.iter().filter_map(|line| line.trace).collect();
     let of_patient = live::journeys(app, JOURNEYS, false).into_iter().filter(|(trace, summary)| {
         summary.kind != Operation::Read && (summary.patient.as_deref() == Some(&id) || traces.contains(trace))
     });
     of_patient.filter_map(|(trace, _)| app.journey(&trace)).map(|journey| json!(journey.summary)).collect()
 }
 
-/// A write under way.
+/// A write in progress.
 struct Write {
     app: App,
     trace: TraceId,
@@ -171,7 +171,7 @@ impl Write {
         let context = web::trace(request);
         let trace = from_hex(&context.trace_id()).unwrap_or_default();
         let app = request.state().clone();
-        app.store().begin(trace, Begun { at: nanos_now(), method, route, patient, version: None });
+        app.store().start_write(trace, SentWrite { at: nanos_now(), method, route, patient, version: None });
         Self { app, trace, traceparent: context.to_string() }
     }
 
@@ -191,23 +191,23 @@ impl Write {
         self.app.ask_patients(outgoing).await.map_err(|error| unreachable(&error))
     }
 
-    /// Notes what the answer says about the journey.
-    fn note(&self, patient: Option<Uuid>, version: Option<i64>) {
-        self.app.store().note(self.trace, |trace| {
-            if let Some(begun) = &mut trace.begun {
-                begun.patient = patient.or(begun.patient);
-                begun.version = version;
+    /// Adds to the journey what the response says.
+    fn record(&self, patient: Option<Uuid>, version: Option<i64>) {
+        self.app.store().update(self.trace, |trace| {
+            if let Some(write) = &mut trace.write {
+                write.patient = patient.or(write.patient);
+                write.version = version;
             }
         });
     }
 
-    /// The answer to a page about a patient that was written.
-    fn written(&self, status: StatusCode, answer: &Answer) -> Response {
+    /// The response to the page about a patient that was written.
+    fn patient_response(&self, status: StatusCode, answer: &Answer) -> Response {
         let mut patient = answer.json();
         let billing = patient.as_object_mut().and_then(|patient| patient.remove("billing"));
         let tag = answer.header("etag").unwrap_or_default();
         let id = patient["id"].as_str().and_then(|id| id.parse().ok());
-        self.note(id, version_of(tag));
+        self.record(id, version_of(tag));
         let mut body =
             json!({ "patient": patient, "version": version_of(tag), "etag": tag, "trace": hex(&self.trace) });
         if let Some(billing) = billing {
@@ -219,7 +219,7 @@ impl Write {
 
 /// A header that a write must have.
 fn required(request: &Request, name: &'static str, status: u16) -> Result<String, Problem> {
-    let value = only(request, name).map(str::to_owned);
+    let value = single_header(request, name).map(str::to_owned);
     let status = StatusCode::try_from(status).unwrap_or(StatusCode::BadRequest);
     value.ok_or_else(|| Problem::new(status, format!("The header {name} is missing.")).kind("missing-header"))
 }
@@ -229,7 +229,11 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
     let body = read_body(&mut request, &Limits::default()).await?;
     let write = Write::begin(&request, "POST", "/patients", None);
     let answer = write.send("POST", "/patients", &[("idempotency-key", &key)], body).await?;
-    Ok(if answer.status == 201 { write.written(StatusCode::Created, &answer) } else { pass_on(&answer) })
+    Ok(if answer.status == 201 {
+        write.patient_response(StatusCode::Created, &answer)
+    } else {
+        proxy_response(&answer)
+    })
 }
 
 pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
@@ -239,9 +243,9 @@ pub(super) async fn update(mut request: Request) -> Result<Response, Problem> {
     let path = format!("/patients/{id}");
     let answer = write.send("PUT", &path, &[("if-match", &tag)], body).await?;
     match answer.status {
-        200 => Ok(write.written(StatusCode::Ok, &answer)),
-        412 => Ok(explained(&write.app, &path, &answer).await),
-        _ => Ok(pass_on(&answer)),
+        200 => Ok(write.patient_response(StatusCode::Ok, &answer)),
+        412 => Ok(precondition_failed(&write.app, &path, &answer).await),
+        _ => Ok(proxy_response(&answer)),
     }
 }
 
@@ -252,16 +256,16 @@ pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
     let answer = write.send("DELETE", &path, &[("if-match", &tag)], Vec::new()).await?;
     match answer.status {
         204 => {
-            write.note(None, None);
+            write.record(None, None);
             Ok(web::json(StatusCode::Ok, &json!({ "trace": hex(&write.trace) })))
         }
-        412 => Ok(explained(&write.app, &path, &answer).await),
-        _ => Ok(pass_on(&answer)),
+        412 => Ok(precondition_failed(&write.app, &path, &answer).await),
+        _ => Ok(proxy_response(&answer)),
     }
 }
 
-/// A 412 with what the patient is now, so that the page can show what somebody else has changed.
-async fn explained(app: &App, path: &str, problem: &Answer) -> Response {
+/// A 412 with the current patient, so that the page can show what somebody else has changed.
+async fn precondition_failed(app: &App, path: &str, problem: &Answer) -> Response {
     let mut body = problem.json();
     if let (Some(members), Ok(current)) =
         (body.as_object_mut(), app.ask_patients(ServiceRequest::get(path, &[UNSAMPLED])).await)
@@ -278,13 +282,13 @@ async fn explained(app: &App, path: &str, problem: &Answer) -> Response {
     response
 }
 
-pub(super) async fn transact(mut request: Request) -> Result<Response, Problem> {
+pub(super) async fn create_transaction(mut request: Request) -> Result<Response, Problem> {
     let id = patient_id(&request)?;
     let body = read_body(&mut request, &Limits::default()).await?;
     let write = Write::begin(&request, "POST", "/patients/:id/billing/transactions", Some(id));
     let answer = write.send("POST", &format!("/patients/{id}/billing/transactions"), &[], body).await?;
     if answer.status != 201 {
-        return Ok(pass_on(&answer));
+        return Ok(proxy_response(&answer));
     }
     let body = json!({ "transaction": with_exponents(answer.json()), "trace": hex(&write.trace) });
     Ok(web::json(StatusCode::Created, &body))
@@ -309,7 +313,7 @@ pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> 
     let answer = request.state().ask_analytics(ServiceRequest::get(&path, &[UNSAMPLED])).await;
     let answer = answer.map_err(|error| unreachable(&error))?;
     if !answer.is_success() {
-        return Ok(pass_on(&answer));
+        return Ok(proxy_response(&answer));
     }
     Ok(web::json(StatusCode::Ok, &json!({ "analytics": answer.json(), "outbox": null, "next": next_cursor(&answer) })))
 }

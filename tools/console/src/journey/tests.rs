@@ -1,19 +1,19 @@
 use std::sync::Arc;
 
-use super::*;
-use crate::store::{Begun, Store, Value};
+use super::{body::ProofState, *};
+use crate::store::{AttributeValue, SentWrite, Store};
 
 const MS: u64 = 1_000_000;
 
-fn attribute(name: &str, value: Value) -> (Arc<str>, Value) {
+fn attribute(name: &str, value: AttributeValue) -> (Arc<str>, AttributeValue) {
     (name.into(), value)
 }
 
-fn text(name: &str, value: &str) -> (Arc<str>, Value) {
-    attribute(name, Value::Text(value.into()))
+fn text(name: &str, value: &str) -> (Arc<str>, AttributeValue) {
+    attribute(name, AttributeValue::Text(value.into()))
 }
 
-fn span(id: u64, parent: u64, service: &str, kind: Kind, name: &str, (start, end): (u64, u64)) -> SpanRecord {
+fn span(id: u64, parent: u64, service: &str, kind: SpanKind, name: &str, (start, end): (u64, u64)) -> SpanRecord {
     SpanRecord {
         id: id.to_be_bytes(),
         parent: (parent != 0).then(|| parent.to_be_bytes()),
@@ -28,15 +28,15 @@ fn span(id: u64, parent: u64, service: &str, kind: Kind, name: &str, (start, end
     }
 }
 
-fn with(span: SpanRecord, attributes: &[(Arc<str>, Value)]) -> SpanRecord {
+fn with(span: SpanRecord, attributes: &[(Arc<str>, AttributeValue)]) -> SpanRecord {
     SpanRecord { attributes: attributes.to_vec(), ..span }
 }
 
 fn sent(id: u64, times: (u64, u64), offset: Option<i64>) -> SpanRecord {
     let mut attributes = vec![text("messaging.destination.partition.id", "2")];
-    attributes.extend(offset.map(|offset| attribute("messaging.kafka.offset", Value::Integer(offset))));
+    attributes.extend(offset.map(|offset| attribute("messaging.kafka.offset", AttributeValue::Integer(offset))));
     let error = offset.is_none().then(|| "timeout".into());
-    SpanRecord { error, ..with(span(id, 1, "patient-service", Kind::Producer, "send patient", times), &attributes) }
+    SpanRecord { error, ..with(span(id, 1, "patient-service", SpanKind::Producer, "send patient", times), &attributes) }
 }
 
 /// A registration as the services export it.
@@ -44,27 +44,41 @@ fn registration() -> Vec<SpanRecord> {
     let request = [
         text("http.route", "/patients"),
         text("http.request.method", "POST"),
-        attribute("http.response.status_code", Value::Integer(201)),
+        attribute("http.response.status_code", AttributeValue::Integer(201)),
     ];
     let at = |from: u64, to: u64| (1000 * MS + from, 1000 * MS + to);
     vec![
-        with(span(1, 99, "patient-service", Kind::Server, "POST /patients", at(0, 6_100_000)), &request),
+        with(span(1, 99, "patient-service", SpanKind::Server, "POST /patients", at(0, 6_100_000)), &request),
         with(
-            span(2, 1, "patient-service", Kind::Client, "insert patient", at(300_000, 2_200_000)),
+            span(2, 1, "patient-service", SpanKind::Client, "insert patient", at(300_000, 2_200_000)),
             &[text("db.system.name", "postgresql")],
         ),
-        span(3, 1, "patient-service", Kind::Client, "BillingService/CreateBillingAccount", at(2_300_000, 4_700_000)),
-        span(4, 3, "billing-service", Kind::Server, "BillingService/CreateBillingAccount", at(2_900_000, 4_100_000)),
+        span(
+            3,
+            1,
+            "patient-service",
+            SpanKind::Client,
+            "BillingService/CreateBillingAccount",
+            at(2_300_000, 4_700_000),
+        ),
+        span(
+            4,
+            3,
+            "billing-service",
+            SpanKind::Server,
+            "BillingService/CreateBillingAccount",
+            at(2_900_000, 4_100_000),
+        ),
         with(
-            span(5, 4, "billing-service", Kind::Client, "open account", at(3_000_000, 4_000_000)),
+            span(5, 4, "billing-service", SpanKind::Client, "open account", at(3_000_000, 4_000_000)),
             &[text("db.system.name", "postgresql")],
         ),
         sent(6, at(12_000_000, 16_000_000), Some(1841)),
         with(
-            span(7, 6, "analytics-service", Kind::Consumer, "process patient", at(15_900_000, 28_000_000)),
+            span(7, 6, "analytics-service", SpanKind::Consumer, "process patient", at(15_900_000, 28_000_000)),
             &[
                 text("messaging.destination.partition.id", "2"),
-                attribute("messaging.kafka.offset", Value::Integer(1841)),
+                attribute("messaging.kafka.offset", AttributeValue::Integer(1841)),
             ],
         ),
     ]
@@ -72,11 +86,11 @@ fn registration() -> Vec<SpanRecord> {
 
 const ID: TraceId = [7; 16];
 
-fn assemble(spans: Vec<SpanRecord>, facts: &Facts) -> Journey {
+fn assemble(spans: Vec<SpanRecord>, system: &SystemStatus) -> Journey {
     let store = Store::default();
     // Each in a batch of its own, as late spans come.
     spans.into_iter().for_each(|span| store.add_spans(vec![(ID, span)]));
-    store.read(&ID, |trace, lines| journey(&ID, trace, lines, facts)).unwrap()
+    store.read(&ID, |trace, lines| journey(&ID, trace, lines, system)).unwrap()
 }
 
 fn step<'a>(journey: &'a Journey, id: &str) -> &'a Step {
@@ -85,7 +99,7 @@ fn step<'a>(journey: &'a Journey, id: &str) -> &'a Step {
 
 #[test]
 fn the_wait_in_the_outbox_is_from_the_end_of_the_commit_to_the_sending() {
-    let journey = assemble(registration(), &Facts::default());
+    let journey = assemble(registration(), &SystemStatus::default());
     let ids: Vec<_> = journey.steps.iter().map(|step| step.id).collect();
     assert_eq!(ids, ["request", "commit", "billing", "outbox", "send", "apply"]);
     let outbox = step(&journey, "outbox");
@@ -97,21 +111,21 @@ fn the_wait_in_the_outbox_is_from_the_end_of_the_commit_to_the_sending() {
 
 #[test]
 fn spans_in_any_order_give_one_picture() {
-    let expected = serde_json::to_string(&assemble(registration(), &Facts::default())).unwrap();
+    let expected = serde_json::to_string(&assemble(registration(), &SystemStatus::default())).unwrap();
     let mut spans = registration();
     for turn in 0..50 {
         fastrand::seed(turn);
         fastrand::shuffle(&mut spans);
-        assert_eq!(serde_json::to_string(&assemble(spans.clone(), &Facts::default())).unwrap(), expected);
+        assert_eq!(serde_json::to_string(&assemble(spans.clone(), &SystemStatus::default())).unwrap(), expected);
     }
 }
 
 #[test]
 fn a_write_of_the_console_is_a_skeleton_before_any_span_has_come() {
     let store = Store::default();
-    let begun = Begun { at: nanos_now(), method: "POST", route: "/patients", patient: None, version: None };
-    store.begin(ID, begun);
-    let journey = store.read(&ID, |trace, lines| journey(&ID, trace, lines, &Facts::default())).unwrap();
+    let write = SentWrite { at: nanos_now(), method: "POST", route: "/patients", patient: None, version: None };
+    store.start_write(ID, write);
+    let journey = store.read(&ID, |trace, lines| journey(&ID, trace, lines, &SystemStatus::default())).unwrap();
     assert_eq!(journey.steps.len(), 6);
     assert!(journey.steps.iter().all(|step| step.state == StepState::Waiting && step.waits_for.is_some()));
     assert_eq!(journey.summary.state, JourneyState::Running);
@@ -120,11 +134,11 @@ fn a_write_of_the_console_is_a_skeleton_before_any_span_has_come() {
 
 #[test]
 fn with_the_broker_away_the_event_waits_for_it_and_tries_are_one_row() {
-    let mut facts = Facts::default();
-    facts.troubles.insert("kafka", "patient-service: no answer".to_owned());
+    let mut system = SystemStatus::default();
+    system.unhealthy.insert("kafka", "patient-service: no answer".to_owned());
     let mut spans = registration();
     spans.truncate(5);
-    let journey = assemble(spans.clone(), &facts);
+    let journey = assemble(spans.clone(), &system);
     let waits = step(&journey, "outbox").waits_for.as_ref().unwrap();
     assert_eq!(waits.part, "kafka");
     assert!(waits.text.contains("Kafka, which does not answer"), "{}", waits.text);
@@ -133,11 +147,11 @@ fn with_the_broker_away_the_event_waits_for_it_and_tries_are_one_row() {
 
     let failed = |id, at: u64| sent(id, ((1000 + at) * MS, (1000 + at) * MS + 5 * MS), None);
     spans.extend([failed(10, 12), failed(11, 112)]);
-    let journey = assemble(spans.clone(), &facts);
+    let journey = assemble(spans.clone(), &system);
     assert_eq!((step(&journey, "send").state, step(&journey, "send").tries.len()), (StepState::Waiting, 2));
 
     spans.push(sent(12, (1500 * MS, 1504 * MS), Some(7)));
-    let journey = assemble(spans, &Facts::default());
+    let journey = assemble(spans, &SystemStatus::default());
     let send = step(&journey, "send");
     assert_eq!((send.state, send.tries.len(), send.ms), (StepState::Done, 3, Some(4.0)));
     assert_eq!(journey.steps.iter().filter(|step| step.id == "send").count(), 1);
@@ -148,11 +162,11 @@ fn with_the_broker_away_the_event_waits_for_it_and_tries_are_one_row() {
 fn without_the_consumers_span_the_applied_offset_proves_it() {
     let mut spans = registration();
     spans.truncate(6);
-    let behind = Facts { applied: BTreeMap::from([(2, 1840)]), ..Facts::default() };
+    let behind = SystemStatus { applied: BTreeMap::from([(2, 1840)]), ..SystemStatus::default() };
     let journey = assemble(spans.clone(), &behind);
     assert_eq!(journey.summary.state, JourneyState::Waiting);
     assert_eq!(journey.proofs[1].state, ProofState::Pending);
-    let passed = Facts { applied: BTreeMap::from([(2, 1841)]), ..Facts::default() };
+    let passed = SystemStatus { applied: BTreeMap::from([(2, 1841)]), ..SystemStatus::default() };
     let journey = assemble(spans, &passed);
     assert_eq!((journey.summary.state, journey.delivered_by), (JourneyState::Delivered, Some("offset")));
     assert_eq!(step(&journey, "apply").state, StepState::Done);
@@ -164,8 +178,8 @@ fn without_the_consumers_span_the_applied_offset_proves_it() {
 fn a_request_that_failed_expects_nothing_more() {
     let mut spans = registration();
     spans.truncate(1);
-    spans[0].attributes[2].1 = Value::Integer(409);
-    let journey = assemble(spans, &Facts::default());
+    spans[0].attributes[2].1 = AttributeValue::Integer(409);
+    let journey = assemble(spans, &SystemStatus::default());
     assert_eq!(journey.summary.state, JourneyState::Failed);
     assert!(journey.summary.error && journey.proofs.is_empty());
     assert_eq!(journey.steps.len(), 1);
