@@ -1,6 +1,6 @@
 //! Which HTTP client a load generator should have: surf, our client elsewhere, against hyper's connection on smol.
 //!
-//! Start something that answers fast, such as `SERVER_PORT=4499 cargo run --release -p web --example hello`, then
+//! Start a fast server, such as `SERVER_PORT=4499 cargo run --release -p web --example hello`, then
 //! `cargo run --release -p load --example clients -- http://127.0.0.1:4499/hello`. Both clients run in turn, several
 //! times, with the same connections on one thread.
 
@@ -31,7 +31,7 @@ fn main() {
                     let end = Instant::now() + TIME;
                     let mut count = 0_u64;
                     while Instant::now() < end {
-                        assert_eq!(client.get(&path).await.expect("an answer").status, 200);
+                        assert_eq!(client.get(&path).await.expect("a response").status, 200);
                         count += 1;
                     }
                     count
@@ -45,8 +45,8 @@ fn main() {
                     let end = Instant::now() + TIME;
                     let mut count = 0_u64;
                     while Instant::now() < end {
-                        let answer = connection.send(hyper::Method::GET, &path, None).await;
-                        assert_eq!(answer.expect("an answer").status, 200);
+                        let response = connection.send(hyper::Method::GET, &path, None).await;
+                        assert_eq!(response.expect("a response").status, 200);
                         count += 1;
                     }
                     count

@@ -1,17 +1,17 @@
-//! Numbers that a command prints, such as those of PostgreSQL's statistics: by how much they grow while it is measured.
+//! The growth of counters during the measurement. A command prints them, such as PostgreSQL's statistics.
 
 use std::{
     collections::BTreeMap,
     process::{Command, Stdio},
 };
 
-/// Numbers by name.
+/// Values by name.
 pub(crate) type Counters = BTreeMap<String, f64>;
 
-/// The numbers that a command prints, one a line after its name; none without a command.
+/// The counters that a command prints, `name value` on each line; none without a command.
 ///
 /// # Errors
-/// If it fails, or prints something else.
+/// If the command fails, or a line is not `name value`.
 pub(crate) async fn read(command: Option<&str>) -> Result<Counters, String> {
     let Some(command) = command.map(str::to_owned) else { return Ok(Counters::new()) };
     let run = smol::unblock(move || Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output());
@@ -31,7 +31,7 @@ fn parse(text: &str) -> Result<Counters, String> {
     lines.map(|text| line(text).ok_or_else(|| format!("counters: expected a name and a number: {text}"))).collect()
 }
 
-/// By how much each has grown. What was not there before was 0.
+/// The growth of each counter; one that is missing in `before` was 0.
 pub(crate) fn growth(before: &Counters, after: &Counters) -> Counters {
     let grown = |(name, now): (&String, &f64)| (name.clone(), now - before.get(name).copied().unwrap_or_default());
     after.iter().map(grown).collect()
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_growth_is_told_by_name() {
+    fn growth_is_reported_by_name() {
         let read = |text| smol::block_on(read(Some(text))).unwrap();
         let (before, after) = (read("echo commits 5"), read("echo commits 7; echo; echo bytes of WAL 1.5"));
         let expected = [("commits".to_owned(), 2.0), ("bytes of WAL".to_owned(), 1.5)];

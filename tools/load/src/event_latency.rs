@@ -1,8 +1,8 @@
 //! From POST until analytics has applied the patient's event.
 //!
-//! The topic tells which offset each patient's event has; the summary of analytics, asked every few milliseconds, tells
-//! which offsets have been applied. Both are kept with their times and put together after the run, so that looking late
-//! at one of them changes nothing. A time is at most one look too long, and never too short.
+//! The offset of each patient's event is read from the topic; which offsets have been applied is polled from the summary of
+//! analytics-service every few milliseconds. Both are recorded with their times and joined after the run, so that it does not
+//! matter which is read first. A latency is at most one poll interval too long, and never too short.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,25 +20,25 @@ use uuid::Uuid;
 
 use crate::target::{Connection, Target};
 
-/// How often the summary is asked for.
+/// Interval at which the summary is polled.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// Time for a call.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Timeout of a call.
+const TIMEOUT: Duration = Duration::from_secs(5);
 const FETCH_BYTES: i32 = 1024 * 1024;
 const FETCH_WAIT: Duration = Duration::from_millis(500);
 
-/// Follows the events of a run.
+/// Observes the events of a run.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    seen: Arc<Mutex<Observations>>,
+pub(crate) struct EventFollower {
+    observations: Arc<Mutex<Observations>>,
     tasks: Vec<Task<Result<(), String>>>,
 }
 
 #[derive(Debug, Default)]
 struct Observations {
-    /// Partition and offset of the event that each patient began with.
+    /// Partition and offset of the first event of each patient.
     published: HashMap<Uuid, (i32, i64)>,
-    /// For each partition, the last offset applied, and when it was first seen to be.
+    /// For each partition, the applied offsets with the time of the first summary that had them.
     applied: BTreeMap<i32, Vec<(i64, Instant)>>,
 }
 
@@ -54,29 +54,29 @@ struct Position {
     applied_offset: i64,
 }
 
-impl Follower {
-    /// Follows what is published from now on.
+impl EventFollower {
+    /// Observes the events that are published from now on.
     ///
     /// # Errors
     /// If the topic cannot be read.
     pub(crate) async fn start(kafka: HostPort, topic: &str, analytics: Arc<Target>) -> Result<Self, String> {
-        let settings = kafka::Settings { bootstrap: HostPorts(vec![kafka]), deadline: LIMIT, client_id: "load" };
+        let settings = kafka::Settings { bootstrap: HostPorts(vec![kafka]), deadline: TIMEOUT, client_id: "load" };
         let failed = |error: kafka::Error| format!("the topic {topic} cannot be read: {error}");
-        let seen = Arc::<Mutex<Observations>>::default();
+        let observations = Arc::<Mutex<Observations>>::default();
         let mut tasks = Vec::new();
         for partition in 0..kafka::partitions(&settings, topic).await.map_err(failed)? {
             let mut consumer = Consumer::new(settings.clone(), topic, partition);
             let end = consumer.offsets().await.map_err(failed)?.end;
-            tasks.push(runtime::spawn(read(consumer, end, seen.clone())));
+            tasks.push(runtime::spawn(read_topic(consumer, end, observations.clone())));
         }
-        tasks.push(runtime::spawn(look(Connection::new(analytics, LIMIT), seen.clone())));
-        Ok(Self { seen, tasks })
+        tasks.push(runtime::spawn(poll_summary(Connection::new(analytics, TIMEOUT), observations.clone())));
+        Ok(Self { observations, tasks })
     }
 
-    /// Waits until all these patients' events have been applied, or the time is over, and gives when each was.
+    /// Waits until the events of all these patients have been applied, for at most `limit`; returns when each was.
     ///
     /// # Errors
-    /// If they could not be followed.
+    /// If the topic or the summary cannot be read.
     pub(crate) async fn finish(
         self,
         patients: impl Iterator<Item = Uuid> + Clone,
@@ -97,13 +97,13 @@ impl Follower {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Observations> {
-        lock(&self.seen)
+        lock(&self.observations)
     }
 }
 
-fn lock(seen: &Mutex<Observations>) -> std::sync::MutexGuard<'_, Observations> {
+fn lock(observations: &Mutex<Observations>) -> std::sync::MutexGuard<'_, Observations> {
     // Nothing can panic while it is held.
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+    observations.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Observations {
@@ -114,7 +114,7 @@ impl Observations {
         }
     }
 
-    /// When each patient's event was seen to be applied, and whether all were.
+    /// When the event of each patient was applied, and whether all were.
     fn applied_at(&self, patients: impl Iterator<Item = Uuid>) -> (HashMap<Uuid, Instant>, bool) {
         let mut complete = true;
         let mut found = HashMap::new();
@@ -133,31 +133,35 @@ impl Observations {
     }
 }
 
-/// Notes the offset of each patient's first event.
-async fn read(mut consumer: Consumer, mut next: i64, seen: Arc<Mutex<Observations>>) -> Result<(), String> {
+/// Records the offset of each patient's first event.
+async fn read_topic(
+    mut consumer: Consumer,
+    mut next: i64,
+    observations: Arc<Mutex<Observations>>,
+) -> Result<(), String> {
     loop {
         let fetched = consumer.fetch(next, FETCH_BYTES, FETCH_WAIT).await.map_err(|error| error.to_string())?;
         next = fetched.next;
-        let mut seen = lock(&seen);
+        let mut observations = lock(&observations);
         for record in fetched.records.iter() {
             let event = record.value.and_then(|value| ReceivedEvent::decode(value).ok());
             if let Some(event) = event.filter(|event| event.kind == Some(EventKind::Created)) {
-                seen.published.entry(event.patient_id).or_insert((consumer.partition(), record.offset));
+                observations.published.entry(event.patient_id).or_insert((consumer.partition(), record.offset));
             }
         }
     }
 }
 
-/// Notes which offsets have been applied.
-async fn look(mut analytics: Connection, seen: Arc<Mutex<Observations>>) -> Result<(), String> {
+/// Records which offsets have been applied.
+async fn poll_summary(mut analytics: Connection, observations: Arc<Mutex<Observations>>) -> Result<(), String> {
     loop {
-        let answer = analytics.send(Method::GET, "/analytics/summary", None).await;
-        let answer = answer.map_err(|error| format!("the summary of analytics: {error}"))?;
+        let response = analytics.send(Method::GET, "/analytics/summary", None).await;
+        let response = response.map_err(|error| format!("the summary of analytics: {error}"))?;
         let now = Instant::now();
         let summary: Summary =
-            serde_json::from_slice(&answer.body).map_err(|error| format!("the summary of analytics: {error}"))?;
+            serde_json::from_slice(&response.body).map_err(|error| format!("the summary of analytics: {error}"))?;
         for Position { partition, applied_offset } in summary.partitions {
-            lock(&seen).applied_up_to(partition, applied_offset, now);
+            lock(&observations).applied_up_to(partition, applied_offset, now);
         }
         smol::Timer::after(POLL_INTERVAL).await;
     }
@@ -172,16 +176,16 @@ mod tests {
         let (one, two, three) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
-        let mut seen = Observations::default();
-        seen.applied_up_to(0, 4, at(0));
-        seen.applied_up_to(0, 5, at(10));
-        seen.applied_up_to(0, 5, at(20));
-        seen.applied_up_to(0, 9, at(30));
+        let mut observations = Observations::default();
+        observations.applied_up_to(0, 4, at(0));
+        observations.applied_up_to(0, 5, at(10));
+        observations.applied_up_to(0, 5, at(20));
+        observations.applied_up_to(0, 9, at(30));
         // The topic may be read later than the summary.
-        seen.published = HashMap::from([(one, (0, 5)), (two, (0, 6)), (three, (0, 10))]);
-        let (times, complete) = seen.applied_at([one, two].into_iter());
+        observations.published = HashMap::from([(one, (0, 5)), (two, (0, 6)), (three, (0, 10))]);
+        let (times, complete) = observations.applied_at([one, two].into_iter());
         assert_eq!((times, complete), (HashMap::from([(one, at(10)), (two, at(30))]), true));
-        let (times, complete) = seen.applied_at([three, Uuid::now_v7()].into_iter());
+        let (times, complete) = observations.applied_at([three, Uuid::now_v7()].into_iter());
         assert_eq!((times.len(), complete), (0, false));
     }
 }

@@ -1,8 +1,8 @@
 //! Measures an implementation of the patient registry from outside, over HTTP.
 //!
-//! `load closed` finds the peak: each connection sends its next request when it has the answer to the last one.
-//! `load open` finds the latency at a fixed rate: requests begin on time whatever the answers do, and a late one counts
-//! from when it should have begun. See `load --help`.
+//! `load closed` finds the peak: each connection sends its next request when it has the response to the last one.
+//! `load open` finds the latency at a fixed rate: requests start on schedule whatever the responses do, and the latency of a
+//! late one counts from its scheduled start. See `load --help`.
 
 use std::{fmt, fs, process::ExitCode, sync::Arc};
 
@@ -13,18 +13,18 @@ mod counters;
 mod event_latency;
 mod machine;
 mod options;
-mod pace;
 mod processes;
 mod progress;
 mod recorder;
 mod report;
 mod run;
 mod scenario;
+mod schedule;
 pub mod target;
 
 use options::Options;
 
-/// Why there is no measurement, as the user should read it.
+/// Why there is no measurement: a message for the user.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -36,7 +36,7 @@ impl<E: fmt::Display> From<E> for Failure {
 
 type Outcome<T = ()> = Result<T, Failure>;
 
-/// Does what the command line asks for.
+/// Runs the command line.
 pub fn main() -> ExitCode {
     let options = Options::parse();
     let threads = options.run().threads.into();

@@ -1,10 +1,10 @@
-//! The machine that a measurement was made on, without which its figures say little.
+//! The machine of a measurement: figures of different machines do not compare.
 
 use std::{fmt, fs, thread};
 
 use serde::Serialize;
 
-/// What a reader of a report has to know about the machine.
+/// Processor, memory and kernel.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Machine {
@@ -15,7 +15,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// This machine. What it does not tell is left empty.
+    /// This machine. What cannot be read is left empty.
     pub(crate) fn this() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpu_info = read("/proc/cpuinfo");
@@ -24,7 +24,7 @@ impl Machine {
             .and_then(|number| number.parse().ok())
             .unwrap_or_default();
         let release = read("/proc/sys/kernel/osrelease");
-        // What follows the numbers names whoever built the kernel.
+        // The suffix names the distribution that built the kernel.
         let release = release.split(['-', '\n']).next().unwrap_or_default();
         Self {
             cpu: value(&cpu_info, "model name").unwrap_or_default().to_owned(),

@@ -5,17 +5,17 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, ValueEnum};
 use config::{HostPort, Value as _};
 
-use crate::processes::Watched;
+use crate::processes::WatchedProcess;
 
 /// Measures an implementation of the patient registry from outside, over HTTP.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "load", version)]
 pub(crate) enum Options {
-    /// Find the peak: each connection sends its next request when it has the answer to the last one
+    /// Find the peak: each connection sends its next request when it has the response to the last one
     Closed(RunOptions),
-    /// Find the latency at a fixed rate: a request counts from when it should have begun, also if it began later
+    /// Find the latency at a fixed rate: that of a late request counts from its scheduled start
     Open {
-        /// Requests a second, all together
+        /// Requests a second of all connections together
         #[arg(long, value_parser = rate)]
         rate: f64,
         #[command(flatten)]
@@ -24,62 +24,62 @@ pub(crate) enum Options {
 }
 
 impl Options {
-    /// What both ways to measure have in common.
+    /// The options of both commands.
     pub(crate) fn run(&self) -> &RunOptions {
         let (Self::Closed(run) | Self::Open { run, .. }) = self;
         run
     }
 
-    /// Requests a second, if that is fixed.
+    /// The rate of an open loop.
     pub(crate) fn rate(&self) -> Option<f64> {
         if let Self::Open { rate, .. } = self { Some(*rate) } else { None }
     }
 }
 
-/// What both ways to measure have in common.
+/// The options of both commands.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RunOptions {
     /// Base URL of the service
     #[arg(default_value = "http://127.0.0.1:4000")]
     pub(crate) url: String,
-    /// What is asked of it
+    /// The requests to send
     #[arg(long, value_enum, default_value_t = Mix::Mixed)]
     pub(crate) scenario: Mix,
     /// GET this path instead of a scenario
     #[arg(long, conflicts_with = "scenario")]
     pub(crate) path: Option<String>,
-    /// Connections, and so requests in flight at most
+    /// Connections, and so the most requests in flight
     #[arg(long, short, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) connections: u16,
     /// Time measured, such as 30s
     #[arg(long, short, default_value = "20s", value_parser = duration)]
     pub(crate) duration: Duration,
-    /// Time before that, in which everything warms up and nothing counts
+    /// Warm-up before it, which is not measured
     #[arg(long, short, default_value = "5s", value_parser = duration_or_none)]
     pub(crate) warm_up: Duration,
-    /// A request without an answer after this time has failed
+    /// Timeout of a request
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub(crate) limit: Duration,
-    /// Patients that are there already and may be read, found by way of the list, at most
+    /// Most existing patients to read; they are taken from the list
     #[arg(long, default_value_t = 100_000)]
     pub(crate) known: usize,
     /// Also measure from each POST until analytics has applied its event; needs --kafka
     #[arg(long, requires = "kafka", value_name = "URL")]
     pub(crate) analytics: Option<String>,
-    /// Broker whose topic tells which offset each patient's event has
+    /// Bootstrap broker, to read the offset of each patient's event from the topic
     #[arg(long, requires = "analytics", value_parser = broker, value_name = "HOST:PORT")]
     pub(crate) kafka: Option<HostPort>,
     /// Topic of patient events
     #[arg(long, default_value = "patient")]
     pub(crate) topic: String,
-    /// Patients that the scenarios update and delete make before, all clients together
+    /// Patients that the scenarios update and delete create before the run, all clients together
     #[arg(long, default_value_t = 10_000)]
     pub(crate) own: usize,
-    /// Report memory of this process, and CPU time and voluntary context switches of it and those below it; may be repeated
+    /// Report memory of this process, and CPU time and context switches of it and its descendants; may be repeated
     #[arg(long, value_name = "NAME=PID")]
-    pub(crate) watch: Vec<Watched>,
-    /// Run this by sh when measuring begins and when it ends, and report by how much the numbers have grown that it prints,
-    /// one a line after its name
+    pub(crate) watch: Vec<WatchedProcess>,
+    /// Command for sh that prints counters, `name value` on each line: run at the beginning and the end of the measurement;
+    /// their growth is reported
     #[arg(long, value_name = "COMMAND")]
     pub(crate) counters: Option<String>,
     /// Write the report to this file too, as JSON
@@ -88,12 +88,12 @@ pub(crate) struct RunOptions {
     /// Threads of the load generator itself
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) threads: u8,
-    /// Say nothing while it runs
+    /// Print no progress
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }
 
-/// What is asked of the service.
+/// The requests to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mix {
     /// 40 % read, 15 % list, 25 % create, 12 % update, 8 % delete
@@ -104,9 +104,9 @@ pub(crate) enum Mix {
     Read,
     /// GET /patients
     List,
-    /// PUT /patients/{id} of patients that the client has made before
+    /// PUT /patients/{id} of patients that the client has created before
     Update,
-    /// DELETE /patients/{id} of patients that the client has made before; when none is left, it makes more
+    /// DELETE /patients/{id} of patients that the client has created before; when none is left, it creates more
     Delete,
 }
 
@@ -123,7 +123,7 @@ fn broker(text: &str) -> Result<HostPort, String> {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    let rate: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    let rate: f64 = text.parse().map_err(|_| "it is not a number".to_owned())?;
     if (0.01..=1e6).contains(&rate) { Ok(rate) } else { Err("it must be from 0.01 to 1000000".to_owned()) }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_refused() {
+    fn wrong_values_are_rejected() {
         let parse = |line: &str| Options::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
         for (line, why) in [
             ("load open", "--rate"),

@@ -4,24 +4,24 @@ use std::{collections::BTreeMap, fs, str::FromStr, time::Duration};
 
 use serde::Serialize;
 
-/// How often memory is looked at.
+/// Interval at which memory is sampled.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A process to look at.
+/// A process that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Watched {
+pub(crate) struct WatchedProcess {
     name: String,
     pid: u32,
 }
 
-impl Watched {
-    /// Ourselves: what a generator takes, the measured cannot have.
-    pub(crate) fn ourselves() -> Self {
+impl WatchedProcess {
+    /// This process: what the generator uses, the service under test cannot have.
+    pub(crate) fn own() -> Self {
         Self { name: "load".to_owned(), pid: std::process::id() }
     }
 }
 
-impl FromStr for Watched {
+impl FromStr for WatchedProcess {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -35,44 +35,44 @@ impl FromStr for Watched {
     }
 }
 
-/// What a process took while it was measured.
+/// CPU time, memory and context switches of a process during the measurement.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Usage {
     pub(crate) name: String,
-    /// Of it and all below it, in user and kernel.
+    /// User and system time of the process and its descendants.
     pub(crate) cpu_seconds: f64,
-    /// The largest resident set that was seen, of itself alone, in MiB.
+    /// The largest sampled resident set of the process alone, in MiB.
     pub(crate) peak_rss_mib: f64,
-    /// How often its threads, and those of all below it, gave up the processor because there was nothing to do.
+    /// Voluntary context switches of the process and its descendants: waits for I/O or for other threads.
     pub(crate) voluntary_switches: u64,
 }
 
-/// Looks at processes from its making until its `finish`.
+/// Measures processes from its creation until `finish`.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    watched: Vec<Watched>,
-    before: Vec<Taken>,
+    watched: Vec<WatchedProcess>,
+    before: Vec<ResourceUse>,
     peaks: Vec<f64>,
 }
 
-/// What a process has taken since it began, together with all below it.
+/// The use of a process and its descendants since its start.
 #[derive(Clone, Copy, Debug, Default)]
-struct Taken {
+struct ResourceUse {
     /// CPU time, in ticks.
     ticks: u64,
     voluntary_switches: u64,
 }
 
 impl Watch {
-    pub(crate) fn new(watched: Vec<Watched>) -> Self {
-        let before = taken_by(&watched);
+    pub(crate) fn new(watched: Vec<WatchedProcess>) -> Self {
+        let before = resource_use(&watched);
         let peaks = vec![0.0; watched.len()];
         Self { watched, before, peaks }
     }
 
-    /// Keeps an eye on memory until it is dropped.
-    pub(crate) async fn look<T>(&mut self) -> T {
+    /// Samples memory until it is dropped.
+    pub(crate) async fn sample_memory<T>(&mut self) -> T {
         loop {
             for (peak, watched) in self.peaks.iter_mut().zip(&self.watched) {
                 *peak = peak.max(rss_mib(watched.pid));
@@ -81,9 +81,9 @@ impl Watch {
         }
     }
 
-    /// What each has taken since.
+    /// The use of each since `new`.
     pub(crate) fn finish(self) -> Vec<Usage> {
-        let after = taken_by(&self.watched);
+        let after = resource_use(&self.watched);
         let per_second = rustix::param::clock_ticks_per_second() as f64;
         let both = self.before.into_iter().zip(after).zip(self.peaks);
         self.watched
@@ -99,17 +99,17 @@ impl Watch {
     }
 }
 
-fn taken_by(watched: &[Watched]) -> Vec<Taken> {
+fn resource_use(watched: &[WatchedProcess]) -> Vec<ResourceUse> {
     let children = children();
-    let taken = |watched: &Watched| Taken {
+    let of_process = |watched: &WatchedProcess| ResourceUse {
         ticks: cpu_ticks(watched.pid, &children).unwrap_or_default(),
         voluntary_switches: voluntary_switches(watched.pid, &children),
     };
-    watched.iter().map(taken).collect()
+    watched.iter().map(of_process).collect()
 }
 
-/// How often the threads of a process, and of all below it, have given up the processor by themselves. Those of threads and
-/// processes that have ended are not told any more.
+/// Voluntary context switches of the threads of a process and of its descendants. The kernel drops those of threads that
+/// have ended.
 fn voluntary_switches(pid: u32, children: &BTreeMap<u32, Vec<u32>>) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let of_thread = |thread: fs::DirEntry| {
@@ -117,8 +117,8 @@ fn voluntary_switches(pid: u32, children: &BTreeMap<u32, Vec<u32>>) -> u64 {
         let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or_default()
     };
-    let below = children.get(&pid).into_iter().flatten();
-    threads.map(of_thread).sum::<u64>() + below.map(|child| voluntary_switches(*child, children)).sum::<u64>()
+    let descendants = children.get(&pid).into_iter().flatten();
+    threads.map(of_thread).sum::<u64>() + descendants.map(|child| voluntary_switches(*child, children)).sum::<u64>()
 }
 
 /// Processes by parent.
@@ -133,16 +133,16 @@ fn children() -> BTreeMap<u32, Vec<u32>> {
     children
 }
 
-/// The ticks of CPU time of a process, of those that it has waited for, and of all below it.
+/// The CPU time in ticks of a process, of the children that it has waited for, and of its descendants.
 fn cpu_ticks(pid: u32, children: &BTreeMap<u32, Vec<u32>>) -> Option<u64> {
     // utime, stime, cutime and cstime.
     let own: u64 = stat(pid)?.get(11..15)?.iter().sum();
-    let below = children.get(&pid).into_iter().flatten();
-    Some(own + below.filter_map(|child| cpu_ticks(*child, children)).sum::<u64>())
+    let descendants = children.get(&pid).into_iter().flatten();
+    Some(own + descendants.filter_map(|child| cpu_ticks(*child, children)).sum::<u64>())
 }
 
-/// The fields of `/proc/<pid>/stat` after the name, counted from 0: 1 is the parent, 11 to 14 are CPU times. What is no
-/// number is 0.
+/// The fields of `/proc/<pid>/stat` after the name, counted from 0: 1 is the parent, 11 to 14 are CPU times. A field that
+/// is not a number is 0.
 fn stat(pid: u32) -> Option<Vec<u64>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -161,13 +161,13 @@ mod tests {
 
     #[test]
     fn sees_our_own_work_and_memory() {
-        let mut watch = Watch::new(vec![Watched::ourselves()]);
+        let mut watch = Watch::new(vec![WatchedProcess::own()]);
         let begin = std::time::Instant::now();
         let mut sum = 0_u64;
         while begin.elapsed() < Duration::from_millis(200) {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        smol::block_on(smol::future::or(watch.look::<()>(), async {
+        smol::block_on(smol::future::or(watch.sample_memory::<()>(), async {
             smol::Timer::after(Duration::from_millis(5)).await;
         }));
         let usage = watch.finish().remove(0);
@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn a_process_must_be_there() {
-        assert!("x=4294967295".parse::<Watched>().unwrap_err().contains("no process"));
-        assert!("1234".parse::<Watched>().unwrap_err().contains("NAME=PID"));
-        let own: Watched = format!("us={}", std::process::id()).parse().unwrap();
+        assert!("x=4294967295".parse::<WatchedProcess>().unwrap_err().contains("no process"));
+        assert!("1234".parse::<WatchedProcess>().unwrap_err().contains("NAME=PID"));
+        let own: WatchedProcess = format!("us={}", std::process::id()).parse().unwrap();
         assert_eq!(own.name, "us");
     }
 }

@@ -1,44 +1,44 @@
-//! What the user sees while it runs: one line a second on stderr.
+//! Progress of a run: one line a second on stderr.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use crate::pace::Pace;
+use crate::schedule::Schedule;
 
-/// How often a line is printed.
-const EVERY: Duration = Duration::from_secs(1);
+/// Time between two lines.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Counts of all clients, since the beginning.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    answered: AtomicU64,
+    succeeded: AtomicU64,
     failed: AtomicU64,
-    /// The longest latency since it was last looked at, in microseconds.
+    /// The longest latency since the last line, in microseconds.
     slowest: AtomicU64,
 }
 
 impl Progress {
     pub(crate) fn add(&self, latency: Duration, success: bool) {
-        let count = if success { &self.answered } else { &self.failed };
+        let count = if success { &self.succeeded } else { &self.failed };
         count.fetch_add(1, Ordering::Relaxed);
         self.slowest.fetch_max(latency.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Prints until it is dropped.
-    pub(crate) async fn show<T>(&self, pace: &Pace) -> T {
-        let (mut before, mut looked) = (0, Instant::now());
+    pub(crate) async fn report<T>(&self, schedule: &Schedule) -> T {
+        let (mut before, mut reported) = (0, Instant::now());
         loop {
-            smol::Timer::after(EVERY).await;
+            smol::Timer::after(REPORT_INTERVAL).await;
             let now = Instant::now();
-            let answered = self.answered.load(Ordering::Relaxed);
-            let rate = (answered - before) as f64 / now.duration_since(looked).as_secs_f64();
-            (before, looked) = (answered, now);
-            let what = if now < pace.measured_from() {
-                format!("warming up, {:>3} s left", pace.measured_from().duration_since(now).as_secs())
-            } else if now < pace.end() {
-                format!("measuring,  {:>3} s left", pace.end().duration_since(now).as_secs())
+            let succeeded = self.succeeded.load(Ordering::Relaxed);
+            let rate = (succeeded - before) as f64 / now.duration_since(reported).as_secs_f64();
+            (before, reported) = (succeeded, now);
+            let what = if now < schedule.measured_from() {
+                format!("warming up, {:>3} s left", schedule.measured_from().duration_since(now).as_secs())
+            } else if now < schedule.end() {
+                format!("measuring,  {:>3} s left", schedule.end().duration_since(now).as_secs())
             } else {
                 "finishing".to_owned()
             };

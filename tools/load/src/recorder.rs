@@ -1,4 +1,4 @@
-//! What is remembered of requests: latencies by action, and errors by kind.
+//! The results of requests: latencies by action, and errors by kind.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     scenario::Action,
-    target::{Answer, RequestError},
+    target::{RequestError, Response},
 };
 
 /// Latencies in microseconds with three digits, up to ten minutes.
@@ -34,7 +34,7 @@ impl Latencies {
         self.0.len()
     }
 
-    /// The figures, over so much time.
+    /// The summary; `over` is the time in which they were measured.
     pub(crate) fn summary(&self, over: Duration) -> Summary {
         let ms = |microseconds: u64| microseconds as f64 / 1e3;
         let quantile = |quantile| ms(self.0.value_at_quantile(quantile));
@@ -51,7 +51,7 @@ impl Latencies {
     }
 }
 
-/// The figures of some latencies.
+/// The count, rate and percentiles of some latencies.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Summary {
@@ -65,7 +65,7 @@ pub(crate) struct Summary {
     pub(crate) max_ms: f64,
 }
 
-/// What one client remembers.
+/// The results of one client, or of several merged ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
     pub(crate) by_action: BTreeMap<Action, Latencies>,
@@ -78,14 +78,14 @@ impl Recorder {
         Self { by_action: BTreeMap::new(), errors: BTreeMap::new() }
     }
 
-    /// Only successes have a latency: a fast refusal must not make the others look better.
-    pub(crate) fn add(&mut self, action: Action, latency: Duration, outcome: &Result<Answer, RequestError>) {
+    /// Adds a result. Only successes have a latency: a fast rejection must not make the others look better.
+    pub(crate) fn add(&mut self, action: Action, latency: Duration, outcome: &Result<Response, RequestError>) {
         let error = match outcome {
-            Ok(answer) if action.wants(answer.status) => {
+            Ok(response) if action.is_success(response.status) => {
                 self.by_action.entry(action).or_insert_with(Latencies::new).add(latency);
                 return;
             }
-            Ok(answer) => format!("{}: status {}", action.name(), answer.status.as_u16()),
+            Ok(response) => format!("{}: status {}", action.name(), response.status.as_u16()),
             Err(error) => format!("{}: {error}", action.name()),
         };
         self.add_errors(error, 1);
@@ -137,17 +137,17 @@ mod tests {
 
     #[test]
     fn failures_are_counted_by_kind_and_have_no_latency() {
-        let answer = |status| Ok(Answer { status, link: None, body: Bytes::new() });
+        let response = |status| Ok(Response { status, link: None, body: Bytes::new() });
         let mut one = Recorder::new();
-        one.add(Action::Create, Duration::from_millis(5), &answer(StatusCode::CREATED));
-        one.add(Action::Create, Duration::from_millis(1), &answer(StatusCode::SERVICE_UNAVAILABLE));
+        one.add(Action::Create, Duration::from_millis(5), &response(StatusCode::CREATED));
+        one.add(Action::Create, Duration::from_millis(1), &response(StatusCode::SERVICE_UNAVAILABLE));
         let mut two = Recorder::new();
-        two.add(Action::Create, Duration::from_millis(1), &answer(StatusCode::SERVICE_UNAVAILABLE));
+        two.add(Action::Create, Duration::from_millis(1), &response(StatusCode::SERVICE_UNAVAILABLE));
         two.add(Action::Read, Duration::from_secs(10), &Err(RequestError::Timeout));
         one.merge(two);
         assert_eq!(one.all().summary(Duration::from_secs(1)).count, 1);
         assert_eq!(one.errors["create: status 503"], 2);
-        assert_eq!(one.errors["read: no answer in time"], 1);
+        assert_eq!(one.errors["read: no response in time"], 1);
         assert_eq!(one.failed(), 3);
     }
 }

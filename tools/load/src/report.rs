@@ -15,7 +15,7 @@ use crate::{
     scenario::Action,
 };
 
-/// What was measured, how and where.
+/// The result of a run, with the parameters and the machine.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
@@ -23,14 +23,14 @@ pub(crate) struct Report {
     version: &'static str,
     machine: Machine,
     url: String,
-    /// What was asked.
+    /// The scenario, or the path.
     scenario: String,
     /// `closed`, or `open` with its rate.
     loop_kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<f64>,
     connections: u16,
-    /// Patients that were there before.
+    /// Existing patients that were read.
     known_patients: usize,
     warm_up_seconds: f64,
     measured_seconds: f64,
@@ -43,7 +43,7 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<Applied>,
     processes: Vec<Usage>,
-    /// By how much the numbers of `--counters` have grown.
+    /// The growth of the counters of `--counters`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     counters: Counters,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Applied {
     pub(crate) latency: Summary,
     /// Patients whose event was not applied in time.
     pub(crate) missing: u64,
-    /// From the last answer of the run until the last event was applied.
+    /// From the last response of the run until the last event was applied.
     pub(crate) after_the_end_ms: f64,
 }
 
@@ -98,7 +98,7 @@ impl Report {
         }
     }
 
-    /// Whether there was an answer as wanted.
+    /// Whether any request succeeded.
     pub(crate) fn succeeded(&self) -> bool {
         self.all.count > 0
     }
@@ -137,8 +137,8 @@ impl fmt::Display for Report {
             row("applied", &applied.latency)?;
             writeln!(
                 f,
-                "\nThe last event was applied {:.0} ms after the last answer; {} were not applied in time.\n\
-                 (applied: from POST until analytics shows it, looked at every {} ms)",
+                "\nThe last event was applied {:.0} ms after the last response; {} were not applied in time.\n\
+                 (applied: from POST until analytics-service has applied the event, polled every {} ms)",
                 applied.after_the_end_ms,
                 applied.missing,
                 POLL_INTERVAL.as_millis()

@@ -1,4 +1,4 @@
-//! One run: prepare, load, put together.
+//! One run: prepares the clients, sends the load, and merges the results.
 
 use std::{
     sync::Arc,
@@ -12,35 +12,34 @@ use uuid::Uuid;
 use crate::{
     Outcome,
     counters::{self, Counters},
-    event_latency::Follower,
+    event_latency::EventFollower,
     options::Options,
-    pace::Pace,
-    processes::{Usage, Watch, Watched},
+    processes::{Usage, Watch, WatchedProcess},
     progress::Progress,
     recorder::{Latencies, Recorder},
     report::{Applied, Report},
     scenario::{Client, Scenario},
+    schedule::Schedule,
     target::{Connection, Target},
 };
 
 /// Time after the end for events to be applied.
 const APPLY_LIMIT: Duration = Duration::from_secs(60);
-/// A client whose request failed in a closed loop waits so long, so that a service that is gone is not asked a million
-/// times.
+/// Pause of a client after a failed request, so that a closed loop does not spin on a refused connection.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
-/// What one client did.
-struct Done {
+/// The result of one client.
+struct ClientResult {
     recorder: Recorder,
-    /// Patients that it made while it was measured, with the time from which their latency counts.
+    /// Patients that it created during the measurement, each with the scheduled start of its request.
     created: Vec<(Uuid, Instant)>,
-    last_answer: Instant,
+    last_response: Instant,
 }
 
-/// Measures.
+/// Runs the load and measures.
 ///
 /// # Errors
-/// If it cannot begin.
+/// If the run cannot start.
 pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Report> {
     let run = options.run();
     let target = Arc::new(Target::resolve(&run.url).await?);
@@ -52,7 +51,7 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
     let follower = match (&run.kafka, &run.analytics) {
         (Some(kafka), Some(analytics)) => {
             let analytics = Arc::new(Target::resolve(analytics).await?);
-            Some(Follower::start(kafka.clone(), &run.topic, analytics).await?)
+            Some(EventFollower::start(kafka.clone(), &run.topic, analytics).await?)
         }
         _ => None,
     };
@@ -70,14 +69,14 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
         prepared.push(client.await?);
     }
 
-    let pace = Arc::new(Pace::new(options.rate(), run.warm_up, run.duration, run.limit, shutdown.clone()));
+    let schedule = Arc::new(Schedule::new(options.rate(), run.warm_up, run.duration, run.limit, shutdown.clone()));
     let progress = Arc::<Progress>::default();
     let clients: Vec<_> = prepared
         .into_iter()
-        .map(|(client, connection)| runtime::spawn(work(client, connection, pace.clone(), progress.clone())))
+        .map(|(client, connection)| runtime::spawn(run_client(client, connection, schedule.clone(), progress.clone())))
         .collect();
-    let watched = run.watch.iter().cloned().chain([Watched::ourselves()]).collect();
-    let usage = runtime::spawn(watch(watched, run.counters.clone(), pace.clone(), shutdown.clone()));
+    let watched = run.watch.iter().cloned().chain([WatchedProcess::own()]).collect();
+    let usage = runtime::spawn(measure_usage(watched, run.counters.clone(), schedule.clone(), shutdown.clone()));
     let work = async {
         let mut done = Vec::new();
         for client in clients {
@@ -85,31 +84,31 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
         }
         done
     };
-    let done = if run.quiet { work.await } else { or(work, progress.show(&pace)).await };
+    let done = if run.quiet { work.await } else { or(work, progress.report(&schedule)).await };
 
     let mut recorder = Recorder::new();
     let mut created = Vec::new();
-    let last_answer = done.iter().map(|done| done.last_answer).max().unwrap_or_else(Instant::now);
+    let last_response = done.iter().map(|done| done.last_response).max().unwrap_or_else(Instant::now);
     for client in done {
         recorder.merge(client.recorder);
         created.extend(client.created);
     }
-    if let Some(intended) = pace.intended() {
+    if let Some(intended) = schedule.intended() {
         let begun = recorder.all().count() + recorder.failed();
         if intended > begun {
             recorder.add_errors("never sent: every connection was busy".to_owned(), intended - begun);
         }
     }
-    let measured = last_answer.min(pace.end()).saturating_duration_since(pace.measured_from());
+    let measured = last_response.min(schedule.end()).saturating_duration_since(schedule.measured_from());
     let applied = match follower {
-        Some(follower) => Some(applied(follower, &created, last_answer, measured).await?),
+        Some(follower) => Some(event_latency(follower, &created, last_response, measured).await?),
         None => None,
     };
     let (usage, counted) = usage.await?;
     Ok(Report::new(&options, scenario.known(), measured, &recorder, applied, usage, counted))
 }
 
-/// Has a client make so many patients, which it may change then.
+/// Has a client create `patients` patients, for it to update or delete.
 async fn prepare(
     mut client: Client,
     mut connection: Connection,
@@ -118,26 +117,31 @@ async fn prepare(
     while client.own() < patients {
         let request = client.create();
         let outcome = connection.send(request.method.clone(), &request.path, request.body.clone()).await;
-        if client.learn(&request, &outcome).is_none() {
-            let why = outcome.map_or_else(|error| error.to_string(), |answer| format!("status {}", answer.status));
-            return Err(format!("POST {}, before it begins: {why}", request.path));
+        if client.record(&request, &outcome).is_none() {
+            let why = outcome.map_or_else(|error| error.to_string(), |response| format!("status {}", response.status));
+            return Err(format!("POST {}, before the run: {why}", request.path));
         }
     }
     Ok((client, connection))
 }
 
-/// Sends requests, one after the other, until the end.
-async fn work(mut client: Client, mut connection: Connection, pace: Arc<Pace>, progress: Arc<Progress>) -> Done {
-    let mut done = Done { recorder: Recorder::new(), created: Vec::new(), last_answer: Instant::now() };
-    while let Some(intended) = pace.next().await {
+/// Sends requests one after the other until the end of the run.
+async fn run_client(
+    mut client: Client,
+    mut connection: Connection,
+    schedule: Arc<Schedule>,
+    progress: Arc<Progress>,
+) -> ClientResult {
+    let mut done = ClientResult { recorder: Recorder::new(), created: Vec::new(), last_response: Instant::now() };
+    while let Some(intended) = schedule.next().await {
         let request = client.next();
         let outcome = connection.send(request.method.clone(), &request.path, request.body.clone()).await;
-        done.last_answer = Instant::now();
-        let latency = done.last_answer.duration_since(intended);
-        let success = outcome.as_ref().is_ok_and(|answer| request.action.wants(answer.status));
+        done.last_response = Instant::now();
+        let latency = done.last_response.duration_since(intended);
+        let success = outcome.as_ref().is_ok_and(|response| request.action.is_success(response.status));
         progress.add(latency, success);
-        let patient = client.learn(&request, &outcome);
-        if pace.counts(intended) {
+        let patient = client.record(&request, &outcome);
+        if schedule.counts(intended) {
             done.recorder.add(request.action, latency, &outcome);
             done.created.extend(patient.map(|patient| (patient, intended)));
         }
@@ -148,29 +152,29 @@ async fn work(mut client: Client, mut connection: Connection, pace: Arc<Pace>, p
     done
 }
 
-/// What the processes took while it was measured, and by how much the counters have grown.
-async fn watch(
-    watched: Vec<Watched>,
+/// CPU time and memory of the processes during the measurement, and the growth of the counters.
+async fn measure_usage(
+    watched: Vec<WatchedProcess>,
     counters: Option<String>,
-    pace: Arc<Pace>,
+    schedule: Arc<Schedule>,
     shutdown: Shutdown,
 ) -> Result<(Vec<Usage>, Counters), String> {
-    shutdown.run_until_stopped(smol::Timer::at(pace.measured_from())).await;
+    shutdown.run_until_stopped(smol::Timer::at(schedule.measured_from())).await;
     let before = counters::read(counters.as_deref()).await?;
     let mut watch = Watch::new(watched);
     let end = async {
-        shutdown.run_until_stopped(smol::Timer::at(pace.end())).await;
+        shutdown.run_until_stopped(smol::Timer::at(schedule.end())).await;
     };
-    or(watch.look(), end).await;
+    or(watch.sample_memory(), end).await;
     let usage = watch.finish();
     Ok((usage, counters::growth(&before, &counters::read(counters.as_deref()).await?)))
 }
 
-/// How long the events of these patients took to be applied.
-async fn applied(
-    follower: Follower,
+/// The latency of the events of these patients.
+async fn event_latency(
+    follower: EventFollower,
     created: &[(Uuid, Instant)],
-    last_answer: Instant,
+    last_response: Instant,
     measured: Duration,
 ) -> Result<Applied, String> {
     let times = follower.finish(created.iter().map(|(patient, _)| *patient), APPLY_LIMIT).await?;
@@ -180,10 +184,10 @@ async fn applied(
             latencies.add(applied.saturating_duration_since(*begun));
         }
     }
-    let last = times.values().max().copied().unwrap_or(last_answer);
+    let last = times.values().max().copied().unwrap_or(last_response);
     Ok(Applied {
         latency: latencies.summary(measured),
         missing: (created.len() - times.len()) as u64,
-        after_the_end_ms: last.saturating_duration_since(last_answer).as_secs_f64() * 1e3,
+        after_the_end_ms: last.saturating_duration_since(last_response).as_secs_f64() * 1e3,
     })
 }

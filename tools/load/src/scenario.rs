@@ -1,7 +1,7 @@
-//! What is asked of the service: a mix of actions on patients.
+//! The requests: a mix of actions on patients.
 //!
-//! Patients that were there before are only read. What a client updates and deletes it has made itself, so that no two
-//! clients get in each other's way, and a registry in use keeps its data.
+//! Existing patients are only read. A client updates and deletes patients that it has created itself, so that no two
+//! clients conflict, and a registry in use keeps its data.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -12,17 +12,17 @@ use uuid::Uuid;
 
 use crate::{
     options::Mix,
-    target::{Answer, Connection, RequestError},
+    target::{Connection, RequestError, Response},
 };
 
-/// Own patients that a client remembers; older ones stay in the registry.
-const REMEMBERED: usize = 10_000;
-/// Patients in one part of the list when known ones are looked for.
-const PART: usize = 1000;
-/// Patients in one part of the list when the list is what is measured.
-const LISTED: usize = 20;
+/// Most own patients of a client; it forgets the oldest, which stay in the registry.
+const MAX_OWN: usize = 10_000;
+/// Page size of the list when existing patients are looked up.
+const PAGE_SIZE: usize = 1000;
+/// Page size of the list when the list is measured.
+const LIST_SIZE: usize = 20;
 
-/// What one request is for.
+/// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Action {
     Create,
@@ -47,24 +47,24 @@ impl Action {
         }
     }
 
-    /// Whether a status is the one that is wanted. Implementations differ in which 2xx they choose.
-    pub(crate) fn wants(self, status: StatusCode) -> bool {
+    /// Whether the status means success. Implementations differ in which 2xx they choose.
+    pub(crate) fn is_success(self, status: StatusCode) -> bool {
         status.is_success()
     }
 }
 
-/// What all clients of a run share.
+/// The workload of a run, shared by its clients.
 #[derive(Debug)]
 pub(crate) struct Scenario {
-    what: What,
-    /// Patients that may be read.
+    workload: Workload,
+    /// Existing patients, which are read.
     known: Vec<Uuid>,
-    /// Makes emails of this run differ from those of others.
+    /// Distinguishes the emails of this run from those of other runs.
     run: u64,
 }
 
 #[derive(Debug)]
-enum What {
+enum Workload {
     Mix(Mix),
     Path(String),
 }
@@ -80,63 +80,64 @@ pub(crate) struct Request {
 }
 
 #[derive(Deserialize)]
-struct HasId {
+struct PatientId {
     id: Uuid,
 }
 
 impl Scenario {
     /// GET of one path, over and over.
     pub(crate) fn path(path: String) -> Self {
-        Self { what: What::Path(path), known: Vec::new(), run: 0 }
+        Self { workload: Workload::Path(path), known: Vec::new(), run: 0 }
     }
 
-    /// A mix of actions. Looks for patients that are there, at most `most`.
+    /// A mix of actions. Looks for patients that are there, .
     ///
     /// # Errors
-    /// If the service does not answer the list as the contract says.
-    pub(crate) async fn mix(mix: Mix, connection: &mut Connection, most: usize) -> Result<Self, String> {
-        let known = if matches!(mix, Mix::Mixed | Mix::Read) { find(connection, most).await? } else { Vec::new() };
-        Ok(Self { what: What::Mix(mix), known, run: fastrand::u64(..) })
+    /// If the service does not list its patients as the contract says.
+    pub(crate) async fn mix(mix: Mix, connection: &mut Connection, limit: usize) -> Result<Self, String> {
+        let known =
+            if matches!(mix, Mix::Mixed | Mix::Read) { find_patients(connection, limit).await? } else { Vec::new() };
+        Ok(Self { workload: Workload::Mix(mix), known, run: fastrand::u64(..) })
     }
 
-    /// How many patients were found.
+    /// The number of existing patients.
     pub(crate) fn known(&self) -> usize {
         self.known.len()
     }
 }
 
-/// Ids of patients from the list, part by part as far as it has parts.
-async fn find(connection: &mut Connection, most: usize) -> Result<Vec<Uuid>, String> {
+/// Ids of patients from the list, page by page.
+async fn find_patients(connection: &mut Connection, limit: usize) -> Result<Vec<Uuid>, String> {
     let mut found = Vec::new();
-    let mut path = Some(format!("/patients?limit={PART}"));
-    while let Some(current) = path.take().filter(|_| found.len() < most) {
+    let mut path = Some(format!("/patients?limit={PAGE_SIZE}"));
+    while let Some(current) = path.take().filter(|_| found.len() < limit) {
         let failed = |why: String| format!("GET {current}: {why}");
-        let answer = connection.send(Method::GET, &current, None).await;
-        let answer = answer.map_err(|error| failed(error.to_string()))?;
-        if !answer.status.is_success() {
-            return Err(failed(format!("status {}", answer.status)));
+        let response = connection.send(Method::GET, &current, None).await;
+        let response = response.map_err(|error| failed(error.to_string()))?;
+        if !response.status.is_success() {
+            return Err(failed(format!("status {}", response.status)));
         }
-        let part: Vec<HasId> = serde_json::from_slice(&answer.body)
+        let page: Vec<PatientId> = serde_json::from_slice(&response.body)
             .map_err(|error| failed(format!("expected an array of patients, each with an id: {error}")))?;
-        found.extend(part.into_iter().map(|patient| patient.id));
-        path = answer.link.as_deref().and_then(next).map(str::to_owned);
+        found.extend(page.into_iter().map(|patient| patient.id));
+        path = response.link.as_deref().and_then(next_page).map(str::to_owned);
     }
-    found.truncate(most);
+    found.truncate(limit);
     Ok(found)
 }
 
-/// The path of the next part in a `Link` header.
-fn next(link: &str) -> Option<&str> {
+/// The path of the next page in a `Link` header.
+fn next_page(link: &str) -> Option<&str> {
     let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
     parameters.contains("rel=\"next\"").then_some(target).filter(|target| target.starts_with('/'))
 }
 
-/// One of the clients: chooses its next request and learns from the answers.
+/// A client: chooses its next request, and keeps track of the patients that it has created.
 #[derive(Debug)]
 pub(crate) struct Client {
     scenario: Arc<Scenario>,
     number: usize,
-    made: u64,
+    created: u64,
     /// Patients of its own, oldest first.
     own: VecDeque<Uuid>,
     random: fastrand::Rng,
@@ -144,29 +145,29 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(scenario: Arc<Scenario>, number: usize) -> Self {
-        Self { scenario, number, made: 0, own: VecDeque::new(), random: fastrand::Rng::new() }
+        Self { scenario, number, created: 0, own: VecDeque::new(), random: fastrand::Rng::new() }
     }
 
     /// The next request.
     pub(crate) fn next(&mut self) -> Request {
-        let wanted = match &self.scenario.what {
-            What::Path(path) => return plain(Action::Get, path.clone(), None),
-            What::Mix(Mix::Mixed) => match self.random.u8(0..100) {
+        let action = match &self.scenario.workload {
+            Workload::Path(path) => return plain(Action::Get, path.clone(), None),
+            Workload::Mix(Mix::Mixed) => match self.random.u8(0..100) {
                 0..40 => Action::Read,
                 40..55 => Action::List,
                 55..80 => Action::Create,
                 80..92 => Action::Update,
                 _ => Action::Delete,
             },
-            What::Mix(Mix::Create) => Action::Create,
-            What::Mix(Mix::Read) => Action::Read,
-            What::Mix(Mix::List) => Action::List,
-            What::Mix(Mix::Update) => Action::Update,
-            What::Mix(Mix::Delete) => Action::Delete,
+            Workload::Mix(Mix::Create) => Action::Create,
+            Workload::Mix(Mix::Read) => Action::Read,
+            Workload::Mix(Mix::List) => Action::List,
+            Workload::Mix(Mix::Update) => Action::Update,
+            Workload::Mix(Mix::Delete) => Action::Delete,
         };
-        // Where there is no patient yet, one is made.
-        match wanted {
-            Action::List => plain(Action::List, format!("/patients?limit={LISTED}"), None),
+        // Without a patient, it creates one.
+        match action {
+            Action::List => plain(Action::List, format!("/patients?limit={LIST_SIZE}"), None),
             Action::Read => match self.any() {
                 Some(id) => plain(Action::Read, format!("/patients/{id}"), Some(id)),
                 None => self.create(),
@@ -185,25 +186,25 @@ impl Client {
         }
     }
 
-    /// The patients that this client should have before it begins, of all that the clients should have together.
+    /// How many patients this client creates before the run: its share of those of all clients.
     pub(crate) fn share(&self, own: usize, clients: usize) -> usize {
-        let is_wanted = matches!(self.scenario.what, What::Mix(Mix::Update | Mix::Delete));
-        if is_wanted { own.div_ceil(clients) } else { 0 }
+        let needs_patients = matches!(self.scenario.workload, Workload::Mix(Mix::Update | Mix::Delete));
+        if needs_patients { own.div_ceil(clients) } else { 0 }
     }
 
-    /// How many patients of its own it knows.
+    /// The number of its own patients.
     pub(crate) fn own(&self) -> usize {
         self.own.len()
     }
 
-    /// Remembers what an answer says; gives the patient that it made.
-    pub(crate) fn learn(&mut self, request: &Request, answer: &Result<Answer, RequestError>) -> Option<Uuid> {
-        let answer = answer.as_ref().ok().filter(|answer| answer.status.is_success());
-        match (request.action, answer) {
-            (Action::Create, Some(answer)) => {
-                let HasId { id } = serde_json::from_slice(&answer.body).ok()?;
+    /// Records the response to a request; returns the patient if it created one.
+    pub(crate) fn record(&mut self, request: &Request, response: &Result<Response, RequestError>) -> Option<Uuid> {
+        let response = response.as_ref().ok().filter(|response| response.status.is_success());
+        match (request.action, response) {
+            (Action::Create, Some(response)) => {
+                let PatientId { id } = serde_json::from_slice(&response.body).ok()?;
                 self.own.push_back(id);
-                if self.own.len() > REMEMBERED {
+                if self.own.len() > MAX_OWN {
                     self.own.pop_front();
                 }
                 Some(id)
@@ -216,9 +217,9 @@ impl Client {
         }
     }
 
-    /// A request that makes a patient.
+    /// A request that creates a patient.
     pub(crate) fn create(&mut self) -> Request {
-        self.made += 1;
+        self.created += 1;
         self.write(Action::Create, Method::POST, "/patients".to_owned(), None)
     }
 
@@ -227,7 +228,7 @@ impl Client {
         let mut pick = |words: &'static [&'static str]| words[random.usize(..words.len())];
         let (first, last, street) = (pick(&FIRST_NAMES), pick(&LAST_NAMES), pick(&STREETS));
         let email = match patient {
-            None => format!("{:016x}.{}.{}@example.org", self.scenario.run, self.number, self.made),
+            None => format!("{:016x}.{}.{}@example.org", self.scenario.run, self.number, self.created),
             Some(id) => format!("{}@example.org", id.simple()),
         };
         let body = format!(
@@ -244,7 +245,7 @@ impl Client {
         Request { action, method, path, body: Some(body.into()), patient }
     }
 
-    /// A patient that may be read.
+    /// Any existing or own patient.
     fn any(&mut self) -> Option<Uuid> {
         let (known, own) = (self.scenario.known.len(), self.own.len());
         match known + own {
@@ -279,12 +280,12 @@ mod tests {
     use super::*;
 
     fn client(mix: Mix, known: Vec<Uuid>) -> Client {
-        Client::new(Arc::new(Scenario { what: What::Mix(mix), known, run: 7 }), 3)
+        Client::new(Arc::new(Scenario { workload: Workload::Mix(mix), known, run: 7 }), 3)
     }
 
-    fn created(id: Uuid) -> Result<Answer, RequestError> {
+    fn created(id: Uuid) -> Result<Response, RequestError> {
         let body = format!("{{\"id\":\"{id}\",\"name\":\"x\"}}").into();
-        Ok(Answer { status: StatusCode::CREATED, link: None, body })
+        Ok(Response { status: StatusCode::CREATED, link: None, body })
     }
 
     #[test]
@@ -295,7 +296,7 @@ mod tests {
         for _ in 0..rounds {
             let request = client.next();
             *counts.entry(request.action).or_default() += 1;
-            client.learn(&request, &created(Uuid::now_v7()));
+            client.record(&request, &created(Uuid::now_v7()));
         }
         for (action, percent) in [
             (Action::Read, 40.0),
@@ -323,7 +324,7 @@ mod tests {
                 }
             }
             let id = Uuid::now_v7();
-            if client.learn(&request, &created(id)).is_some() {
+            if client.record(&request, &created(id)).is_some() {
                 own.push(id);
             }
         }
@@ -343,9 +344,9 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_next_part() {
-        assert_eq!(next("</patients?cursor=x>; rel=\"next\""), Some("/patients?cursor=x"));
-        assert_eq!(next("</patients>; rel=\"prev\""), None);
-        assert_eq!(next("<http://elsewhere/patients>; rel=\"next\""), None);
+    fn finds_the_next_page() {
+        assert_eq!(next_page("</patients?cursor=x>; rel=\"next\""), Some("/patients?cursor=x"));
+        assert_eq!(next_page("</patients>; rel=\"prev\""), None);
+        assert_eq!(next_page("<http://elsewhere/patients>; rel=\"next\""), None);
     }
 }

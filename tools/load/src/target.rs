@@ -3,7 +3,7 @@
 //! It is hyper's client connection on smol, as libs/web has hyper's server connection. surf, our client elsewhere, costs
 //! nearly one and a half times its CPU a request, which a generator that shares the machine would take from what it
 //! measures: 14.6 against 10.1 µs, 60,000 against 77,000 requests/s with 64 connections on one thread
-//! (`cargo run --release -p load --example clients`). It also tells a refused connection from a broken one.
+//! (`cargo run --release -p load --example clients`). It also distinguishes a refused connection from a broken one.
 
 use std::{
     fmt, io,
@@ -51,9 +51,9 @@ impl Target {
     }
 }
 
-/// A whole answer.
+/// A response with its whole body.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Response {
     /// Its status.
     pub status: StatusCode,
     /// Its `Link` header, if there is one.
@@ -62,14 +62,14 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestError {
     /// The connection was refused or could not be made.
     Connect,
-    /// It did not come in time.
+    /// There was no response in time.
     Timeout,
-    /// The connection ended or what came was no HTTP.
+    /// The connection ended, or the response was not HTTP.
     Broken,
 }
 
@@ -77,22 +77,22 @@ impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connect => "cannot connect",
-            Self::Timeout => "no answer in time",
+            Self::Timeout => "no response in time",
             Self::Broken => "connection broken",
         })
     }
 }
 
-/// A connection that is made when it is needed, and made anew after it has failed or the service has closed it.
+/// A connection that opens at the first request, and again after it has failed or the service has closed it.
 pub struct Connection {
     target: Arc<Target>,
     limit: Duration,
-    open: Option<Open>,
+    open: Option<OpenConnection>,
 }
 
-struct Open {
+struct OpenConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// Moves the bytes. It is polled together with whatever waits for them, without a task of its own.
+    /// Performs the I/O. It is polled together with the request, without a task of its own.
     driver: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -102,11 +102,11 @@ impl Connection {
         Self { target, limit, open: None }
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
     /// # Errors
-    /// If there is none in time; then the connection is given up.
-    pub async fn send(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, RequestError> {
+    /// If there is none in time; then the connection is closed.
+    pub async fn send(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Response, RequestError> {
         let limit = self.limit;
         let result = timeout(limit, self.attempt(method, path, body)).await.unwrap_or(Err(RequestError::Timeout));
         if result.is_err() {
@@ -115,7 +115,7 @@ impl Connection {
         result
     }
 
-    async fn attempt(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answer, RequestError> {
+    async fn attempt(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Response, RequestError> {
         let Target { host, prefix, .. } = &*self.target;
         let mut request = Request::builder()
             .method(method)
@@ -127,21 +127,21 @@ impl Connection {
         }
         let request = request.body(Full::new(body.unwrap_or_default())).map_err(|_| RequestError::Broken)?;
         let open = self.open().await?;
-        let answer = async {
+        let exchange = async {
             let response = open.sender.send_request(request).await?;
             let (parts, body) = response.into_parts();
             let link = parts.headers.get(header::LINK).and_then(|link| link.to_str().ok()).map(str::to_owned);
             let body = body.collect().await?.to_bytes();
-            Ok::<_, hyper::Error>(Answer { status: parts.status, link, body })
+            Ok::<_, hyper::Error>(Response { status: parts.status, link, body })
         };
-        match drive(&mut open.driver, answer).await {
-            Some(Ok(answer)) => Ok(answer),
+        match drive(&mut open.driver, exchange).await {
+            Some(Ok(response)) => Ok(response),
             Some(Err(_)) | None => Err(RequestError::Broken),
         }
     }
 
-    /// The open connection, or a new one if the service has closed it since the last answer.
-    async fn open(&mut self) -> Result<&mut Open, RequestError> {
+    /// The open connection, or a new one if the service has closed it since the last response.
+    async fn open(&mut self) -> Result<&mut OpenConnection, RequestError> {
         let usable = match &mut self.open {
             Some(open) => matches!(drive(&mut open.driver, open.sender.ready()).await, Some(Ok(()))),
             None => false,
@@ -155,21 +155,21 @@ impl Connection {
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<Open> {
+async fn connect(address: SocketAddr) -> io::Result<OpenConnection> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let handshake = http1::handshake(FuturesIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(io::Error::other)?;
-    // How it ended, the request on it says.
+    // The request on it reports how it ended.
     let driver = Box::pin(async { drop(connection.await) });
-    Ok(Open { sender, driver })
+    Ok(OpenConnection { sender, driver })
 }
 
-/// The result of `work`, with the connection's bytes moved meanwhile; none if the connection ends before.
+/// The result of `work`, while the connection's I/O is performed; none if the connection ends before.
 async fn drive<T>(driver: &mut Pin<Box<dyn Future<Output = ()> + Send>>, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     std::future::poll_fn(|context| {
-        // First what makes work for the connection, then the connection, then what the connection brought.
+        // The request first, which may have bytes to send; then the I/O; then the request again for what it has received.
         if let Poll::Ready(result) = work.as_mut().poll(context) {
             return Poll::Ready(Some(result));
         }

@@ -17,13 +17,13 @@ use serde_json::{Value as Json, json};
 use tide::{Request, Response, StatusCode};
 use web::{Problem, Router, Server, Settings};
 
-/// The longest answer of a registry that stalls once.
+/// How long a registry stalls, once.
 const STALL: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Default)]
 struct Registry {
     patients: Arc<Mutex<BTreeMap<String, Json>>>,
-    /// Requests by method, and by whether they were refused.
+    /// Requests by method, and by whether they were rejected.
     requests: Arc<Mutex<BTreeMap<String, u64>>>,
     stall: Arc<AtomicBool>,
 }
@@ -71,11 +71,11 @@ async fn read(request: Request<Registry>) -> Result<Response, Problem> {
 
 async fn delete(request: Request<Registry>) -> Result<Response, Problem> {
     request.state().count("delete");
-    let gone = request.state().patients.lock().unwrap().remove(request.param("id").unwrap());
-    gone.map(|_| web::no_content()).ok_or_else(|| Problem::not_found("no"))
+    let deleted = request.state().patients.lock().unwrap().remove(request.param("id").unwrap());
+    deleted.map(|_| web::no_content()).ok_or_else(|| Problem::not_found("no"))
 }
 
-async fn refuse(_: Request<Registry>) -> Result<Response, Problem> {
+async fn reject(_: Request<Registry>) -> Result<Response, Problem> {
     Err(Problem::unavailable("never", Duration::from_secs(1)))
 }
 
@@ -99,7 +99,7 @@ fn with_registry<T>(registry: &Registry, work: impl FnOnce(&str) -> T) -> T {
         .get("/patients/:id", read)
         .put("/patients/:id", update)
         .delete("/patients/:id", delete)
-        .get("/refused", refuse)
+        .get("/rejected", reject)
         .build();
     thread::scope(|scope| {
         // Also when `work` panics: the scope waits for the server.
@@ -109,7 +109,7 @@ fn with_registry<T>(registry: &Registry, work: impl FnOnce(&str) -> T) -> T {
     })
 }
 
-/// Runs `load` and gives its report.
+/// Runs `load` and returns its report.
 fn load(arguments: &[&str]) -> Json {
     let directory = testbed::Scratch::new().unwrap();
     let report = directory.path().join("report.json");
@@ -175,11 +175,11 @@ fn an_open_loop_counts_the_wait_of_late_requests() {
 #[test]
 fn failures_are_reported_by_kind() {
     let report = with_registry(&Registry::default(), |url| {
-        load(&["closed", url, "--path", "/refused", "-d", "200ms", "-w", "0s", "-c", "2"])
+        load(&["closed", url, "--path", "/rejected", "-d", "200ms", "-w", "0s", "-c", "2"])
     });
     assert!(report["errors"]["get: status 503"].as_u64() > Some(0), "{report}");
     assert_eq!(report["all"]["count"], 0);
-    let nobody = format!("http://127.0.0.1:{}", testbed::ports::free());
-    let report = load(&["closed", &nobody, "--path", "/", "-d", "200ms", "-w", "0s", "-c", "2"]);
+    let closed = format!("http://127.0.0.1:{}", testbed::ports::free());
+    let report = load(&["closed", &closed, "--path", "/", "-d", "200ms", "-w", "0s", "-c", "2"]);
     assert!(report["errors"]["get: cannot connect"].as_u64() > Some(0), "{report}");
 }

@@ -1,4 +1,4 @@
-//! When requests begin.
+//! The schedule of requests.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,56 +7,56 @@ use std::{
 
 use runtime::Shutdown;
 
-/// The plan of a run: it warms up, then it is measured, then it ends.
+/// The schedule of a run: warm-up, measurement, end.
 #[derive(Debug)]
-pub(crate) struct Pace {
-    kind: Kind,
+pub(crate) struct Schedule {
+    kind: LoopKind,
     begin: Instant,
     measured_from: Instant,
     end: Instant,
-    /// When requests that should have begun by `end` are given up.
-    give_up: Instant,
+    /// When requests that should have started by `end` are given up.
+    deadline: Instant,
     shutdown: Shutdown,
 }
 
 #[derive(Debug)]
-enum Kind {
-    /// A client sends when it has the last answer.
+enum LoopKind {
+    /// A client sends its next request when it has the response to the last one.
     Closed,
-    /// Request n should begin n / rate after the beginning, whoever is free to send it.
+    /// Request n starts n / rate after the beginning, on any free client.
     Open { rate: f64, next: AtomicU64 },
 }
 
-impl Pace {
-    /// Begins now. With a rate, requests begin at that rate, else as soon as a client is free. Requests that could not
-    /// begin on time are made up for until `patience` after the end.
+impl Schedule {
+    /// Starts now. With a rate, requests start at that rate, else as soon as a client is free. Requests that could not
+    /// start on time are sent until `grace` after the end.
     pub(crate) fn new(
         rate: Option<f64>,
         warm_up: Duration,
         duration: Duration,
-        patience: Duration,
+        grace: Duration,
         shutdown: Shutdown,
     ) -> Self {
-        let kind = rate.map_or(Kind::Closed, |rate| Kind::Open { rate, next: AtomicU64::new(0) });
+        let kind = rate.map_or(LoopKind::Closed, |rate| LoopKind::Open { rate, next: AtomicU64::new(0) });
         let begin = Instant::now();
         let measured_from = begin + warm_up;
         let end = measured_from + duration;
-        Self { kind, begin, measured_from, end, give_up: end + patience, shutdown }
+        Self { kind, begin, measured_from, end, deadline: end + grace, shutdown }
     }
 
-    /// Waits until the next request should begin, and gives that time. It may have passed already: then every client was
-    /// busy, and the request counts from when it should have begun. None after the end.
+    /// Waits until the scheduled start of the next request and returns that time. If it has passed, every client was busy,
+    /// and the latency of the request counts from its scheduled start. None after the end.
     pub(crate) async fn next(&self) -> Option<Instant> {
         let now = Instant::now();
         if self.shutdown.is_triggered() {
             return None;
         }
         match &self.kind {
-            Kind::Closed => (now < self.end).then_some(now),
-            Kind::Open { rate, next } => {
+            LoopKind::Closed => (now < self.end).then_some(now),
+            LoopKind::Open { rate, next } => {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let intended = self.begin + Duration::from_secs_f64(number as f64 / rate);
-                if intended >= self.end || now >= self.give_up {
+                if intended >= self.end || now >= self.deadline {
                     return None;
                 }
                 if intended > now {
@@ -67,26 +67,26 @@ impl Pace {
         }
     }
 
-    /// Whether a request that should begin then counts.
+    /// Whether a request with this scheduled start is measured.
     pub(crate) fn counts(&self, intended: Instant) -> bool {
         intended >= self.measured_from
     }
 
-    /// When measuring begins.
+    /// When the measurement begins.
     pub(crate) fn measured_from(&self) -> Instant {
         self.measured_from
     }
 
-    /// When no further request should begin.
+    /// The end of the measurement.
     pub(crate) fn end(&self) -> Instant {
         self.end
     }
 
-    /// How many requests should have begun while it was measured; none if that was up to the answers.
+    /// The number of requests scheduled during the measurement; none in a closed loop.
     pub(crate) fn intended(&self) -> Option<u64> {
         match &self.kind {
-            Kind::Closed => None,
-            Kind::Open { rate, .. } => {
+            LoopKind::Closed => None,
+            LoopKind::Open { rate, .. } => {
                 let up_to = |time: Instant| (time.duration_since(self.begin).as_secs_f64() * rate).ceil() as u64;
                 Some(up_to(self.end) - up_to(self.measured_from))
             }
@@ -103,43 +103,43 @@ mod tests {
     #[test]
     fn a_late_request_counts_from_its_scheduled_start() {
         smol::block_on(async {
-            // The patience is longer than any stall of a busy machine.
-            let pace = Pace::new(Some(1000.0), Duration::ZERO, MS(100), MS(20_000), Shutdown::new());
+            // The grace period is longer than any stall of a busy machine.
+            let schedule = Schedule::new(Some(1000.0), Duration::ZERO, MS(100), MS(20_000), Shutdown::new());
             // One client that is busy for 50 ms finds the requests of that time waiting.
             smol::Timer::after(MS(50)).await;
             for number in 0..50 {
-                let intended = pace.next().await.unwrap();
-                assert_eq!(intended, pace.begin + MS(number));
+                let intended = schedule.next().await.unwrap();
+                assert_eq!(intended, schedule.begin + MS(number));
             }
-            let mut last = pace.begin;
-            while let Some(intended) = pace.next().await {
+            let mut last = schedule.begin;
+            while let Some(intended) = schedule.next().await {
                 assert!(intended > last && Instant::now() >= intended, "never early, never twice");
                 last = intended;
             }
-            assert_eq!(pace.intended(), Some(100));
-            assert_eq!(last, pace.begin + MS(99));
+            assert_eq!(schedule.intended(), Some(100));
+            assert_eq!(last, schedule.begin + MS(99));
         });
     }
 
     #[test]
     fn a_backlog_is_given_up_in_the_end() {
         smol::block_on(async {
-            let pace = Pace::new(Some(1000.0), Duration::ZERO, MS(20), MS(10), Shutdown::new());
+            let schedule = Schedule::new(Some(1000.0), Duration::ZERO, MS(20), MS(10), Shutdown::new());
             smol::Timer::after(MS(35)).await;
-            assert_eq!(pace.next().await, None);
+            assert_eq!(schedule.next().await, None);
         });
     }
 
     #[test]
     fn a_closed_loop_does_not_wait_and_ends() {
         smol::block_on(async {
-            let pace = Pace::new(None, MS(10), MS(10), Duration::ZERO, Shutdown::new());
-            let first = pace.next().await.unwrap();
-            assert!(!pace.counts(first));
+            let schedule = Schedule::new(None, MS(10), MS(10), Duration::ZERO, Shutdown::new());
+            let first = schedule.next().await.unwrap();
+            assert!(!schedule.counts(first));
             smol::Timer::after(MS(12)).await;
-            assert!(pace.next().await.is_none_or(|second| pace.counts(second)));
+            assert!(schedule.next().await.is_none_or(|second| schedule.counts(second)));
             smol::Timer::after(MS(12)).await;
-            assert_eq!(pace.next().await, None);
+            assert_eq!(schedule.next().await, None);
         });
     }
 }
