@@ -8,7 +8,7 @@ use crate::growth::Series;
 const PANEL: (f64, f64) = (300.0, 180.0);
 const MARGIN: (f64, f64) = (46.0, 34.0);
 const COLOURS: [&str; 5] = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"];
-/// Lines across a panel, at most, and the distances that they may have, in parts of the first rate.
+/// Most grid lines of a panel, and the distances that they may have, relative to the first rate.
 const MAX_LINES: f64 = 6.0;
 const DISTANCES: [f64; 9] = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 
@@ -29,7 +29,7 @@ pub(crate) fn svg(all: &[Series]) -> String {
     text + "</svg>\n"
 }
 
-/// Writes never fail on a string.
+/// Draws one panel. Writing to a string cannot fail.
 fn panel(text: &mut String, left: f64, axis: &str, all: &[&Series]) {
     let (top, bottom) = (MARGIN.1, MARGIN.1 + PANEL.1);
     let _ = writeln!(

@@ -1,4 +1,4 @@
-//! What one operation costs, as reports of the load generator have it, and the table of it.
+//! The cost of one operation, from reports of the load generator, as a table.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -7,9 +7,9 @@ use serde_json::Value as Json;
 
 use crate::load::figure;
 
-/// What `--rate` says of the closed loop, which finds the peak itself.
+/// The value of `--rate` for a closed loop, which finds the peak.
 pub(crate) const PEAK: &str = "peak";
-/// What is measured, by its name in the load generator.
+/// The operations, by their names in the load generator.
 pub(crate) const ACTIONS: [&str; 3] = ["create", "update", "delete"];
 
 /// The cost of one operation.
@@ -17,7 +17,7 @@ pub(crate) const ACTIONS: [&str; 3] = ["create", "update", "delete"];
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Cost {
     pub(crate) action: String,
-    /// As offered: a number, or the peak.
+    /// The value of `--rate`.
     pub(crate) rate: String,
     per_second: f64,
     p50_ms: f64,
@@ -54,7 +54,7 @@ impl Cost {
 /// The costs, as a table in Markdown: a column for each operation and rate.
 pub(crate) fn table(costs: &[Cost]) -> String {
     let mut text = "| each |".to_owned();
-    // A string takes any write.
+    // Writing to a string cannot fail.
     for Cost { action, rate, .. } in costs {
         let _ = write!(text, " {action}, {} |", if rate == PEAK { PEAK.to_owned() } else { format!("{rate}/s") });
     }

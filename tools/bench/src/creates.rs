@@ -8,22 +8,22 @@ use crate::{
     Outcome,
     fixture::{Fixture, SETTLE},
     footprint,
-    load::{self, Time, figure, words},
+    load::{self, Time, figure, split_words},
     pgbench,
+    progress::step,
     results::{Pair, Results},
-    show::step,
 };
 
-/// Patients that are there before.
+/// Patients in the database before the run.
 const PATIENTS: u64 = 10_000;
 
-pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let time = Time::of(quick);
-    let mut system = ground.system("creates", &[]).await?;
+    let mut system = fixture.system("creates", &[]).await?;
     footprint::measure(&mut system, results).await?;
-    pgbench::copy_schemas(ground, "creates", "pgbench_patients").await?;
-    ground.seed("creates", 0, PATIENTS).await?;
-    ground.seed("pgbench", 0, PATIENTS).await?;
+    pgbench::copy_schemas(fixture, "creates", "pgbench_patients").await?;
+    fixture.seed("creates", 0, PATIENTS).await?;
+    fixture.seed("pgbench", 0, PATIENTS).await?;
 
     let mut pair = Pair::new(
         "creates",
@@ -34,18 +34,18 @@ pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Res
     );
     let mut peak = 0.0_f64;
     for round in 0..if quick { 1 } else { 2 } {
-        settle(ground).await?;
-        let watched = ground.watched(&mut system);
+        settle(fixture).await?;
+        let watched = fixture.watched(&mut system);
         let url = format!("http://{}", system.patients[0].address());
-        let arguments = words(&format!("closed {url} --scenario create -c 64 {watched}"));
+        let arguments = split_words(&format!("closed {url} --scenario create -c 64 {watched}"));
         let arguments = [arguments, time.arguments()].concat();
-        let run = load::run(ground.directory(), &arguments);
+        let run = load::run(fixture.directory(), &arguments);
         let report = step(&format!("Registrations, whole path ({})", round + 1), run).await?;
         pair.ours(figure(&report, "/all/perSecond"));
         peak = peak.max(figure(&report, "/all/perSecond"));
-        note_closed(&report, results);
-        settle(ground).await?;
-        let theirs = pgbench::rate(ground, "pgbench_patients", pgbench::CREATE, time);
+        record_closed(&report, results);
+        settle(fixture).await?;
+        let theirs = pgbench::rate(fixture, "pgbench_patients", pgbench::CREATE, time);
         pair.theirs(step(&format!("Registrations, pgbench ({})", round + 1), theirs).await?);
     }
     results.pair(pair);
@@ -54,39 +54,39 @@ pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Res
         if quick && part > 0.6 {
             continue;
         }
-        settle(ground).await?;
-        let arguments = open(ground, &mut system, peak * part, time);
-        let run = load::run(ground.directory(), &arguments);
+        settle(fixture).await?;
+        let arguments = open(fixture, &mut system, peak * part, time);
+        let run = load::run(fixture.directory(), &arguments);
         let report = step(&format!("Registrations at {name} of the peak, open loop"), run).await?;
-        note_open(&report, part, results);
+        record_open(&report, part, results);
     }
     Ok(())
 }
 
-/// Arguments of an open loop with a follower.
-fn open(ground: &Fixture, system: &mut System, rate: f64, time: Time) -> Vec<String> {
+/// Arguments of an open loop that also measures event latency.
+fn open(fixture: &Fixture, system: &mut System, rate: f64, time: Time) -> Vec<String> {
     let url = format!("http://{}", system.patients[0].address());
     let analytics = format!("http://{}", system.analytics.address());
-    let follow = format!(
+    let event_latency = format!(
         "--analytics {analytics} --kafka {} --topic {}",
-        ground.broker.address(),
+        fixture.broker.address(),
         system.backing_services().topic
     );
-    let arguments = words(&format!("open --rate {rate:.0} {url} --scenario create -c 256 {follow}"));
+    let arguments = split_words(&format!("open --rate {rate:.0} {url} --scenario create -c 256 {event_latency}"));
     [arguments, time.arguments()].concat()
 }
 
-/// Lets the servers finish what the last measurement left to do.
-async fn settle(ground: &Fixture) -> Outcome {
-    ground.cluster.run("postgres", "checkpoint").await?;
+/// Lets the servers finish the background work of the last measurement.
+async fn settle(fixture: &Fixture) -> Outcome {
+    fixture.cluster.run("postgres", "checkpoint").await?;
     smol::Timer::after(SETTLE).await;
     Ok(())
 }
 
-fn note_closed(report: &Json, results: &mut Results) {
-    results.machine_of(report);
+fn record_closed(report: &Json, results: &mut Results) {
+    results.set_machine(report);
     results.figure("creates-p99", "registration, 64 clients, p99", "ms", figure(report, "/all/p99Ms"));
-    results.cpu_of(report, "registrations");
+    results.record_cpu(report, "registrations");
     for usage in report["processes"].as_array().into_iter().flatten() {
         let name = usage["name"].as_str().unwrap_or_default();
         if name.ends_with("-service") {
@@ -96,16 +96,16 @@ fn note_closed(report: &Json, results: &mut Results) {
     }
 }
 
-fn note_open(report: &Json, part: f64, results: &mut Results) {
+fn record_open(report: &Json, part: f64, results: &mut Results) {
     let percent = (part * 100.0) as u32;
-    let mut note = |key: String, what: &str, unit: &str, value: f64| {
+    let mut record = |key: String, what: &str, unit: &str, value: f64| {
         results.figure(&key, &format!("{what}, at {percent} % of the peak"), unit, value);
     };
     let suffix = if percent == 50 { String::new() } else { format!("-{percent}") };
-    note(format!("open-p99{suffix}"), "registration, p99", "ms", figure(report, "/all/p99Ms"));
-    note(format!("applied-p50{suffix}"), "POST to applied, p50", "ms", figure(report, "/applied/latency/p50Ms"));
-    note(format!("applied-p99{suffix}"), "POST to applied, p99", "ms", figure(report, "/applied/latency/p99Ms"));
+    record(format!("open-p99{suffix}"), "registration, p99", "ms", figure(report, "/all/p99Ms"));
+    record(format!("applied-p50{suffix}"), "POST to applied, p50", "ms", figure(report, "/applied/latency/p50Ms"));
+    record(format!("applied-p99{suffix}"), "POST to applied, p99", "ms", figure(report, "/applied/latency/p99Ms"));
     let drained = figure(report, "/applied/afterTheEndMs");
     let key = if percent == 80 { "drained".to_owned() } else { format!("drained-{percent}") };
-    note(key, "last event applied after the last answer", "ms", drained);
+    record(key, "last event applied after the last response", "ms", drained);
 }

@@ -6,9 +6,9 @@ use testbed::{Scratch, ports};
 
 use crate::{
     Outcome,
-    load::{self, Time, figure, turns, words},
+    load::{self, Time, figure, split_words, turns},
+    progress::step,
     results::{Pair, Results},
-    show::step,
     tool::{self, Server},
 };
 
@@ -40,7 +40,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
 
 async fn rate(scratch: &Scratch, server: &Server, port: u16) -> Outcome<f64> {
     let pid = server.pid();
-    let arguments = words(&format!("closed http://127.0.0.1:{port} --path /hello -c 64 --watch server={pid}"));
+    let arguments = split_words(&format!("closed http://127.0.0.1:{port} --path /hello -c 64 --watch server={pid}"));
     let report = load::run(scratch.path(), &[arguments, Time::TURN.arguments()].concat()).await?;
     Ok(figure(&report, "/all/perSecond"))
 }

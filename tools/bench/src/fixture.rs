@@ -1,4 +1,4 @@
-//! What everything is measured on: one PostgreSQL that keeps its promises to the disk, one Apache Kafka, and the services.
+//! The servers that everything is measured on: one PostgreSQL with fsync, one Apache Kafka, and the services.
 
 use std::{path::Path, time::Duration};
 
@@ -10,7 +10,7 @@ use testbed::{
     system::{self, System},
 };
 
-use crate::{Outcome, show::step};
+use crate::{Outcome, progress::step};
 
 /// The servers of a run. They end with it.
 pub(crate) struct Fixture {
@@ -40,7 +40,7 @@ impl Fixture {
         Ok(Self { cluster, broker, settings: settings.to_vec(), counts_statements: false, scratch })
     }
 
-    /// Has PostgreSQL count statements by database from now on, if it has its module for that here.
+    /// Has PostgreSQL count statements by database from now on, if pg_stat_statements is installed.
     pub(crate) async fn count_statements(&mut self) -> Outcome {
         let preload = "alter system set shared_preload_libraries = 'pg_stat_statements'";
         if self.cluster.run("postgres", "load 'pg_stat_statements'").await.is_err() {
@@ -67,7 +67,7 @@ impl Fixture {
         for database in [&patients, &billing] {
             self.cluster.create_database(database).await?;
         }
-        let ground = system::BackingServices {
+        let fixture = system::BackingServices {
             patients_database: self.cluster.url(&patients),
             billing_database: self.cluster.url(&billing),
             kafka: self.broker.address(),
@@ -75,11 +75,11 @@ impl Fixture {
         };
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all: Vec<_> = extra.iter().copied().chain(settings).collect();
-        let system = System::start(ground, 1, &all);
+        let system = System::start(fixture, 1, &all);
         Ok(step("Starting the services", system).await?)
     }
 
-    /// Arguments of `load` that watch everything that has a part in the work.
+    /// Arguments of `load` that measure every process of the system.
     pub(crate) fn watched(&mut self, system: &mut System) -> String {
         let processes = [
             ("postgresql", self.cluster.process().pid()),
@@ -101,18 +101,18 @@ impl Fixture {
         self.scratch.path()
     }
 
-    /// Puts so many patients into the database of a system of this name. Ids are known to [`crate::reads`].
+    /// Inserts patients `from` to `to` into the database of the system `name`. Their ids are derived from their numbers.
     pub(crate) async fn seed(&self, name: &str, from: u64, to: u64) -> Outcome {
-        const AT_ONCE: u64 = 25_000;
+        const BATCH: u64 = 25_000;
         let database = format!("{name}_patients");
         let work = async {
             let mut begin = from;
             while begin < to {
-                let end = (begin + AT_ONCE).min(to);
+                let end = (begin + BATCH).min(to);
                 self.cluster.run(&database, &seed_statement(begin + 1, end)).await?;
                 begin = end;
             }
-            // As autovacuum would in time.
+            // Autovacuum would do it later.
             self.cluster.run(&database, "vacuum analyze patients").await?;
             self.cluster.run(&database, "checkpoint").await
         };
@@ -135,5 +135,5 @@ fn seed_statement(from: u64, to: u64) -> String {
     )
 }
 
-/// Time between two measurements in which what the first one left to do is done.
+/// Pause between two measurements, for the background work that the first one caused.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);

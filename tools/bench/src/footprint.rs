@@ -1,4 +1,4 @@
-//! What the services take before they do anything: memory, time to be ready, the size of their binaries and images.
+//! The footprint of the idle services: memory, time to be ready, size of binaries and images.
 
 use std::{fs, process::Command, time::Instant};
 
@@ -7,21 +7,21 @@ use testbed::{
     system::System,
 };
 
-use crate::{Failure, Outcome, fixture::SETTLE, results::Results, show::step, tool};
+use crate::{Failure, Outcome, fixture::SETTLE, progress::step, results::Results, tool};
 
-/// A service of a system.
-type Which = fn(&mut System) -> &mut Service;
+/// Selects a service of a system.
+type Select = fn(&mut System) -> &mut Service;
 
-const SERVICES: [Which; 3] =
+const SERVICES: [Select; 3] =
     [|system| &mut system.billing, |system| &mut system.analytics, |system| &mut system.patients[0]];
 
 pub(crate) async fn measure(system: &mut System, results: &mut Results) -> Outcome {
     let work = async {
-        for which in SERVICES {
-            let name = which(system).launch().name;
-            which(system).stop().await;
+        for select in SERVICES {
+            let name = select(system).launch().name;
+            select(system).stop().await;
             let begin = Instant::now();
-            system.restart(which).await?;
+            system.restart(select).await?;
             let ready = begin.elapsed().as_secs_f64() * 1e3;
             results.figure(&format!("ready-{name}"), &format!("{name}, start to ready"), "ms", ready);
             let size = fs::metadata(binaries()?.join(name))?.len() as f64 / 1024.0 / 1024.0;

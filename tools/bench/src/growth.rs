@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Options, Outcome,
     fixture::{Fixture, SETTLE},
-    load::{self, figure, words},
-    show::step,
+    load::{self, figure, split_words},
+    progress::step,
 };
 
 const PATIENTS: [u64; 4] = [1_000, 100_000, 1_000_000, 5_000_000];
 const CONNECTIONS: [u64; 4] = [16, 64, 256, 1024];
 const PARTITIONS: [u64; 3] = [1, 3, 12];
-/// Patients that are there while connections and partitions are varied.
+/// Patients in the database while connections and partitions are varied.
 const BASE: u64 = 100_000;
 const TIME: &str = "-w 3s -d 8s";
-/// The limits that would turn most of 1,024 connections in a closed loop away: here it is their waiting that is measured.
-const NO_REFUSALS: [(&str, &str); 2] = [("HTTP_MAX_IN_FLIGHT", "2048"), ("DATABASE_ACQUIRE_DEADLINE", "10s")];
-/// Registrations a second at which the way to analytics is measured: well below any peak.
+/// Limits that reject none of 1,024 connections in a closed loop: their waiting is measured.
+const NO_REJECTIONS: [(&str, &str); 2] = [("HTTP_MAX_IN_FLIGHT", "2048"), ("DATABASE_ACQUIRE_DEADLINE", "10s")];
+/// Registrations a second at which event latency is measured: well below any peak.
 const RATE: u32 = 200;
 
 /// One thing measured along one axis.
@@ -44,9 +44,9 @@ pub(crate) struct Point {
 
 /// All series, in the order in which they are shown.
 #[derive(Clone, Debug, Default)]
-struct Found(Vec<Series>);
+struct AllSeries(Vec<Series>);
 
-impl Found {
+impl AllSeries {
     fn add(&mut self, axis: &str, what: &str, point: Point) {
         match self.0.iter_mut().find(|series| series.axis == axis && series.what == what) {
             Some(series) => series.points.push(point),
@@ -60,22 +60,22 @@ impl Found {
 /// What can grow.
 pub(crate) const AXES: [&str; 3] = ["patients", "connections", "partitions"];
 
-pub(crate) async fn measure(ground: &Fixture, options: &Options) -> Outcome<Vec<Series>> {
-    let wanted = |axis: &str| options.axis.is_empty() || options.axis.iter().any(|only| only == axis);
-    let mut found = Found::default();
-    if wanted("patients") {
-        patients(ground, options.least_patients..=options.most_patients, &mut found).await?;
+pub(crate) async fn measure(fixture: &Fixture, options: &Options) -> Outcome<Vec<Series>> {
+    let is_selected = |axis: &str| options.axis.is_empty() || options.axis.iter().any(|only| only == axis);
+    let mut series = AllSeries::default();
+    if is_selected("patients") {
+        patients(fixture, options.least_patients..=options.most_patients, &mut series).await?;
     }
-    if wanted("connections") {
-        connections(ground, &mut found).await?;
+    if is_selected("connections") {
+        connections(fixture, &mut series).await?;
     }
-    if wanted("partitions") {
-        partitions(ground, &mut found).await?;
+    if is_selected("partitions") {
+        partitions(fixture, &mut series).await?;
     }
-    Ok(found.0)
+    Ok(series.0)
 }
 
-/// Puts new points among those that were recorded, in the place of those of the same size.
+/// Merges new points into the recorded ones; they replace those of the same size.
 pub(crate) fn merge(recorded: &mut Vec<Series>, new: Vec<Series>) {
     for Series { axis, what, points } in new {
         match recorded.iter_mut().find(|series| series.axis == axis && series.what == what) {
@@ -89,68 +89,68 @@ pub(crate) fn merge(recorded: &mut Vec<Series>, new: Vec<Series>) {
     }
 }
 
-async fn patients(ground: &Fixture, sizes: RangeInclusive<u64>, found: &mut Found) -> Outcome {
-    let system = ground.system("growth", &[]).await?;
+async fn patients(fixture: &Fixture, sizes: RangeInclusive<u64>, series: &mut AllSeries) -> Outcome {
+    let system = fixture.system("growth", &[]).await?;
     let url = format!("http://{}", system.patients[0].address());
     let mut there = 0;
     for count in PATIENTS.into_iter().filter(|count| sizes.contains(count)) {
-        ground.seed("growth", there, count).await?;
+        fixture.seed("growth", there, count).await?;
         there = count;
         for scenario in ["read", "list", "create"] {
             let arguments = format!("closed {url} --scenario {scenario} -c 64 --known 100000 {TIME}");
-            let point = point(ground, &arguments, count, &format!("{scenario}, {count} patients")).await?;
-            found.add("patients", scenario, point);
+            let point = point(fixture, &arguments, count, &format!("{scenario}, {count} patients")).await?;
+            series.add("patients", scenario, point);
         }
         let arguments = format!("closed {url} --path /patients?search=okafor&limit=20 -c 16 {TIME}");
-        let point = point(ground, &arguments, count, &format!("search, {count} patients")).await?;
-        found.add("patients", "search", point);
+        let point = point(fixture, &arguments, count, &format!("search, {count} patients")).await?;
+        series.add("patients", "search", point);
     }
     Ok(())
 }
 
-async fn connections(ground: &Fixture, found: &mut Found) -> Outcome {
-    let system = ground.system("connections", &NO_REFUSALS).await?;
+async fn connections(fixture: &Fixture, series: &mut AllSeries) -> Outcome {
+    let system = fixture.system("connections", &NO_REJECTIONS).await?;
     let url = format!("http://{}", system.patients[0].address());
-    ground.seed("connections", 0, BASE).await?;
+    fixture.seed("connections", 0, BASE).await?;
     for count in CONNECTIONS {
         for scenario in ["read", "create"] {
             let arguments = format!("closed {url} --scenario {scenario} -c {count} {TIME}");
-            let point = point(ground, &arguments, count, &format!("{scenario}, {count} connections")).await?;
-            found.add("connections", scenario, point);
+            let point = point(fixture, &arguments, count, &format!("{scenario}, {count} connections")).await?;
+            series.add("connections", scenario, point);
         }
     }
     Ok(())
 }
 
-async fn partitions(ground: &Fixture, found: &mut Found) -> Outcome {
+async fn partitions(fixture: &Fixture, series: &mut AllSeries) -> Outcome {
     for count in PARTITIONS {
         let name = format!("partitions{count}");
-        let system = ground.system(&name, &[("KAFKA_TOPIC_PARTITIONS", &count.to_string())]).await?;
+        let system = fixture.system(&name, &[("KAFKA_TOPIC_PARTITIONS", &count.to_string())]).await?;
         let url = format!("http://{}", system.patients[0].address());
         let arguments = format!("closed {url} --scenario create -c 64 {TIME}");
-        let created = point(ground, &arguments, count, &format!("create, {count} partitions")).await?;
-        found.add("partitions", "create", created);
-        let follow = format!(
+        let created = point(fixture, &arguments, count, &format!("create, {count} partitions")).await?;
+        series.add("partitions", "create", created);
+        let event_latency = format!(
             "--analytics http://{} --kafka {} --topic {}",
             system.analytics.address(),
-            ground.broker.address(),
+            fixture.broker.address(),
             system.backing_services().topic
         );
         smol::Timer::after(SETTLE).await;
-        let arguments = words(&format!("open --rate {RATE} {url} --scenario create {follow} {TIME}"));
-        let run = load::run(ground.directory(), &arguments);
+        let arguments = split_words(&format!("open --rate {RATE} {url} --scenario create {event_latency} {TIME}"));
+        let run = load::run(fixture.directory(), &arguments);
         let report = step(&format!("POST to applied, {count} partitions"), run).await?;
         let latency = |name: &str| figure(&report, &format!("/applied/latency/{name}"));
         let applied = Point { at: count, per_second: latency("perSecond"), p99_ms: latency("p99Ms") };
-        found.add("partitions", "POST to applied", applied);
+        series.add("partitions", "POST to applied", applied);
     }
     Ok(())
 }
 
-async fn point(ground: &Fixture, arguments: &str, at: u64, what: &str) -> Outcome<Point> {
-    ground.cluster.run("postgres", "checkpoint").await?;
-    let arguments = words(arguments);
-    let report = step(what, load::run(ground.directory(), &arguments)).await?;
+async fn point(fixture: &Fixture, arguments: &str, at: u64, what: &str) -> Outcome<Point> {
+    fixture.cluster.run("postgres", "checkpoint").await?;
+    let arguments = split_words(arguments);
+    let report = step(what, load::run(fixture.directory(), &arguments)).await?;
     Ok(Point { at, per_second: figure(&report, "/all/perSecond"), p99_ms: figure(&report, "/all/p99Ms") })
 }
 

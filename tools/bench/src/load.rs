@@ -6,10 +6,10 @@ use serde_json::Value as Json;
 
 use crate::{Failure, Outcome, tool};
 
-/// Runs `load` and gives its report.
+/// Runs `load` and returns its report.
 ///
 /// # Errors
-/// If it fails, or if a request did: a rate of refusals is no rate.
+/// If it fails, or if a request failed: a rate of errors is not a result.
 pub(crate) async fn run(directory: &Path, arguments: &[String]) -> Outcome<Json> {
     let report = directory.join("load.json");
     let mut command = Command::new(tool::ours("load")?);
@@ -24,7 +24,7 @@ pub(crate) async fn run(directory: &Path, arguments: &[String]) -> Outcome<Json>
 }
 
 /// Arguments from words.
-pub(crate) fn words(text: &str) -> Vec<String> {
+pub(crate) fn split_words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -45,11 +45,11 @@ impl Time {
     }
 
     pub(crate) fn arguments(self) -> Vec<String> {
-        words(&format!("-w {}s -d {}s", self.warm_up.as_secs(), self.measured.as_secs()))
+        split_words(&format!("-w {}s -d {}s", self.warm_up.as_secs(), self.measured.as_secs()))
     }
 }
 
-/// The turns that ours and theirs take: many and short, because the machine's own speed changes within minutes.
+/// The turns in which ours and theirs alternate: many and short, because the speed of the machine changes within minutes.
 pub(crate) fn turns(quick: bool) -> RangeInclusive<u32> {
     1..=if quick { 2 } else { 6 }
 }

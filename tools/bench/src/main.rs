@@ -16,12 +16,12 @@ mod footprint;
 mod growth;
 mod lean;
 mod load;
-mod needs;
 mod pgbench;
+mod progress;
 mod reads;
 mod replay;
+mod requirements;
 mod results;
-mod show;
 mod tool;
 mod unary;
 mod updates;
@@ -36,44 +36,44 @@ struct Options {
     /// Measure for a short time, and fail only if a ratio is far below what is recorded
     #[arg(long)]
     quick: bool,
-    /// Measure only these parts
-    #[arg(long, value_delimiter = ',', value_parser = PARTS)]
+    /// Run only these measurements
+    #[arg(long, value_delimiter = ',', value_parser = MEASUREMENTS)]
     only: Vec<String>,
-    /// A setting for every service, to try what it does; may be repeated
+    /// A setting for every service; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
-    /// Of lean: rates to be offered, in operations a second, or the peak
+    /// Of lean: rates in operations a second, or the peak
     #[arg(long, value_delimiter = ',', default_value = lean::RATES, value_parser = rate)]
     rate: Vec<String>,
-    /// Of lean: what is done
+    /// Of lean: operations to measure
     #[arg(long, value_delimiter = ',', default_values = cost::ACTIONS, value_parser = cost::ACTIONS)]
     action: Vec<String>,
     /// Measure instead how the cost grows with patients, connections and partitions, which takes about 15 minutes
     #[arg(long)]
     growth: bool,
-    /// With --growth: measure only these axes, and leave what is recorded of the others
+    /// With --growth: measure only these axes, and keep the recorded points of the others
     #[arg(long, value_delimiter = ',', value_parser = growth::AXES)]
     axis: Vec<String>,
-    /// With --growth: patients from which on it is measured
+    /// With --growth: the least number of patients
     #[arg(long, default_value_t = 0)]
     least_patients: u64,
-    /// With --growth: patients up to which it is measured; it goes up to 5000000
+    /// With --growth: the greatest number of patients, up to 5000000
     #[arg(long, default_value_t = 1_000_000)]
     most_patients: u64,
     /// The recorded results: what --quick compares with, and what a full run replaces with --record
     #[arg(long, default_value = "docs/performance/results.json")]
     results: PathBuf,
-    /// Write the results down
+    /// Record the results
     #[arg(long)]
     record: bool,
-    /// Print what is recorded, and measure nothing
+    /// Print the recorded results, and measure nothing
     #[arg(long)]
     show: bool,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
-    let parts = text.split_once('=').ok_or_else(|| "expected NAME=VALUE".to_owned())?;
-    Ok((parts.0.to_owned(), parts.1.to_owned()))
+    let pair = text.split_once('=').ok_or_else(|| "expected NAME=VALUE".to_owned())?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 fn rate(text: &str) -> Result<String, String> {
@@ -81,9 +81,9 @@ fn rate(text: &str) -> Result<String, String> {
     if is_rate { Ok(text.to_owned()) } else { Err(format!("expected a number or {}", cost::PEAK)) }
 }
 
-const PARTS: [&str; 8] = ["creates", "updates", "reads", "edge", "replay", "unary", "lean", "images"];
+const MEASUREMENTS: [&str; 8] = ["creates", "updates", "reads", "edge", "replay", "unary", "lean", "images"];
 
-/// Why there is no measurement, as the user should read it.
+/// Why there is no measurement: a message for the user.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -106,7 +106,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures; false if a ratio is far below what is recorded, or a part that was asked for by its name cannot be measured.
+/// Measures; false if a ratio is far below what is recorded, or a measurement given with `--only` cannot be run.
 async fn run(options: &Options) -> Outcome<bool> {
     let recorded = Results::read(&options.results);
     if options.show {
@@ -116,8 +116,8 @@ async fn run(options: &Options) -> Outcome<bool> {
     }
     let mut results = Results::default();
     if options.growth {
-        let ground = Fixture::start(&options.settings).await?;
-        results.growth(growth::measure(&ground, options).await?);
+        let fixture = Fixture::start(&options.settings).await?;
+        results.growth(growth::measure(&fixture, options).await?);
         println!("{}", results.growth_table());
         if options.record {
             let chart = options.results.with_file_name("growth.svg");
@@ -128,55 +128,55 @@ async fn run(options: &Options) -> Outcome<bool> {
         return Ok(true);
     }
     let quick = options.quick;
-    let mut parts: Vec<&str> = PARTS.to_vec();
+    let mut selected: Vec<&str> = MEASUREMENTS.to_vec();
     if options.only.is_empty() {
-        // It takes minutes, and has no counterpart.
-        parts.retain(|part| !quick || *part != "lean");
+        // It takes minutes, and is compared with nothing.
+        selected.retain(|name| !quick || *name != "lean");
     } else {
-        parts.retain(|part| options.only.iter().any(|only| only == part));
+        selected.retain(|name| options.only.iter().any(|only| only == name));
     }
-    let all = parts.len();
-    parts.retain(|part| match needs::missing(part) {
+    let all = selected.len();
+    selected.retain(|name| match requirements::missing(name) {
         Some(missing) => {
-            eprintln!("{part} is left out, because it needs what is not here: {missing}");
+            eprintln!("{name} is skipped: {missing} is missing");
             false
         }
         None => true,
     });
-    let are_all = options.only.is_empty() || parts.len() == all;
-    let wanted = |part: &str| parts.contains(&part);
-    if wanted("images") {
+    let are_all = options.only.is_empty() || selected.len() == all;
+    let is_selected = |name: &str| selected.contains(&name);
+    if is_selected("images") {
         footprint::images(&mut results).await;
     }
-    if wanted("edge") {
+    if is_selected("edge") {
         edge::measure(quick, &mut results).await?;
     }
-    if wanted("unary") {
+    if is_selected("unary") {
         unary::measure(quick, &mut results).await?;
     }
-    if ["creates", "updates", "reads", "replay"].into_iter().any(wanted) {
-        let mut ground = Fixture::start(&options.settings).await?;
-        // Before anything is in PostgreSQL, which cleans up for minutes afterwards.
-        if wanted("replay") {
-            replay::measure(&ground, quick, &mut results).await?;
+    if ["creates", "updates", "reads", "replay"].into_iter().any(is_selected) {
+        let mut fixture = Fixture::start(&options.settings).await?;
+        // First, while PostgreSQL is empty: autovacuum and checkpoints run for minutes after the others.
+        if is_selected("replay") {
+            replay::measure(&fixture, quick, &mut results).await?;
         }
-        if wanted("reads") {
-            reads::measure(&mut ground, quick, &mut results).await?;
+        if is_selected("reads") {
+            reads::measure(&mut fixture, quick, &mut results).await?;
         }
-        if wanted("creates") {
-            creates::measure(&mut ground, quick, &mut results).await?;
+        if is_selected("creates") {
+            creates::measure(&mut fixture, quick, &mut results).await?;
         }
-        if wanted("updates") {
-            updates::measure(&mut ground, quick, &mut results).await?;
+        if is_selected("updates") {
+            updates::measure(&mut fixture, quick, &mut results).await?;
         }
     }
-    if wanted("lean") {
+    if is_selected("lean") {
         // On a PostgreSQL of its own, which counts statements.
-        let mut ground = Fixture::start(&options.settings).await?;
-        lean::measure(&mut ground, options, &mut results).await?;
+        let mut fixture = Fixture::start(&options.settings).await?;
+        lean::measure(&mut fixture, options, &mut results).await?;
     }
     println!("{}", results.table(recorded.as_ref()));
-    let regressions = if quick { results.far_below(recorded.as_ref()) } else { Vec::new() };
+    let regressions = if quick { results.regressions(recorded.as_ref()) } else { Vec::new() };
     if options.record {
         results.merged_over(recorded).write(&options.results)?;
     }

@@ -6,11 +6,11 @@ use testbed::postgres;
 
 use crate::{Failure, Outcome, fixture::Fixture, load::Time, tool};
 
-/// Clients, as the load generator has connections.
+/// Clients: as many as the connections of the load generator.
 const CLIENTS: u32 = 64;
-/// Threads of pgbench: it must not be what limits.
+/// Threads of pgbench: it must not be the bottleneck.
 const THREADS: u32 = 2;
-/// Changes that one client does not reach while it warms up.
+/// Offset of the patients of the measurement: more than one client deletes during the warm-up.
 const WARM_UP_CHANGES: u64 = 1_000;
 
 /// The two statements of a registration, as apps/patient-service and apps/billing-service have them, each a commit. The
@@ -103,45 +103,45 @@ SET action = excluded.action, name = excluded.name, email = excluded.email, trac
 }
 
 /// Transactions a second of a script.
-pub(crate) async fn rate(ground: &Fixture, database: &str, script: &str, time: Time) -> Outcome<f64> {
-    let file = ground.directory().join("pgbench.sql");
+pub(crate) async fn rate(fixture: &Fixture, database: &str, script: &str, time: Time) -> Outcome<f64> {
+    let file = fixture.directory().join("pgbench.sql");
     fs::write(&file, script)?;
     let run = async |measured: bool, seconds: u64| {
         let mut command = Command::new(binary("pgbench")?);
         command
             .args(["--no-vacuum", "--protocol=prepared", "-U", "postgres", "-p", "5432"])
-            // How many of its own each client has come to, in scripts that count them.
+            // Where each client starts among its own patients, in scripts that count them.
             .arg(format!("--define=i={}", if measured { WARM_UP_CHANGES } else { 0 }))
             .args([format!("--client={CLIENTS}"), format!("--jobs={THREADS}"), format!("--time={seconds}")])
             .arg("-h")
-            .arg(ground.cluster.socket_directory())
+            .arg(fixture.cluster.socket_directory())
             .arg("-f")
             .args([file.as_os_str(), database.as_ref()]);
         let printed = tool::output(command).await?;
         let rate = printed.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-        rate.ok_or_else(|| Failure(format!("pgbench has told no rate: {printed}")))
+        rate.ok_or_else(|| Failure(format!("pgbench has printed no rate: {printed}")))
     };
     run(false, time.warm_up.as_secs()).await?;
     run(true, time.measured.as_secs()).await
 }
 
 /// Makes a database with the tables of both services, empty, of the system with this name.
-pub(crate) async fn copy_schemas(ground: &Fixture, name: &str, copy: &str) -> Outcome {
-    ground.cluster.create_database(copy).await?;
+pub(crate) async fn copy_schemas(fixture: &Fixture, name: &str, copy: &str) -> Outcome {
+    fixture.cluster.create_database(copy).await?;
     for (database, tables) in [(format!("{name}_patients"), "public.*"), (format!("{name}_billing"), "accounts")] {
         let mut dump = Command::new(binary("pg_dump")?);
         dump.args(["--schema-only", "--no-owner", "-U", "postgres", "-p", "5432", "-h"])
-            .arg(ground.cluster.socket_directory())
+            .arg(fixture.cluster.socket_directory())
             .args(["-t", tables])
             .arg(database);
-        let schema = ground.directory().join("schema.sql");
+        let schema = fixture.directory().join("schema.sql");
         // The extension belongs to no table.
         let text = tool::output(dump).await?;
         fs::write(&schema, format!("create extension if not exists pg_trgm;\n{text}"))?;
         let mut restore = Command::new(binary("psql")?);
         restore
             .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-p", "5432", "-h"])
-            .arg(ground.cluster.socket_directory())
+            .arg(fixture.cluster.socket_directory())
             .args(["-d", copy, "-f"])
             .arg(schema);
         tool::output(restore).await?;
@@ -150,7 +150,7 @@ pub(crate) async fn copy_schemas(ground: &Fixture, name: &str, copy: &str) -> Ou
 }
 
 /// A command that prints PostgreSQL's counters of these databases, one a line, as `load --counters` reads them.
-pub(crate) fn counters_command(ground: &Fixture, databases: &[&str]) -> Outcome<String> {
+pub(crate) fn counters_command(fixture: &Fixture, databases: &[&str]) -> Outcome<String> {
     let names: Vec<_> = databases.iter().map(|name| format!("'{name}'")).collect();
     let names = names.join(", ");
     let mut sql = format!(
@@ -158,14 +158,14 @@ pub(crate) fn counters_command(ground: &Fixture, databases: &[&str]) -> Outcome<
          where datname in ({names})
          union all select 'bytes of WAL', pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
     );
-    if ground.counts_statements() {
+    if fixture.counts_statements() {
         sql += &format!(
             " union all select 'statements of ' || datname, sum(calls) from pg_stat_statements s
               join pg_database d on d.oid = s.dbid where datname in ({names}) group by datname"
         );
     }
     let psql = binary("psql")?;
-    let sockets = ground.cluster.socket_directory();
+    let sockets = fixture.cluster.socket_directory();
     // The paths are ours, and have no quotes.
     Ok(format!(
         "'{}' -X -At -F ' ' -U postgres -p 5432 -h '{}' -d postgres -c \"{sql}\"",
@@ -174,8 +174,8 @@ pub(crate) fn counters_command(ground: &Fixture, databases: &[&str]) -> Outcome<
     ))
 }
 
-/// Where a program of PostgreSQL is, if it is there: beside the server, links followed, because a folder on the PATH may have
-/// links to some of them alone.
+/// The path of a program of PostgreSQL: beside the server, symbolic links resolved, because a folder on the PATH may have links
+/// to some of them alone.
 pub(crate) fn binary(name: &str) -> Outcome<std::path::PathBuf> {
     let directory = postgres::binaries().ok_or_else(|| Failure("there is no PostgreSQL".to_owned()))?;
     let server = directory.join("postgres").canonicalize()?;

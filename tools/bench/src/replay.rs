@@ -20,27 +20,27 @@ use crate::{
     Failure, Outcome,
     fixture::Fixture,
     load::figure,
+    progress::step,
     results::{Pair, Results},
-    show::step,
     tool,
 };
 
 const PARTITIONS: i32 = 3;
 /// Events in one request to the broker, for all partitions together.
-const AT_ONCE: u64 = 3000;
-/// Time for a replay.
-const LIMIT: Duration = Duration::from_secs(300);
+const BATCH: u64 = 3000;
+/// Timeout of a replay.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
-pub(crate) async fn measure(ground: &Fixture, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(fixture: &Fixture, quick: bool, results: &mut Results) -> Outcome {
     // As many in a quick run: of fewer, kcat's own start would take most of the time, and the ratio would say nothing.
     let events = 1_000_000;
     let topic = "replay.patient";
-    step(&format!("Publishing {events} events"), publish(ground, topic, events)).await?;
+    step(&format!("Publishing {events} events"), publish(fixture, topic, events)).await?;
     let what = format!("replay of {events} events");
     let mut pair = Pair::new("replay", &what, "events/s", "analytics, into its state", "kcat (librdkafka), read alone");
     for round in 0..=if quick { 2 } else { 4 } {
-        let theirs = step(&format!("Reading them with kcat ({round})"), read(ground, topic, events)).await?;
-        let ours = replay(ground, topic, events, round);
+        let theirs = step(&format!("Reading them with kcat ({round})"), read(fixture, topic, events)).await?;
+        let ours = replay(fixture, topic, events, round);
         let (rate, rss) = step(&format!("Replaying them into analytics ({round})"), ours).await?;
         // The first round is not counted: the broker's compiler takes a part of the cores for whoever reads first.
         if round == 0 {
@@ -56,21 +56,21 @@ pub(crate) async fn measure(ground: &Fixture, quick: bool, results: &mut Results
 }
 
 /// Publishes creations of so many patients, as the relay does.
-async fn publish(ground: &Fixture, topic: &str, events: u64) -> Outcome {
-    let settings = ground.broker.settings("bench");
+async fn publish(fixture: &Fixture, topic: &str, events: u64) -> Outcome {
+    let settings = fixture.broker.settings("bench");
     kafka::create_topic(&settings, topic, PARTITIONS).await?;
     let mut producer = Producer::new(settings, topic);
     let mut published = 0;
     while published < events {
         let mut batches = BTreeMap::<i32, Vec<Record>>::new();
-        for number in published..(published + AT_ONCE).min(events) {
+        for number in published..(published + BATCH).min(events) {
             let (partition, record) = record(number);
             batches.entry(partition).or_default().push(record);
         }
         for (_, result) in producer.send(batches).await {
             result?;
         }
-        published += AT_ONCE;
+        published += BATCH;
     }
     Ok(())
 }
@@ -97,10 +97,10 @@ fn record(number: u64) -> (i32, Record) {
 }
 
 /// Events a second of kcat, from its start to its end.
-async fn read(ground: &Fixture, topic: &str, events: u64) -> Outcome<f64> {
+async fn read(fixture: &Fixture, topic: &str, events: u64) -> Outcome<f64> {
     let mut command = Command::new("kcat");
     // One byte a message: it shall read, not print.
-    command.args(["-C", "-e", "-q", "-o", "beginning", "-f", ".", "-b", &ground.broker.address(), "-t", topic]);
+    command.args(["-C", "-e", "-q", "-o", "beginning", "-f", ".", "-b", &fixture.broker.address(), "-t", topic]);
     let begin = Instant::now();
     let printed = tool::output(command).await?;
     let elapsed = begin.elapsed();
@@ -111,22 +111,22 @@ async fn read(ground: &Fixture, topic: &str, events: u64) -> Outcome<f64> {
 }
 
 /// Events a second of analytics with an empty state, from its start until it has applied them all; and its memory then.
-async fn replay(ground: &Fixture, topic: &str, events: u64, round: u32) -> Outcome<(f64, f64)> {
+async fn replay(fixture: &Fixture, topic: &str, events: u64, round: u32) -> Outcome<(f64, f64)> {
     let label = format!("analytics-service-replay-{round}");
-    let state = ground.directory().join(format!("{label}.sqlite"));
+    let state = fixture.directory().join(format!("{label}.sqlite"));
     let environment = [
-        ("KAFKA_BOOTSTRAP_SERVERS", ground.broker.address()),
+        ("KAFKA_BOOTSTRAP_SERVERS", fixture.broker.address()),
         ("KAFKA_TOPIC", topic.to_owned()),
         ("KAFKA_DEAD_LETTER_TOPIC", format!("{topic}.dlq")),
         ("STATE_FILE", state.display().to_string()),
         ("LOG_FORMAT", "json".to_owned()),
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let directory = ground.directory().to_owned();
+    let directory = fixture.directory().to_owned();
     let launch = Launch { name: "analytics-service", port: ports::free(), environment, directory, label };
     let begin = Instant::now();
     let mut service = launch.start()?;
-    ground.guard(service.process())?;
+    fixture.guard(service.process())?;
     let client = service.client();
     loop {
         // Until it listens there is no answer.
@@ -134,7 +134,7 @@ async fn replay(ground: &Fixture, topic: &str, events: u64, round: u32) -> Outco
         if figure(&summary, "/created") as u64 == events {
             break;
         }
-        if begin.elapsed() > LIMIT {
+        if begin.elapsed() > TIMEOUT {
             return Err(Failure(format!("analytics has not applied all events: {summary}")));
         }
         smol::Timer::after(Duration::from_millis(10)).await;

@@ -11,9 +11,9 @@ use crate::{
     growth::{self, Series},
 };
 
-/// What a ratio may fall to, in parts of the recorded one, before it counts as a regression. A short run on a busy machine
-/// is far from exact, and the ratio of a slow path that was broken falls much deeper.
-const FAR_BELOW: f64 = 0.5;
+/// A ratio below this fraction of the recorded one is a regression. A short run on a busy machine is inexact; a broken fast
+/// path costs more than that.
+const MIN_RELATIVE_RATIO: f64 = 0.5;
 
 /// Bounds that the system is built to keep, by the keys of pairs and figures.
 const TARGETS: [(&str, Bound, f64); 17] = [
@@ -42,16 +42,16 @@ enum Bound {
     AtMost,
 }
 
-/// Everything that a run has measured.
+/// The results of a run.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Results {
-    /// Where the last part was measured.
+    /// The machine of the last measurement.
     machine: Option<Json>,
     pairs: BTreeMap<String, Pair>,
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
     growth: Vec<Series>,
-    /// What an operation costs.
+    /// The cost of an operation.
     #[serde(default)]
     lean: Vec<Cost>,
 }
@@ -113,7 +113,7 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 impl Results {
-    /// What was recorded; none if nothing was.
+    /// The recorded results; none if there are none.
     pub(crate) fn read(path: &Path) -> Option<Self> {
         serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
     }
@@ -125,7 +125,7 @@ impl Results {
         Ok(fs::write(path, serde_json::to_string_pretty(self)? + "\n")?)
     }
 
-    /// These, and of the earlier ones those that were not measured again.
+    /// These results, and the earlier ones that were not measured again.
     pub(crate) fn merged_over(self, earlier: Option<Self>) -> Self {
         let mut merged = earlier.unwrap_or_default();
         merged.machine = self.machine.or(merged.machine);
@@ -144,8 +144,8 @@ impl Results {
         self.figures.insert(key.to_owned(), Figure { what: what.to_owned(), unit: unit.to_owned(), value });
     }
 
-    /// Notes the CPU time of each process of a load report, for a thousand requests.
-    pub(crate) fn cpu_of(&mut self, report: &Json, requests: &str) {
+    /// Records the CPU time of each process of a load report, per thousand requests.
+    pub(crate) fn record_cpu(&mut self, report: &Json, requests: &str) {
         let thousands = report.pointer("/all/count").and_then(Json::as_f64).unwrap_or(f64::NAN) / 1e3;
         for usage in report["processes"].as_array().into_iter().flatten() {
             let name = usage["name"].as_str().unwrap_or_default();
@@ -159,7 +159,7 @@ impl Results {
         }
     }
 
-    /// Notes what an operation costs.
+    /// Records the cost of an operation.
     pub(crate) fn cost(&mut self, cost: Cost) {
         self.lean.push(cost);
     }
@@ -179,25 +179,25 @@ impl Results {
         for Series { axis, what, points } in &self.growth {
             let points =
                 points.iter().map(|point| format!("{}: **{:.0}** ({:.1})", point.at, point.per_second, point.p99_ms));
-            // A string takes any write.
+            // Writing to a string cannot fail.
             let _ = writeln!(text, "| {axis} | {what} | {} |", points.collect::<Vec<_>>().join(", "));
         }
         text
     }
 
-    /// Notes the machine of a load report.
-    pub(crate) fn machine_of(&mut self, report: &Json) {
+    /// Sets the machine of a load report.
+    pub(crate) fn set_machine(&mut self, report: &Json) {
         self.machine = Some(report["machine"].clone());
     }
 
     /// The pairs whose ratio is far below the recorded one, each with a sentence.
-    pub(crate) fn far_below(&self, recorded: Option<&Self>) -> Vec<String> {
+    pub(crate) fn regressions(&self, recorded: Option<&Self>) -> Vec<String> {
         let compare = |pair: &Pair| {
             let before = recorded?.pairs.get(&pair.key)?.ratio();
             let ratio = pair.ratio();
-            // A comparison that gave no number is no success.
-            let fine = ratio >= before * FAR_BELOW;
-            (!fine).then(|| format!("{}: the ratio is {ratio:.2}, recorded is {before:.2}", pair.what))
+            // NaN is a regression, too.
+            let is_kept = ratio >= before * MIN_RELATIVE_RATIO;
+            (!is_kept).then(|| format!("{}: the ratio is {ratio:.2}, recorded is {before:.2}", pair.what))
         };
         self.pairs.values().filter_map(compare).collect()
     }
@@ -213,7 +213,7 @@ impl Results {
             let Pair { key, what, unit, ours_is, theirs_is, ours, theirs } = pair;
             let before =
                 recorded.and_then(|recorded| recorded.pairs.get(key)).map(|pair| format!("{:.2}", pair.ratio()));
-            // A string takes any write.
+            // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
                 "| {what} | {ours_is} | {:.0} {unit} | {theirs_is} | {:.0} {unit} | **{:.2}** | {} | {} |",
@@ -267,15 +267,15 @@ mod tests {
     #[test]
     fn only_a_ratio_far_below_the_recorded_one_is_a_regression() {
         let recorded = results(600.0, 1000.0);
-        assert!(results(60.0, 100.0).far_below(Some(&recorded)).is_empty(), "absolute times do not matter");
-        assert!(results(40.0, 100.0).far_below(Some(&recorded)).is_empty());
-        assert_eq!(results(20.0, 100.0).far_below(Some(&recorded)).len(), 1);
-        assert_eq!(results(f64::NAN, 100.0).far_below(Some(&recorded)).len(), 1);
-        assert!(results(20.0, 100.0).far_below(None).is_empty());
+        assert!(results(60.0, 100.0).regressions(Some(&recorded)).is_empty(), "absolute times do not matter");
+        assert!(results(40.0, 100.0).regressions(Some(&recorded)).is_empty());
+        assert_eq!(results(20.0, 100.0).regressions(Some(&recorded)).len(), 1);
+        assert_eq!(results(f64::NAN, 100.0).regressions(Some(&recorded)).len(), 1);
+        assert!(results(20.0, 100.0).regressions(None).is_empty());
     }
 
     #[test]
-    fn a_missed_target_is_said() {
+    fn a_missed_target_is_marked() {
         assert!(results(400.0, 1000.0).table(None).contains(">= 0.5, **missed**"));
         assert!(!results(600.0, 1000.0).table(None).contains("missed"));
     }

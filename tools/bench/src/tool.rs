@@ -1,4 +1,4 @@
-//! Programs that measure or are measured, as processes.
+//! Processes that measure or are measured.
 
 use std::{
     net::TcpStream,
@@ -9,10 +9,10 @@ use std::{
 
 use crate::{Failure, Outcome};
 
-/// Time for a server to listen.
-const LISTEN_LIMIT: Duration = Duration::from_secs(5);
-/// Lines that an error shows.
-const SHOWN: usize = 20;
+/// Timeout for a server to listen.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Lines of output in an error.
+const MAX_LINES: usize = 20;
 
 /// A program of this workspace, built beside this one.
 pub(crate) fn ours(name: &str) -> Outcome<PathBuf> {
@@ -20,7 +20,7 @@ pub(crate) fn ours(name: &str) -> Outcome<PathBuf> {
     if path.is_file() { Ok(path) } else { Err(Failure(format!("{} is not built; use `just bench`", path.display()))) }
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to its end and returns what it printed.
 pub(crate) async fn output(mut command: Command) -> Outcome<String> {
     let name = command.get_program().display().to_string();
     command.envs([testbed::owner_variable()?]);
@@ -30,9 +30,9 @@ pub(crate) async fn output(mut command: Command) -> Outcome<String> {
     if output.status.success() {
         return Ok(text);
     }
-    let said = text + &String::from_utf8_lossy(&output.stderr);
-    // Each of many clients may have said the same.
-    let first: Vec<_> = said.lines().take(SHOWN).collect();
+    let printed = text + &String::from_utf8_lossy(&output.stderr);
+    // Each of many clients may have printed the same.
+    let first: Vec<_> = printed.lines().take(MAX_LINES).collect();
     Err(Failure(format!("{name}: {}\n{}", output.status, first.join("\n"))))
 }
 
@@ -46,7 +46,7 @@ impl Server {
         let server = Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if begin.elapsed() > LISTEN_LIMIT {
+            if begin.elapsed() > LISTEN_TIMEOUT {
                 return Err(Failure(format!("{} does not listen on port {port}", command.get_program().display())));
             }
             smol::Timer::after(Duration::from_millis(10)).await;

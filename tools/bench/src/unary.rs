@@ -7,12 +7,12 @@ use testbed::ports;
 use crate::{
     Failure, Outcome,
     load::{Time, turns},
+    progress::step,
     results::{Pair, Results},
-    show::step,
     tool::{self, Server},
 };
 
-/// Calls at once, over one connection.
+/// Concurrent calls, over one connection.
 const CALLERS: u32 = 64;
 
 pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {

@@ -6,36 +6,36 @@ use testbed::system::System;
 use crate::{
     Outcome,
     fixture::{Fixture, SETTLE},
-    load::{self, Time, figure, words},
+    load::{self, Time, figure, split_words},
     pgbench,
+    progress::step,
     results::{Pair, Results},
-    show::step,
 };
 
-/// Patients that are updated by turns, on either side.
+/// Patients that are updated in turn, on either side.
 const UPDATED: u64 = 10_000;
 /// Patients that one turn of deletions has a second, more than either side deletes.
 const DELETED_PER_SECOND: u64 = 8_000;
 
-pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
+pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let time = Time { warm_up: Time::TURN.warm_up, measured: Time::of(quick).measured / if quick { 1 } else { 2 } };
-    let mut system = ground.system("updates", &[]).await?;
-    pgbench::copy_schemas(ground, "updates", "pgbench_changes_patients").await?;
-    ground.seed("updates", 0, UPDATED).await?;
-    ground.seed("pgbench_changes", 0, UPDATED).await?;
+    let mut system = fixture.system("updates", &[]).await?;
+    pgbench::copy_schemas(fixture, "updates", "pgbench_changes_patients").await?;
+    fixture.seed("updates", 0, UPDATED).await?;
+    fixture.seed("pgbench_changes", 0, UPDATED).await?;
     let rounds = if quick { 1 } else { 3 };
 
     let theirs = "pgbench, the same two statements";
     let mut pair =
         Pair::new("updates", "updates, 64 clients", "updates/s", "PUT /patients/{id}, event to Kafka", theirs);
     for round in 1..=rounds {
-        let report = ours(ground, &mut system, "update", UPDATED, time, round).await?;
+        let report = ours(fixture, &mut system, "update", UPDATED, time, round).await?;
         pair.ours(figure(&report, "/all/perSecond"));
         results.figure("updates-p99", "update, 64 clients, p99", "ms", figure(&report, "/all/p99Ms"));
-        results.cpu_of(&report, "updates");
-        settle(ground).await?;
+        results.record_cpu(&report, "updates");
+        settle(fixture).await?;
         let script = pgbench::update(UPDATED);
-        let rate = pgbench::rate(ground, "pgbench_changes_patients", &script, time);
+        let rate = pgbench::rate(fixture, "pgbench_changes_patients", &script, time);
         pair.theirs(step(&format!("Updates, pgbench ({round})"), rate).await?);
     }
     results.pair(pair);
@@ -45,16 +45,16 @@ pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Res
     let seconds = (time.warm_up + time.measured).as_secs();
     let (own, mut seeded) = (DELETED_PER_SECOND / 2 * seconds, UPDATED);
     for round in 1..=rounds {
-        let report = ours(ground, &mut system, "delete", own, time, round).await?;
+        let report = ours(fixture, &mut system, "delete", own, time, round).await?;
         pair.ours(figure(&report, "/byAction/delete/perSecond"));
         results.figure("deletions-p99", "deletion, 64 clients, p99", "ms", figure(&report, "/byAction/delete/p99Ms"));
-        results.cpu_of(&report, "deletions");
+        results.record_cpu(&report, "deletions");
         let from = seeded;
         seeded += DELETED_PER_SECOND * seconds;
-        ground.seed("pgbench_changes", from, seeded).await?;
-        settle(ground).await?;
+        fixture.seed("pgbench_changes", from, seeded).await?;
+        settle(fixture).await?;
         let script = pgbench::delete(from);
-        let rate = pgbench::rate(ground, "pgbench_changes_patients", &script, time);
+        let rate = pgbench::rate(fixture, "pgbench_changes_patients", &script, time);
         pair.theirs(step(&format!("Deletions, pgbench ({round})"), rate).await?);
     }
     results.pair(pair);
@@ -62,35 +62,35 @@ pub(crate) async fn measure(ground: &mut Fixture, quick: bool, results: &mut Res
 }
 
 async fn ours(
-    ground: &mut Fixture,
+    fixture: &mut Fixture,
     system: &mut System,
     scenario: &str,
     own: u64,
     time: Time,
     round: u32,
 ) -> Outcome<Json> {
-    settle(ground).await?;
-    let watched = ground.watched(system);
+    settle(fixture).await?;
+    let watched = fixture.watched(system);
     let url = format!("http://{}", system.patients[0].address());
-    let arguments = words(&format!("closed {url} --scenario {scenario} -c 64 --own {own} {watched}"));
+    let arguments = split_words(&format!("closed {url} --scenario {scenario} -c 64 --own {own} {watched}"));
     let arguments = [arguments, time.arguments()].concat();
-    let run = load::run(ground.directory(), &arguments);
+    let run = load::run(fixture.directory(), &arguments);
     let report = step(&format!("{scenario}, HTTP ({round})"), run).await?;
-    report_others(&report, scenario);
+    warn_of_creations(&report, scenario);
     Ok(report)
 }
 
-/// Says so if the clients ran out of what they were to change.
-fn report_others(report: &Json, scenario: &str) {
+/// Warns if the clients ran out of patients.
+fn warn_of_creations(report: &Json, scenario: &str) {
     let others = figure(report, "/byAction/create/count");
     if others > 0.0 {
         eprintln!("{scenario}: {others} requests made new patients, because none was left to be changed");
     }
 }
 
-/// Lets the servers finish what the last measurement left to do.
-async fn settle(ground: &Fixture) -> Outcome {
-    ground.cluster.run("postgres", "checkpoint").await?;
+/// Lets the servers finish the background work of the last measurement.
+async fn settle(fixture: &Fixture) -> Outcome {
+    fixture.cluster.run("postgres", "checkpoint").await?;
     smol::Timer::after(SETTLE).await;
     Ok(())
 }

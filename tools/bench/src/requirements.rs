@@ -1,4 +1,4 @@
-//! The programs that parts are measured with. A part whose programs are missing is left out, and that is said.
+//! The programs that a measurement requires. A measurement without its programs is skipped with a message.
 
 use std::process::{Command, Stdio};
 
@@ -6,28 +6,28 @@ use testbed::broker::Kind;
 
 use crate::{Failure, pgbench};
 
-/// Parts that are measured on PostgreSQL and Apache Kafka, beside PostgreSQL's own programs.
-const ON_SERVERS: [&str; 5] = ["creates", "updates", "reads", "replay", "lean"];
-/// What beside the server belongs to PostgreSQL.
-const OF_POSTGRESQL: [&str; 3] = ["pgbench", "psql", "pg_dump"];
+/// Measurements that need PostgreSQL and Apache Kafka.
+const NEED_SERVERS: [&str; 5] = ["creates", "updates", "reads", "replay", "lean"];
+/// Client programs of PostgreSQL that they need.
+const POSTGRESQL_PROGRAMS: [&str; 3] = ["pgbench", "psql", "pg_dump"];
 
-/// Why a part cannot be measured here, if it cannot.
-pub(crate) fn missing(part: &str) -> Option<String> {
+/// What a measurement requires and this machine lacks; none if nothing is missing.
+pub(crate) fn missing(measurement: &str) -> Option<String> {
     let mut missing = Vec::new();
-    if ON_SERVERS.contains(&part) {
+    if NEED_SERVERS.contains(&measurement) {
         let can_fetch = runs("java", "-version") && runs("mvn", "--version");
         if !Kind::Kafka.is_installed() && !can_fetch {
             missing.push("Apache Kafka, or Java and Maven to fetch it".to_owned());
         }
         // A replay is compared with kcat.
-        let programs = if part == "replay" { &[][..] } else { &OF_POSTGRESQL };
+        let programs = if measurement == "replay" { &[][..] } else { &POSTGRESQL_PROGRAMS };
         missing.extend(programs.iter().filter_map(|name| match pgbench::binary(name) {
             Ok(path) if path.is_file() => None,
             Ok(path) => Some(path.display().to_string()),
             Err(Failure(why)) => Some(format!("{name}: {why}")),
         }));
     }
-    if part == "replay" && !runs("kcat", "-V") {
+    if measurement == "replay" && !runs("kcat", "-V") {
         missing.push("kcat".to_owned());
     }
     (!missing.is_empty()).then(|| missing.join(", "))

@@ -1,11 +1,11 @@
-//! What the user sees while it runs.
+//! Progress of a run on stderr.
 
 use std::{
     io::{Write as _, stderr},
     time::Instant,
 };
 
-/// Does a step and tells how long it took.
+/// Runs a step and prints how long it took.
 pub(crate) async fn step<T, E>(what: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     eprint!("{what:<60}");
     let _ = stderr().flush();
