@@ -22,15 +22,15 @@ impl Replica {
     fn start(responses: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, requests) = (listener.local_addr().unwrap().port(), Arc::new(Mutex::default()));
-        let seen = Arc::clone(&requests);
+        let received = Arc::clone(&requests);
         // The threads end with the test's process.
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let seen: Arc<Mutex<Vec<String>>> = Arc::clone(&seen);
+                let received: Arc<Mutex<Vec<String>>> = Arc::clone(&received);
                 thread::spawn(move || {
                     let mut stream = BufReader::new(stream.unwrap());
                     let Some(request) = request(&mut stream) else { return };
-                    seen.lock().unwrap().push(request);
+                    received.lock().unwrap().push(request);
                     if responses {
                         let response = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
                         stream.get_mut().write_all(response).unwrap();
@@ -41,7 +41,7 @@ impl Replica {
         Self { port, requests }
     }
 
-    fn taken(&self) -> Vec<String> {
+    fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut *self.requests.lock().unwrap())
     }
 }
@@ -120,7 +120,7 @@ fn a_change_that_was_sent_is_not_sent_to_another_replica() {
     };
     for (method, length) in REQUESTS {
         let statuses: Vec<_> = (0..4).map(|_| send(port, method, &"x".repeat(length))).collect();
-        let (broken, answered) = (breaking.taken(), answering.taken());
+        let (broken, answered) = (breaking.take_requests(), answering.take_requests());
         let ok = statuses.iter().filter(|status| **status == 200).count();
         assert!(!broken.is_empty(), "{method}: the failing replica gets its share of requests");
         if method == "GET" {
@@ -140,8 +140,8 @@ fn a_change_that_was_sent_is_not_sent_to_another_replica() {
 #[test]
 fn a_request_that_was_not_sent_is_sent_to_another_replica() {
     let answering = Replica::start(true);
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let Some((_scratch, port)) = nginx([nobody, answering.port]) else {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let Some((_scratch, port)) = nginx([closed, answering.port]) else {
         skipped();
         return;
     };
@@ -149,7 +149,7 @@ fn a_request_that_was_not_sent_is_sent_to_another_replica() {
         for _ in 0..4 {
             assert_eq!(send(port, method, &"x".repeat(length)), 200, "{method} {length}");
         }
-        let answered = answering.taken();
+        let answered = answering.take_requests();
         assert_eq!(answered.len(), 4);
         assert!(answered.iter().all(|request| request.ends_with(&format!("\r\n\r\n{}", "x".repeat(length)))));
     }

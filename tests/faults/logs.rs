@@ -79,7 +79,7 @@ fn a_service_stops_while_the_reader_of_stdout_stalls() {
 async fn log_until_dropped(service: &mut Service) {
     let address = service.address();
     until("lines are dropped", async || {
-        let nonsense = (0..CONCURRENT).map(|_| {
+        let malformed = (0..CONCURRENT).map(|_| {
             let address = address.clone();
             runtime::spawn(async move {
                 // The service responds and closes the connection, or closes it; both cause a log line.
@@ -92,7 +92,7 @@ async fn log_until_dropped(service: &mut Service) {
                 runtime::timeout(TIMEOUT, send).await.expect("the service is not blocked")
             })
         });
-        for task in nonsense.collect::<Vec<_>>() {
+        for task in malformed.collect::<Vec<_>>() {
             // Whether there was a response does not matter.
             let _ = task.await;
         }

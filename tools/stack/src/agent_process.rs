@@ -7,16 +7,16 @@ use testbed::Process;
 
 use crate::{home, private_file, settings::Settings};
 
-/// The variable by which the console and the agent are told the token.
+/// The variable that passes the token to the console and to the agent.
 pub(crate) const TOKEN: &str = "CONSOLE_AGENT_TOKEN";
-/// The agent's subcommand, and the name of its pid file and its log in the folder of the data.
+/// The agent's subcommand, and the name of its pid file and its log in the data directory.
 const NAME: &str = "agent";
-/// In the same folder: what the agent proves itself with.
+/// The file with the token, in the same directory.
 const TOKEN_FILE: &str = "agent-token";
-/// Time for it to end what it has begun.
+/// Time for the agent to end the current fault.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// The token of this system, made with the first start.
+/// The token of this system, generated at the first start.
 pub(crate) fn token() -> Result<String> {
     let file = home::directory()?.join(TOKEN_FILE);
     if let Ok(token) = fs::read_to_string(&file) {
@@ -27,13 +27,13 @@ pub(crate) fn token() -> Result<String> {
     Ok(token)
 }
 
-/// From the operating system, by way of the keys of the standard library's hash maps.
+/// Random bits from the operating system: the standard library seeds its hash maps with them.
 fn random() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(0)
 }
 
-/// Starts the agent anew, so that it knows the settings of now.
+/// Restarts the agent, so that it has the current settings.
 pub(crate) async fn start(settings: &Settings) -> Result<()> {
     let home = home::directory()?;
     stop(&home).await;
@@ -44,7 +44,7 @@ pub(crate) async fn start(settings: &Settings) -> Result<()> {
     Ok(process.write_pid_file(&home.join("agent.pid"))?)
 }
 
-/// Stops it; what it has done to parts ends with it.
+/// Stops the agent, which first ends the current fault.
 pub(crate) async fn stop(home: &Path) {
     if let Some(mut process) = Process::from_pid_file(NAME, &home.join("agent.pid"), home.join("agent.log")) {
         process.stop(STOP_LIMIT).await;

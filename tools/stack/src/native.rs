@@ -18,11 +18,10 @@ use testbed::{
 };
 
 use crate::{
-    agent_process,
+    agent_process, console_export,
     external_databases::{self, Databases},
     home, install,
     logs::{FileLog, Log},
-    observation,
     ports::{self, RequiredPort},
     service_settings,
     settings::Settings,
@@ -81,7 +80,7 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     let mut selected = service_settings::select(&known, &[], |name| env::var(name).ok());
     selected.report();
     // The services export to the console, which forwards to the collector of the user.
-    let collector = observation::through_the_console(&mut selected.passed, &SERVICES, settings);
+    let collector = console_export::export_to_console(&mut selected.passed, &SERVICES, settings);
     let databases = databases(settings, &home, assume_yes).await?;
     let kafka = broker(settings, &home).await?;
     // From here on, other commands use this system.

@@ -1,4 +1,4 @@
-//! Registers plausible patients, marked as samples, so that there is something to look at.
+//! `seed`: registers plausible patients that are marked as samples.
 
 use anyhow::{Result, anyhow};
 use console::samples;
@@ -7,13 +7,13 @@ use testbed::http::Client;
 
 use crate::{http::expect, settings::Settings, terminal::step};
 
-/// Patients, unless another number is wanted, and at most.
+/// The default number of patients, and the largest.
 const COUNT: usize = 200;
 const MAX_COUNT: usize = 100_000;
-/// Registrations at once.
+/// Concurrent registrations.
 const CLIENTS: usize = 16;
 
-/// Registers so many.
+/// Registers `count` patients.
 pub(crate) async fn run(settings: &Settings, count: Option<&str>) -> Result<()> {
     let count = match count {
         None => COUNT,
