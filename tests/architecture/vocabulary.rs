@@ -5,7 +5,7 @@ use std::fs;
 use crate::{root, sources};
 
 /// Identifiers that were replaced, each with the name to use. Whole identifiers in code alone: not in comments or strings.
-const REPLACED: [(&str, &str); 26] = [
+const REPLACED: [(&str, &str); 38] = [
     ("Seen", "LowWatermark, or what was observed"),
     ("Forgetting", "AckedDeleter"),
     ("DoneReceiver", "CompletedTaskDeleter"),
@@ -32,6 +32,18 @@ const REPLACED: [(&str, &str); 26] = [
     ("PATIENCE", "TIMEOUT"),
     ("NoAnswer", "RequestError"),
     ("Wanted", "the name of what is requested, such as PendingQuery"),
+    ("Begun", "SentWrite"),
+    ("Facts", "SystemStatus"),
+    ("Noted", "Observations"),
+    ("WatchedIo", "ObservedIo"),
+    ("Follower", "EventFollower"),
+    ("NEVER", "UNSET"),
+    ("EVERY", "..._INTERVAL"),
+    ("FAR_BELOW", "MIN_RELATIVE_RATIO"),
+    ("OF_THE_CONNECTION", "HOP_BY_HOP"),
+    ("KeySpent", "PatientOfKeyDeleted"),
+    ("patience", "timeout, or grace"),
+    ("ourselves", "own, or the name of the program"),
 ];
 
 #[test]
