@@ -1,4 +1,4 @@
-//! The console beside a running system: what a person sees of it, asked for as its page asks.
+//! The console of a running system, through the API that its page uses.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The lab of a system that `up` has started: the agent on the host does what the console asks for, and ends it by itself.
+//! The lab of a system that `up` has started: the agent on the host injects the faults, and ends them by itself.
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
 //! Every query of patients.
 //!
-//! A change and what it sets off are one commit: the event in the outbox, the task for billing, the idempotency key.
+//! A change, its event in the outbox, its billing task and its idempotency key are one commit.
 
 use chrono::NaiveDate;
 use codec::event::EventKind;
@@ -23,7 +23,7 @@ mod list;
 pub use keys::ClockObservation;
 pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
 
-/// The names under which the schema reports that an email or a key is taken.
+/// The constraints that report a duplicate email or key.
 const EMAIL_CONSTRAINT: &str = "patients_email_key";
 const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
 
@@ -55,7 +55,7 @@ pub enum StoreError {
     /// An earlier request had the key.
     #[error("an earlier request used the idempotency key")]
     KeyUsed,
-    /// The database could not do it.
+    /// The database failed.
     #[error(transparent)]
     Database(Error),
 }
@@ -70,30 +70,30 @@ impl From<Error> for StoreError {
     }
 }
 
-/// Which versions of a patient a change is for.
+/// The precondition of a change, by the patient's version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionCondition {
-    /// One of these; none means any.
+    /// The version must be one of these; none means any.
     pub only: Option<Vec<i64>>,
-    /// None of these.
+    /// The version must be none of these.
     pub not: Vec<i64>,
 }
 
 impl VersionCondition {
-    /// Whether a change is for this version.
+    /// Whether a version meets the precondition.
     fn allows(&self, version: i64) -> bool {
         self.only.as_ref().is_none_or(|only| only.contains(&version)) && !self.not.contains(&version)
     }
 }
 
-/// What became of a change of one patient.
+/// The outcome of a change of one patient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<T> {
     /// It is stored.
     Done(T),
     /// There is no such patient.
     NotFound,
-    /// The patient's version is none that the change is for.
+    /// The patient's version does not meet the precondition.
     VersionMismatch,
 }
 
@@ -109,7 +109,7 @@ impl Store {
         }
     }
 
-    /// The same patients, for several steps that have one deadline together.
+    /// The same patients, for several steps that share one deadline.
     #[must_use]
     pub fn with_shared_deadline(&self) -> Self {
         Self {
@@ -140,15 +140,15 @@ impl Store {
     /// A patient.
     ///
     /// # Errors
-    /// If the database cannot be asked.
+    /// If the database fails.
     pub async fn find(&self, id: Uuid) -> Result<Option<Patient>, Error> {
         self.finder.submit(id).await
     }
 
-    /// Replaces a patient's data if the version is one that the change is for, with the event of it.
+    /// Replaces a patient's data if its version meets the precondition, and stores the event.
     ///
     /// # Errors
-    /// If the email is taken, or the database cannot do it.
+    /// If the email is taken, or the database fails.
     pub async fn update(
         &self,
         id: Uuid,
@@ -200,11 +200,10 @@ impl Store {
         Ok(update.await?)
     }
 
-    /// Deletes a patient if the version is one that the change is for, with the event of it and the task to close its
-    /// account.
+    /// Deletes a patient if its version meets the precondition, and stores the event and the task to close its account.
     ///
     /// # Errors
-    /// If the database cannot do it.
+    /// If the database fails.
     pub async fn delete(
         &self,
         id: Uuid,
@@ -219,7 +218,7 @@ impl Store {
         store.delete_alone(id, condition, trace).await
     }
 
-    /// Deletes as [`delete`](Self::delete) does, whatever others do meanwhile.
+    /// Deletes as [`delete`](Self::delete) does, in a transaction of its own that locks the row.
     async fn delete_alone(
         &self,
         id: Uuid,

@@ -1,6 +1,6 @@
 //! The bytes on the wire, as files that another implementation of protobuf reads too (`tests/wire`).
 //!
-//! `BLESS=1 cargo test -p billing-api --test golden` writes the files anew, after an intended change.
+//! `BLESS=1 cargo test -p billing-api --test golden` rewrites the files after an intended change.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{env, fs, path::PathBuf};

@@ -108,7 +108,7 @@ fn methods_that_a_peer_does_not_have_are_no_outage() {
 #[test]
 fn an_unreachable_peer_is_reported_with_the_cause() {
     runtime::block_on(2, async {
-        // A port that nobody listens on.
+        // A port without a listener.
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let started = Instant::now();
         let error = create(&client(nobody)).await.unwrap_err();

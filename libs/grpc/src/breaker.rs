@@ -10,8 +10,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest time between probes, and therefore how late a recovery can be noticed.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// A circuit breaker: after several failures in a row it opens and fails calls at once, so that nobody waits for a service
-/// that is down, and lets one call through from time to time as a probe.
+/// A circuit breaker: after several failures in a row it opens and fails calls at once, so that no request waits for a
+/// service that is down, and lets one call through from time to time as a probe.
 ///
 /// Time is an argument, so that tests need no clock.
 #[derive(Debug, Default)]

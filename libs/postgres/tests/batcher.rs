@@ -37,13 +37,13 @@ impl BatchStatement for Put {
     }
 }
 
-/// Requests that are about the number of their hundreds; the response is the request. It sees to it that no two statements that
-/// run at the same time are about the same.
-enum About {}
+/// Requests whose subject is the number of their hundreds; the response is the request. It checks that no two concurrent
+/// statements have the same subject.
+enum HasSubject {}
 
 static RUNNING: Mutex<BTreeMap<i32, i32>> = Mutex::new(BTreeMap::new());
 
-impl BatchStatement for About {
+impl BatchStatement for HasSubject {
     type Request = i32;
     type Response = i32;
     const NAME: &'static str = "about";
@@ -110,7 +110,7 @@ async fn put_all<S: BatchStatement<Request = i32, Response = i32>>(
 fn two_statements_about_the_same_never_run_at_the_same_time_and_no_request_is_forgotten() {
     runtime::block_on(1, async {
         let database = database().await;
-        let batcher = Batcher::<About>::new(database.clone());
+        let batcher = Batcher::<HasSubject>::new(database.clone());
         let requests = (0..200).map(|n| n % 5 * 100 + n / 5).chain((500..2000).step_by(100));
         let mut responses = put_all(&batcher, requests.clone()).await;
         responses.sort_by_key(|(request, _)| *request);

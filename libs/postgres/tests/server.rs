@@ -196,7 +196,7 @@ fn connections_are_given_in_the_order_of_requests() {
 fn a_database_with_all_connections_in_use_is_available_while_it_answers() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
-        // Whoever waits in line waits for 400 ms at least, which is longer than is asked of a ping.
+        // Each waits at least 400 ms for the connection, which is longer than the timeout of a ping.
         let busy = |_| {
             let database = database.clone();
             runtime::spawn(async move {

@@ -11,7 +11,7 @@ use std::{
 const MAX_CAUSES: usize = 8;
 
 /// Whether something that a service needs is unavailable, so that the beginning of an outage is logged once, and so is
-/// its end. The caller logs, with its own message and fields, when a method says so.
+/// its end. The caller logs, with its own message and fields, when a method returns that it should.
 ///
 /// With keys, such as partitions, several parts fail and recover on their own: the outage begins when the first one
 /// fails and ends when the last one has recovered.
@@ -55,15 +55,15 @@ impl<K: Ord> Outage<K> {
         Self::default()
     }
 
-    /// Notes that `key` failed. `cause` tells one kind of failure from another, and a constant one has only the
-    /// beginning logged; `reason` is the text for [`reason`](Self::reason).
+    /// Records that `key` failed. `cause` distinguishes kinds of failure; with a constant cause, only the beginning is
+    /// logged; `reason` is the text for [`reason`](Self::reason).
     ///
     /// Returns whether to log it: it begins the outage, or this outage has not had the cause yet.
     pub fn failed_for(&self, key: K, cause: &str, reason: impl Into<String>) -> bool {
         self.lock().fail(key, cause, reason.into(), &self.is_ongoing)
     }
 
-    /// Notes that `key` works. Returns how long the outage lasted if this ends it, which is to be logged.
+    /// Records that `key` works. Returns how long the outage lasted if this ends it, which is to be logged.
     pub fn recovered_for(&self, key: &K) -> Option<Duration> {
         if !self.is_ongoing() {
             return None;

@@ -38,7 +38,7 @@ pub(crate) async fn measure(system: &mut System, results: &mut Results) -> Outco
     step("Footprint of the services", work).await
 }
 
-/// The sizes of the images; says so if there are none here.
+/// The sizes of the images; prints a message if there are none.
 pub(crate) async fn images(results: &mut Results) {
     for name in ["patient-service", "billing-service", "analytics-service"] {
         match image(name).await {

@@ -47,7 +47,7 @@ pub(crate) fn read(patients: u64) -> String {
     )
 }
 
-/// The two statements of an update of one of so many patients that [`Fixture::seed`] made, as apps/patient-service has them:
+/// The two statements of an update of one of `patients` that [`Fixture::seed`] has inserted, as apps/patient-service has them:
 /// the patient as it is, and the change with its event, in one commit.
 pub(crate) fn update(patients: u64) -> String {
     format!(

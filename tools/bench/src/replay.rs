@@ -42,7 +42,7 @@ pub(crate) async fn measure(fixture: &Fixture, quick: bool, results: &mut Result
         let theirs = step(&format!("Reading them with kcat ({round})"), read(fixture, topic, events)).await?;
         let ours = replay(fixture, topic, events, round);
         let (rate, rss) = step(&format!("Replaying them into analytics ({round})"), ours).await?;
-        // The first round is not counted: the broker's compiler takes a part of the cores for whoever reads first.
+        // The first round is not counted: the broker's JIT compiler competes with it for the cores.
         if round == 0 {
             continue;
         }
@@ -55,7 +55,7 @@ pub(crate) async fn measure(fixture: &Fixture, quick: bool, results: &mut Result
     Ok(())
 }
 
-/// Publishes creations of so many patients, as the relay does.
+/// Publishes the creation of `events` patients, as the relay does.
 async fn publish(fixture: &Fixture, topic: &str, events: u64) -> Outcome {
     let settings = fixture.broker.settings("bench");
     kafka::create_topic(&settings, topic, PARTITIONS).await?;

@@ -57,7 +57,7 @@ impl Drop for StreamSlot {
     }
 }
 
-/// Sends until the page has gone or the console stops.
+/// Sends until the page disconnects or the console stops.
 pub(crate) async fn send(app: App, view: View, events: EventSender, slot: StreamSlot) {
     let _slot = slot;
     let shutdown = app.shutdown().clone();

@@ -6,7 +6,7 @@ use crate::{service_settings::ByService, settings::Settings};
 
 /// The endpoint to which spans, metrics and log lines are exported.
 const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-/// The delays of the batch processors for spans and log lines, in milliseconds: short, for whoever watches the console.
+/// The delays of the batch processors for spans and log lines, in milliseconds: short, so that the console is up to date.
 const DELAYS: [(&str, &str); 2] = [("OTEL_BSP_SCHEDULE_DELAY", "100"), ("OTEL_BLRP_SCHEDULE_DELAY", "100")];
 /// The console scrapes metrics, so they are exported for the user's collector alone.
 const METRICS: (&str, &str) = ("OTEL_METRICS_EXPORTER", "none");

@@ -23,7 +23,7 @@ impl BatchStatement for Close {
         ids.sort_unstable();
         ids.dedup();
         let close = database.run_idempotent(async |connection| {
-            // Together they wait for nobody long: an entry of one account may wait in a transaction of its own.
+            // A shared statement has a short lock timeout: the entry of an account that is locked is made in a transaction of its own.
             let rows = query(
                 "-- close accounts
                 WITH closed AS (

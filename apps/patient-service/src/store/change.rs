@@ -1,8 +1,9 @@
-//! Updates and deletions. Those that come together are one read and one write, and the write is one commit.
+//! Updates and deletions, with optimistic locking. Concurrent ones share one read and one write, which is one commit.
 //!
-//! An event carries the version that its change makes, and we encode it; so the patient is read first, and changed if it is
-//! still as it was read. What has changed in between, is not there, or is none that the change is for is left to a transaction
-//! of its own, which decides under the row's lock ([`Store::update`](super::Store::update)).
+//! The event is encoded here and carries the new version, so the patient is read first, and the write applies only if the
+//! version is still the one that was read. A patient that has changed in between, does not exist, or does not meet the
+//! precondition is left to a transaction of its own, which decides under the row's lock
+//! ([`Store::update`](super::Store::update)).
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -34,13 +35,13 @@ pub(super) struct Delete {
     pub(super) trace: TraceContext,
 }
 
-/// The statements for many updates. The answer is the patient; none if the update is not done.
+/// The statements for many updates. The response is the patient; none if the update was not applied.
 pub(super) enum Updates {}
 
-/// The statements for many deletions. The answer is whether it is done.
+/// The statements for many deletions. The response is whether the deletion was applied.
 pub(super) enum Deletions {}
 
-/// A patient as a change leaves it, with the event of it.
+/// A patient after a change, with the event of the change.
 struct Changed {
     patient: Patient,
     event: NewEvent,
@@ -51,7 +52,7 @@ impl Changed {
         Self { event: NewEvent::of(&patient, kind, trace), patient }
     }
 
-    /// The version that is changed.
+    /// The version that was read.
     fn known_version(&self) -> i64 {
         self.patient.version - 1
     }
@@ -71,10 +72,10 @@ impl BatchStatement for Updates {
         let mut known = read(database, updates.iter().map(|update| update.id).collect()).await?;
         let mut changed: Vec<Changed> = Vec::with_capacity(known.len());
         let mut emails = HashMap::<Uuid, &str>::new();
-        let mut was_taken = vec![false; updates.len()];
-        for (Update { id, condition, details, trace }, was_taken) in updates.iter().zip(&mut was_taken) {
+        let mut was_written = vec![false; updates.len()];
+        for (Update { id, condition, details, trace }, was_written) in updates.iter().zip(&mut was_written) {
             let Some(known) = known.get_mut(id).filter(|known| condition.allows(known.version)) else { continue };
-            // Several updates of one patient go on from one another, and only the last one's email meets the index.
+            // Updates of one patient build on each other, and only the last email is checked by the unique index.
             if *emails.entry(*id).or_insert(&details.email) != details.email {
                 continue;
             }
@@ -83,19 +84,19 @@ impl BatchStatement for Updates {
             let version = known.version + 1;
             let patient = Patient { id: *id, name, email, address, date_of_birth, registered_date, version };
             known.clone_from(&patient);
-            *was_taken = true;
+            *was_written = true;
             changed.push(Changed::new(patient, EventKind::Updated, *trace));
         }
         let done = write_updates(database, &changed).await?;
-        // Those of one patient are in the order of the requests, of which some may have been left out.
-        let mut made = HashMap::<Uuid, VecDeque<Patient>>::new();
+        // The versions of one patient are in the order of the requests, some of which may have been skipped.
+        let mut versions = HashMap::<Uuid, VecDeque<Patient>>::new();
         for Changed { patient, .. } in changed.into_iter().filter(|one| done.contains(&one.patient.id)) {
-            made.entry(patient.id).or_default().push_back(patient);
+            versions.entry(patient.id).or_default().push_back(patient);
         }
-        Ok(was_taken
+        Ok(was_written
             .into_iter()
             .zip(updates)
-            .map(|(taken, update)| if taken { made.get_mut(&update.id)?.pop_front() } else { None })
+            .map(|(written, update)| if written { versions.get_mut(&update.id)?.pop_front() } else { None })
             .collect())
     }
 }
@@ -113,20 +114,24 @@ impl BatchStatement for Deletions {
     async fn execute(database: &Database, deletions: &[Delete]) -> Result<Vec<bool>, Error> {
         let mut known = read(database, deletions.iter().map(|delete| delete.id).collect()).await?;
         let mut changed = Vec::with_capacity(known.len());
-        let mut was_taken = vec![false; deletions.len()];
-        for (Delete { id, condition, trace }, was_taken) in deletions.iter().zip(&mut was_taken) {
-            let is_for_it = known.get(id).is_some_and(|known| condition.allows(known.version));
-            let Some(known) = known.remove(id).filter(|_| is_for_it) else { continue };
-            *was_taken = true;
+        let mut was_written = vec![false; deletions.len()];
+        for (Delete { id, condition, trace }, was_written) in deletions.iter().zip(&mut was_written) {
+            let is_allowed = known.get(id).is_some_and(|known| condition.allows(known.version));
+            let Some(known) = known.remove(id).filter(|_| is_allowed) else { continue };
+            *was_written = true;
             let patient = Patient { version: known.version + 1, ..known };
             changed.push(Changed::new(patient, EventKind::Deleted, *trace));
         }
         let done = write_deletions(database, &mut changed).await?;
-        Ok(was_taken.into_iter().zip(deletions).map(|(taken, delete)| taken && done.contains(&delete.id)).collect())
+        Ok(was_written
+            .into_iter()
+            .zip(deletions)
+            .map(|(written, delete)| written && done.contains(&delete.id))
+            .collect())
     }
 }
 
-/// The patients as they are.
+/// The current patients, by id.
 async fn read(database: &Database, ids: Vec<Uuid>) -> Result<HashMap<Uuid, Patient>, Error> {
     let found = Find::execute(database, &ids).await?;
     Ok(found.into_iter().flatten().map(|patient| (patient.id, patient)).collect())
@@ -136,13 +141,13 @@ fn column<'a, T>(changed: &'a [Changed], field: impl Fn(&'a Changed) -> T) -> Ve
     changed.iter().map(field).collect()
 }
 
-/// Stores patients with their events, of which one patient may have several, one after the other; gives the ids of those that
-/// were still as they were read.
+/// Updates patients and stores their events, of which one patient may have several. Returns the ids of those whose version
+/// was still the one that was read.
 async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashSet<Uuid>, Error> {
     if changed.is_empty() {
         return Ok(HashSet::new());
     }
-    // By id: the version that was read, and what the patient is in the end.
+    // By id: the version that was read, and the last version of the patient.
     let mut patients = BTreeMap::<Uuid, (i64, &Patient)>::new();
     for one in changed {
         let (_, patient) = patients.entry(one.patient.id).or_insert((one.known_version(), &one.patient));
@@ -155,10 +160,10 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
         ) -> Vec<T> {
             patients.values().map(|(known_version, patient)| field(*known_version, patient)).collect()
         }
-        // An event takes its id under the row's lock, and those of one patient in their order, so that the ids of a patient's
-        // events grow with its versions.
+        // Events take their ids under the row's lock, those of one patient in the order of their versions, so that the ids of a
+        // patient's events grow with its versions.
         //
-        // Together they wait for nobody long, as in "insert patients".
+        // A shared statement has a short lock timeout, as in "insert patients".
         let rows = query(
             "-- update patients
             WITH new AS (
@@ -204,8 +209,8 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
     write.await
 }
 
-/// Deletes patients and stores their events and the tasks to close their accounts; gives the ids of those that were still as
-/// they were read.
+/// Deletes patients and stores their events and the tasks to close their accounts. Returns the ids of those whose version was
+/// still the one that was read.
 async fn write_deletions(database: &Database, changed: &mut [Changed]) -> Result<HashSet<Uuid>, Error> {
     if changed.is_empty() {
         return Ok(HashSet::new());

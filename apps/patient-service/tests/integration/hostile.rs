@@ -14,7 +14,7 @@ fn sql_in_every_field_and_parameter_is_text() {
         let jane = service.register("Jane Doe").await;
         for (n, sql) in SQL.into_iter().enumerate() {
             let escaped: String = sql.bytes().map(|byte| format!("%{byte:02X}")).collect();
-            // Where any text is allowed it is kept as it came.
+            // Where any text is allowed, it is stored unchanged.
             let mut verbatim = patient("Jane");
             (verbatim["name"], verbatim["address"]) = (json!(sql), json!(sql));
             verbatim["email"] = json!(format!("o'--brien{n}@example.org"));
@@ -23,7 +23,7 @@ fn sql_in_every_field_and_parameter_is_text() {
             assert_eq!(stored.status, 201, "{}", stored.text());
             let found = service.get(&path(&stored.json())).await.json();
             assert_eq!((&found["name"], &found["address"]), (&json!(sql), &json!(sql)));
-            // Where it is not, it is told.
+            // Where it is not, the response names the field.
             for field in ["email", "dateOfBirth", "registeredDate"] {
                 let mut wrong = patient("Jane");
                 wrong[field] = json!(sql);

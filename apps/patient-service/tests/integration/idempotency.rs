@@ -100,7 +100,7 @@ fn a_key_does_not_age_by_a_step_of_the_clock() {
             store.delete_keys(look.keys_expired_before, 1000).await.unwrap()
         };
         let jane = post(&service, "key-1", &patient("Jane Doe")).await.json();
-        // Else the email would give the repetition away.
+        // Otherwise the email would reveal the repetition.
         service.client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
         let is_known = async || post(&service, "key-1", &patient("Jane Doe")).await.json()["id"] == jane["id"];
         assert_eq!(look(day).await, 0);

@@ -57,7 +57,7 @@ fn parts_of_a_list_follow_each_other_in_every_order() {
                 "-{sort}"
             );
         }
-        // All dates are equal: only the id tells them apart, and nobody is left out or given twice.
+        // All dates are equal: only the id distinguishes the patients, and each is listed once.
         for sort in ["dateOfBirth", "registeredDate", "id"] {
             let forward = walk(&service, &format!("/patients?limit=2&sort={sort}")).await.concat();
             assert_eq!(forward, ["Cora", "Abel", "Dora", "Bert", "Emil"], "{sort}");

@@ -87,7 +87,7 @@ fn concurrent_reads_get_the_right_patients() {
     with_service(|service| async move {
         let names = (0..20).map(|number| format!("Patient {number}"));
         let patients: Vec<_> = join_all(names.map(async |name| service.register(&name).await)).await;
-        // Each is asked for several times, and one that there is not in between.
+        // Each is read several times, between reads of patients that do not exist.
         let reads = (0..300).map(async |number| {
             let Some(patient) = patients.get(number % (patients.len() + 1)) else {
                 assert_eq!(service.get(&format!("/patients/{}", uuid::Uuid::now_v7())).await.status, 404);

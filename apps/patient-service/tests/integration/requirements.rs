@@ -18,7 +18,7 @@ use crate::harness::{Harness, path, patient};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Starts the service on a database and gives why it has ended.
-async fn refusal(url: &str) -> Failure {
+async fn startup_error(url: &str) -> Failure {
     let environment = Environment::empty()
         .with("DATABASE_URL", url)
         .with("SERVER_PORT", "0")
@@ -43,7 +43,7 @@ async fn execute(url: &str, statements: String) {
     sql::execute(url, Box::leak(statements.into_boxed_str())).await.unwrap();
 }
 
-fn assert_told(failure: &Failure, words: &[&str]) {
+fn assert_names(failure: &Failure, words: &[&str]) {
     let text = failure.to_string();
     assert_eq!(failure.code(), 78, "{text}");
     assert!(!text.contains('\n'), "one line: {text}");
@@ -57,19 +57,22 @@ fn an_unsuitable_database_is_reported_in_one_line_with_the_remedy() {
     runtime::block_on(2, async {
         for encoding in ["LATIN1", "SQL_ASCII"] {
             let url = database(&format!("ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")).await;
-            assert_told(&refusal(&url).await, &[encoding, "ENCODING 'UTF8'"]);
+            assert_names(&startup_error(&url).await, &[encoding, "ENCODING 'UTF8'"]);
         }
 
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE SCHEMA elsewhere; CREATE EXTENSION pg_trgm SCHEMA elsewhere").await.unwrap();
-        assert_told(&refusal(&url).await, &["gin_trgm_ops", "pg_trgm", "elsewhere", "SET SCHEMA", "search_path"]);
-        // Done as told, it works.
+        assert_names(
+            &startup_error(&url).await,
+            &["gin_trgm_ops", "pg_trgm", "elsewhere", "SET SCHEMA", "search_path"],
+        );
+        // After the proposed fix, it works.
         sql::execute(&url, "ALTER EXTENSION pg_trgm SET SCHEMA public").await.unwrap();
         Harness::start(&url, &[]).await.stop().await;
 
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE patients (mine text)").await.unwrap();
-        assert_told(&refusal(&url).await, &["\"patients\" already exists", "42P07", "belongs to somebody else"]);
+        assert_names(&startup_error(&url).await, &["\"patients\" already exists", "42P07", "belongs to somebody else"]);
 
         let url = testbed::shared_database().await;
         sql::execute(
@@ -80,7 +83,7 @@ fn an_unsuitable_database_is_reported_in_one_line_with_the_remedy() {
         )
         .await
         .unwrap();
-        assert_told(&refusal(&url).await, &["_sqlx_migrations", "another program"]);
+        assert_names(&startup_error(&url).await, &["_sqlx_migrations", "another program"]);
     });
 }
 
@@ -91,15 +94,15 @@ fn missing_privileges_are_reported_with_the_grant() {
         let role = format!("role_{}", uuid::Uuid::now_v7().simple());
         execute(&url, format!("CREATE ROLE {role} LOGIN")).await;
         let theirs = url.replace("postgres@", &format!("{role}@"));
-        assert_told(&refusal(&theirs).await, &["permission denied for schema public", "GRANT CREATE ON SCHEMA"]);
+        assert_names(&startup_error(&theirs).await, &["permission denied for schema public", "GRANT CREATE ON SCHEMA"]);
         execute(&url, format!("GRANT CREATE ON SCHEMA public TO {role}")).await;
-        assert_told(&refusal(&theirs).await, &["permission denied to create extension", "CREATE EXTENSION"]);
+        assert_names(&startup_error(&theirs).await, &["permission denied to create extension", "CREATE EXTENSION"]);
         sql::execute(&url, "CREATE EXTENSION pg_trgm").await.unwrap();
         Harness::start(&theirs, &[]).await.stop().await;
 
         let url = testbed::shared_database().await;
         let nowhere = format!("{url}&currentSchema=app");
-        assert_told(&refusal(&nowhere).await, &["3F000", "create the schema"]);
+        assert_names(&startup_error(&nowhere).await, &["3F000", "create the schema"]);
         sql::execute(&url, "CREATE SCHEMA app").await.unwrap();
         Harness::start(&nowhere, &[]).await.stop().await;
         assert_eq!(sql::number(&url, "SELECT count(*) FROM app.patients").await.unwrap(), 0);
@@ -108,7 +111,7 @@ fn missing_privileges_are_reported_with_the_grant() {
     });
 }
 
-/// What time or an administrator heals is waited for, and told meanwhile.
+/// The service waits for what time or an administrator fixes, and reports it meanwhile.
 #[test]
 fn a_wrong_password_and_a_missing_database_are_reported_until_they_are_right() {
     runtime::block_on(2, async {
@@ -176,7 +179,10 @@ fn through_pgbouncer_in_other_modes_it_ends_at_its_start_and_says_why() {
         for mode in [PoolMode::Transaction, PoolMode::Statement] {
             let scratch = Scratch::new().unwrap();
             let (_cluster, pooler) = pgbouncer(&scratch, mode).await;
-            assert_told(&refusal(&pooler.url("postgres")).await, &["DATABASE_URL", "PgBouncer", "pool_mode = session"]);
+            assert_names(
+                &startup_error(&pooler.url("postgres")).await,
+                &["DATABASE_URL", "PgBouncer", "pool_mode = session"],
+            );
         }
     });
 }

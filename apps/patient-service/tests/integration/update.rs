@@ -59,7 +59,7 @@ fn unmet_preconditions_change_nothing() {
             (&[("if-match", "\"1\""), ("if-none-match", "\"1\"")], 412),
             (&[("if-none-match", "1")], 400),
             (&[("if-match", "*, \"1\"")], 400),
-            // Its time of change is not told, so that these are ignored.
+            // There is no Last-Modified, so these are ignored.
             (&[("if-unmodified-since", "Mon, 01 Jan 1990 00:00:00 GMT"), ("if-none-match", "*")], 412),
         ] {
             for method in [Method::Put, Method::Delete] {

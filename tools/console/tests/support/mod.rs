@@ -115,7 +115,7 @@ fn text(name: &str, value: &str) -> KeyValue {
     KeyValue { key: name.to_owned(), value, ..KeyValue::default() }
 }
 
-/// A message of so many requests' spans, each of a trace of its own unless one is given.
+/// An OTLP message with a span for each number in `spans`, in one trace or each in its own.
 pub(crate) fn message(trace: Option<[u8; 16]>, spans: std::ops::Range<u64>) -> Vec<u8> {
     let span = |number: u64| Span {
         trace_id: trace.map_or_else(|| u128::from(number / 7 + 1).to_be_bytes().to_vec(), |id| id.to_vec()),
