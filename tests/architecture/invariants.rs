@@ -50,8 +50,8 @@ fn documents_link_to_files_that_exist() {
             assert!(target.exists(), "{document} links to {link}, which does not exist");
             if !anchor.is_empty() {
                 let text = fs::read_to_string(&target).unwrap();
-                let is_meant = |line: &str| line.starts_with('#') && self::anchor(line) == anchor;
-                assert!(text.lines().any(is_meant), "{document} links to {link}, where there is no such heading");
+                let is_target = |line: &str| line.starts_with('#') && self::anchor(line) == anchor;
+                assert!(text.lines().any(is_target), "{document} links to {link}, where there is no such heading");
             }
             count += 1;
         }

@@ -93,9 +93,10 @@ fn merge(below: Json, above: Json) -> Json {
                 let value = match below.remove(&name) {
                     // By the path in the container.
                     Some(Json::Array(before)) if name == "volumes" => {
-                        let place = |volume: &Json| volume.as_str().unwrap().split(':').nth(1).map(str::to_owned);
-                        let places: Vec<_> = value.as_array().unwrap().iter().map(place).collect();
-                        let kept = before.into_iter().filter(|volume| !places.contains(&place(volume))).collect();
+                        let mount_point = |volume: &Json| volume.as_str().unwrap().split(':').nth(1).map(str::to_owned);
+                        let mount_points: Vec<_> = value.as_array().unwrap().iter().map(mount_point).collect();
+                        let kept =
+                            before.into_iter().filter(|volume| !mount_points.contains(&mount_point(volume))).collect();
                         merge(Json::Array(kept), value)
                     }
                     Some(before) => merge(before, value),

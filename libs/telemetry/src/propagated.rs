@@ -14,15 +14,15 @@ thread_local! {
 }
 
 /// The headers that are propagated besides `traceparent`: `tracestate`, with the data of tracing systems, and
-/// `baggage`, with the data of applications. They are passed on unchanged, whether spans are collected or not; nothing
+/// `baggage`, with the data of applications. They are propagated unchanged, whether spans are collected or not; nothing
 /// here reads, logs or stores them.
 ///
 /// ```
 /// use telemetry::Propagated;
 ///
 /// # smol::block_on(async {
-/// let came = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("tracestate", "vendor=1")];
-/// let request = Propagated::extract(|name| came.iter().filter(move |(key, _)| *key == name).map(|(_, value)| *value));
+/// let received = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("tracestate", "vendor=1")];
+/// let request = Propagated::extract(|name| received.iter().filter(move |(key, _)| *key == name).map(|(_, value)| *value));
 /// request.scope(async { assert_eq!(Propagated::current().headers().collect::<Vec<_>>(), [("tracestate", "vendor=1")]) }).await;
 /// # });
 /// ```
@@ -41,7 +41,7 @@ impl Propagated {
     /// The name of the header of W3C Baggage.
     pub const BAGGAGE: &'static str = "baggage";
 
-    /// Bytes of each that are passed on at most: the minimum that the specifications demand. A longer value is dropped.
+    /// Most bytes of each: the minimum that the specifications demand. A longer value is dropped.
     const MAX_TRACESTATE: usize = 512;
     const MAX_BAGGAGE: usize = 8192;
 
@@ -49,7 +49,7 @@ impl Propagated {
     /// with a valid `traceparent`.
     pub fn extract<'a, V: Iterator<Item = &'a str>>(values: impl Fn(&'static str) -> V) -> Self {
         let tracestate = joined(values(Self::TRACESTATE), Self::MAX_TRACESTATE)
-            .filter(|_| only(values(TraceContext::HEADER)).and_then(TraceContext::parse).is_some());
+            .filter(|_| single(values(TraceContext::HEADER)).and_then(TraceContext::parse).is_some());
         let baggage = joined(values(Self::BAGGAGE), Self::MAX_BAGGAGE);
         let some = tracestate.is_some() || baggage.is_some();
         Self(some.then(|| Arc::new(Fields { tracestate, baggage })))
@@ -79,7 +79,7 @@ impl Propagated {
     }
 }
 
-/// For the time of one poll, swaps headers into [`CURRENT`] and restores the previous ones when dropped.
+/// During one poll, swaps headers into [`CURRENT`] and restores the previous ones when dropped.
 struct Entered<'a>(&'a mut Propagated);
 
 impl<'a> Entered<'a> {
@@ -96,7 +96,7 @@ impl Drop for Entered<'_> {
 }
 
 /// The value of a header, if there is exactly one.
-fn only<'a>(mut values: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+fn single<'a>(mut values: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     values.next().filter(|_| values.next().is_none())
 }
 
@@ -118,30 +118,30 @@ mod tests {
 
     const PARENT: (&str, &str) = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
 
-    fn passed_on(came: &[(&str, &str)]) -> Vec<(&'static str, String)> {
-        let values = |name| came.iter().filter(move |(found, _)| *found == name).map(|(_, value)| *value);
+    fn propagated(received: &[(&str, &str)]) -> Vec<(&'static str, String)> {
+        let values = |name| received.iter().filter(move |(found, _)| *found == name).map(|(_, value)| *value);
         Propagated::extract(values).headers().map(|(name, value)| (name, value.to_owned())).collect()
     }
 
     #[test]
     fn headers_are_propagated_unchanged_up_to_a_limit() {
-        let came = [PARENT, ("tracestate", "a=1"), ("tracestate", " b=2"), ("baggage", "user=x;p,tier=gold")];
+        let received = [PARENT, ("tracestate", "a=1"), ("tracestate", " b=2"), ("baggage", "user=x;p,tier=gold")];
         let expected = [("tracestate", "a=1,b=2".to_owned()), ("baggage", "user=x;p,tier=gold".to_owned())];
-        assert_eq!(passed_on(&came), expected);
+        assert_eq!(propagated(&received), expected);
         let (most, more) = (format!("a={}", "x".repeat(510)), format!("a={}", "x".repeat(511)));
-        assert_eq!(passed_on(&[PARENT, ("tracestate", &most)]), [("tracestate", most.clone())]);
-        assert_eq!(passed_on(&[PARENT, ("tracestate", &more)]), []);
-        assert_eq!(passed_on(&[("baggage", &"x".repeat(8193))]), []);
-        assert_eq!(passed_on(&[("baggage", "a=b\u{e9}"), ("tracestate", "")]), []);
-        assert_eq!(passed_on(&[]), []);
+        assert_eq!(propagated(&[PARENT, ("tracestate", &most)]), [("tracestate", most.clone())]);
+        assert_eq!(propagated(&[PARENT, ("tracestate", &more)]), []);
+        assert_eq!(propagated(&[("baggage", &"x".repeat(8193))]), []);
+        assert_eq!(propagated(&[("baggage", "a=b\u{e9}"), ("tracestate", "")]), []);
+        assert_eq!(propagated(&[]), []);
     }
 
     #[test]
     fn a_tracestate_without_a_valid_traceparent_is_dropped() {
-        assert_eq!(passed_on(&[("tracestate", "a=1")]), []);
-        assert_eq!(passed_on(&[PARENT, PARENT, ("tracestate", "a=1")]), []);
+        assert_eq!(propagated(&[("tracestate", "a=1")]), []);
+        assert_eq!(propagated(&[PARENT, PARENT, ("tracestate", "a=1")]), []);
         assert_eq!(
-            passed_on(&[("traceparent", "00-0-0-0"), ("tracestate", "a=1"), ("baggage", "b=2")]),
+            propagated(&[("traceparent", "00-0-0-0"), ("tracestate", "a=1"), ("baggage", "b=2")]),
             [("baggage", "b=2".to_owned())]
         );
     }

@@ -250,7 +250,7 @@ impl TraceContext {
     }
 }
 
-/// For the time of one poll, swaps a span into [`CURRENT`] and restores the previous one when dropped.
+/// During one poll, swaps a span into [`CURRENT`] and restores the previous one when dropped.
 struct Entered<'a>(&'a mut Span);
 
 impl<'a> Entered<'a> {
