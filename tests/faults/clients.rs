@@ -47,7 +47,7 @@ fn two_thousand_waiting_connections_cost_little_and_block_no_other_client() {
         let starts = [
             "",
             "GET /patients HTTP/1.1\r\nhost: ",
-            "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+            "POST /patients HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
         ];
         let address = system.patients[0].address();
         let held: Vec<TcpStream> = smol::unblock(move || {
@@ -81,9 +81,9 @@ fn incomplete_requests_cost_bounded_memory_and_block_no_other_client() {
         let mut system = system(any_broker(), 1, &[]).await;
         let client = system.patient_client();
         register(&client, &Acknowledged::default()).await;
-        let head = format!("GET /metrics HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(31_000));
+        let head = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\nlarge: {}", "x".repeat(31_000));
         let body = format!(
-            "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{{{}",
+            "POST /patients HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n{{{}",
             " ".repeat(59_000)
         );
         let services = [
@@ -223,7 +223,7 @@ fn endless_bodies_cost_no_memory() {
                     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
                     let length = if n % 2 == 0 { "content-length: 100000000" } else { "transfer-encoding: chunked" };
                     let head = format!(
-                        "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{length}\r\n\r\n"
+                        "POST /patients HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{length}\r\n\r\n"
                     );
                     stream.write_all(head.as_bytes()).unwrap();
                     let chunk = format!("{:x}\r\n{}\r\n", 1 << 16, " ".repeat(1 << 16));

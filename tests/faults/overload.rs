@@ -338,7 +338,7 @@ impl Connection {
             Uuid::now_v7()
         );
         let request = format!(
-            "POST /patients HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /patients HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         let response = timeout(TIMEOUT, self.send(request.as_bytes())).await.map_err(io::Error::other)?;

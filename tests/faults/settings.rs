@@ -26,10 +26,19 @@ fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
                 ("RELAY_LEASE", "soon"),
                 ("OUTBOX_SHARDS", "0"),
                 ("EXECUTOR_THREADS", "many"),
+                ("HTTP_HOSTS", "a:80"),
+                ("CORS_ORIGINS", "*"),
+                ("HTTP_TRACE_CALLERS", "some"),
+                ("OPERATIONS_PORT", "x"),
+                ("OPERATIONS_ADDRESS", "somewhere"),
+                ("AUTH_OFF_ON_NETWORK", "maybe"),
             ],
         ),
         ("billing-service", &[("GRPC_SERVER_PORT", "-1"), ("DATABASE_URL", "hunter2"), ("DATABASE_CONNECTIONS", "0")]),
-        ("analytics-service", &[("PARTITIONS", "3/3"), ("ON_OFFSET_LOSS", "ignore"), ("KAFKA_DEADLINE", "soon")]),
+        (
+            "analytics-service",
+            &[("PARTITIONS", "3/3"), ("ON_OFFSET_LOSS", "ignore"), ("KAFKA_DEADLINE", "soon"), ("AUTH", "basic")],
+        ),
     ];
     for (service, settings) in wrong {
         let binary = binaries().unwrap().join(service);
@@ -95,7 +104,8 @@ fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
     let database = ("DATABASE_URL", "postgres://nobody@localhost/nothing");
     let output = |service: &str, name: &str, value: &str, arguments: &[&str]| {
         let mut command = Command::new(binaries().unwrap().join(service));
-        command.env_clear().envs([database, (name, value)]).args(arguments).output().unwrap()
+        command.env_clear().envs([database, (name, value), ("AUTH_OFF_ON_NETWORK", "yes")]);
+        command.args(arguments).output().unwrap()
     };
     let cases: [(&str, &str, &[&str], &[&str]); 5] = [
         (

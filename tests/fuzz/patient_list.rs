@@ -35,7 +35,8 @@ static SERVICE: LazyLock<web::App<App>> = LazyLock::new(|| {
     let store = Store::new(Database::new(settings.database));
     let (done, _) = completed_tasks();
     let registry = Registry::new(store, billing.clone(), done, RelayWaker::new(1), Arc::new(Notify::new()));
-    routes(App::new(registry, billing, settings.http.limits)).build()
+    let edge = web::Edge::new(&settings.http, auth::Authenticator::off());
+    routes(App::new(registry, billing, settings.http.limits), edge).build()
 });
 
 /// Sends the request.

@@ -246,7 +246,7 @@ impl Call {
 pub fn check(input: Input) {
     let (address, patient) = runtime::block_on(1, SERVICE.get_or_init(start));
     let (method, target, body) = input.call.request(patient);
-    let mut request = format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n").into_bytes();
+    let mut request = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n").into_bytes();
     for (name, value) in &input.headers {
         request.extend_from_slice(HEADERS[usize::from(*name) % HEADERS.len()].as_bytes());
         request.extend_from_slice(b": ");
@@ -290,7 +290,7 @@ async fn start() -> (SocketAddr, String) {
     let address = service.address();
     runtime::spawn(service.run(Shutdown::new())).detach();
     let ready = async {
-        let ready = b"GET /actuator/health/readiness HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let ready = b"GET /actuator/health/readiness HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
         while !send(address, ready).await.starts_with("HTTP/1.1 200") {
             smol::Timer::after(Duration::from_millis(20)).await;
         }
@@ -299,7 +299,7 @@ async fn start() -> (SocketAddr, String) {
     let mut patient = String::new();
     for number in 0..30 {
         let body = Body { wrong: Vec::new(), number: u32::MAX - number }.json();
-        let head = "POST /patients HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
+        let head = "POST /patients HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json";
         let head = format!("{head}\r\ncontent-length: {}\r\n\r\n", body.len());
         let response = send(address, &[head.as_bytes(), &body].concat()).await;
         assert!(response.starts_with("HTTP/1.1 201"), "{response}");

@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
+use auth::Scope;
 use chrono::{DateTime, Datelike as _, NaiveDate, Utc};
 use runtime::{Shutdown, timeout};
 use serde::Serialize;
 use smol::future::or;
 use telemetry::metrics::{self, IntGauge};
 use tide::{Response, StatusCode};
-use web::{EventSender, Problem, Query, Router, json};
+use web::{Edge, EventSender, Problem, Query, Router, json};
 
 use crate::{
     counts::Interval,
@@ -55,18 +56,26 @@ impl App {
 
 type Request = tide::Request<App>;
 
-/// The route table.
-pub(crate) fn routes(app: App, in_flight: usize) -> Router<App> {
+/// Reads what was counted. No person can be told from it.
+const ANALYTICS_READ: Scope = Scope::new("analytics:read");
+
+/// The route table, with who may use each route.
+pub(crate) fn routes(app: App, edge: Edge, in_flight: usize) -> Router<App> {
     Router::new(app)
+        .edge(edge)
         .limit_in_flight(in_flight)
         .at_root(
             "This is analytics-service. What it has counted is at /analytics/summary, and the console, which shows the whole \
              system, is at http://127.0.0.1:4010/ unless CONSOLE_PORT chooses another port.",
         )
         .get("/analytics/summary", summary)
+        .requires(ANALYTICS_READ)
         .get("/analytics/registrations", registrations)
+        .requires(ANALYTICS_READ)
         .get("/analytics/dead-letters", dead_letters)
+        .requires(ANALYTICS_READ)
         .get("/analytics/stream", stream)
+        .requires(ANALYTICS_READ)
 }
 
 #[derive(Serialize)]
@@ -206,14 +215,25 @@ async fn stream(request: Request) -> Result<Response, Problem> {
         return Err(Problem::unavailable("There are too many clients of the stream.", RETRY_AFTER));
     };
     let (events, response) = web::events();
+    let remaining = web::caller(&request).remaining();
     let send = async move {
         let _permit = permit;
         let _counted = metrics::track(&STREAMS);
         let send = or(events.closed(), send_summaries(&app.read_model, &events));
+        // The client may read the summaries as long as its token says so.
+        let send = or(send, end_of(remaining));
         app.shutdown.run_until_stopped(send).await;
     };
     runtime::spawn(send).detach();
     Ok(response)
+}
+
+/// Waits for this time; without one, for ever.
+async fn end_of(remaining: Option<Duration>) {
+    match remaining {
+        Some(remaining) => drop(smol::Timer::after(remaining).await),
+        None => std::future::pending().await,
+    }
 }
 
 /// The permit of a client of the stream.
@@ -245,5 +265,25 @@ async fn send_summaries(read_model: &ReadModel, events: &EventSender) {
         smol::Timer::after(STREAM_MIN_INTERVAL).await;
         // A change since the summary was read ends this wait at once.
         let _ = timeout(STREAM_KEEPALIVE, change).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use auth::Authenticator;
+
+    use super::*;
+
+    #[test]
+    fn every_route_requires_the_scope() {
+        let mut reader = config::Reader::new(config::Environment::empty());
+        let settings = web::Settings::read(&mut reader, "0");
+        let state = Arc::new(SharedState::new("unused".into()));
+        let app = App::new(ReadModel::default(), state, Shutdown::new());
+        let table = routes(app, Edge::new(&settings, Authenticator::off()), 1).access_table();
+        assert_eq!(table.len(), 4);
+        for (method, path, access) in table {
+            assert_eq!(access, Some(web::Access::Scope(ANALYTICS_READ)), "{method} {path}");
+        }
     }
 }

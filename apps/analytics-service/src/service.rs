@@ -2,8 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use auth::Authenticator;
 use runtime::{Notify, Shutdown, TaskGroup};
-use web::{Component, Health};
+use web::{Component, Edge, Health};
 
 use crate::{
     Settings,
@@ -20,6 +21,7 @@ const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
 /// A service with a bound port.
 pub struct Service {
     server: web::Server,
+    operations: Option<web::Server>,
     settings: Settings,
 }
 
@@ -30,7 +32,8 @@ impl Service {
     /// If the port cannot be bound.
     pub fn build(settings: Settings) -> Result<Self, String> {
         let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
-        Ok(Self { server, settings })
+        let operations = web::Server::bind_operations(&settings.http).map_err(|error| error.to_string())?;
+        Ok(Self { server, operations, settings })
     }
 
     /// The address of the HTTP server.
@@ -43,18 +46,24 @@ impl Service {
     /// # Errors
     /// If a task fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
-        let Self { server, settings } = self;
+        let Self { server, operations, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
         let (read_model, dead_letter_stored) = (ReadModel::default(), Arc::new(Notify::new()));
-        let health = health(&read_model, shutdown.clone());
+        let authenticator = Authenticator::new(&settings.http.auth);
+        let health = health(&read_model, shutdown.clone()).authentication(&settings.http.auth, &authenticator);
         let app = App::new(read_model.clone(), state.clone(), shutdown.clone());
-        let app = http::routes(app, settings.http.limits.in_flight).operations(health).build();
+        let edge = Edge::new(&settings.http, authenticator.clone());
+        let app = http::routes(app, edge, settings.http.limits.in_flight).operations(health.clone()).build();
         let limit = settings.http.limits.drain + BACKGROUND_TIMEOUT;
 
         let mut group = TaskGroup::new(shutdown.clone());
         let ingest = Ingest::new(settings.clone(), state.clone(), read_model.clone(), dead_letter_stored.clone());
         group.start("http", server.serve(app, shutdown.clone()));
+        if let Some(server) = operations {
+            group.start("operations", server.serve(web::operations(health), shutdown.clone()));
+        }
+        group.start("authentication", authenticator.run(shutdown.clone()));
         group.start("ingest", ingest.run(shutdown.clone()));
         group.start("dead letters", Forwarder::new(state, settings, read_model).run(dead_letter_stored, shutdown));
         group.join(limit).await

@@ -2,11 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ::grpc::Routes;
+use ::grpc::{Access, Routes};
+use auth::{Authenticator, Scope};
 use billing_api::billing_service_server::BillingServiceServer;
 use postgres::{Database, Migrator};
 use runtime::{Failure, Shutdown, TaskGroup};
-use web::{Component, Router};
+use web::{Component, Edge, Router};
 
 use crate::{Settings, grpc::Billing, store::Store};
 
@@ -14,6 +15,18 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// The largest request, in bytes. Requests have a few hundred.
 const MESSAGE_LIMIT: usize = 64 * 1024;
+/// Reads accounts and ledgers.
+const READ: Scope = Scope::new("billing:read");
+/// Opens and closes accounts, and enters transactions.
+const WRITE: Scope = Scope::new("billing:write");
+/// What each method needs.
+const SCOPES: [(&str, Scope); 5] = [
+    ("/BillingService/CreateBillingAccount", WRITE),
+    ("/BillingService/GetBillingAccount", READ),
+    ("/BillingService/CloseBillingAccount", WRITE),
+    ("/BillingService/RecordTransaction", WRITE),
+    ("/BillingService/ListTransactions", READ),
+];
 /// Interval between checks of the database for the gRPC health service.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -23,6 +36,7 @@ const HEALTH_CONNECTIONS: usize = 1;
 /// A service with its ports bound.
 pub struct Service {
     http: web::Server,
+    operations: Option<web::Server>,
     grpc: ::grpc::Server,
     database: Database,
     settings: Settings,
@@ -35,8 +49,9 @@ impl Service {
     /// If a port cannot be bound.
     pub async fn build(settings: Settings) -> Result<Self, String> {
         let http = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
+        let operations = web::Server::bind_operations(&settings.http).map_err(|error| error.to_string())?;
         let grpc = ::grpc::Server::bind(&settings.grpc).map_err(|error| error.to_string())?;
-        Ok(Self { http, grpc, database: Database::new(settings.database.clone()), settings })
+        Ok(Self { http, operations, grpc, database: Database::new(settings.database.clone()), settings })
     }
 
     /// Where HTTP is served.
@@ -54,7 +69,7 @@ impl Service {
     /// # Errors
     /// If a component fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
-        let Self { http, grpc, database, settings } = self;
+        let Self { http, operations, grpc, database, settings } = self;
         tracing::info!(http = %http.address(), grpc = %grpc.address(), "listening");
 
         let probe = database.reserve("health", HEALTH_CONNECTIONS);
@@ -65,7 +80,10 @@ impl Service {
                 database.ping().await.map_or_else(|error| Component::down(error.to_string()), |()| Component::up())
             }
         });
-        let app = Router::new(()).operations(health).build();
+        let authenticator = Authenticator::new(&settings.http.auth);
+        let health = health.authentication(&settings.http.auth, &authenticator);
+        let edge = Edge::new(&settings.http, authenticator.clone());
+        let app = Router::new(()).edge(edge).operations(health.clone()).build();
 
         let serving = ::grpc::Health::not_serving(billing_api::SERVICE).await;
         let billing = BillingServiceServer::new(Billing::new(Store::new(database.clone())));
@@ -74,6 +92,11 @@ impl Service {
         let mut group = TaskGroup::new(shutdown.clone());
         group.start("http", http.serve(app, shutdown.clone()));
         group.start("database", watch_database(watched, serving.clone(), shutdown.clone()));
+        let grpc = grpc.with_access(Access::new(authenticator.clone(), &SCOPES));
+        if let Some(server) = operations {
+            group.start("operations", server.serve(web::operations(health), shutdown.clone()));
+        }
+        group.start("authentication", authenticator.run(shutdown.clone()));
         let calls = grpc.serve(routes, serving, billing_api::DESCRIPTORS, shutdown);
         group.start("grpc", async {
             if let Err(error) = calls.await {

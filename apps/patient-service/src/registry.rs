@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{NaiveDate, TimeDelta, Utc};
 use runtime::Notify;
 use sha2::{Digest as _, Sha256};
@@ -91,7 +92,7 @@ impl Registry {
         (Utc::now() + MAX_UTC_OFFSET).date_naive()
     }
 
-    /// Registers a patient. With a key, a repeated request returns the patient of the first one.
+    /// Registers a patient. With a key, a repeated request of the same `owner` returns the patient of the first one.
     ///
     /// # Errors
     /// If the email is taken, the key belongs to another request, or the database fails. Not if billing fails: the
@@ -100,10 +101,11 @@ impl Registry {
         &self,
         details: Details,
         key: Option<String>,
+        owner: &str,
         trace: TraceContext,
     ) -> Result<Registered, Error> {
         let started = Instant::now();
-        let key = key.map(|key| IdempotencyKey { key, fingerprint: fingerprint(&details) });
+        let key = key.map(|key| IdempotencyKey { key: owned_key(owner, key), fingerprint: fingerprint(&details) });
         let Details { name, email, address, date_of_birth, registered_date } = details;
         let registered_date = registered_date.unwrap_or_else(|| Utc::now().date_naive());
         let id = Uuid::now_v7();
@@ -216,6 +218,12 @@ fn changed<T>(change: Change<T>) -> Result<T, Error> {
     }
 }
 
+/// A key as it is stored: the key itself if callers are not identified, else the SHA-256 of its owner and the key, with a
+/// space between, which no key contains. So one client's keys are never another's, and the table is that of before.
+fn owned_key(owner: &str, key: String) -> String {
+    if owner.is_empty() { key } else { format!("{} {key}", URL_SAFE_NO_PAD.encode(Sha256::digest(owner))) }
+}
+
 /// Identifies a request by its data (SHA-256).
 fn fingerprint(details: &Details) -> Vec<u8> {
     let Details { name, email, address, date_of_birth, registered_date } = details;
@@ -232,6 +240,13 @@ fn fingerprint(details: &Details) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_belongs_to_its_owner() {
+        assert_eq!(owned_key("", "k".to_owned()), "k", "as it was before callers were identified");
+        let keys = ["", "ann", "bob"].map(|owner| owned_key(owner, "k".to_owned()));
+        assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[1].len() == 43 + 1 + 1, "{keys:?}");
+    }
 
     #[test]
     fn fingerprints_distinguish_requests() {

@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use auth::Authenticator;
 use postgres::{Database, Migrator};
 use runtime::{Failure, Notify, Shutdown, TaskGroup};
-use web::{Component, Health};
+use web::{Component, Edge, Health};
 
 use crate::{
     Settings,
@@ -35,6 +36,7 @@ const HEALTH_CONNECTIONS: usize = 1;
 /// A service with its port bound.
 pub struct Service {
     server: web::Server,
+    operations: Option<web::Server>,
     database: Database,
     billing: Arc<Billing>,
     settings: Settings,
@@ -47,8 +49,9 @@ impl Service {
     /// If the port cannot be bound, or billing's address is not a valid URI.
     pub async fn build(settings: Settings) -> Result<Self, String> {
         let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
+        let operations = web::Server::bind_operations(&settings.http).map_err(|error| error.to_string())?;
         let billing = Arc::new(Billing::new(settings.billing.clone())?);
-        Ok(Self { server, database: Database::new(settings.database.clone()), billing, settings })
+        Ok(Self { server, operations, database: Database::new(settings.database.clone()), billing, settings })
     }
 
     /// Where HTTP is served.
@@ -61,7 +64,7 @@ impl Service {
     /// # Errors
     /// If a component fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
-        let Self { server, database, billing, settings } = self;
+        let Self { server, operations, database, billing, settings } = self;
         tracing::info!(http = %server.address(), "listening");
 
         // Reserved, so that slow requests delay no event, no account and no renewal of a lease.
@@ -75,8 +78,11 @@ impl Service {
         let registry = Registry::new(store, billing.clone(), completed, relay_waker.clone(), reconciler_notify.clone());
         let broker = BrokerState::default();
         let health = health(database.reserve("health", HEALTH_CONNECTIONS), &broker, &billing, shutdown.clone());
+        let authenticator = Authenticator::new(&settings.http.auth);
+        let health = health.authentication(&settings.http.auth, &authenticator);
         let app = App::new(registry, billing.clone(), settings.http.limits.clone());
-        let app = http::routes(app).operations(health).build();
+        let edge = Edge::new(&settings.http, authenticator.clone());
+        let app = http::routes(app, edge).operations(health.clone()).build();
 
         // The background tasks run until the last request has been answered.
         let background = Shutdown::new();
@@ -90,6 +96,10 @@ impl Service {
             }
         };
         group.start("http", serve);
+        if let Some(server) = operations {
+            group.start("operations", server.serve(web::operations(health), shutdown.clone()));
+        }
+        group.start("authentication", authenticator.run(shutdown.clone()));
         group.start("migration", migrate(database.clone(), shutdown));
         for shard in 0..settings.relay.shards {
             let relay = Relay::new(outbox.clone(), settings.relay.clone(), shard, broker.clone());

@@ -1,6 +1,7 @@
 //! One call of a server: reads the request, runs the service within the deadline, and sends the response.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -21,7 +22,7 @@ use tonic::{
 use tower::Service as _;
 
 use crate::{
-    Limits,
+    Access, Limits,
     calls::{Call, Calls, PendingRequest, PendingResponse, exhausted},
     connections::Connection,
 };
@@ -37,6 +38,9 @@ const BIDIRECTIONAL: &str = "/grpc.reflection.";
 pub(crate) struct Handler {
     pub(crate) routes: Routes,
     pub(crate) limits: Arc<Limits>,
+    pub(crate) access: Arc<Access>,
+    /// The methods that there are, as `Service/Method`.
+    pub(crate) methods: Arc<HashSet<String>>,
     pub(crate) calls: Arc<Calls>,
 }
 
@@ -74,10 +78,12 @@ impl Handler {
 
     async fn handle(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         call: &Arc<Call>,
         connection: &Arc<Connection>,
     ) -> Result<Response<tonic::body::Body>, Status> {
+        // Before the message is read and before the call takes a place.
+        self.access.admit(&mut request).await?;
         let pending = self.calls.begin_request(call.clone())?;
         let is_bidirectional = request.uri().path().starts_with(BIDIRECTIONAL);
         let (head, body) = request.into_parts();

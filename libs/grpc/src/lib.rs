@@ -7,6 +7,7 @@
 //!
 //! It knows no service and no message. It has neither TLS nor a name resolver of its own.
 
+mod access;
 mod breaker;
 mod call_error;
 mod calls;
@@ -20,6 +21,7 @@ mod server;
 mod target;
 mod transport;
 
+pub use access::Access;
 pub use breaker::{Admission, Breaker};
 pub use call_error::{CallError, FailureKind};
 pub use client::{Attempt, Client, ClientSettings};
@@ -27,6 +29,11 @@ pub use limits::Limits;
 pub use server::{Health, Server, ServerSettings};
 pub use target::Target;
 pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
+
+/// Who makes a call.
+pub fn caller<T>(request: &Request<T>) -> auth::Caller {
+    request.extensions().get().cloned().unwrap_or_default()
+}
 
 /// The trace of a call.
 pub fn trace<T>(request: &Request<T>) -> telemetry::TraceContext {

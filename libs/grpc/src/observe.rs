@@ -1,6 +1,7 @@
 //! Spans, metrics and log context of a server's calls.
 
 use std::{
+    collections::HashSet,
     future::Future,
     pin::Pin,
     sync::LazyLock,
@@ -10,6 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use telemetry::{
     Propagated, Span, TraceContext,
     metrics::{self, HistogramVec, IntCounterVec},
@@ -36,9 +39,29 @@ static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
     )
 });
 
+/// The methods of the services in these encoded `FileDescriptorSet`s, as `Service/Method`.
+///
+/// # Errors
+/// If one is malformed.
+pub(crate) fn methods(sets: &[&[u8]]) -> Result<HashSet<String>, prost::DecodeError> {
+    let mut methods = HashSet::new();
+    for set in sets {
+        for file in FileDescriptorSet::decode(*set)?.file {
+            let package = file.package.filter(|package| !package.is_empty()).map(|package| package + ".");
+            let package = package.unwrap_or_default();
+            for service in file.service {
+                let names = service.method.iter().map(|method| method.name());
+                methods.extend(names.map(|name| format!("{package}{}/{name}", service.name())));
+            }
+        }
+    }
+    Ok(methods)
+}
+
 /// Handles a call, with its span, log context and metrics.
 pub(crate) async fn observe<B, F>(
     mut request: Request<B>,
+    methods: &HashSet<String>,
     respond: impl FnOnce(Request<B>) -> F,
 ) -> Response<ObservedBody>
 where
@@ -50,15 +73,15 @@ where
     let propagated =
         Propagated::extract(|name| request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok()));
     request.extensions_mut().insert(trace);
-    let method = request.uri().path().trim_start_matches('/').to_owned();
+    // Names of methods that do not exist come from clients, and would be an unbounded label.
+    let path = request.uri().path().trim_start_matches('/');
+    let method = if methods.contains(path) { path } else { "(none)" }.to_owned();
     let mut span = server_span(trace, &method);
     let log_context = tracing::info_span!("call", trace_id = trace.trace_id(), method);
     let response = propagated.scope(span.scope(respond(request).instrument(log_context))).await;
     // A call that fails before its first message has its status in the headers, any other in the trailers.
     let failed = response.headers().get(STATUS).map(|value| Code::from_bytes(value.as_bytes()));
     let code = failed.unwrap_or(Code::Ok);
-    // Names of methods that do not exist come from clients and would be an unbounded label.
-    let method = if code == Code::Unimplemented { "(none)".to_owned() } else { method };
     LATENCY.with_label_values(&[&method]).observe(started.elapsed().as_secs_f64());
     describe(&mut span, &method);
     span.set(STATUS_CODE, i64::from(code as i32));

@@ -22,11 +22,11 @@ use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    Limits,
+    Access, Limits,
     calls::{Call, Calls},
     connections::{Clock, ConnectionGuard, Connections},
     handler::Handler,
-    observe::observe,
+    observe::{methods, observe},
 };
 
 /// How often overdue connections and responses are looked for: the precision of the limits on waiting for a client.
@@ -66,6 +66,7 @@ pub struct Server {
     address: SocketAddr,
     drain: Duration,
     limits: Limits,
+    access: Access,
 }
 
 impl Server {
@@ -79,12 +80,19 @@ impl Server {
         })?;
         let address = listener.local_addr()?;
         let limits = Limits::default();
-        Ok(Self { listener: Async::new(listener)?, address, drain: settings.drain, limits })
+        let access = Access::open();
+        Ok(Self { listener: Async::new(listener)?, address, drain: settings.drain, limits, access })
     }
 
     /// Sets the limits in place of the defaults.
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Lets through only calls that `access` does.
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
         self
     }
 
@@ -105,7 +113,7 @@ impl Server {
         descriptors: &'static [u8],
         shutdown: Shutdown,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let Self { listener, drain, limits, .. } = self;
+        let Self { listener, drain, limits, access, .. } = self;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(descriptors)
@@ -116,10 +124,22 @@ impl Server {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .prepare();
+        let methods = methods(&[
+            descriptors,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ])?;
         let clock = Clock::start();
         let calls = Calls::new(limits.clone(), clock);
         let connections = Connections::new(clock);
-        let handler = Handler { routes, limits: Arc::new(limits), calls: calls.clone() };
+        let handler = Handler {
+            routes,
+            limits: Arc::new(limits),
+            access: Arc::new(access),
+            methods: Arc::new(methods),
+            calls: calls.clone(),
+        };
         let acceptor = Acceptor { handler, connections: connections.clone(), shutdown: shutdown.clone() };
         let limits = acceptor.handler.limits.clone();
         let sweep = async {
@@ -198,8 +218,9 @@ impl Acceptor {
             spawner.next(call.clone());
             let (handler, connection) = (self.handler.clone(), guard.connection().clone());
             async move {
+                let methods = handler.methods.clone();
                 let respond = |request| handler.respond(request, call, connection);
-                Ok::<_, Infallible>(Box::pin(observe(request, respond)).await)
+                Ok::<_, Infallible>(Box::pin(observe(request, &methods, respond)).await)
             }
         };
         let limits = &self.handler.limits;

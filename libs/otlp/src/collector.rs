@@ -2,11 +2,14 @@
 
 use runtime::timeout;
 use surf::{Client, StatusCode, http::headers::CONTENT_TYPE};
+use web_client::SingleConnectionClient;
 
-use crate::{connection::SingleConnectionClient, settings::Destination};
+use crate::settings::Destination;
 
 /// The media type of OTLP in protobuf.
 const PROTOBUF: &str = "application/x-protobuf";
+/// Longest response body that is read; a valid one has a few bytes.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// A client for one collector.
 #[derive(Debug)]
@@ -25,7 +28,8 @@ pub(crate) struct Answer {
 
 impl Collector {
     pub(crate) fn new(destination: Destination) -> Self {
-        Self { client: Client::with_http_client(SingleConnectionClient::default()), destination }
+        let client = Client::with_http_client(SingleConnectionClient::new(MAX_RESPONSE_BYTES));
+        Self { client, destination }
     }
 
     pub(crate) fn destination(&self) -> &Destination {

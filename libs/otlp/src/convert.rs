@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     logs::{AnyValue, LogRecord, Severity},
-    trace::{Event, SpanContext, SpanKind, Status, TraceState},
+    trace::{Event, Link, SpanContext, SpanKind, Status, TraceState},
 };
 use opentelemetry_sdk::{
     logs::SdkLogRecord,
@@ -13,6 +13,7 @@ use opentelemetry_sdk::{
 };
 use serde_json::Value as Json;
 use telemetry::{
+    TraceContext,
     log::{Level, Line},
     span::{self, FinishedSpan, Value},
 };
@@ -22,7 +23,7 @@ pub(crate) fn scope() -> InstrumentationScope {
 }
 
 pub(crate) fn span(finished: FinishedSpan, scope: InstrumentationScope) -> SpanData {
-    let FinishedSpan { context, kind, name, started, duration, attributes, events, error } = finished;
+    let FinishedSpan { context, kind, name, started, duration, attributes, events, link, error } = finished;
     let (trace_id, span_id, parent) = context.ids();
     let ids = (TraceId::from_bytes(trace_id), SpanId::from_bytes(span_id));
     let mut attributes: Vec<_> = attributes.into_iter().map(|(name, value)| attribute(name, value)).collect();
@@ -33,6 +34,8 @@ pub(crate) fn span(finished: FinishedSpan, scope: InstrumentationScope) -> SpanD
     let event = |(after, name): (Duration, Cow<'static, str>)| Event::new(name, started + after, Vec::new(), 0);
     let mut kept = SpanEvents::default();
     kept.events = events.into_iter().map(event).collect();
+    let mut links = SpanLinks::default();
+    links.links = link.into_iter().map(linked).collect();
     SpanData {
         span_context: SpanContext::new(ids.0, ids.1, TraceFlags::SAMPLED, false, TraceState::NONE),
         parent_span_id: parent.map_or(SpanId::INVALID, SpanId::from_bytes),
@@ -44,10 +47,18 @@ pub(crate) fn span(finished: FinishedSpan, scope: InstrumentationScope) -> SpanD
         attributes,
         dropped_attributes_count: 0,
         events: kept,
-        links: SpanLinks::default(),
+        links,
         status,
         instrumentation_scope: scope,
     }
+}
+
+/// A link to a span of another program.
+fn linked(other: TraceContext) -> Link {
+    let (trace_id, span_id, _) = other.ids();
+    let flags = if other.sampled() { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
+    let ids = (TraceId::from_bytes(trace_id), SpanId::from_bytes(span_id));
+    Link::new(SpanContext::new(ids.0, ids.1, flags, true, TraceState::NONE), Vec::new(), 0)
 }
 
 fn kind_of(kind: span::SpanKind) -> SpanKind {
@@ -122,7 +133,6 @@ mod tests {
     };
     use opentelemetry_sdk::logs::{LogBatch, SdkLoggerProvider};
     use serde_json::json;
-    use telemetry::TraceContext;
 
     use super::*;
 
@@ -135,6 +145,27 @@ mod tests {
         let resource = ResourceAttributesWithSchema::default();
         let mut sent = group_logs_by_resource_and_scope(&LogBatch::new(&batch), &resource);
         sent.remove(0).scope_logs.remove(0).log_records.remove(0)
+    }
+
+    #[test]
+    fn a_link_has_the_ids_of_the_other_span() {
+        let (own, other) = (TraceContext::root(), TraceContext::root());
+        let finished = FinishedSpan {
+            context: own,
+            kind: span::SpanKind::Server,
+            name: "GET /patients".into(),
+            started: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            attributes: Vec::new(),
+            events: Vec::new(),
+            link: Some(other),
+            error: None,
+        };
+        let converted = span(finished, scope());
+        let [link] = &*converted.links.links else { panic!("{:?}", converted.links) };
+        assert_eq!(link.span_context.trace_id().to_bytes(), other.ids().0);
+        assert_eq!(link.span_context.span_id().to_bytes(), other.ids().1);
+        assert_eq!(converted.span_context.trace_id().to_bytes(), own.ids().0);
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //! Not supported: TLS (use a collector beside the service), gRPC, JSON, compression.
 
 mod collector;
-mod connection;
 mod convert;
 mod delivery;
 mod export;

@@ -98,6 +98,8 @@ pub struct FinishedSpan {
     pub attributes: Vec<(&'static str, Value)>,
     /// Events within it, with the time since its start.
     pub events: Vec<(Duration, Cow<'static, str>)>,
+    /// The span of another trace that it has to do with.
+    pub link: Option<TraceContext>,
     /// `error.type` of low cardinality, if it failed.
     pub error: Option<Cow<'static, str>>,
 }
@@ -141,6 +143,7 @@ impl Span {
                 duration: Duration::ZERO,
                 attributes: Vec::new(),
                 events: Vec::new(),
+                link: None,
                 error: None,
             };
             Box::new(Recording { since: Instant::now(), span })
@@ -188,6 +191,13 @@ impl Span {
     pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         if let Some(recording) = &mut self.recording {
             recording.span.attributes.push((name, value.into()));
+        }
+    }
+
+    /// Links it to a span of another trace.
+    pub fn link(&mut self, other: TraceContext) {
+        if let Some(recording) = &mut self.recording {
+            recording.span.link = Some(other);
         }
     }
 

@@ -113,7 +113,15 @@ pub(crate) fn problem(problem: &Problem, path: &str, trace: TraceContext) -> hyp
             headers.insert(header::HeaderName::from_static(name), value);
         }
     }
+    add_security_headers(headers);
     answer
+}
+
+/// What every answer tells a browser: its media type is what it says, and its address is nobody else's business.
+pub(crate) fn add_security_headers(headers: &mut HeaderMap) {
+    for (name, value) in [(header::X_CONTENT_TYPE_OPTIONS, "nosniff"), (header::REFERRER_POLICY, "no-referrer")] {
+        headers.entry(name).or_insert(header::HeaderValue::from_static(value));
+    }
 }
 
 fn status(status: StatusCode) -> hyper::StatusCode {

@@ -29,6 +29,12 @@ struct Network {
 }
 
 impl TrustedProxies {
+    /// Every address.
+    pub(crate) fn all() -> Self {
+        let network = |address: IpAddr| Network { address, bits: 0 };
+        Self(vec![network(std::net::Ipv4Addr::UNSPECIFIED.into()), network(std::net::Ipv6Addr::UNSPECIFIED.into())])
+    }
+
     /// Whether a proxy at this address is trusted.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
@@ -69,6 +75,21 @@ impl Network {
         // For a prefix of 0 bits the shift is by the whole length, which `checked_shr` rejects.
         (other ^ own).checked_shr(u32::from(length - self.bits)).unwrap_or_default() == 0
     }
+}
+
+/// The address of the client of a trusted proxy: the last one in `X-Forwarded-For` that no trusted proxy has. Whatever is
+/// before it, anybody can have written.
+pub(crate) fn client(headers: &HeaderMap, proxy: IpAddr, trusted: &TrustedProxies) -> IpAddr {
+    let values: Vec<_> = convert::values(headers, "x-forwarded-for").flat_map(|value| value.split(',')).collect();
+    let mut last = proxy;
+    for value in values.into_iter().rev() {
+        let Ok(address) = value.trim().parse() else { return last };
+        last = address;
+        if !trusted.contains(address) {
+            return last;
+        }
+    }
+    last
 }
 
 /// The stripped prefix; none if it is not a path. Each of several proxies in a row appends its own to the list.
@@ -132,6 +153,23 @@ mod tests {
         assert_eq!(TrustedProxies::parse("none"), Ok(TrustedProxies::default()));
         for wrong in ["", "proxy", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/", "::1/129", "10.0.0.1,", "10.0.0.1/8/8"] {
             assert!(TrustedProxies::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_the_last_address_that_no_proxy_of_ours_has() {
+        let trusted = TrustedProxies::parse("10.0.0.0/8").unwrap();
+        let proxy: IpAddr = "10.0.0.1".parse().unwrap();
+        for (value, expected) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("198.51.100.1, 192.0.2.7", "192.0.2.7"),
+            ("198.51.100.1, 192.0.2.7, 10.0.0.2", "192.0.2.7"),
+            ("10.0.0.3, 10.0.0.2", "10.0.0.3"),
+            ("192.0.2.7, nonsense", "10.0.0.1"),
+            ("", "10.0.0.1"),
+        ] {
+            let headers = HeaderMap::from_iter([("x-forwarded-for".parse().unwrap(), value.parse().unwrap())]);
+            assert_eq!(client(&headers, proxy, &trusted), expected.parse::<IpAddr>().unwrap(), "{value}");
         }
     }
 

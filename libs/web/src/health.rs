@@ -75,8 +75,28 @@ impl Health {
         self
     }
 
-    /// The answer to a readiness probe.
-    pub(crate) async fn readiness(&self) -> Response {
+    /// Adds what identifies callers: DOWN while no token can be verified, and a note if callers are not identified on an
+    /// address that others can reach.
+    #[must_use]
+    pub fn authentication(self, settings: &auth::Settings, authenticator: &auth::Authenticator) -> Self {
+        match settings.mode {
+            auth::Mode::Off { on_network: false } => self,
+            auth::Mode::Off { on_network: true } => self.component("authentication", || async {
+                let detail = "off: whoever reaches the port may do everything".to_owned();
+                Component { status: Status::Up, detail: Some(detail) }
+            }),
+            auth::Mode::Jwt(_) => {
+                let authenticator = authenticator.clone();
+                self.component("authentication", move || {
+                    let trouble = authenticator.trouble();
+                    async move { trouble.map_or_else(Component::up, Component::down) }
+                })
+            }
+        }
+    }
+
+    /// The answer to a readiness probe; a brief one leaves out the components.
+    pub(crate) async fn readiness(&self, is_brief: bool) -> Response {
         let mut components = serde_json::Map::new();
         let mut worst = Status::Up;
         let mut add = |name: &str, component: Component| {
@@ -91,6 +111,9 @@ impl Health {
             add(name, component.unwrap_or_else(|elapsed| Component::down(elapsed.to_string())));
         }
         let status = if worst == Status::Down { StatusCode::ServiceUnavailable } else { StatusCode::Ok };
+        if is_brief {
+            return crate::json(status, &serde_json::json!({ "status": worst }));
+        }
         crate::json(status, &serde_json::json!({ "status": worst, "components": components }))
     }
 }
@@ -102,7 +125,7 @@ mod tests {
     use super::*;
 
     fn readiness(health: &Health) -> (u16, serde_json::Value) {
-        let mut response = smol::block_on(health.readiness());
+        let mut response = smol::block_on(health.readiness(false));
         let body = smol::block_on(response.take_body().into_bytes()).unwrap();
         (response.status().into(), serde_json::from_slice(&body).unwrap())
     }

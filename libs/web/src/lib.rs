@@ -6,6 +6,7 @@
 //! - [`Limits`]: of connections, requests in flight, heads, bodies and the time that a client may take;
 //! - [`Router`]: a route table with 404, 405 with `Allow`, 500 after a panic and 503 under overload as problem+json,
 //!   with metrics and traces;
+//! - [`Edge`]: who may call which route ([`Access`]), and under which names;
 //! - [`Problem`]: RFC 9457; [`Preconditions`]: RFC 9110, section 13;
 //! - [`Health`], [`metrics_page`], [`events`](mod@events): what each service serves besides its own routes.
 
@@ -13,6 +14,7 @@ mod body;
 mod chunks;
 mod connections;
 mod convert;
+mod edge;
 mod events;
 mod forwarded;
 mod health;
@@ -26,6 +28,7 @@ mod server;
 mod settings;
 
 pub use body::{read_body, read_json};
+pub use edge::{Access, Edge, Hosts, Origins, caller, client_address, rejected};
 pub use events::{EventSender, events};
 pub use forwarded::TrustedProxies;
 pub use health::{Component, Health, Status};
@@ -34,7 +37,7 @@ pub use preconditions::{EntityTag, EntityTags, Preconditions};
 pub use problem::Problem;
 pub use query::Query;
 pub use response::{json, no_content, text};
-pub use router::{App, Handler, Router, metrics_page};
+pub use router::{App, Handler, Router, metrics_page, operations};
 pub use server::Server;
 pub use settings::Settings;
 

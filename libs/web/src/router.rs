@@ -19,7 +19,7 @@ use telemetry::{
 use tide::{Endpoint, Request, Response, StatusCode, http::Method, utils::async_trait};
 use tracing::Instrument as _;
 
-use crate::{Health, Preconditions, Problem, preconditions};
+use crate::{Access, Edge, Health, Preconditions, Problem, edge::Linked, preconditions};
 
 static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters("http_requests_total", "HTTP requests answered.", &["method", "route", "status"])
@@ -66,6 +66,8 @@ pub type Handler<S> = Arc<dyn Fn(Request<S>) -> Answer + Send + Sync>;
 pub struct Router<S> {
     state: S,
     routes: BTreeMap<&'static str, Vec<Route<S>>>,
+    /// Where the rows of the last call are: the path, and the first of them.
+    last: (&'static str, usize),
     in_flight_limit: usize,
     everywhere: Everywhere<S>,
 }
@@ -79,18 +81,54 @@ struct Everywhere<S> {
     /// What the 404 for `/` says.
     at_root: &'static str,
     headers: Vec<(&'static str, &'static str)>,
+    edge: Option<Edge>,
 }
 
 impl<S> Default for Everywhere<S> {
     fn default() -> Self {
-        Self { guard: None, at_root: NOTHING, headers: Vec::new() }
+        Self { guard: None, at_root: NOTHING, headers: Vec::new(), edge: None }
     }
 }
 
 impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// A table without routes. Every handler gets a clone of `state`.
     pub fn new(state: S) -> Self {
-        Self { state, routes: BTreeMap::new(), in_flight_limit: usize::MAX, everywhere: Everywhere::default() }
+        Self {
+            state,
+            routes: BTreeMap::new(),
+            last: ("", 0),
+            in_flight_limit: usize::MAX,
+            everywhere: Everywhere::default(),
+        }
+    }
+
+    /// Lets through only what the edge does. To be called before [`operations`](Self::operations).
+    #[must_use]
+    pub fn edge(mut self, edge: Edge) -> Self {
+        self.everywhere.edge = Some(edge);
+        self
+    }
+
+    /// Says who may use the route that was added last.
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        let (path, first) = self.last;
+        for route in self.routes.get_mut(path).into_iter().flat_map(|routes| &mut routes[first..]) {
+            route.access = Some(access);
+        }
+        self
+    }
+
+    /// Lets those use the route that was added last whose token grants `scope`.
+    #[must_use]
+    pub fn requires(self, scope: auth::Scope) -> Self {
+        self.access(Access::Scope(scope))
+    }
+
+    /// Lets everybody use the route that was added last.
+    #[must_use]
+    pub fn open(self) -> Self {
+        self.access(Access::Open)
     }
 
     /// Asks `guard` about every request, also one without a route, before anything is done for it.
@@ -165,32 +203,52 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self.route(Method::Delete, path, boxed(handler), true)
     }
 
-    /// What every service serves: liveness, readiness and metrics, also when it is overloaded.
+    /// What every service serves: liveness, readiness and metrics, also when it is overloaded. With `AUTH=jwt` it says
+    /// whether the service is ready and nothing more, because nobody needs a token for it: the rest is on
+    /// [another port](operations).
     #[must_use]
     pub fn operations(self, health: Health) -> Self {
+        let is_brief = self.everywhere.edge.as_ref().is_some_and(Edge::is_on);
         let readiness = move |_| {
             let health = health.clone();
-            async move { Ok::<_, Problem>(health.readiness().await) }
+            async move { Ok::<_, Problem>(health.readiness(is_brief).await) }
         };
-        self.route(Method::Get, "/actuator/health/liveness", boxed(liveness), false)
+        let router = self
+            .route(Method::Get, "/actuator/health/liveness", boxed(liveness), false)
+            .open()
             .route(Method::Get, "/actuator/health/readiness", boxed(readiness.clone()), false)
+            .open()
             .route(Method::Get, "/actuator/health", boxed(readiness), false)
+            .open();
+        if is_brief {
+            return router;
+        }
+        router
             .route(Method::Get, "/metrics", boxed(metrics_page), false)
+            .open()
             // The path of Spring Boot, which scrapers of the original services use.
             .route(Method::Get, "/actuator/prometheus", boxed(metrics_page), false)
+            .open()
     }
 
     /// The methods and paths of the table, for a test that compares it with a document.
     pub fn table(&self) -> Vec<(Method, &'static str)> {
-        let routes = self.routes.values().flatten();
-        routes.filter(|route| route.method != Method::Head).map(|route| (route.method, route.path)).collect()
+        self.access_table().into_iter().map(|(method, path, _)| (method, path)).collect()
+    }
+
+    /// The same with who may use each, for a test that nothing is open by mistake.
+    pub fn access_table(&self) -> Vec<(Method, &'static str, Option<Access>)> {
+        let routes = self.routes.values().flatten().filter(|route| route.method != Method::Head);
+        routes.map(|route| (route.method, route.path, route.access)).collect()
     }
 
     fn route(mut self, method: Method, path: &'static str, handler: Handler<S>, limited: bool) -> Self {
         let routes = self.routes.entry(path).or_default();
+        self.last = (path, routes.len());
         let mut add = |method| {
             let limit = limited.then(Arc::default);
-            routes.push(Route { method, path, handler: handler.clone(), limit, everywhere: Arc::default() });
+            let (handler, everywhere) = (handler.clone(), Arc::default());
+            routes.push(Route { method, path, handler, access: None, limit, everywhere });
         };
         add(method);
         if method == Method::Get {
@@ -200,7 +258,14 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     }
 
     /// The application that a [`Server`](crate::Server) serves.
+    ///
+    /// # Panics
+    /// If there is an edge and a route of which nothing is said who may use it, which is a bug in the program.
     pub fn build(self) -> App<S> {
+        if self.everywhere.edge.is_some() {
+            let undeclared = self.routes.values().flatten().find(|route| route.access.is_none());
+            assert!(undeclared.is_none(), "nothing is said who may use {:?}", undeclared.map(|route| route.path));
+        }
         let mut tide = tide::with_state(self.state);
         let everywhere = Arc::new(self.everywhere);
         let in_flight = Arc::new(InFlight { limit: self.in_flight_limit, ..InFlight::default() });
@@ -210,6 +275,9 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
             let mut methods: Vec<&str> = routes.iter().map(|route| route.method.as_ref()).collect();
             methods.push(Method::Options.as_ref());
             let allow = methods.join(", ");
+            // A path with protected routes alone does not tell strangers its methods.
+            let is_open = routes.iter().any(|route| route.access == Some(Access::Open));
+            let access = if is_open { Access::Open } else { Access::Identified };
             for mut route in routes {
                 if let Some(limit) = &mut route.limit {
                     *limit = in_flight.clone();
@@ -218,12 +286,12 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
                 tide.at(path).method(route.method, route);
             }
             let handler = boxed(move |request| method_not_allowed(request, allow.clone()));
-            tide.at(path).all(Route::unlimited(NO_ROUTE, handler, &everywhere));
+            tide.at(path).all(Route::unlimited(NO_ROUTE, handler, access, &everywhere));
         }
-        for path in ["", "*"] {
+        for (path, access) in [("", Access::Open), ("*", Access::Identified)] {
             let detail = if path.is_empty() { everywhere.at_root } else { NOTHING };
             let not_found = boxed(move |_| async move { Err::<Response, _>(Problem::not_found(detail)) });
-            tide.at(path).all(Route::unlimited(NO_ROUTE, not_found, &everywhere));
+            tide.at(path).all(Route::unlimited(NO_ROUTE, not_found, access, &everywhere));
         }
         App { tide, in_flight, unlimited }
     }
@@ -344,6 +412,8 @@ struct Route<S> {
     method: Method,
     path: &'static str,
     handler: Handler<S>,
+    /// Who may use it, if anything was said about that.
+    access: Option<Access>,
     /// The counter of requests in flight, if the row is limited; `build` sets the shared one.
     limit: Option<Arc<InFlight>>,
     /// Shared by all routes; it comes with `build`, too.
@@ -351,17 +421,21 @@ struct Route<S> {
 }
 
 impl<S> Route<S> {
-    fn unlimited(path: &'static str, handler: Handler<S>, everywhere: &Arc<Everywhere<S>>) -> Self {
-        Self { method: Method::Get, path, handler, limit: None, everywhere: everywhere.clone() }
+    fn unlimited(path: &'static str, handler: Handler<S>, access: Access, everywhere: &Arc<Everywhere<S>>) -> Self {
+        let (access, everywhere) = (Some(access), everywhere.clone());
+        Self { method: Method::Get, path, handler, access, limit: None, everywhere }
     }
 
     /// The span of a request, named by its route, because a path can contain anything. Probes and scrapes have no span.
-    fn span(&self, trace: TraceContext, method: Method) -> Span {
+    fn span(&self, trace: TraceContext, linked: Option<TraceContext>, method: Method) -> Span {
         let operation = self.limit.is_none() && self.path != NO_ROUTE;
         if operation || !span::is_collected() {
             return Span::NONE;
         }
         let mut span = Span::start(trace, SpanKind::Server, "HTTP");
+        if let Some(linked) = linked {
+            span.link(linked);
+        }
         if self.path == NO_ROUTE {
             span.rename(|| method.to_string());
         } else {
@@ -373,9 +447,13 @@ impl<S> Route<S> {
         span
     }
 
-    async fn handle(&self, request: Request<S>) -> Result<Response, Problem> {
+    async fn handle(&self, mut request: Request<S>) -> Result<Response, Problem> {
         if let Some(guard) = &self.everywhere.guard {
             guard(&request)?;
+        }
+        // Before the body is read and before the request counts as in flight.
+        if let Some(edge) = &self.everywhere.edge {
+            edge.admit(&mut request, self.access).await?;
         }
         // Other methods evaluate them in the statement that makes the change.
         let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
@@ -418,7 +496,10 @@ impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
         let method = if self.path == NO_ROUTE { "any" } else { self.method.as_ref() };
         // For a problem's `instance`.
         let path = request.url().path().to_owned();
-        let mut span = self.span(trace, request.method());
+        let linked = request.ext::<Linked>().map(|linked| linked.0);
+        let mut span = self.span(trace, linked, request.method());
+        let edge = self.everywhere.edge.as_ref();
+        let origin = edge.and_then(|edge| edge.origin(&request));
         let lines = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);
         let mut response = match span.scope(self.handle(request).instrument(lines)).await {
             Ok(response) => response,
@@ -426,6 +507,13 @@ impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
         };
         for (name, value) in &self.everywhere.headers {
             response.insert_header(*name, *value);
+        }
+        if let Some(edge) = edge {
+            edge.share(&mut response, origin.as_deref());
+            // Patient data, and problems about them, are for nobody's cache.
+            if self.access != Some(Access::Open) && response.header("cache-control").is_none() {
+                response.insert_header("cache-control", "no-store");
+            }
         }
         LATENCY.with_label_values(&[method, self.path]).observe(started.elapsed().as_secs_f64());
         let code = u16::from(response.status());
@@ -455,6 +543,11 @@ where
 
 async fn liveness<S>(_: Request<S>) -> Result<Response, Problem> {
     Ok(crate::json(StatusCode::Ok, &serde_json::json!({ "status": "UP" })))
+}
+
+/// The application of the operations port: health with its details, and metrics.
+pub fn operations(health: Health) -> App<()> {
+    Router::new(()).operations(health).build()
 }
 
 /// The metrics of the process as Prometheus text.

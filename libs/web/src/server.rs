@@ -2,7 +2,7 @@ use std::{
     convert::Infallible,
     future::{Future as _, poll_fn},
     io::{self, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     pin::Pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
@@ -26,6 +26,7 @@ use crate::{
     chunks::ChunkedBuffer,
     connections::{ConnectionGuard, Connections, RequestGuard},
     convert::{self, ResponseBody},
+    edge::{ClientAddress, Linked},
     forwarded,
 };
 
@@ -64,6 +65,7 @@ pub struct Server {
     address: SocketAddr,
     limits: Limits,
     trusted_proxies: TrustedProxies,
+    trace_callers: TrustedProxies,
 }
 
 impl Server {
@@ -74,8 +76,20 @@ impl Server {
     pub fn bind(settings: &Settings) -> io::Result<Self> {
         let listener = Async::new(runtime::listen(settings.address)?)?;
         let address = listener.get_ref().local_addr()?;
-        let Settings { limits, trusted_proxies, .. } = settings.clone();
-        Ok(Self { listener, address, limits, trusted_proxies })
+        let Settings { limits, trusted_proxies, trace_callers, .. } = settings.clone();
+        Ok(Self { listener, address, limits, trusted_proxies, trace_callers })
+    }
+
+    /// Binds the operations port, if there is one.
+    ///
+    /// # Errors
+    /// If the address cannot be bound; the error names it.
+    pub fn bind_operations(settings: &Settings) -> io::Result<Option<Self>> {
+        let bind = |address| {
+            Self::bind(&settings.for_operations(address))
+                .map_err(|error| io::Error::new(error.kind(), format!("{error} (OPERATIONS_ADDRESS, OPERATIONS_PORT)")))
+        };
+        settings.operations.map(bind).transpose()
     }
 
     /// The bound address, with the port in use.
@@ -85,12 +99,13 @@ impl Server {
 
     /// Serves until the shutdown, then finishes the requests in flight within the limit for it.
     pub async fn serve<S: Clone + Send + Sync + 'static>(self, app: App<S>, shutdown: Shutdown) {
-        let Self { listener, limits, trusted_proxies, .. } = self;
+        let Self { listener, limits, trusted_proxies, trace_callers, .. } = self;
         let connections = Connections::new(&limits);
         let serve = Arc::new(Serve {
             app,
             limits,
             trusted_proxies,
+            trace_callers,
             connections: connections.clone(),
             shutdown: shutdown.clone(),
         });
@@ -128,6 +143,7 @@ struct Serve<S> {
     app: App<S>,
     limits: Limits,
     trusted_proxies: TrustedProxies,
+    trace_callers: TrustedProxies,
     connections: Arc<Connections>,
     shutdown: Shutdown,
 }
@@ -168,16 +184,16 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
         if stream.set_nodelay(true).is_ok() {
             let registered = self.connections.register(stream, self.trusted_proxies.contains(peer.ip()));
-            runtime::spawn(self.clone().connection(registered)).detach();
+            runtime::spawn(self.clone().connection(registered, peer.ip())).detach();
         }
     }
 
-    async fn connection(self: Arc<Self>, registered: ConnectionGuard) {
+    async fn connection(self: Arc<Self>, registered: ConnectionGuard, peer: IpAddr) {
         let _open = metrics::track(&OPEN);
         let mut begun = Vec::new();
         while let Some(head) = self.next_head(&registered, begun).await {
             // Boxed, so that an idle connection does not take the memory of one with a request.
-            let Some(rest) = Box::pin(self.session(&registered, head)).await else { return };
+            let Some(rest) = Box::pin(self.session(&registered, head, peer)).await else { return };
             begun = rest;
         }
     }
@@ -219,9 +235,9 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
 
     /// Has hyper serve the requests of a connection, of which the bytes in `head` have arrived. Returns the bytes of
     /// the next head when hyper hands the connection back, or `None` when the connection has ended.
-    async fn session(&self, registered: &ConnectionGuard, head: Vec<u8>) -> Option<Vec<u8>> {
+    async fn session(&self, registered: &ConnectionGuard, head: Vec<u8>, peer: IpAddr) -> Option<Vec<u8>> {
         registered.session_started();
-        let answer = |request| self.answer(request, registered);
+        let answer = |request| self.answer(request, registered, peer);
         let mut connection = http1::Builder::new()
             // `Connections` enforces the timeouts, without a timer for each.
             .header_read_timeout(None)
@@ -259,10 +275,18 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         &self,
         request: hyper::Request<Incoming>,
         registered: &ConnectionGuard,
+        peer: IpAddr,
     ) -> Result<hyper::Response<GuardedBody>, Infallible> {
         let (busy, client) = (registered.busy(), registered.client());
         let (parts, body) = request.into_parts();
-        let trace = TraceContext::continue_from(convert::single_value(&parts.headers, TraceContext::HEADER));
+        let callers = convert::single_value(&parts.headers, TraceContext::HEADER);
+        let continues_trace = self.trace_callers.contains(peer);
+        // Anybody could have every request recorded otherwise, and mix into the traces of others.
+        let (trace, linked) = if continues_trace {
+            (TraceContext::continue_from(callers), None)
+        } else {
+            (TraceContext::root(), callers.and_then(TraceContext::parse))
+        };
         let path = parts.uri.path();
         let has_room = client.request_started(convert::head_size(&parts));
         if let Some(problem) = self.app.overload_problem(path, has_room) {
@@ -274,7 +298,18 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             Ok(mut request) => {
                 request.ext_mut().insert(trace);
                 request.ext_mut().insert(client.clone());
-                let propagated = Propagated::extract(|name| convert::values(&parts.headers, name));
+                let is_proxy = registered.is_trusted_proxy();
+                let address =
+                    if is_proxy { forwarded::client(&parts.headers, peer, &self.trusted_proxies) } else { peer };
+                request.ext_mut().insert(ClientAddress(address));
+                if let Some(linked) = linked {
+                    request.ext_mut().insert(Linked(linked));
+                }
+                let propagated = if continues_trace {
+                    Propagated::extract(|name| convert::values(&parts.headers, name))
+                } else {
+                    Propagated::default()
+                };
                 propagated.scope(self.app.respond(request)).await
             }
         };
@@ -283,6 +318,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
         response.insert_header(TraceContext::HEADER, trace.to_string());
         let mut answer = convert::response(response).await.map(|body| GuardedBody { body, _busy: busy });
+        convert::add_security_headers(answer.headers_mut());
         if let Some(prefix) = registered.is_trusted_proxy().then(|| forwarded::prefix(&parts.headers)).flatten() {
             forwarded::apply(&prefix, answer.headers_mut());
         }

@@ -30,7 +30,7 @@ pub struct Settings {
 impl Settings {
     /// Reads every setting.
     pub fn read(reader: &mut Reader) -> Self {
-        let mut http = web::Settings::read(reader, "4010");
+        let mut http = web::Settings::read_open(reader, "4010");
         // Streams end with the console; nothing else takes long.
         http.limits.drain = http.limits.drain.min(Duration::from_secs(2));
         let assets: Option<String> = reader

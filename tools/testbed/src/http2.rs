@@ -221,8 +221,8 @@ fn length(block: &mut Vec<u8>, mut length: usize, flag: u8) {
     block.push(flag | 127);
     length -= 127;
     while length >= 128 {
-        block.push(length as u8 | 128);
-        length -= 128;
+        block.push((length % 128) as u8 | 128);
+        length /= 128;
     }
     block.push(length as u8);
 }

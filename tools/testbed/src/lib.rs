@@ -13,6 +13,7 @@
 //! - [`patient`]: request bodies of patients;
 //! - [`proxy`]: a TCP proxy that injects faults; [`clock`]: a clock that can be set; [`sql`]: queries on a service's database;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
+//! - [`tokens`]: an issuer of tokens, valid and forged;
 //! - [`cache`]: the directory of downloaded and built programs.
 
 pub mod audit;
@@ -37,6 +38,7 @@ pub mod service;
 mod shared;
 pub mod sql;
 pub mod system;
+pub mod tokens;
 mod user;
 pub mod writers;
 

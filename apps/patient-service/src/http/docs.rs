@@ -13,6 +13,12 @@ static JSON: LazyLock<String> =
 
 /// The page is ours, so that it needs two files only and starts with "Try it out".
 const INDEX: &str = include_str!("swagger-ui.html");
+/// Its script, in a file of its own because of [`POLICY`].
+const START: (&str, &str) = ("start.js", include_str!("swagger-ui-start.js"));
+/// What the page may do: run our two scripts, and ask the service. Swagger UI sets styles of elements, and has its icons in
+/// its style sheet.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// The files of Swagger UI that the page needs.
 const FILES: [&str; 2] = ["swagger-ui.css", "swagger-ui-bundle.js"];
 
@@ -29,7 +35,12 @@ pub(super) async fn redirect(_: Request) -> Result<Response, Problem> {
 pub(super) async fn file(request: Request) -> Result<Response, Problem> {
     let name = request.param("file").unwrap_or_default();
     if name == "index.html" {
-        return Ok(web::text("text/html; charset=utf-8", INDEX));
+        let mut response = web::text("text/html; charset=utf-8", INDEX);
+        response.insert_header("content-security-policy", POLICY);
+        return Ok(response);
+    }
+    if name == START.0 {
+        return Ok(web::text("text/javascript; charset=utf-8", START.1));
     }
     let known = FILES.contains(&name).then_some(name);
     // The configuration is for Swagger UI's own page, which is not served.

@@ -32,7 +32,7 @@ const MAX_KEY_LENGTH: usize = 255;
 #[utoipa::path(
     post, path = "/patients", tag = "patients", request_body = PatientInput,
     params(("Idempotency-Key" = Option<String>, Header, max_length = 255, pattern = "^[!-~]+$",
-        description = "1 to 255 visible ASCII characters, unique to each new patient. A repeated request with the same key returns the patient of the first one.")),
+        description = "1 to 255 visible ASCII characters, unique to each new patient among those of one client. A repeated request with the same key returns the patient of the first one.")),
     responses(
         (status = 201, description = "Registered", body = RegisteredBody, headers(
             ("Location" = String, description = "Path of the patient"),
@@ -49,9 +49,10 @@ pub(super) async fn create(mut request: Request) -> Result<Response, Problem> {
     let trace = web::trace(&request);
     let app = request.state().clone();
     let key = idempotency_key(&request)?;
+    let owner = web::caller(&request).owner();
     let input: PatientInput = read_json(&mut request, app.limits()).await?;
     let details = input.parse(app.registry().latest_day())?;
-    let registered = app.registry().register(details, key, trace).await?;
+    let registered = app.registry().register(details, key, &owner, trace).await?;
     let body = RegisteredBody {
         patient: PatientBody::from(&registered.patient),
         billing: AccountBody::from(registered.account.as_ref()),

@@ -45,7 +45,11 @@ fn swagger_ui_is_served_from_the_binary() {
         let index = service.get("/swagger-ui/index.html").await;
         assert!(index.status == 200 && index.header("content-type").unwrap().starts_with("text/html"));
         assert!(!index.text().contains("://"), "works offline");
-        assert!(index.text().contains("/v3/api-docs"));
+        assert!(!index.text().contains("<script>"), "the policy lets no script within the page run");
+        assert!(index.header("content-security-policy").unwrap().contains("script-src 'self';"));
+        let start = service.get("/swagger-ui/start.js").await;
+        assert!(start.text().contains("/v3/api-docs"));
+        assert_eq!(start.header("content-type"), Some("text/javascript; charset=utf-8"));
         for file in ["swagger-ui.css", "swagger-ui-bundle.js"] {
             let answer = service.get(&format!("/swagger-ui/{file}")).await;
             assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")));

@@ -90,6 +90,7 @@ fn span() -> FinishedSpan {
         duration: Duration::from_millis(1),
         attributes: Vec::new(),
         events: Vec::new(),
+        link: None,
         error: None,
     }
 }

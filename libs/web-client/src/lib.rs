@@ -16,13 +16,21 @@ use surf::{
     utils::async_trait,
 };
 
-/// Longest response body that is read; a valid one has a few bytes.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+/// The schemes of URLs that it supports.
+pub const SCHEMES: &[&str] = &["http"];
 
-/// A backend of surf for one host. It has no deadline; dropping a request closes its connection.
-#[derive(Debug, Default)]
-pub(crate) struct SingleConnectionClient {
+/// A backend of surf for one host. It has no deadline; dropping a request closes its connection. It follows no redirect.
+#[derive(Debug)]
+pub struct SingleConnectionClient {
     open: Mutex<Option<SendRequest<Full<Bytes>>>>,
+    max_response: usize,
+}
+
+impl SingleConnectionClient {
+    /// A client without a connection yet. A response body of more than `max_response` bytes is an error.
+    pub fn new(max_response: usize) -> Self {
+        Self { open: Mutex::new(None), max_response }
+    }
 }
 
 #[async_trait]
@@ -36,7 +44,7 @@ impl HttpClient for SingleConnectionClient {
             None => connect(request.url()).await?,
         };
         let (head, body) = connection.send_request(message).await.map_err(unavailable)?.into_parts();
-        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(unavailable)?.to_bytes();
+        let body = Limited::new(body, self.max_response).collect().await.map_err(unavailable)?.to_bytes();
         *open = Some(connection);
         let mut response = Response::new(StatusCode::try_from(head.status.as_u16())?);
         for (name, value) in &head.headers {

@@ -1,0 +1,269 @@
+//! Who may call which route, and from where.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use auth::{Authenticator, Caller, Mode, Rejection, Scope};
+use config::Value;
+use tide::{Request, Response, StatusCode, http::Method};
+
+use crate::{Problem, Settings};
+
+/// `Retry-After` while no token can be verified.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+/// What scripts of [`Origins`] may send.
+const CORS_REQUEST_HEADERS: &str =
+    "authorization, content-type, idempotency-key, if-match, if-none-match, traceparent, tracestate, baggage";
+/// What they may read besides the headers that the Fetch standard allows always.
+const CORS_RESPONSE_HEADERS: &str = "etag, link, location, retry-after, server-timing, traceparent, www-authenticate";
+/// Seconds for which a browser keeps the answer to a preflight.
+const CORS_MAX_AGE: &str = "600";
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody, without a token.
+    Open,
+    /// Everybody with a valid token.
+    Identified,
+    /// Those whose token grants the scope.
+    Scope(Scope),
+}
+
+/// What a request has to fulfil before its route is asked: with `AUTH=jwt` a token with the route's scope, with `AUTH=off`
+/// a `Host` that is this service.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    authenticator: Authenticator,
+    /// With `AUTH=off`.
+    hosts: Option<Hosts>,
+    origins: Origins,
+}
+
+impl Edge {
+    /// The edge that the settings describe. `authenticator` is that of the same settings.
+    pub fn new(settings: &Settings, authenticator: Authenticator) -> Self {
+        if settings.auth.mode == (Mode::Off { on_network: true }) {
+            tracing::warn!(
+                "AUTH is off on an address that others can reach: whoever reaches the port may do everything"
+            );
+        }
+        let hosts = (!authenticator.is_on()).then(|| settings.hosts.clone());
+        Self { authenticator, hosts, origins: settings.origins.clone() }
+    }
+
+    /// Whether callers need a token.
+    pub(crate) fn is_on(&self) -> bool {
+        self.authenticator.is_on()
+    }
+
+    /// Lets a request through, with its [`Caller`].
+    ///
+    /// # Errors
+    /// 421 for a foreign `Host`; 401 or 503 without a valid token, 403 without the scope.
+    pub(crate) async fn admit<S>(&self, request: &mut Request<S>, access: Option<Access>) -> Result<(), Problem> {
+        if let Some(hosts) = &self.hosts {
+            return check_host(request, hosts);
+        }
+        if access == Some(Access::Open) || self.is_preflight(request) {
+            return Ok(());
+        }
+        let values = request.header("authorization").into_iter().flatten().map(|value| value.as_str());
+        let caller = self.authenticator.caller(values).await.map_err(|rejection| rejected(&rejection))?;
+        match access {
+            Some(Access::Open | Access::Identified) => {}
+            Some(Access::Scope(scope)) => {
+                self.authenticator.authorize(&caller, scope).map_err(|rejection| rejected(&rejection))?;
+            }
+            // `Router::build` rejects such a route.
+            None => return Err(Problem::new(StatusCode::Forbidden, "This path is open to nobody.")),
+        }
+        request.set_ext(caller);
+        Ok(())
+    }
+
+    /// Whether a browser asks on behalf of one of the origins what their scripts may send. It sends no token with that.
+    fn is_preflight<S>(&self, request: &Request<S>) -> bool {
+        request.method() == Method::Options
+            && request.header("access-control-request-method").is_some()
+            && self.origin(request).is_some()
+    }
+
+    /// The request's origin, if its scripts may call.
+    pub(crate) fn origin<S>(&self, request: &Request<S>) -> Option<String> {
+        let origin = request.header("origin")?.last().as_str();
+        self.origins.0.iter().any(|one| one == origin).then(|| origin.to_owned())
+    }
+
+    /// Lets the scripts of `origin` read the answer.
+    pub(crate) fn share(&self, response: &mut Response, origin: Option<&str>) {
+        if !self.origins.0.is_empty() {
+            response.append_header("vary", "origin");
+        }
+        let Some(origin) = origin else { return };
+        response.insert_header("access-control-allow-origin", origin);
+        response.insert_header("access-control-expose-headers", CORS_RESPONSE_HEADERS);
+        // Only the answer to OPTIONS has it, besides 405, which is none to a preflight.
+        if let Some(methods) = response.header("allow").map(|allow| allow.as_str().to_owned()) {
+            response.insert_header("access-control-allow-methods", methods);
+            response.insert_header("access-control-allow-headers", CORS_REQUEST_HEADERS);
+            response.insert_header("access-control-max-age", CORS_MAX_AGE);
+        }
+    }
+}
+
+/// The address that a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientAddress(pub(crate) IpAddr);
+
+/// The address that a request comes from: that of the connection or, if it is that of a trusted proxy, what the proxy says.
+/// It is unspecified in a unit test.
+pub fn client_address<S>(request: &Request<S>) -> IpAddr {
+    request.ext::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0)
+}
+
+/// The caller's trace, if the request does not continue it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linked(pub(crate) telemetry::TraceContext);
+
+/// Who makes a request: [`Caller::Unidentified`] with `AUTH=off`, and on a route that is open.
+pub fn caller<S>(request: &Request<S>) -> Caller {
+    request.ext::<Caller>().cloned().unwrap_or_default()
+}
+
+/// The answer to a request whose caller was rejected.
+pub fn rejected(rejection: &Rejection) -> Problem {
+    let detail = rejection.to_string();
+    let problem = match rejection {
+        Rejection::Missing => Problem::new(StatusCode::Unauthorized, detail).kind("missing-token"),
+        Rejection::Invalid(_) => Problem::new(StatusCode::Unauthorized, detail).kind("invalid-token"),
+        Rejection::Forbidden(_) => Problem::new(StatusCode::Forbidden, detail).kind("insufficient-scope"),
+        Rejection::NoKeys => Problem::unavailable(detail, RETRY_AFTER).kind("keys-unavailable"),
+    };
+    match rejection.challenge() {
+        Some(challenge) => problem.header("www-authenticate", challenge),
+        None => problem,
+    }
+}
+
+/// Keeps out pages of other sites that reach the service through a browser, under a name of theirs that leads here (DNS
+/// rebinding). An address needs no name, so such a page cannot send one.
+fn check_host<S>(request: &Request<S>, hosts: &Hosts) -> Result<(), Problem> {
+    let host = request.header("host").map(|values| values.last().as_str()).unwrap_or_default();
+    if hosts.contain(host) {
+        return Ok(());
+    }
+    let detail = "The Host of the request is not a name of this service.";
+    Err(Problem::new(StatusCode::MisdirectedRequest, detail).kind("foreign-host"))
+}
+
+/// Names under which clients reach the service, besides `localhost` and its addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// Whether the value of a `Host` header is one of them. HTTP/1.0 clients may omit it.
+    fn contain(&self, host: &str) -> bool {
+        if host.starts_with('[') {
+            return true;
+        }
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let name = name.strip_suffix('.').unwrap_or(name);
+        name.is_empty()
+            || name.eq_ignore_ascii_case("localhost")
+            || name.parse::<Ipv4Addr>().is_ok()
+            || self.0.iter().any(|own| own.eq_ignore_ascii_case(name))
+    }
+}
+
+impl Value for Hosts {
+    const EXPECTED: &'static str = "none, or host names, separated by commas";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::default());
+        }
+        let names = text.split(',').map(|name| {
+            let config::Authority { host, port } = config::Authority::parse(name.trim())?;
+            if port.is_some() { Err("one of them has a port".to_owned()) } else { Ok(host) }
+        });
+        names.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Origins of pages whose scripts may call the service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(Vec<String>);
+
+impl Value for Origins {
+    const EXPECTED: &'static str = "none, or origins such as https://app.example.org, separated by commas";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::default());
+        }
+        let origins = text.split(',').map(str::trim).map(|origin| {
+            let url = tide::http::Url::parse(origin).map_err(|error| format!("in one of them, {error}"))?;
+            // As a browser sends it: no path, and no port that is the scheme's own.
+            if matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == origin {
+                Ok(origin.to_owned())
+            } else {
+                Err("one of them is not an origin as browsers send it: scheme://host, with the port if it is not the scheme's own".to_owned())
+            }
+        });
+        origins.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_ours_by_name_or_is_an_address() {
+        let hosts = Hosts::parse("patient-service, Gateway.example.org").unwrap();
+        for own in [
+            "",
+            "localhost",
+            "LOCALHOST:4000",
+            "localhost.",
+            "127.0.0.1:4000",
+            "10.0.0.7",
+            "[::1]:4000",
+            "[fe80::1]",
+            "patient-service:4000",
+            "gateway.example.org",
+            "gateway.example.org.:80",
+        ] {
+            assert!(hosts.contain(own), "{own}");
+        }
+        for foreign in
+            ["evil.example", "evil.example:4000", "127.0.0.1.evil.example", "localhost.evil.example", "service", "1"]
+        {
+            assert!(!hosts.contain(foreign), "{foreign}");
+        }
+        assert!(Hosts::parse("a:80").is_err() && Hosts::parse("a b").is_err());
+        assert_eq!(Hosts::parse("none"), Ok(Hosts::default()));
+    }
+
+    #[test]
+    #[should_panic(expected = "nothing is said who may use")]
+    fn a_route_of_which_nothing_is_said_is_not_served() {
+        async fn handler(_: Request<()>) -> Result<Response, Problem> {
+            Ok(crate::no_content())
+        }
+        let settings = Settings::read(&mut config::Reader::new(config::Environment::empty()), "0");
+        let router = crate::Router::new(()).edge(Edge::new(&settings, Authenticator::off()));
+        router.get("/open", handler).open().get("/forgotten", handler).build();
+    }
+
+    #[test]
+    fn an_origin_is_what_browsers_send() {
+        assert_eq!(Origins::parse("none"), Ok(Origins::default()));
+        assert!(Origins::parse("https://app.example.org, http://localhost:3000").is_ok());
+        for wrong in
+            ["*", "null", "app.example.org", "https://app.example.org/", "https://app.example.org:443", "file://x"]
+        {
+            assert!(Origins::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

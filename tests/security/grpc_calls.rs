@@ -1,0 +1,60 @@
+//! gRPC calls of people, with tokens of billing's audience.
+
+use billing_api::{BillingRequest, GetBillingAccountRequest, billing_service_client::BillingServiceClient};
+use grpc::{Attempt, CallError, Client, ClientSettings, Code, Request};
+use telemetry::TraceContext;
+use testbed::tokens::{self, SigningKey};
+use uuid::Uuid;
+
+use crate::support::Secured;
+
+#[test]
+fn each_method_requires_a_token_of_its_audience_with_its_scope() {
+    runtime::block_on(2, async {
+        let key = SigningKey::es256("key");
+        let service = Secured::with_keys("billing-service", &tokens::jwk_set([&key])).await;
+        let others = tokens::claims(crate::support::ISSUER, "patient-service", "ann", "billing:read billing:write");
+        let forged = SigningKey::es256("key").token(&service.claims("ann", "billing:read billing:write"));
+        let token = |scopes: &str| Some(key.token(&service.claims("ann", scopes)));
+        // What the account of nobody answers, and what is opened.
+        for (what, token, read, open) in [
+            ("no token", None, Code::Unauthenticated, Code::Unauthenticated),
+            ("forged", Some(forged), Code::Unauthenticated, Code::Unauthenticated),
+            ("other audience", Some(key.token(&others)), Code::Unauthenticated, Code::Unauthenticated),
+            ("no scope", token("patients:read"), Code::PermissionDenied, Code::PermissionDenied),
+            ("read", token("billing:read"), Code::NotFound, Code::PermissionDenied),
+            ("write", token("billing:write"), Code::PermissionDenied, Code::Ok),
+        ] {
+            let (get, create) = call(&service, token).await;
+            assert_eq!((get, create), (read, open), "{what}");
+        }
+    });
+}
+
+async fn call(service: &Secured, token: Option<String>) -> (Code, Code) {
+    let address = config::HostPort { host: service.grpc.ip().to_string(), port: service.grpc.port() };
+    let deadline = std::time::Duration::from_secs(10);
+    let settings = ClientSettings { peer: "test", service: "BillingService", address, deadline };
+    let client = Client::new(settings).unwrap();
+    let patient_id = Uuid::now_v7().to_string();
+    let (token, id) = (token.as_deref(), patient_id.as_str());
+    let get = |attempt: Attempt| async move {
+        let request = attempt.request(GetBillingAccountRequest { patient_id: id.to_owned() });
+        BillingServiceClient::new(attempt.channel()).get_billing_account(identified(request, token)).await.map(drop)
+    };
+    let create = |attempt: Attempt| async move {
+        let (name, email) = ("Ann".to_owned(), "ann@example.org".to_owned());
+        let request = attempt.request(BillingRequest { patient_id: id.to_owned(), name, email });
+        BillingServiceClient::new(attempt.channel()).create_billing_account(identified(request, token)).await.map(drop)
+    };
+    let code = |outcome: Result<(), CallError>| outcome.map_or_else(|error| error.code().unwrap(), |()| Code::Ok);
+    let get = client.call("GetBillingAccount", TraceContext::root(), get).await;
+    (code(get), code(client.call("CreateBillingAccount", TraceContext::root(), create).await))
+}
+
+fn identified<T>(mut request: Request<T>, token: Option<&str>) -> Request<T> {
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    request
+}
