@@ -144,14 +144,18 @@ const RUN = {
 function lab(scenario) {
   return {
     agent: scenario !== "no-agent", parts: [{ id: "kafka", verbs: ["pause", "slow"] }, { id: "billing-service", verbs: ["kill", "pause", "slow"] }], excluded: [{ id: "patient-db", why: "given from outside" }], max_seconds: 60,
-    expectations: [{ id: "kafka.pause", part: "kafka", verb: "pause", text: RUN.verdicts.map((one) => one.expected), row: "docs/failures.md" }],
+    expectations: [{ id: "kafka.pause", part: "kafka", verb: "pause", text: RUN.verdicts.map((one) => one.expected), row: "the broker is unavailable at the start, dies, freezes" }],
     commands: { "kafka.pause": "./justw kill kafka" }, load: null, last_load: { rate: 50, until: iso(NOW - 60_000), sent: 1500, answered: 1500, failed: 0, p50_ms: 3.2, p99_ms: 9.1 }, runs: scenario === "no-agent" ? [] : [RUN], run: scenario === "no-agent" ? null : RUN,
   };
 }
 
 const LETTERS = [
-  { id: 7, partition: 1, offset: 93, error: "no event", value_bytes: 31, parked_at: iso(NOW - 1_000_000), forwarded: true },
-  { id: 6, partition: 0, offset: 12, error: "the event names no patient: the field patient_id is empty, and the header ce_subject says nothing either", value_bytes: 4096, parked_at: iso(NOW - 2_000_000), forwarded: false },
+  { partition: 1, offset: 93, error: "no event", bytes: 31, since: iso(NOW - 1_000_000), forwarded: true },
+  { partition: 0, offset: 12, error: "the event names no patient: the field patient_id is empty, and the header ce_subject says nothing either", bytes: 4096, since: iso(NOW - 2_000_000), forwarded: false },
+];
+const REJECTED = [
+  { id: "outbox-3", kind: "PATIENT_CREATED", bytes: 1_200_000, since: iso(NOW - 3_000_000), error: "MessageTooLarge" },
+  { id: `billing-${PATIENTS[0].id}`, kind: "OPEN", bytes: 0, since: iso(NOW - 4_000_000), error: "billing rejected the call: INVALID_ARGUMENT" },
 ];
 
 /** Starts the server. `scenario` may be changed while it runs; `say` sends a change to every open stream. */
@@ -235,7 +239,7 @@ export async function startFixture() {
     if (path === "/api/patients" && request.method === "POST") return problem(409, "Conflict", "Another patient has this email.", { errors: { email: "A patient with this email already exists" } });
     const patient = PATIENTS.find((one) => path === `/api/patients/${one.id}`);
     if (patient && request.method === "GET") return send(200, detail(patient));
-    if (path === "/api/dead-letters") return send(200, { analytics: fixture.scenario === "empty" ? [] : LETTERS, outbox: fixture.scenario === "empty" ? [] : [{ id: 3, error: "MESSAGE_TOO_LARGE" }], next: null, problem: null });
+    if (path === "/api/dead-letters") return send(200, { analytics: fixture.scenario === "empty" ? [] : LETTERS, outbox: fixture.scenario === "empty" ? [] : fixture.scenario === "no-agent" ? null : REJECTED, next: null, problem: null });
     if (path === "/api/dead-letters/resend") return send(200, { state: "dead", detail: "no event" });
     if (path === "/api/lab") return send(200, lab(fixture.scenario));
     if (path === "/api/lab/runs/r1") return send(200, RUN);

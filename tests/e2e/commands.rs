@@ -38,6 +38,23 @@ impl Stack {
         sent.remove(&partition).unwrap().unwrap()[0]
     }
 
+    /// Runs a statement on the database of patient-service.
+    pub(crate) async fn execute(&self, statement: String) {
+        let cluster = Cluster::running(&self.home().join("postgres"), Durability::Disk).unwrap();
+        sql::execute(&cluster.url("patients"), statement.leak()).await.unwrap();
+    }
+
+    /// Makes an event a dead letter of the outbox, as if the broker had rejected it.
+    pub(crate) async fn reject_event(&self, id: i64, event: &Record) {
+        let value: String = event.value.iter().flatten().map(|byte| format!("{byte:02x}")).collect();
+        let insert = format!(
+            "INSERT INTO outbox_dead_letters (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
+            VALUES ({id}, gen_random_uuid(), 1, gen_random_uuid(), '{kind}', '\\x{value}', now(), 'TooLarge')",
+            kind = Created.name(),
+        );
+        self.execute(insert).await;
+    }
+
     async fn record(&self, topic: &str, partition: i32, offset: i64) -> Record {
         let mut consumer = Consumer::new(self.kafka.clone(), topic, partition);
         let fetched = consumer.fetch(offset, 1 << 20, Duration::from_secs(1)).await.unwrap();
@@ -45,7 +62,8 @@ impl Stack {
     }
 }
 
-fn created(patient_id: Uuid) -> Record {
+/// The event that a patient was registered.
+pub(crate) fn created(patient_id: Uuid) -> Record {
     let date = |text: &str| text.parse::<NaiveDate>().unwrap();
     let event = Event {
         id: Uuid::now_v7(),
@@ -118,15 +136,9 @@ fn dead_letters_are_sent_again_and_the_state_is_rebuilt(kind: Kind) {
 
         // Events that the broker rejected were never on a topic: they are in patient-service's database.
         let event = created(Uuid::now_v7());
-        let cluster = Cluster::running(&stack.home().join("postgres"), Durability::Disk).unwrap();
-        let insert = format!(
-            "INSERT INTO outbox_dead_letters (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
-            VALUES (7, gen_random_uuid(), 1, gen_random_uuid(), '{kind}', '\\x{value}', now(), 'TooLarge'),
-                (8, gen_random_uuid(), 1, gen_random_uuid(), '{kind}', decode(repeat('00', 3000000), 'hex'), now(), 'TooLarge')",
-            kind = Created.name(),
-            value = event.value.iter().flatten().map(|byte| format!("{byte:02x}")).collect::<String>()
-        );
-        sql::execute(&cluster.url("patients"), insert.leak()).await.unwrap();
+        stack.reject_event(7, &event).await;
+        let too_large = Record { value: Some(vec![0; 3_000_000]), ..event.clone() };
+        stack.reject_event(8, &too_large).await;
         let listed = stack.print(&["dead-letters"]);
         let shown =
             |id: &str| listed.lines().any(|line| line.trim_start().starts_with(id) && line.contains("rejected"));

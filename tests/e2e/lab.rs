@@ -10,8 +10,14 @@ use kafka::Record;
 use serde_json::{Value as Json, json};
 use surf::http::Method;
 use testbed::{Process, Signal, http::Client};
+use uuid::Uuid;
 
-use crate::{stack::Stack, support::until, up::broker};
+use crate::{
+    commands::created,
+    stack::Stack,
+    support::{register, until},
+    up::broker,
+};
 
 /// Time for a fault and for what comes after it.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
@@ -119,5 +125,55 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         assert!(stands_still(&kafka));
         stack.print(&["down"]);
         assert!(stack.process("broker/broker").is_none());
+    });
+}
+
+#[test]
+fn what_was_rejected_of_patient_service_is_listed_and_resent() {
+    runtime::block_on(2, async {
+        let stack = Stack::new(broker(), "stack");
+        stack.up_with(&[], &[]);
+        let (console, analytics) = (stack.client("CONSOLE_PORT"), stack.client("ANALYTICS_PORT"));
+        let counted = async |count: u64| {
+            let summary = analytics.get("/analytics/summary").await.unwrap().json();
+            summary["activePatients"] == count
+        };
+        let patient = register(&stack.client("PATIENT_PORT"), "Jane Doe").await;
+        until("the first patient is counted", async || counted(1).await).await;
+        until("the agent asks for work", async || console.get("/api/lab").await.unwrap().json()["agent"] == true).await;
+        let listed = async || console.get("/api/dead-letters").await.unwrap().json()["outbox"].clone();
+        until("nothing was rejected", async || listed().await == json!([])).await;
+
+        stack.reject_event(7, &created(Uuid::now_v7())).await;
+        let patient = patient["id"].as_str().unwrap();
+        let insert = "INSERT INTO billing_task_dead_letters (patient_id, action, name, email, attempts, error)";
+        stack
+            .execute(format!("{insert} VALUES ('{patient}', 'OPEN', 'Jane', 'marked@example.org', 3, 'not valid')"))
+            .await;
+        let task = format!("billing-{patient}");
+        let both = async || listed().await.as_array().is_some_and(|all| all.len() == 2);
+        until("both are listed", both).await;
+        let letters = listed().await;
+        let of = |id: &str| letters.as_array().unwrap().iter().find(|letter| letter["id"] == id).unwrap();
+        assert_eq!(
+            (&of("outbox-7")["kind"], &of("outbox-7")["error"]),
+            (&json!("PATIENT_CREATED"), &json!("TooLarge"))
+        );
+        assert!(of("outbox-7")["bytes"].as_u64() > Some(10) && of(&task)["kind"] == "OPEN", "{letters}");
+        assert!(!letters.to_string().contains("marked@example.org"), "{letters}");
+
+        let resend =
+            async |id: &str| send(&console, Method::Post, "/api/dead-letters/resend", json!({ "id": id })).await;
+        for wrong in ["outbox-x", "7", "billing-7", "--resend"] {
+            assert_eq!(resend(wrong).await.0, 400, "{wrong}");
+        }
+        let (status, unknown) = resend("outbox-9").await;
+        assert_eq!((status, &unknown["state"]), (200, &json!("dead")));
+        assert!(unknown["detail"].as_str().unwrap().contains("there is no dead letter outbox-9"), "{unknown}");
+        for id in ["outbox-7", task.as_str()] {
+            assert_eq!(resend(id).await, (200, json!({ "state": "accepted", "detail": null })), "{id}");
+        }
+        until("they are no dead letters any more", async || listed().await == json!([])).await;
+        until("the event is counted", async || counted(2).await).await;
     });
 }

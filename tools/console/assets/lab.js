@@ -106,7 +106,8 @@ function drawFault(known) {
         select("part", "1. Part", part.id, parts.map((one) => [one.id, one.id]), (value) => { chosen.part = value; }),
         select("verb", "2. What happens to it", verb, part.verbs.map((one) => [one, one]), (value) => { chosen.verb = value; }),
         select("seconds", "3. For how long", String(chosen.seconds), seconds.map((one) => [String(one), `${one} s`]), (value) => { chosen.seconds = Number(value); })),
-      expected && h("div", null, h("h3", null, "Expected"), h("ul", { class: "bullets" }, expected.text.map((text) => h("li", { key: text }, text)))),
+      expected && h("div", null, h("h3", null, "Expected"), h("ul", { class: "bullets" }, expected.text.map((text) => h("li", { key: text }, text))),
+        h("p", { class: "muted small" }, "docs/failures.md: ", expected.row)),
       known.agent
         ? h("div", { class: "actions" }, h("button", { class: "primary", type: "submit", "aria-disabled": isGoing(known.run) ? "true" : null }, "Break it"),
             isGoing(known.run) && h("span", { class: "muted" }, "One at a time."))

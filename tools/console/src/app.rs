@@ -94,28 +94,33 @@ impl App {
         self.ask(PATIENTS, request).await
     }
 
-    /// Asks analytics-service.
-    ///
-    /// # Errors
-    /// If it does not answer.
-    pub(crate) async fn ask_analytics(&self, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
-        self.ask(ANALYTICS, request).await
+    /// Asks every analytics-service, each of which knows its own partitions; at least one answer or error.
+    pub(crate) async fn ask_each_analytics(&self, request: ServiceRequest<'_>) -> Vec<Result<Answer, RequestError>> {
+        let (host, addresses) = self.replicas(ANALYTICS).await;
+        if addresses.is_empty() {
+            return vec![Err(RequestError::new(format!("{host}: its name has no address")))];
+        }
+        join_all(addresses.iter().map(|address| send(ANALYTICS, *address, &host, request.clone()))).await
     }
 
     /// Asks a replica of a service, if there is one one that has just answered.
     async fn ask(&self, service: usize, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
+        let (host, addresses) = self.replicas(service).await;
+        let address = addresses.first().ok_or_else(|| RequestError::new("its name has no address"))?;
+        send(service, *address, &host, request).await
+    }
+
+    /// The addresses of a service, those first that have just answered, and its name.
+    async fn replicas(&self, service: usize) -> (String, Vec<SocketAddr>) {
         let Settings { patients, analytics, .. } = &self.inner.settings;
         let hosts = if service == PATIENTS { patients } else { analytics };
-        let host = hosts.0[0].to_string();
         let mut addresses = self.inner.map.addresses(service);
         if addresses.is_empty() {
             let places: Vec<_> = hosts.0.iter().cloned().map(Place).collect();
             let found = join_all(places.iter().map(Place::resolve)).await;
-            addresses = found.into_iter().flatten().flatten().collect::<Vec<SocketAddr>>();
+            addresses = found.into_iter().flatten().flatten().collect();
         }
-        let address = addresses.first().ok_or_else(|| RequestError::new("its name has no address"))?;
-        let answer = client::send(*address, &host, request, MAX_ANSWER, TIMEOUT).await;
-        answer.map_err(|error| RequestError::new(format!("{} at {address}: {error}", SERVICES[service])))
+        (hosts.0[0].to_string(), addresses)
     }
 
     /// A journey as it is now; none if nothing is known of the trace.
@@ -139,6 +144,16 @@ impl App {
             self.inner.store.update(*id, |trace| trace.read_back = Some(version));
         }
     }
+}
+
+async fn send(
+    service: usize,
+    address: SocketAddr,
+    host: &str,
+    request: ServiceRequest<'_>,
+) -> Result<Answer, RequestError> {
+    let answer = client::send(address, host, request, MAX_ANSWER, TIMEOUT).await;
+    answer.map_err(|error| RequestError::new(format!("{} at {address}: {error}", SERVICES[service])))
 }
 
 /// The version that patient-service's entity tags name.

@@ -24,7 +24,14 @@ pub(crate) const MAX_SECONDS: u64 = 60;
 /// An agent that has not asked for so long is gone.
 const AGENT_GONE_AFTER: Duration = Duration::from_secs(10);
 /// Time for the agent to send a dead letter and to see what becomes of it.
-const ERRAND_LIMIT: Duration = Duration::from_secs(40);
+const RESEND_TIMEOUT: Duration = Duration::from_secs(40);
+/// A list of dead letters is not asked for again for so long.
+const LIST_FRESH: Duration = Duration::from_secs(2);
+/// How long a page waits for a list; then it gets the one before, unless that is too old.
+const LIST_WAIT: Duration = Duration::from_secs(5);
+const LIST_KEPT: Duration = Duration::from_secs(60);
+/// The agent has been stopped before it told of a list.
+const LIST_LOST_AFTER: Duration = Duration::from_secs(70);
 /// Runs that are kept.
 const MAX_RUNS: usize = 20;
 
@@ -40,8 +47,11 @@ pub(crate) enum Verb {
     Slow,
     /// The end of whatever is done to it.
     Resume,
-    /// No fault: a dead letter is sent again. Its part is where it came from, `partition:offset`.
+    /// No fault: a dead letter is sent again. Its part is where it came from, `partition:offset`, or its id in
+    /// patient-service.
     Resend,
+    /// No fault: the dead letters of patient-service are listed.
+    List,
 }
 
 /// A part that the agent can do something to.
@@ -63,9 +73,9 @@ pub(crate) struct Excluded {
 pub(crate) struct Question {
     parts: Vec<Target>,
     excluded: Vec<Excluded>,
-    /// How the work is that it was given last.
+    /// How the work is that it was given, in order. A report may come twice.
     #[serde(default)]
-    report: Option<Report>,
+    reports: Vec<Report>,
 }
 
 /// How a piece of work is.
@@ -75,12 +85,28 @@ pub(crate) struct Report {
     state: Progress,
     #[serde(default)]
     detail: Option<String>,
+    /// What was listed.
+    #[serde(default)]
+    letters: Vec<Letter>,
+}
+
+/// A dead letter of patient-service: an event that the broker has rejected for good, or a task that billing has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Letter {
+    /// `outbox-7`, or `billing-` with the id of its patient.
+    id: String,
+    /// The type of the event, or the action of the task.
+    kind: String,
+    /// Bytes of the event; 0 for a task.
+    bytes: u64,
+    since: String,
+    error: String,
 }
 
 impl Question {
     /// The same, to be asked again.
-    pub(crate) fn without_report(&self) -> Self {
-        Self { report: None, ..self.clone() }
+    pub(crate) fn without_reports(&self) -> Self {
+        Self { reports: Vec::new(), ..self.clone() }
     }
 }
 
@@ -171,10 +197,15 @@ struct Inner {
     asked: Option<Instant>,
     parts: Vec<Target>,
     excluded: Vec<Excluded>,
-    work: Option<Work>,
+    /// What the agent has not taken yet, in order.
+    work: VecDeque<Work>,
     runs: VecDeque<Run>,
-    /// What else the agent was asked for, with its report.
-    errands: BTreeMap<String, Option<Report>>,
+    /// The dead letter that is being resent, with the agent's report.
+    resend: Option<(String, Option<Report>)>,
+    /// The list that the agent was asked for, and since when.
+    listing: Option<(String, Instant)>,
+    /// The last list, or why there is none.
+    listed: Option<(Instant, Result<Vec<Letter>, String>)>,
     count: u64,
 }
 
@@ -186,6 +217,45 @@ impl Inner {
     fn run(&mut self, run: &str) -> Option<&mut Run> {
         self.runs.iter_mut().find(|one| one.run == run)
     }
+
+    /// Leaves work for the agent; gives its name.
+    fn add_work(&mut self, prefix: &str, part: &str, verb: Verb, seconds: u64) -> String {
+        self.count += 1;
+        let run = format!("{prefix}{}", self.count);
+        self.work.push_back(Work { run: run.clone(), part: part.to_owned(), verb, seconds });
+        run
+    }
+
+    /// Takes a report of the agent's.
+    fn note(&mut self, report: Report) {
+        if let Some((_, told)) = self.resend.as_mut().filter(|(run, _)| *run == report.run) {
+            *told = Some(report);
+            return;
+        }
+        if self.listing.take_if(|(run, _)| *run == report.run).is_some() {
+            let listed = match report.state {
+                Progress::Failed => Err(report.detail.unwrap_or_default()),
+                _ => Ok(report.letters),
+            };
+            self.listed = Some((Instant::now(), listed));
+            return;
+        }
+        let Some(run) = self.run(&report.run) else { return };
+        run.state = match (run.state, report.state) {
+            (RunState::Waiting, Progress::Injected) => RunState::Running,
+            (RunState::Waiting | RunState::Running, Progress::Healed) => RunState::Healing,
+            (RunState::Waiting | RunState::Running, Progress::Failed) => RunState::Failed,
+            // It came a second time.
+            _ => return,
+        };
+        run.detail = report.detail;
+        if run.state == RunState::Running {
+            run.ends = Some(iso(SystemTime::now() + Duration::from_secs(run.seconds)));
+        }
+        if run.state == RunState::Failed {
+            run.ended = Some(iso(SystemTime::now()));
+        }
+    }
 }
 
 impl Lab {
@@ -194,36 +264,19 @@ impl Lab {
         let mut inner = self.lock();
         inner.asked = Some(Instant::now());
         (inner.parts, inner.excluded) = (question.parts, question.excluded);
-        if let Some(report) = &question.report
-            && let Some(errand) = inner.errands.get_mut(&report.run)
-        {
-            *errand = Some(report.clone());
-            self.woken.notify(usize::MAX);
+        for report in question.reports {
+            inner.note(report);
         }
-        if let Some(Report { run, state, detail }) = question.report
-            && let Some(run) = inner.run(&run)
-            && !matches!(run.state, RunState::Ended | RunState::Failed)
-        {
-            run.state = match state {
-                Progress::Injected => RunState::Running,
-                Progress::Healed => RunState::Healing,
-                Progress::Failed => RunState::Failed,
-            };
-            run.detail = detail;
-            if run.state == RunState::Running {
-                run.ends = Some(iso(SystemTime::now() + Duration::from_secs(run.seconds)));
-            }
-            if run.state == RunState::Failed {
-                run.ended = Some(iso(SystemTime::now()));
-            }
-        }
-        inner.work.take()
+        let work = inner.work.pop_front();
+        drop(inner);
+        self.woken.notify(usize::MAX);
+        work
     }
 
     /// Ends when there may be work.
     pub(crate) async fn woken(&self) {
         let woken = self.woken.listen();
-        if self.lock().work.is_some() {
+        if !self.lock().work.is_empty() {
             return;
         }
         woken.await;
@@ -244,16 +297,14 @@ impl Lab {
             return Err(Refusal::NoAgent);
         }
         let offered = inner.parts.iter().any(|target| target.id == part && target.verbs.contains(&verb));
-        if !offered || matches!(verb, Verb::Resume | Verb::Resend) {
+        if !offered || matches!(verb, Verb::Resume | Verb::Resend | Verb::List) {
             return Err(Refusal::NotOffered);
         }
         if inner.runs.front().is_some_and(|run| !matches!(run.state, RunState::Ended | RunState::Failed)) {
             return Err(Refusal::Busy);
         }
-        inner.count += 1;
-        let run = format!("r{}", inner.count);
         let seconds = seconds.clamp(1, MAX_SECONDS);
-        inner.work = Some(Work { run: run.clone(), part: part.to_owned(), verb, seconds });
+        let run = inner.add_work("r", part, verb, seconds);
         let verdicts = expectations::judge(part, &Measured::default());
         inner.runs.push_front(Run {
             run: run.clone(),
@@ -273,42 +324,74 @@ impl Lab {
         Ok(run)
     }
 
-    /// Has the agent send a dead letter again, and waits for its report: what went wrong, if something did.
+    /// Has the agent send a dead letter again, `partition:offset` or an id of patient-service, and waits for its report: what
+    /// went wrong, if something did.
     ///
     /// # Errors
     /// Why it is not asked, or that it has not reported in time.
-    pub(crate) async fn resend(&self, partition: i64, offset: i64) -> Result<Option<String>, Refusal> {
+    pub(crate) async fn resend(&self, letter: &str) -> Result<Option<String>, Refusal> {
         let errand = {
             let mut inner = self.lock();
             if !inner.has_agent() {
                 return Err(Refusal::NoAgent);
             }
-            if inner.work.is_some() || !inner.errands.is_empty() {
+            if inner.resend.is_some() {
                 return Err(Refusal::Busy);
             }
-            inner.count += 1;
-            let errand = format!("e{}", inner.count);
-            let part = format!("{partition}:{offset}");
-            inner.work = Some(Work { run: errand.clone(), part, verb: Verb::Resend, seconds: MAX_SECONDS });
-            inner.errands.insert(errand.clone(), None);
+            let errand = inner.add_work("e", letter, Verb::Resend, MAX_SECONDS);
+            inner.resend = Some((errand.clone(), None));
             errand
         };
         self.woken.notify(usize::MAX);
-        let reported = timeout(ERRAND_LIMIT, async {
+        let report = self.until(RESEND_TIMEOUT, |inner| inner.resend.as_ref().and_then(|(_, report)| report.clone()));
+        let report = report.await;
+        let mut inner = self.lock();
+        inner.resend = None;
+        inner.work.retain(|work| work.run != errand);
+        let Report { state, detail, .. } = report.ok_or(Refusal::NoAgent)?;
+        Ok((state == Progress::Failed).then(|| detail.unwrap_or_else(|| "it was not sent".to_owned())))
+    }
+
+    /// The dead letters of patient-service, which the agent lists; an older list if it takes long; none without an agent or a
+    /// list. The error says why the agent could not list them.
+    pub(crate) async fn letters(&self) -> Option<Result<Vec<Letter>, String>> {
+        let now = Instant::now();
+        {
+            let mut inner = self.lock();
+            if !inner.has_agent() {
+                return None;
+            }
+            if let Some((at, listed)) = &inner.listed
+                && now - *at < LIST_FRESH
+            {
+                return Some(listed.clone());
+            }
+            // One list at a time, for every page; one that is lost does not stand in the way of the next for ever.
+            inner.listing.take_if(|(_, since)| now - *since > LIST_LOST_AFTER);
+            if inner.listing.is_none() {
+                inner.work.retain(|work| work.verb != Verb::List);
+                let errand = inner.add_work("l", "patient-service", Verb::List, MAX_SECONDS);
+                inner.listing = Some((errand, now));
+            }
+        }
+        self.woken.notify(usize::MAX);
+        self.until(LIST_WAIT, |inner| inner.listed.as_ref().is_some_and(|(at, _)| *at > now).then_some(())).await;
+        let inner = self.lock();
+        inner.listed.as_ref().filter(|(at, _)| at.elapsed() < LIST_KEPT).map(|(_, listed)| listed.clone())
+    }
+
+    /// Waits until something is so after a report of the agent's; none if it is not within this time.
+    async fn until<T>(&self, limit: Duration, mut so: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
+        let wait = async {
             loop {
                 let woken = self.woken.listen();
-                if let Some(Some(report)) = self.lock().errands.get(&errand) {
-                    return report.clone();
+                if let Some(found) = so(&self.lock()) {
+                    return found;
                 }
                 woken.await;
             }
-        });
-        let report = reported.await;
-        let mut inner = self.lock();
-        inner.errands.remove(&errand);
-        inner.work.take_if(|work| work.run == errand);
-        let Report { state, detail, .. } = report.map_err(|_| Refusal::NoAgent)?;
-        Ok((state == Progress::Failed).then(|| detail.unwrap_or_else(|| "it was not sent".to_owned())))
+        };
+        timeout(limit, wait).await.ok()
     }
 
     /// Has the agent end the fault of a run now.
@@ -320,7 +403,7 @@ impl Lab {
         let found = inner.run(run).ok_or(Refusal::NoSuchRun)?;
         let work = Work { run: found.run.clone(), part: found.part.clone(), verb: Verb::Resume, seconds: 1 };
         if matches!(found.state, RunState::Waiting | RunState::Running) {
-            inner.work = Some(work);
+            inner.work.push_back(work);
             drop(inner);
             self.woken.notify(usize::MAX);
         }
@@ -389,7 +472,8 @@ mod tests {
     }
 
     fn reported(run: &str, state: Progress) -> Question {
-        Question { report: Some(Report { run: run.to_owned(), state, detail: None }), ..question() }
+        let report = Report { run: run.to_owned(), state, detail: None, letters: Vec::new() };
+        Question { reports: vec![report], ..question() }
     }
 
     #[test]
@@ -415,5 +499,63 @@ mod tests {
         assert_eq!(lab.state(&run), Some(RunState::Ended));
         assert_eq!(lab.heal("r9"), Err(Refusal::NoSuchRun));
         assert!(lab.begin("kafka", Verb::Pause, 10).is_ok());
+    }
+
+    #[test]
+    fn reports_that_come_together_or_twice_are_taken_in_their_order() {
+        let lab = Lab::default();
+        lab.ask(question());
+        let run = lab.begin("kafka", Verb::Pause, 10).unwrap();
+        let reports = [Progress::Injected, Progress::Healed].map(|state| reported(&run, state).reports).concat();
+        lab.ask(Question { reports: reports.clone(), ..question() });
+        assert_eq!(lab.state(&run), Some(RunState::Healing));
+        lab.ask(Question { reports, ..question() });
+        assert_eq!(lab.state(&run), Some(RunState::Healing), "the fault does not begin again");
+    }
+
+    #[test]
+    fn a_run_that_is_ended_before_the_agent_has_begun_is_begun_and_ended() {
+        let lab = Lab::default();
+        lab.ask(question());
+        let run = lab.begin("kafka", Verb::Pause, 10).unwrap();
+        lab.heal(&run).unwrap();
+        let verbs: Vec<_> = std::iter::from_fn(|| lab.ask(question())).map(|work| work.verb).collect();
+        assert_eq!(verbs, [Verb::Pause, Verb::Resume]);
+    }
+
+    #[test]
+    fn dead_letters_are_listed_once_for_all_pages_and_beside_a_run() {
+        smol::block_on(async {
+            let lab = Lab::default();
+            assert_eq!(lab.letters().await, None, "no agent");
+            lab.ask(question());
+            lab.begin("kafka", Verb::Pause, 10).unwrap();
+            let letter = Letter {
+                id: "outbox-7".to_owned(),
+                kind: "PATIENT_CREATED".to_owned(),
+                bytes: 3,
+                since: "2024-02-29T12:00:00Z".to_owned(),
+                error: "MessageTooLarge".to_owned(),
+            };
+            let agent = async {
+                let mut listed = Vec::new();
+                while listed.is_empty() {
+                    lab.woken().await;
+                    listed.extend(lab.ask(question()).filter(|work| work.verb == Verb::List));
+                }
+                let report = Report {
+                    run: listed[0].run.clone(),
+                    state: Progress::Healed,
+                    detail: None,
+                    letters: vec![letter.clone()],
+                };
+                assert_eq!(lab.ask(Question { reports: vec![report], ..question() }), None, "one list");
+            };
+            let (one, other) = (lab.letters(), lab.letters());
+            let ((one, other), ()) = smol::future::zip(smol::future::zip(one, other), agent).await;
+            assert_eq!((one, other), (Some(Ok(vec![letter.clone()])), Some(Ok(vec![letter.clone()]))));
+            assert_eq!(lab.letters().await, Some(Ok(vec![letter])), "it is new enough");
+            assert_eq!(lab.ask(question()), None);
+        });
     }
 }

@@ -5,6 +5,7 @@
 //! outside are left alone.
 
 use std::{
+    collections::VecDeque,
     env,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -17,12 +18,23 @@ use smol::{channel, future::or};
 use surf::http::Method;
 use testbed::{Signal, http::Client};
 
-use crate::{agent_process::TOKEN, backend, dead_letters, docker::Docker, native, settings::Settings};
+use crate::{
+    agent_process::TOKEN,
+    backend, dead_letters,
+    docker::Docker,
+    native,
+    patient_dead_letters::{self, PatientDeadLetter},
+    settings::Settings,
+};
 
 /// A fault lasts so long at most, whatever is asked for.
 const MAX_SECONDS: u64 = 60;
 /// Time for an answer; a question without work is answered after some seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// Reports that are kept while the console is away.
+const MAX_REPORTS: usize = 16;
+/// Dead letters of patient-service in a list.
+const MAX_LETTERS: usize = 100;
 /// Pause while the console is away.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
 /// A slow part stands still for so long, and then runs for so long.
@@ -35,6 +47,13 @@ const POSTGRES: &str = "postgres";
 enum Parts {
     Native(Settings),
     Docker(Docker),
+}
+
+/// A part to which something is done.
+enum Target<'a> {
+    Native(&'a Settings, &'a str),
+    /// With the ids of its containers.
+    Docker(&'a Docker, &'a str, Vec<String>),
 }
 
 /// A fault under way.
@@ -59,23 +78,27 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     let fault = Arc::new(Mutex::new(None::<Fault>));
     let (reports, news) = channel::bounded::<Json>(16);
     let work = async {
-        let mut report = None::<Json>;
+        // Those that no answer has acknowledged, in their order.
+        let mut unacknowledged = VecDeque::<Json>::new();
         loop {
-            let question = json!({ "parts": parts.offered(), "excluded": parts.excluded(), "report": report });
+            let question = json!({ "parts": parts.offered(), "excluded": parts.excluded(), "reports": unacknowledged });
             let headers = [("authorization", authorization.as_str())];
             let ask = async { Ok(client.send(Method::Post, "/agent/work", &headers, Some(&question)).await) };
             // What there is to tell does not wait for work.
             match or(async { Err(news.recv().await.unwrap_or_default()) }, ask).await {
                 Err(newer) => {
-                    // The question may have been received with the report before; telling it twice does no harm.
-                    report = Some(newer);
+                    // The question may have been received; the console takes a report twice without harm.
+                    unacknowledged.push_back(newer);
+                    if unacknowledged.len() > MAX_REPORTS {
+                        unacknowledged.pop_front();
+                    }
                     continue;
                 }
                 Ok(Ok(answer)) if answer.status == 200 => {
-                    report = None;
+                    unacknowledged.clear();
                     begin(settings, &parts, &fault, &answer.json(), &reports);
                 }
-                Ok(Ok(answer)) if answer.status == 204 => report = None,
+                Ok(Ok(answer)) if answer.status == 204 => unacknowledged.clear(),
                 // The console is away, or another one; what is under way ends by itself.
                 Ok(_) => drop(smol::Timer::after(AWAY_PAUSE).await),
             }
@@ -84,6 +107,17 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     shutdown.run_until_stopped::<()>(work).await;
     parts.wake_all().await;
     Ok(())
+}
+
+/// Sends a dead letter again: that of a record, `partition:offset`, or one of patient-service by its id.
+async fn resend(settings: &Settings, letter: &str) -> Result<()> {
+    if patient_dead_letters::is_id(letter) {
+        return patient_dead_letters::resend_one(settings, letter).await;
+    }
+    let place =
+        letter.split_once(':').and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
+    let (partition, offset) = place.ok_or_else(|| anyhow!("{letter:?} is not the place of a record."))?;
+    dead_letters::resend_from(settings, partition, offset).await
 }
 
 /// Begins what is asked for, or ends it.
@@ -98,23 +132,31 @@ fn begin(
     let (run, part, verb) = (text("run"), text("part"), text("verb"));
     let seconds = work["seconds"].as_u64().unwrap_or(1).clamp(1, MAX_SECONDS);
     let tell = {
-        let reports = reports.clone();
+        let (run, reports) = (run.clone(), reports.clone());
         move |state: &str, detail: Option<String>| {
             let _ = reports.try_send(json!({ "run": run, "state": state, "detail": detail }));
         }
     };
     if verb == "resend" {
-        let place =
-            part.split_once(':').and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
         let settings = settings.clone();
         runtime::spawn(async move {
             eprintln!("resend {part}");
-            let outcome = match place {
-                Some((partition, offset)) => dead_letters::resend_from(&settings, partition, offset).await,
-                None => Err(anyhow!("{part:?} is no place in a topic")),
-            };
-            match outcome {
+            match resend(&settings, &part).await {
                 Ok(()) => tell("healed", None),
+                Err(error) => tell("failed", Some(error.to_string())),
+            }
+        })
+        .detach();
+        return;
+    }
+    if verb == "list" {
+        let (settings, reports) = (settings.clone(), reports.clone());
+        runtime::spawn(async move {
+            match patient_dead_letters::list(&settings).await {
+                Ok(letters) => {
+                    let letters: Vec<_> = letters.iter().take(MAX_LETTERS).map(PatientDeadLetter::to_json).collect();
+                    let _ = reports.try_send(json!({ "run": run, "state": "healed", "letters": letters }));
+                }
                 Err(error) => tell("failed", Some(error.to_string())),
             }
         })
@@ -194,25 +236,26 @@ impl Parts {
         injected: impl FnOnce(),
         end: impl Future<Output = ()>,
     ) -> Result<()> {
+        let part = &self.target(part).await?;
         match verb {
             "kill" => {
-                self.kill(part).await?;
+                part.kill().await?;
                 injected();
                 end.await;
-                self.start(part).await
+                part.start().await
             }
             "pause" => {
-                let paused = self.pause(part).await;
+                let paused = part.pause().await;
                 if paused.is_ok() {
                     injected();
                     end.await;
                 }
-                self.wake(part).await.and(paused)
+                part.wake().await.and(paused)
             }
             "slow" => {
                 let turns = async {
                     loop {
-                        if let failed @ Err(_) = self.turn(part).await {
+                        if let failed @ Err(_) = part.turn().await {
                             return failed;
                         }
                     }
@@ -223,47 +266,18 @@ impl Parts {
                     Ok(())
                 })
                 .await;
-                self.wake(part).await.and(outcome)
+                part.wake().await.and(outcome)
             }
             _ => Err(anyhow!("{verb} is none of kill, pause and slow")),
         }
     }
 
-    /// Has a part stand still for a moment, and run for another.
-    async fn turn(&self, part: &str) -> Result<()> {
-        self.pause(part).await?;
-        smol::Timer::after(SLOW_TURN).await;
-        self.wake(part).await?;
-        smol::Timer::after(SLOW_TURN).await;
-        Ok(())
-    }
-
-    async fn kill(&self, part: &str) -> Result<()> {
-        match self {
-            Self::Native(settings) => native::kill(settings, part).await,
-            Self::Docker(docker) => docker.kill(part).await,
-        }
-    }
-
-    async fn start(&self, part: &str) -> Result<()> {
-        match self {
-            Self::Native(settings) => native::start_service(settings, part).await,
-            Self::Docker(docker) => docker.control(part, "start").await,
-        }
-    }
-
-    async fn pause(&self, part: &str) -> Result<()> {
-        match self {
-            Self::Native(settings) => native::signal(settings, part, Signal::STOP),
-            Self::Docker(docker) => docker.control(part, "pause").await,
-        }
-    }
-
-    async fn wake(&self, part: &str) -> Result<()> {
-        match self {
-            Self::Native(settings) => native::signal(settings, part, Signal::CONT),
-            Self::Docker(docker) => docker.control(part, "unpause").await,
-        }
+    /// A part, with its containers: Compose takes seconds to tell them, on a busy machine longer than a turn may last.
+    async fn target<'a>(&'a self, part: &'a str) -> Result<Target<'a>> {
+        Ok(match self {
+            Self::Native(settings) => Target::Native(settings, part),
+            Self::Docker(docker) => Target::Docker(docker, part, docker.ids_of(part).await?),
+        })
     }
 
     /// Wakes whatever stands still, such as after an agent that was killed. What runs does not notice.
@@ -276,6 +290,45 @@ impl Parts {
                 }
             }
             Self::Docker(docker) => drop(docker.unpause_all().await),
+        }
+    }
+}
+
+impl Target<'_> {
+    /// Has it stand still for a moment, and run for another.
+    async fn turn(&self) -> Result<()> {
+        self.pause().await?;
+        smol::Timer::after(SLOW_TURN).await;
+        self.wake().await?;
+        smol::Timer::after(SLOW_TURN).await;
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<()> {
+        match self {
+            Self::Native(settings, part) => native::kill(settings, part).await,
+            Self::Docker(docker, part, _) => docker.kill(part).await,
+        }
+    }
+
+    async fn start(&self) -> Result<()> {
+        match self {
+            Self::Native(settings, part) => native::start_service(settings, part).await,
+            Self::Docker(_, _, ids) => Docker::control(ids, "start").await,
+        }
+    }
+
+    async fn pause(&self) -> Result<()> {
+        match self {
+            Self::Native(settings, part) => native::signal(settings, part, Signal::STOP),
+            Self::Docker(_, _, ids) => Docker::control(ids, "pause").await,
+        }
+    }
+
+    async fn wake(&self) -> Result<()> {
+        match self {
+            Self::Native(settings, part) => native::signal(settings, part, Signal::CONT),
+            Self::Docker(_, _, ids) => Docker::control(ids, "unpause").await,
         }
     }
 }

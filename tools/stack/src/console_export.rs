@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::{service_settings::ByService, settings::Settings};
+use crate::{
+    service_settings::{ByService, COLLECTOR},
+    settings::Settings,
+};
 
-/// The endpoint to which spans, metrics and log lines are exported.
-const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// The delays of the batch processors for spans and log lines, in milliseconds: short, so that the console is up to date.
 const DELAYS: [(&str, &str); 2] = [("OTEL_BSP_SCHEDULE_DELAY", "100"), ("OTEL_BLRP_SCHEDULE_DELAY", "100")];
 /// The console scrapes metrics, so they are exported for the user's collector alone.
@@ -20,7 +21,10 @@ pub(crate) fn export_to_console(
     services: &[&str],
     settings: &Settings,
 ) -> Option<String> {
-    let collector = user_settings.values().find_map(|settings| settings.get(COLLECTOR)).cloned();
+    let console = settings.console_url().trim_end_matches('/').to_owned();
+    // The console must not forward to itself.
+    let collector = user_settings.values().find_map(|settings| settings.get(COLLECTOR));
+    let collector = collector.filter(|url| url.trim_end_matches('/') != console).cloned();
     if collector.as_ref().is_some_and(|url| !url.starts_with("http://")) {
         return None;
     }
@@ -30,8 +34,7 @@ pub(crate) fn export_to_console(
         for (name, value) in defaults {
             settings_of_service.entry(name.to_owned()).or_insert_with(|| value.to_owned());
         }
-        let console = settings.console_url().trim_end_matches('/').to_owned();
-        settings_of_service.insert(COLLECTOR.to_owned(), console);
+        settings_of_service.insert(COLLECTOR.to_owned(), console.clone());
     }
     collector
 }
@@ -67,6 +70,10 @@ mod tests {
             ("http://127.0.0.1:4011", "7")
         );
         assert!(!own["a"].contains_key(METRICS.0), "the collector gets the metrics, too");
+
+        let mut itself = user_settings(&[(COLLECTOR, "http://127.0.0.1:4011/")]);
+        assert_eq!(export_to_console(&mut itself, &SERVICES, &settings()), None, "it would forward to itself");
+        assert_eq!(itself, none);
 
         let wrong = user_settings(&[(COLLECTOR, "https://localhost:4318")]);
         let mut left = wrong.clone();

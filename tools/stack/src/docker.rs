@@ -19,7 +19,8 @@ use crate::{
     agent_process, home,
     logs::{ContainerLog, Log},
     ports::{self, RequiredPort},
-    private_file, service_settings,
+    private_file,
+    service_settings::{self, COLLECTOR},
     settings::{self, Settings},
     summary,
     terminal::{Component, step},
@@ -44,10 +45,9 @@ const COMPOSE_TIMEOUT: Duration = Duration::from_secs(300);
 const HEALTHY_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The endpoint to which the console forwards telemetry with the profile `observability`.
-const COLLECTOR: &str = "http://observability:4318";
+const COLLECTOR_OF_PROFILE: &str = "http://observability:4318";
 /// The variable with the project name of Compose.
 const PROJECT: &str = "COMPOSE_PROJECT_NAME";
-const COLLECTOR_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// In the data directory: a compose file with the settings that are passed to the services.
 const SETTINGS_FILE: &str = "docker-compose.settings.json";
 /// Our services.
@@ -229,15 +229,20 @@ impl Docker {
         run("docker", &["kill", &container.id]).await.map(drop)
     }
 
-    /// Runs `docker start`, `pause` or `unpause` for every container of a service.
-    pub(crate) async fn control(&self, service: &str, command: &str) -> Result<()> {
+    /// The ids of every container of a service.
+    pub(crate) async fn ids_of(&self, service: &str) -> Result<Vec<String>> {
         let containers = self.containers().await?;
-        let found: Vec<_> = containers.iter().filter(|one| one.service == service).collect();
-        if found.is_empty() {
-            return Err(anyhow!("There is no container of {service:?}."));
-        }
-        for container in found {
-            run("docker", &[command, &container.id]).await?;
+        let ids: Vec<_> = containers.into_iter().filter(|one| one.service == service).map(|one| one.id).collect();
+        if ids.is_empty() { Err(anyhow!("There is no container of {service:?}.")) } else { Ok(ids) }
+    }
+
+    /// Runs `docker start`, `pause` or `unpause` for these containers. To unpause one that runs is no error.
+    pub(crate) async fn control(ids: &[String], command: &str) -> Result<()> {
+        for id in ids {
+            match run("docker", &[command, id]).await {
+                Err(error) if command == "unpause" && error.to_string().contains("is not paused") => {}
+                result => drop(result?),
+            }
         }
         Ok(())
     }
@@ -302,9 +307,10 @@ impl Docker {
         }
         selected.report();
         // Compose itself sets it to the console.
-        selected.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR_VARIABLE)));
+        selected.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR)));
         selected.passed.retain(|_, settings| !settings.is_empty());
-        service_settings::save(&selected.passed)?;
+        let collector = env::var(COLLECTOR).ok().filter(|url| !url.is_empty());
+        service_settings::save(&selected.passed, collector.as_deref())?;
         let file = home::directory()?.join(SETTINGS_FILE);
         if selected.passed.is_empty() {
             let _ = fs::remove_file(file);
@@ -443,9 +449,9 @@ impl Docker {
         if command.contains(&"down") {
             environment.push(("COMPOSE_PROFILES", "tools,observability".to_owned()));
         } else if profiles.split(',').any(|profile| profile == "observability")
-            && env::var(COLLECTOR_VARIABLE).unwrap_or_default().is_empty()
+            && env::var(COLLECTOR).unwrap_or_default().is_empty()
         {
-            environment.push((COLLECTOR_VARIABLE, COLLECTOR.to_owned()));
+            environment.push((COLLECTOR, COLLECTOR_OF_PROFILE.to_owned()));
         }
         let name = format!("{} {}", self.compose.join(" "), command[0]);
         Ok(Process::builder(name, self.compose[0], home::directory()?.join("docker.log"))

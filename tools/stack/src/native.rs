@@ -85,7 +85,7 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     let kafka = broker(settings, &home).await?;
     // From here on, other commands use this system.
     Settings::save()?;
-    service_settings::save(&selected.passed)?;
+    service_settings::save(&selected.passed, collector.as_deref())?;
     start(console(settings, &home, collector)?).await?;
     for launch in launches(settings, &home, &databases, &kafka, &selected.passed) {
         start(launch).await?;

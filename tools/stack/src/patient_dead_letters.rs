@@ -2,12 +2,17 @@
 //! has. They are in its database and never were on a topic.
 
 use anyhow::{Result, anyhow};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use crate::{backend, settings::Settings};
 
 /// Prefixes of their ids. The id of a record on a topic is a number.
 const PREFIXES: [&str; 2] = ["outbox-", "billing-"];
+
+/// Characters of an error that the console gets.
+const MAX_ERROR: usize = 300;
+/// Time for patient-service to see the outcome of one that the console resends, in seconds.
+const OUTCOME_SECONDS: &str = "20";
 
 /// A dead letter, without its content, which is personal data.
 #[derive(Clone, Debug)]
@@ -35,6 +40,15 @@ impl PatientDeadLetter {
     }
 }
 
+impl PatientDeadLetter {
+    /// As the console takes it. Its error is bounded.
+    pub(crate) fn to_json(&self) -> Json {
+        let Self { id, kind, bytes, since, error } = self;
+        let error: String = error.chars().take(MAX_ERROR).collect();
+        json!({ "id": id, "kind": kind, "bytes": bytes, "since": format!("{}Z", since.replace(' ', "T")), "error": error })
+    }
+}
+
 /// Whether an id is that of such a dead letter.
 pub(crate) fn is_id(id: &str) -> bool {
     PREFIXES.iter().any(|prefix| id.starts_with(prefix))
@@ -53,6 +67,25 @@ pub(crate) async fn resend(settings: &Settings, ids: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Resubmits the one with this id.
+///
+/// # Errors
+/// If it is a dead letter again or still pending, or if the subcommand fails.
+pub(crate) async fn resend_one(settings: &Settings, id: &str) -> Result<()> {
+    let arguments = ["dead-letters", "--resend", id, "--timeout", OUTCOME_SECONDS, "--json"];
+    let output = backend::run_patient_service(settings, &arguments).await?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let outcome = stdout.lines().find_map(|line| serde_json::from_str::<Json>(line).ok());
+    match outcome.as_ref().and_then(|outcome| outcome["outcome"].as_str()) {
+        Some("accepted") => Ok(()),
+        Some("pending") => Err(anyhow!("It is tried again and still pending; the log of patient-service says why.")),
+        Some(_) => {
+            Err(anyhow!("{}", outcome.as_ref().and_then(|outcome| outcome["error"].as_str()).unwrap_or_default()))
+        }
+        None => Err(anyhow!("{}", String::from_utf8_lossy(&output.stderr).trim_end())),
+    }
+}
+
 /// The stdout of patient-service with these arguments. The error has it too.
 async fn run(settings: &Settings, arguments: &[&str]) -> Result<String> {
     let output = backend::run_patient_service(settings, arguments).await?;
@@ -65,8 +98,6 @@ async fn run(settings: &Settings, arguments: &[&str]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -77,6 +108,8 @@ mod tests {
         });
         let PatientDeadLetter { id, kind, bytes, since, error } = PatientDeadLetter::from_json(&line).unwrap();
         assert!(is_id(&id) && is_id("billing-1") && !is_id("12"));
+        let shown = PatientDeadLetter::from_json(&line).unwrap().to_json();
+        assert_eq!((&shown["since"], shown.get("patientId")), (&json!("2024-02-29T12:00:00Z"), None));
         assert_eq!((&*kind, bytes, &*since, &*error), ("PATIENT_CREATED", 3, "2024-02-29 12:00:00", "MessageTooLarge"));
     }
 }

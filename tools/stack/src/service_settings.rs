@@ -14,6 +14,8 @@ use crate::{home, private_file};
 /// Names and values of the settings of each service.
 pub(crate) type ByService = BTreeMap<String, BTreeMap<String, String>>;
 
+/// The endpoint to which spans, metrics and log lines are exported.
+pub(crate) const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// In the data directory: the settings that were passed to the services.
 const FILE: &str = "service-settings.json";
 
@@ -95,9 +97,23 @@ impl PassedSettings {
     }
 }
 
-/// Saves the settings, so that other commands start the services with the same ones.
-pub(crate) fn save(passed: &ByService) -> Result<()> {
-    private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(passed)?)
+/// Under this name, the collector is saved that the user has set.
+const CONSOLE: &str = "console";
+
+/// Saves the settings, so that other commands start the services with the same ones; and the collector of the user.
+pub(crate) fn save(passed: &ByService, collector: Option<&str>) -> Result<()> {
+    let mut saved = passed.clone();
+    if let Some(collector) = collector {
+        saved.insert(CONSOLE.to_owned(), BTreeMap::from([(COLLECTOR.to_owned(), collector.to_owned())]));
+    }
+    private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(&saved)?)
+}
+
+/// The environment of an `up` that changes nothing: the saved settings of all services, and the collector of the user.
+pub(crate) fn as_environment() -> Result<BTreeMap<String, String>> {
+    let mut saved = saved()?;
+    let of_console = saved.remove(CONSOLE);
+    Ok(saved.into_values().chain(of_console).flatten().collect())
 }
 
 /// The saved settings.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tide::{Response, StatusCode};
+use uuid::Uuid;
 use web::{Limits, Problem, json, no_content, read_json};
 
 use super::Request;
@@ -97,16 +98,36 @@ pub(super) async fn end_load(request: Request) -> Result<Response, Problem> {
     Ok(json(StatusCode::Ok, &json!({})))
 }
 
+/// A dead letter to send again: that of a record, by its place, or one of patient-service by its id.
 #[derive(Deserialize)]
-struct Letter {
-    partition: i64,
-    offset: i64,
+#[serde(untagged)]
+enum Letter {
+    Record { partition: i64, offset: i64 },
+    OfPatientService { id: String },
+}
+
+impl Letter {
+    /// Its name for the agent; none if it cannot be one.
+    fn name(&self) -> Option<String> {
+        match self {
+            Self::Record { partition, offset } => Some(format!("{partition}:{offset}")),
+            Self::OfPatientService { id } => {
+                let event = id.strip_prefix("outbox-").is_some_and(|id| id.parse::<i64>().is_ok());
+                let task = id.strip_prefix("billing-").is_some_and(|id| id.parse::<Uuid>().is_ok());
+                (event || task).then(|| id.clone())
+            }
+        }
+    }
 }
 
 /// Has a dead letter sent again, and tells what became of it.
 pub(super) async fn resend(mut request: Request) -> Result<Response, Problem> {
-    let Letter { partition, offset } = read_json(&mut request, &Limits::default()).await?;
-    let trouble = request.state().lab().resend(partition, offset).await.map_err(refused)?;
+    let letter: Letter = read_json(&mut request, &Limits::default()).await?;
+    let letter = letter.name().ok_or_else(|| {
+        let problem = Problem::bad_request("The dead letter is not valid.").kind("invalid-parameter");
+        problem.field("id", "must be outbox-<number> or billing-<patient id>")
+    })?;
+    let trouble = request.state().lab().resend(&letter).await.map_err(refused)?;
     let state = if trouble.is_some() { "dead" } else { "accepted" };
     Ok(json(StatusCode::Ok, &json!({ "state": state, "detail": trouble })))
 }
@@ -124,7 +145,7 @@ pub(super) async fn work(mut request: Request) -> Result<Response, Problem> {
         return Err(problem.header("www-authenticate", "Bearer"));
     }
     let question: Question = read_json(&mut request, &Limits::default()).await?;
-    let again = question.without_report();
+    let again = question.without_reports();
     let mut work = app.lab().ask(question);
     if work.is_none() && timeout(WORK_WAIT, app.lab().woken()).await.is_ok() {
         work = app.lab().ask(again);

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use form_urlencoded::Serializer;
-use futures_util::future::join3;
+use futures_util::future::{join, join3};
 use iso_currency::Currency;
 use serde_json::{Value as Json, json};
 use tide::{Response, StatusCode};
@@ -302,7 +302,7 @@ pub(super) async fn currencies(_: Request) -> Result<Response, Problem> {
     Ok(web::json(StatusCode::Ok, &*EXPONENTS))
 }
 
-/// What analytics could not read.
+/// What analytics could not read, and what the broker or billing has rejected of patient-service.
 pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> {
     let mut query = Query::of(&request);
     let limit = query.number("limit", 1..=MAX_LIMIT).unwrap_or(LIMIT);
@@ -310,10 +310,45 @@ pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> 
     query.finish(())?;
     let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
     let path = format!("/analytics/dead-letters?limit={limit}{cursor}");
-    let answer = request.state().ask_analytics(ServiceRequest::get(&path, &[UNSAMPLED])).await;
-    let answer = answer.map_err(|error| unreachable(&error))?;
-    if !answer.is_success() {
-        return Ok(proxy_response(&answer));
+    let app = request.state();
+    let of_topic = app.ask_each_analytics(ServiceRequest::get(&path, &[UNSAMPLED]));
+    let (of_topic, of_patient_service) = join(of_topic, app.lab().letters()).await;
+    // Each list is shown whatever becomes of the others.
+    let problem_of = |detail: String| json!({ "title": "Bad Gateway", "status": 502, "detail": detail });
+    let (mut problem, mut next, mut letters) = (Json::Null, None, None);
+    for answer in of_topic {
+        match answer {
+            Ok(answer) if answer.is_success() => {
+                let found = answer.json().as_array().map(|all| all.iter().map(letter).collect::<Vec<_>>());
+                letters.get_or_insert_with(Vec::new).extend(found.unwrap_or_default());
+                next = next.or(next_cursor(&answer));
+            }
+            Ok(answer) => problem = answer.json(),
+            Err(error) => problem = problem_of(format!("No answer from {error}.")),
+        }
     }
-    Ok(web::json(StatusCode::Ok, &json!({ "analytics": answer.json(), "outbox": null, "next": next_cursor(&answer) })))
+    let outbox = match of_patient_service {
+        Some(Ok(letters)) => json!(letters),
+        Some(Err(error)) => {
+            if problem.is_null() {
+                problem = problem_of(format!("The dead letters of patient-service cannot be listed: {error}"));
+            }
+            Json::Null
+        }
+        None => Json::Null,
+    };
+    let body = json!({ "analytics": letters, "outbox": outbox, "next": next, "problem": problem });
+    Ok(web::json(StatusCode::Ok, &body))
+}
+
+/// A dead letter of analytics as the page knows it.
+fn letter(letter: &Json) -> Json {
+    json!({
+        "partition": letter["partition"],
+        "offset": letter["offset"],
+        "error": letter["error"],
+        "bytes": letter["valueBytes"],
+        "since": letter["parkedAt"],
+        "forwarded": letter["forwarded"],
+    })
 }
