@@ -35,6 +35,11 @@ up-scaled: (up "--scaled")
 demo: _stack
     @{{ stack }} demo
 
+# Walk through the running system in ten steps: commands, what they did, where to look
+[group("run")]
+tour: _stack
+    @{{ stack }} tour
+
 # Register plausible patients, marked as samples (200)
 [group("run")]
 seed count="200": _stack
@@ -95,10 +100,10 @@ contract:
     cargo build --locked --workspace --all-targets
     tests/contract/run $({{ quote(target / "debug/stack") }} install-test-dependencies)
 
-# Test the console's page in a real browser; UPDATE_SCREENSHOTS=1 updates the screenshots
+# Test the console's page in a real browser, on fixed answers and on a whole system; UPDATE_SCREENSHOTS=1 updates the screenshots
 [group("test")]
 browser *args:
-    cargo build --locked -p console
+    cargo build --locked -p stack -p console -p patient-service -p billing-service -p analytics-service
     tests/console/run {{ args }}
 
 # Run the end-to-end tests: against the running system, else against systems that they start

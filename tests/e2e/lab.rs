@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     commands::created,
-    stack::Stack,
+    stack::{Stack, printed},
     support::{register, until},
     up::broker,
 };
@@ -175,5 +175,37 @@ fn what_was_rejected_of_patient_service_is_listed_and_resent() {
         }
         until("they are no dead letters any more", async || listed().await == json!([])).await;
         until("the event is counted", async || counted(2).await).await;
+    });
+}
+
+#[test]
+fn the_tour_leads_through_ten_steps_of_a_running_system() {
+    runtime::block_on(2, async {
+        let stack = Stack::new(broker(), "stack");
+        let early = stack.run(&["tour"]);
+        assert!(
+            !early.status.success() && printed(&early).contains("Nothing is running: just up"),
+            "{}",
+            printed(&early)
+        );
+        stack.up_with(&[("BILLING_DEADLINE", "3s")], &[]);
+        let before = stack.process("patient-service").unwrap().pid();
+        let tour = stack.print(&["tour"]);
+        stack.guard();
+        assert!(tour.contains("10 of 10  Delete the patient"), "{tour}");
+        assert_eq!(stack.process("patient-service").unwrap().pid(), before, "its up changes no setting");
+        // Every place in the console is there.
+        let console = stack.client("CONSOLE_PORT");
+        let base = console.base().to_owned();
+        let places: Vec<_> = tour.lines().filter_map(|line| line.trim().strip_prefix("Console  ")).collect();
+        assert_eq!(places.len(), 10, "{tour}");
+        for place in places {
+            let path = place.strip_prefix(&base).unwrap();
+            assert_eq!(console.get(path).await.unwrap().status, 200, "{place}");
+            let known = path.starts_with("/journeys/").then(|| format!("/api{path}"));
+            if let Some(known) = known {
+                assert_eq!(console.get(&known).await.unwrap().status, 200, "{known}");
+            }
+        }
     });
 }

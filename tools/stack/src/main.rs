@@ -30,6 +30,7 @@ mod settings;
 mod summary;
 mod terminal;
 mod topic;
+mod tour;
 
 use anyhow::{Result, bail};
 use settings::Settings;
@@ -48,6 +49,7 @@ Usage: stack COMMAND
   kill SERVICE    kill a service by SIGKILL; up starts it again
   reset [--yes]   stop everything and delete all data
   demo            send one patient through the system and show each step with its time
+  tour            walk through the running system in ten steps: commands, what they did, where to look
   seed [N]        register N plausible patients (200), marked as samples
   dead-letters [--resend [ID...]]
                   show dead letters: records that are not events, and events that the broker rejected; --resend sends them
@@ -103,6 +105,7 @@ async fn run(arguments: &[&str]) -> Result<()> {
         ["reset"] => backend::reset(&settings, false).await,
         ["reset", "--yes"] => backend::reset(&settings, true).await,
         ["demo"] => demo::run(&settings).await,
+        ["tour"] => tour::run(&settings).await,
         ["seed"] => seed::run(&settings, None).await,
         ["seed", count] => seed::run(&settings, Some(count)).await,
         // Started by `up`.
