@@ -12,7 +12,7 @@ export const NO_BINARY = existsSync(BINARY) ? false : `there is no ${BINARY || "
 if (NO_BINARY) console.error(`SKIPPED: the tests of the console itself, because ${NO_BINARY}`);
 
 /** A port that was free a moment ago. */
-async function freePort() {
+export async function freePort() {
   const server = createServer();
   await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
   const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
