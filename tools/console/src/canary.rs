@@ -22,6 +22,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const MAX_IN_FLIGHT: usize = 32;
 /// Time for the agent to begin, and to report beyond the time of the fault itself.
 const AGENT_LIMIT: Duration = Duration::from_secs(15);
+/// An event that was sent is in the counters of every scrape after this time: of one that began after it was sent.
+const SCRAPED_AFTER: Duration = Duration::from_secs(2);
 /// Time for the registrations that are in flight at the end.
 const LAST_LIMIT: Duration = Duration::from_secs(12);
 
@@ -33,12 +35,12 @@ struct Shared(Arc<Mutex<Observations>>);
 struct Observations {
     measured: Measured,
     in_flight: usize,
-    /// Events sent and not read when the fault began, by counters that begin with the console.
-    unread_before: Option<f64>,
+    /// Events sent, and those of them that were not read, when the fault began, by counters that begin with the console.
+    before: Option<(f64, f64)>,
+    /// When each registration was answered 201.
+    registered: Vec<Instant>,
     /// Ids of the patients to delete.
     patients: Vec<String>,
-    /// When the last registration was answered 201.
-    last_registered: Option<Instant>,
 }
 
 impl Shared {
@@ -92,7 +94,7 @@ async fn follow(app: &App, lab: &Lab, run: &str, shared: &Shared) -> Result<(), 
     // Only a scrape that begins after the end of the fault counts.
     let scraped = app.map().version();
     loop {
-        let has_answered = shared.with(|observed| observed.last_registered.is_some_and(|at| at > healed));
+        let has_answered = shared.with(|observed| observed.registered.last().is_some_and(|at| *at > healed));
         // One that is answered is enough. More would keep the outbox and the topic from being empty, on a busy machine for
         // as long as they come.
         if !has_answered {
@@ -116,8 +118,12 @@ fn record_backlog(app: &App, shared: &Shared) {
     let (outbox, sent, applied) = app.map().backlog();
     shared.with(|observed| {
         // analytics-service exports no lag while it is down: the lag is what was sent and not applied since then.
-        let before = *observed.unread_before.get_or_insert(sent - applied);
-        let unread = (sent - applied - before).max(0.0);
+        let (sent_before, unread_before) = *observed.before.get_or_insert((sent, sent - applied));
+        let unread = (sent - applied - unread_before).max(0.0);
+        // patient-service counts its outbox every few seconds. What was registered before the last scrapes and is not sent
+        // waits, too.
+        let old = observed.registered.iter().filter(|at| at.elapsed() > SCRAPED_AFTER).count();
+        let outbox = outbox.max(old as f64 - (sent - sent_before));
         observed.measured.most_in_outbox = observed.measured.most_in_outbox.max(outbox as u64);
         observed.measured.most_lag = observed.measured.most_lag.max(unread as u64);
     });
@@ -152,7 +158,7 @@ impl Observations {
     fn add(&mut self, answer: &Result<Answer, RequestError>, took: Duration, counts: bool) {
         let registered = answer.as_ref().ok().filter(|answer| answer.status == 201).map(Answer::json);
         if let Some(patient) = &registered {
-            self.last_registered = Some(Instant::now());
+            self.registered.push(Instant::now());
             self.patients.extend(patient["id"].as_str().map(str::to_owned));
         }
         if !counts {

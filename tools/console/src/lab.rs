@@ -54,6 +54,19 @@ pub(crate) enum Verb {
     List,
 }
 
+impl Verb {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::Slow => "slow",
+            Self::Resume => "resume",
+            Self::Resend => "resend",
+            Self::List => "list",
+        }
+    }
+}
+
 /// A part that the agent can do something to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Target {
@@ -305,7 +318,7 @@ impl Lab {
         }
         let seconds = seconds.clamp(1, MAX_SECONDS);
         let run = inner.add_work("r", part, verb, seconds);
-        let verdicts = expectations::judge(part, &Measured::default());
+        let verdicts = expectations::judge(part, verb.name(), &Measured::default());
         inner.runs.push_front(Run {
             run: run.clone(),
             part: part.to_owned(),
@@ -418,7 +431,7 @@ impl Lab {
     /// Notes what was measured of a run so far.
     pub(crate) fn note(&self, run: &str, measured: &Measured) {
         if let Some(run) = self.lock().run(run) {
-            run.verdicts = expectations::judge(&run.part, measured);
+            run.verdicts = expectations::judge(&run.part, run.verb.name(), measured);
         }
     }
 

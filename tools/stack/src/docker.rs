@@ -325,8 +325,18 @@ impl Docker {
         self.run_compose(&["up", "-d", "--no-build"], COMPOSE_TIMEOUT).await
     }
 
-    /// Runs a subcommand of patient-service in its container.
+    /// Runs a subcommand of patient-service in one of its containers.
     pub(crate) async fn run_patient_service(&self, arguments: &[&str]) -> Result<Output> {
+        // The engine finds it at once, Compose after seconds.
+        let labels = [
+            format!("label=com.docker.compose.project.working_dir={}", env::current_dir()?.display()),
+            "label=com.docker.compose.service=patient-service".to_owned(),
+        ];
+        let found = run("docker", &["ps", "--quiet", "--filter", &labels[0], "--filter", &labels[1]]).await?;
+        if let Some(container) = found.split_whitespace().next() {
+            let arguments = [&["exec", container, "patient-service"], arguments].concat();
+            return output_within(SUBCOMMAND_TIMEOUT, "docker", &arguments, &BTreeMap::new()).await;
+        }
         let arguments = self.arguments(&[&["exec", "-T", "patient-service", "patient-service"], arguments].concat())?;
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         output_within(SUBCOMMAND_TIMEOUT, self.compose[0], &arguments, &self.environment).await
