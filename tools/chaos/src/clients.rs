@@ -1,7 +1,7 @@
 //! Clients that write and read, and remember each acknowledged change.
 //!
-//! Each client writes its own patients, one request at a time. A request without a response, or with 503, may or may not be
-//! committed: it is repeated on another replica until there is a response. An Idempotency-Key, an entity tag or the id of a
+//! Each client writes its own patients, one request at a time. A request without a response, with 503, or with 502 of a balancer
+//! in front of the replicas may or may not be committed: it is repeated on another replica until there is a response. An Idempotency-Key, an entity tag or the id of a
 //! transaction makes the repetition safe, also if the first attempt arrives late.
 
 use std::{
@@ -312,20 +312,21 @@ impl Writer {
         Request { purpose: "read a patient", method: Method::Get, path: own.path(), headers: Vec::new(), body: None }
     }
 
-    /// Sends a request until there is a response other than 503. True if it was sent more than once.
+    /// Sends a request until a replica responds with something other than 503. True if it was sent more than once.
     async fn response(&mut self, request: &Request<'_>) -> Result<(Response, bool), GaveUp> {
         let Request { purpose, method, path, headers, body } = request;
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let started = Instant::now();
         let mut repeated = false;
         loop {
-            let sent = self.replicas[self.replica].send(*method, path, &headers, body.as_ref()).await;
+            let sent = self.replicas[self.replica].send(*method, path, &headers, body.as_ref()).await.ok();
+            let sent = sent.filter(|response| !is_from_balancer(response));
             match &sent {
-                Ok(response) if response.status != 503 => {}
-                Ok(_) => self.shared_stats.with(|stats| stats.rejected_with_503 += 1),
-                Err(_) => self.shared_stats.with(|stats| stats.unanswered += 1),
+                Some(response) if response.status != 503 => {}
+                Some(_) => self.shared_stats.with(|stats| stats.rejected_with_503 += 1),
+                None => self.shared_stats.with(|stats| stats.unanswered += 1),
             }
-            if let Some(response) = sent.ok().filter(|response| response.status != 503) {
+            if let Some(response) = sent.filter(|response| response.status != 503) {
                 let wait = Wait { time: started.elapsed(), purpose, until: self.began.elapsed() };
                 self.shared_stats.with(|stats| {
                     let longest =
@@ -357,6 +358,11 @@ impl Writer {
             response.text()
         ));
     }
+}
+
+/// Whether a balancer responds instead of a replica that failed or stood still in the middle of the request.
+fn is_from_balancer(response: &Response) -> bool {
+    [502, 504].contains(&response.status) && response.header("content-type") != Some("application/problem+json")
 }
 
 impl OwnPatient {
