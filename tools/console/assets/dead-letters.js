@@ -1,4 +1,4 @@
-// Records that are no events, and events that the broker rejected: what they are, and how to send them again.
+// Records that are no events, and what the broker or billing has rejected: what they are, and how to send them again.
 
 import { call } from "./api.js";
 import { h } from "./dom.js";
@@ -63,7 +63,9 @@ export const deadLetters = {
       outbox && outbox.length > 0 && drawRejected(outbox),
       letters && letters.length === 0 && (outbox === null || outbox.length === 0) &&
         empty("No dead letters", outbox === null ? "Every record on the topic was an event." : "Every record on the topic was an event, the broker took every event, and billing every task."),
-      body && outbox === null && !body.problem && h("p", { class: "muted small" }, "Only the stack's agent can list what was rejected of patient-service, and it is not there: ", h("code", null, "./justw dead-letters"), " does."),
+      body && outbox === null && !body.problem && h("p", { class: "muted small" }, consoleInfo()?.agent === true
+        ? "The stack's agent has not listed yet what was rejected of patient-service."
+        : ["Only the stack's agent can list what was rejected of patient-service, and it is not there: ", h("code", null, "./justw dead-letters"), " does."]),
     ];
   },
 };
