@@ -11,33 +11,33 @@ fn the_page_is_served_with_headers_that_forbid_everything_foreign() {
     for path in
         ["/", "/journeys", "/journeys/4bf92f3577b34da6a3ce929d0e0e4736", "/patients/1", "/lab/r1", "/dead-letters"]
     {
-        let answer = console.ask(&request("GET", path));
-        assert_eq!(answer.status, 200, "{path}");
-        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        let response = console.send(&request("GET", path));
+        assert_eq!(response.status, 200, "{path}");
+        assert_eq!(response.header("content-type"), Some("text/html; charset=utf-8"));
     }
     for path in ["/", "/nowhere", "/api/info", "/assets/nothing.js"] {
-        let answer = console.ask(&request("GET", path));
-        let policy = answer.header("content-security-policy").unwrap();
+        let response = console.send(&request("GET", path));
+        let policy = response.header("content-security-policy").unwrap();
         for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
             assert!(policy.contains(part), "{path}: {policy}");
         }
-        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}");
-        assert_eq!(answer.header("referrer-policy"), Some("no-referrer"), "{path}");
-        assert!(answer.header("access-control-allow-origin").is_none());
+        assert_eq!(response.header("x-content-type-options"), Some("nosniff"), "{path}");
+        assert_eq!(response.header("referrer-policy"), Some("no-referrer"), "{path}");
+        assert!(response.header("access-control-allow-origin").is_none());
     }
 }
 
 #[test]
 fn an_asset_is_sent_once_and_packed() {
     let console = Console::start();
-    let answer = console.ask(&request("GET", "/assets/index.html"));
-    let tag = answer.header("etag").unwrap().to_owned();
-    let again = console.ask(&format!("{}If-None-Match: {tag}\r\n", request("GET", "/assets/index.html")));
+    let response = console.send(&request("GET", "/assets/index.html"));
+    let tag = response.header("etag").unwrap().to_owned();
+    let again = console.send(&format!("{}If-None-Match: {tag}\r\n", request("GET", "/assets/index.html")));
     assert_eq!((again.status, again.body.len()), (304, 0));
-    let packed = console.ask(&format!("{}Accept-Encoding: gzip\r\n", request("GET", "/assets/index.html")));
+    let packed = console.send(&format!("{}Accept-Encoding: gzip\r\n", request("GET", "/assets/index.html")));
     assert_eq!(packed.header("content-encoding"), Some("gzip"));
     assert_ne!(packed.header("etag"), Some(tag.as_str()), "another representation");
-    assert_eq!(console.ask(&request("GET", "/assets/..%2fsrc%2fmain.rs")).status, 404);
+    assert_eq!(console.send(&request("GET", "/assets/..%2fsrc%2fmain.rs")).status, 404);
 }
 
 #[test]
@@ -45,9 +45,9 @@ fn a_foreign_host_gets_nothing() {
     let console = Console::start();
     for host in ["example.org", "127.0.0.1.example.org", "10.0.0.1"] {
         for path in ["/", "/api/info", "/assets/index.html", "/metrics"] {
-            let answer = console.ask(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n"));
-            assert_eq!(answer.status, 403, "{host} {path}");
-            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+            let response = console.send(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n"));
+            assert_eq!(response.status, 403, "{host} {path}");
+            assert_eq!(response.header("content-type"), Some("application/problem+json"));
         }
     }
 }
@@ -64,7 +64,7 @@ fn a_write_comes_from_our_page_or_not_at_all() {
     ];
     let send = |headers: &[(&str, String)]| {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        console.ask_with(&format!("POST /api/patients HTTP/1.1\r\nHost: {host}\r\n{headers}"), b"{}").status
+        console.send_with(&format!("POST /api/patients HTTP/1.1\r\nHost: {host}\r\n{headers}"), b"{}").status
     };
     assert_ne!(send(&right), 403);
     for left_out in 0..right.len() {
@@ -85,5 +85,5 @@ fn a_write_comes_from_our_page_or_not_at_all() {
         assert_eq!(send(&headers), 403, "{wrong}");
     }
     let foreign = format!("{}Sec-Fetch-Site: cross-site\r\n", request("GET", "/api/info"));
-    assert_eq!(console.ask(&foreign).status, 403, "another site reads nothing");
+    assert_eq!(console.send(&foreign).status, 403, "another site reads nothing");
 }

@@ -1,4 +1,4 @@
-//! Load at a fixed rate for a bounded time, against a service that answers at once.
+//! Load at a fixed rate for a bounded time, against a service that responds at once.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod support;
@@ -38,17 +38,17 @@ fn service() -> (SocketAddr, Arc<AtomicU64>) {
     (address, count)
 }
 
-fn write(console: &Console, method: &str, body: &str) -> support::Answer {
+fn write(console: &Console, method: &str, body: &str) -> support::Response {
     let host = console.host();
     let head = format!(
         "{method} /api/lab/load HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nSec-Fetch-Site: same-origin\r\n\
          Content-Type: application/json\r\nX-Console: 1\r\n"
     );
-    console.ask_with(&head, body.as_bytes())
+    console.send_with(&head, body.as_bytes())
 }
 
 fn load(console: &Console, member: &str) -> serde_json::Value {
-    console.ask(&support::request("GET", "/api/lab")).json()[member].clone()
+    console.send(&support::request("GET", "/api/lab")).json()[member].clone()
 }
 
 fn until(what: &str, happened: impl Fn() -> bool) {

@@ -38,11 +38,11 @@ fn a_hundred_thousand_spans_stay_below_40_mib_and_the_page_answers() {
             most = most.max(console.process().memory());
         }
         let asked = Instant::now();
-        let answer = console.client().get("/api/journeys").await.unwrap();
+        let response = console.client().get("/api/journeys").await.unwrap();
         let took = asked.elapsed();
         let after = console.process().memory();
         eprintln!("resident: {before} before, {most} at most, {after} after; the list took {took:?}");
-        assert_eq!(answer.json()["journeys"].as_array().map(Vec::len), Some(100));
+        assert_eq!(response.json()["journeys"].as_array().map(Vec::len), Some(100));
         assert!(most < LIMIT, "{most} bytes");
         assert!(took < Duration::from_secs(1), "{took:?}");
     });

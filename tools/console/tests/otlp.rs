@@ -25,34 +25,34 @@ const PROTOBUF: &str = "Content-Type: application/x-protobuf\r\n";
 fn a_browser_cannot_send_spans_and_programs_send_protobuf_of_bounded_size() {
     let console = Console::start();
     let message = message(Some(TRACE), 0..3);
-    let known = || console.ask(&request("GET", "/api/journeys")).json()["total"].as_u64().unwrap();
+    let known = || console.send(&request("GET", "/api/journeys")).json()["total"].as_u64().unwrap();
     for foreign in ["Origin: http://example.org\r\n", "Origin: null\r\n", "Sec-Fetch-Site: same-origin\r\n"] {
         let own = format!("Origin: http://{}\r\n", console.host());
         for header in [foreign, own.as_str()] {
-            let answer = console.ask_with(&otlp(&format!("{PROTOBUF}{header}")), &message);
-            assert_eq!(answer.status, 403, "{header}");
+            let response = console.send_with(&otlp(&format!("{PROTOBUF}{header}")), &message);
+            assert_eq!(response.status, 403, "{header}");
         }
     }
     for media_type in ["application/json", "text/plain", "application/x-www-form-urlencoded"] {
-        let answer = console.ask_with(&otlp(&format!("Content-Type: {media_type}\r\n")), &message);
-        assert_eq!(answer.status, 415, "{media_type}");
+        let response = console.send_with(&otlp(&format!("Content-Type: {media_type}\r\n")), &message);
+        assert_eq!(response.status, 415, "{media_type}");
     }
-    assert_eq!(console.ask_with(&otlp(PROTOBUF), b"\xff\xff\xff").status, 400);
-    assert_eq!(console.ask_with(&otlp(PROTOBUF), &vec![0; 4 * 1024 * 1024 + 1]).status, 413);
+    assert_eq!(console.send_with(&otlp(PROTOBUF), b"\xff\xff\xff").status, 400);
+    assert_eq!(console.send_with(&otlp(PROTOBUF), &vec![0; 4 * 1024 * 1024 + 1]).status, 413);
     assert_eq!(known(), 0, "nothing was stored");
-    let taken = console.ask_with(&otlp(PROTOBUF), &message);
+    let taken = console.send_with(&otlp(PROTOBUF), &message);
     assert_eq!((taken.status, taken.body.len()), (200, 0));
     assert_eq!(known(), 1);
     let trace = "4b".repeat(16);
-    let journey = console.ask(&request("GET", &format!("/api/journeys/{trace}"))).json();
+    let journey = console.send(&request("GET", &format!("/api/journeys/{trace}"))).json();
     assert_eq!(
         (journey["title"].as_str(), journey["spans"].as_array().map(Vec::len)),
         (Some("POST /patients"), Some(3))
     );
-    assert_eq!(console.ask(&request("GET", "/api/journeys/11111111111111111111111111111111")).status, 404);
+    assert_eq!(console.send(&request("GET", "/api/journeys/11111111111111111111111111111111")).status, 404);
 }
 
-/// A collector that keeps each request as it came, and answers 200.
+/// A collector that keeps each request as received, and responds with 200.
 fn collector() -> (u16, Receiver<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -87,14 +87,14 @@ fn the_users_collector_gets_identical_bytes() {
     let (port, received) = collector();
     let console = Console::with(&[("CONSOLE_FORWARD_OTLP", &format!("http://127.0.0.1:{port}/base"))]);
     let message = message(Some(TRACE), 0..100);
-    let answer = console.ask_with(&otlp(&format!("{PROTOBUF}Authorization: Bearer secret\r\n")), &message);
-    assert_eq!(answer.status, 200);
+    let response = console.send_with(&otlp(&format!("{PROTOBUF}Authorization: Bearer secret\r\n")), &message);
+    assert_eq!(response.status, 200);
     let got = received.recv_timeout(Duration::from_secs(20)).unwrap();
     let head = String::from_utf8_lossy(&got[..200.min(got.len())]).into_owned();
     assert!(head.starts_with("POST /base/v1/traces HTTP/1.1\r\n"), "{head}");
     assert!(head.contains("authorization: Bearer secret"), "{head}");
     assert!(got.ends_with(&message), "the same bytes");
-    let info = console.ask(&request("GET", "/api/info")).json();
+    let info = console.send(&request("GET", "/api/info")).json();
     assert_eq!(info["collector"], format!("http://127.0.0.1:{port}/base"));
 }
 
@@ -106,10 +106,10 @@ fn a_collector_that_is_away_or_hangs_costs_nothing() {
         let console = Console::with(&[("CONSOLE_FORWARD_OTLP", &collector)]);
         let started = Instant::now();
         for number in 0..200 {
-            let answer = console.ask_with(&otlp(PROTOBUF), &message(None, number * 7..number * 7 + 7));
-            assert_eq!(answer.status, 200, "{collector}");
+            let response = console.send_with(&otlp(PROTOBUF), &message(None, number * 7..number * 7 + 7));
+            assert_eq!(response.status, 200, "{collector}");
         }
         assert!(started.elapsed() < Duration::from_secs(20), "{collector}: {:?}", started.elapsed());
-        assert_eq!(console.ask(&request("GET", "/api/journeys")).json()["total"], 200);
+        assert_eq!(console.send(&request("GET", "/api/journeys")).json()["total"], 200);
     }
 }

@@ -57,7 +57,7 @@ impl Stream {
 
 fn send(console: &Console, spans: std::ops::Range<u64>) {
     let head = "POST /v1/traces HTTP/1.1\r\nHost: console:4010\r\nContent-Type: application/x-protobuf\r\n";
-    assert_eq!(console.ask_with(head, &message(Some(TRACE), spans)).status, 200);
+    assert_eq!(console.send_with(head, &message(Some(TRACE), spans)).status, 200);
 }
 
 #[test]
@@ -80,8 +80,8 @@ fn a_snapshot_comes_first_and_then_what_changes() {
     assert_eq!(spans(one.next_with("journey")), Some(1));
     send(&console, 1..3);
     assert_eq!(spans(one.next_with("journey")), Some(3), "late spans attach");
-    assert_eq!(console.ask(&request("GET", "/api/stream?view=journey")).status, 400);
-    assert_eq!(console.ask(&request("GET", "/api/stream?view=other")).status, 400);
+    assert_eq!(console.send(&request("GET", "/api/stream?view=journey")).status, 400);
+    assert_eq!(console.send(&request("GET", "/api/stream?view=other")).status, 400);
 }
 
 #[test]

@@ -25,9 +25,9 @@ fn the_account_shows_what_the_patient_owes() {
             service.get(&account).await.json(),
             json!({"accountId": "account-0", "status": "ACTIVE", "balances": []})
         );
-        let answer = record(&service, &jane, &charge("t-1", 2500)).await;
-        assert_eq!(answer.status, 201);
-        let entry = answer.json();
+        let response = record(&service, &jane, &charge("t-1", 2500)).await;
+        assert_eq!(response.status, 201);
+        let entry = response.json();
         assert_eq!((&entry["transactionId"], &entry["type"]), (&json!("t-1"), &json!("CHARGE")));
         assert_eq!((&entry["amount"], &entry["currency"]), (&json!(2500), &json!("EUR")));
         assert!(entry["recordedAt"].as_str().unwrap().ends_with('Z'));
@@ -48,16 +48,16 @@ fn the_ledger_is_listed_in_parts() {
         let mut ids = Vec::new();
         let mut next = Some(format!("{}/billing/transactions?limit=2", path(&jane)));
         while let Some(path) = next {
-            let answer = service.get(&path).await;
+            let response = service.get(&path).await;
             ids.extend(
-                answer
+                response
                     .json()
                     .as_array()
                     .unwrap()
                     .iter()
                     .map(|entry| entry["transactionId"].as_str().unwrap().to_owned()),
             );
-            next = answer.next();
+            next = response.next();
         }
         assert_eq!(ids, ["t-0", "t-1", "t-2", "t-3", "t-4"]);
     });
@@ -111,14 +111,14 @@ fn against_an_original_billing_registrations_stay_active_and_the_rest_is_not_imp
         let account = format!("{}/billing", path(&jane));
         let transactions = format!("{account}/transactions");
         for round in 0..10 {
-            for answer in [
+            for response in [
                 service.get(&account).await,
                 service.get(&transactions).await,
                 record(&service, &jane, &charge("t-1", 1)).await,
             ] {
-                assert_eq!(answer.status, 501, "{}", answer.text());
-                assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-                assert_eq!(answer.json()["type"], "urn:problem-type:billing-not-supported");
+                assert_eq!(response.status, 501, "{}", response.text());
+                assert_eq!(response.header("content-type"), Some("application/problem+json"));
+                assert_eq!(response.json()["type"], "urn:problem-type:billing-not-supported");
             }
             let john = service.register(&format!("John {round}")).await;
             assert_eq!(john["billing"]["status"], "ACTIVE", "reads that are not supported are no outage");
@@ -140,14 +140,14 @@ fn a_ledger_that_breaks_off_is_503_and_no_part_of_it_is_shown() {
         let transactions = format!("{}/billing/transactions", path(&jane));
         for behaviour in [Behaviour::BreaksOff, Behaviour::Stalls] {
             service.billing.set(behaviour);
-            let answer = service.get(&transactions).await;
+            let response = service.get(&transactions).await;
             assert_eq!(
-                (answer.status, answer.header("retry-after")),
+                (response.status, response.header("retry-after")),
                 (503, Some("2")),
                 "{behaviour:?}: {}",
-                answer.text()
+                response.text()
             );
-            assert!(!answer.text().contains("t-0"), "{}", answer.text());
+            assert!(!response.text().contains("t-0"), "{}", response.text());
         }
         service.billing.set(Behaviour::Normal);
         service.until("the ledger is whole", async || service.get(&transactions).await.status == 200).await;

@@ -14,12 +14,12 @@ use crate::{
 #[test]
 fn success() {
     with_service(|service| async move {
-        let answer = service.post("/patients", &patient("Jane Doe")).await;
-        assert_eq!(answer.status, 201);
-        assert_eq!(answer.header("content-type"), Some("application/json"));
-        assert_eq!(answer.header("etag"), Some("\"1\""));
-        let body = answer.json();
-        assert_eq!(answer.header("location"), Some(path(&body).as_str()));
+        let response = service.post("/patients", &patient("Jane Doe")).await;
+        assert_eq!(response.status, 201);
+        assert_eq!(response.header("content-type"), Some("application/json"));
+        assert_eq!(response.header("etag"), Some("\"1\""));
+        let body = response.json();
+        assert_eq!(response.header("location"), Some(path(&body).as_str()));
         assert_eq!(
             body,
             json!({
@@ -34,7 +34,7 @@ fn success() {
         );
         let order: Vec<_> = body.as_object().unwrap().keys().collect();
         assert_eq!(order, ["id", "name", "email", "address", "dateOfBirth", "registeredDate", "billing"]);
-        assert!(answer.header("server-timing").unwrap().contains("billing;dur="));
+        assert!(response.header("server-timing").unwrap().contains("billing;dur="));
     });
 }
 
@@ -43,7 +43,7 @@ fn a_day_that_has_begun_anywhere_on_earth_is_not_in_the_future() {
     with_service(|service| async move {
         // Where days begin first it is this one.
         let latest_day = || (Utc::now() + TimeDelta::hours(14)).date_naive();
-        let answers = async |date: NaiveDate| {
+        let responses = async |date: NaiveDate| {
             let mut born = patient(&format!("Born {date}"));
             (born["dateOfBirth"], born["registeredDate"]) = (json!(date), json!(date));
             service.post("/patients", &born).await
@@ -51,7 +51,7 @@ fn a_day_that_has_begun_anywhere_on_earth_is_not_in_the_future() {
         // It must not end meanwhile.
         let (begun, to_come) = loop {
             let day = latest_day();
-            let pair = (answers(day).await, answers(day + Days::new(1)).await);
+            let pair = (responses(day).await, responses(day + Days::new(1)).await);
             if day == latest_day() {
                 break pair;
             }
@@ -63,9 +63,9 @@ fn a_day_that_has_begun_anywhere_on_earth_is_not_in_the_future() {
         assert_eq!(errors["registeredDate"], "Registered date must not lie in the future");
         let mut now = patient("Registered Now");
         now.as_object_mut().unwrap().remove("registeredDate");
-        let answer = service.post("/patients", &now).await;
+        let response = service.post("/patients", &now).await;
         let today = Utc::now().date_naive();
-        let registered = answer.json()["registeredDate"].as_str().unwrap().parse::<NaiveDate>().unwrap();
+        let registered = response.json()["registeredDate"].as_str().unwrap().parse::<NaiveDate>().unwrap();
         assert!(registered == today || registered + Days::new(1) == today, "unless given, it is the day in UTC");
     });
 }
@@ -83,17 +83,17 @@ fn the_date_of_registration_is_today_unless_given() {
 #[test]
 fn every_wrong_field_is_reported_at_once() {
     with_service(|service| async move {
-        let answer =
+        let response =
             service.post("/patients", &json!({"name": " ", "email": "jane", "dateOfBirth": "3000-01-01"})).await;
-        assert_eq!(answer.status, 400);
-        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        assert_eq!(response.status, 400);
+        assert_eq!(response.header("content-type"), Some("application/problem+json"));
         let errors = json!({
             "name": "Name is required",
             "email": "Email should be valid",
             "address": "Address is required",
             "dateOfBirth": "Date of birth must not lie in the future",
         });
-        assert_eq!(answer.json()["errors"], errors);
+        assert_eq!(response.json()["errors"], errors);
         assert_eq!(service.number("SELECT count(*) FROM patients").await, 0);
     });
 }
@@ -104,10 +104,10 @@ fn emails_are_unique_case_insensitively() {
         service.register("Jane Doe").await;
         let mut other = patient("Someone Else");
         other["email"] = json!("JANE.doe@Example.ORG");
-        let answer = service.post("/patients", &other).await;
-        assert_eq!(answer.status, 409);
-        assert_eq!(answer.json()["type"], "urn:problem-type:email-taken");
-        assert!(!answer.text().contains("Jane"), "no answer holds another patient's data");
+        let response = service.post("/patients", &other).await;
+        assert_eq!(response.status, 409);
+        assert_eq!(response.json()["type"], "urn:problem-type:email-taken");
+        assert!(!response.text().contains("Jane"), "no response holds another patient's data");
     });
 }
 
@@ -115,15 +115,15 @@ fn emails_are_unique_case_insensitively() {
 fn fifty_concurrent_requests_for_one_email_make_one_patient() {
     with_service(|service| async move {
         let client = service.client.clone();
-        let answers: Vec<Response> = at_once(50, |n| {
+        let responses: Vec<Response> = at_once(50, |n| {
             let client = client.clone();
             let mut jane = patient("Jane Doe");
             jane["name"] = json!(format!("Jane {n}"));
             async move { client.post("/patients", &jane).await.unwrap() }
         })
         .await;
-        assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1);
-        assert_eq!(answers.iter().filter(|answer| answer.status == 409).count(), 49);
+        assert_eq!(responses.iter().filter(|response| response.status == 201).count(), 1);
+        assert_eq!(responses.iter().filter(|response| response.status == 409).count(), 49);
         assert_eq!(service.number("SELECT count(*) FROM patients").await, 1);
         assert_eq!(service.number("SELECT count(*) FROM outbox").await, 1);
         assert_eq!(service.billing.count(), 1);
@@ -165,11 +165,11 @@ fn a_locked_email_blocks_no_other_registration() {
         let registering = at_once(50, move |n| {
             let (client, sender) = (client.clone(), sender.clone());
             async move {
-                let answer = client.post("/patients", &patient(&format!("Patient {n}"))).await.unwrap();
+                let response = client.post("/patients", &patient(&format!("Patient {n}"))).await.unwrap();
                 if n != 25 {
-                    sender.send(answer.status).await.unwrap();
+                    sender.send(response.status).await.unwrap();
                 }
-                answer.status
+                response.status
             }
         });
         let registering = runtime::spawn(registering);
@@ -202,9 +202,9 @@ fn text_of_any_kind_is_stored_verbatim() {
             let mut jane = patient("Jane");
             (jane["name"], jane["address"]) = (json!(name), json!(name));
             jane["email"] = json!(format!("jane{n}@example.org"));
-            let answer = service.post("/patients", &jane).await;
-            assert_eq!(answer.status, 201, "{name:?}: {}", answer.text());
-            let read = service.get(&path(&answer.json())).await.json();
+            let response = service.post("/patients", &jane).await;
+            assert_eq!(response.status, 201, "{name:?}: {}", response.text());
+            let read = service.get(&path(&response.json())).await.json();
             assert_eq!((&read["name"], &read["address"]), (&json!(name), &json!(name)));
         }
         let mut nul = patient("Jane");
@@ -269,9 +269,9 @@ fn tracestate_and_baggage_reach_billing() {
             ("tracestate", "vendor=t61rcWkgMzE"),
             ("baggage", "tenant=a,region=eu;zone=1"),
         ];
-        let answer =
+        let response =
             service.client.send(Method::Post, "/patients", &headers, Some(&patient("Jane Doe"))).await.unwrap();
-        assert_eq!(answer.status, 201, "{}", answer.text());
+        assert_eq!(response.status, 201, "{}", response.text());
         service.register("John Doe").await;
         let passed_on = headers[1..].iter().map(|(_, value)| Some((*value).to_owned())).collect::<Vec<_>>();
         assert_eq!(service.billing.propagated(), [<[_; 2]>::try_from(passed_on).unwrap(), [None, None]]);

@@ -12,9 +12,9 @@ fn success() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let delete = format!("DELETE {} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", path(&jane));
-        let answer = service.raw_answer(delete.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 204 ") && answer.ends_with("\r\n\r\n"), "{answer}");
-        assert!(!answer.contains("\r\ncontent-type") && !answer.contains("content-length"), "{answer}");
+        let response = service.raw_answer(delete.as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 204 ") && response.ends_with("\r\n\r\n"), "{response}");
+        assert!(!response.contains("\r\ncontent-type") && !response.contains("content-length"), "{response}");
         assert_eq!(service.get(&path(&jane)).await.status, 404);
         assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 404);
         service
@@ -34,8 +34,8 @@ fn the_version_must_match_if_the_client_says_so() {
         let jane = service.register("Jane Doe").await;
         for (tags, status) in [("\"2\"", 412), ("\"1\"", 204)] {
             let headers = [("if-match", tags)];
-            let answer = service.client.send(Method::Delete, &path(&jane), &headers, None).await.unwrap();
-            assert_eq!(answer.status, status, "{tags}");
+            let response = service.client.send(Method::Delete, &path(&jane), &headers, None).await.unwrap();
+            assert_eq!(response.status, status, "{tags}");
         }
     });
 }
@@ -66,7 +66,7 @@ fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
         }
         let (client, deleted) = (service.client.clone(), std::sync::Arc::new(patients.clone()));
         // Each twice, and the first again for a version that it never had.
-        let answers = at_once(PATIENTS * 2 + 1, move |n| {
+        let responses = at_once(PATIENTS * 2 + 1, move |n| {
             let (client, patients) = (client.clone(), deleted.clone());
             async move {
                 let headers = if n == PATIENTS * 2 { vec![("if-match", "\"99\"")] } else { Vec::new() };
@@ -76,11 +76,11 @@ fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
         })
         .await;
         for n in 0..PATIENTS {
-            let mut both = [answers[n], answers[n + PATIENTS]];
+            let mut both = [responses[n], responses[n + PATIENTS]];
             both.sort_unstable();
             assert_eq!(both, [204, 404], "patient {n}");
         }
-        assert!(matches!(answers[PATIENTS * 2], 404 | 412), "{}", answers[PATIENTS * 2]);
+        assert!(matches!(responses[PATIENTS * 2], 404 | 412), "{}", responses[PATIENTS * 2]);
         assert_eq!(service.number("SELECT count(*) FROM patients").await, 0);
         let events = "SELECT count(*) FROM outbox WHERE event_type = 'PATIENT_DELETED'";
         assert_eq!(service.number(events).await, PATIENTS as i64);

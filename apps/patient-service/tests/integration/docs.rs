@@ -7,9 +7,9 @@ use crate::harness::with_service;
 #[test]
 fn the_document_describes_every_route_and_no_other() {
     with_service(|service| async move {
-        let answer = service.get("/v3/api-docs").await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
-        let document = answer.json();
+        let response = service.get("/v3/api-docs").await;
+        assert_eq!((response.status, response.header("content-type")), (200, Some("application/json")));
+        let document = response.json();
         assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
         let mut described = BTreeSet::new();
         for (path, methods) in document["paths"].as_object().unwrap() {
@@ -32,9 +32,9 @@ fn the_document_describes_every_route_and_no_other() {
         assert_eq!(described, served);
         for path in described {
             let (_, path) = path.split_once(' ').unwrap();
-            let answer =
+            let response =
                 service.client.send(surf::http::Method::Options, &path.replace("{id}", "x"), &[], None).await.unwrap();
-            assert_eq!(answer.status, 204, "{path} is served");
+            assert_eq!(response.status, 204, "{path} is served");
         }
     });
 }
@@ -51,9 +51,9 @@ fn swagger_ui_is_served_from_the_binary() {
         assert!(start.text().contains("/v3/api-docs"));
         assert_eq!(start.header("content-type"), Some("text/javascript; charset=utf-8"));
         for file in ["swagger-ui.css", "swagger-ui-bundle.js"] {
-            let answer = service.get(&format!("/swagger-ui/{file}")).await;
-            assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")));
-            assert_eq!(answer.body[..2], [0x1f, 0x8b], "gzip's mark");
+            let response = service.get(&format!("/swagger-ui/{file}")).await;
+            assert_eq!((response.status, response.header("content-encoding")), (200, Some("gzip")));
+            assert_eq!(response.body[..2], [0x1f, 0x8b], "gzip's mark");
         }
         assert_eq!(service.get("/swagger-ui/nothing.js").await.status, 404);
         for old in ["/swagger-ui", "/swagger-ui.html"] {

@@ -1,4 +1,4 @@
-//! What every route answers to what it cannot serve.
+//! The error responses of every route.
 
 use serde_json::json;
 use surf::http::Method;
@@ -16,14 +16,14 @@ fn every_error_is_a_problem() {
             (Method::Post, "/patients/42", 405),
             (Method::Post, "/v3/api-docs", 405),
         ] {
-            let answer = service.client.send(method, path, &[], None).await.unwrap();
-            assert_eq!(answer.status, status, "{method} {path}");
-            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-            let body = answer.json();
+            let response = service.client.send(method, path, &[], None).await.unwrap();
+            assert_eq!(response.status, status, "{method} {path}");
+            assert_eq!(response.header("content-type"), Some("application/problem+json"));
+            let body = response.json();
             assert_eq!((&body["status"], &body["instance"]), (&json!(status), &json!(path)));
             let trace_id = body["traceId"].as_str().unwrap();
-            assert!(answer.header("traceparent").unwrap().contains(trace_id));
-            assert_eq!(answer.header("allow").is_some(), status == 405);
+            assert!(response.header("traceparent").unwrap().contains(trace_id));
+            assert_eq!(response.header("allow").is_some(), status == 405);
         }
     });
 }
@@ -98,13 +98,13 @@ fn bodies_must_be_json_of_a_bounded_size() {
 fn the_trace_of_a_client_is_continued() {
     with_service(|service| async move {
         let headers = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")];
-        let answer = service.client.send(Method::Get, "/patients", &headers, None).await.unwrap();
-        let traceparent = answer.header("traceparent").unwrap();
+        let response = service.client.send(Method::Get, "/patients", &headers, None).await.unwrap();
+        let traceparent = response.header("traceparent").unwrap();
         assert!(traceparent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{traceparent}");
         assert!(!traceparent.contains("00f067aa0ba902b7"));
-        let answer =
+        let response =
             service.client.send(Method::Post, "/patients", &headers, Some(&patient("Jane Doe"))).await.unwrap();
-        assert_eq!(answer.status, 201);
+        assert_eq!(response.status, 201);
         let stored = "SELECT count(*) FROM outbox WHERE traceparent LIKE '00-4bf92f3577b34da6a3ce929d0e0e4736-%'";
         assert_eq!(service.number(stored).await, 1);
     });

@@ -42,7 +42,7 @@ fn another_request_with_the_key_is_rejected() {
 fn fifty_concurrent_requests_with_one_key_make_one_patient() {
     with_service(|service| async move {
         let client = service.client.clone();
-        let answers: Vec<Response> = at_once(50, |_| {
+        let responses: Vec<Response> = at_once(50, |_| {
             let client = client.clone();
             async move {
                 let headers = [("idempotency-key", "key-1")];
@@ -50,9 +50,9 @@ fn fifty_concurrent_requests_with_one_key_make_one_patient() {
             }
         })
         .await;
-        let ids: std::collections::HashSet<String> = answers.iter().map(|answer| id(&answer.json())).collect();
+        let ids: std::collections::HashSet<String> = responses.iter().map(|response| id(&response.json())).collect();
         assert_eq!(ids.len(), 1);
-        assert!(answers.iter().all(|answer| answer.status == 201));
+        assert!(responses.iter().all(|response| response.status == 201));
         assert_eq!(service.number("SELECT count(*) FROM patients").await, 1);
         assert_eq!(service.billing.count(), 1);
     });

@@ -11,10 +11,10 @@ async fn walk(service: &Harness, first: &str) -> Vec<Vec<String>> {
     let mut parts = Vec::new();
     let mut next = Some(first.to_owned());
     while let Some(path) = next {
-        let answer = service.get(&path).await;
-        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
-        parts.push(names(&answer.json()));
-        next = answer.next();
+        let response = service.get(&path).await;
+        assert_eq!(response.status, 200, "{path}: {}", response.text());
+        parts.push(names(&response.json()));
+        next = response.next();
     }
     parts
 }
@@ -32,9 +32,9 @@ async fn register(service: &Harness, names: &[&str]) {
 #[test]
 fn an_empty_registry_is_an_empty_array() {
     with_service(|service| async move {
-        let answer = service.get("/patients").await;
-        assert_eq!((answer.status, answer.text()), (200, "[]".to_owned()));
-        assert_eq!(answer.header("link"), None);
+        let response = service.get("/patients").await;
+        assert_eq!((response.status, response.text()), (200, "[]".to_owned()));
+        assert_eq!(response.header("link"), None);
     });
 }
 
@@ -119,19 +119,19 @@ fn crafted_cursors_are_rejected_before_postgresql() {
         let crafted = |sort_key: &str| cursor::encode(&Position { id, sort_key: sort_key.to_owned() });
         for sort in ["dateOfBirth", "registeredDate", "-dateOfBirth"] {
             for date in ["0000-01-01", "-0044-03-15", "+10000-01-01", "+262142-12-31", "-262143-01-01", "2024-1-1"] {
-                let answer = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
-                assert_eq!(answer.status, 400, "{sort} {date}: {}", answer.text());
-                assert!(answer.json()["errors"]["cursor"].is_string());
+                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
+                assert_eq!(response.status, 400, "{sort} {date}: {}", response.text());
+                assert!(response.json()["errors"]["cursor"].is_string());
             }
             for date in ["0001-01-01", "9999-12-31", "2024-02-29"] {
-                let answer = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
-                assert_eq!(answer.status, 200, "{sort} {date}: {}", answer.text());
+                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
+                assert_eq!(response.status, 200, "{sort} {date}: {}", response.text());
             }
         }
         for text in ["", "\u{10ffff}", "\u{1f}%_\\", &"é".repeat(4_000)] {
             for sort in ["name", "-email"] {
-                let answer = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(text))).await;
-                assert_eq!(answer.status, 200, "{sort} {text:?}: {}", answer.text());
+                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(text))).await;
+                assert_eq!(response.status, 200, "{sort} {text:?}: {}", response.text());
             }
         }
     });
@@ -140,9 +140,9 @@ fn crafted_cursors_are_rejected_before_postgresql() {
 #[test]
 fn all_wrong_parameters_are_reported() {
     with_service(|service| async move {
-        let answer = service.get("/patients?limit=0&sort=age&cursor=abc&search=%00").await;
-        assert_eq!(answer.status, 400);
-        let errors = answer.json()["errors"].clone();
+        let response = service.get("/patients?limit=0&sort=age&cursor=abc&search=%00").await;
+        assert_eq!(response.status, 400);
+        let errors = response.json()["errors"].clone();
         let mut told: Vec<_> = errors.as_object().unwrap().keys().cloned().collect();
         told.sort();
         assert_eq!(told, ["cursor", "limit", "search", "sort"]);

@@ -22,8 +22,8 @@ fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
         cluster.process().signal_all(Signal::STOP);
         for path in ["/patients", "/patients/00000000-0000-7000-8000-000000000000"] {
             let started = Instant::now();
-            let answer = service.get(path).await;
-            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")), "{}", answer.text());
+            let response = service.get(path).await;
+            assert_eq!((response.status, response.header("retry-after")), (503, Some("2")), "{}", response.text());
             assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
         }
         assert_eq!(service.post("/patients", &patient("John Doe")).await.status, 503);
@@ -61,8 +61,8 @@ fn requests_that_use_every_connection_block_neither_leases_nor_tasks_nor_readine
             let (client, jane) = (service.client.clone(), jane.clone());
             runtime::spawn(async move {
                 loop {
-                    let answer = client.put(&jane, &patient(&format!("Jane {n}"))).await.unwrap();
-                    assert_eq!(answer.status, 503, "{}", answer.text());
+                    let response = client.put(&jane, &patient(&format!("Jane {n}"))).await.unwrap();
+                    assert_eq!(response.status, 503, "{}", response.text());
                 }
             })
         };
@@ -99,9 +99,9 @@ fn a_locked_patient_is_no_outage_of_the_database() {
         let jane = path(&service.register("Jane Doe").await);
         let mut session = Session::open(&url).await.unwrap();
         session.execute("BEGIN; SELECT id FROM patients FOR UPDATE").await.unwrap();
-        let answer = service.client.put(&jane, &patient("Jane Roe")).await.unwrap();
-        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")), "{}", answer.text());
-        let kind = answer.json()["type"].as_str().unwrap().to_owned();
+        let response = service.client.put(&jane, &patient("Jane Roe")).await.unwrap();
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("2")), "{}", response.text());
+        let kind = response.json()["type"].as_str().unwrap().to_owned();
         assert!(kind.ends_with("database-busy"), "{kind}");
         assert_eq!(service.get("/actuator/health/readiness").await.status, 200);
         assert!(service.get("/metrics").await.text().contains("db_timeouts_total{kind=\"lock\"} "));
@@ -123,11 +123,11 @@ fn reads_go_on_while_a_column_changes_its_type() {
             // them.
             for path in [&*jane, "/patients", "/patients?search=jane&sort=name", "/patients?search=ja"] {
                 let (client, asked) = (service.client.clone(), path.to_owned());
-                let answers = at_once(8, move |_| {
+                let responses = at_once(8, move |_| {
                     let (client, asked) = (client.clone(), asked.clone());
                     async move { client.get(&asked).await.unwrap().status }
                 });
-                assert_eq!(answers.await, [200; 8], "{path}");
+                assert_eq!(responses.await, [200; 8], "{path}");
             }
             service.register(&format!("John {n}")).await;
             assert_eq!(service.client.put(&jane, &patient("Jane Doe")).await.unwrap().status, 200, "{kind}");

@@ -5,9 +5,9 @@ use serde_json::json;
 use crate::harness::{Harness, with_service};
 
 async fn page(service: &Harness, query: &str) -> (Vec<String>, serde_json::Value) {
-    let answer = service.get(&format!("/patients?{query}")).await;
-    assert_eq!(answer.status, 200, "{query}: {}", answer.text());
-    let mut body = answer.json();
+    let response = service.get(&format!("/patients?{query}")).await;
+    assert_eq!(response.status, 200, "{query}: {}", response.text());
+    let mut body = response.json();
     let patients = body.as_object_mut().unwrap().remove("patients").unwrap();
     let names =
         patients.as_array().unwrap().iter().map(|patient| patient["name"].as_str().unwrap().to_owned()).collect();

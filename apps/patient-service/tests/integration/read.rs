@@ -9,10 +9,10 @@ use crate::harness::{path, patient, with_service};
 fn success() {
     with_service(|service| async move {
         let mut jane = service.register("Jane Doe").await;
-        let answer = service.get(&path(&jane)).await;
+        let response = service.get(&path(&jane)).await;
         jane.as_object_mut().unwrap().remove("billing");
-        assert_eq!((answer.status, answer.json()), (200, jane));
-        assert_eq!(answer.header("etag"), Some("\"1\""));
+        assert_eq!((response.status, response.json()), (200, jane));
+        assert_eq!(response.header("etag"), Some("\"1\""));
     });
 }
 
@@ -30,10 +30,10 @@ fn a_client_with_this_version_gets_304() {
             ("1", 400),
         ] {
             let headers = [("if-none-match", tags)];
-            let answer = service.client.send(Method::Get, &path(&jane), &headers, None).await.unwrap();
-            assert_eq!(answer.status, status, "{tags}");
+            let response = service.client.send(Method::Get, &path(&jane), &headers, None).await.unwrap();
+            assert_eq!(response.status, status, "{tags}");
             if status == 304 {
-                assert_eq!((answer.header("etag"), answer.body.len()), (Some("\"1\""), 0));
+                assert_eq!((response.header("etag"), response.body.len()), (Some("\"1\""), 0));
             }
         }
     });
@@ -76,9 +76,9 @@ fn unknown_and_malformed_ids() {
         let unknown = service.get("/patients/00000000-0000-7000-8000-000000000000").await;
         assert_eq!((unknown.status, unknown.header("content-type")), (404, Some("application/problem+json")));
         for malformed in ["42", "{00000000-0000-7000-8000-000000000000}", "00000000000070008000000000000000", "%00"] {
-            let answer = service.get(&format!("/patients/{malformed}")).await;
-            assert_eq!(answer.status, 400, "{malformed}");
-            assert_eq!(answer.json()["errors"]["id"], "must be a UUID");
+            let response = service.get(&format!("/patients/{malformed}")).await;
+            assert_eq!(response.status, 400, "{malformed}");
+            assert_eq!(response.json()["errors"]["id"], "must be a UUID");
         }
     });
 }
@@ -94,9 +94,9 @@ fn concurrent_reads_get_the_right_patients() {
                 assert_eq!(service.get(&format!("/patients/{}", uuid::Uuid::now_v7())).await.status, 404);
                 return;
             };
-            let answer = service.get(&path(patient)).await;
-            assert_eq!((answer.status, &answer.json()["id"]), (200, &patient["id"]), "{}", answer.text());
-            assert_eq!(answer.json()["name"], patient["name"]);
+            let response = service.get(&path(patient)).await;
+            assert_eq!((response.status, &response.json()["id"]), (200, &patient["id"]), "{}", response.text());
+            assert_eq!(response.json()["name"], patient["name"]);
         });
         join_all(reads).await;
     });

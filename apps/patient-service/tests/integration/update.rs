@@ -12,9 +12,9 @@ fn success() {
         let jane = service.register("Jane Doe").await;
         let mut changed = patient("Jane Smith");
         changed.as_object_mut().unwrap().remove("registeredDate");
-        let answer = service.client.put(&path(&jane), &changed).await.unwrap();
-        assert_eq!((answer.status, answer.header("etag")), (200, Some("\"2\"")));
-        let body = answer.json();
+        let response = service.client.put(&path(&jane), &changed).await.unwrap();
+        assert_eq!((response.status, response.header("etag")), (200, Some("\"2\"")));
+        let body = response.json();
         assert_eq!((&body["id"], &body["name"]), (&jane["id"], &json!("Jane Smith")));
         assert_eq!(body["registeredDate"], "2024-02-29", "unchanged unless given");
         assert_eq!(service.get(&path(&jane)).await.json(), body);
@@ -30,9 +30,9 @@ fn the_version_must_match_if_the_client_says_so() {
             [("\"2\"", 412), ("W/\"1\"", 412), ("\"other\"", 412), ("nonsense", 400), ("\"9\", \"1\"", 200), ("*", 200)]
         {
             let headers = [("if-match", tags)];
-            let answer =
+            let response =
                 service.client.send(Method::Put, &path(&jane), &headers, Some(&patient("Jane Smith"))).await.unwrap();
-            assert_eq!(answer.status, status, "{tags}");
+            assert_eq!(response.status, status, "{tags}");
         }
     });
 }
@@ -64,12 +64,12 @@ fn unmet_preconditions_change_nothing() {
         ] {
             for method in [Method::Put, Method::Delete] {
                 let body = (method == Method::Put).then(|| patient("Jane Smith"));
-                let answer = service.client.send(method, &path(&jane), headers, body.as_ref()).await.unwrap();
-                assert_eq!(answer.status, status, "{method} {headers:?}: {}", answer.text());
+                let response = service.client.send(method, &path(&jane), headers, body.as_ref()).await.unwrap();
+                assert_eq!(response.status, status, "{method} {headers:?}: {}", response.text());
                 // Without them it would be 404, which they do not change.
                 if status == 412 {
-                    let answer = service.client.send(method, &unknown, headers, body.as_ref()).await.unwrap();
-                    assert_eq!(answer.status, 404, "{method} {headers:?}: {}", answer.text());
+                    let response = service.client.send(method, &unknown, headers, body.as_ref()).await.unwrap();
+                    assert_eq!(response.status, 404, "{method} {headers:?}: {}", response.text());
                 }
             }
         }
@@ -91,7 +91,7 @@ fn fifty_concurrent_changes_of_one_version_make_one() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let client = service.client.clone();
-        let answers: Vec<Response> = at_once(50, |n| {
+        let responses: Vec<Response> = at_once(50, |n| {
             let (client, path) = (client.clone(), path(&jane));
             async move {
                 let headers = [("if-match", "\"1\"")];
@@ -99,8 +99,8 @@ fn fifty_concurrent_changes_of_one_version_make_one() {
             }
         })
         .await;
-        assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 1);
-        assert_eq!(answers.iter().filter(|answer| answer.status == 412).count(), 49);
+        assert_eq!(responses.iter().filter(|response| response.status == 200).count(), 1);
+        assert_eq!(responses.iter().filter(|response| response.status == 412).count(), 49);
         assert_eq!(service.number("SELECT version FROM patients").await, 2);
         assert_eq!(service.number("SELECT count(*) FROM outbox").await, 2);
     });
@@ -111,12 +111,12 @@ fn without_if_match_every_change_counts() {
     with_service(|service| async move {
         let jane = service.register("Jane Doe").await;
         let client = service.client.clone();
-        let answers: Vec<Response> = at_once(20, |n| {
+        let responses: Vec<Response> = at_once(20, |n| {
             let (client, path) = (client.clone(), path(&jane));
             async move { client.put(&path, &patient(&format!("Jane {n}"))).await.unwrap() }
         })
         .await;
-        assert!(answers.iter().all(|answer| answer.status == 200));
+        assert!(responses.iter().all(|response| response.status == 200));
         assert_eq!(service.number("SELECT version FROM patients").await, 21);
     });
 }
@@ -133,8 +133,8 @@ fn errors() {
         let unknown = "/patients/00000000-0000-7000-8000-000000000000";
         assert_eq!(service.client.put(unknown, &patient("New One")).await.unwrap().status, 404);
         let headers = [("if-match", "\"1\"")];
-        let answer = service.client.send(Method::Put, unknown, &headers, Some(&patient("New One"))).await.unwrap();
-        assert_eq!(answer.status, 404);
+        let response = service.client.send(Method::Put, unknown, &headers, Some(&patient("New One"))).await.unwrap();
+        assert_eq!(response.status, 404);
         // The connections on which these failed are well.
         for n in 0..20 {
             assert_eq!(service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap().status, 200);
@@ -156,7 +156,7 @@ fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
         }
         let (client, patients) = (service.client.clone(), std::sync::Arc::new(patients));
         let (jane_path, held_email) = (path(&jane), held["email"].clone());
-        let answers = at_once(PATIENTS + OF_JANE + 3, move |n| {
+        let responses = at_once(PATIENTS + OF_JANE + 3, move |n| {
             let (client, patients, jane_path, held_email) =
                 (client.clone(), patients.clone(), jane_path.clone(), held_email.clone());
             async move {
@@ -183,7 +183,7 @@ fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
         })
         .await;
         let expected = [vec![200; PATIENTS + OF_JANE], vec![412, 404, 409]].concat();
-        assert_eq!(answers, expected);
+        assert_eq!(responses, expected);
         let versions = service.number("SELECT version FROM patients WHERE name = 'Jane Smith'").await;
         assert_eq!(versions, 1 + OF_JANE as i64);
         let changed = "SELECT count(*) FROM patients WHERE name LIKE 'Changed %' AND version = 2";
@@ -214,16 +214,17 @@ fn a_change_in_between_is_built_upon_and_not_lost() {
             })
         };
         let (client, jane_path) = (service.client.clone(), path(&jane));
-        let answers = at_once(100, move |_| {
+        let responses = at_once(100, move |_| {
             let (client, jane_path) = (client.clone(), jane_path.clone());
             async move { client.put(&jane_path, &patient("Jane Smith")).await.unwrap() }
         })
         .await;
         changing.await;
-        let mut versions: Vec<_> = answers.iter().map(|answer| answer.header("etag").map(str::to_owned)).collect();
+        let mut versions: Vec<_> =
+            responses.iter().map(|response| response.header("etag").map(str::to_owned)).collect();
         versions.sort();
         versions.dedup();
-        assert!(answers.iter().all(|answer| answer.status == 200));
+        assert!(responses.iter().all(|response| response.status == 200));
         assert_eq!(versions.len(), 100, "each made a version of its own");
         assert_eq!(service.number("SELECT version FROM patients").await, 201);
         assert_eq!(service.number("SELECT count(*) FROM outbox").await, 101);

@@ -24,14 +24,14 @@ pub(crate) struct Console {
     address: SocketAddr,
 }
 
-/// An answer.
-pub(crate) struct Answer {
+/// A response.
+pub(crate) struct Response {
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -72,19 +72,19 @@ impl Console {
         self.address.to_string()
     }
 
-    /// Sends a head that lacks its end, and reads the answer.
-    pub(crate) fn ask(&self, head: &str) -> Answer {
-        self.ask_with(head, b"")
+    /// Sends a head that lacks its end, and reads the response.
+    pub(crate) fn send(&self, head: &str) -> Response {
+        self.send_with(head, b"")
     }
 
     /// The same with a body.
-    pub(crate) fn ask_with(&self, head: &str, body: &[u8]) -> Answer {
+    pub(crate) fn send_with(&self, head: &str, body: &[u8]) -> Response {
         exchange(self.address, head, body)
     }
 }
 
-/// Sends a request whose head lacks its end to any console, and reads the answer.
-pub(crate) fn exchange(address: SocketAddr, head: &str, body: &[u8]) -> Answer {
+/// Sends a request whose head lacks its end to any console, and reads the response.
+pub(crate) fn exchange(address: SocketAddr, head: &str, body: &[u8]) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
@@ -92,7 +92,7 @@ pub(crate) fn exchange(address: SocketAddr, head: &str, body: &[u8]) -> Answer {
     stream.write_all(body).unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
-    answer(&bytes)
+    response(&bytes)
 }
 
 /// The head of a request to the console, without its end.
@@ -100,14 +100,14 @@ pub(crate) fn request(method: &str, path: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: localhost:4010\r\n")
 }
 
-fn answer(bytes: &[u8]) -> Answer {
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer has a head");
+fn response(bytes: &[u8]) -> Response {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a response has a head");
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers =
         lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Answer { status, headers: headers.collect(), body: bytes[end + 4..].to_vec() }
+    Response { status, headers: headers.collect(), body: bytes[end + 4..].to_vec() }
 }
 
 fn text(name: &str, value: &str) -> KeyValue {
