@@ -193,7 +193,7 @@ impl Ingest {
                 if !unread.is_empty() {
                     tracing::warn!(
                         ?unread,
-                        "partitions were added that PARTITIONS does not name: somebody has to read them"
+                        "partitions were added that PARTITIONS does not name: another instance has to read them"
                     );
                     self.change(|snapshot| snapshot.unassigned.extend(unread));
                 }
