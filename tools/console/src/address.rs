@@ -9,15 +9,15 @@ use config::{Authority, HostPort, Value};
 
 /// Name or address with a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place(pub(crate) HostPort);
+pub(crate) struct HostAddress(pub(crate) HostPort);
 
-impl fmt::Display for Place {
+impl fmt::Display for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Place {
+impl HostAddress {
     /// Every address behind the name, in order: one for each replica where a name has several.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Place {
 /// `http://host:port/path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
-    pub(crate) authority: Place,
+    pub(crate) authority: HostAddress,
     /// Without a query; empty or with a slash at its beginning.
     pub(crate) path: String,
 }
@@ -65,6 +65,6 @@ impl Value for Url {
             return Err("it has more than a path".to_owned());
         }
         let Authority { host, port } = Authority::parse(authority)?;
-        Ok(Self { authority: Place(HostPort { host, port: port.unwrap_or(80) }), path: path.to_owned() })
+        Ok(Self { authority: HostAddress(HostPort { host, port: port.unwrap_or(80) }), path: path.to_owned() })
     }
 }

@@ -7,9 +7,9 @@ use runtime::Shutdown;
 
 use crate::{
     Settings,
-    address::Place,
+    address::HostAddress,
     assets::Assets,
-    client::{self, Answer, RequestError, ServiceRequest},
+    client::{self, RequestError, ServiceRequest, ServiceResponse},
     forward::Forwarder,
     journey::{self, Journey},
     lab::Lab,
@@ -90,12 +90,18 @@ impl App {
     ///
     /// # Errors
     /// If it does not answer.
-    pub(crate) async fn ask_patients(&self, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
-        self.ask(PATIENTS, request).await
+    pub(crate) async fn call_patient_service(
+        &self,
+        request: ServiceRequest<'_>,
+    ) -> Result<ServiceResponse, RequestError> {
+        self.call(PATIENTS, request).await
     }
 
     /// Asks every analytics-service, each of which knows its own partitions; at least one answer or error.
-    pub(crate) async fn ask_each_analytics(&self, request: ServiceRequest<'_>) -> Vec<Result<Answer, RequestError>> {
+    pub(crate) async fn call_each_analytics_service(
+        &self,
+        request: ServiceRequest<'_>,
+    ) -> Vec<Result<ServiceResponse, RequestError>> {
         let (host, addresses) = self.replicas(ANALYTICS).await;
         if addresses.is_empty() {
             return vec![Err(RequestError::new(format!("{host}: its name has no address")))];
@@ -104,7 +110,7 @@ impl App {
     }
 
     /// Asks a replica of a service, if there is one one that has just answered.
-    async fn ask(&self, service: usize, request: ServiceRequest<'_>) -> Result<Answer, RequestError> {
+    async fn call(&self, service: usize, request: ServiceRequest<'_>) -> Result<ServiceResponse, RequestError> {
         let (host, addresses) = self.replicas(service).await;
         let address = addresses.first().ok_or_else(|| RequestError::new("its name has no address"))?;
         send(service, *address, &host, request).await
@@ -116,8 +122,8 @@ impl App {
         let hosts = if service == PATIENTS { patients } else { analytics };
         let mut addresses = self.inner.map.addresses(service);
         if addresses.is_empty() {
-            let places: Vec<_> = hosts.0.iter().cloned().map(Place).collect();
-            let found = join_all(places.iter().map(Place::resolve)).await;
+            let places: Vec<_> = hosts.0.iter().cloned().map(HostAddress).collect();
+            let found = join_all(places.iter().map(HostAddress::resolve)).await;
             addresses = found.into_iter().flatten().flatten().collect();
         }
         (hosts.0[0].to_string(), addresses)
@@ -134,7 +140,7 @@ impl App {
         let Some(patient) = journey.patient_to_read_back() else { return };
         let path = format!("/patients/{patient}");
         // An outage leaves the proof to the next look.
-        let Ok(answer) = self.ask_patients(ServiceRequest::get(&path, &[UNSAMPLED])).await else { return };
+        let Ok(answer) = self.call_patient_service(ServiceRequest::get(&path, &[UNSAMPLED])).await else { return };
         let version = match answer.status {
             200 => answer.header("etag").and_then(version_of),
             404 => Some(0),
@@ -151,7 +157,7 @@ async fn send(
     address: SocketAddr,
     host: &str,
     request: ServiceRequest<'_>,
-) -> Result<Answer, RequestError> {
+) -> Result<ServiceResponse, RequestError> {
     let answer = client::send(address, host, request, MAX_ANSWER, TIMEOUT).await;
     answer.map_err(|error| RequestError::new(format!("{} at {address}: {error}", SERVICES[service])))
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     app::App,
-    client::{Answer, RequestError, ServiceRequest},
+    client::{RequestError, ServiceRequest, ServiceResponse},
     expectations::{CATCH_UP_LIMIT, Measured},
     lab::{Lab, MAX_SECONDS, RunState},
     samples,
@@ -63,8 +63,9 @@ pub(crate) async fn measure(app: App, lab: Lab, run: String) {
     for patient in shared.with(|observed| std::mem::take(&mut observed.patients)) {
         let path = format!("/patients/{patient}");
         // A patient that cannot be deleted now stays; it is marked as a sample.
-        let _ =
-            app.ask_patients(ServiceRequest { method: "DELETE", path: &path, headers: &[], body: Bytes::new() }).await;
+        let _ = app
+            .call_patient_service(ServiceRequest { method: "DELETE", path: &path, headers: &[], body: Bytes::new() })
+            .await;
     }
 }
 
@@ -145,7 +146,7 @@ fn register(app: &App, shared: &Shared, counts: bool) {
         let headers = [("content-type", "application/json")];
         let sent = Instant::now();
         let outgoing = ServiceRequest { method: "POST", path: "/patients", headers: &headers, body: body.into() };
-        let answer = app.ask_patients(outgoing).await;
+        let answer = app.call_patient_service(outgoing).await;
         shared.with(|observed| {
             observed.in_flight -= 1;
             observed.add(&answer, sent.elapsed(), counts);
@@ -155,8 +156,8 @@ fn register(app: &App, shared: &Shared, counts: bool) {
 }
 
 impl Observations {
-    fn add(&mut self, answer: &Result<Answer, RequestError>, took: Duration, counts: bool) {
-        let registered = answer.as_ref().ok().filter(|answer| answer.status == 201).map(Answer::json);
+    fn add(&mut self, answer: &Result<ServiceResponse, RequestError>, took: Duration, counts: bool) {
+        let registered = answer.as_ref().ok().filter(|answer| answer.status == 201).map(ServiceResponse::json);
         if let Some(patient) = &registered {
             self.registered.push(Instant::now());
             self.patients.extend(patient["id"].as_str().map(str::to_owned));

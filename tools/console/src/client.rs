@@ -12,13 +12,13 @@ use smol_hyper::rt::FuturesIo;
 
 /// A response with its whole body.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ServiceResponse {
     pub(crate) status: u16,
     headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl ServiceResponse {
     /// The value of a header, if it is text.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
@@ -79,7 +79,7 @@ pub(crate) async fn send(
     request: ServiceRequest<'_>,
     limit: usize,
     time: Duration,
-) -> Result<Answer, RequestError> {
+) -> Result<ServiceResponse, RequestError> {
     let failed = |error: &dyn fmt::Display| RequestError(error.to_string());
     let work = async {
         let mut message = hyper::Request::builder().method(request.method).uri(request.path).header(HOST, host);
@@ -97,7 +97,7 @@ pub(crate) async fn send(
         let body =
             Limited::new(body, limit).collect().await.map_err(|error| RequestError(error.to_string()))?.to_bytes();
         driven.cancel().await;
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        Ok(ServiceResponse { status: head.status.as_u16(), headers: head.headers, body })
     };
     match timeout(time, Box::pin(work)).await {
         Ok(answer) => answer,

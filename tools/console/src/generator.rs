@@ -7,7 +7,7 @@ use smol::future::or;
 
 use crate::{
     app::App,
-    client::{Answer, ServiceRequest},
+    client::{ServiceRequest, ServiceResponse},
     samples,
 };
 
@@ -33,7 +33,7 @@ async fn register(app: App) {
     let headers = [("content-type", "application/json")];
     let outgoing = ServiceRequest { method: "POST", path: "/patients", headers: &headers, body: body.into() };
     let sent = Instant::now();
-    let answer = app.ask_patients(outgoing).await;
-    let is_success = answer.is_ok_and(|answer: Answer| answer.status == 201);
+    let answer = app.call_patient_service(outgoing).await;
+    let is_success = answer.is_ok_and(|answer: ServiceResponse| answer.status == 201);
     app.load().end_request(is_success.then(|| sent.elapsed()));
 }

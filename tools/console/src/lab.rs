@@ -1,4 +1,4 @@
-//! Faults on purpose: what the stack's agent is asked to do, and what is measured meanwhile.
+//! Fault injection: the work for the stack's agent, and what is measured meanwhile.
 //!
 //! The console touches no process and no container. It leaves work for an agent on the host, which asks for it with a token,
 //! acts on closed verbs for a bounded time, and heals by a timer of its own though the console be gone.
@@ -21,16 +21,16 @@ use crate::{
 
 /// A fault lasts so long at most.
 pub(crate) const MAX_SECONDS: u64 = 60;
-/// An agent that has not asked for so long is gone.
+/// An agent that has not polled for this long is gone.
 const AGENT_GONE_AFTER: Duration = Duration::from_secs(10);
 /// Time for the agent to send a dead letter and to see what becomes of it.
 const RESEND_TIMEOUT: Duration = Duration::from_secs(40);
-/// A list of dead letters is not asked for again for so long.
+/// For how long a list of dead letters is reused.
 const LIST_FRESH: Duration = Duration::from_secs(2);
 /// How long a page waits for a list; then it gets the one before, unless that is too old.
 const LIST_WAIT: Duration = Duration::from_secs(5);
 const LIST_KEPT: Duration = Duration::from_secs(60);
-/// The agent has been stopped before it told of a list.
+/// After this long without a report, a list counts as lost: the agent was stopped.
 const LIST_LOST_AFTER: Duration = Duration::from_secs(70);
 /// Runs that are kept.
 const MAX_RUNS: usize = 20;
@@ -81,9 +81,9 @@ pub(crate) struct Excluded {
     why: String,
 }
 
-/// What an agent says with its question.
+/// What an agent says with its poll.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub(crate) struct Question {
+pub(crate) struct AgentPoll {
     parts: Vec<Target>,
     excluded: Vec<Excluded>,
     /// How the work is that it was given, in order. A report may come twice.
@@ -116,8 +116,8 @@ pub(crate) struct Letter {
     error: String,
 }
 
-impl Question {
-    /// The same, to be asked again.
+impl AgentPoll {
+    /// The same poll, to be repeated without its reports.
     pub(crate) fn without_reports(&self) -> Self {
         Self { reports: Vec::new(), ..self.clone() }
     }
@@ -134,7 +134,7 @@ enum Progress {
     Failed,
 }
 
-/// What the agent is asked to do.
+/// A piece of work for the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Work {
     pub(crate) run: String,
@@ -187,9 +187,9 @@ pub(crate) struct LabBody {
     run: Option<Run>,
 }
 
-/// Why something cannot be done now.
+/// Why a command is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum LabError {
     NoAgent,
     Busy,
     /// No such part, or not with this verb.
@@ -201,13 +201,13 @@ pub(crate) enum Refusal {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lab {
     inner: Arc<Mutex<Inner>>,
-    /// Whether there is work.
-    woken: Arc<Event>,
+    /// Notified when there is work, or a report.
+    changed: Arc<Event>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    asked: Option<Instant>,
+    last_poll: Option<Instant>,
     parts: Vec<Target>,
     excluded: Vec<Excluded>,
     /// What the agent has not taken yet, in order.
@@ -215,7 +215,7 @@ struct Inner {
     runs: VecDeque<Run>,
     /// The dead letter that is being resent, with the agent's report.
     resend: Option<(String, Option<Report>)>,
-    /// The list that the agent was asked for, and since when.
+    /// The list that the agent has been given to make, and since when.
     listing: Option<(String, Instant)>,
     /// The last list, or why there is none.
     listed: Option<(Instant, Result<Vec<Letter>, String>)>,
@@ -224,7 +224,7 @@ struct Inner {
 
 impl Inner {
     fn has_agent(&self) -> bool {
-        self.asked.is_some_and(|asked| asked.elapsed() < AGENT_GONE_AFTER)
+        self.last_poll.is_some_and(|last_poll| last_poll.elapsed() < AGENT_GONE_AFTER)
     }
 
     fn run(&mut self, run: &str) -> Option<&mut Run> {
@@ -241,8 +241,8 @@ impl Inner {
 
     /// Takes a report of the agent's.
     fn note(&mut self, report: Report) {
-        if let Some((_, told)) = self.resend.as_mut().filter(|(run, _)| *run == report.run) {
-            *told = Some(report);
+        if let Some((_, reported)) = self.resend.as_mut().filter(|(run, _)| *run == report.run) {
+            *reported = Some(report);
             return;
         }
         if self.listing.take_if(|(run, _)| *run == report.run).is_some() {
@@ -272,30 +272,30 @@ impl Inner {
 }
 
 impl Lab {
-    /// Takes an agent's question; gives the work that there is.
-    pub(crate) fn ask(&self, question: Question) -> Option<Work> {
+    /// Takes an agent's poll; gives the work that there is.
+    pub(crate) fn poll(&self, poll: AgentPoll) -> Option<Work> {
         let mut inner = self.lock();
-        inner.asked = Some(Instant::now());
-        (inner.parts, inner.excluded) = (question.parts, question.excluded);
-        for report in question.reports {
+        inner.last_poll = Some(Instant::now());
+        (inner.parts, inner.excluded) = (poll.parts, poll.excluded);
+        for report in poll.reports {
             inner.note(report);
         }
         let work = inner.work.pop_front();
         drop(inner);
-        self.woken.notify(usize::MAX);
+        self.changed.notify(usize::MAX);
         work
     }
 
-    /// Ends when there may be work.
-    pub(crate) async fn woken(&self) {
-        let woken = self.woken.listen();
+    /// Waits until there is work.
+    pub(crate) async fn wait_for_work(&self) {
+        let change = self.changed.listen();
         if !self.lock().work.is_empty() {
             return;
         }
-        woken.await;
+        change.await;
     }
 
-    /// Whether an agent asks for work now.
+    /// Whether an agent polls for work.
     pub(crate) fn has_agent(&self) -> bool {
         self.lock().has_agent()
     }
@@ -304,17 +304,17 @@ impl Lab {
     ///
     /// # Errors
     /// Why not.
-    pub(crate) fn begin(&self, part: &str, verb: Verb, seconds: u64) -> Result<String, Refusal> {
+    pub(crate) fn begin(&self, part: &str, verb: Verb, seconds: u64) -> Result<String, LabError> {
         let mut inner = self.lock();
         if !inner.has_agent() {
-            return Err(Refusal::NoAgent);
+            return Err(LabError::NoAgent);
         }
         let offered = inner.parts.iter().any(|target| target.id == part && target.verbs.contains(&verb));
         if !offered || matches!(verb, Verb::Resume | Verb::Resend | Verb::List) {
-            return Err(Refusal::NotOffered);
+            return Err(LabError::NotOffered);
         }
         if inner.runs.front().is_some_and(|run| !matches!(run.state, RunState::Ended | RunState::Failed)) {
-            return Err(Refusal::Busy);
+            return Err(LabError::Busy);
         }
         let seconds = seconds.clamp(1, MAX_SECONDS);
         let run = inner.add_work("r", part, verb, seconds);
@@ -333,7 +333,7 @@ impl Lab {
         });
         inner.runs.truncate(MAX_RUNS);
         drop(inner);
-        self.woken.notify(usize::MAX);
+        self.changed.notify(usize::MAX);
         Ok(run)
     }
 
@@ -342,26 +342,26 @@ impl Lab {
     ///
     /// # Errors
     /// Why it is not asked, or that it has not reported in time.
-    pub(crate) async fn resend(&self, letter: &str) -> Result<Option<String>, Refusal> {
+    pub(crate) async fn resend(&self, letter: &str) -> Result<Option<String>, LabError> {
         let errand = {
             let mut inner = self.lock();
             if !inner.has_agent() {
-                return Err(Refusal::NoAgent);
+                return Err(LabError::NoAgent);
             }
             if inner.resend.is_some() {
-                return Err(Refusal::Busy);
+                return Err(LabError::Busy);
             }
             let errand = inner.add_work("e", letter, Verb::Resend, MAX_SECONDS);
             inner.resend = Some((errand.clone(), None));
             errand
         };
-        self.woken.notify(usize::MAX);
+        self.changed.notify(usize::MAX);
         let report = self.until(RESEND_TIMEOUT, |inner| inner.resend.as_ref().and_then(|(_, report)| report.clone()));
         let report = report.await;
         let mut inner = self.lock();
         inner.resend = None;
         inner.work.retain(|work| work.run != errand);
-        let Report { state, detail, .. } = report.ok_or(Refusal::NoAgent)?;
+        let Report { state, detail, .. } = report.ok_or(LabError::NoAgent)?;
         Ok((state == Progress::Failed).then(|| detail.unwrap_or_else(|| "it was not sent".to_owned())))
     }
 
@@ -387,7 +387,7 @@ impl Lab {
                 inner.listing = Some((errand, now));
             }
         }
-        self.woken.notify(usize::MAX);
+        self.changed.notify(usize::MAX);
         self.until(LIST_WAIT, |inner| inner.listed.as_ref().is_some_and(|(at, _)| *at > now).then_some(())).await;
         let inner = self.lock();
         inner.listed.as_ref().filter(|(at, _)| at.elapsed() < LIST_KEPT).map(|(_, listed)| listed.clone())
@@ -397,11 +397,11 @@ impl Lab {
     async fn until<T>(&self, limit: Duration, mut so: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
         let wait = async {
             loop {
-                let woken = self.woken.listen();
+                let change = self.changed.listen();
                 if let Some(found) = so(&self.lock()) {
                     return found;
                 }
-                woken.await;
+                change.await;
             }
         };
         timeout(limit, wait).await.ok()
@@ -411,14 +411,14 @@ impl Lab {
     ///
     /// # Errors
     /// Why not.
-    pub(crate) fn heal(&self, run: &str) -> Result<(), Refusal> {
+    pub(crate) fn heal(&self, run: &str) -> Result<(), LabError> {
         let mut inner = self.lock();
-        let found = inner.run(run).ok_or(Refusal::NoSuchRun)?;
+        let found = inner.run(run).ok_or(LabError::NoSuchRun)?;
         let work = Work { run: found.run.clone(), part: found.part.clone(), verb: Verb::Resume, seconds: 1 };
         if matches!(found.state, RunState::Waiting | RunState::Running) {
             inner.work.push_back(work);
             drop(inner);
-            self.woken.notify(usize::MAX);
+            self.changed.notify(usize::MAX);
         }
         Ok(())
     }
@@ -479,60 +479,60 @@ impl Lab {
 mod tests {
     use super::*;
 
-    fn question() -> Question {
+    fn poll() -> AgentPoll {
         let parts = vec![Target { id: "kafka".to_owned(), verbs: vec![Verb::Pause] }];
-        Question { parts, ..Question::default() }
+        AgentPoll { parts, ..AgentPoll::default() }
     }
 
-    fn reported(run: &str, state: Progress) -> Question {
+    fn reported(run: &str, state: Progress) -> AgentPoll {
         let report = Report { run: run.to_owned(), state, detail: None, letters: Vec::new() };
-        Question { reports: vec![report], ..question() }
+        AgentPoll { reports: vec![report], ..poll() }
     }
 
     #[test]
     fn work_is_given_once_to_an_agent_that_offers_it() {
         let lab = Lab::default();
-        assert_eq!(lab.begin("kafka", Verb::Pause, 10), Err(Refusal::NoAgent));
-        assert_eq!(lab.ask(question()), None);
+        assert_eq!(lab.begin("kafka", Verb::Pause, 10), Err(LabError::NoAgent));
+        assert_eq!(lab.poll(poll()), None);
         for (part, verb) in [("kafka", Verb::Kill), ("patient-db", Verb::Pause), ("kafka", Verb::Resume)] {
-            assert_eq!(lab.begin(part, verb, 10), Err(Refusal::NotOffered));
+            assert_eq!(lab.begin(part, verb, 10), Err(LabError::NotOffered));
         }
         let run = lab.begin("kafka", Verb::Pause, 3600).unwrap();
-        assert_eq!(lab.begin("kafka", Verb::Pause, 10), Err(Refusal::Busy));
-        let work = lab.ask(question()).unwrap();
+        assert_eq!(lab.begin("kafka", Verb::Pause, 10), Err(LabError::Busy));
+        let work = lab.poll(poll()).unwrap();
         assert_eq!((work.run.as_str(), work.seconds), (run.as_str(), MAX_SECONDS), "no fault lasts longer");
-        assert_eq!(lab.ask(question()), None);
-        lab.ask(reported(&run, Progress::Injected));
+        assert_eq!(lab.poll(poll()), None);
+        lab.poll(reported(&run, Progress::Injected));
         assert_eq!(lab.state(&run), Some(RunState::Running));
         lab.heal(&run).unwrap();
-        assert_eq!(lab.ask(question()).map(|work| work.verb), Some(Verb::Resume));
-        lab.ask(reported(&run, Progress::Healed));
+        assert_eq!(lab.poll(poll()).map(|work| work.verb), Some(Verb::Resume));
+        lab.poll(reported(&run, Progress::Healed));
         assert_eq!(lab.state(&run), Some(RunState::Healing));
         lab.end(&run, None);
         assert_eq!(lab.state(&run), Some(RunState::Ended));
-        assert_eq!(lab.heal("r9"), Err(Refusal::NoSuchRun));
+        assert_eq!(lab.heal("r9"), Err(LabError::NoSuchRun));
         assert!(lab.begin("kafka", Verb::Pause, 10).is_ok());
     }
 
     #[test]
     fn reports_that_come_together_or_twice_are_taken_in_their_order() {
         let lab = Lab::default();
-        lab.ask(question());
+        lab.poll(poll());
         let run = lab.begin("kafka", Verb::Pause, 10).unwrap();
         let reports = [Progress::Injected, Progress::Healed].map(|state| reported(&run, state).reports).concat();
-        lab.ask(Question { reports: reports.clone(), ..question() });
+        lab.poll(AgentPoll { reports: reports.clone(), ..poll() });
         assert_eq!(lab.state(&run), Some(RunState::Healing));
-        lab.ask(Question { reports, ..question() });
+        lab.poll(AgentPoll { reports, ..poll() });
         assert_eq!(lab.state(&run), Some(RunState::Healing), "the fault does not begin again");
     }
 
     #[test]
     fn a_run_that_is_ended_before_the_agent_has_begun_is_begun_and_ended() {
         let lab = Lab::default();
-        lab.ask(question());
+        lab.poll(poll());
         let run = lab.begin("kafka", Verb::Pause, 10).unwrap();
         lab.heal(&run).unwrap();
-        let verbs: Vec<_> = std::iter::from_fn(|| lab.ask(question())).map(|work| work.verb).collect();
+        let verbs: Vec<_> = std::iter::from_fn(|| lab.poll(poll())).map(|work| work.verb).collect();
         assert_eq!(verbs, [Verb::Pause, Verb::Resume]);
     }
 
@@ -541,7 +541,7 @@ mod tests {
         smol::block_on(async {
             let lab = Lab::default();
             assert_eq!(lab.letters().await, None, "no agent");
-            lab.ask(question());
+            lab.poll(poll());
             lab.begin("kafka", Verb::Pause, 10).unwrap();
             let letter = Letter {
                 id: "outbox-7".to_owned(),
@@ -553,8 +553,8 @@ mod tests {
             let agent = async {
                 let mut listed = Vec::new();
                 while listed.is_empty() {
-                    lab.woken().await;
-                    listed.extend(lab.ask(question()).filter(|work| work.verb == Verb::List));
+                    lab.wait_for_work().await;
+                    listed.extend(lab.poll(poll()).filter(|work| work.verb == Verb::List));
                 }
                 let report = Report {
                     run: listed[0].run.clone(),
@@ -562,13 +562,13 @@ mod tests {
                     detail: None,
                     letters: vec![letter.clone()],
                 };
-                assert_eq!(lab.ask(Question { reports: vec![report], ..question() }), None, "one list");
+                assert_eq!(lab.poll(AgentPoll { reports: vec![report], ..poll() }), None, "one list");
             };
             let (one, other) = (lab.letters(), lab.letters());
             let ((one, other), ()) = smol::future::zip(smol::future::zip(one, other), agent).await;
             assert_eq!((one, other), (Some(Ok(vec![letter.clone()])), Some(Ok(vec![letter.clone()]))));
             assert_eq!(lab.letters().await, Some(Ok(vec![letter])), "it is new enough");
-            assert_eq!(lab.ask(question()), None);
+            assert_eq!(lab.poll(poll()), None);
         });
     }
 }

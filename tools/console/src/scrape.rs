@@ -10,8 +10,8 @@ use futures_util::future::{join, join_all};
 use runtime::{Shutdown, timeout};
 
 use crate::{
-    address::Place,
-    client::{self, Answer, RequestError, ServiceRequest},
+    address::HostAddress,
+    client::{self, RequestError, ServiceRequest, ServiceResponse},
     map::{ANALYTICS, Map, Reading},
     prometheus::samples,
 };
@@ -41,7 +41,7 @@ pub(crate) async fn run(map: Map, services: [HostPorts; 3], shutdown: Shutdown) 
 
 async fn scrape(service: usize, hosts: &HostPorts) -> Vec<(SocketAddr, Result<Reading, String>)> {
     let places = hosts.0.iter().map(|host| async {
-        let place = Place(host.clone());
+        let place = HostAddress(host.clone());
         let addresses = timeout(LIMIT, place.resolve()).await.ok().and_then(Result::ok).unwrap_or_default();
         addresses.into_iter().map(|address| (address, place.to_string())).collect::<Vec<_>>()
     });
@@ -60,6 +60,6 @@ async fn read(service: usize, address: SocketAddr, host: &str) -> Result<Reading
     let text = |error: RequestError| error.to_string();
     let health = health.map_err(text)?;
     let metrics = metrics.map_err(text)?;
-    let summary = summary.and_then(Result::ok).filter(Answer::is_success).map(|answer| answer.json());
+    let summary = summary.and_then(Result::ok).filter(ServiceResponse::is_success).map(|answer| answer.json());
     Ok(Reading { health: health.json(), samples: samples(&String::from_utf8_lossy(&metrics.body)), summary })
 }

@@ -14,20 +14,22 @@ use super::Request;
 use crate::{
     canary, generator,
     guard::single_header,
-    lab::{MAX_SECONDS, Question, Refusal, Verb},
+    lab::{AgentPoll, LabError, MAX_SECONDS, Verb},
     live, load,
 };
 
-/// An agent's question waits so long for work.
+/// An agent's poll waits so long for work.
 const WORK_WAIT: Duration = Duration::from_secs(5);
 
-fn refused(refusal: Refusal) -> Problem {
+fn problem_of_error(refusal: LabError) -> Problem {
     let conflict = |detail: &str| Problem::new(StatusCode::Conflict, detail);
     match refusal {
-        Refusal::NoAgent => conflict("No agent asks for work. `just up` starts one on the host.").kind("no-agent"),
-        Refusal::Busy => conflict("Another run is under way.").kind("busy"),
-        Refusal::NotOffered => Problem::bad_request("The agent does not offer this for this part.").kind("not-offered"),
-        Refusal::NoSuchRun => Problem::not_found("There is no such run."),
+        LabError::NoAgent => conflict("No agent asks for work. `just up` starts one on the host.").kind("no-agent"),
+        LabError::Busy => conflict("Another run is under way.").kind("busy"),
+        LabError::NotOffered => {
+            Problem::bad_request("The agent does not offer this for this part.").kind("not-offered")
+        }
+        LabError::NoSuchRun => Problem::not_found("There is no such run."),
     }
 }
 
@@ -50,7 +52,7 @@ pub(super) async fn begin(mut request: Request) -> Result<Response, Problem> {
         return Err(problem.field("seconds", format!("must be a whole number from 1 to {MAX_SECONDS}")));
     }
     let app = request.state().clone();
-    let run = app.lab().begin(&part, verb, seconds).map_err(refused)?;
+    let run = app.lab().begin(&part, verb, seconds).map_err(problem_of_error)?;
     let lab = app.lab().clone();
     runtime::spawn(canary::measure(app, lab, run.clone())).detach();
     Ok(json(StatusCode::Accepted, &json!({ "run": run })))
@@ -58,11 +60,11 @@ pub(super) async fn begin(mut request: Request) -> Result<Response, Problem> {
 
 pub(super) async fn run(request: Request) -> Result<Response, Problem> {
     let run = request.state().lab().read(request.param("run").unwrap_or_default());
-    Ok(json(StatusCode::Ok, &run.ok_or_else(|| refused(Refusal::NoSuchRun))?))
+    Ok(json(StatusCode::Ok, &run.ok_or_else(|| problem_of_error(LabError::NoSuchRun))?))
 }
 
 pub(super) async fn heal(request: Request) -> Result<Response, Problem> {
-    request.state().lab().heal(request.param("run").unwrap_or_default()).map_err(refused)?;
+    request.state().lab().heal(request.param("run").unwrap_or_default()).map_err(problem_of_error)?;
     Ok(json(StatusCode::Accepted, &json!({})))
 }
 
@@ -127,12 +129,12 @@ pub(super) async fn resend(mut request: Request) -> Result<Response, Problem> {
         let problem = Problem::bad_request("The dead letter is not valid.").kind("invalid-parameter");
         problem.field("id", "must be outbox-<number> or billing-<patient id>")
     })?;
-    let trouble = request.state().lab().resend(&letter).await.map_err(refused)?;
+    let trouble = request.state().lab().resend(&letter).await.map_err(problem_of_error)?;
     let state = if trouble.is_some() { "dead" } else { "accepted" };
     Ok(json(StatusCode::Ok, &json!({ "state": state, "detail": trouble })))
 }
 
-/// An agent's question for work, which waits a while if there is none.
+/// An agent's poll for work, which waits a while if there is none.
 pub(super) async fn work(mut request: Request) -> Result<Response, Problem> {
     let app = request.state().clone();
     let expected = app.settings().agent_token.as_ref().map(|token| format!("Bearer {}", token.expose()));
@@ -144,11 +146,11 @@ pub(super) async fn work(mut request: Request) -> Result<Response, Problem> {
         let problem = Problem::new(StatusCode::Unauthorized, "The agent's token is missing or wrong.");
         return Err(problem.header("www-authenticate", "Bearer"));
     }
-    let question: Question = read_json(&mut request, &Limits::default()).await?;
-    let again = question.without_reports();
-    let mut work = app.lab().ask(question);
-    if work.is_none() && timeout(WORK_WAIT, app.lab().woken()).await.is_ok() {
-        work = app.lab().ask(again);
+    let poll: AgentPoll = read_json(&mut request, &Limits::default()).await?;
+    let again = poll.without_reports();
+    let mut work = app.lab().poll(poll);
+    if work.is_none() && timeout(WORK_WAIT, app.lab().wait_for_work()).await.is_ok() {
+        work = app.lab().poll(again);
     }
     Ok(work.map_or_else(no_content, |work| json(StatusCode::Ok, &work)))
 }

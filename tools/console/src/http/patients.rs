@@ -15,7 +15,7 @@ use web::{Limits, Problem, Query, read_body};
 use super::Request;
 use crate::{
     app::{App, version_of},
-    client::{Answer, RequestError, ServiceRequest},
+    client::{RequestError, ServiceRequest, ServiceResponse},
     guard::single_header,
     journey::{Operation, from_hex, hex},
     live, samples,
@@ -43,7 +43,7 @@ fn unreachable(error: &RequestError) -> Problem {
 }
 
 /// The response of a service as it is, such as a problem.
-fn proxy_response(answer: &Answer) -> Response {
+fn proxy_response(answer: &ServiceResponse) -> Response {
     let mut response = Response::new(answer.status);
     response.set_body(answer.body.to_vec());
     for name in ["content-type", "retry-after"] {
@@ -55,7 +55,7 @@ fn proxy_response(answer: &Answer) -> Response {
 }
 
 /// The cursor in the `Link` of a list.
-fn next_cursor(answer: &Answer) -> Option<String> {
+fn next_cursor(answer: &ServiceResponse) -> Option<String> {
     let target = answer.header("link")?.split(['<', '>']).nth(1)?;
     let query = target.split_once('?')?.1;
     form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "cursor").map(|(_, value)| value.into_owned())
@@ -103,7 +103,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let limit = query.number("limit", 1..=MAX_LIMIT).unwrap_or(LIMIT);
     query.finish(())?;
     let path = list_path(limit, term, cursor);
-    let answer = request.state().ask_patients(ServiceRequest::get(&path, &[UNSAMPLED])).await;
+    let answer = request.state().call_patient_service(ServiceRequest::get(&path, &[UNSAMPLED])).await;
     let answer = answer.map_err(|error| unreachable(&error))?;
     if !answer.is_success() {
         return Ok(proxy_response(&answer));
@@ -118,19 +118,19 @@ pub(super) async fn read(request: Request) -> Result<Response, Problem> {
         format!("/patients/{id}/billing"),
         format!("/patients/{id}/billing/transactions?limit={TRANSACTIONS}"),
     );
-    let get = |path| app.ask_patients(ServiceRequest::get(path, &[UNSAMPLED]));
+    let get = |path| app.call_patient_service(ServiceRequest::get(path, &[UNSAMPLED]));
     let (patient, billing, transactions) = join3(get(&patient), get(&billing), get(&transactions)).await;
     let patient = patient.map_err(|error| unreachable(&error))?;
     if !patient.is_success() {
         return Ok(proxy_response(&patient));
     }
     // The patient is shown whatever billing says.
-    let problem_of = |answer: &Result<Answer, RequestError>| match answer {
+    let problem_of = |answer: &Result<ServiceResponse, RequestError>| match answer {
         Ok(answer) if answer.is_success() => None,
         Ok(answer) => Some(answer.json()),
         Err(error) => Some(json!({ "title": "Bad Gateway", "status": 502, "detail": error.to_string() })),
     };
-    let body_of = |answer: &Result<Answer, RequestError>| {
+    let body_of = |answer: &Result<ServiceResponse, RequestError>| {
         answer.as_ref().ok().filter(|answer| answer.is_success()).map(|answer| with_exponents(answer.json()))
     };
     let tag = patient.header("etag").unwrap_or_default();
@@ -181,14 +181,14 @@ impl Write {
         path: &str,
         more: &[(&str, &str)],
         body: Vec<u8>,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<ServiceResponse, Problem> {
         let mut headers = vec![("traceparent", self.traceparent.as_str())];
         if !body.is_empty() {
             headers.push(("content-type", "application/json"));
         }
         headers.extend(more);
         let outgoing = ServiceRequest { method, path, headers: &headers, body: Bytes::from(body) };
-        self.app.ask_patients(outgoing).await.map_err(|error| unreachable(&error))
+        self.app.call_patient_service(outgoing).await.map_err(|error| unreachable(&error))
     }
 
     /// Adds to the journey what the response says.
@@ -202,7 +202,7 @@ impl Write {
     }
 
     /// The response to the page about a patient that was written.
-    fn patient_response(&self, status: StatusCode, answer: &Answer) -> Response {
+    fn patient_response(&self, status: StatusCode, answer: &ServiceResponse) -> Response {
         let mut patient = answer.json();
         let billing = patient.as_object_mut().and_then(|patient| patient.remove("billing"));
         let tag = answer.header("etag").unwrap_or_default();
@@ -265,10 +265,10 @@ pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
 }
 
 /// A 412 with the current patient, so that the page can show what somebody else has changed.
-async fn precondition_failed(app: &App, path: &str, problem: &Answer) -> Response {
+async fn precondition_failed(app: &App, path: &str, problem: &ServiceResponse) -> Response {
     let mut body = problem.json();
     if let (Some(members), Ok(current)) =
-        (body.as_object_mut(), app.ask_patients(ServiceRequest::get(path, &[UNSAMPLED])).await)
+        (body.as_object_mut(), app.call_patient_service(ServiceRequest::get(path, &[UNSAMPLED])).await)
         && current.is_success()
     {
         let tag = current.header("etag").unwrap_or_default();
@@ -311,7 +311,7 @@ pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> 
     let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
     let path = format!("/analytics/dead-letters?limit={limit}{cursor}");
     let app = request.state();
-    let of_topic = app.ask_each_analytics(ServiceRequest::get(&path, &[UNSAMPLED]));
+    let of_topic = app.call_each_analytics_service(ServiceRequest::get(&path, &[UNSAMPLED]));
     let (of_topic, of_patient_service) = join(of_topic, app.lab().letters()).await;
     // Each list is shown whatever becomes of the others.
     let problem_of = |detail: String| json!({ "title": "Bad Gateway", "status": 502, "detail": detail });
