@@ -5,7 +5,7 @@ use std::fs;
 use crate::{root, sources};
 
 /// Identifiers that were replaced, each with the name to use. Whole identifiers in code alone: not in comments or strings.
-const REPLACED: [(&str, &str); 38] = [
+const REPLACED: [(&str, &str); 40] = [
     ("Seen", "LowWatermark, or what was observed"),
     ("Forgetting", "AckedDeleter"),
     ("DoneReceiver", "CompletedTaskDeleter"),
@@ -33,6 +33,8 @@ const REPLACED: [(&str, &str); 38] = [
     ("NoAnswer", "RequestError"),
     ("Wanted", "the name of what is requested, such as PendingQuery"),
     ("Begun", "SentWrite"),
+    ("Question", "AgentPoll"),
+    ("Refusal", "the name of the error, such as LabError"),
     ("Facts", "SystemStatus"),
     ("Noted", "Observations"),
     ("WatchedIo", "ObservedIo"),

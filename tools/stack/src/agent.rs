@@ -1,8 +1,7 @@
-//! The hands of the console's lab: asks it for work and does that to the parts of the system that this checkout runs.
+//! The agent of the console's lab: polls the console for work, and injects faults into the parts of this checkout's system.
 //!
-//! It listens nowhere. What it does are closed verbs, each for a bounded time, which a timer here ends although the console
-//! be gone; and whatever stands still when the agent stops or starts is woken. Databases and brokers that were given from
-//! outside are left alone.
+//! It listens on no port. It knows a fixed set of faults, each of which a timer here ends, also if the console is gone; when it
+//! stops or starts, it resumes whatever is paused. Databases and brokers that the user has provided are excluded.
 
 use std::{
     collections::VecDeque,
@@ -27,43 +26,43 @@ use crate::{
     settings::Settings,
 };
 
-/// A fault lasts so long at most, whatever is asked for.
+/// The longest fault, whatever the console says.
 const MAX_SECONDS: u64 = 60;
-/// Time for an answer; a question without work is answered after some seconds.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// Reports that are kept while the console is away.
+/// Timeout of a poll; the console responds after some seconds if there is no work.
+const POLL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Reports that are kept while the console is unavailable.
 const MAX_REPORTS: usize = 16;
 /// Dead letters of patient-service in a list.
 const MAX_LETTERS: usize = 100;
-/// Pause while the console is away.
-const AWAY_PAUSE: Duration = Duration::from_secs(1);
-/// A slow part stands still for so long, and then runs for so long.
-const SLOW_TURN: Duration = Duration::from_millis(100);
-/// The parts by the names that the console has for them: the broker and PostgreSQL besides the services.
+/// Pause while the console is unavailable.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// A slow part is paused for this long, then runs for this long, and so on.
+const SLOW_PERIOD: Duration = Duration::from_millis(100);
+/// The console's names of the broker and of PostgreSQL.
 const BROKER: &str = "kafka";
 const POSTGRES: &str = "postgres";
 
-/// What can be done to the parts.
+/// The parts of the system.
 enum Parts {
     Native(Settings),
     Docker(Docker),
 }
 
-/// A part to which something is done.
+/// The part that a fault is injected into.
 enum Target<'a> {
     Native(&'a Settings, &'a str),
     /// With the ids of its containers.
     Docker(&'a Docker, &'a str, Vec<String>),
 }
 
-/// A fault under way.
+/// The current fault.
 struct Fault {
     part: String,
-    /// Ends it before its time.
+    /// Ends it early.
     resume: channel::Sender<()>,
 }
 
-/// Asks for work until it is stopped.
+/// Polls for work until it is stopped.
 pub(crate) async fn run(settings: &Settings) -> Result<()> {
     let token = env::var(TOKEN).map_err(|_| anyhow!("{TOKEN} is not set; `up` starts the agent."))?;
     let shutdown = Shutdown::new();
@@ -72,40 +71,40 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
         Some(docker) => Parts::Docker(docker),
         None => Parts::Native(settings.clone()),
     });
-    parts.wake_all().await;
-    let client = Client::new(format!("127.0.0.1:{}", settings.console_port)).with_timeout(ANSWER_LIMIT);
+    parts.resume_all().await;
+    let client = Client::new(format!("127.0.0.1:{}", settings.console_port)).with_timeout(POLL_TIMEOUT);
     let authorization = format!("Bearer {token}");
     let fault = Arc::new(Mutex::new(None::<Fault>));
-    let (reports, news) = channel::bounded::<Json>(16);
+    let (reports, new_reports) = channel::bounded::<Json>(16);
     let work = async {
-        // Those that no answer has acknowledged, in their order.
+        // The reports that no response has acknowledged, in their order.
         let mut unacknowledged = VecDeque::<Json>::new();
         loop {
-            let question = json!({ "parts": parts.offered(), "excluded": parts.excluded(), "reports": unacknowledged });
+            let poll = json!({ "parts": parts.offered(), "excluded": parts.excluded(), "reports": unacknowledged });
             let headers = [("authorization", authorization.as_str())];
-            let ask = async { Ok(client.send(Method::Post, "/agent/work", &headers, Some(&question)).await) };
-            // What there is to tell does not wait for work.
-            match or(async { Err(news.recv().await.unwrap_or_default()) }, ask).await {
+            let response = async { Ok(client.send(Method::Post, "/agent/work", &headers, Some(&poll)).await) };
+            // A new report does not wait for work.
+            match or(async { Err(new_reports.recv().await.unwrap_or_default()) }, response).await {
                 Err(newer) => {
-                    // The question may have been received; the console takes a report twice without harm.
+                    // The poll may have been received; the console ignores a report that comes twice.
                     unacknowledged.push_back(newer);
                     if unacknowledged.len() > MAX_REPORTS {
                         unacknowledged.pop_front();
                     }
                     continue;
                 }
-                Ok(Ok(answer)) if answer.status == 200 => {
+                Ok(Ok(response)) if response.status == 200 => {
                     unacknowledged.clear();
-                    begin(settings, &parts, &fault, &answer.json(), &reports);
+                    begin(settings, &parts, &fault, &response.json(), &reports);
                 }
-                Ok(Ok(answer)) if answer.status == 204 => unacknowledged.clear(),
-                // The console is away, or another one; what is under way ends by itself.
-                Ok(_) => drop(smol::Timer::after(AWAY_PAUSE).await),
+                Ok(Ok(response)) if response.status == 204 => unacknowledged.clear(),
+                // The console is unavailable, or another one; the current fault ends by itself.
+                Ok(_) => drop(smol::Timer::after(RETRY_PAUSE).await),
             }
         }
     };
     shutdown.run_until_stopped::<()>(work).await;
-    parts.wake_all().await;
+    parts.resume_all().await;
     Ok(())
 }
 
@@ -114,13 +113,13 @@ async fn resend(settings: &Settings, letter: &str) -> Result<()> {
     if patient_dead_letters::is_id(letter) {
         return patient_dead_letters::resend_one(settings, letter).await;
     }
-    let place =
+    let position =
         letter.split_once(':').and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
-    let (partition, offset) = place.ok_or_else(|| anyhow!("{letter:?} is not the place of a record."))?;
+    let (partition, offset) = position.ok_or_else(|| anyhow!("{letter:?} is not the position of a record."))?;
     dead_letters::resend_from(settings, partition, offset).await
 }
 
-/// Begins what is asked for, or ends it.
+/// Starts a piece of work, or ends the current fault.
 fn begin(
     settings: &Settings,
     parts: &Arc<Parts>,
@@ -131,7 +130,7 @@ fn begin(
     let text = |name: &str| work[name].as_str().unwrap_or_default().to_owned();
     let (run, part, verb) = (text("run"), text("part"), text("verb"));
     let seconds = work["seconds"].as_u64().unwrap_or(1).clamp(1, MAX_SECONDS);
-    let tell = {
+    let report = {
         let (run, reports) = (run.clone(), reports.clone());
         move |state: &str, detail: Option<String>| {
             let _ = reports.try_send(json!({ "run": run, "state": state, "detail": detail }));
@@ -142,8 +141,8 @@ fn begin(
         runtime::spawn(async move {
             eprintln!("resend {part}");
             match resend(&settings, &part).await {
-                Ok(()) => tell("healed", None),
-                Err(error) => tell("failed", Some(error.to_string())),
+                Ok(()) => report("healed", None),
+                Err(error) => report("failed", Some(error.to_string())),
             }
         })
         .detach();
@@ -157,7 +156,7 @@ fn begin(
                     let letters: Vec<_> = letters.iter().take(MAX_LETTERS).map(PatientDeadLetter::to_json).collect();
                     let _ = reports.try_send(json!({ "run": run, "state": "healed", "letters": letters }));
                 }
-                Err(error) => tell("failed", Some(error.to_string())),
+                Err(error) => report("failed", Some(error.to_string())),
             }
         })
         .detach();
@@ -175,7 +174,7 @@ fn begin(
         .iter()
         .any(|one| one["id"] == part && one["verbs"].as_array().is_some_and(|all| all.contains(&json!(verb))));
     if !is_offered || current.is_some() {
-        tell("failed", Some("this cannot be done now".to_owned()));
+        report("failed", Some("this cannot be done now".to_owned()));
         return;
     }
     let (resume, resumed) = channel::bounded(1);
@@ -190,13 +189,13 @@ fn begin(
         let resumed = async {
             let _ = resumed.recv().await;
         };
-        let outcome = parts.inject(&part, &verb, || tell("injected", None), or(end, resumed)).await;
+        let outcome = parts.inject(&part, &verb, || report("injected", None), or(end, resumed)).await;
         *fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
         match outcome {
-            Ok(()) => tell("healed", None),
+            Ok(()) => report("healed", None),
             Err(error) => {
                 eprintln!("{verb} {part}: {error}");
-                tell("failed", Some(error.to_string()));
+                report("failed", Some(error.to_string()));
             }
         }
     })
@@ -204,7 +203,7 @@ fn begin(
 }
 
 impl Parts {
-    /// What the console may ask for.
+    /// The parts with the faults that can be injected.
     fn offered(&self) -> Vec<Json> {
         let with = |id: &str, verbs: &[&str]| json!({ "id": id, "verbs": verbs });
         let mut parts: Vec<_> =
@@ -219,7 +218,7 @@ impl Parts {
         parts
     }
 
-    /// What it leaves alone, with the reason.
+    /// The parts that are excluded, with the reason.
     fn excluded(&self) -> Vec<Json> {
         let Self::Native(settings) = self else { return Vec::new() };
         let given = |id: &str, by: &str| json!({ "id": id, "why": format!("given by {by}") });
@@ -228,7 +227,7 @@ impl Parts {
         broker.into_iter().chain(database).collect()
     }
 
-    /// Does something to a part until `end`, and makes it good again whatever happens in between.
+    /// Injects a fault into a part until `end`, and ends it whatever happens in between.
     async fn inject(
         &self,
         part: &str,
@@ -250,29 +249,29 @@ impl Parts {
                     injected();
                     end.await;
                 }
-                part.wake().await.and(paused)
+                part.resume().await.and(paused)
             }
             "slow" => {
-                let turns = async {
+                let cycles = async {
                     loop {
-                        if let failed @ Err(_) = part.turn().await {
+                        if let failed @ Err(_) = part.pause_and_resume().await {
                             return failed;
                         }
                     }
                 };
                 injected();
-                let outcome: Result<()> = or(turns, async {
+                let outcome: Result<()> = or(cycles, async {
                     end.await;
                     Ok(())
                 })
                 .await;
-                part.wake().await.and(outcome)
+                part.resume().await.and(outcome)
             }
             _ => Err(anyhow!("{verb} is none of kill, pause and slow")),
         }
     }
 
-    /// A part, with its containers: Compose takes seconds to tell them, on a busy machine longer than a turn may last.
+    /// A part, with its containers: Compose takes seconds to list them, on a busy machine longer than a period of a slow part.
     async fn target<'a>(&'a self, part: &'a str) -> Result<Target<'a>> {
         Ok(match self {
             Self::Native(settings) => Target::Native(settings, part),
@@ -280,12 +279,12 @@ impl Parts {
         })
     }
 
-    /// Wakes whatever stands still, such as after an agent that was killed. What runs does not notice.
-    async fn wake_all(&self) {
+    /// Resumes whatever is paused, such as after an agent that was killed. Running parts are not affected.
+    async fn resume_all(&self) {
         match self {
             Self::Native(settings) => {
                 for part in native::SERVICES.into_iter().chain([BROKER, POSTGRES]) {
-                    // What does not run needs no waking.
+                    // A part that is stopped needs no signal.
                     let _ = native::signal(settings, part, Signal::CONT);
                 }
             }
@@ -295,12 +294,12 @@ impl Parts {
 }
 
 impl Target<'_> {
-    /// Has it stand still for a moment, and run for another.
-    async fn turn(&self) -> Result<()> {
+    /// Pauses it for one period and resumes it for another.
+    async fn pause_and_resume(&self) -> Result<()> {
         self.pause().await?;
-        smol::Timer::after(SLOW_TURN).await;
-        self.wake().await?;
-        smol::Timer::after(SLOW_TURN).await;
+        smol::Timer::after(SLOW_PERIOD).await;
+        self.resume().await?;
+        smol::Timer::after(SLOW_PERIOD).await;
         Ok(())
     }
 
@@ -325,7 +324,7 @@ impl Target<'_> {
         }
     }
 
-    async fn wake(&self) -> Result<()> {
+    async fn resume(&self) -> Result<()> {
         match self {
             Self::Native(settings, part) => native::signal(settings, part, Signal::CONT),
             Self::Docker(_, _, ids) => Docker::control(ids, "unpause").await,
