@@ -10,11 +10,12 @@ use crate::billing_tasks::{Action, BillingTasks};
 
 /// Patients that wait in the queue at most. The tasks of further ones are left to the reconciler.
 const MAX_QUEUED: usize = 4096;
-/// Tasks that one statement deletes at most, and how long the first of them waits for others.
+/// Tasks that one statement deletes at most, and how long the first of them waits for others: well within the time after
+/// which the reconciler takes an open task for one that the request has not done.
 const MAX_BATCH: usize = 500;
-const LINGER: Duration = Duration::from_millis(20);
-/// The longest pause while the database cannot delete them.
-const MAX_BACKOFF: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_millis(200);
+/// The first pause while the database cannot delete them, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Takes the patients whose account was opened by the request itself.
 #[derive(Clone, Debug)]
@@ -42,17 +43,19 @@ impl CompletedTaskDeleter {
     /// Deletes tasks, many with one statement, until the shutdown; then those that are left. Those that the database could
     /// not delete are tried again, so that their calls are not made once more meanwhile.
     pub async fn run(self, tasks: BillingTasks, shutdown: Shutdown) {
-        let (mut done, mut backoff) = (Vec::new(), Backoff::new(LINGER, MAX_BACKOFF));
+        let (mut done, mut backoff) = (Vec::new(), Backoff::new(BACKOFF.0, BACKOFF.1));
         while !shutdown.is_triggered() {
             if done.is_empty() {
                 let Some(Ok(first)) = shutdown.run_until_stopped(self.0.recv()).await else { break };
                 done.push(first);
-                backoff.reset();
+                // More come meanwhile, and go with it.
+                shutdown.run_until_stopped(smol::Timer::after(LINGER)).await;
             }
-            // More come meanwhile, and go with it.
-            shutdown.run_until_stopped(backoff.pause()).await;
             // A failure is an outage, which `Database` logs.
-            let _ = self.delete(&tasks, &mut done).await;
+            match self.delete(&tasks, &mut done).await {
+                Ok(()) => backoff.reset(),
+                Err(_) => drop(shutdown.run_until_stopped(backoff.pause()).await),
+            }
         }
         // What is left now is done again by a reconciler, which changes nothing at billing.
         let _ = self.delete(&tasks, &mut done).await;

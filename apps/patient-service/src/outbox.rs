@@ -102,6 +102,13 @@ pub struct OutboxRow {
 }
 
 impl OutboxRow {
+    /// An event as it was stored, in this place and at this time.
+    pub fn of(event: NewEvent, id: i64, created_at: DateTime<Utc>) -> Self {
+        let NewEvent { patient_id, key_hash, event_id, kind, value, traceparent } = event;
+        let (event_type, traceparent) = (kind.name().to_owned(), Some(traceparent));
+        Self { id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at }
+    }
+
     /// The key of the row.
     pub fn key(&self) -> RowKey {
         RowKey { id: self.id, event_id: self.event_id }

@@ -113,8 +113,8 @@ impl Registry {
         let billing_after = self.billing.deadline() + RECONCILE_AFTER;
         let store = self.store.with_shared_deadline();
         let patient = match store.insert(patient.clone(), key.clone(), billing_after, trace).await {
-            Ok(()) => {
-                self.relay.notify();
+            Ok(event) => {
+                self.relay.hand_over(event);
                 tracing::info!(patient_id = %patient.id, "patient registered");
                 patient
             }

@@ -135,7 +135,7 @@ fn health(database: Database, broker: &BrokerState, billing: &Arc<Billing>, shut
             }
         })
         .component("kafka", move || {
-            let error = broker.trouble();
+            let error = broker.error();
             async move { error.map_or_else(Component::up, Component::degraded) }
         })
         .component("billing", move || {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     billing_tasks,
-    outbox::{self, NewEvent},
+    outbox::{self, NewEvent, OutboxRow},
     patient::{Details, Patient},
 };
 
@@ -121,8 +121,8 @@ impl Store {
         }
     }
 
-    /// Stores a new patient with its event, its task for billing and, if there is one, its key, in one commit.
-    /// `billing_after` leaves the request itself time to call billing.
+    /// Stores a new patient with its event, its task for billing and, if there is one, its key, in one commit; gives the
+    /// event as the outbox has it. `billing_after` leaves the request itself time to call billing.
     ///
     /// # Errors
     /// If the email or the key is taken, or the database cannot do it.
@@ -132,7 +132,7 @@ impl Store {
         key: Option<IdempotencyKey>,
         billing_after: std::time::Duration,
         trace: TraceContext,
-    ) -> Result<(), StoreError> {
+    ) -> Result<OutboxRow, StoreError> {
         let event = NewEvent::of(&patient, EventKind::Created, trace);
         Ok(self.inserter.submit(insert::New { patient, event, key, billing_after }).await?)
     }

@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 use crate::outbox::{Outbox, RowKey};
 
+/// Events that are deleted without waiting for more.
+const BATCH: usize = 500;
 /// Events that wait to be deleted, at most: with more of them, the relay sends nothing until a deletion succeeds.
 const MAX_WAITING: usize = 2_000;
 /// Pauses after a deletion that failed, or that left locked rows behind.
@@ -25,6 +27,10 @@ pub(super) struct AckedDeleter {
     outbox: Outbox,
     under_way: Option<Deletion>,
     waiting: Vec<RowKey>,
+    /// How long they wait for more, so that one statement deletes them.
+    linger: Duration,
+    /// Since when the first of them waits.
+    waiting_since: Option<Instant>,
     backoff: Backoff,
     /// No statement begins before this time.
     paused_until: Option<Instant>,
@@ -42,12 +48,38 @@ struct Deletion {
 impl AckedDeleter {
     pub(super) fn new(outbox: Outbox) -> Self {
         let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        Self { outbox, under_way: None, waiting: Vec::new(), backoff, paused_until: None, skip_locked: false }
+        Self {
+            outbox,
+            under_way: None,
+            waiting: Vec::new(),
+            linger: Duration::ZERO,
+            waiting_since: None,
+            backoff,
+            paused_until: None,
+            skip_locked: false,
+        }
+    }
+
+    /// Has events wait so long for more from now on, so that one statement deletes them: a deletion is a commit.
+    pub(super) fn set_linger(&mut self, linger: Duration) {
+        self.linger = linger;
+    }
+
+    /// When the next statement should begin, if events wait for one and none is under way.
+    pub(super) fn due(&self) -> Option<Instant> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let due = self.waiting_since? + self.linger;
+        Some(self.paused_until.map_or(due, |until| until.max(due)))
     }
 
     /// Begins to delete these, or has them wait for the statement under way.
     pub(super) fn add(&mut self, acked: impl IntoIterator<Item = RowKey>) {
         self.waiting.extend(acked);
+        if !self.waiting.is_empty() {
+            self.waiting_since.get_or_insert_with(Instant::now);
+        }
         self.begin();
     }
 
@@ -66,7 +98,7 @@ impl AckedDeleter {
     pub(super) async fn finish(&mut self) {
         // The statement under way, and one for all that has waited for it.
         for _ in 0..2 {
-            self.paused_until = None;
+            (self.paused_until, self.linger) = (None, Duration::ZERO);
             self.begin();
             // What is left is published again by whoever holds the lease next.
             let _ = self.end().await;
@@ -83,7 +115,7 @@ impl AckedDeleter {
         self.rows().map(|row| row.event_id).collect()
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.rows().count()
     }
 
@@ -103,15 +135,20 @@ impl AckedDeleter {
             // The oldest first, as they were.
             let newer = mem::replace(&mut self.waiting, left);
             self.waiting.extend(newer);
+            self.waiting_since.get_or_insert_with(Instant::now);
         }
         outcome.map(drop)
     }
 
     fn begin(&mut self) {
-        let is_paused = self.paused_until.is_some_and(|until| Instant::now() < until);
-        if self.under_way.is_some() || self.waiting.is_empty() || is_paused {
+        let now = Instant::now();
+        let is_paused = self.paused_until.is_some_and(|until| now < until);
+        let is_enough =
+            self.waiting.len() >= BATCH || self.waiting_since.is_some_and(|since| since + self.linger <= now);
+        if self.under_way.is_some() || is_paused || !is_enough {
             return;
         }
+        self.waiting_since = None;
         let rows = mem::take(&mut self.waiting);
         let (outbox, deleted, skip_locked) = (self.outbox.clone(), rows.clone(), self.skip_locked);
         let statement = runtime::spawn(async move { outbox.delete(&deleted, skip_locked).await });

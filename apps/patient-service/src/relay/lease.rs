@@ -31,10 +31,19 @@ pub(super) struct Lease {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Until when we hold the lease for certain; none if we do not.
-    held_until: Option<Instant>,
+    /// The lease, if we hold it.
+    held: Option<HeldLease>,
     /// The token of another holder's lease, and since when we have observed it unchanged.
     observed: Option<(LeaseToken, Instant)>,
+}
+
+/// A lease that we hold.
+#[derive(Clone, Copy, Debug)]
+struct HeldLease {
+    /// Since when it is held without interruption: nobody else has held it since.
+    since: Instant,
+    /// Until when it is held for certain.
+    until: Instant,
 }
 
 impl Lease {
@@ -50,9 +59,14 @@ impl Lease {
         let attempt = self.outbox.hold_lease(self.shard, self.holder, self.duration, expired.as_ref()).await?;
         let (mut state, now) = (self.lock(), Instant::now());
         match attempt {
-            LeaseAttempt::Held => *state = State { held_until: Some(started + self.duration), observed: None },
+            LeaseAttempt::Held => {
+                // If it ran out, another relay may have held it in between.
+                let before = state.held.filter(|held| now < held.until);
+                let since = before.map_or(now, |held| held.since);
+                *state = State { held: Some(HeldLease { since, until: started + self.duration }), observed: None };
+            }
             LeaseAttempt::HeldByAnother(token) => {
-                state.held_until = None;
+                state.held = None;
                 // Measured from after the response: it may have been renewed during the statement.
                 let since =
                     state.observed.take().filter(|(observed, _)| *observed == token).map_or(now, |(_, since)| since);
@@ -61,11 +75,17 @@ impl Lease {
             // Another relay has just taken or released it.
             LeaseAttempt::Unknown => *state = State::default(),
         }
-        Ok(state.held_until.is_some())
+        Ok(state.held.is_some())
     }
 
     pub(super) fn is_ours(&self) -> bool {
-        self.lock().held_until.is_some_and(|until| Instant::now() < until)
+        self.held_since().is_some()
+    }
+
+    /// Since when it is held without interruption, if it is.
+    pub(super) fn held_since(&self) -> Option<Instant> {
+        let held = self.lock().held?;
+        (Instant::now() < held.until).then_some(held.since)
     }
 
     /// Whether another relay has renewed it recently.

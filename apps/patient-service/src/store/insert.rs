@@ -1,11 +1,16 @@
 //! New patients. Registrations that come together are one statement and one commit.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use postgres::{BatchStatement, Database, Error, query};
+use chrono::{DateTime, Utc};
+use postgres::{BatchStatement, Database, Error, Row as _, query};
+use uuid::Uuid;
 
 use super::IdempotencyKey;
-use crate::{outbox::NewEvent, patient::Patient};
+use crate::{
+    outbox::{NewEvent, OutboxRow},
+    patient::Patient,
+};
 
 /// A patient to be stored, with its event, its task for billing and, if there is one, its key.
 #[derive(Debug)]
@@ -17,16 +22,16 @@ pub(super) struct New {
     pub(super) billing_after: Duration,
 }
 
-/// The statement for many of them.
+/// The statement for many of them. The response is the event as the outbox has it.
 pub(super) enum Insert {}
 
 impl BatchStatement for Insert {
     type Request = New;
-    type Response = ();
+    type Response = OutboxRow;
     const NAME: &'static str = "insert patient";
     const MAX_REQUESTS: usize = 128;
 
-    async fn execute(database: &Database, new: &[New]) -> Result<Vec<()>, Error> {
+    async fn execute(database: &Database, new: &[New]) -> Result<Vec<OutboxRow>, Error> {
         fn column<'a, T>(new: &'a [New], field: impl Fn(&'a New) -> T) -> Vec<T> {
             new.iter().map(field).collect()
         }
@@ -36,7 +41,7 @@ impl BatchStatement for Insert {
             //
             // Together they wait for nobody long: an update that was frozen may hold an email, and then the others are
             // done without the one that wants it.
-            query(
+            let rows = query(
                 "-- insert patients
                 WITH new AS (
                     SELECT new.* FROM unnest(
@@ -60,9 +65,12 @@ impl BatchStatement for Insert {
                 ), event AS (
                     INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
                     SELECT id, key_hash, event_id, 'PATIENT_CREATED', value, traceparent FROM new
+                    RETURNING event_id, id, created_at
+                ), task AS (
+                    INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
+                    SELECT id, 'OPEN', traceparent, now() + make_interval(secs => billing_after) FROM new
                 )
-                INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
-                SELECT id, 'OPEN', traceparent, now() + make_interval(secs => billing_after) FROM new",
+                SELECT event_id, id, created_at FROM event",
             )
             .bind(column(new, |new| new.patient.id))
             .bind(column(new, |new| &*new.patient.name))
@@ -77,10 +85,15 @@ impl BatchStatement for Insert {
             .bind(column(new, |new| new.billing_after.as_secs_f64()))
             .bind(column(new, |new| new.key.as_ref().map(|key| &*key.key)))
             .bind(column(new, |new| new.key.as_ref().map(|key| &*key.fingerprint)))
-            .execute(connection)
-            .await
+            .fetch_all(connection)
+            .await?;
+            rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
         });
-        insert.await?;
-        Ok(vec![(); new.len()])
+        let stored: HashMap<Uuid, (i64, DateTime<Utc>)> = insert.await?;
+        let row = |new: &New| {
+            let (id, created_at) = *stored.get(&new.event.event_id).ok_or(Error::Query(sqlx::Error::RowNotFound))?;
+            Ok(OutboxRow::of(new.event.clone(), id, created_at))
+        };
+        new.iter().map(row).collect()
     }
 }

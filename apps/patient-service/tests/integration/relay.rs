@@ -19,13 +19,14 @@ use testbed::{
     sql::Session,
 };
 
-use crate::harness::{Harness, execute, id, path, patient};
+use crate::harness::{Harness, at_once, execute, id, path, patient};
 
 testbed::on_each_broker!(
     events_arrive_in_order_with_their_headers,
     a_topic_is_created_and_keys_determine_the_partition,
     one_relay_sends_and_another_takes_over,
     a_late_commit_is_not_skipped,
+    what_requests_hand_over_is_sent_once_and_in_order,
     a_broker_that_was_away_gets_everything,
     a_repeated_batch_repeats_events_and_loses_none,
     a_blocked_deletion_blocks_no_event,
@@ -210,6 +211,67 @@ fn one_relay_sends_and_another_takes_over(kind: broker::Kind) {
         assert!(matches!(first.step().await, Err(StepError::NotLeased)), "it knows by its own clock");
         service.register("John Doe").await;
         assert_eq!(second.step().await.unwrap(), Step { read: 1, published: 1 });
+        service.stop().await;
+    });
+}
+
+/// The service's own relay, which sends most first events without reading them, between others that it reads.
+fn what_requests_hand_over_is_sent_once_and_in_order(kind: broker::Kind) {
+    const PATIENTS: usize = 100;
+    runtime::block_on(2, async move {
+        let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
+        kafka::create_topic(&kafka, &topic, 3).await.unwrap();
+        let address = kafka.bootstrap.0[0].to_string();
+        let variables = [("KAFKA_BOOTSTRAP_SERVERS", &*address), ("KAFKA_TOPIC", &*topic)];
+        let service = Harness::start(&testbed::shared_database().await, &variables).await;
+        let has_lease = async || service.number("SELECT count(*) FROM relay_leases").await == 1;
+        service.until("the relay has its lease", has_lease).await;
+        // Another replica's event now and then, which nobody hands over.
+        let others = {
+            let database = service.database.clone();
+            runtime::spawn(async move {
+                for _ in 0..20 {
+                    let insert = async |connection: &mut PgConnection| {
+                        let statement = "WITH new AS (SELECT gen_random_uuid() AS id)
+                            INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value)
+                            SELECT id, 0, gen_random_uuid(), 'PATIENT_CREATED', 'another' FROM new";
+                        postgres::query(statement).execute(connection).await
+                    };
+                    database.run(insert).await.unwrap();
+                    smol::Timer::after(Duration::from_millis(5)).await;
+                }
+            })
+        };
+        let (client, changed) = (service.client.clone(), 3);
+        at_once(PATIENTS, move |n| {
+            let client = client.clone();
+            async move {
+                let answer = client.post("/patients", &patient(&format!("Patient {n}"))).await.unwrap();
+                assert_eq!(answer.status, 201);
+                if n % changed == 0 {
+                    let path = path(&answer.json());
+                    assert_eq!(client.put(&path, &patient(&format!("Changed {n}"))).await.unwrap().status, 200);
+                    assert_eq!(client.delete(&path).await.unwrap().status, 204);
+                }
+            }
+        })
+        .await;
+        others.await;
+        service.until("nothing is left", async || service.number("SELECT count(*) FROM outbox").await == 0).await;
+        let (mut versions, mut of_others) = (HashMap::<uuid::Uuid, Vec<i64>>::new(), 0);
+        for partition in 0..3 {
+            for record in read_all(&kafka, &topic, partition).await {
+                match ReceivedEvent::decode(record.record.value.as_ref().unwrap()) {
+                    Ok(event) => versions.entry(event.patient_id).or_default().push(event.version.unwrap()),
+                    Err(_) => of_others += 1,
+                }
+            }
+        }
+        assert_eq!((versions.len(), of_others), (PATIENTS, 20));
+        for versions in versions.values() {
+            assert!(matches!(versions[..], [1] | [1, 2, 3]), "{versions:?}");
+        }
+        assert_eq!(versions.values().filter(|versions| versions.len() == 3).count(), PATIENTS.div_ceil(changed));
         service.stop().await;
     });
 }

@@ -1,0 +1,203 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use kafka::{Producer, partitioner};
+use runtime::Backoff;
+use telemetry::metrics::{self, IntCounter};
+
+use super::{
+    Settings, StepError, acked_deleter::AckedDeleter, batch::Batch, broker_state::PublishFailure, lease::Lease,
+    record::Sending,
+};
+use crate::outbox::{Outbox, OutboxRow};
+
+/// Pauses of a partition after failures: the first and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+static PUBLISHED: LazyLock<IntCounter> =
+    LazyLock::new(|| metrics::counter("relay_published_total", "Events acknowledged by the broker."));
+static REFUSED: LazyLock<IntCounter> =
+    LazyLock::new(|| metrics::counter("relay_refused_total", "Events that the broker refused for good."));
+
+/// Sends events to their partitions, one batch for each at a time, and has those deleted that the broker acknowledges. A
+/// partition that fails is left out for a while.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    pub(super) acked: AckedDeleter,
+    outbox: Outbox,
+    producer: Producer,
+    settings: Settings,
+    lease: Lease,
+    /// Partitions that failed, and when they are tried again.
+    failing: BTreeMap<i32, FailingPartition>,
+}
+
+#[derive(Debug)]
+struct FailingPartition {
+    backoff: Backoff,
+    until: Instant,
+    failure: PublishFailure,
+}
+
+impl Publisher {
+    pub(super) fn new(outbox: Outbox, settings: Settings, lease: Lease) -> Self {
+        Self {
+            acked: AckedDeleter::new(outbox.clone()),
+            outbox,
+            producer: Producer::new(settings.kafka.clone(), &settings.topic),
+            settings,
+            lease,
+            failing: BTreeMap::new(),
+        }
+    }
+
+    /// The number of partitions. Creates the topic if it does not exist.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub(super) async fn partitions(&mut self) -> Result<i32, StepError> {
+        let partitions = match self.producer.partitions().await {
+            Err(kafka::Error::UnknownTopic) => self.create_topic().await,
+            partitions => partitions,
+        };
+        partitions.map_err(StepError::Kafka)
+    }
+
+    async fn create_topic(&mut self) -> Result<i32, kafka::Error> {
+        let Settings { kafka, topic, partitions, .. } = &self.settings;
+        if kafka::create_topic(kafka, topic, *partitions).await? {
+            tracing::info!(topic, partitions, "topic created");
+        }
+        self.producer.partitions().await
+    }
+
+    /// The partitions that nothing can be sent to now: they failed recently, or the broker throttles us.
+    ///
+    /// A broker whose quota is used up takes nothing now, and that is no outage: what is sent now would wait there, be taken
+    /// for lost and be sent again.
+    pub(super) fn paused_partitions(&mut self, partitions: i32, now: Instant) -> Vec<i32> {
+        self.failing.retain(|&partition, _| partition < partitions);
+        let failing = self.failing.iter().filter(|(_, failing)| failing.until > now).map(|(&partition, _)| partition);
+        let paused: BTreeSet<i32> = failing.chain(self.producer.throttled().into_keys()).collect();
+        paused.into_iter().collect()
+    }
+
+    /// Whether no partition has failed, and none is throttled.
+    pub(super) fn is_unimpeded(&self) -> bool {
+        self.failing.is_empty() && self.producer.throttled().is_empty()
+    }
+
+    /// Forgets the failures, which are another relay's now.
+    pub(super) fn forget_failures(&mut self) {
+        self.failing.clear();
+    }
+
+    /// Events by partition, as many as fit one batch for each.
+    pub(super) fn batches(events: Vec<OutboxRow>, partitions: i32) -> BTreeMap<i32, Batch> {
+        let mut batches = BTreeMap::<i32, Batch>::new();
+        for event in events {
+            batches.entry(partitioner::of_hash(event.key_hash, partitions)).or_default().add(event);
+        }
+        batches
+    }
+
+    /// A partition that failed and has nothing left to send has no failure any more.
+    pub(super) fn forget_failures_without_events(&mut self, batches: &BTreeMap<i32, Batch>, now: Instant) {
+        self.failing.retain(|partition, failing| failing.until > now || batches.contains_key(partition));
+    }
+
+    /// Sends a batch to each partition at once. Takes from `left` what need not be sent again.
+    ///
+    /// # Errors
+    /// That of one partition if some failed, after all have been tried; or that the lease is not ours any more.
+    pub(super) async fn publish(
+        &mut self,
+        mut batches: BTreeMap<i32, Batch>,
+        left: &mut BTreeSet<i64>,
+    ) -> Result<(), StepError> {
+        let mut outcome = Ok(());
+        while !batches.is_empty() {
+            // We may have been frozen since the step began; whoever took over has sent these events.
+            if !self.lease.is_ours() {
+                return Err(StepError::NotLeased);
+            }
+            let (mut sendings, mut records) = (BTreeMap::new(), BTreeMap::new());
+            for (&partition, batch) in &batches {
+                let (sending, batch) = Sending::begin(&self.settings.topic, partition, &batch.events);
+                sendings.insert(partition, sending);
+                records.insert(partition, batch);
+            }
+            let (mut again, mut rejected) = (BTreeMap::new(), Vec::new());
+            for (partition, result) in self.producer.send(records).await {
+                let Some(batch) = batches.remove(&partition) else { continue };
+                sendings.remove(&partition).unwrap_or_default().end(&result);
+                match result {
+                    Ok(_) => {
+                        self.failing.remove(&partition);
+                        PUBLISHED.inc_by(batch.events.len() as u64);
+                        for event in &batch.events {
+                            left.remove(&event.id);
+                        }
+                        self.acked.add(batch.events.iter().map(OutboxRow::key));
+                    }
+                    // Too large a batch may be made of small records: halves find the one that is to blame.
+                    Err(kafka::Error::RecordRejected(_)) if batch.events.len() > 1 => {
+                        again.insert(partition, batch.first_half());
+                    }
+                    Err(error @ kafka::Error::RecordRejected(_)) => {
+                        rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
+                    }
+                    Err(error) => {
+                        self.fail(partition, PublishFailure::from(&error));
+                        outcome = Err(StepError::Kafka(error));
+                    }
+                }
+            }
+            // Only now, when the outcome of every partition is noted: this can fail too.
+            for (partition, event, error) in rejected {
+                match self.dead_letter(&event, &error).await {
+                    Ok(()) => {
+                        self.failing.remove(&partition);
+                        left.remove(&event.id);
+                    }
+                    Err(error) => {
+                        let text = format!("an event cannot be dead-lettered: {error}");
+                        self.fail(partition, PublishFailure { cause: "dead_letter".to_owned(), text });
+                        outcome = Err(StepError::Database(error));
+                    }
+                }
+            }
+            batches = again;
+        }
+        outcome
+    }
+
+    /// Leaves a partition out for a while.
+    fn fail(&mut self, partition: i32, failure: PublishFailure) {
+        let failing = self.failing.entry(partition).or_insert_with(|| FailingPartition {
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            until: Instant::now(),
+            failure: failure.clone(),
+        });
+        failing.until = Instant::now() + failing.backoff.next_pause();
+        failing.failure = failure;
+    }
+
+    /// Why some partition cannot be published to.
+    pub(super) fn failure(&self) -> Option<PublishFailure> {
+        let (partition, FailingPartition { failure, .. }) = self.failing.iter().next()?;
+        let PublishFailure { cause, text } = failure.clone();
+        Some(PublishFailure { cause, text: format!("partition {partition}: {text}") })
+    }
+
+    async fn dead_letter(&self, event: &OutboxRow, error: &kafka::Error) -> Result<(), postgres::Error> {
+        self.outbox.dead_letter(event.key(), &error.to_string()).await?;
+        REFUSED.inc();
+        let OutboxRow { patient_id, event_id, .. } = event;
+        tracing::error!(%patient_id, %event_id, %error, "event rejected by the broker; it is in outbox_dead_letters");
+        Ok(())
+    }
+}
