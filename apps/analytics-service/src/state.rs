@@ -6,10 +6,11 @@
 mod columns;
 mod dead_letters;
 mod encoding;
+mod script;
 mod transaction;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -30,7 +31,7 @@ pub use self::{
     dead_letters::{DeadLetter, DeadLetterSummary, StoredDeadLetter, WaitingDeadLetters},
     transaction::{Delta, PatientUpsert, Transaction},
 };
-use crate::counts::Counts;
+use crate::counts::{Counts, PatientState};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -146,6 +147,30 @@ impl State {
         Ok((state, saved))
     }
 
+    /// The states of patients, of at most [`Transaction::MAX_PATIENTS`]. Unknown patients are not in the result.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn find_patients(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, PatientState>, StateError> {
+        transaction::find_patients(&mut self.connection, ids).await
+    }
+
+    /// Commits the states of at most [`Transaction::MAX_PATIENTS`] patients, in the order of their ids, and a delta without
+    /// dead letters. For a few records it costs a fraction of a [`Transaction`].
+    ///
+    /// # Errors
+    /// If the state cannot be written. Whether it was, only opening it again tells.
+    pub async fn store(&mut self, patients: &[(Uuid, PatientState)], delta: &Delta) -> Result<(), StateError> {
+        debug_assert!(delta.dead_letters.is_empty(), "a transaction stores them");
+        let store = transaction::store(&mut self.connection, patients, delta);
+        let stored = timeout(STEP_TIMEOUT, Box::pin(store)).await;
+        if !matches!(stored, Ok(Ok(()))) {
+            // Nobody may write into a transaction that was left open. If this fails too, the file is opened again all the same.
+            let _ = timeout(STEP_TIMEOUT, query("ROLLBACK").execute(&mut self.connection)).await;
+        }
+        Ok(stored??)
+    }
+
     /// Begins a transaction.
     ///
     /// # Errors
@@ -250,7 +275,39 @@ mod tests {
     use testbed::Scratch;
 
     use super::*;
-    use crate::counts::PatientState;
+
+    #[test]
+    fn a_small_transaction_is_stored_whole_or_not_at_all() {
+        let directory = Scratch::new().unwrap();
+        let file = directory.path().join("state.sqlite");
+        smol::block_on(async {
+            let (mut state, _) = State::open(&file).await.unwrap();
+            let id = Uuid::from_u128(7);
+            let known = PatientState { version: 3, active: true, ..PatientState::default() };
+            let position = SavedPosition { next: 5, last_timestamp: Some(6), topic_id: Some(Uuid::from_u128(8)) };
+            let date = NaiveDate::from_ymd_opt(2024, 2, 29).unwrap();
+            let mut counts = Counts { active: 1, created: 2, ..Counts::default() };
+            counts.births.insert(Some(1990), 1);
+            counts.registrations.insert(Some(date), 1);
+            counts.last_event = DateTime::from_timestamp_millis(9);
+            let delta =
+                Delta { counts: counts.clone(), positions: [(0, position), (2, position)].into(), ..Delta::default() };
+            let fail = "CREATE TEMP TRIGGER fail BEFORE INSERT ON main.positions WHEN new.partition = 2
+                BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
+            state.connection.execute(fail).await.unwrap();
+            let error = state.store(&[(id, known)], &delta).await.unwrap_err();
+            assert!(error.to_string().contains("as the test wants it"), "{error}");
+            assert!(state.find_patients(&[id]).await.unwrap().is_empty(), "nothing of it is stored");
+            state.connection.execute("DROP TRIGGER fail").await.unwrap();
+            state.store(&[(id, known)], &delta).await.unwrap();
+            state.store(&[], &Delta { positions: [(1, position)].into(), ..Delta::default() }).await.unwrap();
+            assert_eq!(state.find_patients(&[id]).await.unwrap(), [(id, known)].into());
+            state.close().await;
+            let (_, saved) = State::open(&file).await.unwrap();
+            assert_eq!(saved.counts, counts);
+            assert_eq!(saved.positions, [0, 1, 2].map(|partition| (partition, position)).into());
+        });
+    }
 
     #[test]
     fn a_state_of_the_first_schema_is_migrated() {

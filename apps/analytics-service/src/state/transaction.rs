@@ -16,6 +16,7 @@ use super::{
     encoding::{
         PATIENT_STATE_BYTES, decode_patient_state, encode_date, encode_headers, encode_patient_state, encode_year,
     },
+    script::Script,
 };
 use crate::counts::{Counts, PatientState};
 
@@ -72,11 +73,7 @@ impl PatientUpsert {
     /// At most [`Transaction::MAX_PATIENTS`], in the order of their ids, which is the order of the table: so pages are filled
     /// one after the other.
     pub fn new(patients: &[(Uuid, PatientState)]) -> Self {
-        let columns = [
-            columns::bytes(patients.iter().map(|(id, _)| id.into_bytes())),
-            columns::bytes(patients.iter().map(|(_, patient)| encode_patient_state(patient))),
-        ];
-        Self(bind(&UPSERT_PATIENTS, patients.len(), columns))
+        Self(bind(&UPSERT_PATIENTS, patients.len(), columns_of(patients)))
     }
 }
 
@@ -89,19 +86,7 @@ impl Transaction<'_> {
     /// # Errors
     /// If the state cannot be read.
     pub async fn find_patients(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, PatientState>, StateError> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let column = columns::bytes(ids.iter().map(|id| id.into_bytes()));
-        let rows = timeout(STEP_TIMEOUT, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(&mut *self.0)).await??;
-        let mut patients = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let (id, bytes) = (row.try_get("id")?, row.try_get::<&[u8], _>("known")?);
-            let id = Uuid::from_slice(id).map_err(|_| StateError("a patient id is invalid".to_owned()))?;
-            let invalid = || StateError("a patient state is invalid".to_owned());
-            patients.insert(id, decode_patient_state(bytes).ok_or_else(invalid)?);
-        }
-        Ok(patients)
+        find_patients(&mut self.0, ids).await
     }
 
     /// Stores the states of patients.
@@ -127,34 +112,63 @@ impl Transaction<'_> {
     }
 }
 
-async fn add(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sqlx::Error> {
-    let Delta { counts, positions, dead_letters } = delta;
-    query(
-        "-- add to totals
-        INSERT INTO totals (name, value)
-        VALUES ('active', ?), ('created', ?), ('updated', ?), ('deleted', ?), ('unknown', ?)
-        ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-    )
-    .bind(counts.active)
-    .bind(counts.created)
-    .bind(counts.updated)
-    .bind(counts.deleted)
-    .bind(counts.unknown)
-    .execute(&mut *connection)
-    .await?;
-    if let Some(last_event) = counts.last_event {
-        query(
-            "-- last event
-            INSERT INTO totals (name, value) VALUES ('last_event', ?)
-            ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
-        )
-        .bind(last_event.timestamp_millis())
-        .execute(&mut *connection)
-        .await?;
+/// The states of patients, as [`Transaction::find_patients`] returns them.
+pub(super) async fn find_patients(
+    connection: &mut SqliteConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, PatientState>, StateError> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
     }
-    add_counts(connection, &ADD_TO_BIRTHS, &counts.births, encode_year).await?;
-    add_counts(connection, &ADD_TO_REGISTRATIONS, &counts.registrations, encode_date).await?;
-    for dead_letter in dead_letters {
+    let column = columns::bytes(ids.iter().map(|id| id.into_bytes()));
+    let rows = timeout(STEP_TIMEOUT, bind(&FIND_PATIENTS, ids.len(), [column]).fetch_all(connection)).await??;
+    let mut patients = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let (id, bytes) = (row.try_get("id")?, row.try_get::<&[u8], _>("known")?);
+        let id = Uuid::from_slice(id).map_err(|_| StateError("a patient id is invalid".to_owned()))?;
+        let invalid = || StateError("a patient state is invalid".to_owned());
+        patients.insert(id, decode_patient_state(bytes).ok_or_else(invalid)?);
+    }
+    Ok(patients)
+}
+
+/// Commits the states of at most [`Transaction::MAX_PATIENTS`] patients, in the order of their ids, and a delta without dead
+/// letters, with one command to SQLite's thread.
+pub(super) async fn store(
+    connection: &mut SqliteConnection,
+    patients: &[(Uuid, PatientState)],
+    delta: &Delta,
+) -> Result<(), sqlx::Error> {
+    let mut script = Script::default();
+    script.add("BEGIN IMMEDIATE");
+    if !patients.is_empty() {
+        add_rows(&mut script, &UPSERT_PATIENTS, patients.len(), columns_of(patients))?;
+    }
+    add_delta(&mut script, delta)?;
+    script.add("COMMIT");
+    script.execute(connection).await
+}
+
+fn columns_of(patients: &[(Uuid, PatientState)]) -> [Vec<u8>; 2] {
+    [
+        columns::bytes(patients.iter().map(|(id, _)| id.into_bytes())),
+        columns::bytes(patients.iter().map(|(_, patient)| encode_patient_state(patient))),
+    ]
+}
+
+fn add_rows<const COLUMNS: usize>(
+    script: &mut Script,
+    statement: &str,
+    rows: usize,
+    columns: [Vec<u8>; COLUMNS],
+) -> Result<(), sqlx::Error> {
+    script.add(statement);
+    script.bind([rows as i64])?;
+    script.bind(columns)
+}
+
+async fn add(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sqlx::Error> {
+    for dead_letter in &delta.dead_letters {
         query(
             "-- insert dead letter
             INSERT INTO dead_letters (partition, \"offset\", key, value, value_bytes, headers, error, parked_at)
@@ -171,27 +185,48 @@ async fn add(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sql
         .execute(&mut *connection)
         .await?;
     }
+    let mut script = Script::default();
+    add_delta(&mut script, delta)?;
+    script.execute(connection).await
+}
+
+/// Adds a delta to a script, apart from its dead letters.
+fn add_delta(script: &mut Script, delta: &Delta) -> Result<(), sqlx::Error> {
+    let Delta { counts, positions, dead_letters: _ } = delta;
+    script.add(
+        "-- add to totals
+        INSERT INTO totals (name, value)
+        VALUES ('active', ?1), ('created', ?2), ('updated', ?3), ('deleted', ?4), ('unknown', ?5)
+        ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    );
+    script.bind([counts.active, counts.created, counts.updated, counts.deleted, counts.unknown])?;
+    if let Some(last_event) = counts.last_event {
+        script.add(
+            "-- last event
+            INSERT INTO totals (name, value) VALUES ('last_event', ?1)
+            ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+        );
+        script.bind([last_event.timestamp_millis()])?;
+    }
+    add_counts(script, &ADD_TO_BIRTHS, &counts.births, encode_year)?;
+    add_counts(script, &ADD_TO_REGISTRATIONS, &counts.registrations, encode_date)?;
     for (partition, position) in positions {
-        query(
+        script.add(
             "-- upsert position
-            INSERT INTO positions (partition, next, last_timestamp, topic_id) VALUES (?, ?, ?, ?)
+            INSERT INTO positions (partition, next, last_timestamp, topic_id) VALUES (?1, ?2, ?3, ?4)
             ON CONFLICT (partition) DO UPDATE
             SET next = excluded.next, last_timestamp = excluded.last_timestamp, topic_id = excluded.topic_id",
-        )
-        .bind(partition)
-        .bind(position.next)
-        .bind(position.last_timestamp)
-        .bind(position.topic_id.map(|id| id.into_bytes().to_vec()))
-        .execute(&mut *connection)
-        .await?;
+        );
+        script.bind([Some(i64::from(*partition)), Some(position.next), position.last_timestamp])?;
+        script.bind([position.topic_id.map(|id| id.into_bytes().to_vec())])?;
     }
     Ok(())
 }
 
 /// Adds to the counts of a table, whose key is a number.
-async fn add_counts<K: Copy>(
-    connection: &mut SqliteConnection,
-    statement: &'static str,
+fn add_counts<K: Copy>(
+    script: &mut Script,
+    statement: &str,
     counts: &BTreeMap<K, i64>,
     encode: fn(K) -> i32,
 ) -> Result<(), sqlx::Error> {
@@ -202,7 +237,7 @@ async fn add_counts<K: Copy>(
             columns::numbers(part.iter().map(|(key, _)| *key)),
             columns::numbers(part.iter().map(|(_, count)| *count)),
         ];
-        bind(statement, part.len(), columns).execute(&mut *connection).await?;
+        add_rows(script, statement, part.len(), columns)?;
     }
     Ok(())
 }
