@@ -10,6 +10,7 @@
 //! - [`Scratch`]: a temporary directory; it is removed, and every process started in it killed, however the test ends;
 //!   [`command`] and [`owner_variable`]: the same for other processes;
 //! - [`audit`]: finds lost data; [`writers`]: clients that write meanwhile;
+//! - [`certificates`]: a certificate authority, and certificates for servers and clients;
 //! - [`patient`]: request bodies of patients;
 //! - [`proxy`]: a TCP proxy that injects faults; [`clock`]: a clock that can be set; [`sql`]: queries on a service's database;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
@@ -19,6 +20,7 @@
 pub mod audit;
 pub mod broker;
 pub mod cache;
+pub mod certificates;
 pub mod clock;
 mod error;
 pub mod failover;

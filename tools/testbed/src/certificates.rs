@@ -1,0 +1,131 @@
+//! A certificate authority for tests and for development, with certificates for servers and clients.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, date_time_ymd,
+};
+
+/// A certificate authority. Its key is in memory alone, so that nothing else can be signed by it later.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// The files of a certificate and of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate, in PEM.
+    pub certificate: PathBuf,
+    /// The key, in PEM (PKCS #8), readable for its owner alone.
+    pub key: PathBuf,
+}
+
+/// When a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Now, and for a year at least.
+    Now,
+    /// In the past.
+    Expired,
+}
+
+impl Authority {
+    /// A new authority, which is valid for a year at least.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let mut params = params(&[], Validity::Now)?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let pem = params.self_signed(&key).map_err(io::Error::other)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), pem })
+    }
+
+    /// The authority's own certificate, in PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Writes the authority's own certificate.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, file: &Path) -> io::Result<()> {
+        fs::write(file, &self.pem)
+    }
+
+    /// Makes a certificate for a server or a client with these names (DNS names, IP addresses and URIs), and writes
+    /// `name.crt` and `name.key`. Its common name is `name`, which is the user of a client of PostgreSQL. What is there is
+    /// replaced, the key first: whoever reads the two meanwhile finds that they do not fit, and no torn file.
+    ///
+    /// # Errors
+    /// If a name is malformed, or a file cannot be written.
+    pub fn issue(&self, directory: &Path, name: &str, names: &[&str], validity: Validity) -> io::Result<Identity> {
+        let mut params = params(names, validity)?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(io::Error::other)?;
+        let file = |extension: &str| directory.join(format!("{name}.{extension}"));
+        let identity = Identity { certificate: file("crt"), key: file("key") };
+        replace(&identity.key, &key.serialize_pem(), 0o600)?;
+        replace(&identity.certificate, &certificate.pem(), 0o644)?;
+        Ok(identity)
+    }
+}
+
+impl Identity {
+    /// The key and the certificate in one text, as a keystore of Kafka in PEM.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn keystore(&self) -> io::Result<String> {
+        Ok(fs::read_to_string(&self.key)? + &fs::read_to_string(&self.certificate)?)
+    }
+}
+
+/// Writes a file beside the old one and renames it.
+fn replace(file: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let new = file.with_extension("new");
+    // One of an earlier attempt may have another mode.
+    let _ = fs::remove_file(&new);
+    let mut created = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    created.write_all(text.as_bytes())?;
+    fs::rename(new, file)
+}
+
+fn params(names: &[&str], validity: Validity) -> io::Result<CertificateParams> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let year = 1970 + (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 31_556_952) as i32;
+    (params.not_before, params.not_after) = match validity {
+        Validity::Now => (date_time_ymd(year - 1, 1, 1), date_time_ymd(year + 2, 1, 1)),
+        Validity::Expired => (date_time_ymd(year - 3, 1, 1), date_time_ymd(year - 2, 1, 1)),
+    };
+    for name in names {
+        let name = match name.parse::<IpAddr>() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => {
+                let text = (*name).try_into().map_err(io::Error::other)?;
+                if name.contains("://") { SanType::URI(text) } else { SanType::DnsName(text) }
+            }
+        };
+        params.subject_alt_names.push(name);
+    }
+    Ok(params)
+}
