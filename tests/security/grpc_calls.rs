@@ -34,7 +34,7 @@ fn each_method_requires_a_token_of_its_audience_with_its_scope() {
 async fn call(service: &Secured, token: Option<String>) -> (Code, Code) {
     let address = config::HostPort { host: service.grpc.ip().to_string(), port: service.grpc.port() };
     let deadline = std::time::Duration::from_secs(10);
-    let settings = ClientSettings { peer: "test", service: "BillingService", address, deadline };
+    let settings = ClientSettings { peer: "test", service: "BillingService", address, deadline, tls: None };
     let client = Client::new(settings).unwrap();
     let patient_id = Uuid::now_v7().to_string();
     let (token, id) = (token.as_deref(), patient_id.as_str());

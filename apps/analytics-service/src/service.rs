@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use auth::Authenticator;
-use runtime::{Notify, Shutdown, TaskGroup};
+use runtime::{Failure, Notify, Shutdown, TaskGroup};
 use web::{Component, Edge, Health};
 
 use crate::{
@@ -29,10 +29,10 @@ impl Service {
     /// Binds the port. Connects to nothing and opens no file.
     ///
     /// # Errors
-    /// If the port cannot be bound.
-    pub fn build(settings: Settings) -> Result<Self, String> {
-        let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
-        let operations = web::Server::bind_operations(&settings.http).map_err(|error| error.to_string())?;
+    /// If a port cannot be bound, or files for TLS are not valid.
+    pub fn build(settings: Settings) -> Result<Self, Failure> {
+        let server = web::Server::bind(&settings.http)?;
+        let operations = web::Server::bind_operations(&settings.http)?;
         Ok(Self { server, operations, settings })
     }
 
@@ -45,7 +45,7 @@ impl Service {
     ///
     /// # Errors
     /// If a task fails or does not end in time.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), String> {
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
         let Self { server, operations, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
@@ -66,7 +66,7 @@ impl Service {
         group.start("authentication", authenticator.run(shutdown.clone()));
         group.start("ingest", ingest.run(shutdown.clone()));
         group.start("dead letters", Forwarder::new(state, settings, read_model).run(dead_letter_stored, shutdown));
-        group.join(limit).await
+        Ok(group.join(limit).await?)
     }
 }
 

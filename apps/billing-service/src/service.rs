@@ -46,11 +46,11 @@ impl Service {
     /// Binds the ports. Nothing is connected yet, so an unavailable database does not keep the service from starting.
     ///
     /// # Errors
-    /// If a port cannot be bound.
-    pub async fn build(settings: Settings) -> Result<Self, String> {
-        let http = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
-        let operations = web::Server::bind_operations(&settings.http).map_err(|error| error.to_string())?;
-        let grpc = ::grpc::Server::bind(&settings.grpc).map_err(|error| error.to_string())?;
+    /// If a port cannot be bound, or files for TLS are not valid.
+    pub async fn build(settings: Settings) -> Result<Self, Failure> {
+        let http = web::Server::bind(&settings.http)?;
+        let operations = web::Server::bind_operations(&settings.http)?;
+        let grpc = ::grpc::Server::bind(&settings.grpc)?;
         Ok(Self { http, operations, grpc, database: Database::new(settings.database.clone()), settings })
     }
 

@@ -7,7 +7,7 @@ use billing_api::{
     RecordTransactionRequest, Transaction, TransactionType, billing_service_client::BillingServiceClient,
 };
 use futures_lite::StreamExt as _;
-use grpc::{Attempt, CallError, Client, ClientSettings};
+use grpc::{Attempt, CallError, Client, ClientError, ClientSettings};
 use telemetry::TraceContext;
 use uuid::Uuid;
 
@@ -31,10 +31,10 @@ impl Billing {
     /// A client that connects when it is first used.
     ///
     /// # Errors
-    /// If the address is not a valid URI.
-    pub fn new(settings: ClientSettings) -> Result<Self, String> {
+    /// If the address is not a valid URI, or the files for TLS are not valid.
+    pub fn new(settings: ClientSettings) -> Result<Self, ClientError> {
         let deadline = settings.deadline;
-        let client = Client::new(settings).map_err(|error| format!("the billing service's address: {error}"))?;
+        let client = Client::new(settings)?;
         Ok(Self { client, deadline })
     }
 

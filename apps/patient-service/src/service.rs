@@ -46,11 +46,13 @@ impl Service {
     /// Binds the port. Nothing is connected yet, so unavailable dependencies do not keep the service from starting.
     ///
     /// # Errors
-    /// If the port cannot be bound, or billing's address is not a valid URI.
-    pub async fn build(settings: Settings) -> Result<Self, String> {
-        let server = web::Server::bind(&settings.http).map_err(|error| error.to_string())?;
-        let operations = web::Server::bind_operations(&settings.http).map_err(|error| error.to_string())?;
-        let billing = Arc::new(Billing::new(settings.billing.clone())?);
+    /// If a port cannot be bound, billing's address is not a valid URI, or files for TLS are not valid.
+    pub async fn build(settings: Settings) -> Result<Self, Failure> {
+        let server = web::Server::bind(&settings.http)?;
+        let operations = web::Server::bind_operations(&settings.http)?;
+        let billing = Billing::new(settings.billing.clone());
+        let billing =
+            Arc::new(billing.map_err(|error| Failure::configuration(format!("the billing service: {error}")))?);
         Ok(Self { server, operations, database: Database::new(settings.database.clone()), billing, settings })
     }
 

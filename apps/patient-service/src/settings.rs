@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use config::{Authority, Bounded, HostPort, Reader};
-use grpc::Target;
+use grpc::{ClientTls, Target};
 
 use crate::relay;
 
@@ -59,7 +59,7 @@ impl Settings {
 }
 
 fn read_billing(reader: &mut Reader) -> grpc::ClientSettings {
-    let Target(Authority { host, port: port_in_address }) =
+    let Target { authority: Authority { host, port: port_in_address }, is_tls } =
         reader.variable(&["BILLING_SERVICE_ADDRESS"], "where the billing service is").or("localhost");
     let about = "gRPC port of the billing service, if its address has none; 9001 if neither has one";
     let port: Option<Bounded<1, 65_535>> = reader.variable(&[BILLING_PORT], about).optional();
@@ -73,5 +73,20 @@ fn read_billing(reader: &mut Reader) -> grpc::ClientSettings {
     let address = HostPort { host, port: port_in_address.or(port).unwrap_or(DEFAULT_BILLING_PORT) };
     let deadline =
         reader.variable(&["BILLING_DEADLINE"], "time for a call to the billing service with its retries").or("1s");
-    grpc::ClientSettings { peer: "billing-service", service: billing_api::SERVICE, address, deadline }
+    let tls = read_billing_tls(reader, is_tls);
+    grpc::ClientSettings { peer: "billing-service", service: billing_api::SERVICE, address, deadline, tls }
+}
+
+fn read_billing_tls(reader: &mut Reader, is_tls: bool) -> Option<ClientTls> {
+    let used = if is_tls { Ok(()) } else { Err("the scheme of BILLING_SERVICE_ADDRESS is not https") };
+    let variables = tls::ClientVariables {
+        ca: &["BILLING_TLS_CA"],
+        certificate: &["BILLING_TLS_CERTIFICATE"],
+        key: &["BILLING_TLS_KEY"],
+    };
+    let files = tls::ClientSettings::read(reader, variables, used);
+    let about = "name that the billing service's certificate must have, instead of the host of its address";
+    let server_name: Option<Authority> =
+        reader.variable(&["BILLING_TLS_SERVER_NAME"], about).used_if(is_tls).optional();
+    is_tls.then_some(ClientTls { files, server_name: server_name.map(|name| name.host) })
 }

@@ -40,7 +40,7 @@ impl BillingService for Original {
 fn client(address: SocketAddr) -> Client {
     let address = HostPort { host: address.ip().to_string(), port: address.port() };
     let deadline = Duration::from_secs(10);
-    Client::new(ClientSettings { peer: "original", service: "BillingService", address, deadline }).unwrap()
+    Client::new(ClientSettings { peer: "original", service: "BillingService", address, deadline, tls: None }).unwrap()
 }
 
 async fn create(client: &Client) -> Result<BillingResponse, CallError> {
@@ -85,7 +85,12 @@ async fn others(client: &Client) -> Vec<CallError> {
 #[test]
 fn methods_that_a_peer_does_not_have_are_no_outage() {
     runtime::block_on(2, async {
-        let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(5) };
+        let settings = ServerSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            drain: Duration::from_secs(5),
+            tls: None,
+            max_connection_age: None,
+        };
         let server = Server::bind(&settings).unwrap();
         let (address, shutdown) = (server.address(), Shutdown::new());
         let health = Health::not_serving("BillingService").await;

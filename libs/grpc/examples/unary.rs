@@ -72,7 +72,12 @@ fn main() {
 }
 
 async fn serve(port: u16) {
-    let settings = ServerSettings { address: ([127, 0, 0, 1], port).into(), drain: Duration::from_secs(1) };
+    let settings = ServerSettings {
+        address: ([127, 0, 0, 1], port).into(),
+        drain: Duration::from_secs(1),
+        tls: None,
+        max_connection_age: None,
+    };
     let server = Server::bind(&settings).expect("the port is free");
     let shutdown = Shutdown::new();
     shutdown.trigger_on_signals().expect("signals can be handled");
@@ -84,8 +89,13 @@ async fn serve(port: u16) {
 /// Calls a second, over one connection.
 async fn call(port: u16, callers: u64, seconds: u64) -> f64 {
     let address = HostPort { host: "127.0.0.1".to_owned(), port };
-    let settings =
-        ClientSettings { peer: "unary", service: "BillingService", address, deadline: Duration::from_secs(5) };
+    let settings = ClientSettings {
+        peer: "unary",
+        service: "BillingService",
+        address,
+        deadline: Duration::from_secs(5),
+        tls: None,
+    };
     let client = std::sync::Arc::new(Client::new(settings).expect("the address is one"));
     let begin = Instant::now();
     let end = begin + Duration::from_secs(seconds);

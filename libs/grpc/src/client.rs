@@ -13,7 +13,8 @@ use telemetry::{
 };
 use tonic::{
     Code, Request, Status,
-    transport::{Channel, Endpoint, Error},
+    codegen::http::{Uri, uri::Scheme},
+    transport::{Channel, Endpoint},
 };
 
 use crate::{
@@ -53,6 +54,28 @@ pub struct ClientSettings {
     pub address: HostPort,
     /// Time for a call with all its retries.
     pub deadline: Duration,
+    /// TLS; none for plaintext.
+    pub tls: Option<ClientTls>,
+}
+
+/// How a client speaks TLS.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    /// The authorities of the peer, and the client's own certificate.
+    pub files: tls::ClientSettings,
+    /// The name that the peer's certificate must have, if it is not the host of its address.
+    pub server_name: Option<String>,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The address cannot be part of a URI.
+    #[error("the address is not valid: {0}")]
+    Address(#[from] tonic::transport::Error),
+    /// The files for TLS are not valid.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
 }
 
 /// A client of one gRPC service. A call has one deadline over all its attempts. It is retried only after UNAVAILABLE or a
@@ -71,14 +94,26 @@ impl Client {
     /// A client that connects when it is first used, and again whenever it has to.
     ///
     /// # Errors
-    /// If the address cannot be part of a URI.
-    pub fn new(settings: ClientSettings) -> Result<Self, Error> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", settings.address))?
+    /// If the address cannot be part of a URI, or the files for TLS are not valid.
+    pub fn new(settings: ClientSettings) -> Result<Self, ClientError> {
+        let tls = settings.tls.clone().map(|ClientTls { files, server_name }| {
+            let name = server_name.unwrap_or_else(|| settings.address.host.clone());
+            tls::Connector::new(settings.peer, files, &["h2"]).map(|connector| (connector, name))
+        });
+        let tls = tls.transpose()?;
+        let mut endpoint = Endpoint::from_shared(format!("http://{}", settings.address))?;
+        if tls.is_some() {
+            // The connector speaks TLS, so the endpoint has none; requests have the scheme of what is on the wire.
+            let mut parts = endpoint.uri().clone().into_parts();
+            parts.scheme = Some(Scheme::HTTPS);
+            endpoint = endpoint.origin(Uri::from_parts(parts).expect("it has an authority and a path"));
+        }
+        let endpoint = endpoint
             .executor(OurExecutor)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1);
-        let channel = endpoint.connect_with_connector_lazy(Connector(settings.address.clone()));
+        let channel = endpoint.connect_with_connector_lazy(Connector { address: settings.address.clone(), tls });
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
         Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: RetryBudget::full(), settings })
     }

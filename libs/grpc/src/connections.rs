@@ -133,9 +133,14 @@ impl ConnectionGuard {
         &self.connection
     }
 
-    /// The connection's stream, observed.
+    /// The connection's socket, observed.
     pub(crate) fn io(&self) -> ObservedIo {
         ObservedIo { inner: self.connection.stream.clone(), connection: self.connection.clone() }
+    }
+
+    /// What is read from the socket, perhaps decrypted, observed.
+    pub(crate) fn plaintext<T>(&self, inner: T) -> PlaintextIo<T> {
+        PlaintextIo { inner, connection: self.connection.clone() }
     }
 }
 
@@ -190,7 +195,7 @@ impl Drop for ActiveCall {
     }
 }
 
-/// A connection's stream; records the bytes of the handshake, and since when a write has been blocked.
+/// A connection's socket; records since when a write has been blocked.
 pub(crate) struct ObservedIo {
     inner: TcpStream,
     connection: Arc<Connection>,
@@ -210,6 +215,33 @@ impl ObservedIo {
 
 impl AsyncRead for ObservedIo {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for ObservedIo {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.observe(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(context)
+    }
+}
+
+/// What hyper reads and writes; counts the bytes of HTTP/2's handshake, which TLS's does not replace.
+pub(crate) struct PlaintextIo<T> {
+    inner: T,
+    connection: Arc<Connection>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for PlaintextIo<T> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let read = Pin::new(&mut self.inner).poll_read(context, buffer);
         if let Poll::Ready(Ok(count)) = read {
             let received = &self.connection.received;
@@ -221,10 +253,9 @@ impl AsyncRead for ObservedIo {
     }
 }
 
-impl AsyncWrite for ObservedIo {
+impl<T: AsyncWrite + Unpin> AsyncWrite for PlaintextIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.observe(written)
+        Pin::new(&mut self.inner).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

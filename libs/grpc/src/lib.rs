@@ -5,7 +5,8 @@
 //! connections, calls nor send buffers, and answers CANCELLED when a deadline passes. [`Server`] serves tonic's services with
 //! hyper's `http2` on smol, as libs/web does with `http1`.
 //!
-//! It knows no service and no message. It has neither TLS nor a name resolver of its own.
+//! It knows no service and no message, and has no name resolver of its own. With TLS, a client checks the server's name, and a
+//! server the names in the certificates of its clients.
 
 mod access;
 mod breaker;
@@ -24,9 +25,9 @@ mod transport;
 pub use access::Access;
 pub use breaker::{Admission, Breaker};
 pub use call_error::{CallError, FailureKind};
-pub use client::{Attempt, Client, ClientSettings};
+pub use client::{Attempt, Client, ClientError, ClientSettings, ClientTls};
 pub use limits::Limits;
-pub use server::{Health, Server, ServerSettings};
+pub use server::{BindError, ClientNames, Health, Server, ServerSettings, ServerTls};
 pub use target::Target;
 pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
 

@@ -8,17 +8,17 @@ use std::{
     time::Duration,
 };
 
-use config::Reader;
+use config::{Reader, Value};
 use futures_lite::future::or;
-use hyper::{server::conn::http2, service::service_fn};
-use runtime::{Shutdown, timeout};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use runtime::{Failure, Shutdown, timeout};
 use smol::{Async, net::TcpStream};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 use telemetry::{
     Outage,
     metrics::{self, IntGauge},
 };
-use tonic::service::Routes;
+use tonic::{Status, codegen::http::Request, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
@@ -35,28 +35,99 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Flow-control windows, in bytes: of a connection and of a stream. Requests are read at once, so small ones are enough.
 const WINDOWS: (u32, u32) = (64 * 1024, 16 * 1024);
+/// The service that every client may call, whatever names its certificate has: it says nothing but whether this one serves.
+const HEALTH: &str = "/grpc.health.v1.Health/";
 /// Bytes of a response that hyper buffers.
 const SEND_BUFFER: usize = 16 * 1024;
 
 static OPEN: LazyLock<IntGauge> = LazyLock::new(|| metrics::gauge("grpc_connections", "Open gRPC connections."));
 
-/// Where a gRPC server listens.
+/// Where a gRPC server listens, and for whom.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
     /// The address to bind; port 0 takes a free one.
     pub address: SocketAddr,
     /// Time for calls in flight after the shutdown.
     pub drain: Duration,
+    /// TLS; none for plaintext.
+    pub tls: Option<ServerTls>,
+    /// Age at which a connection takes no more calls (GOAWAY), if any. Its client connects again, perhaps to another replica,
+    /// and with TLS both certificates are verified again.
+    pub max_connection_age: Option<Duration>,
+}
+
+/// How a server speaks TLS.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// The server's certificate, and the authorities of its clients.
+    pub files: tls::ServerSettings,
+    /// The clients that may call, by a name in their certificate; none: every client that the authorities know.
+    pub client_names: Option<ClientNames>,
+}
+
+/// DNS names and URIs, one of which has to be among the subject alternative names of a client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientNames(Vec<String>);
+
+impl Value for ClientNames {
+    const EXPECTED: &'static str = "DNS names or URIs, separated by commas";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let name = |name: &str| match name.trim() {
+            "" => Err("one of them is empty".to_owned()),
+            name if name.contains('*') => Err("one of them has a *, and patterns are not supported".to_owned()),
+            name if name.contains("://") => Ok(name.to_owned()),
+            name => Ok(name.to_ascii_lowercase()),
+        };
+        text.split(',').map(name).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Why a server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be bound.
+    #[error("{0} (GRPC_SERVER_ADDRESS, GRPC_SERVER_PORT)")]
+    Address(#[from] io::Error),
+    /// The files for TLS are not valid.
+    #[error("{0} (GRPC_SERVER_TLS_CERTIFICATE, GRPC_SERVER_TLS_KEY, GRPC_SERVER_TLS_CLIENT_CA)")]
+    Tls(#[from] tls::Error),
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Address(_) => error.to_string().into(),
+            BindError::Tls(_) => Self::configuration(error.to_string()),
+        }
+    }
 }
 
 impl ServerSettings {
-    /// Reads `GRPC_SERVER_ADDRESS` and `GRPC_SERVER_PORT`.
+    /// Reads `GRPC_SERVER_ADDRESS`, `GRPC_SERVER_PORT`, the files for TLS and `GRPC_CLIENT_SANS`.
     pub fn read(reader: &mut Reader, default_port: &'static str, drain: Duration) -> Self {
         let ip: IpAddr = reader
             .variable(&["GRPC_SERVER_ADDRESS", "SERVER_ADDRESS"], "address that the gRPC server binds")
             .or("127.0.0.1");
         let port = reader.variable(&["GRPC_SERVER_PORT"], "port of the gRPC server").or(default_port);
-        Self { address: SocketAddr::new(ip, port), drain }
+        let files = tls::ServerSettings::read(
+            reader,
+            tls::ServerVariables {
+                certificate: &["GRPC_SERVER_TLS_CERTIFICATE"],
+                key: &["GRPC_SERVER_TLS_KEY"],
+                client_ca: Some(&["GRPC_SERVER_TLS_CLIENT_CA"]),
+            },
+        );
+        let about = "clients that may call, by a name in their certificate, instead of every client with one";
+        let client_names: Option<ClientNames> = reader.variable(&["GRPC_CLIENT_SANS"], about).optional();
+        if client_names.is_some() && files.as_ref().is_none_or(|files| files.clients.is_none()) {
+            let why = "GRPC_SERVER_TLS_CLIENT_CA is not set, so that clients show no certificate";
+            reader.reject("GRPC_CLIENT_SANS", "nothing without certificates of clients", why);
+        }
+        let about = "age at which a gRPC connection takes no more calls, so that its client connects again";
+        let max_connection_age = reader.variable(&["GRPC_MAX_CONNECTION_AGE"], about).optional();
+        let tls = files.map(|files| ServerTls { files, client_names });
+        Self { address: SocketAddr::new(ip, port), drain, tls, max_connection_age }
     }
 }
 
@@ -67,21 +138,25 @@ pub struct Server {
     drain: Duration,
     limits: Limits,
     access: Access,
+    tls: Option<(tls::Acceptor, Option<ClientNames>)>,
+    max_connection_age: Option<Duration>,
 }
 
 impl Server {
     /// Binds the address, so that the port is known and taken before anything is served.
     ///
     /// # Errors
-    /// If the address cannot be bound; the error names it.
-    pub fn bind(settings: &ServerSettings) -> io::Result<Self> {
-        let listener = runtime::listen(settings.address).map_err(|error| {
-            io::Error::new(error.kind(), format!("{error} (GRPC_SERVER_ADDRESS, GRPC_SERVER_PORT)"))
-        })?;
+    /// If the address cannot be bound, or the files for TLS are not valid; the error names them.
+    pub fn bind(settings: &ServerSettings) -> Result<Self, BindError> {
+        let tls = settings.tls.clone().map(|ServerTls { files, client_names }| {
+            tls::Acceptor::new("grpc", files, &["h2"]).map(|acceptor| (acceptor, client_names))
+        });
+        let tls = tls.transpose()?;
+        let listener = runtime::listen(settings.address)?;
         let address = listener.local_addr()?;
-        let limits = Limits::default();
         let access = Access::open();
-        Ok(Self { listener: Async::new(listener)?, address, drain: settings.drain, limits, access })
+        let (limits, ServerSettings { drain, max_connection_age, .. }) = (Limits::default(), settings.clone());
+        Ok(Self { listener: Async::new(listener)?, address, drain, limits, access, tls, max_connection_age })
     }
 
     /// Sets the limits in place of the defaults.
@@ -113,7 +188,7 @@ impl Server {
         descriptors: &'static [u8],
         shutdown: Shutdown,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let Self { listener, drain, limits, access, .. } = self;
+        let Self { listener, drain, limits, access, tls, max_connection_age, .. } = self;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(descriptors)
@@ -140,7 +215,8 @@ impl Server {
             methods: Arc::new(methods),
             calls: calls.clone(),
         };
-        let acceptor = Acceptor { handler, connections: connections.clone(), shutdown: shutdown.clone() };
+        let (connections_of, stop) = (connections.clone(), shutdown.clone());
+        let acceptor = Acceptor { handler, connections: connections_of, shutdown: stop, tls, max_connection_age };
         let limits = acceptor.handler.limits.clone();
         let sweep = async {
             loop {
@@ -169,6 +245,8 @@ struct Acceptor {
     handler: Handler,
     connections: Arc<Connections>,
     shutdown: Shutdown,
+    tls: Option<(tls::Acceptor, Option<ClientNames>)>,
+    max_connection_age: Option<Duration>,
 }
 
 impl Acceptor {
@@ -212,6 +290,19 @@ impl Acceptor {
 
     async fn connection(self, guard: ConnectionGuard) {
         let _open = metrics::track(&OPEN);
+        let (stream, is_authorized) = match &self.tls {
+            None => (tls::Stream::Plain(guard.io()), true),
+            Some((acceptor, client_names)) => match acceptor.accept(guard.io()).await {
+                Ok(stream) => {
+                    let is_authorized = client_names.as_ref().is_none_or(|names| names.has_any(&stream.peer_names()));
+                    (stream, is_authorized)
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a TLS handshake of a gRPC client failed");
+                    return;
+                }
+            },
+        };
         let spawner = Spawner::default();
         let service = |request| {
             let call = Arc::<Call>::default();
@@ -219,7 +310,15 @@ impl Acceptor {
             let (handler, connection) = (self.handler.clone(), guard.connection().clone());
             async move {
                 let methods = handler.methods.clone();
-                let respond = |request| handler.respond(request, call, connection);
+                let respond = |request: Request<Incoming>| async move {
+                    if is_authorized || request.uri().path().starts_with(HEALTH) {
+                        handler.respond(request, call, connection).await
+                    } else {
+                        let status =
+                            Status::permission_denied("the client's certificate has none of the names that may call");
+                        status.into_http()
+                    }
+                };
                 Ok::<_, Infallible>(Box::pin(observe(request, &methods, respond)).await)
             }
         };
@@ -234,10 +333,17 @@ impl Acceptor {
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(limits.keep_alive.0)
             .keep_alive_timeout(limits.keep_alive.1);
-        let connection = builder.serve_connection(FuturesIo::from(guard.io()), service_fn(service));
+        let connection = builder.serve_connection(FuturesIo::new(guard.plaintext(stream)), service_fn(service));
         let mut connection = pin!(connection);
+        let old = async {
+            match self.max_connection_age {
+                // Connections that were made together, at a restart, do not end together.
+                Some(age) => drop(smol::Timer::after(age.mul_f64(0.9 + fastrand::f64() / 5.0)).await),
+                None => std::future::pending().await,
+            }
+        };
         let stopping = async {
-            self.shutdown.wait().await;
+            or(self.shutdown.wait(), old).await;
             None
         };
         let outcome = match or(async { Some(connection.as_mut().await) }, stopping).await {
@@ -251,6 +357,12 @@ impl Acceptor {
             // The client reset it or does not speak HTTP/2; hyper has sent the GOAWAY.
             tracing::debug!(%error, "a gRPC connection ended with an error");
         }
+    }
+}
+
+impl ClientNames {
+    fn has_any(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.0.contains(name))
     }
 }
 

@@ -5,25 +5,31 @@ use config::{Authority, Value};
 const PLAINTEXT: [&str; 5] = ["http", "grpc", "dns", "passthrough", "static"];
 /// Those of them with an authority, which names a resolver and is empty here: `dns:///host:port`.
 const WITH_AUTHORITY: [&str; 2] = ["dns", "passthrough"];
-/// Schemes for TLS.
+/// Schemes for HTTP/2 over TLS.
 const TLS: [&str; 4] = ["https", "grpcs", "ssl", "tls"];
 
-/// The address of a gRPC peer in any common form: `host`, `host:port`, `http://host:port`, `dns:///host:port`,
-/// `[::1]:port`, `ipv4:` and `ipv6:` addresses.
+/// The address of a gRPC peer in any common form: `host`, `host:port`, `http://host:port`, `https://host:port`,
+/// `dns:///host:port`, `[::1]:port`, `ipv4:` and `ipv6:` addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target(pub Authority);
+pub struct Target {
+    /// Host and port.
+    pub authority: Authority,
+    /// Whether its scheme is one of TLS.
+    pub is_tls: bool,
+}
 
 impl Value for Target {
-    const EXPECTED: &'static str = "host, host:port, http://host:port or dns:///host:port; an IPv6 address in brackets";
+    const EXPECTED: &'static str =
+        "host, host:port, http://host:port, https://host:port or dns:///host:port; an IPv6 address in brackets";
 
     fn parse(text: &str) -> Result<Self, String> {
         if let Some((scheme, rest)) = text.split_once("://") {
             let scheme = scheme.to_ascii_lowercase();
             if TLS.contains(&scheme.as_str()) {
-                return Err("its scheme requires TLS, which is not supported".to_owned());
+                return authority(rest.strip_suffix('/').unwrap_or(rest)).map(|target| Self { is_tls: true, ..target });
             }
             if !PLAINTEXT.contains(&scheme.as_str()) {
-                return Err("its scheme is none of http, grpc, dns, passthrough and static".to_owned());
+                return Err("its scheme is none of http, https, grpc, grpcs, dns, passthrough and static".to_owned());
             }
             let rest = match rest.strip_prefix('/') {
                 Some(rest) if WITH_AUTHORITY.contains(&scheme.as_str()) => rest,
@@ -59,12 +65,16 @@ fn authority(text: &str) -> Result<Target, String> {
     if text.contains(',') {
         return Err("it is more than one address".to_owned());
     }
-    Authority::parse(text).map(Target)
+    Authority::parse(text).map(|authority| Target { authority, is_tls: false })
 }
 
 fn address(text: &str, is_right: impl Fn(&str) -> bool) -> Result<Target, String> {
     let target = authority(text)?;
-    if is_right(&target.0.host) { Ok(target) } else { Err("its address is not of the family that it names".to_owned()) }
+    if is_right(&target.authority.host) {
+        Ok(target)
+    } else {
+        Err("its address is not of the family that it names".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -96,16 +106,19 @@ mod tests {
             ("dns:9001", "dns", Some(9001)),
             ("unix:9001", "unix", Some(9001)),
         ] {
-            let expected = Target(Authority { host: host.to_owned(), port });
+            let expected = Target { authority: Authority { host: host.to_owned(), port }, is_tls: false };
             assert_eq!(Target::parse(text), Ok(expected), "{text:?}");
+        }
+        for scheme in ["https", "grpcs", "ssl", "TLS"] {
+            let expected = Target { authority: Authority::parse("billing-service:9001").unwrap(), is_tls: true };
+            assert_eq!(Target::parse(&format!("{scheme}://billing-service:9001/")), Ok(expected), "{scheme}");
         }
     }
 
     #[test]
     fn unusable_addresses_are_rejected_with_the_reason() {
         for (text, reason) in [
-            ("https://billing-service:9001", "TLS"),
-            ("grpcs://billing-service:9001", "TLS"),
+            ("https://billing-service:9001/api", "path"),
             ("xds:///billing-service", "scheme"),
             ("discovery:///billing-service", "scheme"),
             ("://billing-service", "scheme"),

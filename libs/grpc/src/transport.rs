@@ -27,12 +27,16 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OurExecutor {
     }
 }
 
-/// Connects to a peer.
+/// Connects to a peer, over TLS if that is set.
 #[derive(Clone, Debug)]
-pub(crate) struct Connector(pub(crate) HostPort);
+pub(crate) struct Connector {
+    pub(crate) address: HostPort,
+    /// The handshakes, and the name that the peer's certificate must have.
+    pub(crate) tls: Option<(tls::Connector, String)>,
+}
 
 impl Service<Uri> for Connector {
-    type Response = FuturesIo<TcpStream>;
+    type Response = FuturesIo<tls::Stream<TcpStream>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -41,12 +45,15 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let HostPort { host, port } = self.0.clone();
+        let Self { address: HostPort { host, port }, tls } = self.clone();
         Box::pin(async move {
             let stream = TcpStream::connect((host, port)).await?;
             // A request's head and body are two frames, and the second one would wait for an acknowledgement.
             stream.set_nodelay(true)?;
-            Ok(FuturesIo::new(stream))
+            Ok(FuturesIo::new(match tls {
+                Some((connector, name)) => connector.connect(&name, stream).await?,
+                None => tls::Stream::Plain(stream),
+            }))
         })
     }
 }

@@ -85,7 +85,7 @@ impl BillingService for Scripted {
 
 fn client(address: SocketAddr) -> Client {
     let address = HostPort { host: address.ip().to_string(), port: address.port() };
-    Client::new(ClientSettings { peer: "test", service: "Test", address, deadline: DEADLINE }).unwrap()
+    Client::new(ClientSettings { peer: "test", service: "Test", address, deadline: DEADLINE, tls: None }).unwrap()
 }
 
 async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<BillingResponse, CallError> {
@@ -100,7 +100,12 @@ async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<Bill
 /// Runs `test` against a server, then stops the server, which must end in time.
 fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, Scripted) -> F) {
     runtime::block_on(2, async {
-        let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(5) };
+        let settings = ServerSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            drain: Duration::from_secs(5),
+            tls: None,
+            max_connection_age: None,
+        };
         let server = Server::bind(&settings).unwrap();
         let (address, shutdown, scripted) = (server.address(), Shutdown::new(), Scripted::default());
         let health = Health::not_serving("BillingService").await;
@@ -179,7 +184,12 @@ fn an_outage_opens_the_breaker_and_a_probe_closes_it() {
         assert!(matches!(create(&client, "", TraceContext::root()).await, Err(CallError::BreakerOpen)));
         assert!(started.elapsed() < DEADLINE / 2);
 
-        let settings = ServerSettings { address: silent.local_addr().unwrap(), drain: Duration::from_secs(5) };
+        let settings = ServerSettings {
+            address: silent.local_addr().unwrap(),
+            drain: Duration::from_secs(5),
+            tls: None,
+            max_connection_age: None,
+        };
         drop(silent);
         let (server, shutdown) = (Server::bind(&settings).unwrap(), Shutdown::new());
         let health = Health::not_serving("BillingService").await;

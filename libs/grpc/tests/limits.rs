@@ -82,7 +82,12 @@ impl BillingService for Scripted {
 
 fn with_server<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(SocketAddr, Scripted) -> F) {
     runtime::block_on(2, async {
-        let settings = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_millis(10) };
+        let settings = ServerSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            drain: Duration::from_millis(10),
+            tls: None,
+            max_connection_age: None,
+        };
         let server = Server::bind(&settings).unwrap().with_limits(limits);
         let (address, shutdown, scripted) = (server.address(), Shutdown::new(), Scripted::default());
         let routes = Routes::new(BillingServiceServer::new(scripted.clone()));

@@ -23,8 +23,8 @@ use event_listener::Event;
 use futures_util::task::AtomicWaker;
 use smol::net::TcpStream;
 
-pub(crate) use self::memory::REQUEST_OVERHEAD;
 use self::{io::ObservedIo, memory::MemoryBudget};
+pub(crate) use self::{io::Socket, memory::REQUEST_OVERHEAD};
 use crate::{
     Limits,
     chunks::{BlockPool, ChunkedBuffer},
@@ -155,9 +155,14 @@ impl ConnectionGuard {
         &self.client
     }
 
+    /// The connection's socket, for TLS or for [`io`](Self::io).
+    pub(crate) fn socket(&self) -> Socket {
+        Socket::new(self.client.clone())
+    }
+
     /// The connection's I/O for hyper, which reads the bytes of `prefix` first.
-    pub(crate) fn io(&self, prefix: Vec<u8>) -> ObservedIo {
-        ObservedIo::new(prefix, self.client.clone())
+    pub(crate) fn io(&self, prefix: Vec<u8>, stream: tls::Stream<Socket>) -> ObservedIo {
+        ObservedIo::new(prefix, stream, self.client.clone())
     }
 
     /// Whether the peer is a trusted proxy.
@@ -165,7 +170,8 @@ impl ConnectionGuard {
         self.is_trusted_proxy
     }
 
-    pub(crate) fn stream(&self) -> TcpStream {
+    #[cfg(test)]
+    fn stream(&self) -> TcpStream {
         self.client.connection.stream.clone()
     }
 

@@ -38,7 +38,7 @@ pub use problem::Problem;
 pub use query::Query;
 pub use response::{json, no_content, text};
 pub use router::{App, Handler, Router, metrics_page, operations};
-pub use server::Server;
+pub use server::{BindError, Server};
 pub use settings::Settings;
 
 /// The trace that a request belongs to.

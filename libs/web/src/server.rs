@@ -14,7 +14,7 @@ use futures_lite::{
     future::{or, poll_once},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use runtime::{Shutdown, timeout};
+use runtime::{Failure, Shutdown, timeout};
 use smol::{Async, net::TcpStream};
 use telemetry::{
     Outage, Propagated, TraceContext,
@@ -24,7 +24,7 @@ use telemetry::{
 use crate::{
     App, Limits, Settings, TrustedProxies,
     chunks::ChunkedBuffer,
-    connections::{ConnectionGuard, Connections, RequestGuard},
+    connections::{ConnectionGuard, Connections, RequestGuard, Socket},
     convert::{self, ResponseBody},
     edge::{ClientAddress, Linked},
     forwarded,
@@ -66,28 +66,55 @@ pub struct Server {
     limits: Limits,
     trusted_proxies: TrustedProxies,
     trace_callers: TrustedProxies,
+    tls: Option<tls::Acceptor>,
+}
+
+/// Why a server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be bound.
+    #[error(transparent)]
+    Address(#[from] io::Error),
+    /// The files for TLS are not valid.
+    #[error("{0} (SERVER_TLS_CERTIFICATE, SERVER_TLS_KEY)")]
+    Tls(#[from] tls::Error),
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Address(_) => error.to_string().into(),
+            BindError::Tls(_) => Self::configuration(error.to_string()),
+        }
+    }
 }
 
 impl Server {
     /// Binds the address, so that the port is known and taken before anything is served.
     ///
     /// # Errors
-    /// If the address cannot be bound; the error names it.
-    pub fn bind(settings: &Settings) -> io::Result<Self> {
+    /// If the address cannot be bound, or the files for TLS are not valid; the error names them.
+    pub fn bind(settings: &Settings) -> Result<Self, BindError> {
+        let tls = settings.tls.clone().map(|files| tls::Acceptor::new("http", files, &["http/1.1"])).transpose()?;
         let listener = Async::new(runtime::listen(settings.address)?)?;
         let address = listener.get_ref().local_addr()?;
         let Settings { limits, trusted_proxies, trace_callers, .. } = settings.clone();
-        Ok(Self { listener, address, limits, trusted_proxies, trace_callers })
+        Ok(Self { listener, address, limits, trusted_proxies, trace_callers, tls })
     }
 
     /// Binds the operations port, if there is one.
     ///
     /// # Errors
     /// If the address cannot be bound; the error names it.
-    pub fn bind_operations(settings: &Settings) -> io::Result<Option<Self>> {
+    pub fn bind_operations(settings: &Settings) -> Result<Option<Self>, BindError> {
         let bind = |address| {
-            Self::bind(&settings.for_operations(address))
-                .map_err(|error| io::Error::new(error.kind(), format!("{error} (OPERATIONS_ADDRESS, OPERATIONS_PORT)")))
+            Self::bind(&settings.for_operations(address)).map_err(|error| match error {
+                BindError::Address(error) => {
+                    let text = format!("{error} (OPERATIONS_ADDRESS, OPERATIONS_PORT)");
+                    BindError::Address(io::Error::new(error.kind(), text))
+                }
+                error @ BindError::Tls(_) => error,
+            })
         };
         settings.operations.map(bind).transpose()
     }
@@ -99,13 +126,14 @@ impl Server {
 
     /// Serves until the shutdown, then finishes the requests in flight within the limit for it.
     pub async fn serve<S: Clone + Send + Sync + 'static>(self, app: App<S>, shutdown: Shutdown) {
-        let Self { listener, limits, trusted_proxies, trace_callers, .. } = self;
+        let Self { listener, limits, trusted_proxies, trace_callers, tls, .. } = self;
         let connections = Connections::new(&limits);
         let serve = Arc::new(Serve {
             app,
             limits,
             trusted_proxies,
             trace_callers,
+            tls,
             connections: connections.clone(),
             shutdown: shutdown.clone(),
         });
@@ -144,6 +172,7 @@ struct Serve<S> {
     limits: Limits,
     trusted_proxies: TrustedProxies,
     trace_callers: TrustedProxies,
+    tls: Option<tls::Acceptor>,
     connections: Arc<Connections>,
     shutdown: Shutdown,
 }
@@ -175,8 +204,10 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
 
     fn admit(self: &Arc<Self>, stream: Async<std::net::TcpStream>, peer: SocketAddr) {
         if self.connections.count() >= self.limits.connections && !self.connections.close_longest_idle() {
-            // Best effort, without waiting for the client.
-            let _ = stream.get_ref().write_all(SERVICE_UNAVAILABLE);
+            // Best effort, without waiting for the client. With TLS there is no handshake to answer in.
+            if self.tls.is_none() {
+                let _ = stream.get_ref().write_all(SERVICE_UNAVAILABLE);
+            }
             return;
         }
         let stream = TcpStream::from(stream);
@@ -190,11 +221,30 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
 
     async fn connection(self: Arc<Self>, registered: ConnectionGuard, peer: IpAddr) {
         let _open = metrics::track(&OPEN);
+        let Some(mut stream) = self.handshake(&registered).await else { return };
         let mut begun = Vec::new();
-        while let Some(head) = self.next_head(&registered, begun).await {
+        while let Some(head) = self.next_head(&registered, &mut stream, begun).await {
             // Boxed, so that an idle connection does not take the memory of one with a request.
-            let Some(rest) = Box::pin(self.session(&registered, head, peer)).await else { return };
-            begun = rest;
+            let Some((same, rest)) = Box::pin(self.session(&registered, stream, head, peer)).await else { return };
+            (stream, begun) = (same, rest);
+        }
+        if stream.is_tls() {
+            // Tells the client that nothing is missing. Best effort, without waiting for it.
+            let _ = poll_once(stream.close()).await;
+        }
+    }
+
+    /// The connection, after the handshake if the server speaks TLS. `None` if that fails or the server stops.
+    async fn handshake(&self, registered: &ConnectionGuard) -> Option<tls::Stream<Socket>> {
+        let Some(tls) = &self.tls else { return Some(tls::Stream::Plain(registered.socket())) };
+        // Boxed, because it is short and would be part of every idle connection.
+        let handshake = Box::pin(tls.accept(registered.socket()));
+        match self.shutdown.run_until_stopped(handshake).await? {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                None
+            }
         }
     }
 
@@ -203,11 +253,15 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
     ///
     /// hyper would allocate 16 KiB for each connection at its start, and up to `max_buf_size` for a head that does not
     /// end.
-    async fn next_head(&self, registered: &ConnectionGuard, begun: Vec<u8>) -> Option<Vec<u8>> {
+    async fn next_head(
+        &self,
+        registered: &ConnectionGuard,
+        stream: &mut tls::Stream<Socket>,
+        begun: Vec<u8>,
+    ) -> Option<Vec<u8>> {
         let mut head = Head::of(registered.client().chunks(Vec::new()), &begun);
         head.bytes.push(&begun);
         drop(begun);
-        let mut stream = registered.stream();
         if head.bytes.is_empty() {
             registered.mark_idle();
         } else if !registered.head_started(head.bytes.size()) {
@@ -215,7 +269,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
         loop {
             let is_begun = !head.bytes.is_empty();
-            let read = poll_fn(|context| head.poll_read(context, &mut stream));
+            let read = poll_fn(|context| head.poll_read(context, &mut *stream));
             let read = if is_begun { read.await } else { self.shutdown.run_until_stopped(read).await? };
             if registered.client().is_evicted() {
                 return reject(stream).await;
@@ -233,9 +287,15 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
     }
 
-    /// Has hyper serve the requests of a connection, of which the bytes in `head` have arrived. Returns the bytes of
-    /// the next head when hyper hands the connection back, or `None` when the connection has ended.
-    async fn session(&self, registered: &ConnectionGuard, head: Vec<u8>, peer: IpAddr) -> Option<Vec<u8>> {
+    /// Has hyper serve the requests of a connection, of which the bytes in `head` have arrived. Returns the stream and the
+    /// bytes of the next head when hyper hands the connection back, or `None` when the connection has ended.
+    async fn session(
+        &self,
+        registered: &ConnectionGuard,
+        stream: tls::Stream<Socket>,
+        head: Vec<u8>,
+        peer: IpAddr,
+    ) -> Option<(tls::Stream<Socket>, Vec<u8>)> {
         registered.session_started();
         let answer = |request| self.answer(request, registered, peer);
         let mut connection = http1::Builder::new()
@@ -243,7 +303,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             .header_read_timeout(None)
             .max_header_size(self.limits.head)
             .max_buf_size(self.limits.head.max(MIN_BUFFER))
-            .serve_connection(registered.io(head), service_fn(answer));
+            .serve_connection(registered.io(head, stream), service_fn(answer));
         let served = poll_fn(|context| {
             registered.watch(context);
             match Pin::new(&mut connection).poll(context) {
@@ -257,7 +317,10 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             SessionEnd::Shutdown
         });
         let outcome = match next.await {
-            SessionEnd::HandBack => return Some(connection.into_parts().read_buf.into()),
+            SessionEnd::HandBack => {
+                let parts = connection.into_parts();
+                return Some((parts.io.into_stream(), parts.read_buf.into()));
+            }
             SessionEnd::Closed(outcome) => outcome,
             SessionEnd::Shutdown => {
                 Pin::new(&mut connection).graceful_shutdown();
@@ -334,8 +397,12 @@ enum SessionEnd {
 }
 
 /// Answers 503 on a connection that is evicted. Best effort, without waiting for the client.
-async fn reject(mut stream: TcpStream) -> Option<Vec<u8>> {
-    let _ = poll_once(stream.write(SERVICE_UNAVAILABLE)).await;
+async fn reject(stream: &mut tls::Stream<Socket>) -> Option<Vec<u8>> {
+    let _ = poll_once(async {
+        stream.write_all(SERVICE_UNAVAILABLE).await?;
+        stream.flush().await
+    })
+    .await;
     None
 }
 
@@ -370,7 +437,7 @@ impl Head {
     }
 
     /// Reads the next bytes; 0 is the end of the connection.
-    fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
+    fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut tls::Stream<Socket>) -> Poll<io::Result<usize>> {
         let mut piece = [0; READ_SIZE];
         let read = ready!(Pin::new(stream).poll_read(context, &mut piece))?;
         self.scan(&piece[..read]);

@@ -1,4 +1,4 @@
-use std::{net::IpAddr, net::SocketAddr, time::Duration};
+use std::{net::IpAddr, net::SocketAddr, path::Path, time::Duration};
 
 use config::{Bounded, Reader};
 
@@ -23,10 +23,12 @@ pub struct Settings {
     pub trace_callers: TrustedProxies,
     /// Where health with its details and metrics are served, besides the port of the service.
     pub operations: Option<SocketAddr>,
+    /// TLS; none for plaintext.
+    pub tls: Option<tls::ServerSettings>,
 }
 
 impl Settings {
-    /// Reads `SERVER_ADDRESS`, `SERVER_PORT` and the limits that operators can set.
+    /// Reads `SERVER_ADDRESS`, `SERVER_PORT`, the files for TLS and the limits that operators can set.
     pub fn read(reader: &mut Reader, default_port: &'static str) -> Self {
         let settings = Self::read_for_operations(reader, default_port);
         settings.with_in_flight(reader)
@@ -87,6 +89,12 @@ impl Settings {
         let trusted_proxies = reader
             .variable(&["HTTP_TRUSTED_PROXIES"], "proxies whose X-Forwarded-Prefix counts, by address or network")
             .or("none");
+        let variables = tls::ServerVariables {
+            certificate: &["SERVER_TLS_CERTIFICATE"],
+            key: &["SERVER_TLS_KEY"],
+            client_ca: None,
+        };
+        let tls = tls::ServerSettings::read(reader, variables);
         let drain: Duration =
             reader.variable(&["SHUTDOWN_TIMEOUT"], "time for requests in flight after SIGTERM").or("10s");
         Self {
@@ -104,11 +112,17 @@ impl Settings {
             origins: Origins::default(),
             trace_callers: TrustedProxies::all(),
             operations: None,
+            tls,
         }
     }
 
     /// The settings of the operations port's server.
     pub fn for_operations(&self, address: SocketAddr) -> Self {
         Self { address, ..self.clone() }
+    }
+
+    /// Where the server listens, and the file with its certificate if it speaks TLS.
+    pub fn address_and_certificate(&self) -> (SocketAddr, Option<&Path>) {
+        (self.address, self.tls.as_ref().map(|files| files.certificate.as_path()))
     }
 }

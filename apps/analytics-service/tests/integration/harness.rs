@@ -16,7 +16,7 @@ use codec::{
 use config::{Environment, Reader};
 use kafka::partitioner::{key_hash, of_hash};
 use kafka::{Producer, Record};
-use runtime::Shutdown;
+use runtime::{Failure, Shutdown};
 use serde_json::Value as Json;
 use smol::Task;
 use testbed::{
@@ -43,7 +43,7 @@ pub(crate) struct Harness {
 pub(crate) struct Running {
     pub(crate) client: Client,
     shutdown: Shutdown,
-    task: Task<Result<(), String>>,
+    task: Task<Result<(), Failure>>,
 }
 
 /// Runs a test with a topic on the shared broker.

@@ -44,7 +44,8 @@ pub(crate) fn with_service<F: Future<Output = ()>>(test: impl FnOnce(Arc<Harness
 /// A client with this deadline.
 fn client(address: SocketAddr, deadline: Duration) -> Client {
     let address = HostPort { host: address.ip().to_string(), port: address.port() };
-    Client::new(ClientSettings { peer: "billing-service", service: "BillingService", address, deadline }).unwrap()
+    Client::new(ClientSettings { peer: "billing-service", service: "BillingService", address, deadline, tls: None })
+        .unwrap()
 }
 
 impl Harness {

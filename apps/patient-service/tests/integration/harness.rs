@@ -66,7 +66,12 @@ impl Harness {
     /// Starts the service.
     pub(crate) async fn start_unready(database_url: &str, settings: &[(&str, &str)]) -> Self {
         let billing = TestBilling::default();
-        let server = ServerSettings { address: ([127, 0, 0, 1], 0).into(), drain: Duration::from_secs(1) };
+        let server = ServerSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            drain: Duration::from_secs(1),
+            tls: None,
+            max_connection_age: None,
+        };
         let server = Server::bind(&server).unwrap();
         let port = server.address().port().to_string();
         let billing_shutdown = Shutdown::new();

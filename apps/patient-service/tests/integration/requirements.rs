@@ -27,7 +27,7 @@ async fn startup_error(url: &str) -> Failure {
     let mut reader = Reader::new(environment);
     let settings = Settings::read(&mut reader);
     let service = Service::build(reader.finish(settings).unwrap().0).await.unwrap();
-    timeout(LIMIT, service.run(Shutdown::new())).await.expect("it ends").unwrap_err()
+    timeout(LIMIT, Box::pin(service.run(Shutdown::new()))).await.expect("it ends").unwrap_err()
 }
 
 /// A database made by a statement that goes on with `how`.

@@ -7,26 +7,22 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_lite::{AsyncRead, AsyncWrite};
 use smol::net::TcpStream;
 use smol_hyper::rt::FuturesIo;
 
 use super::{Client, UNSET};
 
-/// A connection's I/O for hyper: reads first what was read before, and records since when a write has been blocked and
-/// whether a head has begun to arrive.
-pub(crate) struct ObservedIo {
-    /// Bytes that were read before hyper got the connection.
-    prefix: Vec<u8>,
-    /// How many of them hyper has read.
-    consumed: usize,
-    inner: FuturesIo<TcpStream>,
+/// A connection's socket, which records since when a write has been blocked. It is below TLS, which takes some bytes
+/// although the socket takes none.
+pub(crate) struct Socket {
+    inner: TcpStream,
     client: Client,
 }
 
-impl ObservedIo {
-    pub(super) fn new(prefix: Vec<u8>, client: Client) -> Self {
-        let inner = FuturesIo::new(client.connection.stream.clone());
-        Self { prefix, consumed: 0, inner, client }
+impl Socket {
+    pub(super) fn new(client: Client) -> Self {
+        Self { inner: client.connection.stream.clone(), client }
     }
 
     fn observe<T>(&self, write: Poll<T>) -> Poll<T> {
@@ -37,6 +33,57 @@ impl ObservedIo {
             connection.blocked_since.store(all.now(), Ordering::Relaxed);
         }
         write
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.observe(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(context, slices);
+        self.observe(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(context)
+    }
+}
+
+/// A connection's I/O for hyper: reads first what was read before, and records whether a head has begun to arrive.
+pub(crate) struct ObservedIo {
+    /// Bytes that were read before hyper got the connection.
+    prefix: Vec<u8>,
+    /// How many of them hyper has read.
+    consumed: usize,
+    inner: FuturesIo<tls::Stream<Socket>>,
+    client: Client,
+}
+
+impl ObservedIo {
+    pub(super) fn new(prefix: Vec<u8>, stream: tls::Stream<Socket>, client: Client) -> Self {
+        Self { prefix, consumed: 0, inner: FuturesIo::new(stream), client }
+    }
+
+    /// The stream, when hyper hands the connection back.
+    pub(crate) fn into_stream(self) -> tls::Stream<Socket> {
+        self.inner.into_inner()
     }
 }
 
@@ -70,8 +117,7 @@ impl hyper::rt::Read for ObservedIo {
 
 impl hyper::rt::Write for ObservedIo {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.observe(written)
+        Pin::new(&mut self.inner).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -91,7 +137,6 @@ impl hyper::rt::Write for ObservedIo {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write_vectored(context, slices);
-        self.observe(written)
+        Pin::new(&mut self.inner).poll_write_vectored(context, slices)
     }
 }
