@@ -148,7 +148,12 @@ fn a_registration_is_a_journey_whose_steps_and_proofs_are_true(kind: Kind) {
         let (partition, offset) = (proof["partition"].as_i64().unwrap(), proof["offset"].as_i64().unwrap());
         let servers = observed.system.backing_services();
         let bootstrap = config::Value::parse(&servers.kafka).unwrap();
-        let kafka = kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id: "test" };
+        let kafka = kafka::Settings {
+            bootstrap,
+            deadline: Duration::from_secs(5),
+            client_id: "test",
+            security: kafka::Security::default(),
+        };
         let mut consumer = Consumer::new(kafka, &servers.topic, i32::try_from(partition).unwrap());
         let fetched = consumer.fetch(offset, 1024 * 1024, Duration::from_secs(5)).await.unwrap();
         let record = fetched.records.iter().find(|record| record.offset == offset).unwrap().to_record();

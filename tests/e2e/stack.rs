@@ -49,7 +49,12 @@ impl Stack {
             ("BROKER", if kind == Kind::Kafka { "kafka" } else { "nisshi" }.to_owned()),
         ];
         let bootstrap = config::Value::parse(&format!("127.0.0.1:{kafka_port}")).unwrap();
-        let kafka = kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id: "test" };
+        let kafka = kafka::Settings {
+            bootstrap,
+            deadline: Duration::from_secs(5),
+            client_id: "test",
+            security: kafka::Security::default(),
+        };
         Self { home: scratch.path().join(home), scratch, ports, environment, kafka }
     }
 

@@ -115,7 +115,7 @@ impl Value for HostPort {
 }
 
 /// One or more [`HostPort`]s, separated by commas, such as Kafka's `bootstrap.servers`. A security protocol may precede
-/// an address, as in Kafka's listeners: `PLAINTEXT://host:port`. PLAINTEXT is the only one supported.
+/// an address, as in Kafka's listeners, if it is PLAINTEXT: `PLAINTEXT://host:port`. Another one is a setting of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts(pub Vec<HostPort>);
 
@@ -125,7 +125,7 @@ impl Value for HostPorts {
     fn parse(text: &str) -> Result<Self, String> {
         let one = |text: &str| match text.split_once("://") {
             Some((protocol, address)) if protocol.eq_ignore_ascii_case("PLAINTEXT") => HostPort::parse(address),
-            Some(_) => Err("its protocol is not PLAINTEXT; neither TLS nor SASL is built in".to_owned()),
+            Some(_) => Err("it has a protocol, which KAFKA_SECURITY_PROTOCOL names".to_owned()),
             None => HostPort::parse(text),
         };
         text.split(',').map(|address| one(address.trim())).collect::<Result<_, _>>().map(Self)

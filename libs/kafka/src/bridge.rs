@@ -27,7 +27,14 @@ pub(crate) async fn call<T>(
 /// Connects. Call it inside [`call`].
 pub(crate) async fn connect(settings: &Settings) -> Result<Client, Rskafka> {
     let brokers = settings.bootstrap.0.iter().map(ToString::to_string).collect();
-    ClientBuilder::new(brokers)
+    let mut builder = ClientBuilder::new(brokers);
+    if let Some(tls) = &settings.security.tls {
+        builder = builder.tls_config(tls.config());
+    }
+    if let Some(sasl) = &settings.security.sasl {
+        builder = builder.sasl_config(sasl.into());
+    }
+    builder
         .client_id(settings.client_id)
         .max_message_size(MESSAGE_LIMIT)
         // Of rskafka's retries; the deadline of the call ends them.

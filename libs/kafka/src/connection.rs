@@ -7,8 +7,11 @@ use std::{
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kafka_protocol::{
-    error::ResponseError,
-    messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader},
+    error::{ParseResponseErrorCode as _, ResponseError},
+    messages::{
+        ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest,
+        SaslHandshakeRequest,
+    },
     protocol::{Decodable, Encodable as _, HeaderVersion as _, StrBytes},
 };
 use runtime::timeout;
@@ -21,10 +24,11 @@ use smol::{
 use telemetry::metrics::{self, IntCounterVec};
 
 use crate::{
-    BrokerError, Error, Malformed,
+    BrokerError, Error, Malformed, Sasl, Settings,
     call::{Deadline, broker_error},
     large_batch,
     records::MAX_BATCH_BYTES,
+    security::Authentication,
     unreachable::{Address, Cause, Unreachable},
     versions::{Request, Versions},
 };
@@ -54,7 +58,7 @@ static THROTTLED: LazyLock<IntCounterVec> = LazyLock::new(|| {
 /// A connection to one broker, for one request at a time. After an error or a cancelled call it is unusable.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: tls::Stream<TcpStream>,
     address: Address,
     /// The deadline of the current call.
     deadline: Deadline,
@@ -92,9 +96,10 @@ impl Response {
 }
 
 impl Connection {
-    /// Connects and negotiates versions. Host names are resolved on a thread pool.
-    pub(crate) async fn open(address: &Address, client_id: &'static str, deadline: Deadline) -> Result<Self, Error> {
-        let stream = connect(address, deadline).await?;
+    /// Connects, negotiates versions and authenticates. Host names are resolved on a thread pool.
+    pub(crate) async fn open(address: &Address, settings: &Settings, deadline: Deadline) -> Result<Self, Error> {
+        let Settings { client_id, security, .. } = settings;
+        let stream = connect(address, security.tls.as_ref(), deadline).await?;
         let mut connection = Self {
             stream,
             address: address.clone(),
@@ -111,7 +116,40 @@ impl Connection {
             Err(Error::Malformed(error)) => return Err(connection.unreachable(Cause::NotKafka(error)).into()),
             Err(error) => return Err(error),
         }
+        if let Some(sasl) = &security.sasl {
+            // Boxed, because it is rare and would be part of every connection's future.
+            Box::pin(connection.authenticate(sasl)).await?;
+        }
         Ok(connection)
+    }
+
+    /// Authenticates, and with SCRAM has the broker prove that it knows the password too.
+    async fn authenticate(&mut self, sasl: &Sasl) -> Result<(), Error> {
+        let failed = |connection: &Self, why| connection.unreachable(Cause::Authentication(why));
+        let handshake =
+            SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(sasl.mechanism.name()));
+        let answer = self.call(&handshake).await?;
+        if let Some(error) = answer.error_code.err() {
+            let supported: Vec<_> = answer.mechanisms.iter().map(|name| name.as_str()).collect();
+            let message = format!("{} is not among its mechanisms: {}", sasl.mechanism.name(), supported.join(", "));
+            return Err(self.broker_error::<SaslHandshakeRequest>(error, Some(&message)));
+        }
+        let mut authentication = Authentication::new(sasl).map_err(|why| failed(self, why))?;
+        let mut received: Option<Bytes> = None;
+        loop {
+            let (message, is_finished) = authentication.step(received.as_deref()).map_err(|why| failed(self, why))?;
+            if let Some(message) = message {
+                let answer = self.call(&SaslAuthenticateRequest::default().with_auth_bytes(message.into())).await?;
+                if let Some(error) = answer.error_code.err() {
+                    let message = answer.error_message.as_deref();
+                    return Err(self.broker_error::<SaslAuthenticateRequest>(error, message));
+                }
+                received = Some(answer.auth_bytes);
+            }
+            if is_finished {
+                return Ok(());
+            }
+        }
     }
 
     /// The connection with the deadline of another call.
@@ -256,7 +294,11 @@ impl Connection {
         encoded.map_err(|error| self.io_error(io::Error::other(error)))?;
         let length = i32::try_from(message.len() - 4).map_err(|error| self.io_error(io::Error::other(error)))?;
         message[..4].copy_from_slice(&length.to_be_bytes());
-        self.stream.write_all(&message).await.map_err(|error| self.io_error(error))
+        let sent = async {
+            self.stream.write_all(&message).await?;
+            self.stream.flush().await
+        };
+        sent.await.map_err(|error| self.io_error(error))
     }
 
     async fn receive(&mut self) -> Result<Response, Error> {
@@ -293,8 +335,12 @@ fn foreign_protocol(start: [u8; 4]) -> Option<Cause> {
     }
 }
 
-/// Resolves the host and connects. A timeout is an error as specific as a refused connection.
-async fn connect(address: &Address, deadline: Deadline) -> Result<TcpStream, Unreachable> {
+/// Resolves the host, connects and makes the TLS handshake. A timeout is an error as specific as a refused connection.
+async fn connect(
+    address: &Address,
+    tls: Option<&tls::Connector>,
+    deadline: Deadline,
+) -> Result<tls::Stream<TcpStream>, Unreachable> {
     let unreachable = |cause| Unreachable { address: address.clone(), cause };
     let resolved = smol::net::resolve((address.broker.host.as_str(), address.broker.port));
     let resolved = io_timeout(deadline, resolved).await.map_err(|error| unreachable(Cause::Resolve(error)))?;
@@ -303,7 +349,10 @@ async fn connect(address: &Address, deadline: Deadline) -> Result<TcpStream, Unr
         stream.set_nodelay(true)?;
         Ok(stream)
     };
-    io_timeout(deadline, connected).await.map_err(|error| unreachable(Cause::Connect(error)))
+    let stream = io_timeout(deadline, connected).await.map_err(|error| unreachable(Cause::Connect(error)))?;
+    let Some(tls) = tls else { return Ok(tls::Stream::Plain(stream)) };
+    let handshake = io_timeout(deadline, tls.connect(&address.broker.host, stream));
+    handshake.await.map_err(|error| unreachable(Cause::Handshake(error)))
 }
 
 async fn io_timeout<T>(deadline: Deadline, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -332,7 +332,7 @@ impl Consumer {
             {
                 return Err(Error::TopicChanged { expected, found });
             }
-            let connection = Connection::open(&broker, self.settings.client_id, deadline).await?;
+            let connection = Connection::open(&broker, &self.settings, deadline).await?;
             Ok((connection, epoch, topic_id))
         };
         let (connection, epoch, topic_id) = call("connect", deadline, Box::pin(connect)).await?;

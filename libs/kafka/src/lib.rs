@@ -45,6 +45,7 @@ mod producer;
 mod record;
 mod records;
 mod remedy;
+mod security;
 mod settings;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -60,5 +61,6 @@ pub use producer::Producer;
 pub use record::{Headers, Record, RecordAndOffset, RecordRef};
 pub use records::{Records, UnreadableBatch};
 pub use remedy::Remedy;
+pub use security::{Credentials, Mechanism, Sasl, Security};
 pub use settings::Settings;
 pub use topics::{create_topic, delete_topic};

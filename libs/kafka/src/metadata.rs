@@ -178,7 +178,7 @@ async fn request(
     topic: Option<&TopicName>,
     deadline: Deadline,
 ) -> Result<MetadataResponse, Error> {
-    let mut connection = Connection::open(&Address::bootstrap(broker), settings.client_id, deadline).await?;
+    let mut connection = Connection::open(&Address::bootstrap(broker), settings, deadline).await?;
     let topics = topic.map(|topic| MetadataRequestTopic::default().with_name(Some(topic.clone())));
     let request = MetadataRequest::default()
         .with_allow_auto_topic_creation(false)

@@ -188,7 +188,7 @@ async fn send_to(
     let work = async {
         let mut connection = match connection {
             Some(connection) => connection.with_deadline(deadline),
-            None => Connection::open(&leader, settings.client_id, deadline).await?,
+            None => Connection::open(&leader, settings, deadline).await?,
         };
         let partition = |(&index, batch): (&i32, &EncodedBatch)| {
             PartitionProduceData::default().with_index(index).with_records(Some(batch.bytes.clone()))

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use config::{HostPorts, Reader};
 
+use crate::Security;
+
 /// Settings of a Kafka client.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -11,10 +13,12 @@ pub struct Settings {
     pub deadline: Duration,
     /// The client id in requests, by which brokers apply quotas.
     pub client_id: &'static str,
+    /// TLS and SASL.
+    pub security: Security,
 }
 
 impl Settings {
-    /// Reads `KAFKA_BOOTSTRAP_SERVERS` and `KAFKA_DEADLINE`.
+    /// Reads `KAFKA_BOOTSTRAP_SERVERS`, `KAFKA_DEADLINE`, `KAFKA_SECURITY_PROTOCOL` and what belongs to it.
     pub fn read(reader: &mut Reader, client_id: &'static str) -> Self {
         let names: &[&str] = &["KAFKA_BOOTSTRAP_SERVERS", "SPRING_KAFKA_BOOTSTRAP_SERVERS"];
         Self {
@@ -23,6 +27,7 @@ impl Settings {
                 .variable(&["KAFKA_DEADLINE"], "time for a call to Kafka, with connecting and retries")
                 .or("5s"),
             client_id,
+            security: Security::read(reader),
         }
     }
 }

@@ -70,7 +70,7 @@ fn check(code: i16) -> Result<(), Error> {
 /// A connection to the first bootstrap broker.
 async fn connect(settings: &Settings, deadline: Deadline) -> Result<Connection, Error> {
     let broker = settings.bootstrap.0.first().ok_or(Error::UnknownTopic)?;
-    Connection::open(&Address::bootstrap(broker), settings.client_id, deadline).await
+    Connection::open(&Address::bootstrap(broker), settings, deadline).await
 }
 
 /// Sets the produce and consume quotas of a client id, in bytes per second; none removes a quota.
@@ -143,7 +143,7 @@ pub async fn send_batch(settings: &Settings, topic: &str, partition: i32, batch:
     let deadline = Deadline::new(settings.deadline);
     let work = async {
         let leader = metadata::leader(settings, deadline, &name, partition).await?;
-        let mut connection = Connection::open(&leader.broker, settings.client_id, deadline).await?;
+        let mut connection = Connection::open(&leader.broker, settings, deadline).await?;
         produce(&mut connection, settings, None, &name, partition, batch).await
     };
     call("testing", deadline, Box::pin(work)).await

@@ -69,7 +69,7 @@ pub async fn delete_topic(settings: &Settings, topic: &str) -> Result<(), Error>
 async fn check_reachable(settings: &Settings, deadline: Deadline) -> Result<(), Error> {
     let controller = metadata::controller(settings, deadline).await?;
     // Boxed, because a connection is large, and would be part of every caller's future.
-    Box::pin(Connection::open(&controller, settings.client_id, deadline)).await.map(drop)
+    Box::pin(Connection::open(&controller, settings, deadline)).await.map(drop)
 }
 
 /// Call it inside [`call`].

@@ -33,6 +33,10 @@ pub(crate) enum Cause {
     Resolve(io::Error),
     /// The connection was refused or timed out.
     Connect(io::Error),
+    /// The TLS handshake failed.
+    Handshake(io::Error),
+    /// The broker's side of the authentication is not valid: with SCRAM, it does not know the password.
+    Authentication(String),
     /// The connection failed during a request.
     Broken(io::Error),
     /// The connection was closed before the first response.
@@ -57,21 +61,23 @@ impl fmt::Display for Unreachable {
                 write!(f, "the host name {} of {broker} cannot be resolved: {error}", broker.host)?
             }
             Cause::Connect(error) => write!(f, "no connection to {broker}: {error}")?,
+            Cause::Handshake(error) => write!(f, "no TLS with {broker}: {error}")?,
+            Cause::Authentication(why) => return write!(f, "the authentication of {broker} is not valid: {why}"),
             Cause::Broken(error) => return write!(f, "the connection to {broker} broke: {error}"),
             Cause::Closed => write!(
                 f,
-                "{broker} closed the connection without a response: perhaps a listener with TLS (SSL, SASL_SSL), or no \
-                 Kafka broker; this client supports PLAINTEXT alone"
+                "{broker} closed the connection without a response: perhaps its listener has another protocol than \
+                 KAFKA_SECURITY_PROTOCOL, such as SSL or SASL_SSL, or it is no Kafka broker"
             )?,
             Cause::ClosedAfterVersions => write!(
                 f,
                 "{broker} closed the connection at the first request: perhaps it is being shut down, or the listener requires \
-                 SASL (SASL_PLAINTEXT); this client supports PLAINTEXT alone"
+                 SASL, and KAFKA_SECURITY_PROTOCOL is another one"
             )?,
             Cause::Tls => write!(
                 f,
-                "{broker} speaks TLS: it is a listener of the protocol SSL or SASL_SSL, or no Kafka broker; this client \
-                 supports PLAINTEXT alone"
+                "{broker} speaks TLS: it is a listener of the protocol SSL or SASL_SSL, which KAFKA_SECURITY_PROTOCOL is \
+                 not, or no Kafka broker"
             )?,
             Cause::NotKafka(error) => {
                 write!(f, "{broker} does not speak the Kafka protocol ({error}): perhaps it is another service")?;
@@ -93,7 +99,9 @@ impl fmt::Display for Unreachable {
 impl std::error::Error for Unreachable {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.cause {
-            Cause::Resolve(error) | Cause::Connect(error) | Cause::Broken(error) => Some(error),
+            Cause::Resolve(error) | Cause::Connect(error) | Cause::Handshake(error) | Cause::Broken(error) => {
+                Some(error)
+            }
             Cause::NotKafka(error) => Some(error),
             _ => None,
         }

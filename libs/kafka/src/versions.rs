@@ -6,6 +6,7 @@ use kafka_protocol::{
     messages::{
         ApiKey, ApiVersionsRequest, ApiVersionsResponse, FetchRequest, FetchResponse, ListOffsetsRequest,
         ListOffsetsResponse, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
+        SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
     },
     protocol::{Decodable, Encodable, HeaderVersion},
 };
@@ -49,6 +50,27 @@ requests! {
     FetchRequest => FetchResponse, Fetch, 4..=18;
     // Since version 2 the request has an isolation level.
     ListOffsetsRequest => ListOffsetsResponse, ListOffsets, 2..=10;
+}
+
+/// Implements [`Request`] for requests whose response has no throttle time.
+macro_rules! unthrottled_requests {
+    ($($request:ident => $response:ident, $key:ident, $versions:expr;)*) => {
+        $(impl Request for $request {
+            const KEY: ApiKey = ApiKey::$key;
+            const SUPPORTED: RangeInclusive<i16> = $versions;
+            type Response = $response;
+
+            fn throttle_ms(_: &Self::Response) -> i32 {
+                0
+            }
+        })*
+    };
+}
+
+unthrottled_requests! {
+    // Since version 1 the messages of the mechanism are requests of their own.
+    SaslHandshakeRequest => SaslHandshakeResponse, SaslHandshake, 1..=1;
+    SaslAuthenticateRequest => SaslAuthenticateResponse, SaslAuthenticate, 0..=2;
 }
 
 /// The last version with topic names instead of topic ids.
@@ -125,5 +147,7 @@ mod tests {
         holds::<ProduceRequest>();
         holds::<FetchRequest>();
         holds::<ListOffsetsRequest>();
+        holds::<SaslHandshakeRequest>();
+        holds::<SaslAuthenticateRequest>();
     }
 }

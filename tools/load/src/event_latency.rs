@@ -60,7 +60,9 @@ impl EventFollower {
     /// # Errors
     /// If the topic cannot be read.
     pub(crate) async fn start(kafka: HostPort, topic: &str, analytics: Arc<Target>) -> Result<Self, String> {
-        let settings = kafka::Settings { bootstrap: HostPorts(vec![kafka]), deadline: TIMEOUT, client_id: "load" };
+        let security = kafka::Security::default();
+        let settings =
+            kafka::Settings { bootstrap: HostPorts(vec![kafka]), deadline: TIMEOUT, client_id: "load", security };
         let failed = |error: kafka::Error| format!("the topic {topic} cannot be read: {error}");
         let observations = Arc::<Mutex<Observations>>::default();
         let mut tasks = Vec::new();

@@ -27,6 +27,7 @@ pub(crate) fn kafka(settings: &Settings, command: &'static str) -> Result<kafka:
         bootstrap: config::HostPorts::parse(&settings.kafka_address()).map_err(anyhow::Error::msg)?,
         deadline: Duration::from_secs(5),
         client_id: command,
+        security: kafka::Security::default(),
     })
 }
 

@@ -75,7 +75,8 @@ impl Auditor {
         analytics: Vec<Client>,
     ) -> Result<Self, Error> {
         let bootstrap = HostPorts::parse(kafka).map_err(Error::new)?;
-        let kafka = kafka::Settings { bootstrap, deadline: DEADLINE, client_id: "audit" };
+        let kafka =
+            kafka::Settings { bootstrap, deadline: DEADLINE, client_id: "audit", security: kafka::Security::default() };
         Ok(Self { patients_database, billing_database, kafka, topic: topic.to_owned(), analytics })
     }
 

@@ -2,6 +2,8 @@
 
 use std::{
     fmt, fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
@@ -9,7 +11,7 @@ use std::{
 
 use config::{HostPort, HostPorts};
 
-use crate::{Error, Process, cache, ports};
+use crate::{Error, Process, cache, certificates::Identity, ports};
 
 /// The version of Apache Kafka, the same as in docker-compose.yaml.
 pub const KAFKA_VERSION: &str = "4.1.1";
@@ -30,6 +32,9 @@ const PORT_ATTEMPTS: usize = 3;
 /// In the directory of a Kafka broker: its settings and its data.
 const PROPERTIES: &str = "server.properties";
 const DATA: &str = "data";
+/// The certificate with its key, and the authority of clients, for a secure listener.
+const KEYSTORE: &str = "broker.pem";
+const TRUSTSTORE: &str = "clients.pem";
 /// A cluster of one node can have any cluster id.
 const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
 
@@ -115,6 +120,79 @@ struct LaunchOptions {
     advertised: u16,
     /// Lines for Kafka's `server.properties`.
     extra: String,
+    /// The listener for clients, if it is not PLAINTEXT.
+    secure: Option<SecureListener>,
+}
+
+/// A listener of Apache Kafka with the protocol SASL_SSL, instead of PLAINTEXT: certificates both ways, and SCRAM or PLAIN.
+#[derive(Clone, Debug)]
+pub struct SecureListener {
+    /// The broker's certificate and key, for the name `localhost`.
+    pub identity: Identity,
+    /// A file with the authority of clients and of the broker itself.
+    pub authority: PathBuf,
+    /// What the broker's own client, which waits until it is ready, shows.
+    pub client: Identity,
+    /// Users and passwords, without quotes.
+    pub users: Vec<(String, String)>,
+}
+
+impl SecureListener {
+    /// What a client needs to connect as the first user, by SCRAM-SHA-256.
+    ///
+    /// # Errors
+    /// If a file is not valid.
+    pub fn security(&self) -> Result<kafka::Security, Error> {
+        let Identity { certificate, key } = self.client.clone();
+        let files = tls::ClientSettings { ca: Some(self.authority.clone()), identity: Some((certificate, key)) };
+        let connector = tls::Connector::new("kafka", files, &[]).map_err(|error| Error::new(error.to_string()))?;
+        let (username, password) = self.users.first().cloned().unwrap_or_default();
+        let credentials = config::Secret::new(kafka::Credentials { username, password });
+        let sasl = kafka::Sasl { mechanism: kafka::Mechanism::ScramSha256, credentials };
+        Ok(kafka::Security { tls: Some(connector), sasl: Some(sasl) })
+    }
+
+    /// The files that the broker reads, in its directory.
+    fn write(&self, directory: &Path) -> Result<(), Error> {
+        let keystore = directory.join(KEYSTORE);
+        // One that an earlier start has left may be for another user.
+        let _ = fs::remove_file(&keystore);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&keystore)?;
+        file.write_all(self.identity.keystore()?.as_bytes())?;
+        Ok(fs::copy(&self.authority, directory.join(TRUSTSTORE)).map(drop)?)
+    }
+
+    /// Lines for `server.properties`, after which the lines before do not count.
+    fn properties(&self, port: u16, controller: u16) -> String {
+        let users: String = self.users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
+        let listener = "listener.name.sasl_ssl";
+        let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+        format!(
+            "listeners=SASL_SSL://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=SASL_SSL://localhost:{port}\n\
+             listener.security.protocol.map=SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT\n\
+             inter.broker.listener.name=SASL_SSL\n\
+             sasl.mechanism.inter.broker.protocol=SCRAM-SHA-256\n\
+             sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512,PLAIN\n\
+             {listener}.scram-sha-256.sasl.jaas.config={scram}\n\
+             {listener}.scram-sha-512.sasl.jaas.config={scram}\n\
+             {listener}.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required{users};\n\
+             # Relative to the working directory.\n\
+             ssl.keystore.type=PEM\n\
+             ssl.keystore.location={KEYSTORE}\n\
+             ssl.truststore.type=PEM\n\
+             ssl.truststore.location={TRUSTSTORE}\n\
+             ssl.client.auth=required\n"
+        )
+    }
+
+    /// Arguments of `kafka-storage format`, which stores what SCRAM needs of the passwords.
+    fn format_arguments(&self) -> Vec<String> {
+        let users = self.users.iter().flat_map(|(user, password)| {
+            ["SCRAM-SHA-256", "SCRAM-SHA-512"].map(|mechanism| format!("{mechanism}=[name={user},password={password}]"))
+        });
+        users.flat_map(|user| ["--add-scram".to_owned(), user]).collect()
+    }
 }
 
 impl Broker {
@@ -142,9 +220,27 @@ impl Broker {
             kind,
             directory,
             port,
-            LaunchOptions { size, advertised: port, extra: extra.to_owned() },
+            LaunchOptions { size, advertised: port, extra: extra.to_owned(), secure: None },
         )
         .await
+    }
+
+    /// Starts Apache Kafka with this listener for clients, with its data in `directory`.
+    ///
+    /// # Errors
+    /// If it is not installed, or does not start; Nisshi has no such listener.
+    pub async fn start_secure(
+        kind: Kind,
+        directory: &Path,
+        port: u16,
+        size: Size,
+        secure: SecureListener,
+    ) -> Result<Self, Error> {
+        if kind == Kind::Nisshi {
+            return Err(Error::new("Nisshi has neither TLS nor SASL"));
+        }
+        let options = LaunchOptions { size, advertised: port, extra: String::new(), secure: Some(secure) };
+        Self::start_with_options(kind, directory, port, options).await
     }
 
     /// Starts a broker on a free port, for a test, whose advertised listener is the port `advertised` of a proxy.
@@ -152,7 +248,7 @@ impl Broker {
     /// # Errors
     /// If it is not installed, or does not start.
     pub async fn start_behind_proxy(kind: Kind, directory: &Path, advertised: u16) -> Result<Self, Error> {
-        let options = LaunchOptions { size: Size::Small, advertised, extra: String::new() };
+        let options = LaunchOptions { size: Size::Small, advertised, extra: String::new(), secure: None };
         Self::start_with_options(kind, directory, ports::free(), options).await
     }
 
@@ -171,7 +267,7 @@ impl Broker {
     /// The broker that an earlier run started in `directory` on this port, if it still runs.
     pub fn running(kind: Kind, directory: &Path, port: u16, size: Size) -> Option<Self> {
         let process = Process::from_pid_file(kind.to_string(), &pid_file(directory), directory.join("broker.log"))?;
-        let options = LaunchOptions { size, advertised: port, extra: String::new() };
+        let options = LaunchOptions { size, advertised: port, extra: String::new(), secure: None };
         Some(Self { kind, port, directory: directory.to_owned(), options, process })
     }
 
@@ -195,7 +291,7 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Settings of a client.
+    /// Settings of a client; of a broker with a secure listener, only as far as the address goes.
     pub fn settings(&self, client_id: &'static str) -> kafka::Settings {
         client_settings(self.port, client_id)
     }
@@ -235,7 +331,11 @@ async fn launch(kind: Kind, directory: &Path, port: u16, options: &LaunchOptions
         None => launch_nisshi(directory, port, options.advertised)?,
     };
     process.write_pid_file(&pid_file(directory))?;
-    until_ready(&mut process, &client_settings(port, "testbed")).await?;
+    let settings = match &options.secure {
+        None => client_settings(port, "testbed"),
+        Some(secure) => secure_settings(port, "testbed", secure.security()?),
+    };
+    until_ready(&mut process, &settings).await?;
     Ok(process)
 }
 
@@ -252,7 +352,12 @@ fn pid_file(directory: &Path) -> PathBuf {
 
 fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
     let bootstrap = HostPorts(vec![HostPort { host: "127.0.0.1".to_owned(), port }]);
-    kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id }
+    kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id, security: kafka::Security::default() }
+}
+
+fn secure_settings(port: u16, client_id: &'static str, security: kafka::Security) -> kafka::Settings {
+    let bootstrap = HostPorts(vec![HostPort { host: "localhost".to_owned(), port }]);
+    kafka::Settings { bootstrap, security, ..client_settings(port, client_id) }
 }
 
 async fn launch_kafka(version: &str, directory: &Path, port: u16, options: &LaunchOptions) -> Result<Process, Error> {
@@ -268,6 +373,9 @@ async fn launch_kafka(version: &str, directory: &Path, port: u16, options: &Laun
     // The controller, on the next free port. Only this node connects to it.
     let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
     fs::write(directory.join(PROPERTIES), server_properties(port, controller, options))?;
+    if let Some(secure) = &options.secure {
+        secure.write(directory)?;
+    }
     let memory: &[&str] = match options.size {
         Size::Small => &["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
         Size::Full => &["-Xms128m", "-Xmx512m"],
@@ -285,6 +393,7 @@ async fn launch_kafka(version: &str, directory: &Path, port: u16, options: &Laun
     if !directory.join(DATA).join("meta.properties").is_file() {
         prepare("kafka.tools.StorageTool", &["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config", PROPERTIES])
+            .args(options.secure.iter().flat_map(SecureListener::format_arguments))
             .run(FORMAT_TIMEOUT)
             .await?;
     }
@@ -292,7 +401,8 @@ async fn launch_kafka(version: &str, directory: &Path, port: u16, options: &Laun
 }
 
 fn server_properties(port: u16, controller: u16, options: &LaunchOptions) -> String {
-    let LaunchOptions { advertised, extra, .. } = options;
+    let LaunchOptions { advertised, extra, secure, .. } = options;
+    let secure = secure.as_ref().map(|secure| secure.properties(port, controller)).unwrap_or_default();
     format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
@@ -314,7 +424,7 @@ fn server_properties(port: u16, controller: u16, options: &LaunchOptions) -> Str
          num.network.threads=2\n\
          num.io.threads=2\n\
          log.cleaner.dedupe.buffer.size=4194304\n\
-         {extra}\n"
+         {secure}{extra}\n"
     )
 }
 

@@ -55,7 +55,12 @@ fn settings(kafka: kafka::Settings, topic: &str) -> Settings {
 /// Nobody listens there.
 fn no_broker() -> kafka::Settings {
     let nobody = config::HostPort { host: "127.0.0.1".to_owned(), port: 9 };
-    kafka::Settings { bootstrap: config::HostPorts(vec![nobody]), deadline: Duration::from_secs(1), client_id: "test" }
+    kafka::Settings {
+        bootstrap: config::HostPorts(vec![nobody]),
+        deadline: Duration::from_secs(1),
+        client_id: "test",
+        security: kafka::Security::default(),
+    }
 }
 
 /// A service whose own relay stands by for ever, because a test does the relaying.

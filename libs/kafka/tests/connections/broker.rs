@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use config::{HostPort, HostPorts};
-use kafka::Settings;
+use kafka::{Security, Settings};
 use kafka_protocol::{
     messages::{ApiKey, ApiVersionsResponse, RequestHeader, ResponseHeader, api_versions_response::ApiVersion},
     protocol::{Decodable, Encodable, HeaderVersion},
@@ -146,5 +146,10 @@ pub(crate) fn loopback(port: u16) -> HostPort {
 
 /// Client settings with these bootstrap brokers.
 pub(crate) fn settings(brokers: Vec<HostPort>) -> Settings {
-    Settings { bootstrap: HostPorts(brokers), deadline: Duration::from_secs(2), client_id: "test" }
+    Settings {
+        bootstrap: HostPorts(brokers),
+        deadline: Duration::from_secs(2),
+        client_id: "test",
+        security: Security::default(),
+    }
 }

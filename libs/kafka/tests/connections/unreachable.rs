@@ -74,8 +74,8 @@ fn a_port_with_tls_http_or_another_protocol_is_named_in_the_error() {
             (&[0x15, 3, 1, 0, 2, 2, 70], "speaks TLS"),
             (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "speaks HTTP"),
             // As a TLS listener of Kafka does.
-            (b"", "perhaps a listener with TLS"),
-            (&[0, 0], "perhaps a listener with TLS"),
+            (b"", "perhaps its listener has another protocol"),
+            (&[0, 0], "perhaps its listener has another protocol"),
             (b"SSH-2.0-OpenSSH_9.2\r\n", "perhaps it is another service"),
             (&[0, 0, 0, 8, 0, 0, 0, 77, 0, 0, 0, 0], "perhaps it is another service"),
         ];
