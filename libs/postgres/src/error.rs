@@ -92,7 +92,11 @@ impl From<sqlx::Error> for Error {
                     _ => Self::Query(error),
                 }
             }
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
+            sqlx::Error::Tls(_) => {
+                let hint = "sslmode in DATABASE_URL says which TLS is demanded, and to another host it is verify-full by default";
+                Self::Unavailable(format!("{error}; {hint}").into())
+            }
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
                 Self::Unavailable(error.to_string().into())
             }
             _ => Self::Query(error),

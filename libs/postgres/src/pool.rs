@@ -94,7 +94,7 @@ impl Pools {
         let left = until.saturating_duration_since(Instant::now());
         let open = async {
             let url = self.settings.url.expose();
-            let mut connection = PgConnection::connect_with(&url.options).await?;
+            let mut connection = PgConnection::connect_with(&url.options()).await?;
             let settings = url
                 .session
                 .iter()

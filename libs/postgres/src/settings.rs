@@ -1,4 +1,4 @@
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use config::{Bounded, Reader, Secret, Value};
 use percent_encoding::percent_decode_str;
@@ -22,7 +22,7 @@ pub struct Settings {
 }
 
 /// The parameters that a database URL may have, with their meaning: the table of docs/settings.md.
-pub const URL_PARAMETERS: [(&str, &str); 12] = [
+pub const URL_PARAMETERS: [(&str, &str); 14] = [
     ("host, hostaddr", "the host, instead of the URL's; the directory of a socket if it begins with /"),
     ("port", "instead of the URL's"),
     ("dbname", "the database, instead of the URL's"),
@@ -30,8 +30,14 @@ pub const URL_PARAMETERS: [(&str, &str); 12] = [
     ("application_name, ApplicationName", "the name shown in pg_stat_activity"),
     ("currentSchema, search_path", "the schemas that are searched; tables are made in the first"),
     ("options, options[name]", "settings of the sessions: -c name=value or --name=value"),
-    ("sslmode", "disable, allow or prefer, which all mean no TLS; require, verify-ca and verify-full are refused"),
-    ("ssl", "false; true is refused"),
+    (
+        "sslmode",
+        "disable, allow, prefer, require, verify-ca or verify-full, as libpq has them, but allow is disable; without it \
+         verify-full over TCP to another host, and disable on loopback and over a socket",
+    ),
+    ("ssl", "true is verify-full, false is disable"),
+    ("sslrootcert", "PEM file with authorities of the server, besides the public ones"),
+    ("sslcert, sslkey", "PEM files with the client's certificate and its key"),
     ("gssencmode, channel_binding", "disable or prefer; require is refused"),
     ("target_session_attrs", "any; the others are refused, and a server that only reads is left by itself"),
     ("statement-cache-capacity", "prepared statements that are kept for each connection, at least 1 (100)"),
@@ -41,14 +47,12 @@ pub const URL_PARAMETERS: [(&str, &str); 12] = [
 const RESERVED_SETTINGS: [&str; 4] =
     ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "client_encoding"];
 
-const NO_TLS: &str = "TLS is not built into this program: use sslmode=disable on a network that you trust, or a proxy \
-                      beside the service that speaks TLS";
-
 impl Settings {
     /// Reads `DATABASE_URL`, `DATABASE_CONNECTIONS` and the deadlines, under these names or those of Spring.
     ///
     /// The variables of libpq (`PGHOST` and so on) are ignored. Those with which an operator expects something else are
-    /// rejected: `PGSSLMODE` if it demands TLS, `PGOPTIONS`, and `PGUSER` if nothing else names a user.
+    /// rejected: `PGSSLMODE` if it demands TLS and the URL does not, those of the files for TLS, `PGOPTIONS`, and `PGUSER` if
+    /// nothing else names a user.
     pub fn read(reader: &mut Reader, example: &'static str, application: &'static str) -> Self {
         let names: &[&str] = &["DATABASE_URL", "SPRING_DATASOURCE_URL"];
         let url: Secret<Url> = reader.variable(names, "the database").required(example);
@@ -72,6 +76,10 @@ impl Settings {
             url.password = Some(password.expose().clone());
         }
         reject_libpq_variables(reader, &url);
+        match url.read_files() {
+            Ok(files) => url.files = files,
+            Err(error) => reader.reject(names[0], Url::EXPECTED, error.to_string()),
+        }
         let url = Secret::new(url.complete(application));
         Self { url, connections: connections.size(), deadline, acquire }
     }
@@ -80,8 +88,15 @@ impl Settings {
 /// Rejects variables that libpq or sqlx would apply and this program ignores.
 fn reject_libpq_variables(reader: &mut Reader, url: &Url) {
     let demands_tls = |mode: &&str| !matches!(*mode, "disable" | "allow" | "prefer");
-    if reader.raw("PGSSLMODE").filter(demands_tls).is_some() {
-        reader.reject("PGSSLMODE", "disable, allow or prefer", NO_TLS);
+    if reader.raw("PGSSLMODE").filter(demands_tls).is_some() && !url.demands_tls() {
+        reader.reject("PGSSLMODE", "disable, allow or prefer", "DATABASE_URL demands no TLS: write sslmode=... there");
+    }
+    for name in ["PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"] {
+        // sqlx would read it, whatever the URL says.
+        if !matches!(url.mode(), PgSslMode::Disable) && reader.raw(name).is_some() {
+            let why = "it would be used besides DATABASE_URL: write sslrootcert, sslcert and sslkey there";
+            reader.reject(name, "nothing", why);
+        }
     }
     if reader.raw("PGOPTIONS").is_some() {
         reader.reject("PGOPTIONS", "nothing", "it would change the sessions: write options=... into DATABASE_URL");
@@ -101,6 +116,12 @@ pub struct Url {
     password: Option<String>,
     database: Option<String>,
     application: Option<String>,
+    /// What the URL says about TLS.
+    mode: Option<PgSslMode>,
+    tls: tls::ClientSettings,
+    certificate: (Option<PathBuf>, Option<PathBuf>),
+    /// The files of `tls`, if there are any.
+    files: Option<tls::ClientFiles>,
 }
 
 impl Value for Url {
@@ -135,6 +156,10 @@ impl Value for Url {
             password: url.password().map(decoded).transpose()?,
             database: given(url.path().trim_start_matches('/'))?,
             application: None,
+            mode: None,
+            tls: tls::ClientSettings::default(),
+            certificate: (None, None),
+            files: None,
         };
         if let Some(host) = url.host_str() {
             parsed.host(&decoded(host)?)?;
@@ -142,11 +167,56 @@ impl Value for Url {
         for (name, value) in url.query_pairs() {
             parsed.parameter(&name, &value)?;
         }
+        parsed.tls.identity = match parsed.certificate.clone() {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err("it has one of sslcert and sslkey without the other".to_owned()),
+        };
+        let has_files = parsed.tls.ca.is_some() || parsed.tls.identity.is_some();
+        if parsed.options.get_socket().is_some() && (parsed.demands_tls() || has_files) {
+            return Err("its host is a socket, where PostgreSQL has no TLS".to_owned());
+        }
+        if has_files && matches!(parsed.mode(), PgSslMode::Disable) {
+            return Err("it has files for TLS and no sslmode that uses them".to_owned());
+        }
         Ok(parsed)
     }
 }
 
 impl Url {
+    /// The mode of TLS: that of the URL; else none on loopback and over a socket, and to another host the strictest.
+    fn mode(&self) -> PgSslMode {
+        let host = self.options.get_host();
+        let is_here = self.options.get_socket().is_some()
+            || host.eq_ignore_ascii_case("localhost")
+            || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+        self.mode.unwrap_or(if is_here { PgSslMode::Disable } else { PgSslMode::VerifyFull })
+    }
+
+    fn demands_tls(&self) -> bool {
+        matches!(self.mode(), PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull)
+    }
+
+    fn read_files(&self) -> Result<Option<tls::ClientFiles>, tls::Error> {
+        let has_files = self.tls.ca.is_some() || self.tls.identity.is_some();
+        has_files.then(|| tls::ClientFiles::new("postgres", self.tls.clone())).transpose()
+    }
+
+    /// The options of a new connection, with the files for TLS as they are now.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        let mut options = self.options.clone();
+        if let Some(files) = &self.files {
+            let pem = files.current();
+            if let Some(ca) = &pem.ca {
+                options = options.ssl_root_cert_from_pem(ca.clone());
+            }
+            if let (Some(certificate), Some(key)) = (&pem.certificate, &pem.key) {
+                options = options.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
+            }
+        }
+        options
+    }
+
     fn host(&mut self, host: &str) -> Result<(), String> {
         // A directory may have a comma in its name; libpq would take such a value for two.
         if host.contains(',') && (!host.starts_with('/') || host.contains(",/")) {
@@ -184,18 +254,27 @@ impl Url {
                     self.session_setting(name, value)?;
                 }
             }
-            "sslmode" | "ssl-mode" => match value {
-                "disable" | "allow" | "prefer" => {}
-                "require" | "verify-ca" | "verify-full" => return rejected(NO_TLS),
-                _ => return rejected("it is none of disable, allow and prefer"),
-            },
-            "ssl" => match value {
-                "false" => {}
-                _ => return rejected(NO_TLS),
-            },
-            "sslrootcert" | "sslcert" | "sslkey" | "sslpassword" | "sslfactory" | "sslnegotiation" => {
-                return rejected(NO_TLS);
+            "sslmode" | "ssl-mode" => {
+                self.mode = Some(match value {
+                    // sqlx has no allow, which tries plaintext first.
+                    "disable" | "allow" => PgSslMode::Disable,
+                    "prefer" => PgSslMode::Prefer,
+                    "require" => PgSslMode::Require,
+                    "verify-ca" => PgSslMode::VerifyCa,
+                    "verify-full" => PgSslMode::VerifyFull,
+                    _ => return rejected("it is none of disable, allow, prefer, require, verify-ca and verify-full"),
+                });
             }
+            "ssl" => match value {
+                "true" => self.mode = self.mode.or(Some(PgSslMode::VerifyFull)),
+                "false" => self.mode = self.mode.or(Some(PgSslMode::Disable)),
+                _ => return rejected("it is neither true nor false"),
+            },
+            "sslrootcert" => self.tls.ca = Some(value.into()),
+            "sslcert" => self.certificate.0 = Some(value.into()),
+            "sslkey" => self.certificate.1 = Some(value.into()),
+            "sslpassword" => return rejected("keys that are encrypted are not supported"),
+            "sslfactory" | "sslnegotiation" => return rejected("it is not supported"),
             "gssencmode" | "channel_binding" => match value {
                 "disable" | "prefer" => {}
                 _ => return rejected("it is not built into this program: use disable or prefer"),
@@ -241,6 +320,7 @@ impl Url {
 
     /// Sets every option that sqlx would take from the environment otherwise.
     fn complete(mut self, application: &str) -> Self {
+        let mode = self.mode();
         let mut options = self.options.application_name(self.application.as_deref().unwrap_or(application));
         if let Some(user) = &self.user {
             options = options.username(user);
@@ -248,7 +328,7 @@ impl Url {
         // Without a password sqlx would use PGPASSWORD; an empty one prevents that.
         options = options.password(self.password.as_deref().unwrap_or_default());
         let database = self.database.clone().unwrap_or_else(|| options.get_username().to_owned());
-        self.options = options.database(&database);
+        self.options = options.database(&database).ssl_mode(mode);
         self
     }
 }
@@ -368,11 +448,13 @@ mod tests {
         assert!(read_url("postgres://jane@localhost/x?host=%2Frun%2Fone%2C%2Frun%2Ftwo").is_err());
 
         for (parameter, named) in [
-            ("ssl=true", "ssl:"),
-            ("sslmode=require", "sslmode:"),
-            ("sslmode=verify-full", "sslmode:"),
+            ("ssl=yes", "ssl:"),
             ("sslmode=of+course", "sslmode:"),
-            ("sslrootcert=ca.pem", "sslrootcert:"),
+            ("sslrootcert=ca.pem", "files for TLS"),
+            ("sslmode=require&sslrootcert=/no/ca.pem", "/no/ca.pem"),
+            ("sslmode=require&sslcert=client.crt", "sslkey"),
+            ("sslmode=require&sslpassword=hunter2", "sslpassword:"),
+            ("host=%2Frun&sslmode=require", "socket"),
             ("currentschema=app", "currentschema"),
             ("prepareThreshold=0", "prepareThreshold"),
             ("connect_timeout=3", "DATABASE_ACQUIRE_DEADLINE"),
@@ -386,6 +468,33 @@ mod tests {
         ] {
             let error = read_url(&format!("postgres://jane@localhost/x?{parameter}")).unwrap_err();
             assert!(error.contains("DATABASE_URL") && error.contains(named), "{parameter}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_database_on_another_host_is_verified_unless_the_url_says_otherwise() {
+        use PgSslMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+        for (url, expected) in [
+            ("localhost/x", Disable),
+            ("127.0.0.2/x", Disable),
+            ("[::1]/x", Disable),
+            ("localhost/x?host=%2Frun%2Fpostgresql", Disable),
+            ("db/x", VerifyFull),
+            ("10.0.0.7/x", VerifyFull),
+            ("localhost/x?host=db", VerifyFull),
+            ("db/x?sslmode=disable", Disable),
+            ("db/x?sslmode=allow", Disable),
+            ("db/x?sslmode=prefer", Prefer),
+            ("db/x?sslmode=require", Require),
+            ("db/x?sslmode=verify-ca", VerifyCa),
+            ("localhost/x?sslmode=verify-full", VerifyFull),
+            ("localhost/x?ssl=true", VerifyFull),
+            ("db/x?ssl=false", Disable),
+            ("db/x?ssl=true&sslmode=require", Require),
+            ("db/x?sslmode=require&ssl=true", Require),
+        ] {
+            let mode = read_url(&format!("postgres://jane@{url}")).unwrap().options().get_ssl_mode();
+            assert_eq!(format!("{mode:?}"), format!("{expected:?}"), "{url}");
         }
     }
 
@@ -406,6 +515,11 @@ mod tests {
             let error = read(base().with(name, value)).unwrap_err();
             assert!(error.contains(name), "{error}");
         }
+        let away = || Environment::empty().with("DATABASE_URL", "postgres://jane@db/x");
+        read(away().with("PGSSLMODE", "require")).unwrap();
+        read(base().with("PGSSLROOTCERT", "ca.pem")).unwrap();
+        let error = read(away().with("PGSSLROOTCERT", "ca.pem")).unwrap_err();
+        assert!(error.contains("PGSSLROOTCERT"), "{error}");
         read(base().with("PGSSLMODE", "prefer").with("PGUSER", "john").with("PGPORT", "1")).unwrap();
         let error = read(Environment::empty().with("DATABASE_URL", "postgres://localhost/x").with("PGUSER", "john"))
             .unwrap_err();

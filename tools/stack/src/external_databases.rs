@@ -50,7 +50,7 @@ pub(crate) async fn find_or_create(url: &str, home: &Path, assume_yes: bool) -> 
         |socket| format!("{}:{}", socket.display(), options.get_port()),
     );
     let connect = async {
-        let connection = timeout(TIMEOUT, options.connect()).await;
+        let connection = timeout(TIMEOUT, Box::pin(options.connect())).await;
         let connection = connection.map_err(|_| anyhow!("PostgreSQL at {place} does not respond."))?;
         connection.map_err(|error| anyhow!("PostgreSQL at {place}: {error}"))
     };

@@ -2,9 +2,10 @@
 
 use std::{
     env, fs, io,
+    net::Ipv4Addr,
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{DirBuilderExt as _, MetadataExt as _},
+        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -21,6 +22,7 @@ use sqlx::{
 
 use crate::{
     Error, Process,
+    certificates::Identity,
     clock::SteppedClock,
     postgres_package,
     process::Signal,
@@ -181,6 +183,26 @@ pub struct Cluster {
     durability: Durability,
     /// Its wall clock, if it is not that of the machine.
     clock: Option<SteppedClock>,
+    /// Where it listens for TLS besides the socket, if anywhere.
+    tls: Option<TlsListener>,
+}
+
+/// A TCP listener that accepts clients over TLS alone, with a certificate whose common name is their user.
+#[derive(Clone, Debug)]
+pub struct TlsListener {
+    /// The address, which has to be one of loopback. The port is PostgreSQL's own, so each cluster has another address.
+    pub address: Ipv4Addr,
+    /// The server's certificate and key.
+    pub identity: Identity,
+    /// A file with the authorities of clients.
+    pub client_authorities: PathBuf,
+}
+
+impl TlsListener {
+    /// An address of loopback that no other listener has, most probably.
+    pub fn any_address() -> Ipv4Addr {
+        Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255))
+    }
 }
 
 impl Cluster {
@@ -189,7 +211,15 @@ impl Cluster {
     /// # Errors
     /// If PostgreSQL is not installed, its user cannot enter the directory, or it does not start.
     pub async fn start(directory: &Path, durability: Durability) -> Result<Self, Error> {
-        Self::start_with_wrapper(directory, durability, None).await
+        Self::start_with_options(directory, durability, None, None).await
+    }
+
+    /// Starts the cluster as [`start`](Self::start) does, with a listener for TLS besides the socket.
+    ///
+    /// # Errors
+    /// If PostgreSQL is not installed, or does not start.
+    pub async fn start_with_tls(directory: &Path, durability: Durability, tls: TlsListener) -> Result<Self, Error> {
+        Self::start_with_options(directory, durability, None, Some(tls)).await
     }
 
     /// Starts the cluster as [`start`](Self::start) does, with this wall clock.
@@ -201,13 +231,14 @@ impl Cluster {
         durability: Durability,
         clock: &SteppedClock,
     ) -> Result<Self, Error> {
-        Self::start_with_wrapper(directory, durability, Some(clock.clone())).await
+        Self::start_with_options(directory, durability, Some(clock.clone()), None).await
     }
 
-    async fn start_with_wrapper(
+    async fn start_with_options(
         directory: &Path,
         durability: Durability,
         clock: Option<SteppedClock>,
+        tls: Option<TlsListener>,
     ) -> Result<Self, Error> {
         if directory.as_os_str().as_bytes().contains(&b'\n') || directory.to_str().is_none() {
             return Err(Error::new(format!("PostgreSQL cannot use a directory with this name: {directory:?}")));
@@ -236,8 +267,12 @@ impl Cluster {
                 .await?;
         }
         let sockets = socket_directory(directory, user)?;
-        let process = Self::start_server(&binaries, directory, &sockets, durability, clock.as_ref()).await?;
-        Ok(Self { directory: directory.to_owned(), sockets, process, durability, clock })
+        if let Some(tls) = &tls {
+            write_tls_files(directory, tls, user)?;
+        }
+        let (wall_clock, listener) = (clock.as_ref(), tls.as_ref());
+        let process = Self::start_server(&binaries, directory, &sockets, durability, wall_clock, listener).await?;
+        Ok(Self { directory: directory.to_owned(), sockets, process, durability, clock, tls })
     }
 
     /// Starts a standby of this cluster in a new directory, with `name` as its `application_name` and the same clock.
@@ -260,8 +295,8 @@ impl Cluster {
             .run(INIT_TIMEOUT)
             .await?;
         let (sockets, clock) = (socket_directory(directory, user)?, self.clock.clone());
-        let process = Self::start_server(&binaries, directory, &sockets, self.durability, clock.as_ref()).await?;
-        Ok(Self { directory: directory.to_owned(), sockets, process, durability: self.durability, clock })
+        let process = Self::start_server(&binaries, directory, &sockets, self.durability, clock.as_ref(), None).await?;
+        Ok(Self { directory: directory.to_owned(), sockets, process, durability: self.durability, clock, tls: None })
     }
 
     async fn start_server(
@@ -270,6 +305,7 @@ impl Cluster {
         sockets: &Path,
         durability: Durability,
         clock: Option<&SteppedClock>,
+        tls: Option<&TlsListener>,
     ) -> Result<Process, Error> {
         let settings: &[&str] = match durability {
             Durability::Disk => &[],
@@ -278,7 +314,9 @@ impl Cluster {
         let mut process = Process::builder("PostgreSQL", binaries.join("postgres"), directory.join("postgres.log"))
             .args(["-D".as_ref(), directory.join("data").as_os_str()])
             .args(["-k", &quote_list_element(sockets)])
-            .args(["-h", "", "-p", &PORT.to_string(), "-c", "max_connections=300"])
+            .args(["-h", &tls.map(|tls| tls.address.to_string()).unwrap_or_default(), "-p", &PORT.to_string()])
+            .args(["-c", "max_connections=300"])
+            .args(tls.map(|_| tls_settings()).into_iter().flatten().flat_map(|setting| ["-c".to_owned(), setting]))
             .args(settings.iter().flat_map(|setting| ["-c", setting]))
             .envs(clock.map(SteppedClock::environment).into_iter().flatten())
             .directory(directory)
@@ -298,7 +336,7 @@ impl Cluster {
         let log = directory.join("postgres.log");
         let process = Process::from_pid_file("PostgreSQL", &pid_file(directory), log)?;
         let sockets = socket_directory(directory, User::unprivileged()).ok()?;
-        Some(Self { directory: directory.to_owned(), sockets, process, durability, clock: None })
+        Some(Self { directory: directory.to_owned(), sockets, process, durability, clock: None, tls: None })
     }
 
     /// Removes the socket's directory of a stopped cluster, if it is outside `directory`.
@@ -327,6 +365,12 @@ impl Cluster {
     pub fn url(&self, database: &str) -> String {
         let host = utf8_percent_encode(self.sockets.to_str().unwrap_or_default(), NON_ALPHANUMERIC);
         format!("postgres://postgres@localhost/{database}?host={host}")
+    }
+
+    /// The URL of a database of this cluster over TLS, without the parameters about it. None without a [`TlsListener`].
+    pub fn tls_url(&self, database: &str) -> Option<String> {
+        let address = self.tls.as_ref()?.address;
+        Some(format!("postgres://postgres@{address}:{PORT}/{database}"))
     }
 
     /// The directory of the socket, which `psql -h` takes.
@@ -360,8 +404,9 @@ impl Cluster {
     /// If it does not start.
     pub async fn restart(&mut self) -> Result<(), Error> {
         let binaries = binaries_for(&self.directory.join("data"))?;
+        let Self { directory, sockets, durability, clock, tls, .. } = &*self;
         self.process =
-            Self::start_server(&binaries, &self.directory, &self.sockets, self.durability, self.clock.as_ref()).await?;
+            Self::start_server(&binaries, directory, sockets, *durability, clock.as_ref(), tls.as_ref()).await?;
         Ok(())
     }
 
@@ -375,6 +420,38 @@ impl Cluster {
     }
 }
 
+/// Copies the files of a listener to where the server may read them, and has clients of TCP authenticate by certificate.
+fn write_tls_files(directory: &Path, tls: &TlsListener, user: Option<User>) -> Result<(), Error> {
+    let files = [
+        (&tls.identity.certificate, "server.crt"),
+        (&tls.identity.key, "server.key"),
+        (&tls.client_authorities, "client-ca.pem"),
+    ];
+    for (from, name) in files {
+        let to = directory.join(name);
+        // One of an earlier start belongs to the server's user.
+        let _ = fs::remove_file(&to);
+        fs::copy(from, &to)?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+        if let Some(user) = user {
+            chown(&to, Some(user.uid), Some(user.gid))?;
+        }
+    }
+    let rules = "local all all trust\nlocal replication all trust\nhostssl all all 127.0.0.0/8 cert\n";
+    Ok(fs::write(directory.join("data/pg_hba.conf"), rules)?)
+}
+
+/// The files are relative to the directory of the data.
+fn tls_settings() -> [String; 4] {
+    let file = |setting: &str, name: &str| format!("{setting}=../{name}");
+    [
+        "ssl=on".to_owned(),
+        file("ssl_cert_file", "server.crt"),
+        file("ssl_key_file", "server.key"),
+        file("ssl_ca_file", "client-ca.pem"),
+    ]
+}
+
 fn pid_file(directory: &Path) -> PathBuf {
     directory.join("postgres.pid")
 }
@@ -384,7 +461,8 @@ async fn execute(sockets: &Path, database: &str, statement: &str) -> Result<(), 
     let options = PgConnectOptions::new_without_pgpass().socket(sockets).port(PORT).username("postgres");
     // No TLS on a Unix socket, whatever the environment says.
     let options = options.database(database).ssl_mode(PgSslMode::Disable);
-    let mut connection = timeout(CONNECT_TIMEOUT, options.connect()).await.map_err(timed_out)??;
+    // Boxed, because with TLS the future is large, and would be part of every caller's.
+    let mut connection = timeout(CONNECT_TIMEOUT, Box::pin(options.connect())).await.map_err(timed_out)??;
     let work = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection);
     timeout(STATEMENT_TIMEOUT, work).await.map_err(timed_out)??;
     let _ = timeout(CONNECT_TIMEOUT, connection.close()).await;

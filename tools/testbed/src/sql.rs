@@ -22,7 +22,8 @@ impl Session {
     /// # Errors
     /// If the server cannot be reached.
     pub async fn open(url: &str) -> Result<Self, Error> {
-        let connection = timeout(TIMEOUT, PgConnection::connect(url)).await??;
+        // Boxed, because with TLS the future is large, and would be part of every caller's.
+        let connection = timeout(TIMEOUT, Box::pin(PgConnection::connect(url))).await??;
         Ok(Self { connection })
     }
 
