@@ -57,8 +57,8 @@ fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
 fn unsupported_postgresql_options_are_rejected_with_exit_code_78() {
     let url = "postgres://jane@localhost/x";
     let wrong = [
-        ("?ssl=true", None, "ssl: TLS is not built into this program"),
-        ("?sslmode=require", None, "sslmode: TLS is not built into this program"),
+        ("?ssl=maybe", None, "ssl: it is neither true nor false"),
+        ("?sslmode=require&sslrootcert=/none/ca.pem", None, "/none/ca.pem cannot be read"),
         ("?currentschema=app", None, "currentschema is not supported; these are: host"),
         ("?options=-c%20lock_timeout%3D0%20-c%20statement_timeout%3D0", None, "DATABASE_DEADLINE"),
         ("", Some(("PGSSLMODE", "verify-full")), "PGSSLMODE: expected disable, allow or prefer"),
@@ -116,12 +116,12 @@ fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
                 "billing-service:9001",
                 "http://billing-service",
                 "http://billing-service:9001/",
+                "https://billing-service:9001",
                 "dns:///billing-service:9001",
                 "[::1]:9001",
                 "ipv4:127.0.0.1:9001",
             ],
             &[
-                "https://billing-service:9001",
                 "billing-service:0",
                 "::1",
                 "http://billing-service/api",

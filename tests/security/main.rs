@@ -1,4 +1,5 @@
-//! Who may do what, on the real binaries with `AUTH=jwt`: each check has its expected answer in one line.
+//! Who may do what, on the real binaries with `AUTH=jwt`, and over which wire (`transport`): each check has its expected answer
+//! in one line.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod callers;
@@ -9,3 +10,4 @@ mod network;
 mod scopes;
 mod support;
 mod tokens;
+mod transport;
