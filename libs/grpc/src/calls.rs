@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::{Limits, connections::Clock};
 
-/// Bytes of a call beside its request: its future, and the buffer of its head, which the metadata keep.
+/// Bytes of a call beside its head and its request: its future, its stream and its task.
 const OVERHEAD: usize = 8 * 1024;
 
 /// Every call of a server.
@@ -37,8 +37,10 @@ struct State {
     requests: HashMap<u64, (usize, Arc<Call>)>,
     /// Those of them with an incomplete request, oldest first.
     incomplete: BTreeSet<u64>,
-    /// The bytes of all requests.
+    /// The bytes of all of these requests.
     bytes: usize,
+    /// The bytes of all requests in memory: of these, and of evicted ones whose tasks have not ended yet.
+    held: usize,
     /// Calls whose responses are being sent.
     responses: HashMap<u64, Arc<Call>>,
 }
@@ -62,16 +64,17 @@ impl Calls {
         Arc::new(Self { limits, clock, permits, state: Mutex::default() })
     }
 
-    /// Registers a call whose request is incomplete.
-    pub(crate) fn begin_request(self: &Arc<Self>, call: Arc<Call>) -> Result<PendingRequest, Status> {
+    /// Registers a call whose request is incomplete, and whose head has these bytes.
+    pub(crate) fn begin_request(self: &Arc<Self>, call: Arc<Call>, head: usize) -> Result<PendingRequest, Status> {
         let mut state = self.lock();
         let id = state.next;
         state.next += 1;
         state.requests.insert(id, (0, call));
         state.incomplete.insert(id);
-        let is_reserved = state.reserve(id, OVERHEAD, self.limits.request_bytes);
+        let mut pending = PendingRequest { id, held: 0, calls: self.clone() };
+        let is_reserved = pending.reserve(&mut state, OVERHEAD + head);
+        // Before `pending`, which takes the lock when it is dropped.
         drop(state);
-        let pending = PendingRequest { id, calls: self.clone() };
         if is_reserved { Ok(pending) } else { Err(exhausted()) }
     }
 
@@ -143,14 +146,27 @@ impl State {
 /// The memory of a call's request. Dropped when there is a response.
 pub(crate) struct PendingRequest {
     id: u64,
+    held: usize,
     calls: Arc<Calls>,
 }
 
 impl PendingRequest {
     /// More of the request has arrived.
-    pub(crate) fn grow(&self, more: usize) -> Result<(), Status> {
-        let is_reserved = self.calls.lock().reserve(self.id, more, self.calls.limits.request_bytes);
+    pub(crate) fn grow(&mut self, more: usize) -> Result<(), Status> {
+        let calls = self.calls.clone();
+        let is_reserved = self.reserve(&mut calls.lock(), more);
         if is_reserved { Ok(()) } else { Err(exhausted()) }
+    }
+
+    fn reserve(&mut self, state: &mut State, more: usize) -> bool {
+        let limit = self.calls.limits.request_bytes;
+        // The memory of an evicted request is free once its task has run, which may be after many more heads have arrived.
+        if !state.reserve(self.id, more, limit) || state.held + more > limit + limit / 2 {
+            return false;
+        }
+        state.held += more;
+        self.held += more;
+        true
     }
 
     /// The request is complete: it is not evicted any more.
@@ -161,7 +177,9 @@ impl PendingRequest {
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        self.calls.lock().remove(self.id);
+        let mut state = self.calls.lock();
+        state.remove(self.id);
+        state.held -= self.held;
     }
 }
 

@@ -45,17 +45,35 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
+    /// Registers a call as soon as its head has arrived. hyper polls a call after all heads that have arrived with it, so
+    /// without it their memory would have no bound. The head of a call that there is no room for is freed at once.
+    pub(crate) fn begin(&self, request: &mut Request<Incoming>, call: &Arc<Call>) -> Result<PendingRequest, Status> {
+        let values = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+        let bytes = values.sum::<usize>() + request.uri().path().len();
+        // h2 decodes a string into a buffer of twice its length.
+        let pending = self.calls.begin_request(call.clone(), 2 * bytes);
+        if pending.is_err() {
+            // Copied, because the path keeps the buffer of the whole head.
+            let method = self.methods.get(request.uri().path().trim_start_matches('/'));
+            let uri = method.and_then(|method| format!("/{method}").try_into().ok()).unwrap_or_default();
+            *request.headers_mut() = HeaderMap::new();
+            *request.uri_mut() = uri;
+        }
+        pending
+    }
+
     /// The response to a call. It always has a status.
     pub(crate) async fn respond(
         self,
         request: Request<Incoming>,
         call: Arc<Call>,
+        pending: PendingRequest,
         connection: Arc<Connection>,
     ) -> Response<tonic::body::Body> {
         let timeout = grpc_timeout(request.headers());
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let limit = timeout.map_or(self.limits.call, |timeout| timeout.min(self.limits.call));
-        let work = self.handle(request, &call, &connection);
+        let work = self.handle(request, &call, pending, &connection);
         let deadline_passes = async {
             Timer::after(limit).await;
             Err(deadline_exceeded())
@@ -80,18 +98,18 @@ impl Handler {
         &self,
         mut request: Request<Incoming>,
         call: &Arc<Call>,
+        mut pending: PendingRequest,
         connection: &Arc<Connection>,
     ) -> Result<Response<tonic::body::Body>, Status> {
-        // Before the message is read and before the call takes a place.
+        // Before the message is read and before the call takes a permit.
         self.access.admit(&mut request).await?;
-        let pending = self.calls.begin_request(call.clone())?;
         let is_bidirectional = request.uri().path().starts_with(BIDIRECTIONAL);
         let (head, body) = request.into_parts();
         let evicted = async {
             call.evicted.wait().await;
             Err(exhausted())
         };
-        let body = or(evicted, self.read(body, &pending, is_bidirectional)).await?;
+        let body = or(evicted, self.read(body, &mut pending, is_bidirectional)).await?;
         pending.complete();
         let _permit = self.calls.acquire_permit().await?;
         let _active = connection.begin_call();
@@ -109,7 +127,7 @@ impl Handler {
     async fn read(
         &self,
         mut body: Incoming,
-        pending: &PendingRequest,
+        pending: &mut PendingRequest,
         is_bidirectional: bool,
     ) -> Result<RequestBody, Status> {
         // Copied, because a frame keeps the whole buffer that it was received in.

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 /// Bounds on a server's memory and on how long it waits for clients.
 ///
-/// The memory is about [`request_bytes`](Self::request_bytes), 100 KB for each response that is being sent, 100 KB for each
-/// call in flight, and 50 KB for each connection: with the defaults, less than 45 MB in all.
+/// The memory is at most one and a half times [`request_bytes`](Self::request_bytes), and about 100 KB for each response that
+/// is being sent, 100 KB for each call in flight, and 50 KB for each connection: with the defaults, less than 45 MB in all.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Open connections. Above it, the least recently used one is closed for the new one.
@@ -14,8 +14,9 @@ pub struct Limits {
     pub head: u32,
     /// Bytes of a call's request. Above it, OUT_OF_RANGE.
     pub request: usize,
-    /// Bytes of all requests that have no response yet. Above it, the oldest incomplete requests are evicted for new ones, and
-    /// if there are none, new calls get RESOURCE_EXHAUSTED.
+    /// Bytes of all requests that have no response yet, heads included. Above it, the oldest incomplete requests are evicted
+    /// for new ones. If there are none, or those evicted take half as much again until their tasks end, new calls get
+    /// RESOURCE_EXHAUSTED.
     pub request_bytes: usize,
     /// Calls that the service handles at once. Above it, complete requests wait in a queue.
     pub in_flight: usize,
@@ -40,10 +41,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 128,
-            streams: 256,
+            streams: 128,
             head: 8 * 1024,
             request: 64 * 1024,
-            request_bytes: 16 * 1024 * 1024,
+            request_bytes: 6 * 1024 * 1024,
             in_flight: 128,
             queue_wait: Duration::from_secs(2),
             responses: 128,

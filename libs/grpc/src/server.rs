@@ -304,15 +304,20 @@ impl Acceptor {
             },
         };
         let spawner = Spawner::default();
-        let service = |request| {
+        let service = |mut request: Request<Incoming>| {
             let call = Arc::<Call>::default();
             spawner.next(call.clone());
             let (handler, connection) = (self.handler.clone(), guard.connection().clone());
+            let pending = handler.begin(&mut request, &call);
             async move {
                 let methods = handler.methods.clone();
                 let respond = |request: Request<Incoming>| async move {
+                    let pending = match pending {
+                        Ok(pending) => pending,
+                        Err(status) => return status.into_http(),
+                    };
                     if is_authorized || request.uri().path().starts_with(HEALTH) {
-                        handler.respond(request, call, connection).await
+                        handler.respond(request, call, pending, connection).await
                     } else {
                         let status =
                             Status::permission_denied("the client's certificate has none of the names that may call");
