@@ -32,8 +32,8 @@ impl Access {
         Self { authenticator: Authenticator::off(), scopes: &[] }
     }
 
-    /// Lets a call through, with its [`Caller`]. Who has made the connection with a certificate is in the request's
-    /// extensions, as an `Arc<ServiceIdentity>`.
+    /// Lets a call through, with its [`Caller`]. The service that has made the connection, known by its certificate, is in
+    /// the request's extensions, as an `Arc<ServiceIdentity>`.
     ///
     /// # Errors
     /// `UNAUTHENTICATED`, `PERMISSION_DENIED`, or `UNAVAILABLE` if no token can be verified now.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use auth::ServiceIdentity;
 use config::{Reader, Value};
 use futures_lite::future::or;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -61,7 +62,8 @@ pub struct ServerSettings {
 pub struct ServerTls {
     /// The server's certificate, and the authorities of its clients.
     pub files: tls::ServerSettings,
-    /// The clients that may call, by a name in their certificate; none: every client that the authorities know.
+    /// The clients that may call, by a name in their certificate; none: every client that the authorities know. With
+    /// [`Access`], those with such a name are services, which need no token.
     pub client_names: Option<ClientNames>,
 }
 
@@ -290,12 +292,14 @@ impl Acceptor {
 
     async fn connection(self, guard: ConnectionGuard) {
         let _open = metrics::track(&OPEN);
-        let (stream, is_authorized) = match &self.tls {
-            None => (tls::Stream::Plain(guard.io()), true),
+        let (stream, is_authorized, service_identity) = match &self.tls {
+            None => (tls::Stream::Plain(guard.io()), true, None),
             Some((acceptor, client_names)) => match acceptor.accept(guard.io()).await {
                 Ok(stream) => {
-                    let is_authorized = client_names.as_ref().is_none_or(|names| names.has_any(&stream.peer_names()));
-                    (stream, is_authorized)
+                    // Without names, a certificate says that a client may connect, and not that it is a service of ours.
+                    let identity = client_names.as_ref().map(|names| names.identify(&stream.peer_names()));
+                    let is_authorized = !matches!(identity, Some(None));
+                    (stream, is_authorized, identity.flatten().map(Arc::new))
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a TLS handshake of a gRPC client failed");
@@ -309,6 +313,9 @@ impl Acceptor {
             spawner.next(call.clone());
             let (handler, connection) = (self.handler.clone(), guard.connection().clone());
             let pending = handler.begin(&mut request, &call);
+            if let Some(identity) = &service_identity {
+                request.extensions_mut().insert(identity.clone());
+            }
             async move {
                 let methods = handler.methods.clone();
                 let respond = |request: Request<Incoming>| async move {
@@ -366,8 +373,10 @@ impl Acceptor {
 }
 
 impl ClientNames {
-    fn has_any(&self, names: &[String]) -> bool {
-        names.iter().any(|name| self.0.contains(name))
+    /// The service that a certificate with these names belongs to, if it may call.
+    fn identify(&self, names: &[String]) -> Option<ServiceIdentity> {
+        let name = names.iter().find(|name| self.0.contains(name))?;
+        Some(ServiceIdentity { name: name.as_str().into(), actor: None })
     }
 }
 

@@ -10,6 +10,7 @@ use testbed::{
     certificates::{Authority, Identity, Validity},
     ports,
     service::Service,
+    tokens::{self, SigningKey},
 };
 
 use super::pki::{Pki, UNREACHABLE, run, text, until_ready};
@@ -144,6 +145,28 @@ fn patient_service_says_why_it_does_not_trust_billing() {
                 super::pki::until("the log says why", async || service.log().contains("not valid for name")).await;
             }
         }
+    });
+}
+
+#[test]
+fn where_people_need_tokens_a_service_is_known_by_its_certificate() {
+    runtime::block_on(2, async {
+        let pki = Pki::new();
+        let keys = pki.path().join("keys.json");
+        std::fs::write(&keys, tokens::jwk_set([&SigningKey::es256("key")]).to_string()).unwrap();
+        let jwt = [
+            ("AUTH", "jwt".to_owned()),
+            ("AUTH_ISSUER", crate::support::ISSUER.to_owned()),
+            ("AUTH_AUDIENCE", "billing-service".to_owned()),
+            ("AUTH_JWKS_FILE", keys.display().to_string()),
+        ];
+        let identity = pki.issue("good", &["patient-service"]);
+        let (_service, port) = billing(&pki, &jwt).await;
+        open_account(&client(&pki, port, Some(identity.clone()), Some("billing.example"))).await.unwrap();
+        // A certificate alone, without a name that the service lists, does not make its owner a service.
+        let (_service, port) = billing(&pki, &[&jwt[..], &[("GRPC_CLIENT_SANS", String::new())]].concat()).await;
+        let error = open_account(&client(&pki, port, Some(identity), Some("billing.example"))).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::Unauthenticated), "{error}");
     });
 }
 
