@@ -1,4 +1,5 @@
-# The services' images: docker build --target patient-service . (or billing-service, analytics-service, console).
+# The services' images: docker build --target patient-service . (or billing-service, analytics-service, auth-service,
+# console).
 #
 # The base images are named here alone. A mirror takes the place of a registry: --build-arg DOCKER_HUB=mirror.example.org
 ARG DOCKER_HUB=docker.io
@@ -11,7 +12,7 @@ WORKDIR /src
 # Static binaries need no libc in their image, which leaves nothing there but them, and no dynamic loader to attack.
 # With a target of its own, the flag does not reach build scripts and procedural macros.
 ENV CARGO_BUILD_TARGET=host-tuple RUSTFLAGS="-C target-feature=+crt-static" CARGO_TERM_COLOR=never
-ENV SERVICES="-p patient-service -p billing-service -p analytics-service -p console"
+ENV SERVICES="-p patient-service -p billing-service -p analytics-service -p auth-service -p console"
 
 # What decides about the dependencies: the manifests and the lock file, with an empty root for every crate of ours.
 FROM rust AS manifests
@@ -64,6 +65,16 @@ COPY --from=build --chown=65532:65532 /out/state /var/lib/analytics-service
 ENV STATE_FILE=/var/lib/analytics-service/analytics.sqlite
 EXPOSE 4002
 ENTRYPOINT ["/usr/local/bin/analytics-service"]
+
+FROM service AS auth-service
+LABEL org.opencontainers.image.title="auth-service" \
+      org.opencontainers.image.description="Issues tokens to the users of a file"
+COPY --from=build /out/auth-service /usr/local/bin/
+# A new named volume takes its owner from here.
+COPY --from=build --chown=65532:65532 /out/state /var/lib/auth-service
+ENV SIGNING_KEY_FILE=/var/lib/auth-service/signing-key.pk8 USERS_FILE=/etc/auth-service/users.json
+EXPOSE 4005
+ENTRYPOINT ["/usr/local/bin/auth-service"]
 
 FROM service AS console
 LABEL org.opencontainers.image.title="console" \

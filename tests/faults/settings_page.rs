@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, process::
 
 use testbed::service::binaries;
 
-const SERVICES: [&str; 3] = ["patient-service", "billing-service", "analytics-service"];
+const SERVICES: [&str; 4] = ["patient-service", "billing-service", "analytics-service", "auth-service"];
 
 /// The lines before and after the generated tables.
 const BEGIN: &str = "<!-- Generated from --help by `just settings`. -->";

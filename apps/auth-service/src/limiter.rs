@@ -1,0 +1,143 @@
+//! How often a login may be tried, from one address and for one account.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Failures that an account may have at once, and the time after which it may have one more.
+const ACCOUNT: Rate = Rate { burst: 5, interval: Duration::from_secs(30) };
+/// The same for an address: people share one.
+const ADDRESS: Rate = Rate { burst: 20, interval: Duration::from_secs(3) };
+/// Accounts and addresses that are remembered at most, each.
+const MAX_ENTRIES: usize = 4096;
+
+/// A number of tries at once, and one more after each interval.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    burst: u32,
+    interval: Duration,
+}
+
+/// Counts tries that have not succeeded.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    accounts: Table<String>,
+    addresses: Table<IpAddr>,
+}
+
+impl Limiter {
+    /// Counts a try at `now`.
+    ///
+    /// # Errors
+    /// After which time the next one is allowed. This one then counts for nothing.
+    pub fn begin(&self, account: &str, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        self.addresses.take(network(address), ADDRESS, now)?;
+        self.accounts.take(account.to_owned(), ACCOUNT, now)
+    }
+
+    /// The try has succeeded: the account begins anew. The address does not, or one account of an attacker would let it
+    /// try all others without end.
+    pub fn succeeded(&self, account: &str) {
+        self.accounts.lock().remove(account);
+    }
+}
+
+/// What one client has: a network of IPv6, because it can choose its address there.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
+    }
+}
+
+/// For each key the time at which all of its tries are paid back, as in the generic cell rate algorithm.
+#[derive(Debug)]
+struct Table<K>(Mutex<HashMap<K, Instant>>);
+
+impl<K> Default for Table<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Table<K> {
+    fn take(&self, key: K, rate: Rate, now: Instant) -> Result<(), Duration> {
+        let mut entries = self.lock();
+        if entries.len() >= MAX_ENTRIES && !entries.contains_key(&key) {
+            entries.retain(|_, paid_back| *paid_back > now);
+            // None is forgotten early: whoever fills the table would have its own count forgotten.
+            if entries.len() >= MAX_ENTRIES {
+                return Err(rate.interval);
+            }
+        }
+        let paid_back = entries.get(&key).copied().map_or(now, |time| time.max(now)) + rate.interval;
+        let wait = paid_back.saturating_duration_since(now + rate.interval * rate.burst);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        entries.insert(key, paid_back);
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(number: u32) -> IpAddr {
+        IpAddr::V4(number.into())
+    }
+
+    #[test]
+    fn an_account_has_some_tries_and_then_one_after_each_interval() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        for number in 0..ACCOUNT.burst {
+            assert_eq!(limiter.begin("ann", address(number), now), Ok(()), "from wherever");
+        }
+        assert_eq!(limiter.begin("ann", address(99), now), Err(ACCOUNT.interval));
+        assert_eq!(limiter.begin("bob", address(99), now), Ok(()), "another account");
+        let later = now + ACCOUNT.interval;
+        assert_eq!(limiter.begin("ann", address(99), later), Ok(()));
+        assert!(limiter.begin("ann", address(99), later).is_err());
+        limiter.succeeded("ann");
+        assert_eq!(limiter.begin("ann", address(99), later), Ok(()));
+    }
+
+    #[test]
+    fn an_address_has_some_tries_whatever_the_account_and_the_outcome() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        let tries = |from: IpAddr| {
+            let tried = (0..100).take_while(|number| {
+                let account = format!("{from} {number}");
+                let begun = limiter.begin(&account, from, now).is_ok();
+                limiter.succeeded(&account);
+                begun
+            });
+            tried.count() as u32
+        };
+        assert_eq!(tries(address(1)), ADDRESS.burst);
+        assert_eq!(tries("2001:db8::1".parse().unwrap()), ADDRESS.burst);
+        assert_eq!(tries("2001:db8::2".parse().unwrap()), 0, "the same network");
+        assert_eq!(tries("2001:db8:0:1::2".parse().unwrap()), ADDRESS.burst);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_a_full_table_forgets_nobody_early() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        for number in 0..=MAX_ENTRIES as u32 {
+            let _ = limiter.begin(&format!("account {number}"), address(number), now);
+        }
+        assert_eq!(limiter.accounts.lock().len(), MAX_ENTRIES);
+        assert!(limiter.begin("one more", address(u32::MAX), now).is_err());
+        assert_eq!(limiter.begin("one more", address(u32::MAX), now + ACCOUNT.interval), Ok(()));
+        assert_eq!(limiter.accounts.lock().len(), 1, "those that are paid back are forgotten");
+    }
+}

@@ -1,0 +1,205 @@
+//! The users: a JSON file, read at the start.
+//!
+//! ```json
+//! {"users": [{"email": "ann@example.org", "passwordHash": "$argon2id$...", "subject": "ann", "scopes": ["patients:read"]}]}
+//! ```
+
+use std::{collections::HashMap, fs, io::BufRead as _, path::Path, time::Duration};
+
+use argon2::{
+    Algorithm, Argon2, Params,
+    password_hash::{PasswordHasher as _, PasswordVerifier as _, phc::PasswordHash},
+};
+use runtime::{Command, Failure, RunCommand, timeout};
+use serde::Deserialize;
+use smol::lock::Semaphore;
+
+use crate::Settings;
+
+/// `auth-service hash-password`.
+pub const COMMAND: Command<Settings> = Command {
+    name: "hash-password",
+    arguments: "",
+    about: "reads a password from stdin and prints its argon2id hash for the file of the users",
+    parse: |arguments| match arguments {
+        [] => Ok(hash_password()),
+        _ => Err("it takes no arguments: the password would be in the list of processes".to_owned()),
+    },
+};
+
+/// Passwords that are checked at once. Each takes [`MAX_MEMORY`] at most, and a core for some 20 ms.
+const MAX_CHECKS: usize = 2;
+/// Time for a check, with the wait for others.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Memory of a check in KiB: the default of argon2id is 19 MiB.
+const MAX_MEMORY: u32 = 20 * 1024;
+/// The longest password, in bytes.
+pub const MAX_PASSWORD: usize = 1024;
+
+/// The users, by their email addresses.
+pub struct Users {
+    by_email: HashMap<String, User>,
+    /// What the password of an unknown user is compared with, so that the answer takes as long.
+    nobodys_hash: String,
+    checks: Semaphore,
+}
+
+/// A user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// `sub` of its tokens.
+    pub subject: String,
+    /// Scopes of its tokens.
+    pub scopes: Vec<String>,
+    hash: String,
+}
+
+/// Why a password could not be checked: too many others are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many passwords are being checked")]
+pub struct Busy;
+
+impl Users {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// What is wrong with it; a hash is not quoted.
+    pub fn read(file: &Path) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Content {
+            users: Vec<Row>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Row {
+            email: String,
+            password_hash: String,
+            subject: String,
+            scopes: Vec<String>,
+        }
+        let wrong = |why: String| format!("USERS_FILE {}: {why}", file.display());
+        let bytes = fs::read(file).map_err(|error| wrong(error.to_string()))?;
+        let Content { users } = serde_json::from_slice(&bytes).map_err(|error| {
+            // Its own message can quote the content.
+            wrong(format!("it does not have the expected form, at line {}, column {}", error.line(), error.column()))
+        })?;
+        let mut by_email = HashMap::new();
+        for (number, row) in users.into_iter().enumerate() {
+            let wrong = |why: &str| wrong(format!("user {}: {why}", number + 1));
+            check_hash(&row.password_hash).map_err(wrong)?;
+            if row.subject.is_empty() || row.scopes.iter().any(|scope| scope.is_empty() || scope.contains(' ')) {
+                return Err(wrong("its subject or one of its scopes is empty or has a space"));
+            }
+            let user = User { subject: row.subject, scopes: row.scopes, hash: row.password_hash };
+            if by_email.insert(key(&row.email), user).is_some() {
+                return Err(wrong("its email is that of another user"));
+            }
+        }
+        let nobodys_hash = hash(b"nobody's")?;
+        Ok(Self { by_email, nobodys_hash, checks: Semaphore::new(MAX_CHECKS) })
+    }
+
+    /// The user with this email and password, if there is one. It takes as long if there is none.
+    ///
+    /// # Errors
+    /// If too many passwords are being checked.
+    pub async fn check(&self, email: &str, password: String) -> Result<Option<User>, Busy> {
+        let user = self.by_email.get(&key(email)).cloned();
+        let hash = user.as_ref().map_or(&self.nobodys_hash, |user| &user.hash).clone();
+        let check = async {
+            let _permit = self.checks.acquire().await;
+            smol::unblock(move || is_password(&password, &hash)).await
+        };
+        let is_right = timeout(CHECK_TIMEOUT, check).await.map_err(|_| Busy)?;
+        Ok(user.filter(|_| is_right))
+    }
+}
+
+/// Email addresses are compared without regard to case.
+pub(crate) fn key(email: &str) -> String {
+    email.trim().to_lowercase()
+}
+
+fn is_password(password: &str, hash: &str) -> bool {
+    let parsed = PasswordHash::new(hash);
+    parsed.is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
+}
+
+fn check_hash(text: &str) -> Result<(), &'static str> {
+    let hash =
+        PasswordHash::new(text).map_err(|_| "its passwordHash is none; `auth-service hash-password` makes one")?;
+    let parameters = Params::try_from(&hash).map_err(|_| "the parameters of its passwordHash are not valid")?;
+    if Algorithm::try_from(hash.algorithm.as_str()) != Ok(Algorithm::Argon2id) {
+        return Err("its passwordHash is not one of argon2id");
+    }
+    if parameters.m_cost() > MAX_MEMORY { Err("its passwordHash takes more than 20 MiB to check") } else { Ok(()) }
+}
+
+fn hash(password: &[u8]) -> Result<String, String> {
+    Argon2::default().hash_password(password).map(|hash| hash.to_string()).map_err(|error| error.to_string())
+}
+
+fn hash_password() -> RunCommand<Settings> {
+    Box::new(|_| {
+        Box::pin(async {
+            let mut password = String::new();
+            std::io::stdin().lock().read_line(&mut password).map_err(|error| Failure::from(error.to_string()))?;
+            let password = password.trim_end_matches(['\r', '\n']);
+            if password.is_empty() || password.len() > MAX_PASSWORD {
+                return Err(Failure::from(format!("a password has 1 to {MAX_PASSWORD} bytes")));
+            }
+            println!("{}", hash(password.as_bytes())?);
+            Ok(())
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn users(content: &serde_json::Value) -> Result<Users, String> {
+        let scratch = testbed::Scratch::new().unwrap();
+        let file = scratch.path().join("users.json");
+        fs::write(&file, content.to_string()).unwrap();
+        Users::read(&file)
+    }
+
+    #[test]
+    fn the_right_password_is_accepted_and_no_other() {
+        let hash = hash(b"correct horse").unwrap();
+        let ann =
+            json!({"email": "Ann@Example.org", "passwordHash": hash, "subject": "ann", "scopes": ["patients:read"]});
+        let users = users(&json!({"users": [ann]})).unwrap();
+        let check = |email: &str, password: &str| {
+            smol::block_on(users.check(email, password.to_owned())).unwrap().map(|user| user.subject)
+        };
+        assert_eq!(check(" ann@example.ORG", "correct horse").as_deref(), Some("ann"));
+        for (email, password) in
+            [("ann@example.org", "wrong"), ("ann@example.org", ""), ("bob@example.org", "nobody's"), ("", "")]
+        {
+            assert_eq!(check(email, password), None, "{email} {password}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_is_an_error_that_quotes_no_hash() {
+        let hash = hash(b"x").unwrap();
+        let row = |hash: &str, subject: &str| json!({"email": "a@b.c", "passwordHash": hash, "subject": subject, "scopes": []});
+        let large = hash.replace("m=19456", "m=1048576");
+        assert_ne!(large, hash);
+        for (content, expected) in [
+            (json!([]), "expected form"),
+            (json!({"users": [row("plain", "a")]}), "hash-password"),
+            (json!({"users": [row(&hash.replace("argon2id", "argon2d"), "a")]}), "argon2id"),
+            (json!({"users": [row(&large, "a")]}), "20 MiB"),
+            (json!({"users": [row(&hash, "")]}), "subject"),
+            (json!({"users": [row(&hash, "a"), row(&hash, "b")]}), "another user"),
+        ] {
+            let error = users(&content).err().unwrap();
+            assert!(error.contains(expected) && !error.contains("$argon2"), "{error}");
+        }
+    }
+}
