@@ -142,7 +142,7 @@ check: (_tool "cargo-deny" "0.20.2") (_tool "cargo-machete" "0.9.2")
     cargo fmt --check
     cargo clippy --locked --workspace --all-targets -- -D warnings
     # What `up` and the images build: no other package of the workspace switches on a feature that they lack.
-    cargo check --locked --quiet -p stack -p console -p patient-service -p billing-service -p analytics-service
+    cargo check --locked --quiet -p stack -p console -p patient-service -p billing-service -p analytics-service -p auth-service
     # Everything, as for the tests: for some packages alone, cargo would build dependencies again, with other features.
     cargo build --locked --quiet --workspace --all-targets
     cargo test --locked --quiet --workspace --test architecture --test compose
