@@ -13,9 +13,8 @@ use smol::io::{AsyncRead, AsyncWrite};
 use crate::{
     Error, Stream,
     files::{self, Contents},
-    metrics::HANDSHAKES,
+    handshakes::{Handshakes, alpn},
     reload::{Reloaded, Source},
-    stream::within,
 };
 
 /// The longest handshake; callers have deadlines of their own.
@@ -113,13 +112,13 @@ impl Source for ClientSource {
 /// Makes the client's side of handshakes, by the files as they are now.
 #[derive(Clone)]
 pub struct Connector {
-    endpoint: &'static str,
+    handshakes: Handshakes,
     config: Arc<Reloaded<ClientSource>>,
 }
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Connector({})", self.endpoint)
+        write!(f, "Connector({})", self.handshakes.endpoint)
     }
 }
 
@@ -129,11 +128,9 @@ impl Connector {
     /// # Errors
     /// If the files are not valid.
     pub fn new(endpoint: &'static str, settings: ClientSettings, protocols: &[&str]) -> Result<Self, Error> {
-        let protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        for outcome in ["ok", "failed", "timeout"] {
-            HANDSHAKES.with_label_values(&[endpoint, outcome]);
-        }
-        Ok(Self { endpoint, config: Reloaded::new(endpoint, ClientSource { settings, protocols })? })
+        let source = ClientSource { settings, protocols: alpn(protocols) };
+        let config = Reloaded::new(endpoint, source)?;
+        Ok(Self { handshakes: Handshakes::new(endpoint, HANDSHAKE_TIMEOUT), config })
     }
 
     /// The configuration for a new connection, for a library that makes the handshake itself.
@@ -150,14 +147,7 @@ impl Connector {
         let name = ServerName::try_from(host.strip_suffix('.').unwrap_or(host).to_owned());
         let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let handshake = TlsConnector::from(self.config.current()).connect(name, stream);
-        let done = within(HANDSHAKE_TIMEOUT, handshake).await;
-        let outcome = match &done {
-            Ok(_) => "ok",
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => "timeout",
-            Err(_) => "failed",
-        };
-        HANDSHAKES.with_label_values(&[self.endpoint, outcome]).inc();
-        Ok(Stream::Tls(Box::new(done?.into())))
+        self.handshakes.run(handshake).await
     }
 }
 

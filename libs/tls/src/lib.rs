@@ -14,6 +14,7 @@
 mod client;
 mod error;
 mod files;
+mod handshakes;
 mod metrics;
 mod own_certificate;
 mod reload;

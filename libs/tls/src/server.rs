@@ -17,9 +17,8 @@ use smol::io::{AsyncRead, AsyncWrite};
 use crate::{
     Error, Stream,
     files::{self, Contents},
-    metrics::HANDSHAKES,
+    handshakes::{Handshakes, alpn},
     reload::{Reloaded, Source},
-    stream::within,
 };
 
 /// Time from the accepted connection to the end of the handshake.
@@ -143,13 +142,13 @@ impl Source for ServerSource {
 /// Makes the server's side of handshakes, by the files as they are now.
 #[derive(Clone)]
 pub struct Acceptor {
-    endpoint: &'static str,
+    handshakes: Handshakes,
     config: Arc<Reloaded<ServerSource>>,
 }
 
 impl std::fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Acceptor({})", self.endpoint)
+        write!(f, "Acceptor({})", self.handshakes.endpoint)
     }
 }
 
@@ -160,11 +159,9 @@ impl Acceptor {
     /// # Errors
     /// If the files are not valid.
     pub fn new(endpoint: &'static str, settings: ServerSettings, protocols: &[&str]) -> Result<Self, Error> {
-        let protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        for outcome in ["ok", "failed", "timeout"] {
-            HANDSHAKES.with_label_values(&[endpoint, outcome]);
-        }
-        Ok(Self { endpoint, config: Reloaded::new(endpoint, ServerSource { settings, protocols })? })
+        let source = ServerSource { settings, protocols: alpn(protocols) };
+        let config = Reloaded::new(endpoint, source)?;
+        Ok(Self { handshakes: Handshakes::new(endpoint, HANDSHAKE_TIMEOUT), config })
     }
 
     /// Makes a handshake within five seconds.
@@ -173,13 +170,6 @@ impl Acceptor {
     /// If the client does not speak TLS 1.2 or later, shows no certificate that is valid, or is too slow.
     pub async fn accept<T: AsyncRead + AsyncWrite + Unpin>(&self, stream: T) -> io::Result<Stream<T>> {
         let handshake = TlsAcceptor::from(self.config.current()).accept(stream);
-        let done = within(HANDSHAKE_TIMEOUT, handshake).await;
-        let outcome = match &done {
-            Ok(_) => "ok",
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => "timeout",
-            Err(_) => "failed",
-        };
-        HANDSHAKES.with_label_values(&[self.endpoint, outcome]).inc();
-        Ok(Stream::Tls(Box::new(done?.into())))
+        self.handshakes.run(handshake).await
     }
 }

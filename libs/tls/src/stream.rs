@@ -1,18 +1,12 @@
 use std::{
-    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_rustls::TlsStream;
 use rustls::pki_types::CertificateDer;
-use smol::{
-    Timer,
-    future::or,
-    io::{AsyncRead, AsyncWrite},
-};
+use smol::io::{AsyncRead, AsyncWrite};
 use webpki::EndEntityCert;
 
 /// A connection with TLS or without. It is boxed, because its buffers would be part of every future around it.
@@ -44,15 +38,6 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
     let names = certificate.valid_dns_names().map(str::to_ascii_lowercase);
     names.chain(certificate.valid_uri_names().map(str::to_owned)).collect()
-}
-
-/// Runs a handshake for `limit` at most.
-pub(crate) async fn within<S>(limit: Duration, handshake: impl Future<Output = io::Result<S>>) -> io::Result<S> {
-    or(handshake, async {
-        Timer::after(limit).await;
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no TLS handshake within {} s", limit.as_secs())))
-    })
-    .await
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<T> {
