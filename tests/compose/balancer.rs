@@ -2,15 +2,15 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    process::Command,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
 };
 
-use testbed::{Process, Scratch};
+use testbed::Scratch;
+
+use crate::nginx;
 
 /// A replica that responds with 200, or reads the request and closes the connection.
 struct Replica {
@@ -48,12 +48,7 @@ impl Replica {
 
 /// A complete request; none from a connection without a request.
 fn request(stream: &mut BufReader<TcpStream>) -> Option<String> {
-    let mut request = String::new();
-    while !request.ends_with("\r\n\r\n") {
-        if stream.read_line(&mut request).unwrap_or(0) == 0 {
-            return None;
-        }
-    }
+    let request = nginx::read_head(stream)?;
     let length =
         request.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
@@ -61,52 +56,28 @@ fn request(stream: &mut BufReader<TcpStream>) -> Option<String> {
     Some(request + &String::from_utf8(body).unwrap())
 }
 
-/// To stderr itself, which the test harness does not capture: a skipped test must not look like a success.
-fn skipped() {
-    let _ = writeln!(io::stderr(), "SKIPPED: the balancer's configuration: nginx is not installed");
-}
-
 /// nginx in front of these replicas; none if it is not installed.
-fn nginx(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
-    Command::new("nginx").arg("-v").output().ok()?;
-    let scratch = Scratch::new().unwrap();
-    // The port is free again for nginx at once.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+fn balance(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
     let configuration = fs::read_to_string("../../deploy/balancer/nginx.conf").unwrap();
     // Without gRPC, whose directives older versions of nginx lack, and without Docker's DNS.
     let (http, _) = configuration.split_once("    server {\n        listen 9001;").unwrap();
     let (before, rest) = http.split_once("    upstream billing {").unwrap();
     let (_, after) = rest.split_once("    }\n").unwrap();
     let replicas = replicas.map(|port| format!("server 127.0.0.1:{port} max_fails=0;")).concat();
-    let text = format!("{before}{after}}}\n")
-        .replace("resolver 127.0.0.11 valid=2s ipv6=off;", "")
-        .replace("server patient-service:4000 resolve max_fails=1 fail_timeout=2s;", &replicas)
-        .replace("listen 4000;", &format!("listen 127.0.0.1:{port};"))
-        .replace("/tmp/", &format!("{}/", scratch.path().display()));
-    let (file, log) = (scratch.path().join("nginx.conf"), scratch.path().join("nginx.log"));
-    fs::write(&file, text).unwrap();
-    let arguments =
-        ["-e", "stderr", "-g", "daemon off;", "-c"].map(Into::into).into_iter().chain([file.into_os_string()]);
-    let process = Process::builder("nginx", "nginx", log).args(arguments).start().unwrap();
-    scratch.guard(&process).unwrap();
-    let end = Instant::now() + Duration::from_secs(30);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "nginx does not listen: {}", fs::read_to_string(process.log()).unwrap());
-        thread::sleep(Duration::from_millis(20));
-    }
-    Some((scratch, port))
+    nginx::start(|port, temporary| {
+        format!("{before}{after}}}\n")
+            .replace("resolver 127.0.0.11 valid=2s ipv6=off;", "")
+            .replace("server patient-service:4000 resolve max_fails=1 fail_timeout=2s;", &replicas)
+            .replace("listen 4000;", &format!("listen 127.0.0.1:{port};"))
+            .replace("/tmp/", temporary)
+    })
 }
 
 /// The status of a response.
 fn send(port: u16, method: &str, body: &str) -> u16 {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = "Host: example.org\r\nX-Forwarded-Prefix: /forged\r\nConnection: close\r\n";
-    stream.write_all(format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n{head}{length}\r\n{body}").as_bytes()).unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    response.split(' ').nth(1).unwrap().parse().unwrap()
+    nginx::status_of(port, &format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n{head}{length}\r\n{body}"))
 }
 
 const REQUESTS: [(&str, usize); 5] = [("GET", 0), ("DELETE", 0), ("PUT", 10), ("PUT", 60_000), ("POST", 10)];
@@ -114,8 +85,8 @@ const REQUESTS: [(&str, usize); 5] = [("GET", 0), ("DELETE", 0), ("PUT", 10), ("
 #[test]
 fn a_change_that_was_sent_is_not_sent_to_another_replica() {
     let (breaking, answering) = (Replica::start(false), Replica::start(true));
-    let Some((_scratch, port)) = nginx([breaking.port, answering.port]) else {
-        skipped();
+    let Some((_scratch, port)) = balance([breaking.port, answering.port]) else {
+        nginx::skipped("balancer");
         return;
     };
     for (method, length) in REQUESTS {
@@ -141,8 +112,8 @@ fn a_change_that_was_sent_is_not_sent_to_another_replica() {
 fn a_request_that_was_not_sent_is_sent_to_another_replica() {
     let answering = Replica::start(true);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let Some((_scratch, port)) = nginx([closed, answering.port]) else {
-        skipped();
+    let Some((_scratch, port)) = balance([closed, answering.port]) else {
+        nginx::skipped("balancer");
         return;
     };
     for (method, length) in REQUESTS {

@@ -2,15 +2,15 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    process::Command,
+    io::{BufReader, Write as _},
+    net::TcpListener,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
 };
 
-use testbed::{Process, Scratch};
+use testbed::Scratch;
+
+use crate::nginx;
 
 /// A service that answers 401 to requests for its path of validation without the right token, else 200. It keeps the heads of
 /// requests.
@@ -30,12 +30,7 @@ impl Stub {
                 let seen = Arc::clone(&seen);
                 thread::spawn(move || {
                     let mut stream = BufReader::new(stream.unwrap());
-                    let mut head = String::new();
-                    while !head.ends_with("\r\n\r\n") {
-                        if stream.read_line(&mut head).unwrap_or(0) == 0 {
-                            return;
-                        }
-                    }
+                    let Some(head) = nginx::read_head(&mut stream) else { return };
                     let rejected = head.starts_with("GET /auth/validate") && !head.contains("Bearer right");
                     let status = if rejected { "401 Unauthorized" } else { "200 OK" };
                     seen.lock().unwrap().push(head);
@@ -53,58 +48,39 @@ impl Stub {
 }
 
 /// nginx in front of these services; none if it is not installed.
-fn nginx(patients: u16, analytics: u16, auth: u16) -> Option<(Scratch, u16)> {
-    Command::new("nginx").arg("-v").output().ok()?;
-    let scratch = Scratch::new().unwrap();
-    // The port is free again for nginx at once.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut text = fs::read_to_string("../../deploy/gateway/nginx.conf").unwrap();
-    for (from, to) in [
-        // Without Docker's DNS.
-        ("resolver 127.0.0.11 valid=2s ipv6=off;".to_owned(), String::new()),
-        ("server patient-service:4000 resolve;".to_owned(), format!("server 127.0.0.1:{patients};")),
-        ("server analytics-service:4002 resolve;".to_owned(), format!("server 127.0.0.1:{analytics};")),
-        ("server auth-service:4005 resolve;".to_owned(), format!("server 127.0.0.1:{auth};")),
-        ("listen 4004;".to_owned(), format!("listen 127.0.0.1:{port};")),
-        ("/tmp/".to_owned(), format!("{}/", scratch.path().display())),
-    ] {
-        assert!(text.contains(&from), "the configuration has no {from}");
-        text = text.replace(&from, &to);
-    }
-    let (file, log) = (scratch.path().join("nginx.conf"), scratch.path().join("nginx.log"));
-    fs::write(&file, text).unwrap();
-    let arguments =
-        ["-e", "stderr", "-g", "daemon off;", "-c"].map(Into::into).into_iter().chain([file.into_os_string()]);
-    let process = Process::builder("nginx", "nginx", log).args(arguments).start().unwrap();
-    scratch.guard(&process).unwrap();
-    let end = Instant::now() + Duration::from_secs(30);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "nginx does not listen: {}", fs::read_to_string(process.log()).unwrap());
-        thread::sleep(Duration::from_millis(20));
-    }
-    Some((scratch, port))
+fn serve(patients: u16, analytics: u16, auth: u16) -> Option<(Scratch, u16)> {
+    nginx::start(|port, temporary| {
+        let mut text = fs::read_to_string("../../deploy/gateway/nginx.conf").unwrap();
+        for (from, to) in [
+            // Without Docker's DNS.
+            ("resolver 127.0.0.11 valid=2s ipv6=off;".to_owned(), String::new()),
+            ("server patient-service:4000 resolve;".to_owned(), format!("server 127.0.0.1:{patients};")),
+            ("server analytics-service:4002 resolve;".to_owned(), format!("server 127.0.0.1:{analytics};")),
+            ("server auth-service:4005 resolve;".to_owned(), format!("server 127.0.0.1:{auth};")),
+            ("listen 4004;".to_owned(), format!("listen 127.0.0.1:{port};")),
+            ("/tmp/".to_owned(), temporary.to_owned()),
+        ] {
+            assert!(text.contains(&from), "the configuration has no {from}");
+            text = text.replace(&from, &to);
+        }
+        text
+    })
 }
 
 /// The status of a response.
 fn send(port: u16, method: &str, path: &str, token: &str) -> u16 {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let head = format!(
+    let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost:4004\r\nAuthorization: Bearer {token}\r\nX-Forwarded-For: 192.0.2.1\r\n\
          X-Forwarded-Prefix: /forged\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
     );
-    stream.write_all(head.as_bytes()).unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    response.split(' ').nth(1).unwrap().parse().unwrap()
+    nginx::status_of(port, &request)
 }
 
 #[test]
 fn the_gateway_lets_the_api_through_for_a_valid_token_and_says_nothing_that_a_client_says() {
     let (patients, analytics, auth) = (Stub::start(), Stub::start(), Stub::start());
-    let Some((_scratch, port)) = nginx(patients.port, analytics.port, auth.port) else {
-        // To stderr itself, which the test harness does not capture: a skipped test must not look like a success.
-        let _ = writeln!(io::stderr(), "SKIPPED: the gateway's configuration: nginx is not installed");
+    let Some((_scratch, port)) = serve(patients.port, analytics.port, auth.port) else {
+        nginx::skipped("gateway");
         return;
     };
     for (method, path, token, expected, service, arrives) in [

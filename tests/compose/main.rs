@@ -5,6 +5,7 @@ mod balancer;
 mod context;
 mod files;
 mod gateway;
+mod nginx;
 
 use std::collections::{BTreeMap, BTreeSet};
 
