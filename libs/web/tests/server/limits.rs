@@ -115,10 +115,13 @@ fn slow_bodies_share_a_memory_limit_and_the_longest_waiting_is_evicted() {
         limits.buffers = 400 * 1024;
         limits.body_timeout = Duration::from_secs(60);
     });
-    let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000\r\n\r\n";
+    let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000\r\n";
     let begin = || {
         let mut client = server.connect();
-        client.send(format!("{head}[{}", " ".repeat(9_000)).as_bytes());
+        // The response shows that the server waits for this body, before it waits for the next one.
+        client.send(format!("{head}expect: 100-continue\r\n\r\n").as_bytes());
+        assert_eq!(client.response(true).unwrap().status, 100);
+        client.send(format!("[{}", " ".repeat(9_000)).as_bytes());
         client
     };
     let mut held: Vec<_> = (0..40).map(|_| begin()).collect();
