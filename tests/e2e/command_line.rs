@@ -40,7 +40,7 @@ fn every_invalid_setting_is_reported_and_the_exit_code_is_78() {
         ("DATABASE_URL", "mysql://root:hunter2@localhost/x"),
         ("KAFKA_BOOTSTRAP_SERVERS", "nowhere"),
         ("BILLING_DEADLINE", "soon"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector:4318"),
         ("LOG_LEVEL", "loud"),
     ];
     let output = run("patient-service", &[], &wrong);

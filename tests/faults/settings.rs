@@ -153,8 +153,8 @@ fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
         (
             "analytics-service",
             "OTEL_EXPORTER_OTLP_ENDPOINT",
-            &["http://collector:4318", "http://[::1]:4318/otlp"],
-            &["https://collector:4318", "collector:4318", "http://", "http://user:hunter2@collector:4318"],
+            &["http://collector:4318", "http://[::1]:4318/otlp", "https://collector:4318"],
+            &["ftp://collector:4318", "collector:4318", "http://", "http://user:hunter2@collector:4318"],
         ),
     ];
     for (service, name, right, wrong) in cases {

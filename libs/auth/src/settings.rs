@@ -36,8 +36,8 @@ pub struct JwtSettings {
 /// Where the issuer's JWK set is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
-    /// It is fetched.
-    Url(Url),
+    /// It is fetched; over https from a server of these authorities, without a file from one of the public ones.
+    Url(Url, Option<PathBuf>),
     /// It is read from a file.
     File(PathBuf),
     /// It is this one: the issuer is this program.
@@ -57,6 +57,8 @@ impl Settings {
             reader.variable(&["AUTH_AUDIENCE"], "aud of valid tokens, one for each service").used_if(is_jwt).optional();
         let url: Option<KeyUrl> =
             reader.variable(&["AUTH_JWKS_URL"], "where the issuer's JWK set is fetched").used_if(is_jwt).optional();
+        let about = "PEM file with the authorities of the server of AUTH_JWKS_URL, instead of the public ones";
+        let ca: Option<String> = reader.variable(&["AUTH_JWKS_TLS_CA"], about).used_if(is_jwt).optional();
         let file: Option<String> =
             reader.variable(&["AUTH_JWKS_FILE"], "file with the issuer's JWK set").used_if(is_jwt).optional();
         let YesOrNo(on_network) = reader
@@ -73,7 +75,11 @@ impl Settings {
         };
         let (issuer, audience) = (required("AUTH_ISSUER", issuer), required("AUTH_AUDIENCE", audience));
         let keys = match (url, file) {
-            (Some(KeyUrl(url)), None) => KeySource::Url(url),
+            (Some(KeyUrl(url)), None) => {
+                let ca = ca.map(PathBuf::from);
+                check_authorities(reader, &url, ca.clone());
+                KeySource::Url(url, ca)
+            }
             (None, Some(file)) => KeySource::File(file.into()),
             (url, _) => {
                 let why = if url.is_some() { "both are set" } else { "neither is set" };
@@ -90,6 +96,17 @@ impl Settings {
             let expected = "jwt for an address that is not loopback, or AUTH_OFF_ON_NETWORK=yes";
             reader.reject("AUTH", expected, format!("it is off and {name} is {address}"));
         }
+    }
+}
+
+/// Rejects a file of authorities that is not valid, or not used.
+fn check_authorities(reader: &mut Reader, url: &Url, ca: Option<PathBuf>) {
+    const NAME: &str = "AUTH_JWKS_TLS_CA";
+    let is_tls = url.scheme() == "https";
+    if !is_tls && ca.is_some() {
+        reader.reject(NAME, "nothing without TLS", "the scheme of AUTH_JWKS_URL is not https");
+    } else if let Err(error) = web_client::connector("keys", tls::ClientSettings { ca, identity: None }) {
+        reader.reject(NAME, "a PEM file with certificate authorities", error.to_string());
     }
 }
 
@@ -128,7 +145,7 @@ impl Value for YesOrNo {
 struct KeyUrl(Url);
 
 impl Value for KeyUrl {
-    const EXPECTED: &'static str = "a URL such as http://auth-service:4005/.well-known/jwks.json";
+    const EXPECTED: &'static str = "a URL such as https://auth-service:4005/.well-known/jwks.json";
 
     fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| error.to_string())?;
@@ -190,6 +207,13 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
         assert!(read(&[("AUTH", "jwt"), ISSUER, AUDIENCE, FILE, URL], "::1").unwrap_err().contains("both are set"));
+        let https = ("AUTH_JWKS_URL", "https://issuer/keys");
+        let missing = ("AUTH_JWKS_TLS_CA", "/nowhere/ca.pem");
+        assert!(read(&[("AUTH", "jwt"), ISSUER, AUDIENCE, https], "::1").is_ok(), "by the public authorities");
+        for (url, why) in [(https, "/nowhere/ca.pem cannot be read"), (URL, "not https")] {
+            let error = read(&[("AUTH", "jwt"), ISSUER, AUDIENCE, url, missing], "::1").unwrap_err();
+            assert!(error.contains("AUTH_JWKS_TLS_CA") && error.contains(why), "{error}");
+        }
         for url in ["ftp://issuer/keys", "issuer", "http://user:password@issuer/keys"] {
             let error = read(&[("AUTH", "jwt"), ISSUER, AUDIENCE, ("AUTH_JWKS_URL", url)], "::1").unwrap_err();
             assert!(error.contains("AUTH_JWKS_URL") && !error.contains("password@"), "{error}");

@@ -1,6 +1,6 @@
 //! Where JWK sets come from.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use runtime::timeout;
 use surf::{Client, StatusCode, Url};
@@ -20,7 +20,7 @@ impl KeySource {
     /// Why it could not be had, for an operator.
     pub(crate) async fn fetch(&self) -> Result<Vec<u8>, String> {
         let fetched = match self {
-            Self::Url(url) => timeout(FETCH_TIMEOUT, Box::pin(get(url))).await,
+            Self::Url(url, ca) => timeout(FETCH_TIMEOUT, Box::pin(get(url, ca.clone()))).await,
             Self::File(file) => {
                 let file = file.clone();
                 timeout(FETCH_TIMEOUT, smol::unblock(move || read(&file))).await
@@ -32,8 +32,14 @@ impl KeySource {
 }
 
 /// No redirect is followed: who answers at the URL must not be able to name another place.
-async fn get(url: &Url) -> Result<Vec<u8>, String> {
-    let client = Client::with_http_client(SingleConnectionClient::new(MAX_BYTES));
+async fn get(url: &Url, ca: Option<PathBuf>) -> Result<Vec<u8>, String> {
+    let mut backend = SingleConnectionClient::new(MAX_BYTES);
+    if url.scheme() == "https" {
+        // The files are read for each fetch: there are few, and the authorities may have changed.
+        let files = tls::ClientSettings { ca, identity: None };
+        backend = backend.with_tls("keys", files).map_err(|error| error.to_string())?;
+    }
+    let client = Client::with_http_client(backend);
     let mut response = client.get(url).await.map_err(|error| error.to_string())?;
     match response.status() {
         StatusCode::Ok => response.body_bytes().await.map_err(|error| error.to_string()),

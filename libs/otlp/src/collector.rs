@@ -28,8 +28,11 @@ pub(crate) struct Answer {
 
 impl Collector {
     pub(crate) fn new(destination: Destination) -> Self {
-        let client = Client::with_http_client(SingleConnectionClient::new(MAX_RESPONSE_BYTES));
-        Self { client, destination }
+        let mut backend = SingleConnectionClient::new(MAX_RESPONSE_BYTES);
+        if let Some(connector) = &destination.tls {
+            backend = backend.with_connector(connector.clone());
+        }
+        Self { client: Client::with_http_client(backend), destination }
     }
 
     pub(crate) fn destination(&self) -> &Destination {

@@ -29,6 +29,8 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub(crate) struct Destination {
     pub(crate) url: Url,
+    /// If the scheme of the URL is https.
+    pub(crate) tls: Option<tls::Connector>,
     pub(crate) headers: Secret<Headers>,
     /// Timeout of one attempt.
     pub(crate) timeout: Duration,
@@ -86,6 +88,7 @@ struct General {
     endpoint: Option<Endpoint>,
     headers: Secret<Headers>,
     timeout: Duration,
+    tls: Option<tls::Connector>,
 }
 
 impl Settings {
@@ -110,7 +113,9 @@ impl Settings {
         let headers = variables.field(&["OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector").optional();
         let timeout = variables.field(&["OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending").or("10s");
         let _: Protocol = variables.field(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent").or("http/protobuf");
-        let general = General { endpoint, headers: headers.unwrap_or_default(), timeout };
+        let is_tls = endpoint.iter().chain(own_endpoints.iter().flatten()).any(|Endpoint(url)| url.scheme() == "https");
+        let tls = connector(&mut variables, is_tls);
+        let general = General { endpoint, headers: headers.unwrap_or_default(), timeout, tls };
         let [traces, metrics, logs] = own_endpoints;
         let traces = general.signal(&mut variables, &TRACES, traces);
         let metrics = general.signal(&mut variables, &METRICS, metrics);
@@ -133,6 +138,34 @@ struct Variables<'a> {
 impl Variables<'_> {
     fn field(&mut self, names: &'static [&'static str], about: &'static str) -> Field<'_> {
         self.reader.variable(names, about).lenient().used_if(self.used)
+    }
+}
+
+/// What makes the handshakes with collectors, if one is reached over TLS. Files that are not valid are an error, as a wrong
+/// endpoint is: nothing could be sent.
+fn connector(variables: &mut Variables<'_>, is_tls: bool) -> Option<tls::Connector> {
+    const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
+    let about = "PEM file with the authorities of an https collector, instead of the public ones";
+    let ca: Option<String> = variables.field(&[CERTIFICATE], about).optional();
+    let about = "PEM file with the certificate chain that an https collector is shown";
+    let certificate: Option<String> = variables.field(&["OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"], about).optional();
+    let about = "PEM file with the key of that certificate";
+    let key: Option<String> = variables.field(&["OTEL_EXPORTER_OTLP_CLIENT_KEY"], about).optional();
+    if !is_tls {
+        return None;
+    }
+    if certificate.is_some() != key.is_some() {
+        variables.reader.reject("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "a certificate and its key", "one is missing");
+        return None;
+    }
+    let identity = certificate.zip(key).map(|(certificate, key)| (certificate.into(), key.into()));
+    let files = tls::ClientSettings { ca: ca.map(Into::into), identity };
+    match web_client::connector("collector", files) {
+        Ok(connector) => Some(connector),
+        Err(error) => {
+            variables.reader.reject(CERTIFICATE, "PEM files for TLS", error.to_string());
+            None
+        }
     }
 }
 
@@ -181,7 +214,8 @@ impl General {
         let general = || self.endpoint.clone().map(|endpoint| endpoint.join(signal.path));
         let url = own.map(|Endpoint(url)| url).or_else(general).filter(|_| exporter == Exporter::Otlp)?;
         let headers = headers.unwrap_or_else(|| self.headers.clone());
-        Some(Destination { url, headers, timeout: timeout.unwrap_or(self.timeout), delay })
+        let tls = self.tls.clone().filter(|_| url.scheme() == "https");
+        Some(Destination { url, tls, headers, timeout: timeout.unwrap_or(self.timeout), delay })
     }
 }
 
@@ -234,13 +268,13 @@ impl Endpoint {
 }
 
 impl Value for Endpoint {
-    const EXPECTED: &'static str = "http://host:port, with a path or without";
+    const EXPECTED: &'static str = "http://host:port or https://host:port, with a path or without";
 
     fn parse(text: &str) -> Result<Self, String> {
         // The parser's message does not quote the URL, which may contain a password.
         let url = Url::parse(text).map_err(|error| error.to_string())?;
-        if url.scheme() != "http" {
-            return Err("its scheme is not http; a collector beside the service can pass spans on over TLS".to_owned());
+        if !web_client::SCHEMES.contains(&url.scheme()) {
+            return Err(format!("its scheme is not {}", web_client::SCHEMES.join(" or ")));
         }
         if url.host_str().is_none_or(str::is_empty) {
             return Err("it names no host".to_owned());
@@ -422,7 +456,7 @@ mod tests {
     #[test]
     fn a_wrong_endpoint_is_an_error() {
         let wrong = [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector:4318"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector"),
         ];
         let errors = read(&wrong).err().unwrap();
@@ -431,6 +465,20 @@ mod tests {
         }
         let errors = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hunter2@collector")]).err().unwrap();
         assert!(!errors.contains("hunter2"), "{errors}");
+    }
+
+    #[test]
+    fn a_collector_over_https_has_authorities_and_one_over_http_ignores_them() {
+        let https = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318");
+        let missing = ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem");
+        assert!(read(&[https]).unwrap().0.traces.unwrap().tls.is_some(), "the public authorities");
+        let errors = read(&[https, missing]).err().unwrap();
+        assert!(errors.contains("OTEL_EXPORTER_OTLP_CERTIFICATE") && errors.contains("/nowhere/ca.pem"), "{errors}");
+        let errors = read(&[https, ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key")]).err().unwrap();
+        assert!(errors.contains("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"), "{errors}");
+        let http = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+        let mixed = read(&[http, missing]).unwrap().0;
+        assert!(mixed.traces.unwrap().tls.is_none());
     }
 
     #[test]

@@ -17,20 +17,47 @@ use surf::{
 };
 
 /// The schemes of URLs that it supports.
-pub const SCHEMES: &[&str] = &["http"];
+pub const SCHEMES: &[&str] = &["http", "https"];
+/// The protocol that it offers in a TLS handshake.
+const ALPN: &[&str] = &["http/1.1"];
 
 /// A backend of surf for one host. It has no deadline; dropping a request closes its connection. It follows no redirect.
 #[derive(Debug)]
 pub struct SingleConnectionClient {
     open: Mutex<Option<SendRequest<Full<Bytes>>>>,
     max_response: usize,
+    /// For URLs whose scheme is https.
+    tls: Option<tls::Connector>,
 }
 
 impl SingleConnectionClient {
     /// A client without a connection yet. A response body of more than `max_response` bytes is an error.
     pub fn new(max_response: usize) -> Self {
-        Self { open: Mutex::new(None), max_response }
+        Self { open: Mutex::new(None), max_response, tls: None }
     }
+
+    /// The same, which trusts and shows what these files have where a URL's scheme is https. `endpoint` is the server in logs and
+    /// metrics.
+    ///
+    /// # Errors
+    /// If the files are not valid.
+    pub fn with_tls(self, endpoint: &'static str, files: tls::ClientSettings) -> Result<Self, tls::Error> {
+        Ok(Self { tls: Some(connector(endpoint, files)?), ..self })
+    }
+
+    /// The same by a connector of [`connector`].
+    #[must_use]
+    pub fn with_connector(self, connector: tls::Connector) -> Self {
+        Self { tls: Some(connector), ..self }
+    }
+}
+
+/// A connector for HTTP by these files. `endpoint` is the server in logs and metrics.
+///
+/// # Errors
+/// If the files are not valid.
+pub fn connector(endpoint: &'static str, files: tls::ClientSettings) -> Result<tls::Connector, tls::Error> {
+    tls::Connector::new(endpoint, files, ALPN)
 }
 
 #[async_trait]
@@ -41,7 +68,7 @@ impl HttpClient for SingleConnectionClient {
         let mut open = self.open.lock().await;
         let mut connection = match ready(open.take()).await {
             Some(connection) => connection,
-            None => connect(request.url()).await?,
+            None => connect(request.url(), self.tls.as_ref()).await?,
         };
         let (head, body) = connection.send_request(message).await.map_err(unavailable)?.into_parts();
         let body = Limited::new(body, self.max_response).collect().await.map_err(unavailable)?.to_bytes();
@@ -79,10 +106,15 @@ fn message(request: &Request, body: Vec<u8>) -> Result<hyper::Request<Full<Bytes
     message.body(Full::from(body)).map_err(|error| Error::new(StatusCode::BadRequest, error))
 }
 
-async fn connect(url: &Url) -> Result<SendRequest<Full<Bytes>>, Error> {
+async fn connect(url: &Url, tls: Option<&tls::Connector>) -> Result<SendRequest<Full<Bytes>>, Error> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, url.port_or_known_default().unwrap_or(80))).await?;
     stream.set_nodelay(true)?;
+    let stream = match (url.scheme(), tls) {
+        ("https", Some(tls)) => tls.connect(host, stream).await?,
+        ("https", None) => return Err(unavailable("the client of an https URL has no certificate authorities")),
+        _ => tls::Stream::Plain(stream),
+    };
     let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(unavailable)?;
     // It ends with the sender, or when the server closes it; then the pending request fails.
     runtime::spawn(async { drop(connection.await) }).detach();

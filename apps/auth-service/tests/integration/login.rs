@@ -14,7 +14,7 @@ fn a_login_gives_a_token_that_other_services_take() {
         // As a service with AUTH=jwt sees it.
         let keys = format!("http://{}/.well-known/jwks.json", service.address).parse().unwrap();
         for audience in ["patient-service", "billing-service", "analytics-service"] {
-            let (issuer, keys) = (ISSUER.to_owned(), KeySource::Url(Clone::clone(&keys)));
+            let (issuer, keys) = (ISSUER.to_owned(), KeySource::Url(Clone::clone(&keys), None));
             let settings = JwtSettings { issuer, audience: audience.to_owned(), keys };
             let authenticator = Authenticator::new(&auth::Settings { mode: Mode::Jwt(settings) });
             let shutdown = runtime::Shutdown::new();

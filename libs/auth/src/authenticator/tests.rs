@@ -50,7 +50,7 @@ impl Issuer {
 
     fn authenticator(&self, intervals: Intervals) -> Authenticator {
         let url = format!("http://{}/keys", self.address).parse().unwrap();
-        Authenticator::with_intervals(settings(KeySource::Url(url)), intervals)
+        Authenticator::with_intervals(settings(KeySource::Url(url, None)), intervals)
     }
 }
 
