@@ -2,12 +2,12 @@
 
 use std::process::{Command, Output};
 
-use testbed::service::binaries;
+use testbed::{process::output, service::binaries};
 
 fn run(service: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(binaries().unwrap().join(service));
     command.args(arguments).env_clear().envs(environment.iter().copied());
-    command.output().unwrap_or_else(|error| panic!("{service} is not built: {error}"))
+    output(&mut command).unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

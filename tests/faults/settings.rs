@@ -4,6 +4,7 @@ use std::process::Command;
 
 use testbed::{
     Scratch, ports,
+    process::output,
     service::{Launch, Service, binaries},
     sql,
 };
@@ -42,7 +43,7 @@ fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
     ];
     for (service, settings) in wrong {
         let binary = binaries().unwrap().join(service);
-        let output = Command::new(binary).env_clear().envs(settings.iter().copied()).output().unwrap();
+        let output = output(Command::new(binary).env_clear().envs(settings.iter().copied())).unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{service}: {error}");
         assert!(error.starts_with(&format!("{service}: {} settings are wrong", settings.len())), "{error}");
@@ -70,7 +71,7 @@ fn unsupported_postgresql_options_are_rejected_with_exit_code_78() {
             let database = ("DATABASE_URL", format!("{url}{parameters}"));
             let mut command = Command::new(binary);
             command.env_clear().envs([database]).envs(variable).arg("--print-config");
-            let output = command.output().unwrap();
+            let output = output(&mut command).unwrap();
             let error = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(78), "{service} {parameters}: {error}");
             assert!(error.contains(message) && !error.contains("jane"), "{service} {parameters}: {error}");
@@ -89,7 +90,7 @@ fn an_unusable_database_ends_the_service_with_exit_code_78() {
             let settings = [("DATABASE_URL", &*url), ("SERVER_PORT", "0"), ("GRPC_SERVER_PORT", "0")];
             let mut command = Command::new(binary);
             command.env_clear().envs(settings).env("KAFKA_BOOTSTRAP_SERVERS", UNREACHABLE).env("LOG_FORMAT", "json");
-            let output = smol::unblock(move || command.output()).await.unwrap();
+            let output = smol::unblock(move || output(&mut command)).await.unwrap();
             let log = String::from_utf8(output.stdout).unwrap();
             assert_eq!(output.status.code(), Some(78), "{service}: {log}");
             let message = |line: &&str| line.contains("the service cannot work on this database");
@@ -102,10 +103,10 @@ fn an_unusable_database_ends_the_service_with_exit_code_78() {
 #[test]
 fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
     let database = ("DATABASE_URL", "postgres://nobody@localhost/nothing");
-    let output = |service: &str, name: &str, value: &str, arguments: &[&str]| {
+    let run = |service: &str, name: &str, value: &str, arguments: &[&str]| {
         let mut command = Command::new(binaries().unwrap().join(service));
         command.env_clear().envs([database, (name, value), ("AUTH_OFF_ON_NETWORK", "yes")]);
-        command.args(arguments).output().unwrap()
+        output(command.args(arguments)).unwrap()
     };
     let cases: [(&str, &str, &[&str], &[&str]); 5] = [
         (
@@ -159,11 +160,11 @@ fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
     ];
     for (service, name, right, wrong) in cases {
         for value in right {
-            let output = output(service, name, value, &["--print-config"]);
+            let output = run(service, name, value, &["--print-config"]);
             assert!(output.status.success(), "{name}={value}: {}", String::from_utf8_lossy(&output.stderr));
         }
         for value in wrong {
-            let output = output(service, name, value, &[]);
+            let output = run(service, name, value, &[]);
             let error = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(78), "{name}={value}: {error}");
             assert!(
@@ -175,7 +176,7 @@ fn every_form_of_an_address_is_accepted_or_rejected_at_startup() {
     // The port in the address and the port setting differ.
     let mut both = Command::new(binaries().unwrap().join("patient-service"));
     both.env_clear().envs([database, ("BILLING_SERVICE_ADDRESS", "b:9002"), ("BILLING_SERVICE_GRPC_PORT", "9001")]);
-    let output = both.output().unwrap();
+    let output = output(&mut both).unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(78) && error.contains("BILLING_SERVICE_GRPC_PORT: expected "), "{error}");
 }

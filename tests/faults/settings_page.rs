@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, process::Command};
 
-use testbed::service::binaries;
+use testbed::{process::output, service::binaries};
 
 const SERVICES: [&str; 4] = ["patient-service", "billing-service", "analytics-service", "auth-service"];
 
@@ -79,7 +79,7 @@ fn rows() -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut defaults: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for service in SERVICES {
-        let output = Command::new(binaries().unwrap().join(service)).arg("--help").env_clear().output().unwrap();
+        let output = output(Command::new(binaries().unwrap().join(service)).arg("--help").env_clear()).unwrap();
         let settings = settings(&String::from_utf8(output.stdout).unwrap());
         assert!(!settings.is_empty(), "{service} --help lists no settings");
         for setting in settings {

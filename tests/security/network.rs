@@ -5,6 +5,7 @@ use std::process::Command;
 use serde_json::json;
 use testbed::{
     http2::Connection,
+    process::output,
     service::binaries,
     tokens::{self, SigningKey},
 };
@@ -61,7 +62,7 @@ fn identities_may_be_off_on_a_network_only_if_somebody_has_said_so() {
         let database = ("DATABASE_URL", "postgres://nobody@localhost/nothing");
         let mut command = Command::new(binary);
         command.env_clear().envs([database]).envs(settings.iter().copied()).arg("--print-config");
-        let output = command.output().unwrap();
+        let output = output(&mut command).unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     for (service, address) in [

@@ -12,7 +12,10 @@ use smol::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use testbed::service::{Service, binaries};
+use testbed::{
+    process::output,
+    service::{Service, binaries},
+};
 
 use super::pki::{Pki, alone, connector, curl, get, health_check, http_tls, run, text, until};
 
@@ -199,7 +202,7 @@ fn settings_that_do_not_protect_end_a_service_with_exit_code_78() {
     for (service, settings, message) in cases {
         let mut command = Command::new(binaries().unwrap().join(service));
         command.env_clear().envs(alone()).envs([("SERVER_PORT", "0"), ("GRPC_SERVER_PORT", "0")]).envs(settings);
-        let output = command.output().unwrap();
+        let output = output(&mut command).unwrap();
         let text = text(&output);
         assert_eq!(output.status.code(), Some(78), "{service}: {text}");
         assert!(text.contains(message) && !text.contains("hunter2"), "{service}: {text}");

@@ -15,6 +15,7 @@ use testbed::{
     Scratch,
     certificates::{Authority, Identity, Validity},
     ports,
+    process::output,
     service::{Launch, Service, binaries},
 };
 
@@ -89,9 +90,8 @@ pub(super) async fn curl(arguments: &[&str]) -> Output {
 /// Runs a program without input on a thread of its own.
 pub(super) async fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(std::process::Stdio::null());
-    let program = program.to_owned();
-    smol::unblock(move || command.output().unwrap_or_else(|error| panic!("{program}: {error}"))).await
+    command.args(arguments);
+    smol::unblock(move || output(&mut command)).await.unwrap()
 }
 
 /// Both streams of a program's output.
@@ -105,7 +105,7 @@ pub(super) async fn health_check(service: &Service) -> (Option<i32>, String) {
     let mut command = Command::new(binaries().unwrap().join(launch.name));
     command.arg("healthcheck").env_clear().env("SERVER_PORT", launch.port.to_string());
     command.envs(launch.environment.iter().cloned());
-    let output = smol::unblock(move || command.output().unwrap()).await;
+    let output = smol::unblock(move || output(&mut command)).await.unwrap();
     (output.status.code(), text(&output))
 }
 

@@ -7,7 +7,8 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +26,8 @@ use crate::{
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time for a process to stop after SIGSTOP.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for a program whose output is wanted.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of the lines that an error shows, those from the beginning of the output of a program that ran to its end.
 const FIRST_LINES: usize = 5;
 /// Bytes that are read at either end of a log to find those lines.
@@ -321,6 +324,35 @@ impl ProcessBuilder {
     }
 }
 
+/// Runs a program without input, which is expected to end soon, and returns its output and exit code. Blocks the thread.
+///
+/// # Errors
+/// If it does not start, or has not ended after a minute; then it is killed, and the error shows its output.
+pub fn output(command: &mut Command) -> Result<Output, Error> {
+    output_within(OUTPUT_TIMEOUT, command)
+}
+
+fn output_within(limit: Duration, command: &mut Command) -> Result<Output, Error> {
+    let program = command.get_program().display().to_string();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|error| Error::new(format!("cannot start {program}: {error}")))?;
+    let pid = Pid::from_child(&child);
+    let (ended, end) = mpsc::channel::<()>();
+    let watcher = thread::spawn(move || {
+        let is_late = end.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
+        // Nobody else reaps it, so the id is still its own, or its output has just ended.
+        is_late && kill_process(pid, Signal::KILL).is_ok()
+    });
+    let output = child.wait_with_output();
+    drop(ended);
+    let was_killed = watcher.join().unwrap_or_default();
+    let output = output?;
+    if was_killed {
+        return Err(Error::of_output(format!("{program} has not ended after {} s", limit.as_secs_f32()), &output));
+    }
+    Ok(output)
+}
+
 /// Kills the process if [`ProcessBuilder::run`] is cancelled.
 struct Running(Process);
 
@@ -466,6 +498,20 @@ mod tests {
             process.signal(Signal::CONT);
         }
         smol::block_on(process.kill());
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_and_one_that_ends_has_its_output() {
+        let shell = |limit: u64, script: &str| {
+            let mut command = Command::new("sh");
+            output_within(Duration::from_millis(limit), command.args(["-c", script]))
+        };
+        let ended = shell(60_000, "cat; echo out; echo error >&2; exit 7").unwrap();
+        assert_eq!((ended.status.code(), &*ended.stdout, &*ended.stderr), (Some(7), &b"out\n"[..], &b"error\n"[..]));
+        let started = Instant::now();
+        let late = shell(200, "echo begun; exec sleep 60").unwrap_err().to_string();
+        assert!(late.contains("has not ended after 0.2 s") && late.contains("begun"), "{late}");
+        assert!(started.elapsed() < Duration::from_secs(30));
     }
 
     #[test]
