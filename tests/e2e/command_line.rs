@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use testbed::{process::output, service::binaries};
+use testbed::{output, service::binaries};
 
 fn run(service: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(binaries().unwrap().join(service));

@@ -3,8 +3,7 @@
 use std::process::Command;
 
 use testbed::{
-    Scratch, ports,
-    process::output,
+    Scratch, output, ports,
     service::{Launch, Service, binaries},
     sql,
 };

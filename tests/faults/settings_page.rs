@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env, fmt::Write as _, fs, path::Path, process::Command};
 
-use testbed::{process::output, service::binaries};
+use testbed::{output, service::binaries};
 
 const SERVICES: [&str; 4] = ["patient-service", "billing-service", "analytics-service", "auth-service"];
 

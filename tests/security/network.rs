@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::json;
 use testbed::{
     http2::Connection,
-    process::output,
+    output,
     service::binaries,
     tokens::{self, SigningKey},
 };

@@ -13,7 +13,7 @@ use smol::{
     net::TcpStream,
 };
 use testbed::{
-    process::output,
+    output,
     service::{Service, binaries},
 };
 

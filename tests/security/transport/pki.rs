@@ -14,8 +14,7 @@ use smol::{
 use testbed::{
     Scratch,
     certificates::{Authority, Identity, Validity},
-    ports,
-    process::output,
+    output, ports,
     service::{Launch, Service, binaries},
 };
 

@@ -46,6 +46,6 @@ pub mod writers;
 
 pub use error::Error;
 pub use guard::{command, leave_running, owner_variable};
-pub use process::{Exit, Process, Signal, resident_memory};
+pub use process::{Exit, Process, Signal, output, resident_memory};
 pub use scratch::Scratch;
 pub use shared::{broker as shared_broker, database as shared_database};

@@ -30,7 +30,7 @@ async fn run(database_url: &str, words: &[&str]) -> Output {
         ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9"),
         ("DATABASE_DEADLINE", "1s"),
     ]);
-    smol::unblock(move || testbed::process::output(&mut command)).await.unwrap()
+    smol::unblock(move || testbed::output(&mut command)).await.unwrap()
 }
 
 fn printed(output: &Output) -> String {
