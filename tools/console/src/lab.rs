@@ -3,6 +3,8 @@
 //! The console touches no process and no container. It leaves work for an agent on the host, which asks for it with a token,
 //! acts on closed verbs for a bounded time, and heals by a timer of its own though the console be gone.
 
+mod messages;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,13 +13,16 @@ use std::{
 
 use event_listener::Event;
 use runtime::timeout;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
     expectations::{self, Measured, Verdict},
     map::SERVICES,
     time::iso,
 };
+
+pub(crate) use messages::{AgentPoll, Verb};
+use messages::{Excluded, Letter, Progress, Report, Target, Work};
 
 /// A fault lasts so long at most.
 pub(crate) const MAX_SECONDS: u64 = 60;
@@ -34,114 +39,6 @@ const LIST_KEPT: Duration = Duration::from_secs(60);
 const LIST_LOST_AFTER: Duration = Duration::from_secs(70);
 /// Runs that are kept.
 const MAX_RUNS: usize = 20;
-
-/// What can be done to a part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Verb {
-    /// It ends as by a crash, and is started again at the end.
-    Kill,
-    /// It stands still.
-    Pause,
-    /// It stands still half of the time.
-    Slow,
-    /// The end of whatever is done to it.
-    Resume,
-    /// No fault: a dead letter is sent again. Its part is where it came from, `partition:offset`, or its id in
-    /// patient-service.
-    Resend,
-    /// No fault: the dead letters of patient-service are listed.
-    List,
-}
-
-impl Verb {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Kill => "kill",
-            Self::Pause => "pause",
-            Self::Slow => "slow",
-            Self::Resume => "resume",
-            Self::Resend => "resend",
-            Self::List => "list",
-        }
-    }
-}
-
-/// A part that the agent can do something to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(crate) struct Target {
-    pub(crate) id: String,
-    pub(crate) verbs: Vec<Verb>,
-}
-
-/// A part that the agent leaves alone.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(crate) struct Excluded {
-    id: String,
-    why: String,
-}
-
-/// What an agent says with its poll.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub(crate) struct AgentPoll {
-    parts: Vec<Target>,
-    excluded: Vec<Excluded>,
-    /// How the work is that it was given, in order. A report may come twice.
-    #[serde(default)]
-    reports: Vec<Report>,
-}
-
-/// How a piece of work is.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Report {
-    run: String,
-    state: Progress,
-    #[serde(default)]
-    detail: Option<String>,
-    /// What was listed.
-    #[serde(default)]
-    letters: Vec<Letter>,
-}
-
-/// A dead letter of patient-service: an event that the broker has rejected for good, or a task that billing has.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(crate) struct Letter {
-    /// `outbox-7`, or `billing-` with the id of its patient.
-    id: String,
-    /// The type of the event, or the action of the task.
-    kind: String,
-    /// Bytes of the event; 0 for a task.
-    bytes: u64,
-    since: String,
-    error: String,
-}
-
-impl AgentPoll {
-    /// The same poll, to be repeated without its reports.
-    pub(crate) fn without_reports(&self) -> Self {
-        Self { reports: Vec::new(), ..self.clone() }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Progress {
-    /// The fault is in force.
-    Injected,
-    /// It is over and the part runs.
-    Healed,
-    /// It could not be done.
-    Failed,
-}
-
-/// A piece of work for the agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Work {
-    pub(crate) run: String,
-    pub(crate) part: String,
-    pub(crate) verb: Verb,
-    pub(crate) seconds: u64,
-}
 
 /// How a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
