@@ -88,6 +88,7 @@ test *filter:
     tests/wire/run
     tests/contract/run $({{ quote(target / "debug/stack") }} install-test-dependencies)
     tests/console/run
+    tests/kubernetes/run
 
 # Run all tests repeatedly beside one busy loop for each processor (BUSY=0: none); a filter runs some
 [group("test")]
@@ -105,6 +106,12 @@ contract:
 browser *args:
     cargo build --locked -p stack -p console -p patient-service -p billing-service -p analytics-service
     tests/console/run {{ args }}
+
+# Build the manifests of deploy/kubernetes with kustomize and check them offline
+[group("test")]
+kubernetes:
+    cargo build --locked -p patient-service -p billing-service -p analytics-service -p auth-service
+    tests/kubernetes/run
 
 # Run the end-to-end tests: against the running system, else against systems that they start
 [group("test")]
