@@ -21,7 +21,7 @@ export GIT_REVISION := env("GIT_REVISION", `git rev-parse --short=12 HEAD 2>/dev
 default:
     @{{ just }} --list --unsorted
 
-# Start everything, wait until it is ready, and print its addresses; --docker or --native chooses how, --no-build starts what was built last
+# Start everything, wait until it is ready, and print its addresses; --docker or --native chooses how, --secure adds identities and TLS everywhere, --no-build starts what was built last
 [group("run")]
 up *args: (_build args)
     @{{ stack }} up {{ args }}
@@ -44,6 +44,11 @@ tour: _stack
 [group("run")]
 seed count="200": _stack
     @{{ stack }} seed {{ count }}
+
+# Log in to a secure system and print the token: of developer, who may do everything, or of reader
+[group("run")]
+token user="developer": _stack
+    @{{ stack }} token {{ user }}
 
 # Show what runs
 [group("run")]
@@ -197,7 +202,7 @@ _build *args:
         *" --docker "* | *" --scaled "*) services= ;; \
         *) services=yes; ! timeout 5 docker version >/dev/null 2>&1 || services= ;; \
     esac; \
-    cargo build --release --locked -p stack ${services:+-p console -p patient-service -p billing-service -p analytics-service}
+    cargo build --release --locked -p stack ${services:+-p console -p patient-service -p billing-service -p analytics-service -p auth-service}
 
 _stack:
     @[ -x {{ stack }} ] || {{ just }} _build

@@ -56,6 +56,7 @@ impl Observed {
             environment: places.map(|(name, value)| (name.to_owned(), value)).into(),
             directory: system.directory().to_owned(),
             label: "console".to_owned(),
+            access: None,
         };
         let mut console = launch.start().unwrap();
         system.scratch.guard(console.process()).unwrap();

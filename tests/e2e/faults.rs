@@ -50,7 +50,8 @@ pub(crate) async fn of_a_killed(component: &'static str, system: &RunningSystem)
     reached(PATIENTS).await;
     smol::unblock(move || stack(&["kill", component])).await;
     // A build could take a newer checkout, and would take time from the clients.
-    smol::unblock(|| stack(&["up", "--no-build"])).await;
+    let mode: &[&str] = if system.has_identities { &["--secure"] } else { &[] };
+    smol::unblock(move || stack(&[&["up", "--no-build"], mode].concat())).await;
     reached(written.load(Ordering::Relaxed) + PATIENTS).await;
     enough.store(true, Ordering::Relaxed);
 

@@ -14,6 +14,7 @@ mod lab;
 mod operations;
 mod privacy;
 mod running_system;
+mod secure;
 mod spans;
 mod stack;
 mod stopping;

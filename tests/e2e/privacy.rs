@@ -58,7 +58,7 @@ pub(crate) async fn of_a_marked_patient(system: &RunningSystem) {
         assert!(log.lines().count() > 0, "there is something to look at in the log of {component}");
         unmarked(&format!("the log of {component}"), &log);
     }
-    for client in system.replicas.iter().chain(&system.billing).chain(&system.analytics) {
+    for client in system.replicas.iter().chain(&system.billing).chain(&system.analytics_metrics) {
         let metrics = client.get("/metrics").await.unwrap().text();
         assert!(metrics.len() > 500, "there is something to look at");
         unmarked(&format!("the metrics of {}", client.base()), &metrics);

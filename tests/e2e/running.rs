@@ -18,7 +18,6 @@ use std::{
 };
 
 use running_system::RunningSystem;
-use testbed::http::Client;
 
 /// Runs one test at a time, because each counts its own changes.
 fn alone() -> MutexGuard<'static, ()> {
@@ -28,20 +27,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// The current addresses: a container may have another port after a restart.
 fn system() -> RunningSystem {
-    let target = stack(&["target"]);
-    let clients = |name: &str| -> Vec<Client> {
-        let address =
-            |word: &str| word.split_once('=').filter(|(known, _)| *known == name).map(|(_, list)| list.to_owned());
-        let list = target.split_whitespace().find_map(address).unwrap_or_else(|| panic!("no {name} in {target}"));
-        list.split(',').map(Client::new).collect()
-    };
-    RunningSystem {
-        patients: clients("PATIENTS").remove(0),
-        replicas: clients("PATIENT_REPLICAS"),
-        billing: clients("BILLING"),
-        analytics: clients("ANALYTICS"),
-        log: Box::new(|component| stack(&["logs", "--all", component])),
-    }
+    RunningSystem::of_target(&stack(&["target"]), Box::new(|component| stack(&["logs", "--all", component])))
 }
 
 /// Runs `stack` in the checkout of the system.

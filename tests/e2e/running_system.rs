@@ -1,8 +1,11 @@
 //! A running system, started by the test or by `just up`.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use testbed::http::Client;
+use testbed::http::{Access, Client};
 
 use crate::support::TIMEOUT;
 
@@ -16,11 +19,44 @@ pub(crate) struct RunningSystem {
     pub(crate) billing: Vec<Client>,
     /// Every analytics-service; each reads its own partitions.
     pub(crate) analytics: Vec<Client>,
+    /// The same, for their metrics.
+    pub(crate) analytics_metrics: Vec<Client>,
+    /// Whether callers need a token.
+    pub(crate) has_identities: bool,
     /// Returns the whole log of a component.
     pub(crate) log: Box<dyn Fn(&str) -> String>,
 }
 
 impl RunningSystem {
+    /// The system whose addresses `stack target` has printed; a secure one also has an authority and a user.
+    pub(crate) fn of_target(target: &str, log: Box<dyn Fn(&str) -> String>) -> Self {
+        let find = |name: &str| target.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let access = find("AUTHORITY").map(|authority| {
+            let text = |name: &str| find(name).unwrap_or_else(|| panic!("no {name} in {target}"));
+            let user: serde_json::Value =
+                serde_json::from_str(&std::fs::read_to_string(text("USER_FILE")).unwrap()).unwrap();
+            let (email, password) = (user["email"].as_str().unwrap(), user["password"].as_str().unwrap());
+            Access::new(Path::new(authority)).unwrap().with_login(text("AUTH_SERVICE"), email, password)
+        });
+        let client = |address: &str| {
+            let client = Client::new(address);
+            access.as_ref().map_or(client.clone(), |access| client.with_access(access))
+        };
+        let clients = |name: &str| -> Vec<Client> {
+            let list = find(name).unwrap_or_else(|| panic!("no {name} in {target}"));
+            list.split(',').map(client).collect()
+        };
+        Self {
+            patients: clients("PATIENTS").remove(0),
+            replicas: clients("PATIENT_METRICS"),
+            billing: clients("BILLING_METRICS"),
+            analytics: clients("ANALYTICS"),
+            analytics_metrics: clients("ANALYTICS_METRICS"),
+            has_identities: access.is_some(),
+            log,
+        }
+    }
+
     /// The sum of the counts of all analytics-services.
     pub(crate) async fn counts(&self) -> Counts {
         let mut counts = Counts::default();

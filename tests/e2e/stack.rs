@@ -10,12 +10,13 @@ use std::{
 use testbed::{Process, Scratch, broker::Kind, http::Client, ports, service::binaries};
 
 /// The components that `up` starts, by their pid files.
-const COMPONENTS: [&str; 7] = [
+const COMPONENTS: [&str; 8] = [
     "postgres/postgres",
     "broker/broker",
     "patient-service",
     "billing-service",
     "analytics-service",
+    "auth-service",
     "console",
     "agent",
 ];
@@ -42,6 +43,10 @@ impl Stack {
             ("ANALYTICS_PORT", port()),
             ("KAFKA_PORT", kafka_port.to_string()),
             ("CONSOLE_PORT", port()),
+            ("AUTH_PORT", port()),
+            ("PATIENT_OPERATIONS_PORT", port()),
+            ("BILLING_OPERATIONS_PORT", port()),
+            ("ANALYTICS_OPERATIONS_PORT", port()),
         ];
         let environment = vec![
             // Relative to the working directory.
@@ -80,6 +85,12 @@ impl Stack {
         let output = command.args(arguments).envs(ports).envs(variables.iter().copied()).output().unwrap();
         self.guard();
         output
+    }
+
+    /// A new system for `up --secure`, which has a data directory of its own beside the other one.
+    pub(crate) fn secure(name: &str) -> Self {
+        let stack = Self::new(Kind::Kafka, name);
+        Self { home: stack.scratch.path().join(format!("{name}-secure")), ..stack }
     }
 
     pub(crate) fn home(&self) -> &Path {

@@ -71,6 +71,7 @@ impl Fixture {
             environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
             directory: self.scratch.path().to_owned(),
             label: "analytics-service".to_owned(),
+            access: None,
         };
         let mut service = launch.start().unwrap();
         self.scratch.guard(service.process()).unwrap();

@@ -220,8 +220,14 @@ fn launch(scratch: &Scratch, name: &'static str, settings: &[(&str, String)]) ->
     let common = [("LOG_FORMAT", "json".to_owned()), ("KAFKA_DEADLINE", "1s".to_owned())];
     let settings = settings.iter().cloned().chain(common);
     let environment = settings.map(|(name, value)| (name.to_owned(), value)).collect();
-    let launch =
-        Launch { name, port: ports::free(), environment, directory: scratch.path().to_owned(), label: name.to_owned() };
+    let launch = Launch {
+        name,
+        port: ports::free(),
+        environment,
+        directory: scratch.path().to_owned(),
+        label: name.to_owned(),
+        access: None,
+    };
     let mut service = launch.start().unwrap_or_else(|error| panic!("{error}"));
     scratch.guard(service.process()).unwrap();
     service

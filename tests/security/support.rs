@@ -115,7 +115,14 @@ impl Secured {
         ]);
         environment.extend(extra.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let launch = Launch { name, port, environment, directory: scratch.path().to_owned(), label: name.to_owned() };
+        let launch = Launch {
+            name,
+            port,
+            environment,
+            directory: scratch.path().to_owned(),
+            label: name.to_owned(),
+            access: None,
+        };
         let mut service = launch.start().unwrap_or_else(|error| panic!("{error}"));
         scratch.guard(service.process()).unwrap();
         let client = service.client();

@@ -2,7 +2,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use config::Reader;
@@ -12,6 +12,7 @@ use smol::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     Error, Stream,
+    expiry::expires,
     files::{self, Contents},
     handshakes::{Handshakes, alpn},
     reload::{Reloaded, Source},
@@ -106,6 +107,11 @@ impl Source for ClientSource {
         };
         config.alpn_protocols.clone_from(&self.protocols);
         Ok(config)
+    }
+
+    fn expires(&self, contents: &Contents) -> Option<SystemTime> {
+        let certificate = usize::from(self.settings.ca.is_some());
+        self.settings.identity.as_ref().and_then(|_| expires(contents.get(certificate)?))
     }
 }
 

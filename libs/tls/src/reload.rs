@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use telemetry::Outage;
@@ -12,7 +12,7 @@ use telemetry::Outage;
 use crate::{
     Error,
     files::{self, Contents},
-    metrics::RELOADS,
+    metrics::{EXPIRES, RELOADS},
 };
 
 /// Interval between two readings of all files. They are a few kilobytes, and their contents are compared, because a
@@ -26,6 +26,11 @@ pub(crate) trait Source: Send + Sync + 'static {
     fn files(&self) -> Vec<&Path>;
 
     fn build(&self, contents: &Contents) -> Result<Self::Config, Error>;
+
+    /// When the certificate that we show expires, if there is one.
+    fn expires(&self, _: &Contents) -> Option<SystemTime> {
+        None
+    }
 }
 
 /// The configuration of the last valid contents of the files of `S`.
@@ -46,6 +51,7 @@ impl<S: Source> Reloaded<S> {
     pub(crate) fn new(endpoint: &'static str, source: S) -> Result<Arc<Self>, Error> {
         let contents = files::read(&source.files())?;
         let current = Mutex::new(Arc::new(source.build(&contents)?));
+        record_expiry(endpoint, source.expires(&contents));
         for outcome in ["reloaded", "rejected"] {
             RELOADS.with_label_values(&[endpoint, outcome]);
         }
@@ -68,6 +74,9 @@ impl<S: Source> Reloaded<S> {
             Ok(contents) if seen.as_ref() == Some(&contents) => return,
             Ok(contents) => {
                 let built = self.source.build(&contents);
+                if built.is_ok() {
+                    record_expiry(self.endpoint, self.source.expires(&contents));
+                }
                 *seen = Some(contents);
                 built
             }
@@ -93,6 +102,12 @@ impl<S: Source> Reloaded<S> {
                 }
             }
         }
+    }
+}
+
+fn record_expiry(endpoint: &str, expires: Option<SystemTime>) {
+    if let Some(time) = expires.and_then(|expires| expires.duration_since(UNIX_EPOCH).ok()) {
+        EXPIRES.with_label_values(&[endpoint]).set(time.as_secs() as i64);
     }
 }
 

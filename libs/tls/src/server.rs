@@ -2,7 +2,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use config::Reader;
@@ -16,6 +16,7 @@ use smol::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     Error, Stream,
+    expiry::expires,
     files::{self, Contents},
     handshakes::{Handshakes, alpn},
     reload::{Reloaded, Source},
@@ -136,6 +137,10 @@ impl Source for ServerSource {
             }
         }
         Ok(config)
+    }
+
+    fn expires(&self, contents: &Contents) -> Option<SystemTime> {
+        expires(&contents[0])
     }
 }
 

@@ -60,6 +60,7 @@ impl Pki {
             environment: environment.chain([log]).collect(),
             directory: self.path().to_owned(),
             label: format!("{name}-{:08x}", fastrand::u32(..)),
+            access: None,
         };
         let mut service = launch.start().unwrap();
         self.scratch.guard(service.process()).unwrap();

@@ -123,7 +123,7 @@ async fn replay(fixture: &Fixture, topic: &str, events: u64, round: u32) -> Outc
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
     let directory = fixture.directory().to_owned();
-    let launch = Launch { name: "analytics-service", port: ports::free(), environment, directory, label };
+    let launch = Launch { name: "analytics-service", port: ports::free(), environment, directory, label, access: None };
     let begin = Instant::now();
     let mut service = launch.start()?;
     fixture.guard(service.process())?;

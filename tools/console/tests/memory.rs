@@ -24,6 +24,7 @@ fn a_hundred_thousand_spans_stay_below_40_mib_and_the_page_answers() {
                 .into(),
             directory: scratch.path().to_owned(),
             label: "console".to_owned(),
+            access: None,
         };
         let mut console = launch.start().unwrap();
         scratch.guard(console.process()).unwrap();

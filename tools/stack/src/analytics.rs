@@ -16,8 +16,8 @@ use crate::http::expect;
 pub(crate) struct Analytics(Vec<Client>);
 
 impl Analytics {
-    pub(crate) fn new(addresses: Vec<String>) -> Self {
-        Self(addresses.into_iter().map(Client::new).collect())
+    pub(crate) fn new(clients: Vec<Client>) -> Self {
+        Self(clients)
     }
 
     /// The sum of their summaries.

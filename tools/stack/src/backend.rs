@@ -12,8 +12,10 @@ use crate::{
     addresses::Addresses,
     analytics::Analytics,
     docker::{self, Docker, Layout},
-    home, logs, native,
+    home::{self, Mode},
+    logs, native,
     rebuild::{self, Runner},
+    secure,
     settings::Settings,
     terminal,
 };
@@ -86,16 +88,20 @@ struct Options {
     assume_yes: bool,
     /// No `--no-build`.
     build: bool,
+    /// `--secure`; without it, the system has no identities.
+    mode: Mode,
 }
 
 impl Options {
     fn parse(arguments: &[&str]) -> Result<Self> {
-        let mut options = Self { requested: RequestedBackend::Automatic, assume_yes: false, build: true };
+        let mut options =
+            Self { requested: RequestedBackend::Automatic, assume_yes: false, build: true, mode: Mode::Open };
         let mut others = Vec::new();
         for argument in arguments {
             match *argument {
                 "--yes" => options.assume_yes = true,
                 "--no-build" => options.build = false,
+                "--secure" => options.mode = Mode::Secure,
                 other => others.push(other),
             }
         }
@@ -111,21 +117,33 @@ impl RequestedBackend {
             ["--native"] => Ok(Self::Only(Backend::Native)),
             ["--docker"] => Ok(Self::Only(Backend::Docker(Layout::Single))),
             ["--scaled"] | ["--docker", "--scaled"] => Ok(Self::Only(Backend::Docker(Layout::Scaled))),
-            _ => Err(anyhow!("up takes --docker, --native or --scaled, --yes and --no-build.")),
+            _ => Err(anyhow!("up takes --docker, --native or --scaled, --secure, --yes and --no-build.")),
         }
     }
 }
 
 /// Starts what is not running yet and waits until everything is ready.
 pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
-    let Options { requested, assume_yes, build } = Options::parse(arguments)?;
-    let last = Backend::of_checkout()?;
+    let Options { requested, assume_yes, build, mode } = Options::parse(arguments)?;
+    let (last, last_mode) = (Backend::of_checkout()?, Mode::of_checkout()?);
     let is_up = last.is_up(settings).await?;
+    if is_up && mode != last_mode {
+        let other = match last_mode {
+            Mode::Open => "without identities and TLS",
+            Mode::Secure => "secure, with identities and TLS",
+        };
+        let same = if last_mode == Mode::Secure { "just up --secure" } else { "just up" };
+        return Err(anyhow!(
+            "The system is up already, {last}, {other}. The two have data of their own. To go on with that one: {same}. To change: \
+             just down, and then again."
+        ));
+    }
     let choice = match requested {
         RequestedBackend::Only(backend) => backend,
         RequestedBackend::Automatic if is_up => last,
         // These settings apply to the native system alone.
         RequestedBackend::Automatic if settings.names_backing_services() => Backend::Native,
+        RequestedBackend::Automatic if mode == Mode::Secure => Backend::Native,
         RequestedBackend::Automatic => match docker::check_engine().await {
             Ok(()) => Backend::Docker(Layout::Single),
             Err(docker::EngineError::NotInstalled) => Backend::Native,
@@ -138,6 +156,10 @@ pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
     if is_up && choice != last {
         return Err(anyhow!("The system is up already, {last}. Stop that one first: just down"));
     }
+    if mode == Mode::Secure && choice != Backend::Native {
+        return Err(anyhow!("up --secure starts the system natively: leave --docker and --scaled out."));
+    }
+    mode.remember()?;
     if let Backend::Docker(layout) = choice {
         let prepared = async {
             let docker = Docker::find_for_up(layout).await?;
@@ -213,7 +235,7 @@ pub(crate) async fn addresses(settings: &Settings) -> Result<Addresses> {
         return Err(anyhow!("Nothing is running: just up"));
     }
     match backend {
-        Backend::Native => Ok(Addresses::of_single(settings)),
+        Backend::Native => Ok(Addresses::of_single(settings, Mode::of_checkout()?)),
         Backend::Docker(layout) => Docker::find(layout).await?.addresses(settings).await,
     }
 }
@@ -229,7 +251,8 @@ pub(crate) async fn run_patient_service(settings: &Settings, arguments: &[&str])
 /// A client of every analytics-service of the system.
 pub(crate) fn analytics(settings: &Settings) -> Result<Analytics> {
     let scaled = Backend::of_checkout()? == Backend::Docker(Layout::Scaled);
-    Ok(Analytics::new(settings.analytics_addresses(scaled)))
+    let addresses = settings.analytics_addresses(scaled);
+    Ok(Analytics::new(addresses.iter().map(|address| secure::client(settings, address)).collect::<Result<_>>()?))
 }
 
 /// Rebuilds analytics' state from the topic.
@@ -288,6 +311,8 @@ mod tests {
         assert_eq!(parsed(&[]), (RequestedBackend::Automatic, false, true));
         assert_eq!(parsed(&["--native"]), (native, false, true));
         assert_eq!(parsed(&["--yes", "--native"]), (native, true, true));
+        assert_eq!(Options::parse(&[]).unwrap().mode, Mode::Open);
+        assert_eq!(Options::parse(&["--native", "--secure"]).unwrap().mode, Mode::Secure);
         assert_eq!(parsed(&["--no-build"]), (RequestedBackend::Automatic, false, false));
         let scaled = RequestedBackend::Only(Backend::Docker(Layout::Scaled));
         assert_eq!(parsed(&["--docker", "--scaled"]), (scaled, false, true));

@@ -11,15 +11,13 @@ use codec::{event::ReceivedEvent, headers};
 use kafka::partitioner::{key_hash, of_hash};
 use kafka::{Consumer, RecordAndOffset};
 use serde_json::{Value as Json, json};
-use testbed::{
-    http::{Client, Response},
-    patient,
-};
+use testbed::{http::Response, patient};
 
 use crate::{
     analytics::Analytics,
     backend,
     http::{expect, unexpected},
+    secure,
     settings::Settings,
     topic,
 };
@@ -30,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 pub(crate) async fn run(settings: &Settings) -> Result<()> {
-    let patients = Client::new(settings.patient_address());
+    let patients = secure::client(settings, &settings.patient_address())?;
     let analytics = backend::analytics(settings)?;
     let kafka = topic::kafka(settings, "demo")?;
     let before = analytics.summary().await?;

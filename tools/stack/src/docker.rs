@@ -166,7 +166,7 @@ impl Docker {
             return Err(anyhow!("{error}{}", self.logs_of_unready().await));
         }
         agent_process::start(settings).await?;
-        summary::print(settings, self.layout == Layout::Scaled);
+        summary::print(settings, self.layout == Layout::Scaled, None);
         println!("\n  Ready after {:.1} s, in containers. Data are in their volumes.", started.elapsed().as_secs_f64());
         Ok(())
     }
@@ -356,9 +356,10 @@ impl Docker {
         };
         Ok(Addresses {
             patients: settings.patient_address(),
-            patient_replicas: published("patient-service", 4000),
-            billing: published("billing-service", 4001),
+            patient_metrics: published("patient-service", 4000),
+            billing_metrics: published("billing-service", 4001),
             analytics: published("analytics-service", 4002),
+            analytics_metrics: published("analytics-service", 4002),
         })
     }
 

@@ -1,19 +1,67 @@
-//! The data directory of the system: outside the checkout, one for each checkout.
+//! The data directory of the system: outside the checkout, one for each checkout, and another one beside it for its secure
+//! system.
 
 use std::{
     env, fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    path::{self, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use anyhow::{Result, anyhow};
+
+/// In the checkout's data directory: the mode of the last `up`.
+const MODE_FILE: &str = "mode";
+const SECURE: &str = "secure";
+
+/// The mode of a system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Whoever reaches loopback may do everything; nothing is encrypted.
+    Open,
+    /// Callers have identities, and every connection between programs has TLS.
+    Secure,
+}
+
+impl Mode {
+    /// The mode of the last `up` in this checkout.
+    pub(crate) fn of_checkout() -> Result<Self> {
+        let text = fs::read_to_string(of_checkout()?.join(MODE_FILE)).unwrap_or_default();
+        Ok(if text.trim() == SECURE { Self::Secure } else { Self::Open })
+    }
+
+    /// From here on, commands use the system with this mode.
+    pub(crate) fn remember(self) -> Result<()> {
+        let file = of_checkout()?.join(MODE_FILE);
+        match self {
+            Self::Secure => Ok(fs::write(file, format!("{SECURE}\n"))?),
+            Self::Open if file.exists() => Ok(fs::remove_file(file)?),
+            Self::Open => Ok(()),
+        }
+    }
+}
+
+/// The absolute path of the data directory of the current mode's system, which is created if it does not exist.
+pub(crate) fn directory() -> Result<PathBuf> {
+    let directory = of_checkout()?;
+    match Mode::of_checkout()? {
+        Mode::Open => Ok(directory),
+        Mode::Secure => created(secure(&directory)),
+    }
+}
+
+/// The directory of the secure system, beside the other one: what was written without identities stays apart.
+fn secure(directory: &Path) -> PathBuf {
+    let mut name = directory.file_name().unwrap_or_default().to_owned();
+    name.push("-secure");
+    directory.with_file_name(name)
+}
 
 /// The absolute path of this checkout's data directory, which is created if it does not exist. `STACK_HOME` sets another one;
 /// a relative path starts at the checkout.
 ///
 /// For root it is not below root's home, which PostgreSQL, as another user, cannot enter.
-pub(crate) fn directory() -> Result<PathBuf> {
+pub(crate) fn of_checkout() -> Result<PathBuf> {
     let directory = match env::var_os("STACK_HOME").filter(|path| !path.is_empty()) {
         Some(path) => path::absolute(path)?,
         None => base()?.join(checkout_name()?),
@@ -22,6 +70,10 @@ pub(crate) fn directory() -> Result<PathBuf> {
     if directory.to_str().is_none_or(|text| text.contains(char::is_control)) {
         return Err(anyhow!("The path of the data directory must be UTF-8 without control characters: {directory:?}"));
     }
+    created(directory)
+}
+
+fn created(directory: PathBuf) -> Result<PathBuf> {
     fs::create_dir_all(&directory)
         .map_err(|error| anyhow!("The data directory {} cannot be created: {error}", directory.display()))?;
     Ok(directory)

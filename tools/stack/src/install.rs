@@ -87,6 +87,11 @@ pub(crate) async fn broker(requested: Option<Kind>) -> Result<Kind> {
     Err(anyhow!("No broker can be installed; see above."))
 }
 
+/// Installs this broker and no other.
+pub(crate) async fn one_broker(kind: Kind) -> Result<()> {
+    install(kind).await
+}
+
 async fn install(kind: Kind) -> Result<()> {
     if kind.is_installed() {
         return Ok(());

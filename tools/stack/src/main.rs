@@ -24,6 +24,7 @@ mod patient_dead_letters;
 mod ports;
 mod private_file;
 mod rebuild;
+mod secure;
 mod seed;
 mod service_settings;
 mod settings;
@@ -38,10 +39,11 @@ use settings::Settings;
 const USAGE: &str = "\
 Usage: stack COMMAND
 
-  up [--docker | --native | --scaled] [--no-build] [--yes]
+  up [--docker | --native | --scaled] [--secure] [--no-build] [--yes]
                   start everything and wait until it is ready: in containers if a Docker engine responds, else natively;
-                  --scaled starts several replicas in containers; --no-build starts what was built last; --yes allows up
-                  to use existing databases on the server of DATABASE_URL
+                  --scaled starts several replicas in containers; --secure starts a system of its own with identities and
+                  TLS everywhere; --no-build starts what was built last; --yes allows up to use existing databases on the
+                  server of DATABASE_URL
   down            stop everything; data stay
   ps              show what runs
   logs [-f] [--all] [COMPONENT...]
@@ -56,6 +58,7 @@ Usage: stack COMMAND
                   again
   rebuild-analytics [--anyway]
                   count all events again; --anyway also if the first records of the topic have been deleted
+  token [USER]    log in to a secure system, as its developer or as its reader, and print the token
   target          print the addresses of the running system, for tests
   install-test-dependencies
                   install what the tests need; print arguments for cargo test that skip the tests of missing brokers
@@ -108,11 +111,13 @@ async fn run(arguments: &[&str]) -> Result<()> {
         ["tour"] => tour::run(&settings).await,
         ["seed"] => seed::run(&settings, None).await,
         ["seed", count] => seed::run(&settings, Some(count)).await,
+        ["token"] => secure::print_token(&settings, secure::DEVELOPER).await,
+        ["token", user] => secure::print_token(&settings, user).await,
         // Started by `up`.
         ["agent"] => agent::run(&settings).await,
         ["target"] => {
             println!("{}", backend::addresses(&settings).await?.as_variables());
-            Ok(())
+            secure::print_target(&settings)
         }
         ["dead-letters"] => dead_letters::list(&settings).await,
         ["dead-letters", "--resend", ids @ ..] => dead_letters::resend(&settings, ids).await,

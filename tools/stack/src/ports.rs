@@ -1,8 +1,14 @@
 //! Checks that ports are free, and finds the process that listens on a port.
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
+
+/// Time for the sockets of a killed process to be closed.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
 
 /// A port of the system.
 pub(crate) struct RequiredPort {
@@ -18,13 +24,25 @@ pub(crate) struct RequiredPort {
 pub(crate) fn check_free(ports: impl IntoIterator<Item = RequiredPort>) -> Result<()> {
     let taken: Vec<_> = ports
         .into_iter()
-        .filter(|required| !required.ours && !testbed::ports::is_free(required.port))
+        .filter(|required| !required.ours && !becomes_free(required.port))
         .map(|RequiredPort { port, variable, .. }| {
             let owner = find(port).unwrap_or_else(|| "a process of another user".to_owned());
             format!("Port {port} is taken by {owner}. Stop it, or choose another port: {variable}=... just up")
         })
         .collect();
     if taken.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(taken.join("\n"))) }
+}
+
+/// Whether a port is free, or becomes so: the kernel closes the sockets of a process that was killed a moment after its end.
+fn becomes_free(port: u16) -> bool {
+    let end = Instant::now() + CLOSING_TIME;
+    while !testbed::ports::is_free(port) {
+        if find(port).is_some() || Instant::now() > end {
+            return false;
+        }
+        thread::sleep(CLOSING_TIME / 20);
+    }
+    true
 }
 
 /// The name and pid of the process that listens on a TCP port; none if it belongs to another user.

@@ -3,9 +3,8 @@
 use anyhow::{Result, anyhow};
 use console::samples;
 use futures_util::future::join_all;
-use testbed::http::Client;
 
-use crate::{http::expect, settings::Settings, terminal::step};
+use crate::{http::expect, secure, settings::Settings, terminal::step};
 
 /// The default number of patients, and the largest.
 const COUNT: usize = 200;
@@ -23,7 +22,7 @@ pub(crate) async fn run(settings: &Settings, count: Option<&str>) -> Result<()> 
             .filter(|count| (1..=MAX_COUNT).contains(count))
             .ok_or_else(|| anyhow!("seed takes a number of patients from 1 to {MAX_COUNT}, not {text:?}."))?,
     };
-    let patients = Client::new(settings.patient_address());
+    let patients = secure::client(settings, &settings.patient_address())?;
     let client = async |number: usize| {
         for _ in (number..count).step_by(CLIENTS) {
             let sample = serde_json::to_value(samples::patient())?;

@@ -26,6 +26,11 @@ pub(crate) struct Settings {
     pub(crate) analytics_2_port: u16,
     pub(crate) kafka_port: u16,
     pub(crate) console_port: u16,
+    /// Of a secure system.
+    pub(crate) auth_port: u16,
+    pub(crate) patient_operations_port: u16,
+    pub(crate) billing_operations_port: u16,
+    pub(crate) analytics_operations_port: u16,
     pub(crate) broker: Option<BrokerSetting>,
     pub(crate) kafka: Option<HostPorts>,
     pub(crate) database_url: Option<Secret<String>>,
@@ -86,6 +91,16 @@ impl Settings {
                 .or("4003"),
             kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
             console_port: reader.variable(&["CONSOLE_PORT"], "port of the console").or("4010"),
+            auth_port: reader.variable(&["AUTH_PORT"], "port of auth-service").or("4005"),
+            patient_operations_port: reader
+                .variable(&["PATIENT_OPERATIONS_PORT"], "operations port of patient-service")
+                .or("4100"),
+            billing_operations_port: reader
+                .variable(&["BILLING_OPERATIONS_PORT"], "operations port of billing-service")
+                .or("4101"),
+            analytics_operations_port: reader
+                .variable(&["ANALYTICS_OPERATIONS_PORT"], "operations port of analytics-service")
+                .or("4102"),
             broker: reader.variable(&["BROKER"], "the broker to run").optional(),
             kafka: reader.variable(&["KAFKA_BOOTSTRAP_SERVERS"], "an existing broker to use").optional(),
             database_url: reader.variable(&["DATABASE_URL"], "an existing PostgreSQL server to use").optional(),
@@ -116,6 +131,11 @@ impl Settings {
 
     pub(crate) fn analytics_address(&self) -> String {
         format!("127.0.0.1:{}", self.analytics_port)
+    }
+
+    /// The address of auth-service, as tokens name their issuer.
+    pub(crate) fn auth_address(&self) -> String {
+        format!("localhost:{}", self.auth_port)
     }
 
     /// The URL of the console.

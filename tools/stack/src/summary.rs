@@ -1,33 +1,49 @@
 //! The summary that `up` prints: the addresses of the system, and commands to try.
 
-use crate::settings::Settings;
+use crate::{
+    secure::{DEVELOPER, Secure, quoted},
+    settings::Settings,
+};
 
 /// Prints the summary. In a scaled system, billing's replicas have no common HTTP address, and there are two analytics-services.
-pub(crate) fn print(settings: &Settings, scaled: bool) {
+pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<&Secure>) {
     let (patient, analytics) = (settings.patient_address(), settings.analytics_address());
+    let scheme = if secure.is_some() { "https" } else { "http" };
     let health = if scaled {
-        format!("http://127.0.0.1:{}/actuator/health", settings.analytics_2_port)
+        format!("{scheme}://127.0.0.1:{}/actuator/health", settings.analytics_2_port)
     } else {
-        format!("http://{}/actuator/health", settings.billing_address())
+        format!("{scheme}://{}/actuator/health", settings.billing_address())
     };
+    let options = match secure {
+        None => String::new(),
+        Some(secure) => {
+            format!(" --cacert {} -H \"authorization: Bearer $(just token)\"", quoted(&secure.authority()))
+        }
+    };
+    let identity = match secure {
+        None => "\n  Identities are off: whoever reaches this machine's loopback may do everything. With them: just up --secure\n"
+            .to_owned(),
+        Some(secure) => identities(settings, secure),
+    };
+    let (grpc, kafka) = if secure.is_some() { ("grpcs", ", SASL_SSL") } else { ("grpc", "") };
     println!(
         "
 The system runs.
 
-  Patients      http://{patient}/patients
-  API to try    http://{patient}/swagger-ui/index.html
-  Analytics     http://{analytics}/analytics/summary
-  Health        http://{patient}/actuator/health
-                http://{analytics}/actuator/health
+  Patients      {scheme}://{patient}/patients
+  API to try    {scheme}://{patient}/swagger-ui/index.html
+  Analytics     {scheme}://{analytics}/analytics/summary
+  Health        {scheme}://{patient}/actuator/health
+                {scheme}://{analytics}/actuator/health
                 {health}
-  Billing       grpc://127.0.0.1:{grpc}  (reflection is on)
-  Kafka         {kafka}  topic patient
-
+  Billing       {grpc}://127.0.0.1:{grpc_port}  (reflection is on)
+  Kafka         {kafka_address}  topic patient{kafka}
+{identity}
   Register a patient:
-    curl -i http://{patient}/patients -H 'content-type: application/json' \\
+    curl -i{options} {scheme}://{patient}/patients -H 'content-type: application/json' \\
       -d '{{\"name\":\"Jane Doe\",\"email\":\"jane@example.org\",\"address\":\"1 Main Street\",\"dateOfBirth\":\"1990-12-31\"}}'
   Watch it being counted:
-    curl -N http://{analytics}/analytics/stream
+    curl -N{options} {scheme}://{analytics}/analytics/stream
 
   just demo     send one patient through the system
   just logs -f  follow the logs
@@ -36,7 +52,26 @@ The system runs.
 
   See it at work: {console}",
         console = settings.console_url(),
-        grpc = settings.billing_grpc_port,
-        kafka = settings.kafka_address(),
+        grpc_port = settings.billing_grpc_port,
+        kafka_address = settings.kafka_address(),
     );
+}
+
+/// How to get a token.
+fn identities(settings: &Settings, secure: &Secure) -> String {
+    format!(
+        "
+  Identities    https://{auth}/auth/login  a token is valid for 15 minutes
+  Users         developer@example.org may do everything, reader@example.org may read;
+                their passwords are in {users}
+  Authority     {authority}
+
+  Log in (just token does this and prints the token alone):
+    curl --cacert {authority} https://{auth}/auth/login -H 'content-type: application/json' -d @{user}
+",
+        auth = settings.auth_address(),
+        users = quoted(secure.user_file(DEVELOPER).parent().unwrap_or(std::path::Path::new("."))),
+        authority = quoted(&secure.authority()),
+        user = quoted(&secure.user_file(DEVELOPER)),
+    )
 }

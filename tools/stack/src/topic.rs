@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use config::Value as _;
 use kafka::Consumer;
 
-use crate::settings::Settings;
+use crate::{secure::Secure, settings::Settings};
 
 /// The topic of patient events.
 pub(crate) const EVENTS: &str = "patient";
@@ -27,7 +27,10 @@ pub(crate) fn kafka(settings: &Settings, command: &'static str) -> Result<kafka:
         bootstrap: config::HostPorts::parse(&settings.kafka_address()).map_err(anyhow::Error::msg)?,
         deadline: Duration::from_secs(5),
         client_id: command,
-        security: kafka::Security::default(),
+        security: match Secure::of_checkout()? {
+            None => kafka::Security::default(),
+            Some(secure) => secure.kafka_security()?,
+        },
     })
 }
 

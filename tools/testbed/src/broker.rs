@@ -133,8 +133,10 @@ pub struct SecureListener {
     pub authority: PathBuf,
     /// What the broker's own client, which waits until it is ready, shows.
     pub client: Identity,
-    /// Users and passwords, without quotes.
+    /// Users and passwords, without quotes. The first is the broker's own, and may do everything.
     pub users: Vec<(String, String)>,
+    /// Whether the others may do only what access control lists say.
+    pub authorize: bool,
 }
 
 impl SecureListener {
@@ -154,11 +156,9 @@ impl SecureListener {
 
     /// The files that the broker reads, in its directory.
     fn write(&self, directory: &Path) -> Result<(), Error> {
-        let keystore = directory.join(KEYSTORE);
-        // One that an earlier start has left may be for another user.
-        let _ = fs::remove_file(&keystore);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&keystore)?;
-        file.write_all(self.identity.keystore()?.as_bytes())?;
+        write_private(&directory.join(KEYSTORE), &self.identity.keystore()?)?;
+        // A copy of one that others may not read could not be written over.
+        let _ = fs::remove_file(directory.join(TRUSTSTORE));
         Ok(fs::copy(&self.authority, directory.join(TRUSTSTORE)).map(drop)?)
     }
 
@@ -167,6 +167,14 @@ impl SecureListener {
         let users: String = self.users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
         let listener = "listener.name.sasl_ssl";
         let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+        // The controller's listener, on loopback, has no users.
+        let authorizer = match self.users.first() {
+            Some((user, _)) if self.authorize => format!(
+                "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                 super.users=User:{user};User:ANONYMOUS\n"
+            ),
+            _ => String::new(),
+        };
         format!(
             "listeners=SASL_SSL://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners=SASL_SSL://localhost:{port}\n\
@@ -182,7 +190,8 @@ impl SecureListener {
              ssl.keystore.location={KEYSTORE}\n\
              ssl.truststore.type=PEM\n\
              ssl.truststore.location={TRUSTSTORE}\n\
-             ssl.client.auth=required\n"
+             ssl.client.auth=required\n\
+             {authorizer}"
         )
     }
 
@@ -271,6 +280,13 @@ impl Broker {
         Some(Self { kind, port, directory: directory.to_owned(), options, process })
     }
 
+    /// The same broker, which was started with this listener.
+    #[must_use]
+    pub fn with_listener(mut self, secure: SecureListener) -> Self {
+        self.options.secure = Some(secure);
+        self
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -303,7 +319,7 @@ impl Broker {
     /// If it ends, or does not respond in time.
     pub async fn resume(&mut self) -> Result<(), Error> {
         self.process.signal_all(crate::Signal::CONT);
-        let settings = self.settings("testbed");
+        let settings = own_settings(self.port, &self.options)?;
         until_ready(&mut self.process, &settings).await
     }
 
@@ -331,12 +347,17 @@ async fn launch(kind: Kind, directory: &Path, port: u16, options: &LaunchOptions
         None => launch_nisshi(directory, port, options.advertised)?,
     };
     process.write_pid_file(&pid_file(directory))?;
-    let settings = match &options.secure {
-        None => client_settings(port, "testbed"),
-        Some(secure) => secure_settings(port, "testbed", secure.security()?),
-    };
+    let settings = own_settings(port, options)?;
     until_ready(&mut process, &settings).await?;
     Ok(process)
+}
+
+/// Writes a file that its owner alone can read.
+fn write_private(file: &Path, text: &str) -> Result<(), Error> {
+    // One that an earlier start has left may have another mode.
+    let _ = fs::remove_file(file);
+    let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+    Ok(new.write_all(text.as_bytes())?)
 }
 
 async fn until_ready(process: &mut Process, settings: &kafka::Settings) -> Result<(), Error> {
@@ -353,6 +374,14 @@ fn pid_file(directory: &Path) -> PathBuf {
 fn client_settings(port: u16, client_id: &'static str) -> kafka::Settings {
     let bootstrap = HostPorts(vec![HostPort { host: "127.0.0.1".to_owned(), port }]);
     kafka::Settings { bootstrap, deadline: Duration::from_secs(5), client_id, security: kafka::Security::default() }
+}
+
+/// Of the client that waits until the broker is ready.
+fn own_settings(port: u16, options: &LaunchOptions) -> Result<kafka::Settings, Error> {
+    match &options.secure {
+        None => Ok(client_settings(port, "testbed")),
+        Some(secure) => Ok(secure_settings(port, "testbed", secure.security()?)),
+    }
 }
 
 fn secure_settings(port: u16, client_id: &'static str, security: kafka::Security) -> kafka::Settings {
@@ -372,7 +401,8 @@ async fn launch_kafka(version: &str, directory: &Path, port: u16, options: &Laun
     }
     // The controller, on the next free port. Only this node connects to it.
     let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
-    fs::write(directory.join(PROPERTIES), server_properties(port, controller, options))?;
+    // With a secure listener, it has passwords.
+    write_private(&directory.join(PROPERTIES), &server_properties(port, controller, options))?;
     if let Some(secure) = &options.secure {
         secure.write(directory)?;
     }

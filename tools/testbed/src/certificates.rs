@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rcgen::{
@@ -14,7 +14,11 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 
-/// A certificate authority. Its key is in memory alone, so that nothing else can be signed by it later.
+/// Seconds.
+const DAY: u64 = 86_400;
+
+/// A certificate authority. Its key is in memory alone, so that nothing else can be signed by it later, unless it is
+/// [made in a directory](Self::create).
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -35,6 +39,8 @@ pub struct Identity {
 pub enum Validity {
     /// Now, and for a year at least.
     Now,
+    /// From yesterday on, until so many days from now.
+    Days(u64),
     /// In the past.
     Expired,
 }
@@ -45,13 +51,34 @@ impl Authority {
     /// # Errors
     /// If the system has no random numbers.
     pub fn new(name: &str) -> io::Result<Self> {
-        let mut params = params(&[], Validity::Now)?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = authority_params(name, Validity::Now)?;
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let pem = params.self_signed(&key).map_err(io::Error::other)?.pem();
         Ok(Self { issuer: Issuer::new(params, key), pem })
+    }
+
+    /// A new authority whose certificate and key are kept in a directory, as `ca.pem` and `ca.key`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn create(directory: &Path, name: &str, validity: Validity) -> io::Result<Self> {
+        let params = authority_params(name, validity)?;
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let pem = params.self_signed(&key).map_err(io::Error::other)?.pem();
+        replace(&directory.join("ca.key"), &key.serialize_pem(), 0o600)?;
+        replace(&directory.join("ca.pem"), &pem, 0o644)?;
+        Ok(Self { issuer: Issuer::new(params, key), pem })
+    }
+
+    /// The authority that [`create`](Self::create) has made in this directory, with the same name.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed.
+    pub fn open(directory: &Path, name: &str) -> io::Result<Self> {
+        let key = KeyPair::from_pem(&fs::read_to_string(directory.join("ca.key"))?).map_err(io::Error::other)?;
+        let pem = fs::read_to_string(directory.join("ca.pem"))?;
+        // Of the authority's certificate, only the name is part of those that it issues.
+        Ok(Self { issuer: Issuer::new(authority_params(name, Validity::Now)?, key), pem })
     }
 
     /// The authority's own certificate, in PEM.
@@ -109,12 +136,24 @@ fn replace(file: &Path, text: &str, mode: u32) -> io::Result<()> {
     fs::rename(new, file)
 }
 
+fn authority_params(name: &str, validity: Validity) -> io::Result<CertificateParams> {
+    let mut params = params(&[], validity)?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
 fn params(names: &[&str], validity: Validity) -> io::Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    let year = 1970 + (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 31_556_952) as i32;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let year = 1970 + (now.as_secs() / 31_556_952) as i32;
+    let today = date_time_ymd(1970, 1, 1) + Duration::from_secs(now.as_secs() / DAY * DAY);
+    let day = Duration::from_secs(DAY);
     (params.not_before, params.not_after) = match validity {
         Validity::Now => (date_time_ymd(year - 1, 1, 1), date_time_ymd(year + 2, 1, 1)),
+        Validity::Days(days) => (today - day, today + day * u32::try_from(days).unwrap_or(u32::MAX)),
         Validity::Expired => (date_time_ymd(year - 3, 1, 1), date_time_ymd(year - 2, 1, 1)),
     };
     for name in names {

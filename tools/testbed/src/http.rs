@@ -1,15 +1,30 @@
 //! An HTTP client for tests and tools: surf with a timeout for every call.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use runtime::timeout;
 use serde_json::Value as Json;
-use surf::http::Method;
+use surf::{
+    HttpClient,
+    http::{self, Method},
+    utils::async_trait,
+};
+use web_client::SingleConnectionClient;
+
+mod access;
+
+pub use access::Access;
 
 /// Timeout of a call. surf's own timeout covers neither connecting nor name resolution.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections in the pool of a client.
 const CONNECTIONS: usize = 64;
+/// The largest body of a response over TLS, in bytes.
+const MAX_BODY: usize = 64 * 1024 * 1024;
 
 /// A client of one service.
 #[derive(Clone, Debug)]
@@ -17,6 +32,8 @@ pub struct Client {
     base: String,
     surf: surf::Client,
     limit: Duration,
+    /// Over TLS.
+    access: Option<Access>,
 }
 
 /// A response with its whole body.
@@ -40,14 +57,24 @@ pub struct RequestError {
 impl Client {
     /// A client of the service at `http://<address>`.
     pub fn new(address: impl fmt::Display) -> Self {
-        Self { base: format!("http://{address}"), surf: surf(true), limit: TIMEOUT }
+        Self { base: format!("http://{address}"), surf: surf(true), limit: TIMEOUT, access: None }
     }
 
     /// A client of the same service with another timeout, and with a new connection for each request: surf puts the
     /// connection of a cancelled request back into its pool, and would take the late response for that of the next request.
     #[must_use]
     pub fn with_timeout(self, limit: Duration) -> Self {
-        Self { limit, surf: surf(false), ..self }
+        // Over TLS, a cancelled request closes its connection.
+        let surf = if self.access.is_some() { self.surf } else { surf(false) };
+        Self { limit, surf, ..self }
+    }
+
+    /// A client of the same service over https. It brings a token where the access has a user.
+    #[must_use]
+    pub fn with_access(self, access: &Access) -> Self {
+        let base = self.base.replacen("http://", "https://", 1);
+        let surf = surf::Client::with_http_client(TlsPool { access: access.clone(), idle: Mutex::default() });
+        Self { base, surf, access: Some(access.clone()), ..self }
     }
 
     /// The base URL of the service.
@@ -68,9 +95,18 @@ impl Client {
     ) -> Result<Response, RequestError> {
         let url = format!("{}{path}", self.base);
         let work = async {
+            let token = match &self.access {
+                Some(access) if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) => {
+                    access.token().await.map_err(|error| surf::Error::from_str(401, error.to_string()))?
+                }
+                _ => None,
+            };
             let mut request = self.surf.request(method, &url);
             for (name, value) in headers {
                 request = request.header(*name, *value);
+            }
+            if let Some(token) = token {
+                request = request.header("authorization", format!("Bearer {token}"));
             }
             if let Some(body) = body {
                 request = request.header("content-type", "application/json").body(body.to_string().into_bytes());
@@ -120,6 +156,26 @@ impl Client {
     /// If there is no response in time.
     pub async fn delete(&self, path: &str) -> Result<Response, RequestError> {
         self.send(Method::Delete, path, &[], None).await
+    }
+}
+
+/// Connections over TLS: each request takes one that is idle, or makes one.
+#[derive(Debug)]
+struct TlsPool {
+    access: Access,
+    idle: Mutex<Vec<SingleConnectionClient>>,
+}
+
+#[async_trait]
+impl HttpClient for TlsPool {
+    async fn send(&self, request: http::Request) -> Result<http::Response, http::Error> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = idle().pop();
+        let connection =
+            taken.unwrap_or_else(|| SingleConnectionClient::new(MAX_BODY).with_connector(self.access.tls().clone()));
+        let response = connection.send(request).await?;
+        idle().push(connection);
+        Ok(response)
     }
 }
 

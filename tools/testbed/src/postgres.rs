@@ -203,6 +203,17 @@ impl TlsListener {
     pub fn any_address() -> Ipv4Addr {
         Ipv4Addr::new(127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255))
     }
+
+    /// The URL of a database for a client, whose user is the common name of its certificate. Both sides are verified.
+    pub fn url(&self, database: &str, client: &Identity, authority: &Path, user: &str) -> String {
+        let parameter = |name: &str, path: &Path| {
+            format!("&{name}={}", utf8_percent_encode(path.to_str().unwrap_or_default(), NON_ALPHANUMERIC))
+        };
+        let Identity { certificate, key } = client;
+        let files = [("sslrootcert", authority), ("sslcert", certificate), ("sslkey", key)];
+        let files: String = files.into_iter().map(|(name, path)| parameter(name, path)).collect();
+        format!("postgres://{user}@{}:{PORT}/{database}?sslmode=verify-full{files}", self.address)
+    }
 }
 
 impl Cluster {

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{Error, Process, http::Client, process::Exit};
+use crate::{
+    Error, Process,
+    http::{Access, Client},
+    process::Exit,
+};
 
 /// Time until a service is ready once its database and broker are.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -86,6 +90,8 @@ pub struct Launch {
     pub directory: PathBuf,
     /// The name of its log and its pid file: the binary's, unless there are several of it.
     pub label: String,
+    /// How it is reached if it speaks TLS.
+    pub access: Option<Access>,
 }
 
 /// A running service.
@@ -166,7 +172,8 @@ impl Service {
 
     /// A client of it.
     pub fn client(&self) -> Client {
-        Client::new(self.address())
+        let client = Client::new(self.address());
+        self.launch.access.as_ref().map_or(client.clone(), |access| client.with_access(access))
     }
 
     /// Whether its readiness probe succeeds.

@@ -260,7 +260,7 @@ impl Launcher<'_> {
         let extra = self.extra.iter().map(|(name, value)| (*name, (*value).to_owned()));
         let all = common.into_iter().chain(own.iter().cloned()).chain(extra);
         let environment = all.map(|(name, value)| (name.to_owned(), value)).collect();
-        Launch { name, port: ports::free(), environment, directory: self.directory.to_owned(), label }
+        Launch { name, port: ports::free(), environment, directory: self.directory.to_owned(), label, access: None }
     }
 
     fn billing(&self, grpc_port: u16) -> Launch {

@@ -1,0 +1,115 @@
+//! `up --secure`: the suite of a running system, with identities and TLS everywhere. CI runs it besides the same tests on systems
+//! without.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use serde_json::json;
+use testbed::{broker::Kind, http::Client};
+
+use crate::{
+    journey, privacy,
+    running_system::RunningSystem,
+    stack::{Stack, printed},
+    support::{patient, until},
+    traces,
+};
+
+// Skipped, with the reason, where Apache Kafka cannot be installed: Nisshi has neither TLS nor SASL.
+mod on_kafka {
+    #[test]
+    fn the_suite_of_a_running_system_passes_on_a_secure_one() {
+        super::the_suite_of_a_running_system_passes_on_a_secure_one();
+    }
+}
+
+fn the_suite_of_a_running_system_passes_on_a_secure_one() {
+    runtime::block_on(2, async {
+        let stack = Stack::secure("söme where");
+        let up = stack.up_with(&[], &["--secure"]);
+        assert!(up.contains("--cacert") && up.contains("$(just token)") && !up.contains("Identities are off"), "{up}");
+        let system = || {
+            let home = stack.home().to_owned();
+            let log = move |component: &str| fs::read_to_string(home.join(format!("{component}.log"))).unwrap();
+            RunningSystem::of_target(&stack.print(&["target"]), Box::new(log))
+        };
+        journey::of_one_patient(&system()).await;
+        journey::of_many_patients(&system()).await;
+        let lines = [("patient-service", "patient registered"), ("billing-service", "account opened")];
+        traces::of_a_registration(&system(), &lines).await;
+        privacy::of_a_marked_patient(&system()).await;
+
+        assert!(stack.print(&["demo"]).contains("applied by analytics"));
+        assert!(stack.print(&["dead-letters"]).contains("no dead letters"));
+        assert!(stack.print(&["seed", "3"]).contains("Browse them"));
+        let ps = stack.print(&["ps"]);
+        assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 5, "{ps}");
+        refuses_strangers(&stack).await;
+        nobody_else_reads_secrets(stack.home());
+
+        stack.print(&["kill", "patient-service"]);
+        let before = fs::read(stack.home().join("tls/ca.pem")).unwrap();
+        stack.up_with(&[], &["--secure"]);
+        journey::of_one_patient(&system()).await;
+        assert_eq!(fs::read(stack.home().join("tls/ca.pem")).unwrap(), before, "the authority is kept");
+
+        let other = stack.try_up(&[], &[]);
+        assert!(!other.status.success() && printed(&other).contains("secure, with identities"), "{}", printed(&other));
+        stack.print(&["down"]);
+        assert!(!stack.run(&["target"]).status.success(), "nothing runs");
+        stack.print(&["reset", "--yes"]);
+        assert!(!stack.home().exists());
+    });
+}
+
+/// Without a token, with one that grants too little, without the authority, without a certificate, without TLS.
+async fn refuses_strangers(stack: &Stack) {
+    let patients = stack.client("PATIENT_PORT");
+    assert!(patients.get("/patients").await.is_err(), "it speaks TLS alone");
+    let target = stack.print(&["target"]);
+    let authority = target.lines().find_map(|line| line.strip_prefix("AUTHORITY=")).unwrap();
+    let access = testbed::http::Access::new(Path::new(authority)).unwrap();
+    let patients: Client = patients.with_access(&access);
+    assert_eq!(patients.get("/patients").await.unwrap().status, 401);
+    let token = |user| stack.print(&["token", user]).trim().to_owned();
+    let post = async |token: String, body| {
+        let authorization = format!("Bearer {token}");
+        let headers = [("authorization", authorization.as_str())];
+        patients.send(surf::http::Method::Post, "/patients", &headers, Some(&body)).await.unwrap()
+    };
+    let refused = post(token("reader"), json!({})).await;
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert!(refused.text().contains("patients:write"));
+    assert_eq!(post(token("developer"), patient("Jane Doe")).await.status, 201);
+    // Metrics are on the operations port alone.
+    assert_eq!(patients.get("/metrics").await.unwrap().status, 401);
+    // PostgreSQL takes no client over TCP without a certificate, and a service no database but its own.
+    let url = stack.variable_of("patient-service", "DATABASE_URL").unwrap();
+    let (plain, _) = url.split_once('?').unwrap();
+    let count = |url: &str| testbed_rows(url.to_owned());
+    assert!(count(plain).await.is_err());
+    assert!(count(&url).await.is_ok());
+    assert!(count(&url.replace("/patients?", "/billing?")).await.is_err());
+    until("a client without SASL is refused", async || kafka::partitions(&stack.kafka, "patient").await.is_err()).await;
+}
+
+async fn testbed_rows(url: String) -> Result<Vec<i64>, testbed::Error> {
+    testbed::sql::rows(&url, "SELECT 1::bigint", |row| sqlx::Row::try_get(row, 0)).await
+}
+
+/// Certificates, users and settings with passwords have mode 0600, and no process has a password among its arguments.
+fn nobody_else_reads_secrets(home: &Path) {
+    let find = Command::new("find").args([home.as_os_str(), "-type".as_ref(), "f".as_ref()]).output().unwrap();
+    let passwords: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(home.join("users/kafka.json")).unwrap()).unwrap();
+    let password = passwords["patient-service"].as_str().unwrap();
+    let mut private = 0;
+    for file in String::from_utf8(find.stdout).unwrap().lines() {
+        let is_private = fs::metadata(file).unwrap().permissions().mode() & 0o077 == 0;
+        private += usize::from(is_private);
+        let bytes = fs::read(file).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(is_private || !text.contains(password) && !text.contains("PRIVATE KEY"), "{file}");
+    }
+    assert!(private > 20, "{private}");
+    assert!(Kind::Kafka.is_installed());
+}

@@ -1,0 +1,85 @@
+//! The settings by which a service has identities and TLS, natively and in containers.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{AUTH_SERVICE, certificates};
+
+/// Where services find each other and their files.
+#[derive(Clone, Debug)]
+pub(crate) struct Locations {
+    /// The directory of the certificates.
+    pub(crate) certificates: PathBuf,
+    /// Host and port of auth-service, as its tokens name it.
+    pub(crate) auth_service: String,
+    /// Host and port of billing-service's gRPC.
+    pub(crate) billing_service: String,
+    /// The operations ports of the services.
+    pub(crate) operations_ports: [(&'static str, u16); 3],
+    /// Files of auth-service.
+    pub(crate) users: PathBuf,
+    pub(crate) signing_key: PathBuf,
+}
+
+/// The settings of a service. `password` is that of a user of the broker, if there is such a user.
+pub(super) fn of(
+    service: &str,
+    locations: &Locations,
+    password: &dyn Fn(&str) -> Result<Option<String>>,
+) -> Result<Vec<(String, String)>> {
+    let Locations { certificates, auth_service, .. } = locations;
+    let path = |path: PathBuf| path.display().to_string();
+    let identity = certificates::identity(certificates, service);
+    let (certificate, key) = (path(identity.certificate), path(identity.key));
+    let authority = path(certificates::authority(certificates));
+    let issuer = format!("https://{auth_service}");
+    let mut settings = vec![("SERVER_TLS_CERTIFICATE", certificate.clone()), ("SERVER_TLS_KEY", key.clone())];
+    if service == AUTH_SERVICE {
+        settings.extend([
+            ("TOKEN_ISSUER", issuer),
+            ("USERS_FILE", path(locations.users.clone())),
+            ("SIGNING_KEY_FILE", path(locations.signing_key.clone())),
+        ]);
+        return Ok(owned(settings));
+    }
+    settings.extend([
+        ("AUTH", "jwt".to_owned()),
+        ("AUTH_JWKS_URL", format!("{issuer}/.well-known/jwks.json")),
+        ("AUTH_JWKS_TLS_CA", authority.clone()),
+        ("AUTH_ISSUER", issuer),
+        ("AUTH_AUDIENCE", service.to_owned()),
+    ]);
+    let operations = locations.operations_ports.iter().find(|(name, _)| *name == service);
+    settings.extend(operations.map(|(_, port)| ("OPERATIONS_PORT", port.to_string())));
+    if let Some(password) = password(service)? {
+        settings.extend([
+            ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".to_owned()),
+            ("KAFKA_SSL_TRUSTSTORE_LOCATION", authority.clone()),
+            ("KAFKA_SSL_KEYSTORE_LOCATION", path(certificates::keystore(certificates, service))),
+            ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512".to_owned()),
+            ("KAFKA_SASL_USERNAME", service.to_owned()),
+            ("KAFKA_SASL_PASSWORD", password),
+        ]);
+    }
+    match service {
+        "billing-service" => settings.extend([
+            ("GRPC_SERVER_TLS_CERTIFICATE", certificate),
+            ("GRPC_SERVER_TLS_KEY", key),
+            ("GRPC_SERVER_TLS_CLIENT_CA", authority),
+            ("GRPC_CLIENT_SANS", "patient-service".to_owned()),
+        ]),
+        "patient-service" => settings.extend([
+            ("BILLING_SERVICE_ADDRESS", format!("https://{}", locations.billing_service)),
+            ("BILLING_TLS_CA", authority),
+            ("BILLING_TLS_CERTIFICATE", certificate),
+            ("BILLING_TLS_KEY", key),
+        ]),
+        _ => {}
+    }
+    Ok(owned(settings))
+}
+
+fn owned(settings: Vec<(&str, String)>) -> Vec<(String, String)> {
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
