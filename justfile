@@ -94,6 +94,7 @@ test *filter:
     tests/contract/run $({{ quote(target / "debug/stack") }} install-test-dependencies)
     tests/console/run
     tests/kubernetes/run
+    tests/capacity/run
 
 # Run all tests repeatedly beside one busy loop for each processor (BUSY=0: none); a filter runs some
 [group("test")]
@@ -177,6 +178,12 @@ bench *args:
     cargo build --release --locked -p patient-service -p billing-service -p analytics-service -p load -p bench -p baselines
     cargo build --release --locked -p web -p grpc --examples
     {{ quote(target / "release/bench") }} {{ args }}
+
+# Write the tables of docs/capacity.md from the model, after docs/performance/results.json has changed
+[group("measure")]
+capacity:
+    PYTHONDONTWRITEBYTECODE=1 python3 docs/capacity/capacity.py --write
+    tests/capacity/run
 
 # Run the microbenchmarks: events, cursors, problem bodies, the HTTP edge
 [group("measure")]
