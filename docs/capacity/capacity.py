@@ -81,7 +81,7 @@ def table(head, rows):
 
 def checks():
     rows = [
-        (what, number(measured), number(model()), f"{error(measured, model):+.0%}", kind, where)
+        (what, number(measured), number(model()), f"{round(error(measured, model), 2) + 0.0:+.0%}", kind, where)
         for kind, points in (("calibrated to it", CALIBRATED_TO), ("predicted", PREDICTED), ("missed", MISSED))
         for what, measured, model, where in points
     ]

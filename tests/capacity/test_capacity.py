@@ -13,7 +13,7 @@ import figures  # noqa: E402
 import simulation  # noqa: E402
 
 # Greatest errors: of what the model is fitted to, of what it predicts, and of what the page says that it misses.
-FITTED, PREDICTED, MISSED = 0.10, 0.20, 0.60
+FITTED, PREDICTED, MISSED = 0.05, 0.20, 0.70
 # Python's versions may round a simulated number otherwise.
 TOLERANCE = 0.10
 
@@ -21,7 +21,8 @@ TOLERANCE = 0.10
 class Model(unittest.TestCase):
     def test_it_is_as_near_to_the_measurements_as_the_page_says(self):
         self.assertGreaterEqual(len(capacity.PREDICTED), 3)
-        for greatest, points in ((FITTED, capacity.CALIBRATED_TO), (PREDICTED, capacity.PREDICTED), (MISSED, capacity.MISSED)):
+        bounds = ((FITTED, capacity.CALIBRATED_TO), (PREDICTED, capacity.PREDICTED), (MISSED, capacity.MISSED))
+        for greatest, points in bounds:
             for what, measured, model, _ in points:
                 error = capacity.error(measured, model)
                 print(f"{what}: measured {measured:.2f}, model {model():.2f}, error {error:+.0%}")

@@ -64,6 +64,22 @@ class Pods(unittest.TestCase):
             self.assertNotIn("hostPath", volume)
             self.assertIn("sizeLimit", volume.get("emptyDir", {"sizeLimit": None}), volume["name"])
 
+    def test_pods_of_kafka_have_least_privilege_and_writable_volumes(self):
+        for overlay in OVERLAYS:
+            (pool,) = of_kind(build(overlay), "KafkaNodePool")
+            (kafka,) = of_kind(build(overlay), "Kafka")
+            for template in (pool["spec"]["template"], kafka["spec"]["entityOperator"]["template"]):
+                # Strimzi's own context of the pod makes the volumes writable, unless there is another one.
+                self.assertNotIn("pod", template)
+                for one in template.values():
+                    expected = {
+                        "runAsNonRoot": True,
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    }
+                    self.assertEqual(one["securityContext"], expected)
+
     def test_the_namespace_enforces_the_restricted_standard(self):
         for overlay in OVERLAYS:
             (namespace,) = of_kind(build(overlay), "Namespace")
