@@ -17,15 +17,15 @@ EVENT = {
     "eventId": "0190a4c8-9a3c-7000-8000-000000000001",
     "eventTime": "2024-07-03T09:46:40.123456Z",
     "registeredDate": "2024-02-29",
-    "birthYear": 1990,
 }
 PERSON = {"name": "Zoë Müller 🩺", "email": "zoe@example.org"}
+BORN = {"birthYear": 1990}
 MONEY = {"amount": "1000000000000", "currency": "EUR"}
 
 # file: (module, message, content in protobuf's JSON format)
 GOLDEN = {
-    "patient_created": ("patient_event", "PatientEvent", EVENT | PERSON | {"eventType": "PATIENT_CREATED", "version": "1"}),
-    "patient_updated": ("patient_event", "PatientEvent", EVENT | PERSON | {"eventType": "PATIENT_UPDATED", "version": "300"}),
+    "patient_created": ("patient_event", "PatientEvent", EVENT | PERSON | BORN | {"eventType": "PATIENT_CREATED", "version": "1"}),
+    "patient_updated": ("patient_event", "PatientEvent", EVENT | PERSON | BORN | {"eventType": "PATIENT_UPDATED", "version": "300"}),
     "patient_deleted": ("patient_event", "PatientEvent", EVENT | {"eventType": "PATIENT_DELETED", "version": "301"}),
     "original_event": ("patient_event", "PatientEvent", {"patientId": PATIENT, "eventType": "PATIENT_CREATED"} | PERSON),
     "billing_request": ("billing_service", "BillingRequest", {"patientId": PATIENT} | PERSON),

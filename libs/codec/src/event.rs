@@ -17,6 +17,9 @@ mod wire {
     include!(concat!(env!("OUT_DIR"), "/patient.events.rs"));
 }
 
+/// Stands for a year of birth that is not known: protobuf has no null.
+const UNKNOWN_YEAR: i32 = 0;
+
 /// The kind of change of a patient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
@@ -80,7 +83,7 @@ pub struct Event<'a> {
     pub email: &'a str,
     /// When the patient was registered.
     pub registered_date: NaiveDate,
-    /// When the patient was born.
+    /// When the patient was born. The year is published while the patient is registered.
     pub date_of_birth: NaiveDate,
 }
 
@@ -96,7 +99,8 @@ impl Event<'_> {
             version: self.version,
             event_time: Some(timestamp(self.time)),
             registered_date: self.registered_date.to_string(),
-            birth_year: self.date_of_birth.year(),
+            // The last event of a deleted patient stays on a compacted topic for ever.
+            birth_year: if self.kind == EventKind::Deleted { UNKNOWN_YEAR } else { self.date_of_birth.year() },
         };
         message.encode_to_vec()
     }
@@ -135,7 +139,7 @@ impl ReceivedEvent {
             version: (fields.version > 0).then_some(fields.version),
             time: fields.event_time.and_then(date_time),
             registered_date: date(fields.registered_date),
-            birth_year: (fields.birth_year != 0).then_some(fields.birth_year),
+            birth_year: (fields.birth_year != UNKNOWN_YEAR).then_some(fields.birth_year),
         })
     }
 }
@@ -222,6 +226,13 @@ mod tests {
                 birth_year: Some(1990),
             }
         );
+    }
+
+    #[test]
+    fn a_deletion_has_what_is_counted_and_no_birth_year() {
+        let deleted = Event { kind: EventKind::Deleted, name: "", email: "", ..event() };
+        let received = ReceivedEvent::decode(&deleted.encode()).unwrap();
+        assert_eq!((received.registered_date, received.birth_year), (Some(deleted.registered_date), None));
     }
 
     #[test]
