@@ -1,9 +1,9 @@
 //! Kafka client for services: producer, consumer, metadata and topic management.
 //!
 //! [`Producer`] and [`Consumer`] use connections of their own on smol and decode records in the buffer that received them
-//! ([`Records`]); kafka-protocol encodes and decodes the messages around them. Topics are created and deleted through rskafka,
-//! behind the tokio compat bridge. rskafka keeps headers in a map, which loses duplicate names and null values, so records are
-//! of our own type [`Record`].
+//! ([`Records`]); kafka-protocol encodes and decodes the messages around them. Topics are found and deleted through rskafka,
+//! behind the tokio compat bridge. rskafka cannot create a topic with a configuration, so that is ours too. It keeps headers in
+//! a map, which loses duplicate names and null values, so records are of our own type [`Record`].
 //!
 //! Each connection negotiates versions with ApiVersions and sends each request in the highest version that both ends support.
 //! Tested are Apache Kafka 3.9 and 4.1, and Nisshi; every broker since Apache Kafka 0.11 has a common version with this client.
@@ -63,4 +63,4 @@ pub use records::{Records, UnreadableBatch};
 pub use remedy::Remedy;
 pub use security::{Credentials, Mechanism, Sasl, Security};
 pub use settings::Settings;
-pub use topics::{create_topic, delete_topic};
+pub use topics::{create_topic, create_topic_with, delete_topic, topic_configuration};

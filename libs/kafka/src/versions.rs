@@ -37,7 +37,6 @@ macro_rules! requests {
         })*
     };
 }
-#[cfg(feature = "testing")]
 pub(crate) use requests;
 
 requests! {

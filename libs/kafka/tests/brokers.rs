@@ -5,6 +5,8 @@
 mod bombs;
 #[path = "brokers/quotas.rs"]
 mod quotas;
+#[path = "brokers/topics.rs"]
+mod topics;
 #[path = "brokers/transactions.rs"]
 mod transactions;
 
