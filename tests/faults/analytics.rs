@@ -33,6 +33,9 @@ testbed::on_each_broker!(
     a_recreated_topic_halts_analytics_until_the_state_is_deleted,
 );
 
+/// Brokers accept no record without a key on a compacted topic.
+const NOT_COMPACTED: [(&str, &str); 1] = [("KAFKA_TOPIC_CLEANUP_POLICY", "delete")];
+
 fn analytics_counts_what_postgresql_has_after_many_kills(kind: Kind) {
     runtime::block_on(2, async {
         let mut system = system(kind, 1, &[]).await;
@@ -55,7 +58,7 @@ fn analytics_counts_what_postgresql_has_after_many_kills(kind: Kind) {
 fn events_without_a_version_are_counted_once_after_many_kills(kind: Kind) {
     runtime::block_on(2, async {
         const EVENTS: i64 = 3_000;
-        let mut system = system(kind, 1, &[]).await;
+        let mut system = system(kind, 1, &NOT_COMPACTED).await;
         let mut producer = producer(&system).await;
         let publish = runtime::spawn(async move {
             for batch in 0..EVENTS / 30 {
@@ -80,7 +83,7 @@ fn events_without_a_version_are_counted_once_after_many_kills(kind: Kind) {
 
 fn undecodable_and_duplicate_records_are_counted_and_passed(kind: Kind) {
     runtime::block_on(2, async {
-        let system = system(kind, 1, &[]).await;
+        let system = system(kind, 1, &NOT_COMPACTED).await;
         let mut producer = producer(&system).await;
         let patient = Uuid::now_v7();
         let undecodable = |value: Vec<u8>| Record { value: Some(value), ..legacy_event() };
@@ -103,7 +106,8 @@ fn undecodable_and_duplicate_records_are_counted_and_passed(kind: Kind) {
         let applied = |summary: &serde_json::Value| summary["partitions"][1]["appliedOffset"] == count - 1;
         let summary = system.until_summary(TIMEOUT, applied).await.unwrap();
         let counts = ["activePatients", "created", "updated", "deleted"].map(|name| summary[name].as_i64().unwrap());
-        assert_eq!(counts, [2, 3, 0, 1]);
+        // The version that came late was counted as a change before.
+        assert_eq!(counts, [2, 3, 1, 1]);
         assert_eq!(metric(&system.analytics, "events_duplicate_total").await, Some(2.0));
         assert_eq!(metric(&system.analytics, "events_dead_total").await, Some(4.0));
         assert_eq!(logged(&system.analytics, "a record cannot be decoded and is dead-lettered"), 4);

@@ -1,4 +1,12 @@
 //! Counts of events. Pure: no I/O, no clock.
+//!
+//! Versions of a patient are dense: 1 at the registration, one more with each change and with the deletion. So what a patient
+//! adds to the counts follows from the highest version and from whether its event was a deletion: one registration, perhaps one
+//! deletion, and a change for each other version. An event adds the difference to what was known before, so events that are
+//! missing count too: compaction has removed them from the topic, or they come late and count nothing then. A count of the
+//! compacted topic has the same result as one of all events ([decision 60](../../../docs/decisions/0060-count-from-versions.md)).
+//!
+//! Events without a version, as the original services publish them, count one by one.
 
 use std::{
     collections::BTreeMap,
@@ -10,19 +18,22 @@ use codec::event::{EventKind, ReceivedEvent};
 
 /// Valid years of dates. Others count as unknown, which bounds the memory of the counts.
 const YEARS: RangeInclusive<i32> = 1..=9999;
+/// After a restore of the publisher's database, an operator adds this to all versions, so that none is assigned twice
+/// (docs/failures.md). So the remainder is the number of versions. It also bounds what an event adds, whatever is published.
+const RESTORE_STEP: i64 = 1_000_000;
 
 /// Counts of events. The counts of a sequence are the sum of the counts of its parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Patients registered and not deleted.
     pub active: i64,
-    /// Applied events of registrations.
+    /// Registrations.
     pub created: i64,
-    /// Applied events of changes.
+    /// Changes, also those whose events were not read because a later one was.
     pub updated: i64,
-    /// Applied events of deletions.
+    /// Deletions.
     pub deleted: i64,
-    /// Applied events of an unknown kind.
+    /// Applied events of an unknown kind without a version. With a version they are changes.
     pub unknown: i64,
     /// Active patients by year of birth.
     pub births: BTreeMap<Option<i32>, i64>,
@@ -55,6 +66,36 @@ impl PatientState {
         let times = event.time.map(|time| time.timestamp_millis()).zip(self.changed);
         times.is_some_and(|(time, applied)| if version == self.version { time != applied } else { time > applied })
     }
+
+    /// Registrations, changes and deletions that the highest version stands for. A patient that is registered and has no
+    /// version was registered by an event without one, which was counted by itself: then the next versions are changes.
+    fn contribution(&self) -> [i64; 3] {
+        let versions = self.version % RESTORE_STEP;
+        if self.active {
+            [1, (versions - 1).max(0), 0]
+        } else if self.version > 0 {
+            [1, (versions - 2).max(0), 1]
+        } else {
+            [0, 0, 0]
+        }
+    }
+
+    /// Takes what an event says of its patient.
+    fn learn(&mut self, event: &ReceivedEvent) {
+        let birth_year = event.birth_year.filter(|year| YEARS.contains(year)).or(self.birth_year);
+        let registered = event.registered_date.filter(|date| YEARS.contains(&date.year())).or(self.registered);
+        match (event.kind, event.version) {
+            (Some(EventKind::Created | EventKind::Updated), _) | (None, Some(_)) => {
+                (self.active, self.birth_year, self.registered) = (true, birth_year, registered);
+            }
+            // It may be the first event that is read of the patient, so it counts the registration too.
+            (Some(EventKind::Deleted), Some(_)) => {
+                (self.active, self.birth_year, self.registered) = (false, None, registered);
+            }
+            (Some(EventKind::Deleted), None) => self.active = false,
+            (None, None) => {}
+        }
+    }
 }
 
 /// The outcome of an event.
@@ -78,46 +119,55 @@ impl Counts {
         if let Some(version) = event.version {
             (patient.version, patient.changed) = (version, event.time.map(|time| time.timestamp_millis()));
         }
-        match event.kind {
-            Some(EventKind::Created) => self.created += 1,
-            Some(EventKind::Updated) => self.updated += 1,
+        patient.learn(event);
+        self.count_active(&before, -1);
+        self.count_active(patient, 1);
+        if event.version.is_some() {
+            self.count_versions(&before, patient);
+        } else {
+            self.count_one(event.kind, &before, patient);
+        }
+        self.last_event = self.last_event.max(event.time);
+        Outcome::Applied
+    }
+
+    /// Counts an event with a version: what the patient adds now, instead of what it added before.
+    fn count_versions(&mut self, before: &PatientState, now: &PatientState) {
+        for (patient, sign) in [(before, -1), (now, 1)] {
+            let [created, updated, deleted] = patient.contribution();
+            self.created += sign * created;
+            self.updated += sign * updated;
+            self.deleted += sign * deleted;
+            if created > 0 {
+                add(&mut self.registrations, patient.registered, sign);
+            }
+        }
+    }
+
+    /// Counts an event without a version.
+    fn count_one(&mut self, kind: Option<EventKind>, before: &PatientState, now: &PatientState) {
+        match kind {
+            Some(EventKind::Created) => {
+                self.created += 1;
+                add(&mut self.registrations, now.registered, 1);
+            }
+            Some(EventKind::Updated) => {
+                self.updated += 1;
+                // A changed date moves the registration.
+                if before.active && before.registered != now.registered {
+                    add(&mut self.registrations, before.registered, -1);
+                    add(&mut self.registrations, now.registered, 1);
+                }
+            }
             Some(EventKind::Deleted) => self.deleted += 1,
             None => self.unknown += 1,
         }
-        match event.kind {
-            Some(EventKind::Created | EventKind::Updated) => {
-                let birth_year = event.birth_year.filter(|year| YEARS.contains(year));
-                let registered = event.registered_date.filter(|date| YEARS.contains(&date.year()));
-                patient.active = true;
-                patient.birth_year = birth_year.or(before.birth_year);
-                patient.registered = registered.or(before.registered);
-            }
-            Some(EventKind::Deleted) => patient.active = false,
-            None => {}
-        }
-        self.count_active(&before, -1);
-        self.count_active(patient, 1);
-        self.count_registration(event.kind, &before, patient);
-        self.last_event = self.last_event.max(event.time);
-        Outcome::Applied
     }
 
     fn count_active(&mut self, patient: &PatientState, sign: i64) {
         if patient.active {
             self.active += sign;
             add(&mut self.births, patient.birth_year, sign);
-        }
-    }
-
-    fn count_registration(&mut self, kind: Option<EventKind>, before: &PatientState, now: &PatientState) {
-        match kind {
-            Some(EventKind::Created) => add(&mut self.registrations, now.registered, 1),
-            // A changed date moves the registration.
-            Some(EventKind::Updated) if before.active && before.registered != now.registered => {
-                add(&mut self.registrations, before.registered, -1);
-                add(&mut self.registrations, now.registered, 1);
-            }
-            _ => {}
         }
     }
 
@@ -262,6 +312,106 @@ mod tests {
         let (counts, _, outcomes) = apply_all(&events);
         use Outcome::{Applied, Duplicate};
         assert_eq!(outcomes, [Applied, Duplicate, Applied, Duplicate, Duplicate]);
+        assert_eq!(
+            (counts.active, counts.created, counts.updated, counts.deleted),
+            (0, 1, 1, 1),
+            "version 2 is a change"
+        );
+    }
+
+    /// Every order of these events.
+    fn orders(events: &[ReceivedEvent]) -> Vec<Vec<ReceivedEvent>> {
+        let Some((last, others)) = events.split_last() else { return vec![Vec::new()] };
+        let insert = |order: Vec<ReceivedEvent>| {
+            (0..=order.len()).map(move |at| {
+                let mut order = order.clone();
+                order.insert(at, last.clone());
+                order
+            })
+        };
+        orders(others).into_iter().flat_map(insert).collect()
+    }
+
+    #[test]
+    fn counts_follow_from_the_last_version_in_any_order_and_with_any_gaps() {
+        for last in [EventKind::Updated, EventKind::Deleted] {
+            let mut history: Vec<_> = (1..=5).map(|version| event(Some(EventKind::Updated), Some(version))).collect();
+            history[0].kind = Some(EventKind::Created);
+            history[1].birth_year = Some(1980);
+            // The registration is moved, and the birth year is corrected, before events that are not read.
+            for moved in &mut history[2..] {
+                (moved.registered_date, moved.birth_year) = (Some(date("2025-01-01")), Some(1991));
+            }
+            history[3].kind = None;
+            history[4].kind = Some(last);
+            if last == EventKind::Deleted {
+                history[4].birth_year = None;
+            }
+            let (mut whole, patient, _) = apply_all(&history);
+            let deleted = i64::from(last == EventKind::Deleted);
+            assert_eq!((whole.active, whole.created, whole.updated), (1 - deleted, 1, 4 - deleted), "{last}");
+            assert_eq!((whole.deleted, whole.unknown), (deleted, 0));
+            whole.births.retain(|_, patients| *patients != 0);
+            whole.registrations.retain(|_, patients| *patients != 0);
+            assert_eq!(whole.registrations, [(Some(date("2025-01-01")), 1)].into());
+            for gaps in 0..1 << 4 {
+                let kept = (0..5).filter(|number| *number == 4 || gaps & (1 << number) == 0);
+                let kept: Vec<_> = kept.map(|number| history[number].clone()).collect();
+                for mut order in orders(&kept) {
+                    // Read again, as after a restart.
+                    order.extend(order.clone());
+                    let (mut counts, state, _) = apply_all(&order);
+                    counts.births.retain(|_, patients| *patients != 0);
+                    counts.registrations.retain(|_, patients| *patients != 0);
+                    assert_eq!((counts, state), (whole.clone(), patient), "{order:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_patient_who_is_registered_again_after_a_restore_is_counted_as_the_registry_has_it() {
+        let history = [(EventKind::Created, 1), (EventKind::Deleted, 2), (EventKind::Updated, 4)];
+        let (counts, ..) = apply_all(&history.map(|(kind, version)| event(Some(kind), Some(version))));
+        assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (1, 1, 3, 0));
+        assert_eq!(counts.registrations, [(Some(date("2024-02-29")), 1)].into());
+    }
+
+    #[test]
+    fn versions_that_an_operator_has_raised_after_a_restore_are_no_changes() {
+        // Version 3 was lost with the restore to version 2.
+        let versions = [1, 2, 3, 2 + RESTORE_STEP + 1, 2 + RESTORE_STEP + 2];
+        let events = versions.map(|version| event(Some(EventKind::Updated), Some(version)));
+        for kept in [&events[..], &events[4..]] {
+            let (counts, ..) = apply_all(kept);
+            assert_eq!((counts.active, counts.created, counts.updated), (1, 1, 3));
+        }
+        let deleted = event(Some(EventKind::Deleted), Some(2 * RESTORE_STEP));
+        let (counts, ..) = apply_all(&[deleted]);
+        assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (0, 1, 0, 1));
+    }
+
+    #[test]
+    fn a_patient_of_the_original_services_counts_its_registration_once() {
+        let original =
+            ReceivedEvent { birth_year: None, registered_date: None, ..event(Some(EventKind::Created), None) };
+        let (counts, ..) = apply_all(&[original, event(Some(EventKind::Updated), Some(3))]);
+        assert_eq!((counts.active, counts.created, counts.updated), (1, 1, 2));
+        assert_eq!(counts.registrations, [(None, 0), (Some(date("2024-02-29")), 1)].into());
+    }
+
+    #[test]
+    fn versions_of_any_size_overflow_nothing() {
+        let deleted = ReceivedEvent { birth_year: None, ..event(Some(EventKind::Deleted), Some(i64::MAX)) };
+        let mut sum = Counts::default();
+        for _ in 0..1000 {
+            let (counts, patient, _) =
+                apply_all(&[event(Some(EventKind::Updated), Some(i64::MAX - 1)), deleted.clone()]);
+            assert_eq!((counts.active, counts.created, counts.deleted, patient.version), (0, 1, 1, i64::MAX));
+            sum += &counts;
+        }
+        assert_eq!(sum.updated, 1000 * (i64::MAX % RESTORE_STEP - 2));
+        let (counts, ..) = apply_all(&[event(Some(EventKind::Deleted), Some(1))]);
         assert_eq!((counts.active, counts.created, counts.updated, counts.deleted), (0, 1, 0, 1));
     }
 

@@ -4,7 +4,7 @@
 //! caught up, and [`Auditor::audit`] reads all data and compares.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -163,10 +163,12 @@ impl Auditor {
         for partition in 0..partitions {
             let mut consumer = self.consumer(partition);
             let offsets = consumer.offsets().await?;
-            let mut next = offsets.start;
+            let (mut next, mut records) = (offsets.start, 0);
+            let mut patients = BTreeSet::new();
             while next < offsets.end {
                 let fetched = consumer.fetch(next, FETCH.0, FETCH.1).await?;
                 for record in fetched.records.iter() {
+                    records += 1;
                     let event = ReceivedEvent::decode(record.value.unwrap_or_default());
                     let Some((patient_id, version, kind)) =
                         event.ok().and_then(|event| Some((event.patient_id, event.version?, event.kind)))
@@ -177,6 +179,7 @@ impl Auditor {
                     if of_hash(key_hash(patient_id.to_string().as_bytes()), partitions) != partition {
                         snapshot.wrong_partition.insert(patient_id);
                     }
+                    patients.insert(patient_id);
                     let history = snapshot.histories.entry(patient_id).or_default();
                     if history.events.iter().any(|(known, _)| *known == version) {
                         history.duplicates += 1;
@@ -185,6 +188,12 @@ impl Auditor {
                     }
                 }
                 next = fetched.next;
+            }
+            // Of no other record is an offset missing than of one that compaction has deleted.
+            if records < offsets.end - offsets.start {
+                for (_, history) in snapshot.histories.iter_mut().filter(|(id, _)| patients.contains(*id)) {
+                    history.is_compacted = true;
+                }
             }
         }
         Ok(())

@@ -66,9 +66,14 @@ pub(crate) fn with_topic_to_delete<F: Future<Output = ()>>(kind: broker::Kind, t
 
 impl Harness {
     pub(crate) async fn new(kafka: kafka::Settings) -> Self {
+        Self::with_configuration(kafka, &[]).await
+    }
+
+    /// With a topic that has this configuration.
+    pub(crate) async fn with_configuration(kafka: kafka::Settings, configuration: &[(&str, &str)]) -> Self {
         let scratch = Scratch::new().unwrap();
         let topic = format!("patient-{:016x}", fastrand::u64(..));
-        kafka::create_topic(&kafka, &topic, PARTITIONS).await.unwrap();
+        kafka::create_topic_with(&kafka, &topic, PARTITIONS, configuration).await.unwrap();
         let producer = Producer::new(kafka.clone(), &topic);
         Self { kafka, topic, state: scratch.path().join("state.sqlite"), producer, scratch }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod batches;
+mod compaction;
 mod harness;
 mod ingest;
 mod offset_loss;
