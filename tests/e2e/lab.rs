@@ -84,7 +84,12 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         until("the canaries are gone", active).await;
 
         // A dead letter is sent again once, and is dead again.
-        let junk = Record { key: None, value: Some(vec![0xff; 33]), headers: Vec::new(), timestamp: Utc::now() };
+        let junk = Record {
+            key: Some(b"junk".to_vec()),
+            value: Some(vec![0xff; 33]),
+            headers: Vec::new(),
+            timestamp: Utc::now(),
+        };
         let offset = stack.send("patient", 1, junk).await;
         let listed = async || console.get("/api/dead-letters").await.unwrap().json()["analytics"].clone();
         let is_forwarded =

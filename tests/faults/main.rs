@@ -10,6 +10,7 @@ mod billing;
 mod broker;
 mod clients;
 mod clocks;
+mod compaction;
 mod disk;
 mod leaders;
 mod logs;

@@ -39,7 +39,8 @@ fn records_deleted_unread_halt_analytics_until_it_may_continue(kind: Kind) {
             kafka: broker.address(),
             topic: "patient".to_owned(),
         };
-        let mut system = start(backing_services, 1, &[]).await;
+        // Of a compacted topic, retention deletes nothing.
+        let mut system = start(backing_services, 1, &[("KAFKA_TOPIC_CLEANUP_POLICY", "delete")]).await;
         let acknowledged = Acknowledged::default();
         register_many(&system.patient_client(), &acknowledged, 20).await;
         audit(&system, &acknowledged).await;

@@ -25,6 +25,7 @@ fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
                 ("BILLING_SERVICE_GRPC_PORT", "billing"),
                 ("RELAY_LEASE", "soon"),
                 ("OUTBOX_SHARDS", "0"),
+                ("KAFKA_TOPIC_CLEANUP_POLICY", "shred"),
                 ("EXECUTOR_THREADS", "many"),
                 ("HTTP_HOSTS", "a:80"),
                 ("CORS_ORIGINS", "*"),

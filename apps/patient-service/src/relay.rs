@@ -17,6 +17,7 @@ mod low_watermark;
 mod publisher;
 mod read_schedule;
 mod record;
+mod topic;
 mod waker;
 
 use std::{
@@ -28,7 +29,7 @@ use std::{
 use runtime::{Backoff, Shutdown, timeout};
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
 
-pub use self::{broker_state::BrokerState, waker::RelayWaker};
+pub use self::{broker_state::BrokerState, topic::CleanupPolicy, waker::RelayWaker};
 use self::{
     broker_state::PublishFailure,
     lease::Lease,
@@ -79,6 +80,8 @@ pub struct Settings {
     pub topic: String,
     /// Its partitions, if it has to be made.
     pub partitions: i32,
+    /// Its cleanup policy, if it has to be made.
+    pub cleanup_policy: CleanupPolicy,
     /// Shards of the outbox, the same on all replicas.
     pub shards: i32,
     /// How long a lease lasts unless it is kept.
@@ -131,7 +134,8 @@ impl Relay {
     pub fn new(outbox: Outbox, settings: Settings, shard: i32, broker: BrokerState) -> Self {
         let lease = Lease::new(outbox.clone(), shard, settings.lease);
         Self {
-            publisher: Publisher::new(outbox.clone(), settings.clone(), lease.clone()),
+            // One shard is enough to tell it once.
+            publisher: Publisher::new(outbox.clone(), settings.clone(), lease.clone(), shard == 0),
             outbox,
             shard,
             lease,

@@ -36,6 +36,8 @@ impl Settings {
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
         let partitions: Bounded<1, 10_000> =
             reader.variable(&["KAFKA_TOPIC_PARTITIONS"], "partitions of the topic if it has to be made").or("3");
+        let about = "cleanup.policy of the topic if it has to be made; delete if others publish records without a key";
+        let cleanup_policy = reader.variable(&["KAFKA_TOPIC_CLEANUP_POLICY"], about).or("compact");
         let shards: Bounded<1, 64> = reader
             .variable(&["OUTBOX_SHARDS"], "shards of the outbox, each sent by one replica; the same on all replicas")
             .or("1");
@@ -45,6 +47,7 @@ impl Settings {
             kafka,
             topic,
             partitions: partitions.get() as i32,
+            cleanup_policy,
             shards: shards.get() as i32,
             lease,
             // An insert has at most two statements, two pauses and the commit after it has taken its id.

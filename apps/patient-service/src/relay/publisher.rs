@@ -33,6 +33,8 @@ pub(super) struct Publisher {
     lease: Lease,
     /// Partitions that failed, and when they are tried again.
     failing: BTreeMap<i32, FailingPartition>,
+    /// Whether the topic's configuration is ours, was compared with it, or is another relay's to compare.
+    is_topic_checked: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,8 @@ struct FailingPartition {
 }
 
 impl Publisher {
-    pub(super) fn new(outbox: Outbox, settings: Settings, lease: Lease) -> Self {
+    /// `checks_topic` says whether it compares the configuration of a topic that exists.
+    pub(super) fn new(outbox: Outbox, settings: Settings, lease: Lease, checks_topic: bool) -> Self {
         Self {
             acked: AckedDeleter::new(outbox.clone()),
             outbox,
@@ -51,6 +54,7 @@ impl Publisher {
             settings,
             lease,
             failing: BTreeMap::new(),
+            is_topic_checked: !checks_topic,
         }
     }
 
@@ -63,13 +67,20 @@ impl Publisher {
             Err(kafka::Error::UnknownTopic) => self.create_topic().await,
             partitions => partitions,
         };
+        if partitions.is_ok() && !self.is_topic_checked {
+            self.is_topic_checked = true;
+            let Settings { kafka, topic, cleanup_policy, .. } = self.settings.clone();
+            // Beside the events: what it finds is for the operator alone.
+            runtime::spawn(async move { cleanup_policy.check(&kafka, &topic).await }).detach();
+        }
         partitions.map_err(StepError::Kafka)
     }
 
     async fn create_topic(&mut self) -> Result<i32, kafka::Error> {
-        let Settings { kafka, topic, partitions, .. } = &self.settings;
-        if kafka::create_topic(kafka, topic, *partitions).await? {
-            tracing::info!(topic, partitions, "topic created");
+        let Settings { kafka, topic, partitions, cleanup_policy, .. } = &self.settings;
+        if kafka::create_topic_with(kafka, topic, *partitions, cleanup_policy.configuration()).await? {
+            tracing::info!(topic, partitions, ?cleanup_policy, "topic created");
+            self.is_topic_checked = true;
         }
         self.producer.partitions().await
     }

@@ -9,7 +9,7 @@ use codec::event::{EventKind, ReceivedEvent};
 use kafka::{Consumer, RecordAndOffset};
 use patient_service::{
     outbox::Outbox,
-    relay::{BrokerState, Relay, Settings, Step, StepError},
+    relay::{BrokerState, CleanupPolicy, Relay, Settings, Step, StepError},
 };
 use postgres::PgConnection;
 use serde_json::json;
@@ -36,6 +36,7 @@ fn settings(kafka: kafka::Settings, topic: &str) -> Settings {
         kafka,
         topic: topic.to_owned(),
         partitions: 3,
+        cleanup_policy: CleanupPolicy::Compact,
         shards: 1,
         // Longer than a step takes on a busy machine.
         lease: Duration::from_secs(3),
