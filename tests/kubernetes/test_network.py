@@ -135,6 +135,7 @@ class Network(unittest.TestCase):
             rights,
             {
                 ("patient-service", patient, "Describe"),
+                ("patient-service", patient, "DescribeConfigs"),
                 ("patient-service", patient, "Write"),
                 ("analytics-service", patient, "Describe"),
                 ("analytics-service", patient, "Read"),
