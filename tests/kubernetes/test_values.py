@@ -1,20 +1,27 @@
 """The values of settings, as the binaries read them."""
 
 import os
-import pathlib
 import re
 import subprocess
+import sys
 import unittest
 
 from pip._vendor import certifi
 
 from manifests import ROOT, environment, for_each_workload, image_variable, name
 
-BINARIES = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"), "debug")
+# A relative path is below the root, where cargo is called.
+BINARIES = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug"
 
 
-@unittest.skipUnless((BINARIES / "patient-service").exists(), f"the services are not built in {BINARIES}")
 class Values(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        if not (BINARIES / "patient-service").exists():
+            reason = f"SKIPPED: tests/kubernetes/test_values.py: the services are not built in {BINARIES}"
+            print(reason, file=sys.stderr)
+            raise unittest.SkipTest(reason)
+
     @for_each_workload
     def test_every_value_is_valid(self, documents, workload):
         printed = print_config(workload, variables(documents, workload))
