@@ -153,7 +153,7 @@ def splits():
             whole("PostgreSQL of accounts, cores", lambda one: one["cores"]["accounts"]),
             whole("billing-service, cores", lambda one: one["cores"]["billing-service"]),
             whole("Kafka, cores", lambda one: one["cores"]["kafka"]),
-            whole("analytics-service, cores", lambda one: one["cores"]["analytics-service"]),
+            whole("analytics-service, cores, and partitions at least", lambda one: one["cores"]["analytics-service"]),
             whole("shards of the outbox", lambda one: one["shards"]),
             whole("connections of patients", lambda one: one["replicas"] * CONNECTIONS),
             row("WAL, MB/s", SIZES["wal"] / 1e6),
@@ -178,11 +178,12 @@ def cells():
                     f"{planned:,}/s, shards: {shards}",
                     f"{planned * factor:,.0f}/s",
                     number(outcome["p50"]),
+                    number(outcome["commits"]),
                     f"{outcome['waiting']:,}",
                     ", ".join(f"{name} {part:.0%}" for name, part in fullest),
                 )
             )
-    return table(("planned for", "offered", "p50, ms", "events left in the outbox", "fullest"), rows)
+    return table(("planned for", "offered", "p50, ms", "commits/s of requests", "events left in the outbox", "fullest"), rows)
 
 
 def patients():

@@ -205,6 +205,9 @@ class System:
         else:
             replica.pool.run(*arguments)
 
+    def commits(self):
+        return sum(replica.patients.statements + replica.accounts.statements for replica in self.replicas)
+
     def stored(self, replica, request):
         self.random.choice(self.relays).add(request)
         self.pool("billing-service").run(self.each["billing-service"], replica.accounts.submit, request)
@@ -233,6 +236,7 @@ class System:
         while self.finished < warm_up:
             self.clock.step()
         begun, busy = self.clock.now, {name: pool.busy for name, pool in self.pools.items()}
+        committed = self.commits()
         self.lasted.clear()
         self.applied.clear()
         while self.finished < count:
@@ -242,6 +246,7 @@ class System:
         return {
             "rate": done / time * 1000,
             "cpu": sum(used.values()) / done,
+            "commits": (self.commits() - committed) / time * 1000,
             "p50": percentile(self.lasted, 0.50),
             "p99": percentile(self.lasted, 0.99),
             "applied": percentile(self.applied, 0.50),
