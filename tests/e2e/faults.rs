@@ -16,6 +16,7 @@ use crate::{
     running_system::{Counts, RunningSystem},
     stack,
     support::{path, patient, unique, until},
+    up_again,
 };
 
 const WRITERS: usize = 4;
@@ -50,8 +51,7 @@ pub(crate) async fn of_a_killed(component: &'static str, system: &RunningSystem)
     reached(PATIENTS).await;
     smol::unblock(move || stack(&["kill", component])).await;
     // A build could take a newer checkout, and would take time from the clients.
-    let mode: &[&str] = if system.has_identities { &["--secure"] } else { &[] };
-    smol::unblock(move || stack(&[&["up", "--no-build"], mode].concat())).await;
+    smol::unblock(up_again).await;
     reached(written.load(Ordering::Relaxed) + PATIENTS).await;
     enough.store(true, Ordering::Relaxed);
 

@@ -89,7 +89,6 @@ fn running_system(system: &System) -> RunningSystem {
         billing: vec![system.billing.client()],
         analytics: vec![system.analytics.client()],
         analytics_metrics: vec![system.analytics.client()],
-        has_identities: false,
         log: Box::new(move |component| {
             let logs = files.iter().filter(|(name, _)| *name == component);
             logs.map(|(_, file)| fs::read_to_string(file).unwrap()).collect()

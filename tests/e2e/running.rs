@@ -39,6 +39,13 @@ fn stack(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Starts what is missing of the system, in its mode.
+fn up_again() {
+    let secure = stack(&["target"]).contains("AUTHORITY=");
+    let mode = secure.then_some("--secure");
+    stack(&["up", "--no-build"].into_iter().chain(mode).collect::<Vec<_>>());
+}
+
 #[test]
 #[ignore = "needs a system that is up: just e2e"]
 fn a_patient_goes_through_the_whole_system() {

@@ -21,8 +21,6 @@ pub(crate) struct RunningSystem {
     pub(crate) analytics: Vec<Client>,
     /// The same, for their metrics.
     pub(crate) analytics_metrics: Vec<Client>,
-    /// Whether callers need a token.
-    pub(crate) has_identities: bool,
     /// Returns the whole log of a component.
     pub(crate) log: Box<dyn Fn(&str) -> String>,
 }
@@ -52,7 +50,6 @@ impl RunningSystem {
             billing: clients("BILLING_METRICS"),
             analytics: clients("ANALYTICS"),
             analytics_metrics: clients("ANALYTICS_METRICS"),
-            has_identities: access.is_some(),
             log,
         }
     }

@@ -4,13 +4,14 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use serde_json::json;
+use surf::http::Method;
 use testbed::{broker::Kind, http::Client};
 
 use crate::{
     journey, privacy,
     running_system::RunningSystem,
     stack::{Stack, printed},
-    support::{patient, until},
+    support::{patient, unique, until},
     traces,
 };
 
@@ -44,6 +45,7 @@ fn the_suite_of_a_running_system_passes_on_a_secure_one() {
         let ps = stack.print(&["ps"]);
         assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 5, "{ps}");
         refuses_strangers(&stack).await;
+        the_console_lets_people_log_in(&stack).await;
         nobody_else_reads_secrets(stack.home());
 
         stack.print(&["kill", "patient-service"]);
@@ -74,7 +76,7 @@ async fn refuses_strangers(stack: &Stack) {
     let post = async |token: String, body| {
         let authorization = format!("Bearer {token}");
         let headers = [("authorization", authorization.as_str())];
-        patients.send(surf::http::Method::Post, "/patients", &headers, Some(&body)).await.unwrap()
+        patients.send(Method::Post, "/patients", &headers, Some(&body)).await.unwrap()
     };
     let refused = post(token("reader"), json!({})).await;
     assert_eq!(refused.status, 403, "{}", refused.text());
@@ -90,6 +92,49 @@ async fn refuses_strangers(stack: &Stack) {
     assert!(count(&url).await.is_ok());
     assert!(count(&url.replace("/patients?", "/billing?")).await.is_err());
     until("a client without SASL is refused", async || kafka::partitions(&stack.kafka, "patient").await.is_err()).await;
+}
+
+/// The console shows nothing without a login, and what a person writes through it is written as that person.
+async fn the_console_lets_people_log_in(stack: &Stack) {
+    let console = stack.client("CONSOLE_PORT");
+    for path in ["/api/patients", "/api/journeys", "/api/map", "/api/stream"] {
+        assert_eq!(console.get(path).await.unwrap().status, 401, "{path}");
+    }
+    let send = async |path: &str, cookie: &str, body: serde_json::Value| {
+        let key = format!("{:016x}", unique());
+        let headers = [
+            ("origin", console.base()),
+            ("sec-fetch-site", "same-origin"),
+            ("x-console", "1"),
+            ("idempotency-key", key.as_str()),
+            ("cookie", cookie),
+        ];
+        console.send(Method::Post, path, &headers, Some(&body)).await.unwrap()
+    };
+    let user = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(stack.home().join(format!("users/{name}.json"))).unwrap()).unwrap()
+    };
+    let wrong = json!({"email": user("developer")["email"], "password": "wrong"});
+    assert_eq!(send("/api/session", "", wrong).await.status, 401);
+    let log_in = async |name: &str| {
+        let answer = send("/api/session", "", user(name)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let cookie = answer.header("set-cookie").unwrap().to_owned();
+        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+        cookie.split(';').next().unwrap().to_owned()
+    };
+    let reader = log_in("reader").await;
+    assert_eq!(send("/api/patients", &reader, patient("Jane Doe")).await.status, 403, "patient-service says so");
+    assert_eq!(send("/api/lab/load", &reader, json!({"rate": 1, "seconds": 1})).await.status, 403);
+    let developer = log_in("developer").await;
+    let written = send("/api/patients", &developer, patient("Jane Doe")).await;
+    assert_eq!(written.status, 201, "{}", written.text());
+    let path = format!("/api/journeys/{}", written.json()["trace"].as_str().unwrap());
+    until("the journey is delivered", async || {
+        let headers = [("cookie", developer.as_str())];
+        console.send(Method::Get, &path, &headers, None).await.unwrap().json()["state"] == "delivered"
+    })
+    .await;
 }
 
 async fn testbed_rows(url: String) -> Result<Vec<i64>, testbed::Error> {

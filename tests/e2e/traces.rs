@@ -15,10 +15,7 @@ pub(crate) async fn of_a_registration(system: &RunningSystem, lines: &[(&str, &s
     let headers = [("traceparent", parent.as_str())];
     let before = system.counts().await;
     let response = system.patients.send(Method::Post, "/patients", &headers, Some(&patient("Jane Doe"))).await.unwrap();
-    let answered = response.header("traceparent").and_then(|header| header.split('-').nth(1)).unwrap();
-    // Where callers have identities, a caller's trace is linked and not continued.
-    assert_eq!(answered == trace_id, !system.has_identities, "{answered}");
-    let trace_id = answered.to_owned();
+    assert!(response.header("traceparent").unwrap().contains(&trace_id));
     system.until_counted(before, Counts { active: 1, created: 1, ..Counts::default() }).await;
     for (component, message) in lines {
         let traced = |line: &str| {

@@ -40,10 +40,16 @@ export async function call(method, path, options = {}) {
     body = undefined;
   }
   if (response.ok && body !== undefined) return { ok: true, status: response.status, body };
+  if (response.status === 401 && body?.type?.endsWith(":login-required")) logIn();
   if (body && typeof body.title === "string") {
     return { ok: false, status: response.status, problem: { ...body, detail: body.detail ?? body.title } };
   }
   return failure(response.status, response.statusText || "Error", `The console answered ${response.status}.`);
+}
+
+/** Goes to the login of a secure system, and back to this page after it. */
+export function logIn() {
+  location.assign(`/login?to=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
 /** @param {number} status @param {string} title @param {string} detail @returns {Answer} */

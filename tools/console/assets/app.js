@@ -1,6 +1,6 @@
 // The frame of the console: which view is shown, the keys, the theme, and when to draw.
 
-import { call } from "./api.js";
+import { call, logIn } from "./api.js";
 import { deadLetters } from "./dead-letters.js";
 import { h, render } from "./dom.js";
 import { clock } from "./format.js";
@@ -115,7 +115,10 @@ let connectionBefore = "connecting";
 function drawHeader() {
   const state = connection();
   if (state !== connectionBefore) {
-    if (state === "lost") announce("The connection to the console is lost");
+    if (state === "lost") {
+      announce("The connection to the console is lost");
+      readInfo();
+    }
     else if (connectionBefore === "lost") announce("The connection to the console is back");
     connectionBefore = state;
   }
@@ -136,12 +139,18 @@ function drawHeader() {
         h("svg", { width: "16", height: "16", viewBox: "0 0 16 16", "aria-hidden": "true" },
           h("circle", { cx: "8", cy: "8", r: "6.5", fill: "none", stroke: "currentColor", "stroke-width": "1.5" }),
           h("path", { d: "M8 1.5a6.5 6.5 0 0 1 0 13z", fill: "currentColor" }))),
+      consoleInfo()?.user && h("button", { class: "quiet", onclick: logOut, title: `Logged in as ${consoleInfo()?.user}` }, "Log out"),
       h("a", { class: "button quiet icon", href: withQuery({ help: "1" }), title: "Keys and words (?)", "aria-label": "Keys and words", "aria-keyshortcuts": "?" }, "?")),
     state === "lost" &&
       h("div", { class: "notice", key: "notice" },
         h("span", null, h("strong", null, "The console does not answer. "),
           lastHeard() ? `What you see is as of ${clock(lastHeard())}. ` : "", "It is asked again by itself; ", h("code", null, "./justw up"), " starts it.")),
   ];
+}
+
+async function logOut() {
+  await call("DELETE", "/api/session");
+  logIn();
 }
 
 /** Whether this console can break parts. */
@@ -274,9 +283,16 @@ addEventListener("resize", redraw);
 setInterval(() => !document.hidden && !isPaused() && redraw(), 500);
 document.addEventListener("visibilitychange", () => !document.hidden && redraw());
 navigate();
-call("GET", "/api/info").then((answer) => {
-  if (answer.ok) setInfo(answer.body);
-  redraw();
-});
+readInfo();
+
+/** Reads what the console says about itself; in a secure system it may want a login, such as after the session's end. */
+function readInfo() {
+  call("GET", "/api/info").then((answer) => {
+    if (answer.ok && answer.body.login && !answer.body.user) logIn();
+    else if (answer.ok) setInfo(answer.body);
+    redraw();
+  });
+}
+
 // For whoever looks from the browser's own console.
 Object.defineProperty(window, "told", { get: told });

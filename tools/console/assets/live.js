@@ -31,7 +31,7 @@
 
 /**
  * What the console says of itself: `agent` is whether the stack's agent asks for work, `lab` whether there is a lab at all.
- * @typedef {{ version: string, revision: string | null, agent: boolean, lab?: boolean, links: Record<string, string> | null, collector: string | null }} Info
+ * @typedef {{ version: string, revision: string | null, agent: boolean, lab?: boolean, login?: boolean, user?: string | null, links: Record<string, string> | null, collector: string | null }} Info
  */
 
 /** @type {Info | null} */

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use runtime::Shutdown;
+use tide::Request;
 
 use crate::{
     Settings,
@@ -16,6 +17,7 @@ use crate::{
     load::Load,
     map::{ANALYTICS, Map, PATIENTS, SERVICES},
     scrape::UNSAMPLED,
+    session::{Identity, Session},
     store::{Store, TraceId},
 };
 
@@ -28,11 +30,15 @@ const MAX_ANSWER: usize = 2 * 1024 * 1024;
 #[derive(Clone)]
 pub(crate) struct App {
     inner: Arc<Inner>,
+    /// The person for whom it acts; in a secure system without one, it acts as the console's own user.
+    session: Option<Session>,
 }
 
 struct Inner {
     assets: Assets,
     settings: Settings,
+    /// Of a secure system.
+    identity: Option<Identity>,
     store: Store,
     map: Map,
     forwarder: Option<Forwarder>,
@@ -44,6 +50,7 @@ struct Inner {
 impl App {
     pub(crate) fn new(
         settings: Settings,
+        identity: Option<Identity>,
         store: Store,
         map: Map,
         forwarder: Option<Forwarder>,
@@ -51,7 +58,25 @@ impl App {
     ) -> Self {
         let assets = Assets::new(settings.assets.clone());
         let (lab, load) = (Lab::default(), Load::default());
-        Self { inner: Arc::new(Inner { assets, settings, store, map, forwarder, lab, load, shutdown }) }
+        let inner = Inner { assets, settings, identity, store, map, forwarder, lab, load, shutdown };
+        Self { inner: Arc::new(inner), session: None }
+    }
+
+    /// The console as it acts for whoever sends a request.
+    pub(crate) fn of(request: &Request<Self>) -> Self {
+        let app = request.state();
+        let session = app.inner.identity.as_ref().and_then(|identity| identity.session(request));
+        Self { session, ..app.clone() }
+    }
+
+    /// Sessions and the console's own user, in a secure system.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.inner.identity.as_ref()
+    }
+
+    /// Who has logged in.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -106,27 +131,49 @@ impl App {
         if addresses.is_empty() {
             return vec![Err(RequestError::new(format!("{host}: its name has no address")))];
         }
-        join_all(addresses.iter().map(|address| send(ANALYTICS, *address, &host, request.clone()))).await
+        join_all(addresses.iter().map(|address| self.send(ANALYTICS, *address, &host, request.clone()))).await
     }
 
     /// Asks a replica of a service, if there is one one that has just answered.
     async fn call(&self, service: usize, request: ServiceRequest<'_>) -> Result<ServiceResponse, RequestError> {
         let (host, addresses) = self.replicas(service).await;
         let address = addresses.first().ok_or_else(|| RequestError::new("its name has no address"))?;
-        send(service, *address, &host, request).await
+        self.send(service, *address, &host, request).await
     }
 
     /// The addresses of a service, those first that have just answered, and its name.
     async fn replicas(&self, service: usize) -> (String, Vec<SocketAddr>) {
         let Settings { patients, analytics, .. } = &self.inner.settings;
         let hosts = if service == PATIENTS { patients } else { analytics };
-        let mut addresses = self.inner.map.addresses(service);
+        // What is scraped of a secure service is its operations port.
+        let scraped = self.inner.identity.is_none();
+        let mut addresses = if scraped { self.inner.map.addresses(service) } else { Vec::new() };
         if addresses.is_empty() {
             let places: Vec<_> = hosts.0.iter().cloned().map(HostAddress).collect();
             let found = join_all(places.iter().map(HostAddress::resolve)).await;
             addresses = found.into_iter().flatten().flatten().collect();
         }
         (hosts.0[0].to_string(), addresses)
+    }
+
+    async fn send(
+        &self,
+        service: usize,
+        address: SocketAddr,
+        host: &str,
+        request: ServiceRequest<'_>,
+    ) -> Result<ServiceResponse, RequestError> {
+        let authorization = match (&self.session, &self.inner.identity) {
+            (Some(session), _) => Some(session.authorization()),
+            (None, Some(identity)) => Some(identity.own().await?.authorization()),
+            (None, None) => None,
+        };
+        let token = authorization.as_deref().map(|value| ("authorization", value));
+        let headers: Vec<_> = request.headers.iter().copied().chain(token).collect();
+        let request = ServiceRequest { headers: &headers, ..request };
+        let tls = self.inner.identity.as_ref().map(Identity::tls);
+        let answer = client::send(address, host, tls, request, MAX_ANSWER, TIMEOUT).await;
+        answer.map_err(|error| RequestError::new(format!("{} at {address}: {error}", SERVICES[service])))
     }
 
     /// A journey as it is now; none if nothing is known of the trace.
@@ -150,16 +197,6 @@ impl App {
             self.inner.store.update(*id, |trace| trace.read_back = Some(version));
         }
     }
-}
-
-async fn send(
-    service: usize,
-    address: SocketAddr,
-    host: &str,
-    request: ServiceRequest<'_>,
-) -> Result<ServiceResponse, RequestError> {
-    let answer = client::send(address, host, request, MAX_ANSWER, TIMEOUT).await;
-    answer.map_err(|error| RequestError::new(format!("{} at {address}: {error}", SERVICES[service])))
 }
 
 /// The version that patient-service's entity tags name.

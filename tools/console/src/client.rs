@@ -69,13 +69,14 @@ impl<'a> ServiceRequest<'a> {
 }
 
 /// Sends a request to an address and reads the answer, up to `limit` bytes of it within `time`. `host` is what the request
-/// says about where it is sent to.
+/// says about where it is sent to, and with TLS the name that the certificate must have.
 ///
 /// # Errors
 /// If there is no answer in time, or it is too long.
 pub(crate) async fn send(
     address: SocketAddr,
     host: &str,
+    tls: Option<&tls::Connector>,
     request: ServiceRequest<'_>,
     limit: usize,
     time: Duration,
@@ -89,6 +90,10 @@ pub(crate) async fn send(
         let message = message.body(Full::new(request.body)).map_err(|error| failed(&error))?;
         let stream = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
+        let stream = match tls {
+            Some(tls) => tls.connect(name(host), stream).await.map_err(|error| failed(&error))?,
+            None => tls::Stream::Plain(stream),
+        };
         let (mut sender, connection) =
             http1::handshake(FuturesIo::new(stream)).await.map_err(|error| failed(&error))?;
         // It ends with the sender, or when the other side closes it.
@@ -103,4 +108,9 @@ pub(crate) async fn send(
         Ok(answer) => answer,
         Err(elapsed) => Err(RequestError(elapsed.to_string())),
     }
+}
+
+/// The name or the address in `host:port`.
+fn name(host: &str) -> &str {
+    host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']'])
 }

@@ -114,7 +114,7 @@ impl ForwarderTask {
             let addresses = self.collector.authority.resolve().await.map_err(|error| error.to_string())?;
             let address = addresses.first().ok_or("its name has no address")?;
             let host = self.collector.authority.to_string();
-            client::send(*address, &host, outgoing, MAX_ANSWER, TIMEOUT).await.map_err(|error| error.to_string())
+            client::send(*address, &host, None, outgoing, MAX_ANSWER, TIMEOUT).await.map_err(|error| error.to_string())
         };
         match answer.await {
             Ok(answer) if answer.is_success() => {

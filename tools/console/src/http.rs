@@ -5,6 +5,7 @@ mod lab;
 mod map;
 mod patients;
 mod programs;
+mod session;
 
 use serde_json::json;
 use std::time::SystemTime;
@@ -22,7 +23,7 @@ const PAGES: [&str; 8] =
 /// The route table.
 pub(crate) fn routes(app: App) -> Router<App> {
     let in_flight = app.settings().http.limits.in_flight;
-    let mut router = Router::new(app).limit_in_flight(in_flight).guard(guard::check);
+    let mut router = Router::new(app).limit_in_flight(in_flight).guard(check);
     for (name, value) in guard::HEADERS {
         router = router.header(name, value);
     }
@@ -30,6 +31,9 @@ pub(crate) fn routes(app: App) -> Router<App> {
         router = router.get(path, page);
     }
     router
+        .get("/login", session::page)
+        .post("/api/session", session::log_in)
+        .delete("/api/session", session::log_out)
         .get("/assets/:name", asset)
         .get("/api/info", info)
         .get("/api/stream", journeys::stream)
@@ -61,6 +65,12 @@ pub(crate) fn routes(app: App) -> Router<App> {
         .post("/v1/metrics", programs::metrics)
 }
 
+/// Lets a request through that comes from where it may, and in a secure system from somebody who has logged in.
+fn check(request: &Request) -> Result<(), Problem> {
+    guard::check(request)?;
+    request.state().identity().map_or(Ok(()), |identity| identity.check(request))
+}
+
 async fn page(request: Request) -> Result<Response, Problem> {
     request.state().assets().response("index.html", &request)
 }
@@ -70,9 +80,15 @@ async fn asset(request: Request) -> Result<Response, Problem> {
 }
 
 async fn info(request: Request) -> Result<Response, Problem> {
-    let app = request.state();
+    let app = App::of(&request);
     let settings = app.settings();
+    if app.identity().is_some() && app.session().is_none() {
+        // Enough for the page to ask for a login.
+        return Ok(web::json(StatusCode::Ok, &json!({ "login": true, "user": null, "now": iso(SystemTime::now()) })));
+    }
     let body = json!({
+        "login": app.identity().is_some(),
+        "user": app.session().map(|session| session.email.clone()),
         "version": env!("CARGO_PKG_VERSION"),
         "revision": option_env!("GIT_REVISION"),
         "now": iso(SystemTime::now()),

@@ -26,10 +26,12 @@ mod prometheus;
 pub mod samples;
 mod scrape;
 mod service;
+mod session;
 mod settings;
 mod store;
 mod time;
 
 pub use address::Url;
 pub use service::Service;
+pub use session::Secure;
 pub use settings::Settings;

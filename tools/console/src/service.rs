@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use runtime::{Failure, Shutdown, TaskGroup};
 use web::{Health, Server};
 
-use crate::{Settings, app::App, forward, http, map::Map, scrape, store::Store};
+use crate::{Settings, app::App, forward, http, map::Map, scrape, session::Identity, store::Store};
 
 /// Time for the background tasks to end.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(1);
@@ -47,9 +47,11 @@ impl Service {
             forwarder
         });
         let services = [settings.patients.clone(), settings.billing.clone(), settings.analytics.clone()];
-        tasks.start("scrapes", scrape::run(map.clone(), services, shutdown.clone()));
+        let identity = settings.secure.clone().map(Identity::new).transpose();
+        let identity = identity.map_err(|error| Failure::configuration(error.to_string()))?;
+        tasks.start("scrapes", scrape::run(map.clone(), services, identity.clone(), shutdown.clone()));
         // It is ready as soon as it answers: it shows what is unavailable.
-        let app = App::new(settings, store, map, forwarder, shutdown.clone());
+        let app = App::new(settings, identity, store, map, forwarder, shutdown.clone());
         let app = http::routes(app).operations(Health::new(shutdown.clone())).build();
         tasks.start("http", server.serve(app, shutdown));
         Ok(tasks.join(drain).await?)

@@ -1,8 +1,8 @@
 use std::{path::PathBuf, time::Duration};
 
-use config::{HostPorts, Reader, Secret};
+use config::{HostPort, HostPorts, Reader, Secret};
 
-use crate::address::Url;
+use crate::{Secure, address::Url};
 
 /// Everything that can be set from outside.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub collector: Option<Url>,
     /// What the stack's agent proves itself with; without it, there is no agent.
     pub agent_token: Option<Secret<String>>,
+    /// Of a secure system: TLS to the services, and people who log in.
+    pub secure: Option<Secure>,
     /// A folder whose files are served instead of those that are built in.
     pub assets: Option<PathBuf>,
 }
@@ -36,8 +38,10 @@ impl Settings {
         let assets: Option<String> = reader
             .variable(&["CONSOLE_ASSETS"], "folder whose files are served instead of those that are built in")
             .optional();
+        let secure = read_secure(reader);
         Self {
             http,
+            secure,
             patients: reader
                 .variable(&["PATIENT_SERVICE_HTTP"], "HTTP addresses of patient-service")
                 .or("127.0.0.1:4000"),
@@ -63,6 +67,37 @@ impl Settings {
                 )
                 .optional(),
             assets: assets.map(PathBuf::from),
+        }
+    }
+}
+
+/// Reads what a secure system needs: all of it, or nothing.
+fn read_secure(reader: &mut Reader) -> Option<Secure> {
+    const AUTH_SERVICE: &str = "CONSOLE_AUTH_SERVICE";
+    let about = "where people log in, over https; without it nobody has to";
+    let auth_service: Option<HostPort> = reader.variable(&[AUTH_SERVICE], about).optional();
+    let is_secure = auth_service.is_some();
+    let about = "PEM file with the authorities of the services, which are then reached over TLS";
+    let ca: Option<String> = reader.variable(&["CONSOLE_TLS_CA"], about).used_if(is_secure).optional();
+    let about = "JSON file with the email and the password of the console's own user";
+    let user: Option<String> = reader.variable(&["CONSOLE_USER_FILE"], about).used_if(is_secure).optional();
+    let mut operations = |names: &'static [&'static str]| -> Option<HostPorts> {
+        reader.variable(names, "operations port of that service, if people log in").used_if(is_secure).optional()
+    };
+    let operations = [
+        operations(&["PATIENT_SERVICE_OPERATIONS"]),
+        operations(&["BILLING_SERVICE_OPERATIONS"]),
+        operations(&["ANALYTICS_SERVICE_OPERATIONS"]),
+    ];
+    let auth_service = auth_service?;
+    match (ca, user, operations) {
+        (Some(ca), Some(user), [Some(patients), Some(billing), Some(analytics)]) => {
+            Some(Secure { ca: ca.into(), auth_service, user: user.into(), operations: [patients, billing, analytics] })
+        }
+        _ => {
+            let expected = "nothing without CONSOLE_TLS_CA, CONSOLE_USER_FILE and the three ..._OPERATIONS";
+            reader.reject(AUTH_SERVICE, expected, "one of them is not set");
+            None
         }
     }
 }

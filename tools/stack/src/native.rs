@@ -111,16 +111,19 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
 
 /// The console, which forwards telemetry to a collector if there is one.
 fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Result<Launch> {
+    let secure = Secure::of_checkout()?;
+    let scheme = if secure.is_some() { "https" } else { "http" };
     let mut environment = vec![
         ("PATIENT_SERVICE_HTTP", settings.patient_address()),
         ("BILLING_SERVICE_HTTP", settings.billing_address()),
         ("ANALYTICS_SERVICE_HTTP", settings.analytics_address()),
-        ("PATIENT_SERVICE_LINK", format!("http://{}", settings.patient_address())),
-        ("ANALYTICS_SERVICE_LINK", format!("http://{}", settings.analytics_address())),
+        ("PATIENT_SERVICE_LINK", format!("{scheme}://{}", settings.patient_address())),
+        ("ANALYTICS_SERVICE_LINK", format!("{scheme}://{}", settings.analytics_address())),
         ("LOG_LEVEL", settings.log_level.clone()),
         ("LOG_FORMAT", "json".to_owned()),
         (agent_process::TOKEN, agent_process::token()?),
     ];
+    environment.extend(secure.iter().flat_map(|secure| secure.console_settings(settings)));
     environment.extend(collector.map(|collector| ("CONSOLE_FORWARD_OTLP", collector)));
     environment.extend(env::var("CONSOLE_ASSETS").ok().map(|folder| ("CONSOLE_ASSETS", folder)));
     Ok(Launch {

@@ -24,7 +24,8 @@ use crate::{
 };
 
 pub(crate) use settings::Locations;
-pub(crate) use users::{CONSOLE, DEVELOPER, User};
+use users::CONSOLE;
+pub(crate) use users::{DEVELOPER, User};
 
 /// The issuer of tokens.
 pub(crate) const AUTH_SERVICE: &str = "auth-service";
@@ -147,6 +148,19 @@ impl Secure {
         settings::of(service, &self.locations(settings), &|user| users::password_of_broker(&self.home, user))
     }
 
+    /// What the console needs to reach the services, and for people to log in.
+    pub(crate) fn console_settings(&self, settings: &Settings) -> [(&'static str, String); 6] {
+        let operations = |port: u16| format!("127.0.0.1:{port}");
+        [
+            ("CONSOLE_AUTH_SERVICE", settings.auth_address()),
+            ("CONSOLE_TLS_CA", self.authority().display().to_string()),
+            ("CONSOLE_USER_FILE", self.user_file(CONSOLE).display().to_string()),
+            ("PATIENT_SERVICE_OPERATIONS", operations(settings.patient_operations_port)),
+            ("BILLING_SERVICE_OPERATIONS", operations(settings.billing_operations_port)),
+            ("ANALYTICS_SERVICE_OPERATIONS", operations(settings.analytics_operations_port)),
+        ]
+    }
+
     /// The names of all those settings.
     pub(crate) fn setting_names(&self, settings: &Settings) -> Result<Vec<String>> {
         let mut names = Vec::new();
@@ -164,6 +178,7 @@ impl Secure {
             certificates: self.directory(),
             auth_service: settings.auth_address(),
             billing_service: format!("localhost:{}", settings.billing_grpc_port),
+            trace_callers: "127.0.0.1".to_owned(),
             operations_ports: [
                 ("patient-service", settings.patient_operations_port),
                 ("billing-service", settings.billing_operations_port),

@@ -1,14 +1,16 @@
 //! Journeys, log lines and the live stream.
 
 use std::sync::{Arc, LazyLock, atomic::AtomicUsize};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use runtime::timeout;
 use serde_json::json;
 use tide::{Response, StatusCode};
 use web::{Problem, Query, json};
 
 use super::Request;
 use crate::{
+    app::App,
     journey::{from_hex, line_body},
     live::{self, MAX_JOURNEYS, StreamSlot, View},
     store::TraceId,
@@ -58,7 +60,17 @@ pub(super) async fn stream(request: Request) -> Result<Response, Problem> {
     let slot = StreamSlot::take(&STREAMS);
     let slot = slot.ok_or_else(|| Problem::unavailable("There are too many open pages.", RETRY_AFTER))?;
     let (events, response) = web::events();
-    runtime::spawn(live::send(request.state().clone(), view, events, slot)).detach();
+    let app = App::of(&request);
+    let end = app.session().map(|session| session.end.duration_since(SystemTime::now()).unwrap_or_default());
+    runtime::spawn(async move {
+        let send = Box::pin(live::send(app, view, events, slot));
+        match end {
+            // The page then asks for a login.
+            Some(end) => drop(timeout(end, send).await),
+            None => send.await,
+        }
+    })
+    .detach();
     Ok(response)
 }
 
@@ -74,7 +86,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
 }
 
 pub(super) async fn read(request: Request) -> Result<Response, Problem> {
-    let app = request.state();
+    let app = &App::of(&request);
     let not_found = || Problem::not_found("There is no such trace: it was evicted, or has not arrived yet.");
     let id: TraceId = from_hex(request.param("trace").unwrap_or_default()).ok_or_else(not_found)?;
     let mut journey = app.journey(&id).ok_or_else(not_found)?;

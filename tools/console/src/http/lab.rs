@@ -12,6 +12,7 @@ use web::{Limits, Problem, json, no_content, read_json};
 
 use super::Request;
 use crate::{
+    app::App,
     canary, generator,
     guard::single_header,
     lab::{AgentPoll, LabError, MAX_SECONDS, Verb},
@@ -51,7 +52,7 @@ pub(super) async fn begin(mut request: Request) -> Result<Response, Problem> {
         let problem = Problem::bad_request("The time is not valid.").kind("invalid-parameter");
         return Err(problem.field("seconds", format!("must be a whole number from 1 to {MAX_SECONDS}")));
     }
-    let app = request.state().clone();
+    let app = App::of(&request);
     let run = app.lab().begin(&part, verb, seconds).map_err(problem_of_error)?;
     let lab = app.lab().clone();
     runtime::spawn(canary::measure(app, lab, run.clone())).detach();
@@ -88,7 +89,7 @@ pub(super) async fn begin_load(mut request: Request) -> Result<Response, Problem
     if rate_is_wrong || time_is_wrong {
         return Err(problem);
     }
-    let app = request.state().clone();
+    let app = App::of(&request);
     let busy = || Problem::new(StatusCode::Conflict, "There is load already.").kind("busy");
     let stop = app.load().begin(rate, seconds).ok_or_else(busy)?;
     runtime::spawn(generator::run(app, rate, seconds, stop)).detach();

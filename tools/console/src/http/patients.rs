@@ -38,12 +38,12 @@ static EXPONENTS: LazyLock<BTreeMap<String, u16>> = LazyLock::new(|| {
     codes.filter_map(|code| Some((code.clone(), Currency::from_code(&code)?.exponent()?))).collect()
 });
 
-fn unreachable(error: &RequestError) -> Problem {
+pub(super) fn unreachable(error: &RequestError) -> Problem {
     Problem::new(StatusCode::BadGateway, format!("No answer from {error}.")).kind("unreachable")
 }
 
 /// The response of a service as it is, such as a problem.
-fn proxy_response(answer: &ServiceResponse) -> Response {
+pub(super) fn proxy_response(answer: &ServiceResponse) -> Response {
     let mut response = Response::new(answer.status);
     response.set_body(answer.body.to_vec());
     for name in ["content-type", "retry-after"] {
@@ -103,7 +103,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let limit = query.number("limit", 1..=MAX_LIMIT).unwrap_or(LIMIT);
     query.finish(())?;
     let path = list_path(limit, term, cursor);
-    let answer = request.state().call_patient_service(ServiceRequest::get(&path, &[UNSAMPLED])).await;
+    let answer = App::of(&request).call_patient_service(ServiceRequest::get(&path, &[UNSAMPLED])).await;
     let answer = answer.map_err(|error| unreachable(&error))?;
     if !answer.is_success() {
         return Ok(proxy_response(&answer));
@@ -112,7 +112,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
 }
 
 pub(super) async fn read(request: Request) -> Result<Response, Problem> {
-    let (app, id) = (request.state(), patient_id(&request)?);
+    let (app, id) = (&App::of(&request), patient_id(&request)?);
     let (patient, billing, transactions) = (
         format!("/patients/{id}"),
         format!("/patients/{id}/billing"),
@@ -170,7 +170,7 @@ impl Write {
     fn begin(request: &Request, method: &'static str, route: &'static str, patient: Option<Uuid>) -> Self {
         let context = web::trace(request);
         let trace = from_hex(&context.trace_id()).unwrap_or_default();
-        let app = request.state().clone();
+        let app = App::of(request);
         app.store().start_write(trace, SentWrite { at: nanos_now(), method, route, patient, version: None });
         Self { app, trace, traceparent: context.to_string() }
     }
@@ -310,7 +310,7 @@ pub(super) async fn dead_letters(request: Request) -> Result<Response, Problem> 
     query.finish(())?;
     let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
     let path = format!("/analytics/dead-letters?limit={limit}{cursor}");
-    let app = request.state();
+    let app = App::of(&request);
     let of_topic = app.call_each_analytics_service(ServiceRequest::get(&path, &[UNSAMPLED]));
     let (of_topic, of_patient_service) = join(of_topic, app.lab().letters()).await;
     // Each list is shown whatever becomes of the others.

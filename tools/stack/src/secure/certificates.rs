@@ -69,7 +69,7 @@ pub(super) fn renew(directory: &Path) -> Result<bool> {
         Authority::create(directory, AUTHORITY, Validity::Days(AUTHORITY_DAYS.0))?
     };
     let postgres = postgres_address(directory.parent().unwrap_or(directory)).to_string();
-    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK, super::CONSOLE]) {
+    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK]) {
         let Identity { certificate, key } = identity(directory, name);
         if is_kept && lasts(&certificate, DAYS.1) && key.is_file() && keystore(directory, name).is_file() {
             continue;

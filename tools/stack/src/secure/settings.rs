@@ -15,6 +15,8 @@ pub(crate) struct Locations {
     pub(crate) auth_service: String,
     /// Host and port of billing-service's gRPC.
     pub(crate) billing_service: String,
+    /// The callers whose traces are continued, which are the networks of the console.
+    pub(crate) trace_callers: String,
     /// The operations ports of the services.
     pub(crate) operations_ports: [(&'static str, u16); 3],
     /// Files of auth-service.
@@ -49,6 +51,8 @@ pub(super) fn of(
         ("AUTH_JWKS_TLS_CA", authority.clone()),
         ("AUTH_ISSUER", issuer),
         ("AUTH_AUDIENCE", service.to_owned()),
+        // The console begins the journeys of what it writes, and has what it reads not recorded.
+        ("HTTP_TRACE_CALLERS", locations.trace_callers.clone()),
     ]);
     let operations = locations.operations_ports.iter().find(|(name, _)| *name == service);
     settings.extend(operations.map(|(_, port)| ("OPERATIONS_PORT", port.to_string())));
