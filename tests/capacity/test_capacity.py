@@ -13,7 +13,7 @@ import figures  # noqa: E402
 import simulation  # noqa: E402
 
 # Greatest errors: of what the model is fitted to, of what it predicts, and of what the page says that it misses.
-FITTED, PREDICTED, MISSED = 0.05, 0.20, 0.70
+FITTED, PREDICTED, MISSED = 0.10, 0.20, 0.70
 # Python's versions may round a simulated number otherwise.
 TOLERANCE = 0.10
 
@@ -27,7 +27,7 @@ class Model(unittest.TestCase):
                 error = capacity.error(measured, model)
                 print(f"{what}: measured {measured:.2f}, model {model():.2f}, error {error:+.0%}")
                 with self.subTest(what):
-                    self.assertLess(abs(error), greatest)
+                    self.assertLess(abs(error), greatest, "after new measurements: docs/capacity/capacity.py --calibrate")
 
     def test_without_shared_statements_it_would_not_be(self):
         """The mechanism that the model rests on."""
