@@ -46,6 +46,7 @@ fn the_suite_of_a_running_system_passes_on_a_secure_one() {
         assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 5, "{ps}");
         refuses_strangers(&stack).await;
         the_console_lets_people_log_in(&stack).await;
+        the_gateway_has_the_paths_of_the_original(&stack).await;
         nobody_else_reads_secrets(stack.home());
 
         stack.print(&["kill", "patient-service"]);
@@ -92,6 +93,29 @@ async fn refuses_strangers(stack: &Stack) {
     assert!(count(&url).await.is_ok());
     assert!(count(&url.replace("/patients?", "/billing?")).await.is_err());
     until("a client without SASL is refused", async || kafka::partitions(&stack.kafka, "patient").await.is_err()).await;
+}
+
+/// One address for clients, over TLS, with the paths of the original gateway. `up` says if there is none.
+async fn the_gateway_has_the_paths_of_the_original(stack: &Stack) {
+    if Command::new("nginx").arg("-v").output().is_err() {
+        println!("SKIPPED: the gateway: nginx is not installed");
+        return;
+    }
+    let access = testbed::http::Access::new(&stack.home().join("tls/ca.pem")).unwrap();
+    let gateway = stack.client("GATEWAY_PORT").with_access(&access);
+    let user = fs::read(stack.home().join("users/developer.json")).unwrap();
+    let login = gateway.post("/auth/login", &serde_json::from_slice(&user).unwrap()).await.unwrap();
+    assert_eq!(login.status, 200, "{}", login.text());
+    let authorization = format!("Bearer {}", login.json()["token"].as_str().unwrap());
+    for (path, status) in
+        [("/auth/validate", 200), ("/api/patients?limit=1", 200), ("/api/analytics/summary", 200), ("/patients", 404)]
+    {
+        let known = gateway.send(Method::Get, path, &[("authorization", &authorization)], None).await.unwrap();
+        assert_eq!(known.status, status, "{path}: {}", known.text());
+    }
+    for path in ["/auth/validate", "/api/patients", "/api/analytics/summary"] {
+        assert_eq!(gateway.get(path).await.unwrap().status, 401, "{path}");
+    }
 }
 
 /// The console shows nothing without a login, and what a person writes through it is written as that person.

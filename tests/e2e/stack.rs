@@ -10,13 +10,14 @@ use std::{
 use testbed::{Process, Scratch, broker::Kind, http::Client, ports, service::binaries};
 
 /// The components that `up` starts, by their pid files.
-const COMPONENTS: [&str; 8] = [
+const COMPONENTS: [&str; 9] = [
     "postgres/postgres",
     "broker/broker",
     "patient-service",
     "billing-service",
     "analytics-service",
     "auth-service",
+    "gateway",
     "console",
     "agent",
 ];
@@ -44,6 +45,7 @@ impl Stack {
             ("KAFKA_PORT", kafka_port.to_string()),
             ("CONSOLE_PORT", port()),
             ("AUTH_PORT", port()),
+            ("GATEWAY_PORT", port()),
             ("PATIENT_OPERATIONS_PORT", port()),
             ("BILLING_OPERATIONS_PORT", port()),
             ("ANALYTICS_OPERATIONS_PORT", port()),

@@ -22,7 +22,7 @@ use crate::{
     home::{self, Mode},
     logs::{FileLog, Log},
     ports::{self, RequiredPort},
-    secure::{AUTH_SERVICE, Secure, quoted},
+    secure::{AUTH_SERVICE, Secure, gateway, quoted},
     service_settings,
     settings::Settings,
     summary,
@@ -44,12 +44,13 @@ const CONSOLE: &str = "console";
 /// The services, in the order of their start.
 pub(crate) const SERVICES: [&str; 3] = ["billing-service", "analytics-service", "patient-service"];
 /// The logs of the components, in the data directory.
-const LOGS: [(&str, &str); 7] = [
+const LOGS: [(&str, &str); 8] = [
     ("patient-service", "patient-service.log"),
     ("billing-service", "billing-service.log"),
     ("analytics-service", "analytics-service.log"),
     (CONSOLE, "console.log"),
     (AUTH_SERVICE, "auth-service.log"),
+    ("gateway", "gateway.log"),
     ("broker", "broker/broker.log"),
     ("postgres", "postgres/postgres.log"),
 ];
@@ -103,8 +104,17 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     for launch in launches(settings, &home, &databases, &kafka, &selected.passed)? {
         start(launch).await?;
     }
+    let mut has_gateway = false;
+    if let Some(secure) = &secure {
+        has_gateway = gateway::is_installed();
+        if has_gateway {
+            gateway::start(secure, settings, &home).await?;
+        } else {
+            eprintln!("There is no gateway on port {}, because nginx is not installed.", settings.gateway_port);
+        }
+    }
     agent_process::start(settings).await?;
-    summary::print(settings, false, secure.as_ref());
+    summary::print(settings, false, secure.as_ref().map(|secure| (secure, has_gateway)));
     println!("\n  Ready after {:.1} s. Data and logs are in {}.", started.elapsed().as_secs_f64(), home.display());
     Ok(())
 }
@@ -247,6 +257,7 @@ fn check_ports(settings: &Settings, home: &Path) -> Result<()> {
     if Mode::of_checkout()? == Mode::Secure {
         ports.extend([
             (settings.auth_port, "AUTH_PORT", auth_service),
+            (settings.gateway_port, "GATEWAY_PORT", gateway::running(home).is_some()),
             (settings.patient_operations_port, "PATIENT_OPERATIONS_PORT", patients),
             (settings.billing_operations_port, "BILLING_OPERATIONS_PORT", billing),
             (settings.analytics_operations_port, "ANALYTICS_OPERATIONS_PORT", analytics),
@@ -271,6 +282,11 @@ pub(crate) async fn down(settings: &Settings) -> Result<()> {
     let home = home::directory()?;
     let mut stopped = 0;
     agent_process::stop(&home).await;
+    if gateway::running(&home).is_some() {
+        let stop = async { Ok::<_, anyhow::Error>(gateway::stop(&home).await) };
+        step("Stopping the gateway", "", stop).await?;
+        stopped += 1;
+    }
     let others = running_others(settings, &home)?.map(|(_, service)| service);
     for mut service in services(settings, &home)?.into_iter().rev().chain(others.into_iter().rev()).flatten() {
         let name = service.launch().name;
@@ -408,6 +424,10 @@ pub(crate) async fn ps(settings: &Settings) -> Result<Vec<Component>> {
             }
             None => stopped(name),
         });
+    }
+    if let Some(process) = gateway::running(&home) {
+        let address = format!("https://{}", settings.gateway_address());
+        components.push(component("gateway", Some(process.pid()), "running", address));
     }
     Ok(components)
 }

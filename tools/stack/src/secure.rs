@@ -3,6 +3,7 @@
 //! All of it is in files of the secure system's data directory, which their owner alone can read, and is kept between starts.
 
 mod certificates;
+pub(crate) mod gateway;
 mod settings;
 mod users;
 

@@ -28,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) console_port: u16,
     /// Of a secure system.
     pub(crate) auth_port: u16,
+    pub(crate) gateway_port: u16,
     pub(crate) patient_operations_port: u16,
     pub(crate) billing_operations_port: u16,
     pub(crate) analytics_operations_port: u16,
@@ -91,6 +92,7 @@ impl Settings {
                 .or("4003"),
             kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
             console_port: reader.variable(&["CONSOLE_PORT"], "port of the console").or("4010"),
+            gateway_port: reader.variable(&["GATEWAY_PORT"], "port of the gateway").or("4004"),
             auth_port: reader.variable(&["AUTH_PORT"], "port of auth-service").or("4005"),
             patient_operations_port: reader
                 .variable(&["PATIENT_OPERATIONS_PORT"], "operations port of patient-service")
@@ -136,6 +138,11 @@ impl Settings {
     /// The address of auth-service, as tokens name their issuer.
     pub(crate) fn auth_address(&self) -> String {
         format!("localhost:{}", self.auth_port)
+    }
+
+    /// The address of the gateway.
+    pub(crate) fn gateway_address(&self) -> String {
+        format!("localhost:{}", self.gateway_port)
     }
 
     /// The URL of the console.

@@ -5,8 +5,8 @@ use crate::{
     settings::Settings,
 };
 
-/// Prints the summary. In a scaled system, billing's replicas have no common HTTP address, and there are two analytics-services.
-pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<&Secure>) {
+/// Prints the summary; of a secure system also how to get a token, and its gateway if it has one. In a scaled system, billing's replicas have no common HTTP address, and there are two analytics-services.
+pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<(&Secure, bool)>) {
     let (patient, analytics) = (settings.patient_address(), settings.analytics_address());
     let scheme = if secure.is_some() { "https" } else { "http" };
     let health = if scaled {
@@ -16,14 +16,14 @@ pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<&Secure>) 
     };
     let options = match secure {
         None => String::new(),
-        Some(secure) => {
+        Some((secure, _)) => {
             format!(" --cacert {} -H \"authorization: Bearer $(just token)\"", quoted(&secure.authority()))
         }
     };
     let identity = match secure {
         None => "\n  Identities are off: whoever reaches this machine's loopback may do everything. With them: just up --secure\n"
             .to_owned(),
-        Some(secure) => identities(settings, secure),
+        Some((secure, has_gateway)) => identities(settings, secure, has_gateway),
     };
     let (grpc, kafka) = if secure.is_some() { ("grpcs", ", SASL_SSL") } else { ("grpc", "") };
     println!(
@@ -58,13 +58,21 @@ The system runs.
 }
 
 /// How to get a token.
-fn identities(settings: &Settings, secure: &Secure) -> String {
+fn identities(settings: &Settings, secure: &Secure, has_gateway: bool) -> String {
+    let gateway = if has_gateway {
+        format!(
+            "  Gateway       https://{}  /auth/login, /auth/validate, /api/patients, /api/analytics\n",
+            settings.gateway_address()
+        )
+    } else {
+        String::new()
+    };
     format!(
         "
   Identities    https://{auth}/auth/login  a token is valid for 15 minutes
   Users         developer@example.org may do everything, reader@example.org may read;
                 their passwords are in {users}
-  Authority     {authority}
+{gateway}  Authority     {authority}
 
   Log in (just token does this and prints the token alone):
     curl --cacert {authority} https://{auth}/auth/login -H 'content-type: application/json' -d @{user}

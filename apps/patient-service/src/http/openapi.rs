@@ -2,21 +2,25 @@
 
 use utoipa::{
     Modify, OpenApi,
-    openapi::{RefOr, Schema, schema::SchemaType},
+    openapi::{
+        Ref, RefOr, Schema,
+        schema::SchemaType,
+        security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
+    },
 };
 
 use super::{
-    billing, body, patients,
+    BILLING_READ, BILLING_WRITE, PATIENTS_ERASE, PATIENTS_READ, PATIENTS_WRITE, billing, body, patients,
     responses::{
-        BadRequest, Conflict, KeyReused, NotFound, NotImplemented, PreconditionFailed, ProblemBody, TooLarge,
-        Unavailable, UnsupportedMediaType,
+        BadRequest, Conflict, Forbidden, KeyReused, Misdirected, NotFound, NotImplemented, PreconditionFailed,
+        ProblemBody, TooLarge, Unauthorized, Unavailable, UnsupportedMediaType,
     },
 };
 
 /// The document.
 #[derive(OpenApi)]
 #[openapi(
-    modifiers(&AbsentIsNotNull),
+    modifiers(&AbsentIsNotNull, &Identities),
     info(
         title = "Patient service",
         description = "A registry of patients, with their billing accounts.",
@@ -33,10 +37,42 @@ use super::{
     ),
     components(
         schemas(body::PatientBody, body::PageBody, ProblemBody),
-        responses(BadRequest, NotFound, Conflict, PreconditionFailed, TooLarge, UnsupportedMediaType, KeyReused, NotImplemented, Unavailable)
+        responses(BadRequest, Unauthorized, Forbidden, Misdirected, NotFound, Conflict, PreconditionFailed, TooLarge, UnsupportedMediaType, KeyReused, NotImplemented, Unavailable)
     )
 )]
 struct Document;
+
+/// What every operation has in common: the token and its scope, and the answers of the edge.
+struct Identities;
+
+impl Modify for Identities {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        const SCHEME: &str = "token";
+        let scheme = Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
+        let about = "With AUTH=jwt: a token of the issuer, for the audience of this service";
+        let scheme = SecurityScheme::Http(scheme.description(Some(about)).build());
+        document.components.get_or_insert_default().add_security_scheme(SCHEME, scheme);
+        for (path, item) in &mut document.paths.paths {
+            let is_billing = path.contains("/billing");
+            let operations = [
+                (&mut item.get, if is_billing { BILLING_READ } else { PATIENTS_READ }),
+                (&mut item.post, if is_billing { BILLING_WRITE } else { PATIENTS_WRITE }),
+                (&mut item.put, PATIENTS_WRITE),
+                (&mut item.delete, PATIENTS_ERASE),
+            ];
+            for (operation, scope) in operations {
+                let Some(operation) = operation else { continue };
+                // The empty one: with AUTH=off nobody needs a token.
+                let needs = SecurityRequirement::new(SCHEME, [scope.to_string()]);
+                operation.security = Some(vec![SecurityRequirement::default(), needs]);
+                for (status, name) in [("401", "Unauthorized"), ("403", "Forbidden"), ("421", "Misdirected")] {
+                    let response = RefOr::Ref(Ref::from_response_name(name));
+                    operation.responses.responses.insert(status.to_owned(), response);
+                }
+            }
+        }
+    }
+}
 
 /// utoipa makes an `Option` parameter nullable; an optional parameter is not nullable.
 struct AbsentIsNotNull;

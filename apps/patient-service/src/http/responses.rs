@@ -55,6 +55,9 @@ macro_rules! problems {
 
 problems! {
     BadRequest: "The request is malformed or its data are invalid",
+    Unauthorized: "With AUTH=jwt: the request has no valid token; WWW-Authenticate says why",
+    Forbidden: "With AUTH=jwt: the token does not grant the scope, which WWW-Authenticate names",
+    Misdirected: "With AUTH=off: the Host is none of the service's names",
     NotFound: "The patient does not exist",
     Conflict: "The request conflicts with the current state, such as an email that another patient has",
     PreconditionFailed: "The patient is not in the state that If-Match or If-None-Match requires",

@@ -14,6 +14,7 @@ use std::{
 use anyhow::Result;
 use testbed::certificates::{Authority, Identity, Validity};
 
+use super::gateway;
 use crate::private_file;
 
 /// The broker, PostgreSQL, and the commands of the stack.
@@ -69,7 +70,7 @@ pub(super) fn renew(directory: &Path) -> Result<bool> {
         Authority::create(directory, AUTHORITY, Validity::Days(AUTHORITY_DAYS.0))?
     };
     let postgres = postgres_address(directory.parent().unwrap_or(directory)).to_string();
-    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK]) {
+    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK, gateway::NAME]) {
         let Identity { certificate, key } = identity(directory, name);
         if is_kept && lasts(&certificate, DAYS.1) && key.is_file() && keystore(directory, name).is_file() {
             continue;
