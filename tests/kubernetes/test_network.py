@@ -139,6 +139,7 @@ class Network(unittest.TestCase):
                 ("patient-service", patient, "Write"),
                 ("analytics-service", patient, "Describe"),
                 ("analytics-service", patient, "Read"),
+                ("analytics-service", "analytics-service", "Read"),
                 ("analytics-service", dead_letters, "Describe"),
                 ("analytics-service", dead_letters, "Write"),
             },

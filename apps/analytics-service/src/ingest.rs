@@ -8,6 +8,7 @@ mod batch_applier;
 mod budget;
 mod fetched_batch;
 mod fetcher;
+mod group_progress;
 mod spans;
 
 use std::{
@@ -67,13 +68,15 @@ pub struct Ingest {
     outages: Arc<Outages>,
 }
 
-/// What keeps events from being counted, for the log. Clones of [`Ingest`] share it.
+/// What keeps events from being counted, and progress from being shown, for the log. Clones of [`Ingest`] share it.
 #[derive(Debug, Default)]
 struct Outages {
     state: Outage,
     kafka: Outage,
     /// No room for dead letters.
     dead_letters: Outage,
+    /// The progress is not committed to the group.
+    progress: Outage,
 }
 
 impl Ingest {
@@ -136,7 +139,13 @@ impl Ingest {
         let mut fetchers = Fetchers::new();
         self.start_fetchers(assigned, &saved, &shared, &mut fetchers);
         let watch = self.watch_partitions(count, &saved, &shared, &mut fetchers);
-        let error = or(self.apply_all(&receiver, backoff), watch).await;
+        let commit_progress = async {
+            if let Some(group) = &self.settings.group.0 {
+                group_progress::commit(self, group).await;
+            }
+            std::future::pending().await
+        };
+        let error = or(or(self.apply_all(&receiver, backoff), watch), commit_progress).await;
         for (_, fetcher) in fetchers {
             fetcher.cancel().await;
         }

@@ -14,4 +14,4 @@ mod settings;
 pub mod state;
 
 pub use service::Service;
-pub use settings::{Assignment, OnOffsetLoss, Settings};
+pub use settings::{Assignment, ConsumerGroup, OnOffsetLoss, Settings};

@@ -13,6 +13,8 @@ pub struct Settings {
     pub topic: String,
     /// The dead letter topic.
     pub dead_letter_topic: String,
+    /// The consumer group to which the progress is committed.
+    pub group: ConsumerGroup,
     /// The partitions to read.
     pub assignment: Assignment,
     /// The file of the state.
@@ -30,12 +32,26 @@ impl Settings {
         let kafka = kafka::Settings::read(reader, "analytics-service");
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
         let dead_letter_topic = reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "dead letter topic").or("patient.dlq");
+        let about = "consumer group that shows the progress; none commits it to none";
+        let group = reader.variable(&["KAFKA_CONSUMER_GROUP"], about).or("analytics-service");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
         let about = "what to do when records were deleted before they were read, or the topic was recreated";
         let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
         let otlp = otlp::Settings::read(reader, "analytics-service");
-        Self { http, kafka, topic, dead_letter_topic, assignment, state: state.into(), on_offset_loss, otlp }
+        Self { http, kafka, topic, dead_letter_topic, group, assignment, state: state.into(), on_offset_loss, otlp }
+    }
+}
+
+/// The consumer group to which the progress is committed, if to any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerGroup(pub Option<String>);
+
+impl Value for ConsumerGroup {
+    const EXPECTED: &'static str = "the name of a group, or none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self((text != "none").then(|| text.to_owned())))
     }
 }
 

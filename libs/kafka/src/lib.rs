@@ -24,7 +24,8 @@
 //! [`Records`] live. A larger batch is never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and
 //! skipped. A fetch returns at most 16,384 records.
 //!
-//! Not supported: consumer groups (a consumer is given its partition), transactions, idempotent production. The broker may
+//! Not supported: membership of consumer groups (a consumer is given its partition, and [`GroupProgress`] shows its progress),
+//! transactions, idempotent production. The broker may
 //! have executed a call that timed out, so records are delivered at least once.
 
 mod batch;
@@ -37,6 +38,7 @@ mod decompress;
 mod encode;
 mod error;
 mod fetch_response;
+mod group;
 mod large_batch;
 mod malformed;
 mod metadata;
@@ -55,6 +57,7 @@ mod versions;
 
 pub use consumer::{Consumer, Fetched};
 pub use error::{BrokerError, Error, Timeout};
+pub use group::GroupProgress;
 pub use malformed::Malformed;
 pub use metadata::{brokers, leaders, partitions};
 pub use producer::Producer;

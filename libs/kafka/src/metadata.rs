@@ -47,7 +47,9 @@ pub(crate) struct Leader {
 /// If no bootstrap broker is available.
 pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
     let deadline = Deadline::new(settings.deadline);
-    let read = |metadata: &Metadata<'_>| metadata.response.brokers.iter().map(host_port).collect();
+    let read = |metadata: &Metadata<'_>| {
+        metadata.response.brokers.iter().map(|broker| host_port(&broker.host, broker.port)).collect()
+    };
     call("brokers", deadline, query(settings, deadline, None, read)).await
 }
 
@@ -138,7 +140,7 @@ impl Metadata<'_> {
     }
 
     fn address(&self, broker: &MetadataResponseBroker) -> Result<Address, Error> {
-        Ok(Address { broker: host_port(broker)?, advertised_by: Some(self.sent_by.clone()) })
+        Ok(Address { broker: host_port(&broker.host, broker.port)?, advertised_by: Some(self.sent_by.clone()) })
     }
 }
 
@@ -194,7 +196,8 @@ fn id(topic: &MetadataResponseTopic) -> Option<Uuid> {
     Some(topic.topic_id).filter(|id| !id.is_nil())
 }
 
-fn host_port(broker: &MetadataResponseBroker) -> Result<HostPort, Error> {
-    let port = u16::try_from(broker.port).map_err(|_| Malformed::Response)?;
-    Ok(HostPort { host: StrBytes::to_string(&broker.host), port })
+/// The address of a broker in a response.
+pub(crate) fn host_port(host: &StrBytes, port: i32) -> Result<HostPort, Error> {
+    let port = u16::try_from(port).map_err(|_| Malformed::Response)?;
+    Ok(HostPort { host: StrBytes::to_string(host), port })
 }

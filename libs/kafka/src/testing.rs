@@ -1,6 +1,9 @@
 //! Client features for tests alone, with the feature `testing`: transactions, quotas, topic configurations, and malformed or
 //! hostile batches.
 
+mod group;
+mod request;
+
 use std::{
     collections::BTreeMap,
     io::{self, Read as _, Write},
@@ -13,16 +16,14 @@ use kafka_protocol::{
     messages::{
         AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, AlterClientQuotasRequest, AlterClientQuotasResponse,
         BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, EndTxnRequest, EndTxnResponse,
-        FindCoordinatorRequest, FindCoordinatorResponse, IncrementalAlterConfigsRequest,
-        IncrementalAlterConfigsResponse, InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProducerId,
-        TopicName, TransactionalId,
+        FindCoordinatorRequest, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, InitProducerIdRequest,
+        InitProducerIdResponse, ProduceRequest, ProducerId, TopicName, TransactionalId,
         add_partitions_to_txn_request::AddPartitionsToTxnTopic,
         alter_client_quotas_request::{EntityData, EntryData, OpData},
         create_partitions_request::CreatePartitionsTopic,
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         produce_request::{PartitionProduceData, TopicProduceData},
     },
-    protocol::StrBytes,
 };
 
 use crate::{
@@ -32,9 +33,11 @@ use crate::{
     encode::{Sender, frame, put_record, put_varint},
     metadata,
     records::DecodedBatches,
-    unreachable::Address,
     versions::{PRODUCE_BY_NAME, requests},
 };
+
+pub use self::group::{GroupMember, committed_offsets};
+use self::request::{COORDINATOR_TIMEOUT, POLL_INTERVAL, TEST_DEADLINE, check, connect, text};
 
 /// Bits of the attributes of a batch.
 const TRANSACTIONAL: i16 = 1 << 4;
@@ -43,34 +46,13 @@ const CONTROL: i16 = 1 << 5;
 const TOPIC: i8 = 2;
 /// The key type of a transaction coordinator.
 const TRANSACTION: i8 = 1;
-/// How long the transaction coordinator may take to be available, and to end the transaction before.
-const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(30);
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a transactional producer may be used.
-const TEST_DEADLINE: Duration = Duration::from_secs(600);
-
 requests! {
     AlterClientQuotasRequest => AlterClientQuotasResponse, AlterClientQuotas, 0..=1;
     IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse, IncrementalAlterConfigs, 0..=1;
     CreatePartitionsRequest => CreatePartitionsResponse, CreatePartitions, 0..=3;
-    FindCoordinatorRequest => FindCoordinatorResponse, FindCoordinator, 1..=3;
     InitProducerIdRequest => InitProducerIdResponse, InitProducerId, 0..=4;
     AddPartitionsToTxnRequest => AddPartitionsToTxnResponse, AddPartitionsToTxn, 0..=3;
     EndTxnRequest => EndTxnResponse, EndTxn, 0..=3;
-}
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
-}
-
-fn check(code: i16) -> Result<(), Error> {
-    code.err().map_or(Ok(()), |error| Err(error.into()))
-}
-
-/// A connection to the first bootstrap broker.
-async fn connect(settings: &Settings, deadline: Deadline) -> Result<Connection, Error> {
-    let broker = settings.bootstrap.0.first().ok_or(Error::UnknownTopic)?;
-    Connection::open(&Address::bootstrap(broker), settings, deadline).await
 }
 
 /// Sets the produce and consume quotas of a client id, in bytes per second; none removes a quota.

@@ -3,6 +3,10 @@
 
 #[path = "brokers/bombs.rs"]
 mod bombs;
+#[path = "brokers/members.rs"]
+mod members;
+#[path = "brokers/progress.rs"]
+mod progress;
 #[path = "brokers/quotas.rs"]
 mod quotas;
 #[path = "brokers/topics.rs"]

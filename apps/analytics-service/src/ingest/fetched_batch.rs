@@ -14,7 +14,10 @@ use super::{
     budget::{Budget, BudgetPermit},
     spans,
 };
-use crate::state::{DeadLetter, SavedPosition};
+use crate::{
+    Settings,
+    state::{DeadLetter, SavedPosition},
+};
 
 /// Records after which decoding yields to other tasks, such as the one with the next statement for SQLite.
 const YIELD_INTERVAL: usize = 256;
@@ -41,7 +44,7 @@ pub(super) struct FetchedBatch {
 impl FetchedBatch {
     /// Decodes the records of a fetch, and waits until the budget has bytes for them.
     pub(super) async fn decode(
-        (topic, topic_id): (&str, Option<Uuid>),
+        (settings, topic_id): (&Settings, Option<Uuid>),
         partition: i32,
         fetched: Fetched,
         budget: &Arc<Budget>,
@@ -49,7 +52,7 @@ impl FetchedBatch {
         let Fetched { records, next, .. } = fetched;
         let mut undecodable = Vec::new();
         let mut batch = Self {
-            spans: spans::start(topic, partition, &records),
+            spans: spans::start(settings, partition, &records),
             events: Vec::with_capacity(records.max_len()),
             ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id })
         };

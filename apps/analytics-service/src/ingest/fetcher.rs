@@ -127,7 +127,7 @@ impl Fetcher {
                         Some(unreadable) => FetchedBatch::unreadable(topic_id, partition, unreadable, next),
                         None => {
                             let Shared { ingest, budget, .. } = &self.shared;
-                            FetchedBatch::decode((&ingest.settings.topic, topic_id), partition, fetched, budget).await
+                            FetchedBatch::decode((&ingest.settings, topic_id), partition, fetched, budget).await
                         }
                     };
                     self.enqueue(batch).await;

@@ -7,16 +7,14 @@ use telemetry::{
     span::{self, SpanKind},
 };
 
-use crate::state::StateError;
-
-/// Stands for the consumer group, which this service does not use.
-const GROUP: &str = "analytics-service";
+use crate::{Settings, state::StateError};
 
 /// Starts a span for each traced record; none if spans are not collected.
-pub(super) fn start(topic: &str, partition: i32, records: &Records) -> Vec<Span> {
+pub(super) fn start(settings: &Settings, partition: i32, records: &Records) -> Vec<Span> {
     if !span::is_collected() {
         return Vec::new();
     }
+    let (topic, group) = (&settings.topic, &settings.group.0);
     let start = |record: RecordRef<'_>| {
         let mut span =
             Span::start(TraceContext::continue_from(record.header(TRACEPARENT)), SpanKind::Consumer, "process");
@@ -24,9 +22,11 @@ pub(super) fn start(topic: &str, partition: i32, records: &Records) -> Vec<Span>
             span.rename(|| format!("process {topic}"));
             span.set("messaging.system", "kafka");
             span.set("messaging.operation.type", "process");
-            span.set("messaging.destination.name", topic.to_owned());
+            span.set("messaging.destination.name", topic.clone());
             span.set("messaging.destination.partition.id", partition.to_string());
-            span.set("messaging.consumer.group.name", GROUP);
+            if let Some(group) = group {
+                span.set("messaging.consumer.group.name", group.clone());
+            }
             span.set("messaging.kafka.offset", record.offset);
         }
         span

@@ -8,5 +8,6 @@ mod ingest;
 mod offset_loss;
 mod outages;
 mod partitions;
+mod progress;
 mod registrations;
 mod streams;

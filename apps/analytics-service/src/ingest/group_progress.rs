@@ -1,0 +1,53 @@
+//! Commits the progress of ingest to the consumer group, for programs that show its lag or scale by it. The offsets in the
+//! state are the ones that count: those of the group are never read.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use kafka::GroupProgress;
+
+use super::Ingest;
+
+/// How often progress is committed.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// Progress that is unchanged is committed so often: brokers forget the offsets of a group without members after
+/// `offsets.retention.minutes`, by default a week.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// Failures after which the log says so: a cluster needs a moment to make the topic of its first group.
+const LOGGED_FAILURES: u32 = 3;
+
+/// Commits the positions of the read model until it is dropped.
+pub(super) async fn commit(ingest: &Ingest, group: &str) {
+    let mut progress = GroupProgress::new(ingest.settings.kafka.clone(), group, &ingest.settings.topic);
+    let mut committed: Option<(BTreeMap<i32, i64>, Instant)> = None;
+    let mut failures = 0;
+    loop {
+        smol::Timer::after(COMMIT_INTERVAL).await;
+        let next: BTreeMap<i32, i64> = ingest.read_model.read(|snapshot| {
+            snapshot.partitions.iter().map(|(partition, position)| (*partition, position.next)).collect()
+        });
+        let is_repeated =
+            |(before, at): &(BTreeMap<i32, i64>, Instant)| *before == next && at.elapsed() < REPEAT_INTERVAL;
+        if next.is_empty() || committed.as_ref().is_some_and(is_repeated) {
+            continue;
+        }
+        match progress.commit(&next).await {
+            Ok(()) => {
+                (committed, failures) = (Some((next, Instant::now())), 0);
+                if let Some(lasted) = ingest.outages.progress.recovered() {
+                    let lasted_ms = lasted.as_millis() as u64;
+                    tracing::info!(lasted_ms, group, "the progress is committed to the consumer group again");
+                }
+            }
+            Err(error) => {
+                failures += 1;
+                if failures >= LOGGED_FAILURES && ingest.outages.progress.failed(&error.cause()) {
+                    tracing::warn!(%error, group, "the progress is not committed to the consumer group; events are counted");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The progress of a consumer, committed to a consumer group.
+
+use std::collections::BTreeMap;
+
+use kafka_protocol::{
+    error::ParseResponseErrorCode as _,
+    messages::{
+        FindCoordinatorRequest, FindCoordinatorResponse, GroupId, OffsetCommitRequest, OffsetCommitResponse, TopicName,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+    },
+    protocol::StrBytes,
+};
+
+use crate::{
+    Error, Settings,
+    call::{Deadline, call},
+    connection::Connection,
+    metadata::host_port,
+    unreachable::Address,
+    versions::requests,
+};
+
+requests! {
+    // Since version 1 there is a kind of coordinator; since version 4 a request has several groups.
+    FindCoordinatorRequest => FindCoordinatorResponse, FindCoordinator, 1..=3;
+    // Since version 10 with topic ids, which kafka-protocol does not have yet.
+    OffsetCommitRequest => OffsetCommitResponse, OffsetCommit, 2..=9;
+}
+
+/// The key type of a group coordinator.
+const GROUP: i8 = 0;
+
+/// Commits offsets of a topic to a group without being a member of it, for programs that show a group's lag.
+///
+/// Brokers accept them as long as the group has no members. The caller keeps the offsets that it reads from itself: these are
+/// never read back.
+#[derive(Debug)]
+pub struct GroupProgress {
+    settings: Settings,
+    group: GroupId,
+    topic: TopicName,
+    /// To the group's coordinator.
+    connection: Option<Connection>,
+}
+
+impl GroupProgress {
+    /// Connects at its first commit, and again after an error.
+    pub fn new(settings: Settings, group: &str, topic: &str) -> Self {
+        let text = |text: &str| StrBytes::from_string(text.to_owned());
+        Self { settings, group: GroupId(text(group)), topic: TopicName(text(topic)), connection: None }
+    }
+
+    /// Commits the offset of the next record of each partition.
+    ///
+    /// # Errors
+    /// [`Error::RequestRejected`] if the group or the topic is not permitted; [`Error::UnknownTopic`] if there is no such
+    /// topic or partition; otherwise if the coordinator is unavailable, or the group has members (`UnknownMemberId`).
+    pub async fn commit(&mut self, next: &BTreeMap<i32, i64>) -> Result<(), Error> {
+        if let Some(until) = self.connection.as_ref().and_then(Connection::throttled_until) {
+            smol::Timer::at(until).await;
+        }
+        let partition = |(partition, offset): (&i32, &i64)| {
+            let committed = OffsetCommitRequestPartition::default();
+            committed.with_partition_index(*partition).with_committed_offset(*offset)
+        };
+        let topic = OffsetCommitRequestTopic::default()
+            .with_name(self.topic.clone())
+            .with_partitions(next.iter().map(partition).collect());
+        let request = OffsetCommitRequest::default().with_group_id(self.group.clone()).with_topics(vec![topic]);
+        let deadline = Deadline::new(self.settings.deadline);
+        let work = async {
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection.with_deadline(deadline),
+                None => self.find_coordinator(deadline).await?,
+            };
+            let response = connection.call(&request).await?;
+            let committed = response.topics.iter().flat_map(|topic| &topic.partitions);
+            if let Some(error) = committed.into_iter().find_map(|partition| partition.error_code.err()) {
+                return Err(connection.broker_error::<OffsetCommitRequest>(error, None));
+            }
+            self.connection = Some(connection);
+            Ok(())
+        };
+        // Boxed, because a connection is large, and would be part of every caller's future.
+        call("commit_progress", deadline, Box::pin(work)).await
+    }
+
+    /// A connection to the group's coordinator, which the first bootstrap broker that answers names.
+    async fn find_coordinator(&self, deadline: Deadline) -> Result<Connection, Error> {
+        let request = FindCoordinatorRequest::default().with_key(self.group.0.clone()).with_key_type(GROUP);
+        let brokers = &self.settings.bootstrap.0;
+        let mut last = Error::UnknownTopic;
+        for (number, broker) in brokers.iter().enumerate() {
+            // A broker that hangs leaves the others their part of the time.
+            let part = deadline.split(brokers.len() - number);
+            let found = async {
+                let mut connection = Connection::open(&Address::bootstrap(broker), &self.settings, part).await?;
+                let response = connection.call(&request).await?;
+                match response.error_code.err() {
+                    Some(error) => {
+                        let message = response.error_message.as_deref();
+                        Err(connection.broker_error::<FindCoordinatorRequest>(error, message))
+                    }
+                    None => host_port(&response.host, response.port),
+                }
+            };
+            match Box::pin(found).await {
+                Ok(coordinator) => {
+                    let address = Address { broker: coordinator, advertised_by: Some(broker.clone()) };
+                    return Connection::open(&address, &self.settings, deadline).await;
+                }
+                Err(error @ Error::RequestRejected(_)) => return Err(error),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
