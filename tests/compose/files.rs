@@ -32,6 +32,11 @@ pub(crate) fn scaled() -> Json {
     merge(load("docker-compose.yaml"), load("docker-compose.scale.yaml"))
 }
 
+/// The system of `just up --docker --secure`, without the settings that `up` merges over it.
+pub(crate) fn secure() -> Json {
+    merge(single(), load("docker-compose.secure.yaml"))
+}
+
 /// The services of a system, including those with profiles.
 pub(crate) fn services(system: &Json) -> impl Iterator<Item = (&String, &Json)> {
     system["services"].as_object().unwrap().iter()
@@ -85,7 +90,7 @@ fn json(yaml: &Yaml) -> Json {
     }
 }
 
-/// Merges two files by Compose's rules: mappings are merged, lists are joined, other values are replaced.
+/// Merges two files by Compose's rules: mappings are merged, lists are joined, other values and command lines are replaced.
 fn merge(below: Json, above: Json) -> Json {
     match (below, above) {
         (Json::Object(mut below), Json::Object(above)) => {
@@ -99,6 +104,8 @@ fn merge(below: Json, above: Json) -> Json {
                             before.into_iter().filter(|volume| !mount_points.contains(&mount_point(volume))).collect();
                         merge(Json::Array(kept), value)
                     }
+                    // What is executed is one thing.
+                    Some(_) if ["command", "entrypoint", "test"].contains(&name.as_str()) => value,
                     Some(before) => merge(before, value),
                     None => value,
                 };

@@ -6,10 +6,11 @@ mod context;
 mod files;
 mod gateway;
 mod nginx;
+mod secure;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use files::{scaled, services, single, strings, text, variables};
+use files::{scaled, secure as secure_system, services, single, strings, text, variables};
 use serde_json::Value as Json;
 use testbed::{broker::KAFKA_VERSION, postgres::POSTGRES_VERSION};
 
@@ -18,6 +19,10 @@ const MIB: u64 = 1024 * 1024;
 
 fn both() -> [Json; 2] {
     [single(), scaled()]
+}
+
+fn all() -> [Json; 3] {
+    [single(), scaled(), secure_system()]
 }
 
 fn is_default(service: &Json) -> bool {
@@ -63,7 +68,7 @@ fn ports(service: &Json) -> Vec<(&str, &str)> {
 
 #[test]
 fn every_service_has_a_health_check() {
-    for system in both() {
+    for system in all() {
         for (name, service) in services(&system) {
             // Its image has no program for a health check.
             if name == "grpcui" {
@@ -94,7 +99,7 @@ fn every_service_has_a_health_check() {
 
 #[test]
 fn every_service_waits_for_its_dependencies() {
-    for system in both() {
+    for system in all() {
         let names: BTreeSet<_> = services(&system).map(|(name, _)| name.clone()).collect();
         for (name, service) in services(&system) {
             for (needed, how) in service["depends_on"].as_object().into_iter().flatten() {
@@ -111,7 +116,7 @@ fn every_service_waits_for_its_dependencies() {
 
 #[test]
 fn ports_are_unique_and_published_on_loopback_alone() {
-    for system in both() {
+    for system in all() {
         let published: Vec<_> =
             services(&system).flat_map(|(_, service)| ports(service)).map(|(host, _)| host).collect();
         let chosen: BTreeSet<_> = published.iter().filter(|host| !host.is_empty()).collect();
@@ -133,7 +138,7 @@ fn ports_are_unique_and_published_on_loopback_alone() {
 
 #[test]
 fn containers_have_least_privilege() {
-    for system in both() {
+    for system in all() {
         for (name, service) in services(&system) {
             assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
             assert!(service.get("cap_add").is_none() && service.get("privileged").is_none(), "{name}");
@@ -175,7 +180,7 @@ fn memory_is_limited_to_less_than_a_gibibyte_in_all() {
 fn the_stop_grace_period_is_longer_than_the_drain() {
     /// Seconds that a service adds to its drain for background tasks.
     const BACKGROUND: u64 = 5;
-    for system in both() {
+    for system in all() {
         for (name, service) in services(&system) {
             let Some(binary) = binary(service) else { continue };
             let drain = settings(binary)["SHUTDOWN_TIMEOUT"].clone().unwrap();
@@ -187,7 +192,7 @@ fn the_stop_grace_period_is_longer_than_the_drain() {
 
 #[test]
 fn every_variable_is_a_setting_of_its_service() {
-    for system in both() {
+    for system in all() {
         for (name, service) in services(&system) {
             let Some(binary) = binary(service) else { continue };
             let known = settings(binary);

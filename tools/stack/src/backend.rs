@@ -39,9 +39,6 @@ impl fmt::Display for Backend {
     }
 }
 
-/// In the data directory: the backend of the last `up`.
-const FILE: &str = "backend";
-
 const NAMES: [(&str, Backend); 3] = [
     ("native", Backend::Native),
     ("docker", Backend::Docker(Layout::Single)),
@@ -51,14 +48,14 @@ const NAMES: [(&str, Backend); 3] = [
 impl Backend {
     /// The backend of the last `up` in this checkout.
     pub(crate) fn of_checkout() -> Result<Self> {
-        let name = fs::read_to_string(home::directory()?.join(FILE)).unwrap_or_default();
+        let name = fs::read_to_string(home::directory()?.join(home::BACKEND_FILE)).unwrap_or_default();
         let known = NAMES.iter().find(|(known, _)| *known == name.trim());
         Ok(known.map_or(Self::Native, |(_, backend)| *backend))
     }
 
     fn remember(self) -> Result<()> {
         let name = NAMES.iter().find(|(_, backend)| *backend == self).map_or("native", |(name, _)| *name);
-        Ok(fs::write(home::directory()?.join(FILE), format!("{name}\n"))?)
+        Ok(fs::write(home::directory()?.join(home::BACKEND_FILE), format!("{name}\n"))?)
     }
 
     async fn is_up(self, settings: &Settings) -> Result<bool> {
@@ -143,7 +140,6 @@ pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
         RequestedBackend::Automatic if is_up => last,
         // These settings apply to the native system alone.
         RequestedBackend::Automatic if settings.names_backing_services() => Backend::Native,
-        RequestedBackend::Automatic if mode == Mode::Secure => Backend::Native,
         RequestedBackend::Automatic => match docker::check_engine().await {
             Ok(()) => Backend::Docker(Layout::Single),
             Err(docker::EngineError::NotInstalled) => Backend::Native,
@@ -156,8 +152,8 @@ pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
     if is_up && choice != last {
         return Err(anyhow!("The system is up already, {last}. Stop that one first: just down"));
     }
-    if mode == Mode::Secure && choice != Backend::Native {
-        return Err(anyhow!("up --secure starts the system natively: leave --docker and --scaled out."));
+    if mode == Mode::Secure && choice == Backend::Docker(Layout::Scaled) {
+        return Err(anyhow!("up --secure starts one of each service: leave --scaled out."));
     }
     mode.remember()?;
     if let Backend::Docker(layout) = choice {

@@ -16,10 +16,12 @@ use testbed::{Process, service::parse_settings};
 
 use crate::{
     addresses::Addresses,
-    agent_process, home,
+    agent_process,
+    home::{self, Mode},
     logs::{ContainerLog, Log},
     ports::{self, RequiredPort},
     private_file,
+    secure::{Secure, in_containers},
     service_settings::{self, COLLECTOR},
     settings::{self, Settings},
     summary,
@@ -110,7 +112,9 @@ impl Docker {
         if env::var(PROJECT).is_ok_and(|name| !name.is_empty()) {
             environment.remove(PROJECT);
         }
-        Ok(Self { environment, ..Self::find_for_up(layout).await? })
+        let mut found = Self::find_for_up(layout).await?;
+        found.environment.extend(environment);
+        Ok(found)
     }
 
     /// Finds the engine and Compose, for `up`: with the settings in our environment.
@@ -128,7 +132,7 @@ impl Docker {
             let arguments: Vec<_> = compose[1..].iter().copied().chain(["version", "--short"]).collect();
             let reason = match run(compose[0], &arguments).await {
                 Ok(version) if compose_version(&version) >= Some(OLDEST_COMPOSE) => {
-                    return Ok(Self { compose, layout, environment: BTreeMap::new() });
+                    return Ok(Self { compose, layout, environment: in_containers::variables()? });
                 }
                 Ok(version) => format!("{} has version {}", compose.join(" "), version.trim()),
                 Err(error) => error.to_string(),
@@ -149,6 +153,11 @@ impl Docker {
     /// Builds our images if `build`, starts what is not running and waits until everything is ready.
     pub(crate) async fn up(&self, settings: &Settings, build: bool) -> Result<()> {
         let started = Instant::now();
+        let secure = Secure::of_checkout()?;
+        if let Some(secure) = &secure {
+            step("Preparing certificates and users", "", secure.make_files()).await?;
+            secure.write_container_files()?;
+        }
         let before = self.containers().await?;
         self.reject_other_checkout(&before)?;
         self.check_ports(settings, &before)?;
@@ -156,7 +165,7 @@ impl Docker {
             let work = self.run_compose(&["build"], BUILD_TIMEOUT);
             step("Building the images", "(the first time it compiles everything)", work).await?;
         }
-        self.pass_settings().await?;
+        self.pass_settings(settings, secure.as_ref()).await?;
         Settings::save()?;
         let start = async {
             self.start_missing().await?;
@@ -166,7 +175,7 @@ impl Docker {
             return Err(anyhow!("{error}{}", self.logs_of_unready().await));
         }
         agent_process::start(settings).await?;
-        summary::print(settings, self.layout == Layout::Scaled, None);
+        summary::print(settings, self.layout == Layout::Scaled, secure.as_ref().map(|secure| (secure, true)));
         println!("\n  Ready after {:.1} s, in containers. Data are in their volumes.", started.elapsed().as_secs_f64());
         Ok(())
     }
@@ -285,7 +294,7 @@ impl Docker {
     }
 
     /// Writes the settings that are passed to the services into a compose file, which is merged over the others.
-    async fn pass_settings(&self) -> Result<()> {
+    async fn pass_settings(&self, settings: &Settings, secure: Option<&Secure>) -> Result<()> {
         let mut known = BTreeMap::new();
         for service in SERVICES {
             let help = self.query(&["run", "--rm", "--no-deps", "-T", service, "--help"]).await?;
@@ -299,7 +308,10 @@ impl Docker {
             Layout::Single => &[],
             Layout::Scaled => &[("PARTITIONS", "each analytics-service reads its own")],
         };
-        let mut selected = service_settings::select(&known, fixed, |name| env::var(name).ok());
+        let names = secure.map(|secure| secure.setting_names(settings)).transpose()?.unwrap_or_default();
+        let decided = names.iter().map(|name| (name.as_str(), "up --secure decides it"));
+        let fixed: Vec<_> = fixed.iter().copied().chain(decided).collect();
+        let mut selected = service_settings::select(&known, &fixed, |name| env::var(name).ok());
         for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"] {
             if env::var(name).is_ok_and(|value| !value.is_empty()) {
                 selected.add_not_passed(name, "in containers, the system has its own; it applies with --native");
@@ -312,11 +324,12 @@ impl Docker {
         let collector = env::var(COLLECTOR).ok().filter(|url| !url.is_empty());
         service_settings::save(&selected.passed, collector.as_deref())?;
         let file = home::directory()?.join(SETTINGS_FILE);
-        if selected.passed.is_empty() {
+        let own = secure.map(|secure| secure.container_settings(settings)).transpose()?.unwrap_or_default();
+        if selected.passed.is_empty() && own.is_empty() {
             let _ = fs::remove_file(file);
             return Ok(());
         }
-        private_file::write(&file, &overlay(&selected.passed, self.layout).to_string())
+        private_file::write(&file, &overlay(&selected.passed, self.layout, own).to_string())
     }
 
     async fn start_missing(&self) -> Result<()> {
@@ -349,6 +362,9 @@ impl Docker {
 
     /// The addresses of every replica, and of patient-service through the balancer.
     pub(crate) async fn addresses(&self, settings: &Settings) -> Result<Addresses> {
+        if Mode::of_checkout()? == Mode::Secure {
+            return Ok(Addresses::of_single(settings, Mode::Secure));
+        }
         let containers = self.containers().await?;
         let published = |service: &str, port: u16| {
             let replicas = containers.iter().filter(|one| one.service.starts_with(service));
@@ -433,14 +449,15 @@ impl Docker {
         let settings = settings.is_file().then(|| settings.display().to_string());
         let files: Vec<String> = match self.layout {
             // Compose finds docker-compose.yaml and the override file by itself if no `-f` is given.
-            Layout::Single if settings.is_none() => Vec::new(),
+            Layout::Single if settings.is_none() && Mode::of_checkout()? == Mode::Open => Vec::new(),
             Layout::Single => match env::var("COMPOSE_FILE") {
                 Ok(files) if !files.is_empty() => files.split(':').map(str::to_owned).collect(),
                 _ => vec!["docker-compose.yaml".to_owned(), "docker-compose.override.yaml".to_owned()],
             },
             Layout::Scaled => vec!["docker-compose.yaml".to_owned(), "docker-compose.scale.yaml".to_owned()],
         };
-        let files = files.into_iter().chain(settings).flat_map(|file| ["-f".to_owned(), file]);
+        let secure = (Mode::of_checkout()? == Mode::Secure).then(|| in_containers::COMPOSE_FILE.to_owned());
+        let files = files.into_iter().chain(secure).chain(settings).flat_map(|file| ["-f".to_owned(), file]);
         let compose = self.compose[1..].iter().map(|word| (*word).to_owned());
         Ok(compose.chain(files).chain(command.iter().map(|word| (*word).to_owned())).collect())
     }
@@ -458,7 +475,7 @@ impl Docker {
         let mut environment =
             vec![("BUILDKIT_PROGRESS", "plain".to_owned()), (agent_process::TOKEN, agent_process::token()?)];
         if command.contains(&"down") {
-            environment.push(("COMPOSE_PROFILES", "tools,observability".to_owned()));
+            environment.push(("COMPOSE_PROFILES", "gateway,tools,observability".to_owned()));
         } else if profiles.split(',').any(|profile| profile == "observability")
             && env::var(COLLECTOR).unwrap_or_default().is_empty()
         {
@@ -485,8 +502,8 @@ fn state(container: &Container) -> String {
 }
 
 /// A compose file with settings of the services. JSON is YAML; `$$` is a dollar sign in Compose.
-fn overlay(passed: &service_settings::ByService, layout: Layout) -> Json {
-    let mut services = Map::new();
+fn overlay(passed: &service_settings::ByService, layout: Layout, own: Map<String, Json>) -> Json {
+    let mut services = own;
     for (service, settings) in passed {
         let environment: Map<_, _> =
             settings.iter().map(|(name, value)| (name.clone(), value.replace('$', "$$").into())).collect();
@@ -494,7 +511,10 @@ fn overlay(passed: &service_settings::ByService, layout: Layout) -> Json {
         if layout == Layout::Scaled && service == ANALYTICS {
             services.insert(format!("{ANALYTICS}-2"), environment.clone());
         }
-        services.insert(service.clone(), environment);
+        match services.get_mut(service).and_then(|own| own["environment"].as_object_mut()) {
+            Some(own) => own.extend(environment["environment"].as_object().cloned().unwrap_or_default()),
+            None => drop(services.insert(service.clone(), environment)),
+        }
     }
     json!({ "services": services })
 }
@@ -507,8 +527,8 @@ mod tests {
     fn settings_are_merged_over_the_compose_files() {
         let passed = BTreeMap::from([(ANALYTICS.to_owned(), BTreeMap::from([("A".to_owned(), "$1".to_owned())]))]);
         let given = json!({"environment": {"A": "$$1"}});
-        assert_eq!(overlay(&passed, Layout::Single), json!({"services": {"analytics-service": given}}));
+        assert_eq!(overlay(&passed, Layout::Single, Map::new()), json!({"services": {"analytics-service": given}}));
         let both = json!({"services": {"analytics-service": given, "analytics-service-2": given}});
-        assert_eq!(overlay(&passed, Layout::Scaled), both);
+        assert_eq!(overlay(&passed, Layout::Scaled, Map::new()), both);
     }
 }

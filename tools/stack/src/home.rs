@@ -41,6 +41,14 @@ impl Mode {
     }
 }
 
+/// In the data directory: the name of the backend of the last `up`.
+pub(crate) const BACKEND_FILE: &str = "backend";
+
+/// Whether the last `up` started containers.
+pub(crate) fn runs_in_containers() -> Result<bool> {
+    Ok(fs::read_to_string(directory()?.join(BACKEND_FILE)).unwrap_or_default().starts_with("docker"))
+}
+
 /// The absolute path of the data directory of the current mode's system, which is created if it does not exist.
 pub(crate) fn directory() -> Result<PathBuf> {
     let directory = of_checkout()?;

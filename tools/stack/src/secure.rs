@@ -4,6 +4,7 @@
 
 mod certificates;
 pub(crate) mod gateway;
+pub(crate) mod in_containers;
 mod settings;
 mod users;
 
@@ -52,6 +53,19 @@ impl Secure {
     /// # Errors
     /// If something was requested that has no TLS, or Apache Kafka cannot be had.
     pub(crate) async fn prepare(&self, settings: &Settings) -> Result<bool> {
+        self.check_servers(settings)?;
+        install::one_broker(Kind::Kafka).await.map_err(|reason| {
+            anyhow!(
+                "up --secure needs Apache Kafka, because Nisshi has neither TLS nor SASL, and it cannot be installed: {reason}\n\
+                 Nothing was started. Without identities and TLS, the system runs on Nisshi: just up"
+            )
+        })?;
+        self.make_files().await
+    }
+
+    /// # Errors
+    /// If a server was requested that is not ours, or a broker that has no TLS.
+    fn check_servers(&self, settings: &Settings) -> Result<()> {
         for (is_set, name) in
             [(settings.database_url.is_some(), "DATABASE_URL"), (settings.kafka.is_some(), "KAFKA_BOOTSTRAP_SERVERS")]
         {
@@ -65,12 +79,11 @@ impl Secure {
         if settings.broker.is_some_and(|broker| broker.0 != Kind::Kafka) {
             return Err(anyhow!("up --secure needs Apache Kafka: Nisshi has neither TLS nor SASL. Unset BROKER."));
         }
-        install::one_broker(Kind::Kafka).await.map_err(|reason| {
-            anyhow!(
-                "up --secure needs Apache Kafka, because Nisshi has neither TLS nor SASL, and it cannot be installed: {reason}\n\
-                 Nothing was started. Without identities and TLS, the system runs on Nisshi: just up"
-            )
-        })?;
+        Ok(())
+    }
+
+    /// Makes certificates and users that are missing, and certificates that expire soon anew; returns whether any is new.
+    pub(crate) async fn make_files(&self) -> Result<bool> {
         let work = async {
             let renewed = certificates::renew(&self.directory())?;
             users::make_missing(&self.home).await?;
@@ -125,9 +138,13 @@ impl Secure {
         })
     }
 
-    /// What commands of the stack need to connect to the broker.
-    pub(crate) fn kafka_security(&self) -> Result<kafka::Security> {
-        Ok(self.broker_listener()?.security()?)
+    /// What commands of the stack need to connect to the broker: in containers it has PLAIN alone.
+    pub(crate) fn kafka_security(&self, in_containers: bool) -> Result<kafka::Security> {
+        let mut security = self.broker_listener()?.security()?;
+        if let Some(sasl) = security.sasl.as_mut().filter(|_| in_containers) {
+            sasl.mechanism = kafka::Mechanism::Plain;
+        }
+        Ok(security)
     }
 
     /// The listener of PostgreSQL.
@@ -180,6 +197,7 @@ impl Secure {
             auth_service: settings.auth_address(),
             billing_service: format!("localhost:{}", settings.billing_grpc_port),
             trace_callers: "127.0.0.1".to_owned(),
+            kafka_mechanism: "SCRAM-SHA-512",
             operations_ports: [
                 ("patient-service", settings.patient_operations_port),
                 ("billing-service", settings.billing_operations_port),

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use config::Value as _;
 use kafka::Consumer;
 
-use crate::{secure::Secure, settings::Settings};
+use crate::{home, secure::Secure, settings::Settings};
 
 /// The topic of patient events.
 pub(crate) const EVENTS: &str = "patient";
@@ -29,7 +29,7 @@ pub(crate) fn kafka(settings: &Settings, command: &'static str) -> Result<kafka:
         client_id: command,
         security: match Secure::of_checkout()? {
             None => kafka::Security::default(),
-            Some(secure) => secure.kafka_security()?,
+            Some(secure) => secure.kafka_security(home::runs_in_containers()?)?,
         },
     })
 }

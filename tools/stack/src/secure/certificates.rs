@@ -14,13 +14,13 @@ use std::{
 use anyhow::Result;
 use testbed::certificates::{Authority, Identity, Validity};
 
-use super::gateway;
 use crate::private_file;
 
-/// The broker, PostgreSQL, and the commands of the stack.
+/// The broker, PostgreSQL, the commands of the stack, and the gateway.
 pub(super) const BROKER: &str = "kafka";
 pub(super) const POSTGRES: &str = "postgres";
 pub(super) const STACK: &str = "stack";
+pub(super) const GATEWAY: &str = "gateway";
 /// Our services, each with a certificate that has its name and those of this machine.
 pub(super) const SERVICES: [&str; 4] = ["patient-service", "billing-service", "analytics-service", super::AUTH_SERVICE];
 
@@ -70,13 +70,14 @@ pub(super) fn renew(directory: &Path) -> Result<bool> {
         Authority::create(directory, AUTHORITY, Validity::Days(AUTHORITY_DAYS.0))?
     };
     let postgres = postgres_address(directory.parent().unwrap_or(directory)).to_string();
-    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK, gateway::NAME]) {
+    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK, GATEWAY]) {
         let Identity { certificate, key } = identity(directory, name);
         if is_kept && lasts(&certificate, DAYS.1) && key.is_file() && keystore(directory, name).is_file() {
             continue;
         }
-        let own = if name == POSTGRES { postgres.as_str() } else { name };
-        let names: Vec<_> = HERE.into_iter().chain([own]).collect();
+        // In containers, the databases have names.
+        let own = if name == POSTGRES { vec![postgres.as_str(), "patient-db", "billing-db"] } else { vec![name] };
+        let names: Vec<_> = HERE.into_iter().chain(own).collect();
         let identity = authority.issue(directory, name, &names, Validity::Days(DAYS.0))?;
         private_file::write(&keystore(directory, name), &identity.keystore()?)?;
         fs::set_permissions(&identity.certificate, Permissions::from_mode(0o600))?;

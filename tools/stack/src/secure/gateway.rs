@@ -11,13 +11,14 @@ use std::{
 use anyhow::Result;
 use testbed::{Process, http::Client};
 
-use super::{Secure, certificates};
+use super::{
+    Secure,
+    certificates::{self, GATEWAY},
+};
 use crate::{settings::Settings, terminal::step};
 
 /// The configuration for containers without TLS.
 const CONFIGURATION: &str = include_str!("../../../../deploy/gateway/nginx.conf");
-/// Its certificate, its log and its pid file.
-pub(super) const NAME: &str = "gateway";
 /// Time until it serves, and for a check whether it does.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,20 +30,20 @@ pub(crate) fn is_installed() -> bool {
 
 /// The gateway if it runs.
 pub(crate) fn running(home: &Path) -> Option<Process> {
-    Process::from_pid_file(NAME, &home.join("gateway.pid"), home.join("gateway.log"))
+    Process::from_pid_file(GATEWAY, &home.join("gateway.pid"), home.join("gateway.log"))
 }
 
 /// Starts it again, so that it has the present ports and certificates.
 pub(crate) async fn start(secure: &Secure, settings: &Settings, home: &Path) -> Result<()> {
     stop(home).await;
-    let directory = home.join(NAME);
+    let directory = home.join(GATEWAY);
     fs::create_dir_all(&directory)?;
     let file = directory.join("nginx.conf");
     fs::write(&file, configuration(secure, settings, &directory))?;
     let client = Client::new(settings.gateway_address()).with_access(&secure.access_without_user()?);
     let client = client.with_timeout(CHECK_TIMEOUT);
     let start = async {
-        let mut process = Process::builder(NAME, "nginx", home.join("gateway.log"))
+        let mut process = Process::builder(GATEWAY, "nginx", home.join("gateway.log"))
             .args(["-e", "stderr", "-g", "daemon off;", "-c"])
             .args([&file])
             .start()?;
@@ -65,29 +66,40 @@ pub(crate) async fn stop(home: &Path) -> bool {
     }
 }
 
-fn configuration(secure: &Secure, settings: &Settings, directory: &Path) -> String {
-    let identity = secure.identity(NAME);
-    let quoted = |path: &Path| format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""));
-    // Every service's certificate has the name of this machine.
+/// The configuration in a container, whose certificates are in this directory.
+pub(super) fn of_container(certificates: &Path) -> String {
+    with_tls(CONFIGURATION, "listen 4004 ssl;", certificates)
+}
+
+/// The configuration with TLS on both sides, with the certificates in this directory.
+fn with_tls(text: &str, listen: &str, directory: &Path) -> String {
+    let identity = certificates::identity(directory, GATEWAY);
+    // Every service's certificate has the name of the machine that it is on.
     let tls = format!(
-        "listen 127.0.0.1:{port} ssl;\n        ssl_certificate {certificate};\n        ssl_certificate_key {key};\n        \
+        "{listen}\n        ssl_certificate {certificate};\n        ssl_certificate_key {key};\n        \
          ssl_protocols TLSv1.2 TLSv1.3;\n        proxy_ssl_trusted_certificate {authority};\n        proxy_ssl_verify on;\n        \
          proxy_ssl_name localhost;",
-        port = settings.gateway_port,
         certificate = quoted(&identity.certificate),
         key = quoted(&identity.key),
-        authority = quoted(&certificates::authority(&secure.directory())),
+        authority = quoted(&certificates::authority(directory)),
     );
+    text.replace("listen 4004;", &tls).replace("proxy_pass http://", "proxy_pass https://")
+}
+
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn configuration(secure: &Secure, settings: &Settings, directory: &Path) -> String {
     let server = |port: u16| format!("server 127.0.0.1:{port};");
-    let mut text = CONFIGURATION.to_owned();
+    let listen = format!("listen 127.0.0.1:{} ssl;", settings.gateway_port);
+    let mut text = with_tls(CONFIGURATION, &listen, &secure.directory());
     for (from, to) in [
         // Without Docker's DNS.
         ("resolver 127.0.0.11 valid=2s ipv6=off;", String::new()),
         ("server patient-service:4000 resolve;", server(settings.patient_port)),
         ("server analytics-service:4002 resolve;", server(settings.analytics_port)),
         ("server auth-service:4005 resolve;", server(settings.auth_port)),
-        ("listen 4004;", tls),
-        ("proxy_pass http://", "proxy_pass https://".to_owned()),
     ] {
         text = text.replace(from, &to);
     }
@@ -108,7 +120,7 @@ mod tests {
     fn nothing_of_the_containers_and_no_plaintext_is_left() {
         let home = Path::new("/home/a \"b\"");
         let settings = Settings::of(config::Environment::empty()).unwrap();
-        let text = configuration(&Secure { home: home.to_owned() }, &settings, &home.join(NAME));
+        let text = configuration(&Secure { home: home.to_owned() }, &settings, &home.join(GATEWAY));
         for left in ["http://", "resolver", "resolve;", "/tmp/", "patient-service:", "listen 4004;"] {
             assert!(!text.contains(left), "{left} in {text}");
         }

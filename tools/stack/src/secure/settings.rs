@@ -17,6 +17,8 @@ pub(crate) struct Locations {
     pub(crate) billing_service: String,
     /// The callers whose traces are continued, which are the networks of the console.
     pub(crate) trace_callers: String,
+    /// The mechanism of SASL to Kafka.
+    pub(crate) kafka_mechanism: &'static str,
     /// The operations ports of the services.
     pub(crate) operations_ports: [(&'static str, u16); 3],
     /// Files of auth-service.
@@ -61,7 +63,7 @@ pub(super) fn of(
             ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".to_owned()),
             ("KAFKA_SSL_TRUSTSTORE_LOCATION", authority.clone()),
             ("KAFKA_SSL_KEYSTORE_LOCATION", path(certificates::keystore(certificates, service))),
-            ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512".to_owned()),
+            ("KAFKA_SASL_MECHANISM", locations.kafka_mechanism.to_owned()),
             ("KAFKA_SASL_USERNAME", service.to_owned()),
             ("KAFKA_SASL_PASSWORD", password),
         ]);

@@ -1,0 +1,155 @@
+//! The secure system in containers: a folder of files for each container, and the settings that are merged over the compose
+//! files. docker-compose.secure.yaml mounts the folders.
+//!
+//! The containers run as other users than `up`, and must read their files. So the files are open to all in a directory that their
+//! owner alone can enter, and each container sees its own folder.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, DirBuilder, Permissions},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use serde_json::{Map, Value as Json, json};
+
+use super::{CONSOLE, Secure, certificates, gateway, settings::Locations, users};
+use crate::settings::Settings;
+
+/// The compose file.
+pub(crate) const COMPOSE_FILE: &str = "docker-compose.secure.yaml";
+/// The variable that it has for the directory of the folders.
+const FILES: &str = "SECURE_FILES";
+/// The profile of what it has besides the services.
+const PROFILE: &str = "gateway";
+/// Where a container finds its folder.
+const INSIDE: &str = "/etc/tls";
+/// The databases: container, name, and the service that it is for.
+const DATABASES: [(&str, &str, &str); 2] =
+    [("patient-db", "patients", "patient-service"), ("billing-db", "billing", "billing-service")];
+
+/// The variables of Compose for a secure system; none for another one.
+pub(crate) fn variables() -> Result<BTreeMap<String, String>> {
+    let Some(secure) = Secure::of_checkout()? else { return Ok(BTreeMap::new()) };
+    let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
+    let profiles = profiles.split(',').filter(|profile| !profile.is_empty()).chain([PROFILE]);
+    let profiles: Vec<_> = profiles.collect();
+    let files = secure.container_files().display().to_string();
+    Ok(BTreeMap::from([("COMPOSE_PROFILES".to_owned(), profiles.join(",")), (FILES.to_owned(), files)]))
+}
+
+impl Secure {
+    /// The directory with a folder for each container.
+    pub(crate) fn container_files(&self) -> PathBuf {
+        self.home.join("containers")
+    }
+
+    /// Writes the folders of the containers.
+    pub(crate) fn write_container_files(&self) -> Result<()> {
+        let directory = self.container_files();
+        let _ = fs::remove_dir_all(&directory);
+        DirBuilder::new().mode(0o700).recursive(true).create(&directory)?;
+        let authority = self.authority();
+        let write = |container: &str, files: &[(&Path, &str)]| {
+            let folder = directory.join(container);
+            fs::create_dir(&folder)?;
+            fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
+            for (from, name) in files.iter().chain(&[(authority.as_path(), "ca.pem")]) {
+                fs::copy(from, folder.join(name))?;
+                fs::set_permissions(folder.join(name), Permissions::from_mode(0o644))?;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        for name in certificates::SERVICES.into_iter().chain([certificates::BROKER, certificates::GATEWAY]) {
+            let identity = self.identity(name);
+            let keystore = certificates::keystore(&self.directory(), name);
+            let own = |extension: &str| format!("{name}.{extension}");
+            let (certificate, key, together) = (own("crt"), own("key"), own("keystore.pem"));
+            let mut files = vec![
+                (identity.certificate.as_path(), certificate.as_str()),
+                (&identity.key, &key),
+                (&keystore, &together),
+            ];
+            let users = users::services_file(&self.home);
+            if name == super::AUTH_SERVICE {
+                files.push((&users, "users.json"));
+            }
+            write(name, &files)?;
+        }
+        let configuration = directory.join(certificates::GATEWAY).join("nginx.conf");
+        fs::write(&configuration, gateway::of_container(Path::new(INSIDE)))?;
+        fs::set_permissions(&configuration, Permissions::from_mode(0o644))?;
+        write("console", &[(&self.user_file(CONSOLE), "console.json")])?;
+        let identity = self.identity(certificates::POSTGRES);
+        for (container, ..) in DATABASES {
+            write(container, &[(&identity.certificate, "server.crt"), (&identity.key, "server.key")])?;
+        }
+        Ok(())
+    }
+
+    /// The settings of the containers, as a compose file without the settings that the user passes.
+    pub(crate) fn container_settings(&self, settings: &Settings) -> Result<Map<String, Json>> {
+        let mut services = Map::new();
+        for service in certificates::SERVICES {
+            let mut environment: Map<String, Json> = self
+                .settings_in_container(service)?
+                .into_iter()
+                .map(|(name, value)| (name, Json::from(value)))
+                .collect();
+            if service != super::AUTH_SERVICE {
+                environment.insert("OPERATIONS_ADDRESS".to_owned(), "0.0.0.0".into());
+            }
+            if let Some((container, database, _)) = DATABASES.iter().find(|(_, _, owner)| *owner == service) {
+                let file = |name: &str| format!("{INSIDE}/{name}");
+                let url = format!(
+                    "postgres://{service}@{container}:5432/{database}?sslmode=verify-full&sslrootcert={}&sslcert={}&sslkey={}",
+                    file("ca.pem"),
+                    file(&format!("{service}.crt")),
+                    file(&format!("{service}.key")),
+                );
+                environment.insert("DATABASE_URL".to_owned(), url.into());
+            }
+            services.insert(service.to_owned(), json!({ "environment": environment }));
+        }
+        let operations = |name: &str, port: u16| {
+            (format!("{name}_SERVICE_OPERATIONS"), Json::from(format!("{}-service:{port}", name.to_lowercase())))
+        };
+        let mut console =
+            Map::from_iter([operations("PATIENT", 4100), operations("BILLING", 4101), operations("ANALYTICS", 4102)]);
+        for (name, value) in [
+            ("CONSOLE_AUTH_SERVICE", "auth-service:4005".to_owned()),
+            ("CONSOLE_TLS_CA", format!("{INSIDE}/ca.pem")),
+            ("CONSOLE_USER_FILE", format!("{INSIDE}/console.json")),
+            ("PATIENT_SERVICE_LINK", format!("https://127.0.0.1:{}", settings.patient_port)),
+            ("ANALYTICS_SERVICE_LINK", format!("https://127.0.0.1:{}", settings.analytics_port)),
+        ] {
+            console.insert(name.to_owned(), value.into());
+        }
+        services.insert("console".to_owned(), json!({ "environment": console }));
+        let users = users::of_broker(&self.home)?;
+        let users: String = users.iter().map(|(user, password)| format!(" user_{user}=\"{password}\"")).collect();
+        let jaas = format!("org.apache.kafka.common.security.plain.PlainLoginModule required{users};");
+        let listeners = ["INSIDE", "OUTSIDE"].map(|listener| {
+            (format!("KAFKA_LISTENER_NAME_{listener}_PLAIN_SASL_JAAS_CONFIG"), Json::from(jaas.clone()))
+        });
+        services.insert("kafka".to_owned(), json!({ "environment": Map::from_iter(listeners) }));
+        Ok(services)
+    }
+
+    fn settings_in_container(&self, service: &str) -> Result<Vec<(String, String)>> {
+        let locations = Locations {
+            certificates: INSIDE.into(),
+            auth_service: "auth-service:4005".to_owned(),
+            billing_service: "billing-service:9001".to_owned(),
+            // The networks of Docker, in which the console is.
+            trace_callers: "172.16.0.0/12,192.168.0.0/16".to_owned(),
+            operations_ports: [("patient-service", 4100), ("billing-service", 4101), ("analytics-service", 4102)],
+            kafka_mechanism: "PLAIN",
+            users: Path::new(INSIDE).join("users.json"),
+            signing_key: "/var/lib/auth-service/signing-key.pk8".into(),
+        };
+        super::settings::of(service, &locations, &|user| users::password_of_broker(&self.home, user))
+    }
+}
