@@ -42,6 +42,12 @@ pub(crate) struct RunOptions {
     /// Base URL of the service
     #[arg(default_value = "http://127.0.0.1:4000")]
     pub(crate) url: String,
+    /// PEM file with the authority of an https service, instead of the public ones
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cacert: Option<PathBuf>,
+    /// File with a token to send, such as the output of just token
+    #[arg(long, value_name = "FILE", conflicts_with = "analytics")]
+    pub(crate) token: Option<PathBuf>,
     /// The requests to send
     #[arg(long, value_enum, default_value_t = Mix::Mixed)]
     pub(crate) scenario: Mix,

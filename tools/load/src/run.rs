@@ -42,7 +42,15 @@ struct ClientResult {
 /// If the run cannot start.
 pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Report> {
     let run = options.run();
-    let target = Arc::new(Target::resolve(&run.url).await?);
+    let mut target = Target::resolve(&run.url).await?;
+    if let Some(authority) = &run.cacert {
+        target = target.trusting(authority)?;
+    }
+    if let Some(file) = &run.token {
+        let token = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        target = target.with_token(token.trim())?;
+    }
+    let target = Arc::new(target);
     let connect = || Connection::new(target.clone(), run.limit);
     let scenario = Arc::new(match &run.path {
         Some(path) => Scenario::path(path.clone()),

@@ -8,6 +8,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    path::Path,
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -19,11 +20,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, StatusCode, Uri, Version,
     client::conn::http1::{self, SendRequest},
-    header,
+    header::{self, HeaderValue},
 };
 use runtime::timeout;
 use smol::net::{TcpStream, resolve};
 use smol_hyper::rt::FuturesIo;
+
+/// The protocol that a TLS handshake offers.
+const ALPN: &[&str] = &["http/1.1"];
 
 /// A service's base URL, resolved.
 #[derive(Clone, Debug)]
@@ -31,23 +35,61 @@ pub struct Target {
     address: SocketAddr,
     host: String,
     prefix: String,
+    tls: Option<tls::Connector>,
+    /// What the header Authorization says.
+    authorization: Option<HeaderValue>,
 }
 
 impl Target {
-    /// Reads `http://host[:port][/prefix]` and looks the host up.
+    /// Reads `http://host[:port][/prefix]`, or the same with https, and looks the host up.
     ///
     /// # Errors
     /// If it is no such URL or the host is unknown; the text names the URL.
     pub async fn resolve(url: &str) -> Result<Self, String> {
         let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(format!("{url}: expected a URL that begins with http://"));
-        }
+        let is_tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(format!("{url}: expected a URL that begins with http:// or https://")),
+        };
         let authority = uri.authority().ok_or_else(|| format!("{url}: a host is missing"))?;
-        let found = resolve((authority.host(), authority.port_u16().unwrap_or(80))).await;
+        let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let found = resolve((authority.host(), port)).await;
         let address = found.map_err(|error| format!("{url}: {error}"))?.first().copied();
         let address = address.ok_or_else(|| format!("{url}: the host has no address"))?;
-        Ok(Self { address, host: authority.to_string(), prefix: uri.path().trim_end_matches('/').to_owned() })
+        let (host, prefix) = (authority.to_string(), uri.path().trim_end_matches('/').to_owned());
+        let public = tls::ClientSettings::default();
+        let tls =
+            is_tls.then(|| tls::Connector::new("load", public, ALPN)).transpose().map_err(|error| error.to_string())?;
+        Ok(Self { address, host, prefix, tls, authorization: None })
+    }
+
+    /// The same server, whose certificate is of this authority instead of a public one.
+    ///
+    /// # Errors
+    /// If the file has no authority, or the URL is not https.
+    pub fn trusting(self, authority: &Path) -> Result<Self, String> {
+        if self.tls.is_none() {
+            return Err("--cacert needs a URL that begins with https://".to_owned());
+        }
+        let files = tls::ClientSettings { ca: Some(authority.to_owned()), identity: None };
+        let tls = tls::Connector::new("load", files, ALPN).map_err(|error| error.to_string())?;
+        Ok(Self { tls: Some(tls), ..self })
+    }
+
+    /// The same server, which is sent this token with every request.
+    ///
+    /// # Errors
+    /// If it is no token.
+    pub fn with_token(self, token: &str) -> Result<Self, String> {
+        let value =
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "the token is malformed".to_owned())?;
+        Ok(Self { authorization: Some(value), ..self })
+    }
+
+    /// The host without its port, which a certificate has to have.
+    fn name(&self) -> &str {
+        self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name).trim_matches(['[', ']'])
     }
 }
 
@@ -116,12 +158,15 @@ impl Connection {
     }
 
     async fn attempt(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Response, RequestError> {
-        let Target { host, prefix, .. } = &*self.target;
+        let Target { host, prefix, authorization, .. } = &*self.target;
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{prefix}{path}"))
             .version(Version::HTTP_11)
             .header(header::HOST, host);
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -148,16 +193,20 @@ impl Connection {
         };
         if !usable {
             self.open = None;
-            let open = connect(self.target.address).await.map_err(|_| RequestError::Connect)?;
+            let open = connect(&self.target).await.map_err(|_| RequestError::Connect)?;
             return Ok(self.open.insert(open));
         }
         self.open.as_mut().ok_or(RequestError::Connect)
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<OpenConnection> {
-    let stream = TcpStream::connect(address).await?;
+async fn connect(target: &Target) -> io::Result<OpenConnection> {
+    let stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
+    let stream = match &target.tls {
+        Some(tls) => tls.connect(target.name(), stream).await?,
+        None => tls::Stream::Plain(stream),
+    };
     let handshake = http1::handshake(FuturesIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(io::Error::other)?;
     // The request on it reports how it ended.
