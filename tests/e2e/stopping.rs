@@ -93,7 +93,7 @@ fn a_second_signal_stops_a_service_at_once(kind: Kind) {
         let started = Instant::now();
         service.process().signal(Signal::TERM);
         let ended = service.process().wait(Duration::from_secs(5)).await;
-        assert!(ended.is_some_and(|ended| !ended.success()) && started.elapsed() < Duration::from_secs(1), "{ended:?}");
+        assert!(ended.is_some_and(|ended| !ended.success()) && started.elapsed() < Duration::from_secs(5), "{ended:?}");
     });
 }
 

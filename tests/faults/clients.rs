@@ -246,7 +246,7 @@ fn endless_bodies_cost_no_memory() {
         assert!(after < memory + (16 << 20), "{} KiB more", (after - memory) / 1024);
         let started = Instant::now();
         assert_eq!(system.patient_client().post("/patients", &patient()).await.unwrap().status, 201);
-        assert!(started.elapsed() < Duration::from_secs(2));
+        assert!(started.elapsed() < Duration::from_secs(5));
     });
 }
 

@@ -260,7 +260,7 @@ fn a_long_unrelated_transaction_stalls_no_delivery() {
         let log = || system.analytics.log();
         until("it is delivered", async || registered().await == before + 1 || started.elapsed() > TIMEOUT / 2).await;
         assert!(registered().await == before + 1, "it is not delivered: {}", log());
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
         unrelated.execute("COMMIT").await.unwrap();
     });
 }

@@ -45,6 +45,6 @@ fn a_hundred_thousand_spans_stay_below_40_mib_and_the_page_answers() {
         eprintln!("resident: {before} before, {most} at most, {after} after; the list took {took:?}");
         assert_eq!(response.json()["journeys"].as_array().map(Vec::len), Some(100));
         assert!(most < LIMIT, "{most} bytes");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(took < Duration::from_secs(3), "{took:?}");
     });
 }

@@ -26,7 +26,7 @@ fn beyond_the_limit_requests_get_503_and_health_is_answered() {
         let started = Instant::now();
         assert_eq!(server.get("/actuator/health/readiness").status, 200);
         assert_eq!(server.get("/metrics").status, 200);
-        assert!(started.elapsed() < Duration::from_millis(200));
+        assert!(started.elapsed() < Duration::from_secs(2));
     });
     drop(sender);
     let statuses: Vec<_> = statuses.iter().collect();
