@@ -126,8 +126,8 @@ fn is_password(password: &str, hash: &str) -> bool {
 }
 
 fn check_hash(text: &str) -> Result<(), &'static str> {
-    let hash =
-        PasswordHash::new(text).map_err(|_| "its passwordHash is none; `auth-service hash-password` makes one")?;
+    let hash = PasswordHash::new(text)
+        .map_err(|_| "its passwordHash is not a hash of argon2id; `auth-service hash-password` makes one")?;
     let parameters = Params::try_from(&hash).map_err(|_| "the parameters of its passwordHash are not valid")?;
     if Algorithm::try_from(hash.algorithm.as_str()) != Ok(Algorithm::Argon2id) {
         return Err("its passwordHash is not one of argon2id");

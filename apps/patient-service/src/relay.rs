@@ -45,7 +45,7 @@ const MAX_ROWS: i64 = 1000;
 const MAX_READS: usize = 3;
 /// Steps that have something to send begin so far apart at least. A step costs a request and fetches, however little it
 /// carries; one that comes alone does not wait.
-const PACE: Duration = Duration::from_millis(10);
+const STEP_INTERVAL: Duration = Duration::from_millis(10);
 /// How long acknowledged events wait for others to be deleted with them: so many are duplicates after a crash.
 const DELETE_LINGER: Duration = Duration::from_millis(200);
 /// Pauses after failures: the first and the longest.
@@ -314,7 +314,7 @@ impl Relay {
                         last_probe = Instant::now();
                         self.schedule.has_published(last_probe);
                         self.broker.report(self.shard, self.publisher.failure());
-                        not_before = begun + PACE;
+                        not_before = begun + STEP_INTERVAL;
                     } else if let Some(failure) = self.publisher.failure() {
                         self.broker.report(self.shard, Some(failure));
                     } else if last_probe.elapsed() > PROBE_INTERVAL {

@@ -5,7 +5,7 @@
 //! - [`Authenticator`]: verifies a bearer token (RFC 6750, RFC 8725) with the keys of the issuer.
 //!
 //! It knows no HTTP server and no gRPC server: [`Rejection`] says what a caller is told, and libs/web and libs/grpc make
-//! an answer of it. The cryptography is `ring`'s, the parsing and the checks of claims are `jsonwebtoken`'s.
+//! a response of it. The cryptography is `ring`'s, the parsing and the checks of claims are `jsonwebtoken`'s.
 
 mod authenticator;
 mod cache;

@@ -18,7 +18,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// The value of `WWW-Authenticate` (RFC 6750, section 3), if the answer has one.
+    /// The value of `WWW-Authenticate` (RFC 6750, section 3), if the response has one.
     pub fn challenge(&self) -> Option<String> {
         match self {
             // Without an error code, because the request has no authentication information.

@@ -43,7 +43,7 @@ async fn get(url: &Url, ca: Option<PathBuf>) -> Result<Vec<u8>, String> {
     let mut response = client.get(url).await.map_err(|error| error.to_string())?;
     match response.status() {
         StatusCode::Ok => response.body_bytes().await.map_err(|error| error.to_string()),
-        status => Err(format!("the answer is {status}")),
+        status => Err(format!("the response is {status}")),
     }
 }
 

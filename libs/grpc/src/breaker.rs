@@ -56,7 +56,7 @@ impl Breaker {
         Some(Admission { generation })
     }
 
-    /// A call was answered; true if that closed an open breaker. The answer to a call that was admitted before the opening
+    /// A call was answered; true if that closed an open breaker. The response to a call that was admitted before the opening
     /// counts too.
     pub fn success(&self) -> bool {
         let mut state = self.lock();

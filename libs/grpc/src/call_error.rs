@@ -12,7 +12,7 @@ use crate::client::code_name;
 /// a status code means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// No answer, or the answer that the service is unavailable. Only this counts as an outage of the peer.
+    /// No response, or the response that the service is unavailable. Only this counts as an outage of the peer.
     Unavailable,
     /// The peer is up and could not do it this time: it is overloaded, has a fault, or rejects our credentials. The same call
     /// may succeed later.
@@ -95,7 +95,7 @@ impl CallError {
         self.code().map_or(FailureKind::Unavailable, FailureKind::of)
     }
 
-    /// Whether there was no answer, or UNAVAILABLE, as opposed to another error of the peer.
+    /// Whether there was no response, or UNAVAILABLE, as opposed to another error of the peer.
     pub fn is_outage(&self) -> bool {
         self.kind() == FailureKind::Unavailable
     }

@@ -30,7 +30,7 @@ const ATTEMPTS: u32 = 3;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(200));
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval between HTTP/2 pings while calls are in flight, and the time for the answer to one. They detect a peer that is
+/// Interval between HTTP/2 pings while calls are in flight, and the time for the response to one. They detect a peer that is
 /// frozen or gone without a RST.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(2));
 
@@ -123,7 +123,7 @@ impl Client {
         &self.settings.address
     }
 
-    /// Whether the circuit breaker is open: the last calls had no answer.
+    /// Whether the circuit breaker is open: the last calls had no response.
     pub fn is_breaker_open(&self) -> bool {
         self.breaker.is_open()
     }
@@ -184,9 +184,9 @@ impl Client {
             let result = Box::pin(make(attempt)).await;
             end(span, &result);
             match result {
-                Ok(answer) => {
+                Ok(response) => {
                     self.budget.success();
-                    return Ok(answer);
+                    return Ok(response);
                 }
                 Err(status) => {
                     let error = CallError::from_status(status);
@@ -220,7 +220,7 @@ impl Client {
                     );
                 }
             }
-            // Any answer, also an error, shows that the peer is up.
+            // Any response, also an error, shows that the peer is up.
             _ => {
                 if self.breaker.success() {
                     BREAKER_OPEN.with_label_values(&[peer]).set(0);

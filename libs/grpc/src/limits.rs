@@ -33,7 +33,7 @@ pub struct Limits {
     pub handshake: Duration,
     /// Time in which a client reads nothing from the connection. After it, the connection is closed.
     pub write_wait: Duration,
-    /// Interval between HTTP/2 pings on a connection, and the time for the answer to one.
+    /// Interval between HTTP/2 pings on a connection, and the time for the response to one.
     pub keep_alive: (Duration, Duration),
 }
 

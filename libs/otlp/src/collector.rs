@@ -18,9 +18,9 @@ pub(crate) struct Collector {
     destination: Destination,
 }
 
-/// The answer of a collector.
+/// The response of a collector.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct CollectorResponse {
     pub(crate) status: StatusCode,
     pub(crate) retry_after: Option<String>,
     pub(crate) body: Vec<u8>,
@@ -42,21 +42,21 @@ impl Collector {
     /// Sends a message, within the timeout of the destination.
     ///
     /// # Errors
-    /// Why there is no answer.
-    pub(crate) async fn post(&self, message: &[u8]) -> Result<Answer, String> {
+    /// Why there is no response.
+    pub(crate) async fn post(&self, message: &[u8]) -> Result<CollectorResponse, String> {
         match timeout(self.destination.timeout, Box::pin(self.post_without_limit(message))).await {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Ok(response) => response.map_err(|error| error.to_string()),
             Err(elapsed) => Err(elapsed.to_string()),
         }
     }
 
-    async fn post_without_limit(&self, message: &[u8]) -> Result<Answer, surf::Error> {
+    async fn post_without_limit(&self, message: &[u8]) -> Result<CollectorResponse, surf::Error> {
         let mut request = self.client.post(&self.destination.url).header(CONTENT_TYPE, PROTOBUF);
         for (name, value) in &self.destination.headers.expose().0 {
             request = request.header(name, value.clone());
         }
         let mut response = request.body(message).await?;
         let retry_after = response.header("retry-after").map(|value| value.as_str().to_owned());
-        Ok(Answer { status: response.status(), retry_after, body: response.body_bytes().await? })
+        Ok(CollectorResponse { status: response.status(), retry_after, body: response.body_bytes().await? })
     }
 }

@@ -18,7 +18,7 @@ use telemetry::{
 };
 
 use crate::{
-    collector::{Answer, Collector},
+    collector::{Collector, CollectorResponse},
     settings::Destination,
 };
 
@@ -83,10 +83,10 @@ pub(crate) struct Delivery {
 enum Outcome {
     /// The collector accepted all but `rejected` items.
     Taken { rejected: u64 },
-    /// It answered with an error status.
+    /// Its response had an error status.
     Rejected { status: u16 },
-    /// It did not answer.
-    Unanswered { why: String },
+    /// It sent no response.
+    NoResponse { why: String },
 }
 
 impl Delivery {
@@ -121,21 +121,21 @@ impl Delivery {
     /// One attempt.
     ///
     /// # Errors
-    /// Why there is no answer.
-    pub(crate) async fn attempt(&self, message: &[u8]) -> Result<Answer, String> {
-        let answer = self.collector.post(message).await;
-        *self.last() = Some(match &answer {
+    /// Why there is no response.
+    pub(crate) async fn attempt(&self, message: &[u8]) -> Result<CollectorResponse, String> {
+        let response = self.collector.post(message).await;
+        *self.last() = Some(match &response {
             // A successful response can say that some items were rejected. The messages for metrics and logs have the
             // same wire format.
-            Ok(Answer { status, body, .. }) if status.is_success() => {
-                let answer = ExportTraceServiceResponse::decode(&**body).unwrap_or_default();
-                let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
+            Ok(CollectorResponse { status, body, .. }) if status.is_success() => {
+                let exported = ExportTraceServiceResponse::decode(&**body).unwrap_or_default();
+                let rejected = exported.partial_success.map_or(0, |partial| partial.rejected_spans);
                 Outcome::Taken { rejected: u64::try_from(rejected).unwrap_or(0) }
             }
-            Ok(Answer { status, .. }) => Outcome::Rejected { status: u16::from(*status) },
-            Err(why) => Outcome::Unanswered { why: why.clone() },
+            Ok(CollectorResponse { status, .. }) => Outcome::Rejected { status: u16::from(*status) },
+            Err(why) => Outcome::NoResponse { why: why.clone() },
         });
-        answer
+        response
     }
 
     /// Counts the items by the outcome of the last attempt, and logs the start and end of an outage.
@@ -154,7 +154,7 @@ impl Delivery {
                 self.signal.count(if later { "failed" } else { "rejected" }, items);
                 Some(format!("it answered {status}"))
             }
-            Some(Outcome::Unanswered { why }) => {
+            Some(Outcome::NoResponse { why }) => {
                 self.signal.count("failed", items);
                 Some(why)
             }
@@ -194,7 +194,7 @@ pub(crate) struct DeliveryClient(pub(crate) Arc<Delivery>);
 #[async_trait]
 impl HttpClient for DeliveryClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let Answer { status, retry_after, body } = self.0.attempt(request.body()).await?;
+        let CollectorResponse { status, retry_after, body } = self.0.attempt(request.body()).await?;
         let mut response = Response::builder().status(u16::from(status));
         if let Some(retry_after) = retry_after {
             response = response.header("retry-after", retry_after);

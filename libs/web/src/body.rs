@@ -129,11 +129,11 @@ fn reject_content_coding<S>(request: &Request<S>) -> Result<(), Problem> {
     Err(problem.kind("unsupported-content-coding").header("accept-encoding", "identity"))
 }
 
-/// Reads and discards some of the body: many clients read the answer only after they have sent everything, and would
+/// Reads and discards some of the body: many clients read the response only after they have sent everything, and would
 /// not get it if the connection were closed before.
 async fn discard(body: Body) {
     let rest = futures_lite::io::copy(body.take(MAX_DISCARDED), futures_lite::io::sink());
-    // The answer is the same if this fails.
+    // The response is the same if this fails.
     let _ = timeout(DISCARD_TIMEOUT, rest).await;
 }
 

@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_has_to_be_read_by_a_deadline() {
+    fn a_response_has_to_be_read_by_a_deadline() {
         smol::block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Converts hyper's types to tide's and back. Bodies are streamed; a short answer of known length is sent as a whole.
+//! Converts hyper's types to tide's and back. Bodies are streamed; a short response of known length is sent as a whole.
 
 use std::{
     io,
@@ -24,9 +24,9 @@ use tide::{
 
 use crate::Problem;
 
-/// Answers up to this many bytes are written together with their head.
+/// Responses up to this many bytes are written together with their head.
 const MAX_INLINE_BODY: usize = 64 * 1024;
-/// Largest frame of a streamed answer in bytes.
+/// Largest frame of a streamed response in bytes.
 const MAX_FRAME: usize = 16 * 1024;
 /// Replaces each non-ASCII byte of a header value, which tide does not support. hyper accepts no value with this byte,
 /// so it cannot be confused with a byte that a client sent.
@@ -102,9 +102,9 @@ pub(crate) fn values<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<It
 
 /// Converts a problem to hyper's response directly.
 pub(crate) fn problem(problem: &Problem, path: &str, trace: TraceContext) -> hyper::Response<ResponseBody> {
-    let mut answer = hyper::Response::new(ResponseBody::Whole(Some(problem.body(path, trace).into())));
-    *answer.status_mut() = status(problem.status());
-    let headers = answer.headers_mut();
+    let mut converted = hyper::Response::new(ResponseBody::Whole(Some(problem.body(path, trace).into())));
+    *converted.status_mut() = status(problem.status());
+    let headers = converted.headers_mut();
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(Problem::CONTENT_TYPE));
     let trace = trace.to_string();
     let others = problem.headers().iter().map(|(name, value)| (*name, value.as_str()));
@@ -114,10 +114,10 @@ pub(crate) fn problem(problem: &Problem, path: &str, trace: TraceContext) -> hyp
         }
     }
     add_security_headers(headers);
-    answer
+    converted
 }
 
-/// What every answer tells a browser: its media type is what it says, and its address is nobody else's business.
+/// What every response tells a browser: its media type is what it says, and its address is nobody else's business.
 pub(crate) fn add_security_headers(headers: &mut HeaderMap) {
     for (name, value) in [(header::X_CONTENT_TYPE_OPTIONS, "nosniff"), (header::REFERRER_POLICY, "no-referrer")] {
         headers.entry(name).or_insert(header::HeaderValue::from_static(value));
@@ -135,7 +135,7 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
         Some(length) if length <= MAX_INLINE_BODY => match body.into_bytes().await {
             Ok(bytes) => ResponseBody::Whole(Some(bytes.into())),
             Err(error) => {
-                tracing::error!(%error, "the body of an answer could not be read");
+                tracing::error!(%error, "the body of a response could not be read");
                 response.set_status(StatusCode::InternalServerError);
                 ResponseBody::Whole(None)
             }
@@ -143,9 +143,9 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
         length => ResponseBody::Stream { reader: body.into_reader(), left: length.map(|length| length as u64) },
     };
     let is_empty = body.is_end_stream();
-    let mut answer = hyper::Response::new(body);
-    *answer.status_mut() = status(response.status());
-    let headers = answer.headers_mut();
+    let mut converted = hyper::Response::new(body);
+    *converted.status_mut() = status(response.status());
+    let headers = converted.headers_mut();
     for (name, values) in &response {
         let Ok(name) = header::HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
         // tide sets a media type also for an empty body.
@@ -159,7 +159,7 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
             }
         }
     }
-    answer
+    converted
 }
 
 /// hyper's request body as a reader for tide.

@@ -15,7 +15,7 @@ const CORS_REQUEST_HEADERS: &str =
     "authorization, content-type, idempotency-key, if-match, if-none-match, traceparent, tracestate, baggage";
 /// What they may read besides the headers that the Fetch standard allows always.
 const CORS_RESPONSE_HEADERS: &str = "etag, link, location, retry-after, server-timing, traceparent, www-authenticate";
-/// Seconds for which a browser keeps the answer to a preflight.
+/// Seconds for which a browser keeps the response to a preflight.
 const CORS_MAX_AGE: &str = "600";
 
 /// Who may use a route.
@@ -94,7 +94,7 @@ impl Edge {
         self.origins.0.iter().any(|one| one == origin).then(|| origin.to_owned())
     }
 
-    /// Lets the scripts of `origin` read the answer.
+    /// Lets the scripts of `origin` read the response.
     pub(crate) fn share(&self, response: &mut Response, origin: Option<&str>) {
         if !self.origins.0.is_empty() {
             response.append_header("vary", "origin");
@@ -102,7 +102,7 @@ impl Edge {
         let Some(origin) = origin else { return };
         response.insert_header("access-control-allow-origin", origin);
         response.insert_header("access-control-expose-headers", CORS_RESPONSE_HEADERS);
-        // Only the answer to OPTIONS has it, besides 405, which is none to a preflight.
+        // Only the response to OPTIONS has it, besides 405, which is none to a preflight.
         if let Some(methods) = response.header("allow").map(|allow| allow.as_str().to_owned()) {
             response.insert_header("access-control-allow-methods", methods);
             response.insert_header("access-control-allow-headers", CORS_REQUEST_HEADERS);
@@ -130,7 +130,7 @@ pub fn caller<S>(request: &Request<S>) -> Caller {
     request.ext::<Caller>().cloned().unwrap_or_default()
 }
 
-/// The answer to a request whose caller was rejected.
+/// The response to a request whose caller was rejected.
 pub fn rejected(rejection: &Rejection) -> Problem {
     let detail = rejection.to_string();
     let problem = match rejection {

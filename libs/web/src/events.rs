@@ -26,13 +26,13 @@ impl EventSender {
     }
 
     /// Waits until the client disconnects, also while nothing is sent: the server reads from the connection all the
-    /// time, and drops the answer when the client closes it.
+    /// time, and drops the response when the client closes it.
     pub async fn closed(&self) {
         self.0.closed().await;
     }
 }
 
-/// An answer that streams events until all its [`EventSender`]s are dropped.
+/// A response that streams events until all its [`EventSender`]s are dropped.
 pub fn events() -> (EventSender, Response) {
     let (sender, receiver) = channel::bounded(MAX_PENDING_EVENTS);
     let mut response = Response::new(StatusCode::Ok);

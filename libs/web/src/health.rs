@@ -95,7 +95,7 @@ impl Health {
         }
     }
 
-    /// The answer to a readiness probe; a brief one leaves out the components.
+    /// The response to a readiness probe; a brief one leaves out the components.
     pub(crate) async fn readiness(&self, is_brief: bool) -> Response {
         let mut components = serde_json::Map::new();
         let mut worst = Status::Up;

@@ -11,17 +11,17 @@ pub struct Limits {
     pub head: usize,
     /// Bytes of a request's body. Above it, 413.
     pub body: usize,
-    /// Memory of all connections together for heads, bodies and answers that clients have not sent or read completely,
+    /// Memory of all connections together for heads, bodies and responses that clients have not sent or read completely,
     /// and for the buffers of requests. Above it, idle connections release their buffers, and then the connections are
     /// evicted whose clients have been waited for longest.
     pub buffers: usize,
-    /// Time from a connection's start, or from the last answer, to the first byte of the next request.
+    /// Time from a connection's start, or from the last response, to the first byte of the next request.
     pub idle_timeout: Duration,
     /// Time from the first byte of a request's head to its last.
     pub head_timeout: Duration,
     /// Time for a request's whole body. After it, 408.
     pub body_timeout: Duration,
-    /// Time in which a client must read some bytes of an answer, and acknowledge those that were sent. An answer of
+    /// Time in which a client must read some bytes of a response, and acknowledge those that were sent. A response of
     /// known length must be read completely within this time and another second for each 4 KiB.
     pub write_timeout: Duration,
     /// Time for requests in flight after the shutdown.

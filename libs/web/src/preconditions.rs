@@ -6,7 +6,7 @@ use crate::Problem;
 
 /// The preconditions of a request.
 ///
-/// For GET and HEAD the router evaluates them against the `ETag` of the answer. Handlers of other methods evaluate them
+/// For GET and HEAD the router evaluates them against the `ETag` of the response. Handlers of other methods evaluate them
 /// in the statement that makes the change, so that no other change comes in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Preconditions {
@@ -63,7 +63,7 @@ impl Preconditions {
         Ok(Self { if_match: tags(request, "if-match")?, if_none_match: tags(request, "if-none-match")? })
     }
 
-    /// Evaluates them for a GET or HEAD whose answer has this entity tag, in the order of section 13.2.2.
+    /// Evaluates them for a GET or HEAD whose response has this entity tag, in the order of section 13.2.2.
     fn evaluate(&self, current: Option<&EntityTag>) -> Evaluation {
         let strong = |tag: &EntityTag| current.is_some_and(|current| !tag.weak && !current.weak && tag == current);
         let weak = |tag: &EntityTag| current.is_some_and(|current| tag.opaque == current.opaque);
@@ -92,7 +92,7 @@ pub(crate) fn are_in<S>(request: &Request<S>) -> bool {
     request.header("if-match").is_some() || request.header("if-none-match").is_some()
 }
 
-/// Applies preconditions to the answer of a GET or HEAD. They count only if the answer is a success.
+/// Applies preconditions to the response of a GET or HEAD. They count only if the response is a success.
 pub(crate) fn apply(preconditions: Result<Preconditions, Problem>, response: Response) -> Result<Response, Problem> {
     if !response.status().is_success() {
         return Ok(response);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn preconditions_count_only_for_successful_answers() {
+    fn preconditions_count_only_for_successful_responses() {
         let missing = apply(Err(Problem::bad_request("malformed")), Response::new(StatusCode::NotFound));
         assert_eq!(missing.unwrap().status(), StatusCode::NotFound);
     }

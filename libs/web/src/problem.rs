@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use telemetry::TraceContext;
 use tide::{Response, StatusCode};
 
-/// An error answer: RFC 9457 `application/problem+json`.
+/// An error response: RFC 9457 `application/problem+json`.
 ///
 /// ```
 /// use tide::StatusCode;
@@ -24,7 +24,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// The media type of the answer.
+    /// The media type of the response.
     pub const CONTENT_TYPE: &'static str = "application/problem+json";
 
     /// A problem with this status. `detail` is for people: what is wrong and what to do, without internals.
@@ -42,7 +42,7 @@ impl Problem {
         Self::new(StatusCode::BadRequest, detail)
     }
 
-    /// 500: a bug or fault of the service, whose cause is in the log and not in the answer.
+    /// 500: a bug or fault of the service, whose cause is in the log and not in the response.
     pub fn internal() -> Self {
         Self::new(StatusCode::InternalServerError, "The service failed to answer; the trace id leads to the cause.")
     }
@@ -73,19 +73,19 @@ impl Problem {
         self
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header to the response.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The status of the answer.
+    /// The status of the response.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The answer to the request for `path`.
+    /// The response to the request for `path`.
     pub(crate) fn into_response(self, path: &str, trace: TraceContext) -> Response {
         let mut response = Response::new(self.status);
         response.set_body(self.body(path, trace));
@@ -101,7 +101,7 @@ impl Problem {
         &self.headers
     }
 
-    /// The body of the answer.
+    /// The body of the response.
     pub(crate) fn body(&self, path: &str, trace: TraceContext) -> Vec<u8> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]

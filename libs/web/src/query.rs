@@ -6,7 +6,7 @@ use crate::Problem;
 
 /// The query parameters of a request. The last of several with one name counts; unknown ones are ignored.
 ///
-/// Wrong values are collected, so that one answer names them all: read every parameter, then call
+/// Wrong values are collected, so that one response names them all: read every parameter, then call
 /// [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct Query {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn one_answer_names_every_wrong_parameter() {
+    fn one_response_names_every_wrong_parameter() {
         let mut query = Query::parse("limit=0&page=x&size=&search=%00");
         assert_eq!(query.number("limit", 1..=10), None);
         assert_eq!(query.number::<u32>("page", 1..=10), None);

@@ -1,7 +1,7 @@
 use serde::Serialize;
 use tide::{Response, StatusCode};
 
-/// An answer with a JSON body.
+/// A response with a JSON body.
 pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let bytes = serde_json::to_vec(body).expect("our response types have string keys and no failing parts");
     let mut response = Response::new(status);

@@ -29,7 +29,7 @@ static REJECTED: LazyLock<IntCounter> = LazyLock::new(|| REQUESTS.with_label_val
 static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
     metrics::latencies(
         "http_request_duration_seconds",
-        "Time from the request's head to the answer's head.",
+        "Time from the request's head to the response's head.",
         &["method", "route"],
     )
 });
@@ -44,9 +44,9 @@ const NOTHING: &str = "There is nothing at this path.";
 /// `Retry-After` of an overloaded service.
 const OVERLOAD_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response, Problem>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response, Problem>> + Send>>;
 /// What answers a route's requests.
-pub type Handler<S> = Arc<dyn Fn(Request<S>) -> Answer + Send + Sync>;
+pub type Handler<S> = Arc<dyn Fn(Request<S>) -> ResponseFuture + Send + Sync>;
 
 /// A route table.
 ///
@@ -145,7 +145,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// Adds a header to every answer, also to problems.
+    /// Adds a header to every response, also to problems.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: &'static str) -> Self {
         self.everywhere.headers.push((name, value));
@@ -307,11 +307,11 @@ pub struct App<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> App<S> {
-    /// The answer to a request.
+    /// The response to a request.
     pub async fn respond(&self, request: tide::http::Request) -> tide::http::Response {
         self.tide.respond(request).await.unwrap_or_else(|error| {
             // No endpoint returns an error; it comes from tide itself.
-            tracing::error!(%error, "tide could not answer");
+            tracing::error!(%error, "tide could not respond");
             tide::http::Response::new(StatusCode::InternalServerError)
         })
     }
@@ -407,7 +407,7 @@ impl InFlightSlot {
 }
 
 /// One row of the table. As a tide endpoint it wraps the handler with the span, the metrics, the limit of requests in
-/// flight and the answer after an error or a panic.
+/// flight and the response after an error or a panic.
 struct Route<S> {
     method: Method,
     path: &'static str,
@@ -458,10 +458,10 @@ impl<S> Route<S> {
         // Other methods evaluate them in the statement that makes the change.
         let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
         if !evaluated || !preconditions::are_in(&request) {
-            return self.answer(request).await;
+            return self.respond(request).await;
         }
         let required = Preconditions::of(&request);
-        preconditions::apply(required, self.answer(request).await?)
+        preconditions::apply(required, self.respond(request).await?)
     }
 
     /// Whether the handler needs the body first.
@@ -469,7 +469,7 @@ impl<S> Route<S> {
         matches!(self.method, Method::Post | Method::Put)
     }
 
-    async fn answer(&self, mut request: Request<S>) -> Result<Response, Problem> {
+    async fn respond(&self, mut request: Request<S>) -> Result<Response, Problem> {
         let slot = self.limit.as_ref().map(|in_flight| Arc::new(InFlightSlot::of(in_flight)));
         if let Some(slot) = &slot {
             // A client that does not send its body must not take a place in flight.
@@ -479,8 +479,8 @@ impl<S> Route<S> {
                 slot.take()?;
             }
         }
-        let answer = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
-        answer.unwrap_or_else(|_| {
+        let response = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
+        response.unwrap_or_else(|_| {
             // The panic hook has logged the message; the span of this line has the route.
             tracing::error!("a handler panicked");
             Err(Problem::internal())
@@ -536,8 +536,8 @@ where
     E: Into<Problem>,
 {
     Arc::new(move |request| {
-        let answer = handler(request);
-        Box::pin(async { answer.await.map_err(Into::into) })
+        let response = handler(request);
+        Box::pin(async { response.await.map_err(Into::into) })
     })
 }
 

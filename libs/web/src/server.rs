@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const READ_SIZE: usize = 4 * 1024;
 /// The smallest `max_buf_size` that hyper accepts.
 const MIN_BUFFER: usize = 8 * 1024;
-/// The answer on a connection that there is no room for.
+/// The response on a connection that there is no room for.
 const SERVICE_UNAVAILABLE: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -212,7 +212,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
         let stream = TcpStream::from(stream);
         set_user_timeout(&stream, self.limits.write_timeout);
-        // Without it, an answer in two writes waits for the client's delayed acknowledgement, about 40 ms.
+        // Without it, a response in two writes waits for the client's delayed acknowledgement, about 40 ms.
         if stream.set_nodelay(true).is_ok() {
             let registered = self.connections.register(stream, self.trusted_proxies.contains(peer.ip()));
             runtime::spawn(self.clone().connection(registered, peer.ip())).detach();
@@ -297,13 +297,13 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         peer: IpAddr,
     ) -> Option<(tls::Stream<Socket>, Vec<u8>)> {
         registered.session_started();
-        let answer = |request| self.answer(request, registered, peer);
+        let respond = |request| self.respond(request, registered, peer);
         let mut connection = http1::Builder::new()
             // `Connections` enforces the timeouts, without a timer for each.
             .header_read_timeout(None)
             .max_header_size(self.limits.head)
             .max_buf_size(self.limits.head.max(MIN_BUFFER))
-            .serve_connection(registered.io(head, stream), service_fn(answer));
+            .serve_connection(registered.io(head, stream), service_fn(respond));
         let served = poll_fn(|context| {
             registered.watch(context);
             match Pin::new(&mut connection).poll(context) {
@@ -334,7 +334,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         None
     }
 
-    async fn answer(
+    async fn respond(
         &self,
         request: hyper::Request<Incoming>,
         registered: &ConnectionGuard,
@@ -380,12 +380,12 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             client.response_started(length);
         }
         response.insert_header(TraceContext::HEADER, trace.to_string());
-        let mut answer = convert::response(response).await.map(|body| GuardedBody { body, _busy: busy });
-        convert::add_security_headers(answer.headers_mut());
+        let mut converted = convert::response(response).await.map(|body| GuardedBody { body, _busy: busy });
+        convert::add_security_headers(converted.headers_mut());
         if let Some(prefix) = registered.is_trusted_proxy().then(|| forwarded::prefix(&parts.headers)).flatten() {
-            forwarded::apply(&prefix, answer.headers_mut());
+            forwarded::apply(&prefix, converted.headers_mut());
         }
-        Ok(answer)
+        Ok(converted)
     }
 }
 
@@ -461,7 +461,7 @@ impl Head {
     }
 }
 
-/// The body of an answer, which keeps its connection busy until it is written.
+/// The body of a response, which keeps its connection busy until it is written.
 struct GuardedBody {
     body: ResponseBody,
     _busy: RequestGuard,

@@ -23,13 +23,13 @@ use crate::Settings;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The requests that a collector received, and its answers.
+/// The requests that a collector received, and its responses.
 #[derive(Clone)]
 struct Collected {
     sent: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
     calls: Arc<AtomicUsize>,
     /// The status of the nth answer; with `None` it never answers.
-    answer: fn(usize) -> Option<u16>,
+    response: fn(usize) -> Option<u16>,
 }
 
 impl Collected {
@@ -45,7 +45,7 @@ async fn take(mut request: Request<Collected>) -> Result<Response, Problem> {
     assert_eq!(request.header("content-type").map(|value| value.as_str()), Some("application/x-protobuf"));
     assert_eq!(request.header("x-tenant").map(|value| value.as_str()), Some("a"));
     let call = collected.calls.fetch_add(1, Ordering::SeqCst);
-    let Some(status) = (collected.answer)(call) else { return std::future::pending().await };
+    let Some(status) = (collected.response)(call) else { return std::future::pending().await };
     if status == 200 {
         let message = ExportTraceServiceRequest::decode(&*body).unwrap();
         collected.sent.lock().unwrap_or_else(PoisonError::into_inner).push(message);
@@ -56,10 +56,10 @@ async fn take(mut request: Request<Collected>) -> Result<Response, Problem> {
 /// Runs a test on a pipeline with a collector that answers like this. Returns the requests that it received, and how long the
 /// pipeline took to shut down.
 fn with_collector(
-    answer: fn(usize) -> Option<u16>,
+    response: fn(usize) -> Option<u16>,
     test: impl AsyncFnOnce(&SpanPipeline, &Collected),
 ) -> (Collected, Duration) {
-    let collected = Collected { sent: Arc::default(), calls: Arc::default(), answer };
+    let collected = Collected { sent: Arc::default(), calls: Arc::default(), response };
     let stopped_in = runtime::block_on(2, async {
         let port = Environment::empty().with("SERVER_PORT", "0");
         let server = Server::bind(&web::Settings::read(&mut Reader::new(port), "0")).unwrap();
