@@ -94,7 +94,7 @@ const VIEWS = [
   ["dead letters without an agent", "/dead-letters", "no-agent"],
   ["dead letters without any", "/dead-letters", "empty"],
   ["keys", "/?help=1", "up"],
-  ["address that is none", "/nowhere", "up"],
+  ["address without a view", "/nowhere", "up"],
 ];
 
 describe("every view is accessible, fits, makes no error and asks nobody else", () => {
