@@ -124,7 +124,7 @@ pub fn init(service: &'static str, settings: &Settings) -> io::Result<()> {
     };
     let writer = Writer::start(QUEUE_BYTES, stdout, notice)?;
     let lines = writer.clone();
-    let lines = LogLayer { service, format, write: move |line| lines.add(line) };
+    let lines = LogLayer { service, format, write: move |line, is_urgent| lines.add(line, is_urgent) };
     // In a test with two services in one process, the first one's settings stay.
     if tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().is_ok() {
         let _ = WRITER.set(writer);
@@ -197,7 +197,7 @@ struct LogLayer<W> {
     write: W,
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String) + 'static> Layer<S> for LogLayer<W> {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String, bool) + 'static> Layer<S> for LogLayer<W> {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
@@ -233,7 +233,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, W: Fn(String) + 'static> Layer<S> f
         if let Some(sink) = SINK.get() {
             sink(line.clone());
         }
-        (self.write)((self.format)(self.service, line));
+        let is_urgent = line.level <= Level::WARN;
+        (self.write)((self.format)(self.service, line), is_urgent);
     }
 }
 
@@ -326,7 +327,7 @@ mod tests {
     }
 
     fn lines_of(format: fn(&str, Line) -> String, work: impl FnOnce()) -> String {
-        let write = |line: String| WRITTEN.with_borrow_mut(|text| text.push_str(&line));
+        let write = |line: String, _: bool| WRITTEN.with_borrow_mut(|text| text.push_str(&line));
         let subscriber = tracing_subscriber::registry().with(LogLayer { service: "test-service", format, write });
         tracing::subscriber::with_default(subscriber, work);
         WRITTEN.take()

@@ -12,6 +12,11 @@ use crate::metrics::{self, IntCounter};
 
 /// Bytes that a line costs in the queue besides its text.
 const LINE_OVERHEAD: usize = 64;
+/// For how long the first line waits for others, so that one wake-up of the thread writes them all. Urgent lines, a queue
+/// that fills up and the end of the process do not wait.
+const LINGER: Duration = Duration::from_millis(100);
+/// Bytes in the queue with which the thread does not wait for more.
+const ENOUGH: usize = PIPE_CAPACITY;
 /// Pause before writing again to a non-blocking output that is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -44,6 +49,14 @@ struct State {
     bytes: usize,
     /// Dropped lines that no notice has reported yet.
     dropped: u64,
+    /// Whether the lines are to be written now.
+    is_urgent: bool,
+}
+
+impl State {
+    fn may_linger(&self) -> bool {
+        !self.is_urgent && self.dropped == 0 && self.bytes < ENOUGH
+    }
 }
 
 impl Writer {
@@ -59,8 +72,8 @@ impl Writer {
         Ok(Self { shared, limit })
     }
 
-    /// Adds a line to the queue. Never blocks on the output.
-    pub(super) fn add(&self, line: String) {
+    /// Adds a line to the queue, to be written with others soon, or now if it is urgent. Never blocks on the output.
+    pub(super) fn add(&self, line: String, is_urgent: bool) {
         let mut state = self.shared.lock();
         let bytes = line.len() + LINE_OVERHEAD;
         if state.bytes + bytes > self.limit {
@@ -70,14 +83,21 @@ impl Writer {
         }
         state.bytes += bytes;
         state.lines.push_back(line);
+        state.is_urgent |= is_urgent;
+        // The thread waits for a first line, and then for as long as there may be others.
+        let is_awaited = state.lines.len() == 1 || !state.may_linger();
         drop(state);
-        self.shared.not_empty.notify_one();
+        if is_awaited {
+            self.shared.not_empty.notify_one();
+        }
     }
 
     /// Waits until all lines are written, at most for `limit`; false if some are not.
     pub(super) fn flush(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut state = self.shared.lock();
+        state.is_urgent = true;
+        self.shared.not_empty.notify_one();
         while state.bytes > 0 || state.dropped > 0 {
             let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
             let waited = self.shared.drained.wait_timeout(state, left);
@@ -95,6 +115,9 @@ impl Shared {
             while state.lines.is_empty() && state.dropped == 0 {
                 state = self.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
+            let waited = self.not_empty.wait_timeout_while(state, LINGER, |state| state.may_linger());
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.is_urgent = false;
             let lines = state.lines.drain(..);
             let count = lines.len() as u64;
             text.clear();
@@ -176,10 +199,10 @@ mod tests {
         let output = Stalling { lets, began, written };
         let writer = Writer::start(LIMIT, output, |count| format!("{count} dropped\n")).unwrap();
         let before = DROPPED.get();
-        writer.add("line  0\n".to_owned());
+        writer.add("line  0\n".to_owned(), false);
         begins.recv_timeout(TIMEOUT).unwrap();
         for number in 1..100 {
-            writer.add(format!("line {number:2}\n"));
+            writer.add(format!("line {number:2}\n"), false);
         }
         assert_eq!(DROPPED.get() - before, 90, "ten fit, one of which is being written");
         assert!(!writer.flush(Duration::from_millis(10)), "it cannot be written");
@@ -190,15 +213,56 @@ mod tests {
         let text: Vec<u8> = texts.try_iter().flatten().collect();
         let expected: String = (0..10).map(|number| format!("line {number:2}\n")).collect();
         assert_eq!(String::from_utf8(text).unwrap(), expected + "90 dropped\n");
-        writer.add("again\n".to_owned());
+        writer.add("again\n".to_owned(), false);
         let_one.send(()).unwrap();
         assert!(writer.flush(TIMEOUT), "it goes on");
         assert_eq!(texts.recv_timeout(TIMEOUT).unwrap(), b"again\n");
         // The reader is gone.
         drop(let_one);
-        writer.add("nobody reads this\n".to_owned());
+        writer.add("nobody reads this\n".to_owned(), false);
         assert!(writer.flush(TIMEOUT), "nothing is waited for");
         assert_eq!(DROPPED.get() - before, 91);
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together_and_an_urgent_one_at_once() {
+        struct Texts(mpsc::Sender<(String, Instant)>);
+        impl Write for Texts {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let text = String::from_utf8(bytes.to_vec()).map_err(io::Error::other)?;
+                self.0.send((text, Instant::now())).map_err(io::Error::other)?;
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (texts, written) = mpsc::channel();
+        let writer = Writer::start(LIMIT, Texts(texts), |_| String::new()).unwrap();
+        let began = Instant::now();
+        writer.add("a\n".to_owned(), false);
+        writer.add("b\n".to_owned(), false);
+        let (text, at) = written.recv_timeout(TIMEOUT).unwrap();
+        assert_eq!(text, "a\nb\n");
+        assert!(at - began >= LINGER, "{:?}", at - began);
+        // Of many tries, so that a busy machine does not make it late each time.
+        let is_at_once = (0..100).any(|_| {
+            let began = Instant::now();
+            writer.add("c\n".to_owned(), false);
+            writer.add("d\n".to_owned(), true);
+            let mut all = String::new();
+            let mut last = began;
+            while !all.ends_with("d\n") {
+                let (text, at) = written.recv_timeout(TIMEOUT).unwrap();
+                all.push_str(&text);
+                last = at;
+            }
+            last - began < LINGER
+        });
+        assert!(is_at_once);
+        writer.add("e\n".to_owned(), false);
+        assert!(writer.flush(TIMEOUT), "the end of the process waits for it");
     }
 
     #[test]
