@@ -73,12 +73,8 @@ impl Handler {
         let timeout = grpc_timeout(request.headers());
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let limit = timeout.map_or(self.limits.call, |timeout| timeout.min(self.limits.call));
-        let work = self.handle(request, &call, pending, &connection);
-        let deadline_passes = async {
-            Timer::after(limit).await;
-            Err(deadline_exceeded())
-        };
-        match or(work, deadline_passes).await {
+        let work = runtime::timeout(limit, self.handle(request, &call, pending, &connection));
+        match work.await.unwrap_or_else(|_| Err(deadline_exceeded())) {
             Ok(response) => response.map(|body| {
                 let response = self.calls.begin_response(call);
                 tonic::body::Body::new(ResponseBody {

@@ -9,6 +9,7 @@
 //! - [`timeout()`] and [`Backoff`]: a bound for every wait, and pauses between retries.
 
 mod backoff;
+mod deadlines;
 mod executor;
 mod listen;
 mod notify;

@@ -1,6 +1,14 @@
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use futures_lite::future::or;
+
+use crate::deadlines::Deadline;
+
+/// Limits below this are timers of smol's, because they are often reached: they are pauses that something may cut short.
+const SHORT: Duration = Duration::from_millis(50);
 
 /// The work did not end within its time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,7 +21,10 @@ pub struct Elapsed(pub Duration);
 /// [`Elapsed`] if the work did not end in time.
 pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     let timer = async {
-        smol::Timer::after(limit).await;
+        match Instant::now().checked_add(limit) {
+            Some(end) if limit >= SHORT => Deadline::at(end).await,
+            _ => drop(smol::Timer::after(limit).await),
+        }
         Err(Elapsed(limit))
     };
     or(async { Ok(work.await) }, timer).await
@@ -25,8 +36,32 @@ mod tests {
 
     #[test]
     fn work_that_never_ends_is_dropped() {
-        let limit = Duration::from_millis(5);
-        assert_eq!(smol::block_on(timeout(limit, std::future::pending::<()>())), Err(Elapsed(limit)));
-        assert_eq!(smol::block_on(timeout(limit, async { 7 })), Ok(7));
+        for limit in [Duration::ZERO, Duration::from_millis(5), SHORT] {
+            let started = Instant::now();
+            assert_eq!(smol::block_on(timeout(limit, std::future::pending::<()>())), Err(Elapsed(limit)));
+            assert!(started.elapsed() >= limit);
+            assert_eq!(smol::block_on(timeout(limit, async { 7 })), Ok(7));
+        }
+        assert_eq!(smol::block_on(timeout(Duration::MAX, async { 7 })), Ok(7));
+    }
+
+    #[test]
+    fn each_of_many_ends_in_its_time_whatever_becomes_of_the_others() {
+        let started = Instant::now();
+        let work = |n: u64| {
+            // In no order; every third is dropped before its time.
+            let limit = SHORT + Duration::from_millis(n * 37 % 100);
+            let until = if n.is_multiple_of(3) { limit / 2 } else { limit * 100 };
+            crate::spawn(async move {
+                let elapsed = timeout(limit, smol::Timer::after(until)).await.is_err();
+                (elapsed != n.is_multiple_of(3)).then(|| (limit, started.elapsed()))
+            })
+        };
+        crate::block_on(2, async {
+            for task in (0..300).map(work).collect::<Vec<_>>() {
+                let (limit, took) = task.await.expect("only what takes longer is late");
+                assert!(took >= limit / 2 && took < limit + Duration::from_secs(5), "{took:?} of {limit:?}");
+            }
+        });
     }
 }
