@@ -194,7 +194,11 @@ fn launches(
         ("KAFKA_BOOTSTRAP_SERVERS", kafka.to_owned()),
         ("STATE_FILE", analytics_state(home).display().to_string()),
     ];
-    let registry = vec![("DATABASE_URL", databases.patients.clone()), ("KAFKA_BOOTSTRAP_SERVERS", kafka.to_owned())];
+    let registry = vec![
+        ("DATABASE_URL", databases.patients.clone()),
+        ("KAFKA_BOOTSTRAP_SERVERS", kafka.to_owned()),
+        ("KAFKA_TOPIC_CLEANUP_POLICY", broker::cleanup_policy(home).to_owned()),
+    ];
     let accounts =
         vec![("DATABASE_URL", databases.billing.clone()), ("GRPC_SERVER_PORT", settings.billing_grpc_port.to_string())];
     Ok([

@@ -31,6 +31,12 @@ fn kind_of_data(home: &Path) -> Option<Kind> {
     }
 }
 
+/// `cleanup.policy` of a topic on this broker. Nisshi compacts at each start, whatever the topic's lags are, and so deletes
+/// events that analytics-service has not read.
+pub(super) fn cleanup_policy(home: &Path) -> &'static str {
+    if kind_of_data(home) == Some(Kind::Nisshi) { "delete" } else { "compact" }
+}
+
 /// The name of the broker in messages.
 pub(super) fn name(home: &Path) -> String {
     kind_of_data(home).map_or("the broker".to_owned(), |kind| kind.to_string())
