@@ -13,7 +13,7 @@ use chrono::Utc;
 use serde_json::Value as Json;
 use testbed::http::Client;
 
-use crate::{backend, service_settings, settings, settings::Settings};
+use crate::{backend, home::Mode, service_settings, settings, settings::Settings};
 
 /// Time for an event to reach the counts.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -80,6 +80,9 @@ impl Known {
 pub(crate) async fn run(settings: &Settings) -> Result<()> {
     // An error if nothing runs, also if the system of another checkout does.
     backend::addresses(settings).await?;
+    if Mode::of_checkout()? == Mode::Secure {
+        bail!("The tour's commands are for a system without identities: just down, just up. just demo runs on both.");
+    }
     let console = Client::new(format!("127.0.0.1:{}", settings.console_port));
     if console.get("/api/info").await.is_err() {
         bail!("The tour needs the console, which does not respond: just up");
