@@ -13,12 +13,15 @@ use crate::support::{audit, logged, register_many, start, until};
 // Nisshi does not tell configurations.
 testbed::on_each_kafka!(a_new_topic_is_compacted_and_another_is_reported);
 
+/// The default of the service, which systems of tests do not have.
+const COMPACT: (&str, &str) = ("KAFKA_TOPIC_CLEANUP_POLICY", "compact");
+
 const REPORT: &str = "the topic exists with another configuration: it may lose events that nobody has read, grow with every \
     event, or keep the names of deleted patients; change it with kafka-configs.sh, or set KAFKA_TOPIC_CLEANUP_POLICY=delete";
 
 fn a_new_topic_is_compacted_and_another_is_reported(kind: Kind) {
     runtime::block_on(2, async {
-        let mut system = start(BackingServices::shared(kind).await, 1, &[]).await;
+        let mut system = start(BackingServices::shared(kind).await, 1, &[COMPACT]).await;
         let acknowledged = Acknowledged::default();
         register_many(&system.patient_client(), &acknowledged, 3).await;
         audit(&system, &acknowledged).await;
@@ -34,7 +37,7 @@ fn a_new_topic_is_compacted_and_another_is_reported(kind: Kind) {
 
         let other = BackingServices::shared(kind).await;
         kafka::create_topic(&kafka, &other.topic, 3).await.unwrap();
-        let system = start(other, 1, &[]).await;
+        let system = start(other, 1, &[COMPACT]).await;
         let acknowledged = Acknowledged::default();
         register_many(&system.patient_client(), &acknowledged, 3).await;
         until("it is reported", async || logged(&system.patients[0], REPORT) == 1).await;
