@@ -121,7 +121,9 @@ fn accounts_are_opened_after_billing_was_unavailable_slow_or_reset() {
             audit(&system, &acknowledged).await;
             until_metric(&system.patients[0], open, |value| value == 0.0).await;
             assert_eq!(client.get(&account).await.unwrap().json()["status"], "ACTIVE", "{fault:?}");
-            assert_eq!(logged(&system.patients[0], "peer available again"), outages, "{fault:?}");
+            let again = || logged(&system.patients[0], "peer available again");
+            until("the end of the outage is logged", async || again() >= outages).await;
+            assert_eq!(again(), outages, "{fault:?}");
             until_readiness(&system.patients[0], "billing", 200, "UP").await;
         }
     });

@@ -61,6 +61,7 @@ fn nothing_is_lost_when_postgresql_is_killed_or_frozen_under_load() {
             }
             for service in [&system.patients[0], &system.billing] {
                 until_readiness(service, "database", 200, "UP").await;
+                until("its end is logged", async || logged(service, AVAILABLE_AGAIN) >= outages).await;
                 assert_eq!(
                     (logged(service, UNAVAILABLE), logged(service, AVAILABLE_AGAIN)),
                     (outages, outages),
