@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use config::HostPort;
 use kafka_protocol::{
     error::ParseResponseErrorCode as _,
     messages::{
@@ -15,7 +16,7 @@ use crate::{
     Error, Settings,
     call::{Deadline, call},
     connection::Connection,
-    metadata::host_port,
+    metadata::{host_port, of_bootstrap_broker},
     unreachable::Address,
     versions::requests,
 };
@@ -88,31 +89,20 @@ impl GroupProgress {
     /// A connection to the group's coordinator, which the first bootstrap broker that answers names.
     async fn find_coordinator(&self, deadline: Deadline) -> Result<Connection, Error> {
         let request = FindCoordinatorRequest::default().with_key(self.group.0.clone()).with_key_type(GROUP);
-        let brokers = &self.settings.bootstrap.0;
-        let mut last = Error::UnknownTopic;
-        for (number, broker) in brokers.iter().enumerate() {
-            // A broker that hangs leaves the others their part of the time.
-            let part = deadline.split(brokers.len() - number);
-            let found = async {
-                let mut connection = Connection::open(&Address::bootstrap(broker), &self.settings, part).await?;
-                let response = connection.call(&request).await?;
-                match response.error_code.err() {
-                    Some(error) => {
-                        let message = response.error_message.as_deref();
-                        Err(connection.broker_error::<FindCoordinatorRequest>(error, message))
-                    }
-                    None => host_port(&response.host, response.port),
+        let request = &request;
+        let find = |broker: &HostPort, part| {
+            let (broker, settings) = (broker.clone(), &self.settings);
+            async move {
+                let mut connection = Connection::open(&Address::bootstrap(&broker), settings, part).await?;
+                let response = connection.call(request).await?;
+                if let Some(error) = response.error_code.err() {
+                    let message = response.error_message.as_deref();
+                    return Err(connection.broker_error::<FindCoordinatorRequest>(error, message));
                 }
-            };
-            match Box::pin(found).await {
-                Ok(coordinator) => {
-                    let address = Address { broker: coordinator, advertised_by: Some(broker.clone()) };
-                    return Connection::open(&address, &self.settings, deadline).await;
-                }
-                Err(error @ Error::RequestRejected(_)) => return Err(error),
-                Err(error) => last = error,
+                Ok(Address { broker: host_port(&response.host, response.port)?, advertised_by: Some(broker) })
             }
-        }
-        Err(last)
+        };
+        let coordinator = of_bootstrap_broker(&self.settings, deadline, find).await?;
+        Connection::open(&coordinator, &self.settings, deadline).await
     }
 }

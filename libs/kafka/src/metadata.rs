@@ -151,17 +151,27 @@ async fn query<T>(
     topic: Option<&TopicName>,
     read: impl Fn(&Metadata<'_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
+    let read = &read;
+    let query = |broker, part| async move {
+        let response = request(settings, broker, topic, part).await?;
+        read(&Metadata { response, sent_by: broker })
+    };
+    of_bootstrap_broker(settings, deadline, query).await
+}
+
+/// Makes a request to one bootstrap broker after the other, each with its part of the time, until one succeeds or rejects it.
+pub(crate) async fn of_bootstrap_broker<'a, T, F: Future<Output = Result<T, Error>>>(
+    settings: &'a Settings,
+    deadline: Deadline,
+    request: impl Fn(&'a HostPort, Deadline) -> F,
+) -> Result<T, Error> {
     let brokers = &settings.bootstrap.0;
     let mut errors = Vec::new();
     for (number, broker) in brokers.iter().enumerate() {
         // A broker that hangs leaves the others their part of the time.
         let part = deadline.split(brokers.len() - number);
         // Boxed, because a response with its connection is large, and would be part of every caller's future.
-        let result = match Box::pin(request(settings, broker, topic, part)).await {
-            Ok(response) => read(&Metadata { response, sent_by: broker }),
-            Err(error) => Err(error),
-        };
-        match result {
+        match Box::pin(request(broker, part)).await {
             Err(error @ (Error::UnknownTopic | Error::RequestRejected(_))) => return Err(error),
             Err(error) => errors.push(error),
             ok => return ok,
