@@ -167,21 +167,8 @@ fn launches(
     passed: &service_settings::ByService,
 ) -> Result<[Launch; 3]> {
     let secure = Secure::of_checkout()?;
-    let launch = |name: &'static str, port: u16, own: Vec<(&str, String)>| {
-        let secure = match &secure {
-            Some(secure) => secure.settings_of(name, settings)?,
-            None => Vec::new(),
-        };
-        let common = [("LOG_LEVEL", settings.log_level.clone()), ("LOG_FORMAT", "json".to_owned())];
-        let ours = common.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value));
-        let passed = passed.get(name).cloned().unwrap_or_default();
-        // Of settings that come twice, the last counts.
-        let environment: BTreeMap<_, _> = ours.chain(secure).chain(passed).collect();
-        Ok::<_, anyhow::Error>(Launch {
-            environment: environment.into_iter().collect(),
-            ..without_settings(name, port, home)?
-        })
-    };
+    let launch =
+        |name, port, own| -> Result<Launch> { with_settings(name, port, own, settings, home, secure.as_ref(), passed) };
     let billing = match secure {
         // Its whole address is among the settings of the secure system.
         Some(_) => Vec::new(),
@@ -208,14 +195,30 @@ fn launches(
     ])
 }
 
+/// A service with its own settings, those of the secure system, and those that `up` passes on.
+fn with_settings(
+    name: &'static str,
+    port: u16,
+    own: Vec<(&str, String)>,
+    settings: &Settings,
+    home: &Path,
+    secure: Option<&Secure>,
+    passed: &service_settings::ByService,
+) -> Result<Launch> {
+    let secure = secure.map(|secure| secure.settings_of(name, settings)).transpose()?.unwrap_or_default();
+    let common = [("LOG_LEVEL", settings.log_level.clone()), ("LOG_FORMAT", "json".to_owned())];
+    let ours = common.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value));
+    let passed = passed.get(name).cloned().unwrap_or_default();
+    // Of settings that come twice, the last counts.
+    let environment: BTreeMap<_, _> = ours.chain(secure).chain(passed).collect();
+    Ok(Launch { environment: environment.into_iter().collect(), ..without_settings(name, port, home)? })
+}
+
 /// auth-service, which the secure system has.
 fn auth_service(settings: &Settings, home: &Path, passed: &service_settings::ByService) -> Result<Option<Launch>> {
     let Some(secure) = Secure::of_checkout()? else { return Ok(None) };
-    let common = [("LOG_LEVEL", settings.log_level.clone()), ("LOG_FORMAT", "json".to_owned())];
-    let common = common.map(|(name, value)| (name.to_owned(), value));
-    let passed = passed.get(AUTH_SERVICE).cloned().unwrap_or_default();
-    let environment = common.into_iter().chain(secure.settings_of(AUTH_SERVICE, settings)?).chain(passed).collect();
-    Ok(Some(Launch { environment, ..without_settings(AUTH_SERVICE, settings.auth_port, home)? }))
+    let launch = with_settings(AUTH_SERVICE, settings.auth_port, Vec::new(), settings, home, Some(&secure), passed)?;
+    Ok(Some(launch))
 }
 
 /// The file of analytics' state.

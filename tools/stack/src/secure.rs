@@ -106,9 +106,9 @@ impl Secure {
         certificates::identity(&self.directory(), name)
     }
 
-    /// How clients reach the services as the developer.
-    pub(crate) fn access(&self, settings: &Settings) -> Result<Access> {
-        let User { email, password } = self.user(DEVELOPER)?;
+    /// How clients reach the services as this user.
+    pub(crate) fn access(&self, settings: &Settings, user: &str) -> Result<Access> {
+        let User { email, password } = self.user(user)?;
         Ok(self.access_without_user()?.with_login(settings.auth_address(), &email, &password))
     }
 
@@ -214,16 +214,14 @@ pub(crate) fn client(settings: &Settings, address: &str) -> Result<Client> {
     let client = Client::new(address);
     Ok(match Secure::of_checkout()? {
         None => client,
-        Some(secure) => client.with_access(&secure.access(settings)?),
+        Some(secure) => client.with_access(&secure.access(settings, DEVELOPER)?),
     })
 }
 
 /// Logs a user in and prints the token.
 pub(crate) async fn print_token(settings: &Settings, user: &str) -> Result<()> {
     let secure = Secure::of_checkout()?.ok_or_else(|| anyhow!("The system has no identities: just up --secure"))?;
-    let User { email, password } = secure.user(user)?;
-    let access = secure.access_without_user()?.with_login(settings.auth_address(), &email, &password);
-    println!("{}", access.token().await?.unwrap_or_default());
+    println!("{}", secure.access(settings, user)?.token().await?.unwrap_or_default());
     Ok(())
 }
 

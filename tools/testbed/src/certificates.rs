@@ -51,8 +51,11 @@ impl Authority {
     /// # Errors
     /// If the system has no random numbers.
     pub fn new(name: &str) -> io::Result<Self> {
-        let params = authority_params(name, Validity::Now)?;
-        let key = KeyPair::generate().map_err(io::Error::other)?;
+        Self::of_key(KeyPair::generate().map_err(io::Error::other)?, name, Validity::Now)
+    }
+
+    fn of_key(key: KeyPair, name: &str, validity: Validity) -> io::Result<Self> {
+        let params = authority_params(name, validity)?;
         let pem = params.self_signed(&key).map_err(io::Error::other)?.pem();
         Ok(Self { issuer: Issuer::new(params, key), pem })
     }
@@ -62,12 +65,12 @@ impl Authority {
     /// # Errors
     /// If a file cannot be written.
     pub fn create(directory: &Path, name: &str, validity: Validity) -> io::Result<Self> {
-        let params = authority_params(name, validity)?;
         let key = KeyPair::generate().map_err(io::Error::other)?;
-        let pem = params.self_signed(&key).map_err(io::Error::other)?.pem();
-        replace(&directory.join("ca.key"), &key.serialize_pem(), 0o600)?;
-        replace(&directory.join("ca.pem"), &pem, 0o644)?;
-        Ok(Self { issuer: Issuer::new(params, key), pem })
+        let key_pem = key.serialize_pem();
+        let authority = Self::of_key(key, name, validity)?;
+        replace(&directory.join("ca.key"), &key_pem, 0o600)?;
+        replace(&directory.join("ca.pem"), &authority.pem, 0o644)?;
+        Ok(authority)
     }
 
     /// The authority that [`create`](Self::create) has made in this directory, with the same name.
@@ -126,8 +129,11 @@ impl Identity {
     }
 }
 
-/// Writes a file beside the old one and renames it.
-fn replace(file: &Path, text: &str, mode: u32) -> io::Result<()> {
+/// Writes a file beside the old one and renames it: whoever reads it finds the old text or the new one.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn replace(file: &Path, text: &str, mode: u32) -> io::Result<()> {
     let new = file.with_extension("new");
     // One of an earlier attempt may have another mode.
     let _ = fs::remove_file(&new);
