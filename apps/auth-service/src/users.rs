@@ -138,13 +138,11 @@ pub(crate) fn key(email: &str) -> String {
 
 fn is_password(password: &str, hash: &str, memory: &Memory) -> bool {
     let mut blocks = memory.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-    let output = PasswordHash::new(hash).ok().and_then(|hash| {
-        let output = argon2id(password, &hash, &mut blocks)?;
-        // In constant time.
-        Some(Some(output) == hash.hash)
-    });
+    // The outputs are compared in constant time.
+    let is_right = PasswordHash::new(hash)
+        .is_ok_and(|hash| argon2id(password, &hash, &mut blocks).is_some_and(|output| Some(output) == hash.hash));
     memory.lock().unwrap_or_else(PoisonError::into_inner).push(blocks);
-    output == Some(true)
+    is_right
 }
 
 /// The hash of a password with the salt and the parameters of another hash, if these are valid.

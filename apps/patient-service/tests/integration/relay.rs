@@ -89,6 +89,22 @@ fn relay(service: &Harness, settings: Settings) -> Relay {
     Relay::new(Outbox::new(service.database.clone()), settings, 0, BrokerState::default())
 }
 
+/// A relay that has the lease for longer than a test takes.
+async fn relay_with_lease(service: &Harness, of: Settings) -> Relay {
+    let relay = relay(service, Settings { lease: Duration::from_secs(60), ..of });
+    take_lease(service, &relay).await;
+    relay
+}
+
+/// Apache Kafka that rejects records of more than 1,500 bytes.
+async fn broker_of_small_records(scratch: &Scratch) -> Broker {
+    let directory = scratch.path().join("broker");
+    let extra = "message.max.bytes=1500";
+    let mut broker = Broker::start_on_free_port(broker::Kind::Kafka, &directory, extra).await.unwrap();
+    scratch.guard(broker.process()).unwrap();
+    broker
+}
+
 /// Takes the lease from whoever has it and relays until nothing is left.
 async fn drain(service: &Harness, relay: &mut Relay) -> usize {
     let mut published = 0;

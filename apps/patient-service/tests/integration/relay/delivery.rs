@@ -233,8 +233,7 @@ fn a_blocked_deletion_blocks_no_event(kind: broker::Kind) {
         let database = testbed::shared_database().await;
         // Longer than the test takes, so that the deletion waits and does not fail.
         let service = service_without_relay_on(&database, "30s").await;
-        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
-        take_lease(&service, &relay).await;
+        let mut relay = relay_with_lease(&service, settings(kafka.clone(), &topic)).await;
         let waiting = async || service.number("SELECT count(*) FROM outbox").await;
 
         service.register("Jane Doe").await;
@@ -257,8 +256,7 @@ fn events_that_cannot_be_deleted_are_deleted_later_and_not_sent_again(kind: brok
         let (kafka, topic) = (testbed::shared_broker(kind).await, unique_topic());
         let database = testbed::shared_database().await;
         let service = service_without_relay_on(&database, "1s").await;
-        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
-        take_lease(&service, &relay).await;
+        let mut relay = relay_with_lease(&service, settings(kafka.clone(), &topic)).await;
         let waiting = async || service.number("SELECT count(*) FROM outbox").await;
 
         // One row is locked for longer than a deletion takes, the other is deleted around it.

@@ -14,8 +14,7 @@ fn an_event_with_the_id_of_one_that_was_published_is_published_too(kind: broker:
         let database = testbed::shared_database().await;
         // Longer than the test takes, so that the deletion waits and does not fail.
         let service = service_without_relay_on(&database, "30s").await;
-        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
-        take_lease(&service, &relay).await;
+        let mut relay = relay_with_lease(&service, settings(kafka.clone(), &topic)).await;
         service.register("Jane Doe").await;
         let mut session = Session::open(&database).await.unwrap();
         session.execute("BEGIN; SELECT id FROM outbox FOR UPDATE").await.unwrap();

@@ -6,14 +6,10 @@ use super::*;
 fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
-        let extra = "message.max.bytes=1500";
-        let mut broker =
-            Broker::start_on_free_port(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
-        scratch.guard(broker.process()).unwrap();
+        let broker = broker_of_small_records(&scratch).await;
         let (kafka, topic) = (broker.settings("test"), unique_topic());
         let service = service_without_relay().await;
-        let mut relay = relay(&service, Settings { lease: Duration::from_secs(60), ..settings(kafka.clone(), &topic) });
-        take_lease(&service, &relay).await;
+        let mut relay = relay_with_lease(&service, settings(kafka.clone(), &topic)).await;
         // One that is too large, and a good one behind it, on one partition; others on all three.
         let jane = service.register("Jane Doe").await;
         execute(&service, "UPDATE outbox SET value = decode(repeat('00', 3000), 'hex')").await;
@@ -147,10 +143,7 @@ fn a_producer_quota_delays_events_and_repeats_none() {
 fn an_event_that_is_too_large_is_dead_lettered_and_blocks_no_other() {
     runtime::block_on(2, async {
         let scratch = Scratch::new().unwrap();
-        let extra = "message.max.bytes=1500";
-        let mut broker =
-            Broker::start_on_free_port(broker::Kind::Kafka, &scratch.path().join("broker"), extra).await.unwrap();
-        scratch.guard(broker.process()).unwrap();
+        let broker = broker_of_small_records(&scratch).await;
         let (kafka, topic) = (broker.settings("test"), unique_topic());
         let service = service_without_relay().await;
         let jane = service.register("Jane Doe").await;
