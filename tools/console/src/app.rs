@@ -14,6 +14,7 @@ use crate::{
     forward::Forwarder,
     journey::{self, Journey},
     lab::Lab,
+    live::StreamSlots,
     load::Load,
     map::{ANALYTICS, Map, PATIENTS, SERVICES},
     scrape::UNSAMPLED,
@@ -44,6 +45,7 @@ struct Inner {
     forwarder: Option<Forwarder>,
     lab: Lab,
     load: Load,
+    streams: StreamSlots,
     shutdown: Shutdown,
 }
 
@@ -57,8 +59,8 @@ impl App {
         shutdown: Shutdown,
     ) -> Self {
         let assets = Assets::new(settings.assets.clone());
-        let (lab, load) = (Lab::default(), Load::default());
-        let inner = Inner { assets, settings, identity, store, map, forwarder, lab, load, shutdown };
+        let (lab, load, streams) = (Lab::default(), Load::default(), StreamSlots::default());
+        let inner = Inner { assets, settings, identity, store, map, forwarder, lab, load, streams, shutdown };
         Self { inner: Arc::new(inner), session: None }
     }
 
@@ -85,6 +87,10 @@ impl App {
 
     pub(crate) fn load(&self) -> &Load {
         &self.inner.load
+    }
+
+    pub(crate) fn stream_slots(&self) -> &StreamSlots {
+        &self.inner.streams
     }
 
     pub(crate) fn assets(&self) -> &Assets {

@@ -39,17 +39,21 @@ pub(crate) enum View {
     Lab,
 }
 
-/// One of the [`MAX_STREAMS`] slots for streams, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct StreamSlot(Arc<AtomicUsize>);
+/// The [`MAX_STREAMS`] slots of one console.
+#[derive(Debug, Default)]
+pub(crate) struct StreamSlots(Arc<AtomicUsize>);
 
-impl StreamSlot {
+impl StreamSlots {
     /// None if all slots are taken.
-    pub(crate) fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
-        let slot = Self(taken.clone());
-        (taken.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(slot)
+    pub(crate) fn take(&self) -> Option<StreamSlot> {
+        let slot = StreamSlot(self.0.clone());
+        (self.0.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(slot)
     }
 }
+
+/// One of the [`StreamSlots`], until it is dropped.
+#[derive(Debug)]
+pub(crate) struct StreamSlot(Arc<AtomicUsize>);
 
 impl Drop for StreamSlot {
     fn drop(&mut self) {

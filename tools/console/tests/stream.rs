@@ -18,7 +18,16 @@ const TRACE: [u8; 16] = [0x4b; 16];
 struct Stream(BufReader<TcpStream>);
 
 impl Stream {
+    /// A stream that the console has accepted.
     fn open(console: &Console, query: &str) -> Self {
+        let mut stream = Self::request(console, query);
+        let status = stream.line();
+        assert!(status.starts_with("HTTP/1.1 200"), "{status}");
+        stream
+    }
+
+    /// A stream whose response nobody has read yet.
+    fn request(console: &Console, query: &str) -> Self {
         let mut stream = TcpStream::connect(console.host()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(format!("{}\r\n", request("GET", &format!("/api/stream?{query}"))).as_bytes()).unwrap();
@@ -89,14 +98,14 @@ fn a_stream_that_nobody_reads_any_more_gives_its_place_back() {
     let console = Console::start();
     // More than there are places, closed at once.
     for _ in 0..3 {
-        let mut streams: Vec<_> = (0..20).map(|_| Stream::open(&console, "view=map")).collect();
+        let mut streams: Vec<_> = (0..20).map(|_| Stream::request(&console, "view=map")).collect();
         for stream in &mut streams {
             let status = stream.line();
             assert!(status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.1 503"), "{status}");
         }
     }
     let end = Instant::now() + Duration::from_secs(20);
-    while !Stream::open(&console, "view=map").line().starts_with("HTTP/1.1 200") {
+    while !Stream::request(&console, "view=map").line().starts_with("HTTP/1.1 200") {
         assert!(Instant::now() < end, "no place is free again");
     }
 }

@@ -1,6 +1,5 @@
 //! Journeys, log lines and the live stream.
 
-use std::sync::{Arc, LazyLock, atomic::AtomicUsize};
 use std::time::{Duration, SystemTime};
 
 use runtime::timeout;
@@ -12,7 +11,7 @@ use super::Request;
 use crate::{
     app::App,
     journey::{from_hex, line_body},
-    live::{self, MAX_JOURNEYS, StreamSlot, View},
+    live::{self, MAX_JOURNEYS, View},
     store::TraceId,
 };
 
@@ -20,8 +19,6 @@ use crate::{
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Log lines in a list: by default, and at most.
 const LINES: (usize, usize) = (200, 1000);
-
-static STREAMS: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
 fn hexadecimal<const N: usize>(text: &str) -> Result<[u8; N], String> {
     from_hex(text).ok_or_else(|| format!("must be {} lower-case hexadecimal digits", 2 * N))
@@ -57,10 +54,10 @@ pub(super) async fn stream(request: Request) -> Result<Response, Problem> {
         }
     };
     let view = query.finish(view)?;
-    let slot = StreamSlot::take(&STREAMS);
+    let app = App::of(&request);
+    let slot = app.stream_slots().take();
     let slot = slot.ok_or_else(|| Problem::unavailable("There are too many open pages.", RETRY_AFTER))?;
     let (events, response) = web::events();
-    let app = App::of(&request);
     let end = app.session().map(|session| session.end.duration_since(SystemTime::now()).unwrap_or_default());
     runtime::spawn(async move {
         let send = Box::pin(live::send(app, view, events, slot));
