@@ -10,8 +10,11 @@ use crate::{Failure, Outcome, fixture::Fixture, load::Time, tool};
 const CLIENTS: u32 = 64;
 /// Threads of pgbench: it must not be the bottleneck.
 const THREADS: u32 = 2;
-/// Offset of the patients of the measurement: more than one client deletes during the warm-up.
-const WARM_UP_CHANGES: u64 = 1_000;
+/// Changes that one client makes in a second at most: scripts that count their changes start the measurement behind those of
+/// the warm-up.
+const MAX_CHANGES: u64 = 250;
+/// Changes that all clients make in a second at most.
+pub(crate) const MAX_CHANGES_OF_ALL: u64 = MAX_CHANGES * CLIENTS as u64;
 
 /// The two statements of a registration, as apps/patient-service and apps/billing-service have them, each a commit. The
 /// patient's id is in the order of time, as UUIDs of version 7 are.
@@ -111,7 +114,7 @@ pub(crate) async fn rate(fixture: &Fixture, database: &str, script: &str, time: 
         command
             .args(["--no-vacuum", "--protocol=prepared", "-U", "postgres", "-p", "5432"])
             // Where each client starts among its own patients, in scripts that count them.
-            .arg(format!("--define=i={}", if measured { WARM_UP_CHANGES } else { 0 }))
+            .arg(format!("--define=i={}", if measured { MAX_CHANGES * time.warm_up.as_secs() } else { 0 }))
             .args([format!("--client={CLIENTS}"), format!("--jobs={THREADS}"), format!("--time={seconds}")])
             .arg("-h")
             .arg(fixture.cluster.socket_directory())

@@ -14,8 +14,8 @@ use crate::{
 
 /// Patients that are updated in turn, on either side.
 const UPDATED: u64 = 10_000;
-/// Patients that one turn of deletions has a second, more than either side deletes.
-const DELETED_PER_SECOND: u64 = 8_000;
+/// Patients that a turn of ours has for each second, more than it deletes. Each is a registration before the turn.
+const OWN_PER_SECOND: u64 = 6_000;
 
 pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let time = Time { warm_up: Time::TURN.warm_up, measured: Time::of(quick).measured / if quick { 1 } else { 2 } };
@@ -43,14 +43,14 @@ pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Re
     let mut pair =
         Pair::new("deletions", "deletions, 64 clients", "deletions/s", "DELETE /patients/{id}, event to Kafka", theirs);
     let seconds = (time.warm_up + time.measured).as_secs();
-    let (own, mut seeded) = (DELETED_PER_SECOND / 2 * seconds, UPDATED);
+    let (own, mut seeded) = (OWN_PER_SECOND * seconds, UPDATED);
     for round in 1..=rounds {
         let report = ours(fixture, &mut system, "delete", own, time, round).await?;
         pair.ours(figure(&report, "/byAction/delete/perSecond"));
         results.figure("deletions-p99", "deletion, 64 clients, p99", "ms", figure(&report, "/byAction/delete/p99Ms"));
         results.record_cpu(&report, "deletions");
         let from = seeded;
-        seeded += DELETED_PER_SECOND * seconds;
+        seeded += pgbench::MAX_CHANGES_OF_ALL * seconds;
         fixture.seed("pgbench_changes", from, seeded).await?;
         settle(fixture).await?;
         let script = pgbench::delete(from);
