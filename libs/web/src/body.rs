@@ -9,7 +9,7 @@ use crate::{
     Limits, Problem,
     chunks::{BlockPool, ChunkedBuffer},
     connections::Client,
-    router::{InFlightSlot, overloaded},
+    in_flight::{InFlightSlot, overloaded},
 };
 
 /// Bytes of a body above the limit that are read and discarded, and for how long.

@@ -1,52 +1,15 @@
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    panic::AssertUnwindSafe,
-    pin::Pin,
-    sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+//! The route table.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc};
+
+use telemetry::metrics;
+use tide::{Request, Response, StatusCode, http::Method};
+
+use crate::{
+    Access, Edge, Health, Problem,
+    in_flight::{InFlight, overloaded},
+    route::{Everywhere, Handler, NO_ROUTE, NOTHING, REJECTED, Route},
 };
-
-use futures_lite::FutureExt as _;
-use telemetry::{
-    Outage, Span, SpanKind, TraceContext,
-    metrics::{self, HistogramVec, IntCounter, IntCounterVec, IntGauge},
-    span,
-};
-use tide::{Endpoint, Request, Response, StatusCode, http::Method, utils::async_trait};
-use tracing::Instrument as _;
-
-use crate::{Access, Edge, Health, Preconditions, Problem, edge::Linked, preconditions};
-
-static REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    metrics::counters("http_requests_total", "HTTP requests answered.", &["method", "route", "status"])
-});
-/// Rejected before routing.
-static REJECTED: LazyLock<IntCounter> = LazyLock::new(|| REQUESTS.with_label_values(&["any", NO_ROUTE, "503"]));
-static LATENCY: LazyLock<HistogramVec> = LazyLock::new(|| {
-    metrics::latencies(
-        "http_request_duration_seconds",
-        "Time from the request's head to the response's head.",
-        &["method", "route"],
-    )
-});
-static IN_FLIGHT: LazyLock<IntGauge> = LazyLock::new(|| {
-    metrics::gauge("http_requests_in_flight", "HTTP requests being handled, without those for health and metrics.")
-});
-
-/// The route label of requests that match no route, because arbitrary paths would make the cardinality unbounded.
-const NO_ROUTE: &str = "(none)";
-/// What a 404 says.
-const NOTHING: &str = "There is nothing at this path.";
-/// `Retry-After` of an overloaded service.
-const OVERLOAD_RETRY_AFTER: Duration = Duration::from_secs(1);
-
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response, Problem>> + Send>>;
-/// What answers a route's requests.
-pub type Handler<S> = Arc<dyn Fn(Request<S>) -> ResponseFuture + Send + Sync>;
 
 /// A route table.
 ///
@@ -70,24 +33,6 @@ pub struct Router<S> {
     last: (&'static str, usize),
     in_flight_limit: usize,
     everywhere: Everywhere<S>,
-}
-
-/// What rejects a request before its route is asked.
-type Guard<S> = Arc<dyn Fn(&Request<S>) -> Result<(), Problem> + Send + Sync>;
-
-/// What holds for every path, also for those without a route.
-struct Everywhere<S> {
-    guard: Option<Guard<S>>,
-    /// What the 404 for `/` says.
-    at_root: &'static str,
-    headers: Vec<(&'static str, &'static str)>,
-    edge: Option<Edge>,
-}
-
-impl<S> Default for Everywhere<S> {
-    fn default() -> Self {
-        Self { guard: None, at_root: NOTHING, headers: Vec::new(), edge: None }
-    }
 }
 
 impl<S: Clone + Send + Sync + 'static> Router<S> {
@@ -268,7 +213,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         }
         let mut tide = tide::with_state(self.state);
         let everywhere = Arc::new(self.everywhere);
-        let in_flight = Arc::new(InFlight { limit: self.in_flight_limit, ..InFlight::default() });
+        let in_flight = Arc::new(InFlight::new(self.in_flight_limit));
         let is_unlimited = |routes: &&Vec<Route<S>>| routes.iter().all(|route| route.limit.is_none());
         let unlimited = self.routes.iter().filter(|(_, routes)| is_unlimited(routes)).map(|(path, _)| *path).collect();
         for (path, routes) in self.routes {
@@ -326,206 +271,6 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
         }
         REJECTED.inc();
         Some(if has_room { self.in_flight.reject() } else { overloaded() })
-    }
-}
-
-/// The requests being handled, and how many may be.
-#[derive(Default)]
-struct InFlight {
-    count: AtomicUsize,
-    limit: usize,
-    overload: Outage,
-}
-
-impl InFlight {
-    fn is_full(&self) -> bool {
-        self.count.load(Ordering::Relaxed) >= self.limit
-    }
-
-    fn enter(self: &Arc<Self>) -> Result<InFlightGuard, Problem> {
-        let is_free = self.count.fetch_add(1, Ordering::Relaxed) < self.limit;
-        // It is decremented on drop in either case.
-        let entered = InFlightGuard { in_flight: self.clone(), _gauge: metrics::track(&IN_FLIGHT) };
-        if is_free { Ok(entered) } else { Err(self.reject()) }
-    }
-
-    fn reject(&self) -> Problem {
-        if self.overload.failed("full") {
-            tracing::warn!(limit = self.limit, "too many requests in flight; more are rejected");
-        }
-        overloaded()
-    }
-}
-
-/// 503 for a request that there is no room for.
-pub(crate) fn overloaded() -> Problem {
-    Problem::unavailable("The service is at its limit.", OVERLOAD_RETRY_AFTER)
-}
-
-/// A request that counts as in flight.
-struct InFlightGuard {
-    in_flight: Arc<InFlight>,
-    _gauge: metrics::GaugeGuard,
-}
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        let InFlight { count, limit, overload } = &*self.in_flight;
-        let left = count.fetch_sub(1, Ordering::Relaxed) - 1;
-        // At half of the limit, because at the limit itself an overload would begin and end many times a second.
-        if left <= limit / 2
-            && let Some(lasted) = overload.recovered()
-        {
-            tracing::info!(lasted_ms = lasted.as_millis() as u64, "requests are accepted again");
-        }
-    }
-}
-
-/// Counts a request as in flight from the start of its handling: at once if it has no body, else when
-/// [`read_body`](crate::read_body) has read it. It is released when the last clone is dropped.
-pub(crate) struct InFlightSlot {
-    in_flight: Arc<InFlight>,
-    entered: Mutex<Option<InFlightGuard>>,
-}
-
-impl InFlightSlot {
-    fn of(in_flight: &Arc<InFlight>) -> Self {
-        Self { in_flight: in_flight.clone(), entered: Mutex::default() }
-    }
-
-    /// Counts the request, once.
-    ///
-    /// # Errors
-    /// 503 above the limit.
-    pub(crate) fn take(&self) -> Result<(), Problem> {
-        let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
-        if entered.is_none() {
-            *entered = Some(self.in_flight.enter()?);
-        }
-        Ok(())
-    }
-}
-
-/// One row of the table. As a tide endpoint it wraps the handler with the span, the metrics, the limit of requests in
-/// flight and the response after an error or a panic.
-struct Route<S> {
-    method: Method,
-    path: &'static str,
-    handler: Handler<S>,
-    /// Who may use it, if anything was said about that.
-    access: Option<Access>,
-    /// The counter of requests in flight, if the row is limited; `build` sets the shared one.
-    limit: Option<Arc<InFlight>>,
-    /// Shared by all routes; it comes with `build`, too.
-    everywhere: Arc<Everywhere<S>>,
-}
-
-impl<S> Route<S> {
-    fn unlimited(path: &'static str, handler: Handler<S>, access: Access, everywhere: &Arc<Everywhere<S>>) -> Self {
-        let (access, everywhere) = (Some(access), everywhere.clone());
-        Self { method: Method::Get, path, handler, access, limit: None, everywhere }
-    }
-
-    /// The span of a request, named by its route, because a path can contain anything. Probes and scrapes have no span.
-    fn span(&self, trace: TraceContext, linked: Option<TraceContext>, method: Method) -> Span {
-        let operation = self.limit.is_none() && self.path != NO_ROUTE;
-        if operation || !span::is_collected() {
-            return Span::NONE;
-        }
-        let mut span = Span::start(trace, SpanKind::Server, "HTTP");
-        if let Some(linked) = linked {
-            span.link(linked);
-        }
-        if self.path == NO_ROUTE {
-            span.rename(|| method.to_string());
-        } else {
-            span.rename(|| format!("{method} {}", self.path));
-            span.set("http.route", self.path);
-        }
-        span.set("http.request.method", method.to_string());
-        span.set("url.scheme", "http");
-        span
-    }
-
-    async fn handle(&self, mut request: Request<S>) -> Result<Response, Problem> {
-        if let Some(guard) = &self.everywhere.guard {
-            guard(&request)?;
-        }
-        // Before the body is read and before the request counts as in flight.
-        if let Some(edge) = &self.everywhere.edge {
-            edge.admit(&mut request, self.access).await?;
-        }
-        // Other methods evaluate them in the statement that makes the change.
-        let evaluated = matches!(self.method, Method::Get | Method::Head) && self.path != NO_ROUTE;
-        if !evaluated || !preconditions::are_in(&request) {
-            return self.respond(request).await;
-        }
-        let required = Preconditions::of(&request);
-        preconditions::apply(required, self.respond(request).await?)
-    }
-
-    /// Whether the handler needs the body first.
-    fn reads_body(&self) -> bool {
-        matches!(self.method, Method::Post | Method::Put)
-    }
-
-    async fn respond(&self, mut request: Request<S>) -> Result<Response, Problem> {
-        let slot = self.limit.as_ref().map(|in_flight| Arc::new(InFlightSlot::of(in_flight)));
-        if let Some(slot) = &slot {
-            // A client that does not send its body must not take a place in flight.
-            if self.reads_body() && request.len() != Some(0) {
-                request.set_ext(slot.clone());
-            } else {
-                slot.take()?;
-            }
-        }
-        let response = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
-        response.unwrap_or_else(|_| {
-            // The panic hook has logged the message; the span of this line has the route.
-            tracing::error!("a handler panicked");
-            Err(Problem::internal())
-        })
-    }
-}
-
-#[async_trait]
-impl<S: Clone + Send + Sync + 'static> Endpoint<S> for Route<S> {
-    async fn call(&self, request: Request<S>) -> tide::Result {
-        let started = Instant::now();
-        let trace = crate::trace(&request);
-        let method = if self.path == NO_ROUTE { "any" } else { self.method.as_ref() };
-        // For a problem's `instance`.
-        let path = request.url().path().to_owned();
-        let linked = request.ext::<Linked>().map(|linked| linked.0);
-        let mut span = self.span(trace, linked, request.method());
-        let edge = self.everywhere.edge.as_ref();
-        let origin = edge.and_then(|edge| edge.origin(&request));
-        let lines = tracing::info_span!("request", trace_id = trace.trace_id(), method, route = self.path);
-        let mut response = match span.scope(self.handle(request).instrument(lines)).await {
-            Ok(response) => response,
-            Err(problem) => problem.into_response(&path, trace),
-        };
-        for (name, value) in &self.everywhere.headers {
-            response.insert_header(*name, *value);
-        }
-        if let Some(edge) = edge {
-            edge.share(&mut response, origin.as_deref());
-            // Patient data, and problems about them, are for nobody's cache.
-            if self.access != Some(Access::Open) && response.header("cache-control").is_none() {
-                response.insert_header("cache-control", "no-store");
-            }
-        }
-        LATENCY.with_label_values(&[method, self.path]).observe(started.elapsed().as_secs_f64());
-        let code = u16::from(response.status());
-        let status = code.to_string();
-        REQUESTS.with_label_values(&[method, self.path, &status]).inc();
-        span.set("http.response.status_code", i64::from(code));
-        if response.status().is_server_error() {
-            span.fail(status)
-        } else {
-            span.end()
-        }
-        Ok(response)
     }
 }
 
