@@ -111,6 +111,14 @@ mod tests {
     }
 
     #[test]
+    fn the_recorded_chart_shows_the_recorded_results() {
+        let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/performance");
+        let results = crate::results::Results::read(&recorded.join("results.json")).unwrap();
+        let chart = std::fs::read_to_string(recorded.join("growth.svg")).unwrap();
+        assert!(chart == svg(results.series()), "just bench --growth --show draws it anew");
+    }
+
+    #[test]
     fn every_point_is_drawn_where_its_rate_is() {
         for largest in [10.0, 15.9, 16.0, 35.5, 90.0, 12_345.0] {
             let points = [(1, 10.0), (100, 5.0), (1000, largest)];

@@ -66,9 +66,16 @@ struct Options {
     /// Record the results
     #[arg(long)]
     record: bool,
-    /// Print the recorded results, and measure nothing
+    /// Print the recorded results, and measure nothing; with --growth, draw their chart anew
     #[arg(long)]
     show: bool,
+}
+
+impl Options {
+    /// Where the chart of growth is, beside the results.
+    fn chart(&self) -> PathBuf {
+        self.results.with_file_name("growth.svg")
+    }
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
@@ -112,6 +119,9 @@ async fn run(options: &Options) -> Outcome<bool> {
     if options.show {
         let recorded = recorded.ok_or_else(|| Failure(format!("{} cannot be read", options.results.display())))?;
         println!("{}\n{}", recorded.table(None), recorded.growth_table());
+        if options.growth {
+            std::fs::write(options.chart(), chart::svg(recorded.series()))?;
+        }
         return Ok(true);
     }
     let mut results = Results::default();
@@ -120,10 +130,9 @@ async fn run(options: &Options) -> Outcome<bool> {
         results.growth(growth::measure(&fixture, options).await?);
         println!("{}", results.growth_table());
         if options.record {
-            let chart = options.results.with_file_name("growth.svg");
             let merged = results.merged_over(recorded);
             merged.write(&options.results)?;
-            std::fs::write(chart, chart::svg(merged.series()))?;
+            std::fs::write(options.chart(), chart::svg(merged.series()))?;
         }
         return Ok(true);
     }
