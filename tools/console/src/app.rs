@@ -14,12 +14,12 @@ use crate::{
     forward::Forwarder,
     journey::{self, Journey},
     lab::Lab,
-    live::StreamSlots,
     load::Load,
     map::{ANALYTICS, Map, PATIENTS, SERVICES},
     scrape::UNSAMPLED,
     session::{Identity, Session},
     store::{Store, TraceId},
+    stream_slots::StreamSlots,
 };
 
 /// Time for a service to answer what a person asks.

@@ -29,6 +29,7 @@ mod service;
 mod session;
 mod settings;
 mod store;
+mod stream_slots;
 mod time;
 
 pub use address::Url;

@@ -2,10 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -18,6 +14,7 @@ use crate::{
     journey::{self, Journey, Operation, Summary},
     load::LoadBody,
     store::TraceId,
+    stream_slots::StreamSlot,
     time::iso,
 };
 
@@ -25,8 +22,6 @@ use crate::{
 const UPDATE_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest time between two events of a stream, so that the page knows that it is alive.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// Most streams: one for each open tab.
-const MAX_STREAMS: usize = 32;
 /// Journeys in a list without `limit`.
 pub(crate) const MAX_JOURNEYS: usize = 100;
 
@@ -37,28 +32,6 @@ pub(crate) enum View {
     Journeys { errors_only: bool },
     Journey(TraceId),
     Lab,
-}
-
-/// The [`MAX_STREAMS`] slots of one console.
-#[derive(Debug, Default)]
-pub(crate) struct StreamSlots(Arc<AtomicUsize>);
-
-impl StreamSlots {
-    /// None if all slots are taken.
-    pub(crate) fn take(&self) -> Option<StreamSlot> {
-        let slot = StreamSlot(self.0.clone());
-        (self.0.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(slot)
-    }
-}
-
-/// One of the [`StreamSlots`], until it is dropped.
-#[derive(Debug)]
-pub(crate) struct StreamSlot(Arc<AtomicUsize>);
-
-impl Drop for StreamSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Sends until the page disconnects or the console stops.
