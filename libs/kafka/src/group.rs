@@ -60,19 +60,13 @@ impl GroupProgress {
         if let Some(until) = self.connection.as_ref().and_then(Connection::throttled_until) {
             smol::Timer::at(until).await;
         }
-        let partition = |(partition, offset): (&i32, &i64)| {
-            let committed = OffsetCommitRequestPartition::default();
-            committed.with_partition_index(*partition).with_committed_offset(*offset)
-        };
-        let topic = OffsetCommitRequestTopic::default()
-            .with_name(self.topic.clone())
-            .with_partitions(next.iter().map(partition).collect());
-        let request = OffsetCommitRequest::default().with_group_id(self.group.clone()).with_topics(vec![topic]);
+        let topics = vec![committed_topic(&self.topic, next)];
+        let request = OffsetCommitRequest::default().with_group_id(self.group.clone()).with_topics(topics);
         let deadline = Deadline::new(self.settings.deadline);
         let work = async {
             let mut connection = match self.connection.take() {
                 Some(connection) => connection.with_deadline(deadline),
-                None => self.find_coordinator(deadline).await?,
+                None => connect_to_coordinator(&self.settings, &self.group, deadline).await?,
             };
             let response = connection.call(&request).await?;
             let committed = response.topics.iter().flat_map(|topic| &topic.partitions);
@@ -85,24 +79,37 @@ impl GroupProgress {
         // Boxed, because a connection is large, and would be part of every caller's future.
         call("commit_progress", deadline, Box::pin(work)).await
     }
+}
 
-    /// A connection to the group's coordinator, which the first bootstrap broker that answers names.
-    async fn find_coordinator(&self, deadline: Deadline) -> Result<Connection, Error> {
-        let request = FindCoordinatorRequest::default().with_key(self.group.0.clone()).with_key_type(GROUP);
-        let request = &request;
-        let find = |broker: &HostPort, part| {
-            let (broker, settings) = (broker.clone(), &self.settings);
-            async move {
-                let mut connection = Connection::open(&Address::bootstrap(&broker), settings, part).await?;
-                let response = connection.call(request).await?;
-                if let Some(error) = response.error_code.err() {
-                    let message = response.error_message.as_deref();
-                    return Err(connection.broker_error::<FindCoordinatorRequest>(error, message));
-                }
-                Ok(Address { broker: host_port(&response.host, response.port)?, advertised_by: Some(broker) })
+/// The offset of the next record of each partition, for OffsetCommit.
+pub(crate) fn committed_topic(topic: &TopicName, next: &BTreeMap<i32, i64>) -> OffsetCommitRequestTopic {
+    let partition = |(partition, offset): (&i32, &i64)| {
+        let committed = OffsetCommitRequestPartition::default();
+        committed.with_partition_index(*partition).with_committed_offset(*offset)
+    };
+    OffsetCommitRequestTopic::default().with_name(topic.clone()).with_partitions(next.iter().map(partition).collect())
+}
+
+/// A connection to the group's coordinator, which the first bootstrap broker that answers names.
+pub(crate) async fn connect_to_coordinator(
+    settings: &Settings,
+    group: &GroupId,
+    deadline: Deadline,
+) -> Result<Connection, Error> {
+    let request = FindCoordinatorRequest::default().with_key(group.0.clone()).with_key_type(GROUP);
+    let request = &request;
+    let find = |broker: &HostPort, part| {
+        let broker = broker.clone();
+        async move {
+            let mut connection = Connection::open(&Address::bootstrap(&broker), settings, part).await?;
+            let response = connection.call(request).await?;
+            if let Some(error) = response.error_code.err() {
+                let message = response.error_message.as_deref();
+                return Err(connection.broker_error::<FindCoordinatorRequest>(error, message));
             }
-        };
-        let coordinator = of_bootstrap_broker(&self.settings, deadline, find).await?;
-        Connection::open(&coordinator, &self.settings, deadline).await
-    }
+            Ok(Address { broker: host_port(&response.host, response.port)?, advertised_by: Some(broker) })
+        }
+    };
+    let coordinator = of_bootstrap_broker(settings, deadline, find).await?;
+    Connection::open(&coordinator, settings, deadline).await
 }

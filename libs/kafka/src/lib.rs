@@ -24,9 +24,13 @@
 //! [`Records`] live. A larger batch is never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and
 //! skipped. A fetch returns at most 16,384 records.
 //!
-//! Not supported: membership of consumer groups (a consumer is given its partition, and [`GroupProgress`] shows its progress),
-//! transactions, idempotent production. The broker may
-//! have executed a call that timed out, so records are delivered at least once.
+//! # Consumer groups
+//!
+//! A consumer is given its partition. [`Member`] shares the partitions of a topic with other members of a group, by the classic
+//! protocol; [`GroupProgress`] shows the progress of consumers that are members of none.
+//!
+//! Not supported: transactions, idempotent production. The broker may have executed a call that timed out, so records are
+//! delivered at least once.
 
 mod batch;
 mod bridge;
@@ -41,6 +45,7 @@ mod fetch_response;
 mod group;
 mod large_batch;
 mod malformed;
+mod membership;
 mod metadata;
 pub mod partitioner;
 mod producer;
@@ -59,6 +64,7 @@ pub use consumer::{Consumer, Fetched};
 pub use error::{BrokerError, Error, Timeout};
 pub use group::GroupProgress;
 pub use malformed::Malformed;
+pub use membership::{AssignedMember, Assignment, Generation, Member, Subscription};
 pub use metadata::{brokers, leaders, partitions};
 pub use producer::Producer;
 pub use record::{Headers, Record, RecordAndOffset, RecordRef};

@@ -81,7 +81,10 @@ impl Remedy {
             | E::InconsistentClusterId
             | E::MismatchedEndpointType
             | E::ResourceNotFound
-            | E::DuplicateResource => Self::Configuration,
+            | E::DuplicateResource
+            // Another member of the group has another assignor, or two have one instance id.
+            | E::InconsistentGroupProtocol
+            | E::FencedInstanceId => Self::Configuration,
 
             E::UnsupportedVersion
             | E::UnsupportedForMessageFormat
@@ -91,7 +94,6 @@ impl Remedy {
             | E::InvalidFetchSize
             | E::UnsupportedEndpointType
             | E::UnsupportedAssignor
-            | E::InconsistentGroupProtocol
             | E::InvalidRegularExpression
             | E::InvalidUpdateVersion
             | E::FeatureUpdateFailed
@@ -141,7 +143,6 @@ impl Remedy {
             | E::OffsetNotAvailable
             | E::MemberIdRequired
             | E::PreferredLeaderNotAvailable
-            | E::FencedInstanceId
             | E::EligibleLeadersNotAvailable
             | E::ElectionNotNeeded
             | E::NoReassignmentInProgress
@@ -243,6 +244,7 @@ mod tests {
             (ResponseError::TopicAuthorizationFailed, Remedy::Access),
             (ResponseError::PolicyViolation, Remedy::Configuration),
             (ResponseError::InvalidTopicException, Remedy::Configuration),
+            (ResponseError::FencedInstanceId, Remedy::Configuration),
             (ResponseError::UnsupportedCompressionType, Remedy::Version),
             (ResponseError::UnsupportedVersion, Remedy::Version),
             (ResponseError::ThrottlingQuotaExceeded, Remedy::Time),

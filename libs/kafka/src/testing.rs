@@ -36,7 +36,7 @@ use crate::{
     versions::{PRODUCE_BY_NAME, requests},
 };
 
-pub use self::group::{GroupMember, committed_offsets};
+pub use self::group::committed_offsets;
 use self::request::{COORDINATOR_TIMEOUT, POLL_INTERVAL, TEST_DEADLINE, check, connect, text};
 
 /// Bits of the attributes of a batch.

@@ -1,0 +1,212 @@
+//! What members tell each other through the group: in the formats of Kafka's consumers, with user data of this client.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use kafka_protocol::{
+    messages::{
+        ConsumerProtocolAssignment, ConsumerProtocolSubscription, TopicName, consumer_protocol_assignment,
+        consumer_protocol_subscription,
+    },
+    protocol::{Decodable as _, Encodable as _},
+};
+
+use super::{AssignedMember, Subscription, assignor::Candidate};
+use crate::Malformed;
+
+/// The version of Kafka's formats: since version 1 with the partitions that a member owns.
+const VERSION: i16 = 1;
+/// The version of the user data.
+const USER_DATA_VERSION: i16 = 1;
+
+/// What the leader knows of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Subscriber {
+    pub(super) candidate: Candidate,
+    pub(super) address: String,
+}
+
+/// Encodes the subscription of a member that had the partitions `owned`. Another `revision` makes it another one.
+pub(super) fn encode_subscription(
+    topic: &TopicName,
+    subscription: &Subscription,
+    owned: &[i32],
+    revision: i32,
+) -> Bytes {
+    let mut user_data = BytesMut::new();
+    user_data.put_i16(USER_DATA_VERSION);
+    user_data.put_i32(revision);
+    put_text(&mut user_data, &subscription.address);
+    user_data.put_i32(subscription.offsets.len() as i32);
+    for (partition, offset) in &subscription.offsets {
+        user_data.put_i32(*partition);
+        user_data.put_i64(*offset);
+    }
+    let owned = consumer_protocol_subscription::TopicPartition::default()
+        .with_topic(topic.clone())
+        .with_partitions(owned.to_vec());
+    let subscription = ConsumerProtocolSubscription::default()
+        .with_topics(vec![topic.0.clone()])
+        .with_user_data(Some(user_data.freeze()))
+        .with_owned_partitions(vec![owned]);
+    let mut bytes = BytesMut::new();
+    bytes.put_i16(VERSION);
+    // It fails for lengths that do not fit, which neither topics nor user data have.
+    let _ = subscription.encode(&mut bytes, VERSION);
+    bytes.freeze()
+}
+
+/// Decodes the subscription of the member with this name.
+pub(super) fn decode_subscription(name: String, topic: &TopicName, mut bytes: Bytes) -> Result<Subscriber, Malformed> {
+    let version = bytes.try_get_i16().map_err(malformed)?;
+    // Later versions add fields at the end.
+    let version = version.clamp(0, VERSION);
+    let subscription = ConsumerProtocolSubscription::decode(&mut bytes, version).map_err(|_| Malformed::Response)?;
+    let owned = subscription.owned_partitions.into_iter().filter(|owned| owned.topic == *topic);
+    let owned = owned.flat_map(|owned| owned.partitions).collect();
+    let mut data = subscription.user_data.ok_or(Malformed::Response)?;
+    check_version(&mut data)?;
+    let _revision = data.try_get_i32().map_err(malformed)?;
+    let address = get_text(&mut data)?;
+    let mut offsets = BTreeMap::new();
+    for _ in 0..data.try_get_i32().map_err(malformed)? {
+        let partition = data.try_get_i32().map_err(malformed)?;
+        offsets.insert(partition, data.try_get_i64().map_err(malformed)?);
+    }
+    Ok(Subscriber { candidate: Candidate { name, offsets, owned }, address })
+}
+
+/// Encodes the assignment of the member of this name: its partitions, and who else has which.
+pub(super) fn encode_assignment(topic: &TopicName, partitions: &[i32], members: &[NamedMember]) -> Bytes {
+    let mut user_data = BytesMut::new();
+    user_data.put_i16(USER_DATA_VERSION);
+    user_data.put_i32(members.len() as i32);
+    for member in members {
+        put_text(&mut user_data, &member.name);
+        put_text(&mut user_data, &member.address);
+        user_data.put_i32(member.partitions.len() as i32);
+        for partition in &member.partitions {
+            user_data.put_i32(*partition);
+        }
+    }
+    let assigned = consumer_protocol_assignment::TopicPartition::default()
+        .with_topic(topic.clone())
+        .with_partitions(partitions.to_vec());
+    let assignment = ConsumerProtocolAssignment::default()
+        .with_assigned_partitions(vec![assigned])
+        .with_user_data(Some(user_data.freeze()));
+    let mut bytes = BytesMut::new();
+    bytes.put_i16(VERSION);
+    // As for subscriptions.
+    let _ = assignment.encode(&mut bytes, VERSION);
+    bytes.freeze()
+}
+
+/// A member in an assignment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NamedMember {
+    pub(super) name: String,
+    pub(super) address: String,
+    pub(super) partitions: Vec<i32>,
+}
+
+/// Decodes the assignment of the member of this name.
+pub(super) fn decode_assignment(
+    name: &str,
+    topic: &TopicName,
+    mut bytes: Bytes,
+) -> Result<(Vec<i32>, Vec<AssignedMember>), Malformed> {
+    let version = bytes.try_get_i16().map_err(malformed)?.clamp(0, VERSION);
+    let assignment = ConsumerProtocolAssignment::decode(&mut bytes, version).map_err(|_| Malformed::Response)?;
+    let partitions = assignment.assigned_partitions.into_iter().filter(|assigned| assigned.topic == *topic);
+    let partitions = partitions.flat_map(|assigned| assigned.partitions).collect();
+    let mut data = assignment.user_data.ok_or(Malformed::Response)?;
+    check_version(&mut data)?;
+    let mut members = Vec::new();
+    for _ in 0..data.try_get_i32().map_err(malformed)? {
+        let is_self = get_text(&mut data)? == name;
+        let address = get_text(&mut data)?;
+        let mut partitions = Vec::new();
+        for _ in 0..data.try_get_i32().map_err(malformed)? {
+            partitions.push(data.try_get_i32().map_err(malformed)?);
+        }
+        members.push(AssignedMember { address, partitions, is_self });
+    }
+    Ok((partitions, members))
+}
+
+fn check_version(data: &mut Bytes) -> Result<(), Malformed> {
+    match data.try_get_i16() {
+        Ok(USER_DATA_VERSION) => Ok(()),
+        _ => Err(Malformed::Response),
+    }
+}
+
+fn put_text(to: &mut BytesMut, text: &str) {
+    let length = text.floor_char_boundary(text.len().min(usize::from(u16::MAX)));
+    to.put_u16(length as u16);
+    to.put_slice(&text.as_bytes()[..length]);
+}
+
+fn get_text(from: &mut Bytes) -> Result<String, Malformed> {
+    let length = usize::from(from.try_get_u16().map_err(malformed)?);
+    if from.len() < length {
+        return Err(Malformed::Response);
+    }
+    String::from_utf8(from.split_to(length).to_vec()).map_err(|_| Malformed::Response)
+}
+
+fn malformed(_: bytes::TryGetError) -> Malformed {
+    Malformed::Response
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::protocol::StrBytes;
+
+    use super::*;
+
+    fn topic(name: &'static str) -> TopicName {
+        TopicName(StrBytes::from_static_str(name))
+    }
+
+    #[test]
+    fn subscriptions_and_assignments_come_back_as_they_were() {
+        let subscription =
+            Subscription { address: "analytics-0:4002".to_owned(), offsets: [(0, 5), (7, i64::MAX)].into() };
+        let bytes = encode_subscription(&topic("patient"), &subscription, &[0, 7], 3);
+        let decoded = decode_subscription("one".to_owned(), &topic("patient"), bytes.clone()).unwrap();
+        let candidate = Candidate { name: "one".to_owned(), offsets: subscription.offsets.clone(), owned: vec![0, 7] };
+        assert_eq!(decoded, Subscriber { candidate, address: subscription.address.clone() });
+        assert_ne!(bytes, encode_subscription(&topic("patient"), &subscription, &[0, 7], 4));
+        let other = decode_subscription("one".to_owned(), &topic("other"), bytes).unwrap();
+        assert!(other.candidate.owned.is_empty(), "partitions of another topic");
+
+        let member = |name: &str, partitions: &[i32]| NamedMember {
+            name: name.to_owned(),
+            address: format!("{name}:1"),
+            partitions: partitions.to_vec(),
+        };
+        let bytes = encode_assignment(&topic("patient"), &[1], &[member("one", &[0, 2]), member("two", &[1])]);
+        let (partitions, members) = decode_assignment("two", &topic("patient"), bytes).unwrap();
+        assert_eq!(partitions, [1]);
+        let expected = [("one:1", vec![0, 2], false), ("two:1", vec![1], true)]
+            .map(|(address, partitions, is_self)| AssignedMember { address: address.to_owned(), partitions, is_self });
+        assert_eq!(members, expected);
+    }
+
+    #[test]
+    fn what_others_write_is_an_error_and_no_panic() {
+        let subscription = Subscription { address: "a:1".to_owned(), offsets: [(0, 5)].into() };
+        let whole = encode_subscription(&topic("patient"), &subscription, &[0], 0);
+        for length in 0..whole.len() {
+            let cut = whole.slice(..length);
+            assert!(decode_subscription(String::new(), &topic("patient"), cut).is_err(), "{length} bytes");
+        }
+        let members = [NamedMember { name: "a".to_owned(), address: "a:1".to_owned(), partitions: vec![0] }];
+        let whole = encode_assignment(&topic("patient"), &[0], &members);
+        for length in 0..whole.len() {
+            assert!(decode_assignment("a", &topic("patient"), whole.slice(..length)).is_err(), "{length} bytes");
+        }
+    }
+}
