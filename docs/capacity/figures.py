@@ -38,7 +38,7 @@ QUIET = {"p50": (1.94 + 1.92) / 2, "services": (1.66 + 1.75) / 2, "all": (5.51 +
 QUIET_POSTGRESQL = (1.15 + 0.73 + 0.90) / 3
 # docs/decisions/0058, 100 registrations a second, after: analytics-service, in ms of CPU.
 QUIET_ANALYTICS = (0.40 + 0.28 + 0.35) / 3
-# docs/performance.md, "Against a Spring Boot copy": 400 registrations a second, in ms. It was measured before decision 55.
+# docs/performance.md, "Against the original Spring Boot services", the earlier copy: 400 registrations a second, in ms. It was measured before decision 55.
 AT_400 = {"p50": 2.3, "p99": 11.2, "all": 2.573}
 
 # docs/capacity.md, "Measured for this page": 200,000 registrations, in bytes for each.
