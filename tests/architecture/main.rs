@@ -195,6 +195,7 @@ fn sql_is_in_stores_alone() {
         "apps/analytics-service/src/state/columns.rs",
         "apps/analytics-service/src/state/dead_letters.rs",
         "apps/analytics-service/src/state/script.rs",
+        "apps/analytics-service/src/state/split.rs",
         "apps/analytics-service/src/state/transaction.rs",
     ];
     for service in services() {

@@ -56,9 +56,22 @@ pub struct PatientState {
     pub registered: Option<NaiveDate>,
     /// The time of the event with that version, by its publisher's clock, in milliseconds since 1970; none if it had none.
     pub changed: Option<i64>,
+    /// The partition whose counts have the patient; none in a state of before.
+    pub partition: Option<i32>,
 }
 
 impl PatientState {
+    /// The outcome of an event with a version that was applied before, or after which another was.
+    pub fn repeated(&self, event: &ReceivedEvent) -> Option<Outcome> {
+        let version = event.version.filter(|version| *version <= self.version)?;
+        Some(if self.conflicts_with(version, event) { Outcome::Conflict } else { Outcome::Duplicate })
+    }
+
+    /// Whether the counts have the patient, apart from its events without a version.
+    pub fn is_counted(&self) -> bool {
+        self.active || self.version > 0
+    }
+
     /// Whether an event with a version that was applied before is another change: it has the same version and another time,
     /// or a lower version and a later time. Then versions were assigned twice, as after a restore of the publisher's database,
     /// or, for a lower version, the clocks of two publishers differ.
@@ -112,9 +125,14 @@ pub enum Outcome {
 impl Counts {
     /// Counts an event and updates the state of its patient.
     pub fn apply(&mut self, patient: &mut PatientState, event: &ReceivedEvent) -> Outcome {
-        if let Some(version) = event.version.filter(|version| *version <= patient.version) {
-            return if patient.conflicts_with(version, event) { Outcome::Conflict } else { Outcome::Duplicate };
-        }
+        patient.repeated(event).unwrap_or_else(|| {
+            self.count(patient, event);
+            Outcome::Applied
+        })
+    }
+
+    /// Counts an event that is not [repeated](PatientState::repeated), and updates the state of its patient.
+    pub fn count(&mut self, patient: &mut PatientState, event: &ReceivedEvent) {
         let before = *patient;
         if let Some(version) = event.version {
             (patient.version, patient.changed) = (version, event.time.map(|time| time.timestamp_millis()));
@@ -128,19 +146,27 @@ impl Counts {
             self.count_one(event.kind, &before, patient);
         }
         self.last_event = self.last_event.max(event.time);
-        Outcome::Applied
+    }
+
+    /// Adds what a patient adds to the counts, or subtracts it.
+    pub fn add_patient(&mut self, patient: &PatientState, sign: i64) {
+        self.count_active(patient, sign);
+        self.add_versions(patient, sign);
     }
 
     /// Counts an event with a version: what the patient adds now, instead of what it added before.
     fn count_versions(&mut self, before: &PatientState, now: &PatientState) {
-        for (patient, sign) in [(before, -1), (now, 1)] {
-            let [created, updated, deleted] = patient.contribution();
-            self.created += sign * created;
-            self.updated += sign * updated;
-            self.deleted += sign * deleted;
-            if created > 0 {
-                add(&mut self.registrations, patient.registered, sign);
-            }
+        self.add_versions(before, -1);
+        self.add_versions(now, 1);
+    }
+
+    fn add_versions(&mut self, patient: &PatientState, sign: i64) {
+        let [created, updated, deleted] = patient.contribution();
+        self.created += sign * created;
+        self.updated += sign * updated;
+        self.deleted += sign * deleted;
+        if created > 0 {
+            add(&mut self.registrations, patient.registered, sign);
         }
     }
 

@@ -32,7 +32,7 @@ use self::{batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBa
 use crate::{
     read_model::{Position, ReadModel},
     settings::{Assignment, Settings},
-    state::{Delta, SavedState, SharedState, State, StateError, WaitingDeadLetters},
+    state::{Delta, Preparation, SavedState, SharedState, State, StateError, WaitingDeadLetters},
 };
 
 /// The capacity of the queue of fetched batches of all partitions: large transactions share their fixed cost (births,
@@ -113,20 +113,18 @@ impl Ingest {
         let count = self.wait_for_partition_count().await;
         let assigned = self.assigned(count);
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
-        let others: Vec<_> = counted.filter(|partition| !assigned.contains(partition)).collect();
-        if !others.is_empty() {
+        let missing: Vec<_> =
+            counted.filter(|partition| *partition >= count && !assigned.contains(partition)).collect();
+        if !missing.is_empty() {
             self.report_kafka(None, None);
-            // Counts are not kept by partition, and other instances count these partitions too.
-            return match self.settings.assignment {
-                Assignment::All => StateError::fewer_partitions(&others, count),
-                _ => StateError::shared(&others),
-            };
+            return StateError::fewer_partitions(&missing, count);
         }
+        let saved = match self.prepare(saved, &assigned, count).await {
+            Ok(saved) => saved,
+            Err(error) => return error,
+        };
         self.report_state(None);
-        self.change(|snapshot| {
-            snapshot.counts = saved.counts.clone();
-            snapshot.partitions.clear();
-        });
+        self.change(|snapshot| snapshot.load(saved.counts.clone()));
         self.assign_kafka_error(&assigned);
         let (sender, receiver) = channel::bounded(MAX_QUEUED_BATCHES);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
@@ -152,6 +150,16 @@ impl Ingest {
         error
     }
 
+    /// What the state has for these partitions. Others belong to other instances.
+    async fn prepare(&self, saved: SavedState, assigned: &BTreeSet<i32>, count: i32) -> Result<SavedState, StateError> {
+        self.state
+            .with(async |state| match state.prepare(assigned, count).await? {
+                Preparation::Unchanged => Ok(saved),
+                Preparation::Changed => state.saved().await,
+            })
+            .await
+    }
+
     /// Starts to fetch these partitions.
     fn start_fetchers(
         &self,
@@ -164,7 +172,7 @@ impl Ingest {
             let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
             (*partition, Position { next, end: next, halted: None })
         };
-        self.change(|snapshot| snapshot.partitions.extend(partitions.iter().map(position)));
+        self.change(|snapshot| snapshot.assign(partitions.iter().map(position)));
         let total = fetchers.len() + partitions.len();
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
@@ -274,15 +282,7 @@ impl Ingest {
         let store = async |state: &mut State| BatchApplier::store(state, batches, &mut delta).await;
         let applied = self.state.with(store).await?;
         applied.record_metrics(delta.dead_letters.len());
-        self.change(|snapshot| {
-            snapshot.counts += &delta.counts;
-            for (partition, saved) in &delta.positions {
-                if let Some(position) = snapshot.partitions.get_mut(partition) {
-                    position.next = saved.next;
-                    position.end = position.end.max(saved.next);
-                }
-            }
-        });
+        self.change(|snapshot| snapshot.apply(&delta));
         if !delta.dead_letters.is_empty() {
             self.dead_letter_stored.notify();
         }

@@ -1,6 +1,7 @@
 //! Counts patient events.
 //!
-//! Data flows one way: [`ingest`] fetches records, decodes them and counts them ([`counts`]); [`state`] commits the counts and
+//! Data flows one way: [`ingest`] fetches records, decodes them and counts them ([`counts`], by
+//! partition: [`partition_counts`]); [`state`] commits the counts and
 //! the next offsets in one transaction; [`read_model`] has a copy in memory, which [`http`] serves. Records that cannot be
 //! decoded wait in the state until [`dead_letters`] has forwarded them to the dead letter topic.
 
@@ -8,6 +9,7 @@ pub mod counts;
 pub mod dead_letters;
 mod http;
 pub mod ingest;
+pub mod partition_counts;
 pub mod read_model;
 mod service;
 mod settings;

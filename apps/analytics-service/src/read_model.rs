@@ -8,7 +8,7 @@ use std::{
 use event_listener::{Event, EventListener};
 use telemetry::metrics::{self, IntGaugeVec};
 
-use crate::counts::Counts;
+use crate::{counts::Counts, partition_counts::PartitionCounts, state::Delta};
 
 static LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
     metrics::gauges("kafka_consumer_lag", "Records of a partition that are not applied yet.", &["topic", "partition"])
@@ -24,9 +24,11 @@ pub struct ReadModel {
 /// The data of the read model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The counts.
+    /// The sum of the counts of the assigned partitions.
     pub counts: Counts,
-    /// Each partition that this instance reads.
+    /// The counts by partition. Those of a partition that is not assigned any more are as this instance last knew them.
+    pub by_partition: PartitionCounts,
+    /// Each partition that is assigned to this instance.
     pub partitions: BTreeMap<i32, Position>,
     /// Partitions that were added to the topic and are not in the list of `PARTITIONS`.
     pub unassigned: BTreeSet<i32>,
@@ -65,6 +67,37 @@ impl Position {
     }
 }
 
+impl Snapshot {
+    /// Replaces the counts. No partition is assigned then.
+    pub fn load(&mut self, counts: PartitionCounts) {
+        self.by_partition = counts;
+        self.partitions.clear();
+        self.sum();
+    }
+
+    /// Assigns these partitions too.
+    pub fn assign(&mut self, partitions: impl IntoIterator<Item = (i32, Position)>) {
+        self.partitions.extend(partitions);
+        self.sum();
+    }
+
+    /// Adds the counts of a commit, and moves the positions.
+    pub fn apply(&mut self, delta: &Delta) {
+        self.by_partition += &delta.counts;
+        self.counts += &delta.counts.sum(|partition| self.partitions.contains_key(&partition));
+        for (partition, saved) in &delta.positions {
+            if let Some(position) = self.partitions.get_mut(partition) {
+                position.next = saved.next;
+                position.end = position.end.max(saved.next);
+            }
+        }
+    }
+
+    fn sum(&mut self) {
+        self.counts = self.by_partition.sum(|partition| self.partitions.contains_key(&partition));
+    }
+}
+
 impl ReadModel {
     /// A copy of the data.
     pub fn snapshot(&self) -> Snapshot {
@@ -88,6 +121,18 @@ impl ReadModel {
         self.changed.notify(usize::MAX);
     }
 
+    /// Answers for these partitions no longer.
+    pub fn revoke(&self, topic: &str, partitions: &BTreeSet<i32>) {
+        self.change(topic, |snapshot| {
+            snapshot.partitions.retain(|partition, _| !partitions.contains(partition));
+            snapshot.sum();
+        });
+        for partition in partitions {
+            // It fails if there is none.
+            let _ = LAG.remove_label_values(&[topic, &partition.to_string()]);
+        }
+    }
+
     /// Waits for the next change after this call.
     pub fn next_change(&self) -> EventListener {
         self.changed.listen()
@@ -96,5 +141,38 @@ impl ReadModel {
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
         // Nothing panics while it is held.
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_has_the_assigned_partitions_and_one_that_returns_has_its_counts_again() {
+        let read_model = ReadModel::default();
+        let delta = |created: [i64; 2]| {
+            let mut delta = Delta::default();
+            for (partition, created) in (0..).zip(created) {
+                delta.counts.of(Some(partition)).created = created;
+            }
+            delta
+        };
+        let created = || read_model.read(|snapshot| snapshot.counts.created);
+        read_model.change("t", |snapshot| {
+            let mut counts = delta([1, 2]).counts;
+            counts.of(None).created = 4;
+            snapshot.load(counts);
+            assert_eq!(snapshot.counts.created, 4, "nothing is assigned");
+            snapshot.assign([0, 1].map(|partition| (partition, Position::default())));
+        });
+        assert_eq!(created(), 7);
+        read_model.revoke("t", &[1].into());
+        assert_eq!(created(), 5);
+        // An event has moved a patient from a partition that is not assigned.
+        read_model.change("t", |snapshot| snapshot.apply(&delta([1, -1])));
+        assert_eq!(created(), 6);
+        read_model.change("t", |snapshot| snapshot.assign([(1, Position::default())]));
+        assert_eq!(created(), 7);
     }
 }

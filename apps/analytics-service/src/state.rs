@@ -7,15 +7,15 @@ mod columns;
 mod dead_letters;
 mod encoding;
 mod script;
+mod split;
 mod transaction;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use chrono::DateTime;
 use runtime::{Elapsed, timeout};
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
@@ -26,12 +26,16 @@ use sqlx::{
 use thiserror::Error;
 use uuid::Uuid;
 
-use self::encoding::{decode_date, decode_year};
+use self::encoding::{decode_date, decode_partition, decode_time, decode_year};
 pub use self::{
     dead_letters::{DeadLetter, DeadLetterSummary, StoredDeadLetter, WaitingDeadLetters},
+    split::Preparation,
     transaction::{Delta, PatientUpsert, Transaction},
 };
-use crate::counts::{Counts, PatientState};
+use crate::{
+    counts::{Counts, PatientState},
+    partition_counts::PartitionCounts,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -50,13 +54,15 @@ pub struct State {
     waiting: WaitingDeadLetters,
     /// The id of the newest dead letter that was ever counted in `waiting`.
     newest_counted: i64,
+    /// The partitions whose counts of before are not split by partition.
+    unsplit: BTreeSet<i32>,
 }
 
 /// Counts and positions in the file when it is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SavedState {
-    /// The counts of all applied events.
-    pub counts: Counts,
+    /// The counts of all applied events, by partition.
+    pub counts: PartitionCounts,
     /// The position of each partition that was ever read.
     pub positions: BTreeMap<i32, SavedPosition>,
 }
@@ -78,14 +84,6 @@ pub struct SavedPosition {
 pub struct StateError(String);
 
 impl StateError {
-    /// The state has counted partitions that other instances count too.
-    pub fn shared(partitions: &[i32]) -> Self {
-        Self(format!(
-            "it has counted partitions {partitions:?}, which PARTITIONS leaves to others: set PARTITIONS as before, or delete \
-             the state to count the topic again"
-        ))
-    }
-
     /// The state has counted partitions that the topic does not have: it was recreated.
     pub fn fewer_partitions(partitions: &[i32], count: i32) -> Self {
         Self(format!(
@@ -142,9 +140,19 @@ impl State {
             load(&mut connection).await
         };
         let saved = timeout(STEP_TIMEOUT, Box::pin(load)).await??;
-        let mut state = Self { connection, waiting: WaitingDeadLetters::default(), newest_counted: 0 };
+        let waiting = WaitingDeadLetters::default();
+        let mut state = Self { connection, waiting, newest_counted: 0, unsplit: BTreeSet::new() };
+        state.load_unsplit().await?;
         state.count_new_dead_letters().await?;
         Ok((state, saved))
+    }
+
+    /// What the file has now.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub async fn saved(&mut self) -> Result<SavedState, StateError> {
+        Ok(timeout(STEP_TIMEOUT, load(&mut self.connection)).await??)
     }
 
     /// The states of patients, of at most [`Transaction::MAX_PATIENTS`]. Unknown patients are not in the result.
@@ -189,23 +197,26 @@ impl State {
 async fn load(connection: &mut SqliteConnection) -> Result<SavedState, sqlx::Error> {
     let mut saved = SavedState::default();
     let counts = &mut saved.counts;
-    for row in query("-- totals\nSELECT name, value FROM totals").fetch_all(&mut *connection).await? {
-        let value: i64 = row.try_get("value")?;
-        match row.try_get("name")? {
-            "active" => counts.active = value,
-            "created" => counts.created = value,
-            "updated" => counts.updated = value,
-            "deleted" => counts.deleted = value,
-            "unknown" => counts.unknown = value,
-            "last_event" => counts.last_event = DateTime::from_timestamp_millis(value),
-            _ => {}
-        }
+    let totals = "-- totals\nSELECT partition, active, created, updated, deleted, unknown, last_event FROM totals";
+    for row in query(totals).fetch_all(&mut *connection).await? {
+        *counts.of(decode_partition(row.try_get("partition")?)) = Counts {
+            active: row.try_get("active")?,
+            created: row.try_get("created")?,
+            updated: row.try_get("updated")?,
+            deleted: row.try_get("deleted")?,
+            unknown: row.try_get("unknown")?,
+            last_event: decode_time(row.try_get("last_event")?),
+            ..Counts::default()
+        };
     }
-    for row in query("-- births\nSELECT year, patients FROM births").fetch_all(&mut *connection).await? {
-        counts.births.insert(decode_year(row.try_get("year")?), row.try_get("patients")?);
+    for row in query("-- births\nSELECT partition, year, patients FROM births").fetch_all(&mut *connection).await? {
+        let births = &mut counts.of(decode_partition(row.try_get("partition")?)).births;
+        births.insert(decode_year(row.try_get("year")?), row.try_get("patients")?);
     }
-    for row in query("-- registrations\nSELECT date, patients FROM registrations").fetch_all(&mut *connection).await? {
-        counts.registrations.insert(decode_date(row.try_get("date")?), row.try_get("patients")?);
+    let registrations = "-- registrations\nSELECT partition, date, patients FROM registrations";
+    for row in query(registrations).fetch_all(&mut *connection).await? {
+        let registrations = &mut counts.of(decode_partition(row.try_get("partition")?)).registrations;
+        registrations.insert(decode_date(row.try_get("date")?), row.try_get("patients")?);
     }
     let positions = query("-- positions\nSELECT partition, next, last_timestamp, topic_id FROM positions");
     for row in positions.fetch_all(connection).await? {
@@ -270,7 +281,7 @@ impl SharedState {
 mod tests {
     use std::borrow::Cow;
 
-    use chrono::NaiveDate;
+    use chrono::{DateTime, NaiveDate};
     use sqlx::Executor as _;
     use testbed::Scratch;
 
@@ -283,15 +294,15 @@ mod tests {
         smol::block_on(async {
             let (mut state, _) = State::open(&file).await.unwrap();
             let id = Uuid::from_u128(7);
-            let known = PatientState { version: 3, active: true, ..PatientState::default() };
+            let known = PatientState { version: 3, active: true, partition: Some(2), ..PatientState::default() };
             let position = SavedPosition { next: 5, last_timestamp: Some(6), topic_id: Some(Uuid::from_u128(8)) };
             let date = NaiveDate::from_ymd_opt(2024, 2, 29).unwrap();
             let mut counts = Counts { active: 1, created: 2, ..Counts::default() };
             counts.births.insert(Some(1990), 1);
             counts.registrations.insert(Some(date), 1);
             counts.last_event = DateTime::from_timestamp_millis(9);
-            let delta =
-                Delta { counts: counts.clone(), positions: [(0, position), (2, position)].into(), ..Delta::default() };
+            let mut delta = Delta { positions: [(0, position), (2, position)].into(), ..Delta::default() };
+            (*delta.counts.of(Some(0)), *delta.counts.of(Some(2))) = (counts.clone(), counts);
             let fail = "CREATE TEMP TRIGGER fail BEFORE INSERT ON main.positions WHEN new.partition = 2
                 BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
             state.connection.execute(fail).await.unwrap();
@@ -304,7 +315,7 @@ mod tests {
             assert_eq!(state.find_patients(&[id]).await.unwrap(), [(id, known)].into());
             state.close().await;
             let (_, saved) = State::open(&file).await.unwrap();
-            assert_eq!(saved.counts, counts);
+            assert_eq!(saved.counts, delta.counts);
             assert_eq!(saved.positions, [0, 1, 2].map(|partition| (partition, position)).into());
         });
     }
@@ -323,14 +334,26 @@ mod tests {
                     (x'ffffffffffffffffffffffffffffffff', 0, 0, NULL, NULL),
                     (x'00000000000000000000000000000002', 3, 0, -44, 19782);
                 INSERT INTO positions (partition, next, last_timestamp) VALUES (1, 7, 8);
-                INSERT INTO totals (name, value) VALUES ('created', 2)";
+                INSERT INTO totals (name, value) VALUES ('created', 2), ('active', -1), ('last_event', 1500);
+                INSERT INTO births (year, patients) VALUES (0, 1), (1969, 3);
+                INSERT INTO registrations (date, patients) VALUES (-719162, 2), (-1, 4)";
             old.execute(fill).await.unwrap();
             old.close().await.unwrap();
 
             let (mut state, saved) = State::open(&file).await.unwrap();
+            let counted = Counts {
+                created: 2,
+                active: -1,
+                last_event: DateTime::from_timestamp_millis(1500),
+                births: [(None, 1), (Some(1969), 3)].into(),
+                registrations: [(None, 2), (NaiveDate::from_ymd_opt(1969, 12, 31), 4)].into(),
+                ..Counts::default()
+            };
+            assert_eq!(state.unsplit, [1].into());
             let position = SavedPosition { next: 7, last_timestamp: Some(8), topic_id: None };
             assert_eq!(saved.positions, BTreeMap::from([(1, position)]));
-            assert_eq!(saved.counts, Counts { created: 2, ..Counts::default() });
+            assert_eq!(saved.counts.get(None), Some(&counted));
+            assert_eq!(saved.counts.iter().count(), 1);
             let date = |text: &str| Some(text.parse::<NaiveDate>().unwrap());
             let expected = [
                 (
@@ -341,6 +364,7 @@ mod tests {
                         birth_year: Some(1969),
                         registered: date("1969-12-31"),
                         changed: None,
+                        partition: None,
                     },
                 ),
                 (u128::MAX, PatientState::default()),
@@ -352,6 +376,7 @@ mod tests {
                         birth_year: Some(-44),
                         registered: date("2024-02-29"),
                         changed: None,
+                        partition: None,
                     },
                 ),
             ];

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::fetched_batch::FetchedBatch;
 use crate::{
-    counts::{Counts, Outcome, PatientState},
+    counts::{Outcome, PatientState},
+    partition_counts::PartitionCounts,
     state::{Delta, PatientUpsert, State, StateError, Transaction},
 };
 
@@ -23,6 +24,12 @@ static DUPLICATES: LazyLock<IntCounter> =
 static CONFLICTS: LazyLock<IntCounter> = LazyLock::new(|| {
     metrics::counter("events_version_conflicts_total", "Events whose version was applied before, with another change.")
 });
+static KNOWN_LATE: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter(
+        "patients_known_late_total",
+        "Patients whose first event here was not their first: others were deleted, or are on another instance's partition.",
+    )
+});
 static DEAD: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_dead_total", "Records that cannot be decoded and are dead-lettered."));
 
@@ -30,6 +37,8 @@ static DEAD: LazyLock<IntCounter> =
 #[derive(Default)]
 pub(super) struct BatchApplier {
     applied: BTreeMap<&'static str, u64>,
+    /// Patients whose first event here has a version above the first.
+    known_late: u64,
     duplicates: u64,
     /// Duplicates with another change.
     conflicts: u64,
@@ -48,7 +57,7 @@ impl BatchApplier {
     ) -> Result<Self, StateError> {
         let mut applier = Self::default();
         let events = sort_by_patient(batches);
-        let by_patient: Vec<_> = events.chunk_by(|one, next| one.patient_id == next.patient_id).collect();
+        let by_patient: Vec<_> = events.chunk_by(|(_, one), (_, next)| one.patient_id == next.patient_id).collect();
         if by_patient.len() <= Transaction::MAX_PATIENTS && delta.dead_letters.is_empty() {
             // Nobody else writes, so the states stay as they are read.
             let patients = state.find_patients(&ids(Some(&&*by_patient))).await?;
@@ -87,17 +96,20 @@ impl BatchApplier {
     /// Counts the events of some patients. Returns the new states of changed patients, in the same order.
     fn apply(
         &mut self,
-        events_by_patient: &[&[&ReceivedEvent]],
+        events_by_patient: &[&[PartitionEvent<'_>]],
         patients: &HashMap<Uuid, PatientState>,
-        counts: &mut Counts,
+        counts: &mut PartitionCounts,
     ) -> Vec<(Uuid, PatientState)> {
         let mut changed = Vec::with_capacity(events_by_patient.len());
         for events in events_by_patient {
-            let id = events[0].patient_id;
+            let id = events[0].1.patient_id;
             let mut patient = patients.get(&id).copied().unwrap_or_default();
             let mut is_changed = false;
-            for event in *events {
-                match counts.apply(&mut patient, event) {
+            if patient.partition.is_none() && !patient.is_counted() {
+                self.known_late += u64::from(events[0].1.version > Some(1));
+            }
+            for (partition, event) in *events {
+                match counts.apply(*partition, &mut patient, event) {
                     Outcome::Applied => {
                         *self.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
                         is_changed = true;
@@ -121,6 +133,7 @@ impl BatchApplier {
         for (kind, count) in &self.applied {
             APPLIED.with_label_values(&[kind]).inc_by(*count);
         }
+        KNOWN_LATE.inc_by(self.known_late);
         DUPLICATES.inc_by(self.duplicates);
         CONFLICTS.inc_by(self.conflicts);
         if let Some(patient_id) = self.conflicting_patient {
@@ -134,17 +147,21 @@ impl BatchApplier {
     }
 }
 
-/// The events sorted by patient. Those of a patient, all in one partition, keep their order; counts do not depend on the order
-/// of events of different patients.
-fn sort_by_patient(batches: &[FetchedBatch]) -> Vec<&ReceivedEvent> {
-    let mut events: Vec<_> = batches.iter().flat_map(|batch| &batch.events).collect();
-    events.sort_by_key(|event| event.patient_id);
+/// An event and its partition.
+type PartitionEvent<'a> = (i32, &'a ReceivedEvent);
+
+/// The events sorted by patient. Those of a patient in one partition keep their order; counts do not depend on the order of
+/// others.
+fn sort_by_patient(batches: &[FetchedBatch]) -> Vec<PartitionEvent<'_>> {
+    let of_batch = batches.iter().map(|batch| batch.events.iter().map(move |event| (batch.partition, event)));
+    let mut events: Vec<_> = of_batch.flatten().collect();
+    events.sort_by_key(|(_, event)| event.patient_id);
     events
 }
 
 /// The patient ids of a chunk.
-fn ids(chunk: Option<&&[&[&ReceivedEvent]]>) -> Vec<Uuid> {
-    chunk.into_iter().flat_map(|chunk| chunk.iter()).map(|events| events[0].patient_id).collect()
+fn ids(chunk: Option<&&[&[PartitionEvent<'_>]]>) -> Vec<Uuid> {
+    chunk.into_iter().flat_map(|chunk| chunk.iter()).map(|events| events[0].1.patient_id).collect()
 }
 
 #[cfg(test)]
@@ -180,16 +197,23 @@ mod tests {
             let created = || patients.iter().map(|id| (*id, Created, 1));
             let applier = BatchApplier::store(&mut state, &[batch(created())], &mut Delta::default()).await.unwrap();
             assert_eq!((applier.applied[Created.name()], applier.duplicates), (count, 0));
+            assert_eq!(applier.known_late, 0);
+            let late = [batch([(Uuid::from_u128(u128::MAX), Updated, 2)].into_iter())];
+            let applier = BatchApplier::store(&mut state, &late, &mut Delta::default()).await.unwrap();
+            assert_eq!(applier.known_late, 1);
             let updated = patients.iter().step_by(2).map(|id| (*id, Updated, 2));
             let mut delta = Delta::default();
             let batches = [batch(created()), batch(updated)];
             let applier = BatchApplier::store(&mut state, &batches, &mut delta).await.unwrap();
             assert_eq!((applier.applied[Updated.name()], applier.duplicates), (count.div_ceil(2), count));
-            assert_eq!((delta.counts.active, delta.counts.updated), (0, count.div_ceil(2) as i64));
+            let counted = delta.counts.sum(|_| true);
+            assert_eq!((counted.active, counted.updated), (0, count.div_ceil(2) as i64));
             state.close().await;
             let (_, saved) = State::open(&file).await.unwrap();
-            assert_eq!((saved.counts.active, saved.counts.created), (count as i64, count as i64));
-            assert_eq!(saved.counts.births.values().sum::<i64>(), count as i64);
+            let counted = saved.counts.sum(|_| true);
+            let with_late = count as i64 + 1;
+            assert_eq!((counted.active, counted.created), (with_late, with_late));
+            assert_eq!(counted.births.values().sum::<i64>(), with_late);
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use codec::headers::Headers;
 use serde::Deserialize;
 use serde_json::Value as Json;
@@ -34,33 +34,60 @@ pub(super) fn decode_date(number: i32) -> Option<NaiveDate> {
 /// Stands for an unknown time.
 const UNKNOWN_TIME: i64 = i64::MIN;
 
-/// Bytes of an encoded patient state.
-pub(super) const PATIENT_STATE_BYTES: usize = 25;
+/// Stands for no partition.
+const NO_PARTITION: i32 = -1;
 
-/// Encodes a patient state in the format that the migration of the table describes.
+pub(super) fn encode_partition(partition: Option<i32>) -> i32 {
+    partition.unwrap_or(NO_PARTITION)
+}
+
+pub(super) fn decode_partition(number: i32) -> Option<i32> {
+    (number != NO_PARTITION).then_some(number)
+}
+
+/// Milliseconds since 1970.
+pub(super) fn encode_time(time: Option<DateTime<Utc>>) -> i64 {
+    time.map_or(UNKNOWN_TIME, |time| time.timestamp_millis())
+}
+
+pub(super) fn decode_time(number: i64) -> Option<DateTime<Utc>> {
+    (number != UNKNOWN_TIME).then(|| DateTime::from_timestamp_millis(number)).flatten()
+}
+
+/// Bytes of an encoded patient state.
+pub(super) const PATIENT_STATE_BYTES: usize = 29;
+
+/// Encodes a patient state in the format that the migrations of the table describe.
 pub(super) fn encode_patient_state(patient: &PatientState) -> [u8; PATIENT_STATE_BYTES] {
     let mut bytes = [0; PATIENT_STATE_BYTES];
     bytes[..8].copy_from_slice(&patient.version.to_be_bytes());
     bytes[8] = patient.active.into();
     bytes[9..13].copy_from_slice(&encode_year(patient.birth_year).to_be_bytes());
     bytes[13..17].copy_from_slice(&encode_date(patient.registered).to_be_bytes());
-    bytes[17..].copy_from_slice(&patient.changed.unwrap_or(UNKNOWN_TIME).to_be_bytes());
+    bytes[17..25].copy_from_slice(&patient.changed.unwrap_or(UNKNOWN_TIME).to_be_bytes());
+    bytes[25..].copy_from_slice(&encode_partition(patient.partition).to_be_bytes());
     bytes
 }
 
-/// Decodes a patient state; none if the bytes are invalid. An older version of the service wrote no time.
+/// Decodes a patient state; none if the bytes are invalid. Older versions of the service wrote no partition, and the first of
+/// them no time.
 pub(super) fn decode_patient_state(bytes: &[u8]) -> Option<PatientState> {
     let (version, bytes) = bytes.split_first_chunk()?;
     let ([active], bytes) = bytes.split_first_chunk()?;
     let (birth_year, bytes) = bytes.split_first_chunk()?;
     let (registered, bytes) = bytes.split_first_chunk()?;
-    let changed = if bytes.is_empty() { UNKNOWN_TIME } else { i64::from_be_bytes(bytes.try_into().ok()?) };
+    let (changed, bytes) = match bytes.split_first_chunk() {
+        Some((changed, bytes)) => (i64::from_be_bytes(*changed), bytes),
+        None => (UNKNOWN_TIME, bytes),
+    };
+    let partition = if bytes.is_empty() { NO_PARTITION } else { i32::from_be_bytes(bytes.try_into().ok()?) };
     Some(PatientState {
         version: i64::from_be_bytes(*version),
         active: *active != 0,
         birth_year: decode_year(i32::from_be_bytes(*birth_year)),
         registered: decode_date(i32::from_be_bytes(*registered)),
         changed: (changed != UNKNOWN_TIME).then_some(changed),
+        partition: decode_partition(partition),
     })
 }
 
@@ -121,10 +148,14 @@ mod tests {
         {
             for active in [false, true] {
                 for changed in [None, Some(0), Some(-1), Some(i64::MAX)] {
-                    let patient = PatientState { version, active, birth_year, registered, changed };
-                    assert_eq!(decode_patient_state(&encode_patient_state(&patient)), Some(patient));
-                    let earlier = PatientState { changed: None, ..patient };
-                    assert_eq!(decode_patient_state(&encode_patient_state(&patient)[..17]), Some(earlier));
+                    for partition in [None, Some(0), Some(i32::MAX)] {
+                        let patient = PatientState { version, active, birth_year, registered, changed, partition };
+                        assert_eq!(decode_patient_state(&encode_patient_state(&patient)), Some(patient));
+                        let earlier = PatientState { partition: None, ..patient };
+                        assert_eq!(decode_patient_state(&encode_patient_state(&patient)[..25]), Some(earlier));
+                        let first = PatientState { changed: None, ..earlier };
+                        assert_eq!(decode_patient_state(&encode_patient_state(&patient)[..17]), Some(first));
+                    }
                 }
             }
         }

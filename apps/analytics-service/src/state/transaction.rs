@@ -14,11 +14,15 @@ use super::{
     DeadLetter, STEP_TIMEOUT, SavedPosition, StateError,
     columns::{self, BoundStatement, MAX_ROWS, ROWS, bind},
     encoding::{
-        PATIENT_STATE_BYTES, decode_patient_state, encode_date, encode_headers, encode_patient_state, encode_year,
+        PATIENT_STATE_BYTES, decode_patient_state, encode_date, encode_headers, encode_partition, encode_patient_state,
+        encode_time, encode_year,
     },
     script::Script,
 };
-use crate::counts::{Counts, PatientState};
+use crate::{
+    counts::{Counts, PatientState},
+    partition_counts::PartitionCounts,
+};
 
 static FIND_PATIENTS: LazyLock<String> = LazyLock::new(|| {
     let id = columns::bytes_of(2, size_of::<Uuid>());
@@ -37,17 +41,30 @@ static UPSERT_PATIENTS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+static ADD_TO_TOTALS: LazyLock<String> = LazyLock::new(|| {
+    let columns = [2, 3, 4, 5, 6, 7, 8].map(columns::number_of).join(", ");
+    format!(
+        "-- add to totals
+        INSERT INTO totals (partition, active, created, updated, deleted, unknown, last_event)
+        SELECT {columns} FROM {ROWS}
+        ON CONFLICT (partition) DO UPDATE SET
+            active = active + excluded.active, created = created + excluded.created,
+            updated = updated + excluded.updated, deleted = deleted + excluded.deleted,
+            unknown = unknown + excluded.unknown, last_event = max(last_event, excluded.last_event)"
+    )
+});
+
 static ADD_TO_BIRTHS: LazyLock<String> = LazyLock::new(|| add_to("births", "year"));
 
 static ADD_TO_REGISTRATIONS: LazyLock<String> = LazyLock::new(|| add_to("registrations", "date"));
 
 /// The SQL that adds to the numbers of patients in a table with this key.
 fn add_to(table: &str, key: &str) -> String {
-    let (counted, patients) = (columns::number_of(2), columns::number_of(3));
+    let [partition, counted, patients] = [2, 3, 4].map(columns::number_of);
     format!(
         "-- add to {table}
-        INSERT INTO {table} ({key}, patients) SELECT {counted}, {patients} FROM {ROWS}
-        ON CONFLICT ({key}) DO UPDATE SET patients = patients + excluded.patients"
+        INSERT INTO {table} (partition, {key}, patients) SELECT {partition}, {counted}, {patients} FROM {ROWS}
+        ON CONFLICT (partition, {key}) DO UPDATE SET patients = patients + excluded.patients"
     )
 }
 
@@ -56,13 +73,13 @@ fn add_to(table: &str, key: &str) -> String {
 pub struct Transaction<'a>(pub(super) sqlx::Transaction<'a, Sqlite>);
 
 /// A statement that stores the states of patients.
-pub struct PatientUpsert(BoundStatement);
+pub struct PatientUpsert(pub(super) BoundStatement);
 
 /// The changes of a batch of records.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
     /// The counts of the events.
-    pub counts: Counts,
+    pub counts: PartitionCounts,
     /// The position of each partition after the batch.
     pub positions: BTreeMap<i32, SavedPosition>,
     /// Records that cannot be decoded.
@@ -193,23 +210,7 @@ async fn add(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sql
 /// Adds a delta to a script, apart from its dead letters.
 fn add_delta(script: &mut Script, delta: &Delta) -> Result<(), sqlx::Error> {
     let Delta { counts, positions, dead_letters: _ } = delta;
-    script.add(
-        "-- add to totals
-        INSERT INTO totals (name, value)
-        VALUES ('active', ?1), ('created', ?2), ('updated', ?3), ('deleted', ?4), ('unknown', ?5)
-        ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-    );
-    script.bind([counts.active, counts.created, counts.updated, counts.deleted, counts.unknown])?;
-    if let Some(last_event) = counts.last_event {
-        script.add(
-            "-- last event
-            INSERT INTO totals (name, value) VALUES ('last_event', ?1)
-            ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
-        );
-        script.bind([last_event.timestamp_millis()])?;
-    }
-    add_counts(script, &ADD_TO_BIRTHS, &counts.births, encode_year)?;
-    add_counts(script, &ADD_TO_REGISTRATIONS, &counts.registrations, encode_date)?;
+    add_counts(script, counts)?;
     for (partition, position) in positions {
         script.add(
             "-- upsert position
@@ -223,21 +224,39 @@ fn add_delta(script: &mut Script, delta: &Delta) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Adds to the counts of a table, whose key is a number.
-fn add_counts<K: Copy>(
+/// Adds counts to a script.
+pub(super) fn add_counts(script: &mut Script, counts: &PartitionCounts) -> Result<(), sqlx::Error> {
+    let totals = counts.iter().map(|(partition, counts)| {
+        let Counts { active, created, updated, deleted, unknown, last_event, .. } = *counts;
+        [encode_partition(*partition).into(), active, created, updated, deleted, unknown, encode_time(last_event)]
+    });
+    add_numbers(script, &ADD_TO_TOTALS, &totals.collect::<Vec<_>>())?;
+    add_numbers(script, &ADD_TO_BIRTHS, &rows_of(counts, |counts| &counts.births, encode_year))?;
+    add_numbers(script, &ADD_TO_REGISTRATIONS, &rows_of(counts, |counts| &counts.registrations, encode_date))
+}
+
+/// Partition, key and number of patients of each changed row of a table.
+fn rows_of<K: Copy>(
+    counts: &PartitionCounts,
+    table: impl Fn(&Counts) -> &BTreeMap<K, i64>,
+    encode: fn(K) -> i32,
+) -> Vec<[i64; 3]> {
+    let rows = counts.iter().flat_map(|(partition, counts)| {
+        let partition = encode_partition(*partition).into();
+        table(counts).iter().map(move |(key, patients)| [partition, encode(*key).into(), *patients])
+    });
+    rows.filter(|[.., patients]| *patients != 0).collect()
+}
+
+/// Adds a statement for each part of these rows that a statement takes.
+fn add_numbers<const COLUMNS: usize>(
     script: &mut Script,
     statement: &str,
-    counts: &BTreeMap<K, i64>,
-    encode: fn(K) -> i32,
+    rows: &[[i64; COLUMNS]],
 ) -> Result<(), sqlx::Error> {
-    let rows: Vec<_> =
-        counts.iter().filter(|(_, count)| **count != 0).map(|(&key, &count)| (encode(key).into(), count)).collect();
     for part in rows.chunks(MAX_ROWS) {
-        let columns = [
-            columns::numbers(part.iter().map(|(key, _)| *key)),
-            columns::numbers(part.iter().map(|(_, count)| *count)),
-        ];
-        add_rows(script, statement, part.len(), columns)?;
+        let columns = std::array::from_fn(|column| columns::numbers(part.iter().map(|row| row[column])));
+        add_rows::<COLUMNS>(script, statement, part.len(), columns)?;
     }
     Ok(())
 }

@@ -9,5 +9,6 @@ mod offset_loss;
 mod outages;
 mod partitions;
 mod progress;
+mod reassignment;
 mod registrations;
 mod streams;

@@ -16,7 +16,6 @@ testbed::on_each_broker!(
     a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing,
     a_state_that_cannot_be_opened_is_reported_and_opened_later,
     a_second_service_on_the_same_state_counts_nothing,
-    a_state_with_partitions_of_other_instances_is_rejected,
 );
 
 fn a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing(kind: broker::Kind) {
@@ -104,27 +103,5 @@ fn a_second_service_on_the_same_state_counts_nothing(kind: broker::Kind) {
         first.stop().await;
         assert_eq!(second.until_applied(2).await["created"], json!(2), "it takes over");
         second.stop().await;
-    });
-}
-
-fn a_state_with_partitions_of_other_instances_is_rejected(kind: broker::Kind) {
-    with_topic(kind, |mut topic| async move {
-        // Enough that no partition stays empty.
-        let patients: Vec<_> = (0..60).map(|_| (Uuid::now_v7(), Created, 1)).collect();
-        topic.publish(&patients).await;
-        let all = topic.start(&[]).await;
-        all.until_applied(60).await;
-        all.stop().await;
-
-        // Another instance has the odd partitions now, and counts them from the beginning.
-        let share = topic.start(&[("PARTITIONS", "0/2")]).await;
-        until_its_state_is_down(&share).await;
-        assert_eq!(share.get("/analytics/summary").await.json()["created"], 0, "no counts rather than wrong ones");
-        share.stop().await;
-
-        // With more partitions than before, no record is counted twice.
-        let again = topic.start(&[]).await;
-        assert_eq!(again.until_applied(60).await["created"], json!(60));
-        again.stop().await;
     });
 }

@@ -34,13 +34,13 @@ async fn add(topic: &Harness) {
 }
 
 /// Publishes the registration of one patient to each of these partitions.
-async fn register(topic: &mut Harness, partitions: std::ops::Range<i32>) {
+pub(crate) async fn register(topic: &mut Harness, partitions: std::ops::Range<i32>) {
     for partition in partitions {
         topic.send(partition, vec![record(Uuid::now_v7(), Created, 1)]).await;
     }
 }
 
-fn read(summary: &Json) -> Vec<i64> {
+pub(crate) fn read(summary: &Json) -> Vec<i64> {
     summary["partitions"].as_array().unwrap().iter().map(|p| p["partition"].as_i64().unwrap()).collect()
 }
 
