@@ -14,6 +14,7 @@ mod compaction;
 mod disk;
 mod leaders;
 mod logs;
+mod members;
 mod memory;
 mod patient_service;
 mod postgres;

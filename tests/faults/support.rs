@@ -158,3 +158,9 @@ pub(crate) async fn audit(system: &System, acknowledged: &Acknowledged) -> Repor
     }
     auditor.audit(acknowledged).await.unwrap_or_else(|error| panic!("{error}")).expect_no_loss()
 }
+
+/// The same by an auditor that knows of other analytics-services than the system's own.
+pub(crate) async fn audit_by(auditor: &Auditor, acknowledged: &Acknowledged) -> Report {
+    auditor.until_drained(TIMEOUT).await.unwrap_or_else(|error| panic!("{error}"));
+    auditor.audit(acknowledged).await.unwrap_or_else(|error| panic!("{error}")).expect_no_loss()
+}

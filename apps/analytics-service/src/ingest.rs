@@ -8,7 +8,11 @@ mod batch_applier;
 mod budget;
 mod fetched_batch;
 mod fetcher;
+mod fixed;
+mod gate;
 mod group_progress;
+mod member;
+mod reports;
 mod spans;
 
 use std::{
@@ -17,21 +21,23 @@ use std::{
     time::Duration,
 };
 
+use kafka::Member;
 use runtime::{Backoff, Notify, Shutdown, timeout};
 use smol::{
     Task,
     channel::{self, Receiver},
     future::or,
 };
-use telemetry::{
-    Outage,
-    metrics::{self, IntGaugeVec},
-};
+use telemetry::metrics::{self, IntGaugeVec};
 
-use self::{batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher};
+use self::{
+    batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher, gate::Gate,
+    reports::Outages,
+};
 use crate::{
+    members::Members,
     read_model::{Position, ReadModel},
-    settings::{Assignment, Settings},
+    settings::{Assignment, ConsumerGroup, Settings},
     state::{Delta, Preparation, SavedState, SharedState, State, StateError, WaitingDeadLetters},
 };
 
@@ -66,39 +72,36 @@ pub struct Ingest {
     read_model: ReadModel,
     dead_letter_stored: Arc<Notify>,
     outages: Arc<Outages>,
-}
-
-/// What keeps events from being counted, and progress from being shown, for the log. Clones of [`Ingest`] share it.
-#[derive(Debug, Default)]
-struct Outages {
-    state: Outage,
-    kafka: Outage,
-    /// No room for dead letters.
-    dead_letters: Outage,
-    /// The progress is not committed to the group.
-    progress: Outage,
+    /// Where other instances reach this one.
+    address: String,
+    members: Members,
 }
 
 impl Ingest {
-    /// `dead_letter_stored` is notified after each commit with dead letters.
-    pub fn new(
+    /// `dead_letter_stored` is notified after each commit with dead letters. As a member of the consumer group, the instance
+    /// advertises `address`, and `members` are those of its assignments.
+    pub(crate) fn new(
         settings: Settings,
         state: Arc<SharedState>,
         read_model: ReadModel,
         dead_letter_stored: Arc<Notify>,
+        (address, members): (String, Members),
     ) -> Self {
-        Self { settings: Arc::new(settings), state, read_model, dead_letter_stored, outages: Arc::default() }
+        let settings = Arc::new(settings);
+        Self { settings, state, read_model, dead_letter_stored, outages: Arc::default(), address, members }
     }
 
     /// Reads and applies until the shutdown.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        let mut member = self.member();
         // A transaction in flight is committed or rolled back.
         let work = async {
             loop {
-                let error = match self.state.open().await {
-                    Ok(saved) => self.run_from(saved, &mut backoff).await,
-                    Err(error) => error,
+                let error = match (self.state.open().await, &mut member) {
+                    (Ok(saved), Some(member)) => member::run(&self, member, saved, &mut backoff).await,
+                    (Ok(saved), None) => fixed::run(&self, saved, &mut backoff).await,
+                    (Err(error), _) => error,
                 };
                 self.report_state(Some(error));
                 backoff.pause().await;
@@ -106,26 +109,44 @@ impl Ingest {
         };
         shutdown.run_until_stopped(work).await;
         self.state.close().await;
+        if let Some(member) = member {
+            member::leave(member).await;
+        }
     }
 
-    /// Reads and applies from the saved positions on, until the state fails.
-    async fn run_from(&self, saved: SavedState, backoff: &mut Backoff) -> StateError {
-        let count = self.wait_for_partition_count().await;
-        let assigned = self.assigned(count);
+    /// A member of the consumer group, if that assigns the partitions.
+    fn member(&self) -> Option<Member> {
+        let Settings { assignment: Assignment::Group, group: ConsumerGroup(Some(group)), membership, .. } =
+            &*self.settings
+        else {
+            return None;
+        };
+        // Nobody is known to have a partition yet.
+        self.members.set(Some(Vec::new()));
+        let instance = membership.instance_id.as_deref();
+        let kafka = self.settings.kafka.clone();
+        Some(Member::new(kafka, group, &self.settings.topic, instance, membership.session_timeout))
+    }
+
+    /// What the state has for these partitions of the topic, which has `count`. Others belong to other instances.
+    async fn prepare(&self, saved: SavedState, assigned: &BTreeSet<i32>, count: i32) -> Result<SavedState, StateError> {
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
         let missing: Vec<_> =
             counted.filter(|partition| *partition >= count && !assigned.contains(partition)).collect();
         if !missing.is_empty() {
             self.report_kafka(None, None);
-            return StateError::fewer_partitions(&missing, count);
+            return Err(StateError::fewer_partitions(&missing, count));
         }
-        let saved = match self.prepare(saved, &assigned, count).await {
-            Ok(saved) => saved,
-            Err(error) => return error,
-        };
-        self.report_state(None);
-        self.change(|snapshot| snapshot.load(saved.counts.clone()));
-        self.assign_kafka_error(&assigned);
+        self.state
+            .with(async |state| match state.prepare(assigned, count).await? {
+                Preparation::Unchanged => Ok(saved),
+                Preparation::Changed => state.saved().await,
+            })
+            .await
+    }
+
+    /// The queue between the fetchers and the task that applies.
+    fn queue(&self, saved: &SavedState) -> (fetcher::Shared, Receiver<FetchedBatch>) {
         let (sender, receiver) = channel::bounded(MAX_QUEUED_BATCHES);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
@@ -134,30 +155,7 @@ impl Ingest {
             budget: Budget::new(MAX_QUEUED_BYTES),
             sender,
         };
-        let mut fetchers = Fetchers::new();
-        self.start_fetchers(assigned, &saved, &shared, &mut fetchers);
-        let watch = self.watch_partitions(count, &saved, &shared, &mut fetchers);
-        let commit_progress = async {
-            if let Some(group) = &self.settings.group.0 {
-                group_progress::commit(self, group).await;
-            }
-            std::future::pending().await
-        };
-        let error = or(or(self.apply_all(&receiver, backoff), watch), commit_progress).await;
-        for (_, fetcher) in fetchers {
-            fetcher.cancel().await;
-        }
-        error
-    }
-
-    /// What the state has for these partitions. Others belong to other instances.
-    async fn prepare(&self, saved: SavedState, assigned: &BTreeSet<i32>, count: i32) -> Result<SavedState, StateError> {
-        self.state
-            .with(async |state| match state.prepare(assigned, count).await? {
-                Preparation::Unchanged => Ok(saved),
-                Preparation::Changed => state.saved().await,
-            })
-            .await
+        (shared, receiver)
     }
 
     /// Starts to fetch these partitions.
@@ -168,71 +166,19 @@ impl Ingest {
         shared: &fetcher::Shared,
         fetchers: &mut Fetchers,
     ) {
-        let position = |partition: &i32| {
-            let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
-            (*partition, Position { next, end: next, halted: None })
-        };
-        self.change(|snapshot| snapshot.assign(partitions.iter().map(position)));
+        self.change(|snapshot| {
+            let position = |partition: &i32| {
+                let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
+                let end = snapshot.partitions.get(partition).map_or(next, |known| known.end.max(next));
+                (*partition, Position { next, end, halted: None })
+            };
+            let positions: Vec<_> = partitions.iter().map(position).collect();
+            snapshot.assign(positions);
+        });
         let total = fetchers.len() + partitions.len();
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
             fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, total, saved).run()));
-        }
-    }
-
-    /// Polls for partitions that are added to the topic, and starts to fetch those of this instance.
-    async fn watch_partitions(
-        &self,
-        mut count: i32,
-        saved: &SavedState,
-        shared: &fetcher::Shared,
-        fetchers: &mut Fetchers,
-    ) -> StateError {
-        loop {
-            smol::Timer::after(PARTITION_POLL_INTERVAL).await;
-            // The fetchers report an unavailable broker.
-            let Ok(now) = self.partition_count().await else { continue };
-            if now <= count {
-                continue;
-            }
-            let added: BTreeSet<_> = (count..now).collect();
-            count = now;
-            let ours = self.assigned(count);
-            let new: BTreeSet<_> = ours.iter().copied().filter(|partition| !fetchers.contains_key(partition)).collect();
-            tracing::warn!(
-                ?added,
-                reading = ?new,
-                "partitions were added to the topic: those of this instance are read from their beginning"
-            );
-            self.start_fetchers(new, saved, shared, fetchers);
-            if let Assignment::Listed(_) = self.settings.assignment {
-                let unread: Vec<_> = added.difference(&ours).copied().collect();
-                if !unread.is_empty() {
-                    tracing::warn!(
-                        ?unread,
-                        "partitions were added that PARTITIONS does not name: another instance has to read them"
-                    );
-                    self.change(|snapshot| snapshot.unassigned.extend(unread));
-                }
-            }
-        }
-    }
-
-    /// The partitions of this instance.
-    fn assigned(&self, count: i32) -> BTreeSet<i32> {
-        self.settings.assignment.partitions(count).into_iter().collect()
-    }
-
-    /// The number of partitions of the topic, once a broker responds. An outage before that stays reported: no partition has
-    /// been read yet.
-    async fn wait_for_partition_count(&self) -> i32 {
-        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        loop {
-            match self.partition_count().await {
-                Ok(count) => return count,
-                Err(error) => self.report_kafka(None, Some(error.to_string())),
-            }
-            backoff.pause().await;
         }
     }
 
@@ -242,8 +188,19 @@ impl Ingest {
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 
-    async fn apply_all(&self, receiver: &Receiver<FetchedBatch>, backoff: &mut Backoff) -> StateError {
-        while let Ok(first) = receiver.recv().await {
+    /// Applies what the fetchers enqueue, until the gate is closed.
+    async fn apply_all(
+        &self,
+        receiver: &Receiver<FetchedBatch>,
+        gate: &Gate,
+        backoff: &mut Backoff,
+    ) -> Result<(), StateError> {
+        let closed = async {
+            gate.closed().await;
+            None
+        };
+        let mut closed = Box::pin(closed);
+        while let Some(first) = or(&mut closed, async { receiver.recv().await.ok() }).await {
             let mut batches = vec![first];
             let mut records = batches[0].len();
             while records < MAX_TRANSACTION_RECORDS
@@ -252,16 +209,17 @@ impl Ingest {
                 records += batch.len();
                 batches.push(batch);
             }
-            if let Err(error) = self.apply(batches).await {
-                return error;
+            // What is dropped here is read again by whoever gets the partition.
+            if !gate.pass().await || !self.apply(batches, gate).await? {
+                break;
             }
             backoff.reset();
         }
-        unreachable!("the fetchers are cancelled after this")
+        Ok(())
     }
 
-    /// Applies batches in one transaction.
-    async fn apply(&self, mut batches: Vec<FetchedBatch>) -> Result<(), StateError> {
+    /// Applies batches in one transaction. False if the gate was closed before.
+    async fn apply(&self, mut batches: Vec<FetchedBatch>, gate: &Gate) -> Result<bool, StateError> {
         let mut delta = Delta::default();
         let mut spans = Vec::new();
         for batch in &mut batches {
@@ -269,13 +227,23 @@ impl Ingest {
             delta.dead_letters.append(&mut batch.dead_letters);
             spans.append(&mut batch.spans);
         }
-        let has_space = if delta.dead_letters.is_empty() { Ok(()) } else { self.wait_for_dead_letter_space().await };
-        let result = match has_space {
-            Ok(()) => self.commit(&batches, delta).await,
-            Err(error) => Err(error),
+        let space = async {
+            match delta.dead_letters.is_empty() {
+                true => Ok(()),
+                false => self.wait_for_dead_letter_space().await,
+            }
+        };
+        let space = or(async { Some(space.await) }, async {
+            gate.closed().await;
+            None
+        });
+        let result = match space.await {
+            None => return Ok(false),
+            Some(Ok(())) => self.commit(&batches, delta).await,
+            Some(Err(error)) => Err(error),
         };
         spans::end(spans, &result);
-        result
+        result.map(|()| true)
     }
 
     async fn commit(&self, batches: &[FetchedBatch], mut delta: Delta) -> Result<(), StateError> {
@@ -320,66 +288,5 @@ impl Ingest {
 
     fn change(&self, change: impl FnOnce(&mut crate::read_model::Snapshot)) {
         self.read_model.change(&self.settings.topic, change);
-    }
-
-    fn report_state(&self, error: Option<StateError>) {
-        let error = error.map(|error| error.to_string());
-        if self.read_model.read(|snapshot| snapshot.state_error == error) {
-            return;
-        }
-        match &error {
-            Some(error) if self.outages.state.failed(error) => {
-                tracing::error!(error, "the state cannot be used; nothing is counted until it can");
-            }
-            Some(_) => {}
-            None => {
-                if let Some(lasted) = self.outages.state.recovered() {
-                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "the state can be used again");
-                }
-            }
-        }
-        self.change(|snapshot| snapshot.state_error = error);
-    }
-
-    /// Reports that Kafka cannot be read for a partition, or for the topic as a whole, or that it can again.
-    fn report_kafka(&self, reader: Option<i32>, error: Option<String>) {
-        // The usual case: nothing to report.
-        if error.is_none() && self.read_model.read(|snapshot| snapshot.kafka_errors.is_empty()) {
-            return;
-        }
-        self.update_kafka_errors(|errors| match error {
-            Some(error) => drop(errors.insert(reader, error)),
-            None => drop(errors.remove(&reader)),
-        });
-    }
-
-    /// Replaces the topic's error by one of each assigned partition, which lasts until the partition's first successful
-    /// fetch.
-    fn assign_kafka_error(&self, partitions: &BTreeSet<i32>) {
-        self.update_kafka_errors(|errors| {
-            if let Some(error) = errors.remove(&None) {
-                errors.extend(partitions.iter().map(|partition| (Some(*partition), error.clone())));
-            }
-        });
-    }
-
-    /// Logs when an outage begins, with the first error, and when it ends, with the last.
-    fn update_kafka_errors(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
-        let mut error = None;
-        self.change(|snapshot| {
-            change(&mut snapshot.kafka_errors);
-            error = snapshot.kafka_errors.values().next().cloned();
-        });
-        match error {
-            Some(error) if self.outages.kafka.failed("unreadable") => {
-                tracing::warn!(error, "events cannot be read; they wait on the topic");
-            }
-            Some(_) => {}
-            None => {
-                if let Some(lasted) = self.outages.kafka.recovered() {
-                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "events can be read again");
-                }
-            }
-        }
     }
 }

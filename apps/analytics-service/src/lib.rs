@@ -9,6 +9,8 @@ pub mod counts;
 pub mod dead_letters;
 mod http;
 pub mod ingest;
+#[cfg_attr(not(test), expect(dead_code, reason = "queries over all instances will read it"))]
+mod members;
 pub mod partition_counts;
 pub mod read_model;
 mod service;
@@ -16,4 +18,4 @@ mod settings;
 pub mod state;
 
 pub use service::Service;
-pub use settings::{Assignment, ConsumerGroup, OnOffsetLoss, Settings};
+pub use settings::{Assignment, ConsumerGroup, MembershipSettings, OnOffsetLoss, Settings};

@@ -11,6 +11,7 @@ use crate::{
     dead_letters::Forwarder,
     http::{self, App},
     ingest::Ingest,
+    members::Members,
     read_model::{Forwarding, ReadModel},
     state::SharedState,
 };
@@ -58,7 +59,9 @@ impl Service {
         let limit = settings.http.limits.drain + BACKGROUND_TIMEOUT;
 
         let mut group = TaskGroup::new(shutdown.clone());
-        let ingest = Ingest::new(settings.clone(), state.clone(), read_model.clone(), dead_letter_stored.clone());
+        let members = (advertised_address(&settings, server.address()), Members::default());
+        let ingest =
+            Ingest::new(settings.clone(), state.clone(), read_model.clone(), dead_letter_stored.clone(), members);
         group.start("http", server.serve(app, shutdown.clone()));
         if let Some(server) = operations {
             group.start("operations", server.serve(web::operations(health), shutdown.clone()));
@@ -68,6 +71,11 @@ impl Service {
         group.start("dead letters", Forwarder::new(state, settings, read_model).run(dead_letter_stored, shutdown));
         Ok(group.join(limit).await?)
     }
+}
+
+/// Where other instances reach the HTTP server: the address of the settings, or the one that it listens on.
+fn advertised_address(settings: &Settings, listening: SocketAddr) -> String {
+    settings.membership.advertised.as_ref().map_or_else(|| listening.to_string(), ToString::to_string)
 }
 
 fn health(read_model: &ReadModel, shutdown: Shutdown) -> Health {

@@ -1,6 +1,6 @@
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use config::{Reader, Value};
+use config::{HostPort, Reader, Value};
 
 /// The settings of the service.
 #[derive(Clone, Debug)]
@@ -13,8 +13,10 @@ pub struct Settings {
     pub topic: String,
     /// The dead letter topic.
     pub dead_letter_topic: String,
-    /// The consumer group to which the progress is committed.
+    /// The consumer group to which the progress is committed, and of which the instance is a member if it assigns the partitions.
     pub group: ConsumerGroup,
+    /// What a member of the group needs.
+    pub membership: MembershipSettings,
     /// The partitions to read.
     pub assignment: Assignment,
     /// The file of the state.
@@ -32,14 +34,26 @@ impl Settings {
         let kafka = kafka::Settings::read(reader, "analytics-service");
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
         let dead_letter_topic = reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "dead letter topic").or("patient.dlq");
-        let about = "consumer group that shows the progress; none commits it to none";
+        let about = "consumer group that shows the progress, and assigns the partitions; none commits it to none";
         let group = reader.variable(&["KAFKA_CONSUMER_GROUP"], about).or("analytics-service");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
+        let membership = MembershipSettings::read(reader, http.address, (&group, &assignment));
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
         let about = "what to do when records were deleted before they were read, or the topic was recreated";
         let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
         let otlp = otlp::Settings::read(reader, "analytics-service");
-        Self { http, kafka, topic, dead_letter_topic, group, assignment, state: state.into(), on_offset_loss, otlp }
+        Self {
+            http,
+            kafka,
+            topic,
+            dead_letter_topic,
+            group,
+            membership,
+            assignment,
+            state: state.into(),
+            on_offset_loss,
+            otlp,
+        }
     }
 }
 
@@ -55,9 +69,42 @@ impl Value for ConsumerGroup {
     }
 }
 
+/// What an instance needs to be a member of the consumer group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipSettings {
+    /// With an instance id, a restart moves no partition.
+    pub instance_id: Option<String>,
+    /// Without a sign of life for so long, the partitions go to other instances.
+    pub session_timeout: Duration,
+    /// Where other instances reach the HTTP server; none if it is the address that it listens on.
+    pub advertised: Option<HostPort>,
+}
+
+impl MembershipSettings {
+    fn read(reader: &mut Reader, listening: SocketAddr, (group, assignment): (&ConsumerGroup, &Assignment)) -> Self {
+        let is_member = *assignment == Assignment::Group;
+        let about = "with PARTITIONS=group, the name of this instance in the consumer group: with one, a restart moves no partition";
+        let instance_id = reader.variable(&["KAFKA_GROUP_INSTANCE_ID"], about).used_if(is_member).optional();
+        let about = "with PARTITIONS=group, after so long without a sign of life the partitions go to other instances";
+        let session_timeout = reader.variable(&["KAFKA_SESSION_TIMEOUT"], about).used_if(is_member).or("15s");
+        let about = "with PARTITIONS=group, host and port where other instances reach this one";
+        let advertised: Option<HostPort> = reader.variable(&["ADVERTISED_HTTP"], about).used_if(is_member).optional();
+        if is_member && group.0.is_none() {
+            reader.reject("KAFKA_CONSUMER_GROUP", ConsumerGroup::EXPECTED, "PARTITIONS=group needs a group");
+        }
+        if is_member && advertised.is_none() && listening.ip().is_unspecified() {
+            let why = "it is not set, and SERVER_ADDRESS is no address that other instances could use";
+            reader.reject("ADVERTISED_HTTP", HostPort::EXPECTED, why);
+        }
+        Self { instance_id, session_timeout, advertised }
+    }
+}
+
 /// The partitions that an instance reads. Each partition must belong to exactly one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Assignment {
+    /// Those that the consumer group assigns to it.
+    Group,
     /// All partitions.
     All,
     /// These partitions.
@@ -72,9 +119,10 @@ pub enum Assignment {
 }
 
 impl Assignment {
-    /// The partitions of this instance, of a topic with `count` partitions.
+    /// The partitions of this instance, of a topic with `count` partitions; none as long as the group assigns none.
     pub fn partitions(&self, count: i32) -> Vec<i32> {
         match self {
+            Self::Group => Vec::new(),
             Self::All => (0..count).collect(),
             Self::Listed(partitions) => partitions.clone(),
             Self::Share { ordinal, replicas } => {
@@ -85,11 +133,15 @@ impl Assignment {
 }
 
 impl Value for Assignment {
-    const EXPECTED: &'static str = "all, partitions such as 0,2, or an ordinal and the number of replicas such as 0/3";
+    const EXPECTED: &'static str =
+        "all, group, partitions such as 0,2, or an ordinal and the number of replicas such as 0/3";
 
     fn parse(text: &str) -> Result<Self, String> {
         if text == "all" {
             return Ok(Self::All);
+        }
+        if text == "group" {
+            return Ok(Self::Group);
         }
         let number = |text: &str| text.trim().parse::<i32>().ok().filter(|number| *number >= 0);
         if let Some((ordinal, replicas)) = text.split_once('/') {
@@ -129,6 +181,30 @@ impl Value for OnOffsetLoss {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_of_the_group_needs_a_group_and_an_address() {
+        let read = |variables: &[(&'static str, &str)]| {
+            let environment = variables
+                .iter()
+                .fold(config::Environment::empty(), |environment, (name, value)| environment.with(*name, *value));
+            let mut reader = Reader::new(environment);
+            let settings = Settings::read(&mut reader);
+            reader.finish(settings).map(|(settings, _)| settings.membership)
+        };
+        let group = ("PARTITIONS", "group");
+        let member = read(&[group, ("ADVERTISED_HTTP", "analytics-0:4002"), ("KAFKA_GROUP_INSTANCE_ID", "0")]).unwrap();
+        assert_eq!(member.advertised.unwrap().to_string(), "analytics-0:4002");
+        assert_eq!((member.instance_id.as_deref(), member.session_timeout), (Some("0"), Duration::from_secs(15)));
+        assert!(read(&[group, ("SERVER_ADDRESS", "127.0.0.1")]).is_ok());
+        for (wrong, name) in [
+            (&[group, ("SERVER_ADDRESS", "0.0.0.0"), ("AUTH", "off")][..], "ADVERTISED_HTTP"),
+            (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("KAFKA_CONSUMER_GROUP", "none")], "KAFKA_CONSUMER_GROUP"),
+        ] {
+            let errors = read(wrong).unwrap_err().to_string();
+            assert!(errors.contains(name), "{errors}");
+        }
+    }
 
     #[test]
     fn every_partition_belongs_to_one_share() {

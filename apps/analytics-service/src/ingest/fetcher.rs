@@ -87,6 +87,14 @@ enum Loss {
     TopicRecreated,
 }
 
+/// Removes what is reported of a partition that another instance has now.
+pub(super) fn clear_metrics(topic: &str, partition: i32) {
+    let partition = partition.to_string();
+    // They fail if there is none.
+    let _ = HALTED.remove_label_values(&[&partition]);
+    let _ = HELD_UP.remove_label_values(&[topic, &partition]);
+}
+
 impl Fetcher {
     /// A fetcher of one of `total` partitions, from the saved position on.
     pub(super) fn new(shared: Shared, partition: i32, total: usize, saved: Option<SavedPosition>) -> Self {

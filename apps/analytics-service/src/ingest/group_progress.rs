@@ -16,9 +16,6 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// `offsets.retention.minutes`, by default a week.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Failures after which the log says so: a cluster needs a moment to make the topic of its first group.
-const LOGGED_FAILURES: u32 = 3;
-
 /// Commits the positions of the read model until it is dropped.
 pub(super) async fn commit(ingest: &Ingest, group: &str) {
     let mut progress = GroupProgress::new(ingest.settings.kafka.clone(), group, &ingest.settings.topic);
@@ -34,20 +31,10 @@ pub(super) async fn commit(ingest: &Ingest, group: &str) {
         if next.is_empty() || committed.as_ref().is_some_and(is_repeated) {
             continue;
         }
-        match progress.commit(&next).await {
-            Ok(()) => {
-                (committed, failures) = (Some((next, Instant::now())), 0);
-                if let Some(lasted) = ingest.outages.progress.recovered() {
-                    let lasted_ms = lasted.as_millis() as u64;
-                    tracing::info!(lasted_ms, group, "the progress is committed to the consumer group again");
-                }
-            }
-            Err(error) => {
-                failures += 1;
-                if failures >= LOGGED_FAILURES && ingest.outages.progress.failed(&error.cause()) {
-                    tracing::warn!(%error, group, "the progress is not committed to the consumer group; events are counted");
-                }
-            }
+        let result = progress.commit(&next).await;
+        ingest.report_progress(&mut failures, result.as_ref().err());
+        if result.is_ok() {
+            committed = Some((next, Instant::now()));
         }
     }
 }

@@ -5,6 +5,7 @@ mod batches;
 mod compaction;
 mod harness;
 mod ingest;
+mod members;
 mod offset_loss;
 mod outages;
 mod partitions;

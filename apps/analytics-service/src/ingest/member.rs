@@ -1,0 +1,227 @@
+//! Counting as a member of the consumer group, which assigns the partitions.
+//!
+//! When its members change, all of them stop to count, join the next generation, and count what it assigns to them. What the
+//! state has of a partition stays there when another member counts it: if it comes back, it is read on from there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    time::{Duration, Instant},
+};
+
+use kafka::{Assignment, Generation, Member, Subscription};
+use runtime::{Backoff, timeout};
+use smol::future::or;
+
+use super::{BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, reports::LOGGED_FAILURES};
+use crate::{
+    members,
+    state::{SavedState, StateError},
+};
+
+/// How often the coordinator hears from this instance, and this instance of changes.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often progress is committed.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// Time to leave the group at the shutdown. Otherwise the others wait for the session timeout.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Counts what the group assigns, from the saved positions on, until the state fails.
+pub(super) async fn run(
+    ingest: &Ingest,
+    member: &mut Member,
+    mut saved: SavedState,
+    backoff: &mut Backoff,
+) -> StateError {
+    ingest.change(|snapshot| snapshot.load(saved.counts.clone()));
+    loop {
+        let assignment = join(ingest, member, &saved).await;
+        let gate = Gate::before_first_heartbeat();
+        let keep_membership = async {
+            keep_membership(ingest, member, &assignment, &gate).await;
+            gate.close();
+            pending().await
+        };
+        // A transaction in flight ends before the next generation is joined.
+        if let Err(error) = or(count(ingest, &assignment, saved, &gate, backoff), keep_membership).await {
+            return error;
+        }
+        saved = match ingest.state.with(async |state| state.saved().await).await {
+            Ok(saved) => saved,
+            Err(error) => return error,
+        };
+    }
+}
+
+/// Leaves the group, if the member is not static.
+pub(super) async fn leave(mut member: Member) {
+    match timeout(LEAVE_TIMEOUT, member.leave()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::info!(%error, "the consumer group was not left; its members wait for the session timeout")
+        }
+        Err(error) => {
+            tracing::info!(%error, "the consumer group was not left; its members wait for the session timeout")
+        }
+    }
+}
+
+/// Joins the next generation, however long it takes.
+async fn join(ingest: &Ingest, member: &mut Member, saved: &SavedState) -> Assignment {
+    let offsets = saved.positions.iter().map(|(partition, position)| (*partition, position.next)).collect();
+    let subscription = Subscription { address: ingest.address.clone(), offsets };
+    let mut pauses = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let (mut failures, mut is_address_corrected) = (0, false);
+    loop {
+        match member.join(&subscription).await {
+            Ok(assignment) => {
+                let own = assignment.members.iter().find(|member| member.is_self);
+                // A static member that comes back within the session timeout gets the assignment of before.
+                if is_address_corrected || own.is_none_or(|own| own.address == ingest.address) {
+                    return assignment;
+                }
+                is_address_corrected = true;
+                member.change_subscription();
+                continue;
+            }
+            Err(error) => {
+                failures += 1;
+                // Members that join at the same time begin further generations, and a cluster has to make the topic of its first
+                // group.
+                if failures >= LOGGED_FAILURES {
+                    ingest.report_kafka(None, Some(explained(&error)));
+                }
+            }
+        }
+        pauses.pause().await;
+    }
+}
+
+/// Why no generation is joined, again and again.
+fn explained(error: &kafka::Error) -> String {
+    let text = error.to_string();
+    let why = if text.contains("RebalanceInProgress") {
+        "; if this goes on, other members join again and again, or the broker's groups do not work with several members, as \
+         Nisshi's at times: then PARTITIONS has to say which instance reads what"
+    } else if text.contains("FencedInstanceId") {
+        "; another instance with this KAFKA_GROUP_INSTANCE_ID has joined, and this one stays out as long as it lives"
+    } else if text.contains("InconsistentGroupProtocol") {
+        "; other programs are members of the group: KAFKA_CONSUMER_GROUP has to be another one"
+    } else {
+        ""
+    };
+    format!("the consumer group cannot be joined: {text}{why}")
+}
+
+/// Counts the assigned partitions until the gate is closed.
+async fn count(
+    ingest: &Ingest,
+    assignment: &Assignment,
+    saved: SavedState,
+    gate: &Gate,
+    backoff: &mut Backoff,
+) -> Result<(), StateError> {
+    let assigned: BTreeSet<i32> = assignment.partitions.iter().copied().collect();
+    if assignment.members.is_empty() {
+        // Its leader is of another version, and does not understand this member.
+        ingest.report_kafka(None, Some("the leader of the consumer group assigns nothing to this instance".to_owned()));
+        gate.closed().await;
+        return Ok(());
+    }
+    let count = partitions_of(assignment);
+    let saved = ingest.prepare(saved, &assigned, count).await?;
+    ingest.report_state(None);
+    let before = ingest.read_model.read(|snapshot| snapshot.partitions.clone());
+    ingest.change(|snapshot| {
+        snapshot.load(saved.counts.clone());
+        // What was known of the ends of those that stay.
+        snapshot
+            .assign(before.iter().filter(|(partition, _)| assigned.contains(partition)).map(|(n, p)| (*n, p.clone())));
+    });
+    let revoked: BTreeSet<i32> = before.into_keys().filter(|partition| !assigned.contains(partition)).collect();
+    ingest.read_model.revoke(&ingest.settings.topic, &revoked);
+    revoked.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
+    ingest.assign_kafka_error(&assigned);
+    let members = assignment.members.iter().map(|member| members::Member {
+        address: member.address.clone(),
+        partitions: member.partitions.clone(),
+        is_self: member.is_self,
+    });
+    ingest.members.set(Some(members.collect()));
+    tracing::info!(
+        generation = assignment.generation,
+        partitions = ?assigned,
+        ?revoked,
+        members = assignment.members.len(),
+        "the consumer group has assigned partitions"
+    );
+    let (shared, receiver) = ingest.queue(&saved);
+    let mut fetchers = Fetchers::new();
+    ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
+    let applied = ingest.apply_all(&receiver, gate, backoff).await;
+    for (_, fetcher) in fetchers {
+        fetcher.cancel().await;
+    }
+    applied
+}
+
+/// Sends heartbeats and commits progress until the generation is over, or this member as its leader has to assign added
+/// partitions.
+async fn keep_membership(ingest: &Ingest, member: &mut Member, assignment: &Assignment, gate: &Gate) {
+    let mut committed = BTreeMap::new();
+    let (mut heartbeat_failures, mut commit_failures) = (0, 0);
+    let (mut committed_at, mut polled_at) = (Instant::now(), Instant::now());
+    loop {
+        match member.heartbeat().await {
+            Ok(Generation::Current { until }) => {
+                gate.extend(until);
+                if heartbeat_failures >= LOGGED_FAILURES {
+                    ingest.report_kafka(None, None);
+                }
+                heartbeat_failures = 0;
+            }
+            Ok(Generation::Over) => return,
+            Err(error) => {
+                heartbeat_failures += 1;
+                if heartbeat_failures >= LOGGED_FAILURES {
+                    ingest.report_kafka(None, Some(error.to_string()));
+                }
+            }
+        }
+        if committed_at.elapsed() >= COMMIT_INTERVAL {
+            committed_at = Instant::now();
+            let next = ingest.read_model.read(|snapshot| {
+                let own = assignment.partitions.iter();
+                own.filter_map(|n| Some((*n, snapshot.partitions.get(n)?.next))).collect::<BTreeMap<_, _>>()
+            });
+            if !next.is_empty() && next != committed {
+                let result = member.commit(&next).await;
+                if let Ok(Generation::Over) = result {
+                    return;
+                }
+                ingest.report_progress(&mut commit_failures, result.as_ref().err());
+                if result.is_ok() {
+                    committed = next;
+                }
+            }
+        }
+        if polled_at.elapsed() >= PARTITION_POLL_INTERVAL {
+            polled_at = Instant::now();
+            // The fetchers report an unavailable broker.
+            if let Ok(count) = ingest.partition_count().await
+                && member.is_leader()
+                && count > partitions_of(assignment)
+            {
+                tracing::warn!(count, "partitions were added to the topic: the consumer group assigns them");
+                return;
+            }
+        }
+        smol::Timer::after(HEARTBEAT_INTERVAL).await;
+    }
+}
+
+/// The partitions of the topic when they were assigned: each has one member.
+fn partitions_of(assignment: &Assignment) -> i32 {
+    let partitions: usize = assignment.members.iter().map(|member| member.partitions.len()).sum();
+    i32::try_from(partitions).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,106 @@
+//! What keeps ingest from its work, for the log and for health.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use telemetry::Outage;
+
+use super::Ingest;
+use crate::state::StateError;
+
+/// Failures in a row after which the log says so, where the first ones are expected: a cluster needs a moment to make the topic of
+/// its first group, and members that join at the same time begin further generations.
+pub(super) const LOGGED_FAILURES: u32 = 3;
+
+/// What keeps events from being counted, and progress from being shown, for the log. Clones of [`Ingest`] share it.
+#[derive(Debug, Default)]
+pub(super) struct Outages {
+    pub(super) state: Outage,
+    pub(super) kafka: Outage,
+    /// No room for dead letters.
+    pub(super) dead_letters: Outage,
+    /// The progress is not committed to the group.
+    pub(super) progress: Outage,
+}
+
+impl Ingest {
+    pub(super) fn report_state(&self, error: Option<StateError>) {
+        let error = error.map(|error| error.to_string());
+        if self.read_model.read(|snapshot| snapshot.state_error == error) {
+            return;
+        }
+        match &error {
+            Some(error) if self.outages.state.failed(error) => {
+                tracing::error!(error, "the state cannot be used; nothing is counted until it can");
+            }
+            Some(_) => {}
+            None => {
+                if let Some(lasted) = self.outages.state.recovered() {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "the state can be used again");
+                }
+            }
+        }
+        self.change(|snapshot| snapshot.state_error = error);
+    }
+
+    /// Reports that Kafka cannot be read for a partition, or for the topic as a whole, or that it can again.
+    pub(super) fn report_kafka(&self, reader: Option<i32>, error: Option<String>) {
+        // The usual case: nothing to report.
+        if error.is_none() && self.read_model.read(|snapshot| snapshot.kafka_errors.is_empty()) {
+            return;
+        }
+        self.update_kafka_errors(|errors| match error {
+            Some(error) => drop(errors.insert(reader, error)),
+            None => drop(errors.remove(&reader)),
+        });
+    }
+
+    /// Replaces the topic's error by one of each assigned partition, which lasts until the partition's first successful
+    /// fetch.
+    pub(super) fn assign_kafka_error(&self, partitions: &BTreeSet<i32>) {
+        self.update_kafka_errors(|errors| {
+            if let Some(error) = errors.remove(&None) {
+                errors.extend(partitions.iter().map(|partition| (Some(*partition), error.clone())));
+            }
+        });
+    }
+
+    /// Logs when an outage begins, with the first error, and when it ends, with the last.
+    fn update_kafka_errors(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
+        let mut error = None;
+        self.change(|snapshot| {
+            change(&mut snapshot.kafka_errors);
+            error = snapshot.kafka_errors.values().next().cloned();
+        });
+        match error {
+            Some(error) if self.outages.kafka.failed("unreadable") => {
+                tracing::warn!(error, "events cannot be read; they wait on the topic");
+            }
+            Some(_) => {}
+            None => {
+                if let Some(lasted) = self.outages.kafka.recovered() {
+                    tracing::info!(lasted_ms = lasted.as_millis() as u64, "events can be read again");
+                }
+            }
+        }
+    }
+
+    /// Reports that the progress was committed to the group, or the next failure.
+    pub(super) fn report_progress(&self, failures: &mut u32, error: Option<&kafka::Error>) {
+        let group = self.settings.group.0.as_deref();
+        match error {
+            None => {
+                *failures = 0;
+                if let Some(lasted) = self.outages.progress.recovered() {
+                    let lasted_ms = lasted.as_millis() as u64;
+                    tracing::info!(lasted_ms, group, "the progress is committed to the consumer group again");
+                }
+            }
+            Some(error) => {
+                *failures += 1;
+                if *failures >= LOGGED_FAILURES && self.outages.progress.failed(&error.cause()) {
+                    tracing::warn!(%error, group, "the progress is not committed to the consumer group; events are counted");
+                }
+            }
+        }
+    }
+}

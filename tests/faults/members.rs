@@ -1,0 +1,214 @@
+//! Three analytics-services in one consumer group, while they join, leave, die, freeze and get more partitions.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use kafka::testing::add_partitions;
+use serde_json::Value as Json;
+use testbed::{
+    Signal,
+    audit::Auditor,
+    broker::Kind,
+    ports,
+    service::{Launch, Service},
+    system::System,
+    writers::Writers,
+};
+
+use crate::support::{TIMEOUT, audit_by, logged, random_pause, register_many, system, until};
+
+mod on_kafka_alone {
+    use super::*;
+
+    #[test]
+    fn members_that_join_leave_die_and_freeze_count_every_event_once() {
+        members_under_faults(Kind::Kafka);
+    }
+
+    #[test]
+    fn added_partitions_are_counted_by_the_members() {
+        added_partitions(Kind::Kafka);
+    }
+}
+
+/// The shortest that brokers allow by default.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+const SETTINGS: [(&str, &str); 2] = [("PARTITIONS", "group"), ("KAFKA_SESSION_TIMEOUT", "6s")];
+
+/// The members of a group, beside those of the system.
+struct Members {
+    system: System,
+    others: Vec<Service>,
+}
+
+impl Members {
+    /// Starts a system with its analytics-service as one of `count` members.
+    async fn start(kind: Kind, count: usize) -> Self {
+        let group = format!("group-{:016x}", fastrand::u64(..));
+        let settings = [&SETTINGS[..], &[("KAFKA_CONSUMER_GROUP", &group)]].concat();
+        let system = system(kind, 1, &settings).await;
+        let mut members = Self { system, others: Vec::new() };
+        for number in 1..count {
+            let mut service = members.launch(number).start().unwrap();
+            members.system.scratch.guard(service.process()).unwrap();
+            members.others.push(service);
+        }
+        for service in &mut members.others {
+            service.until_ready().await.unwrap();
+        }
+        members
+    }
+
+    /// The first one with another state and another port.
+    fn launch(&self, number: usize) -> Launch {
+        let mut launch = self.system.analytics.launch().clone();
+        (launch.port, launch.label) = (ports::free(), format!("analytics-service-{number}"));
+        for (name, value) in &mut launch.environment {
+            if name == "STATE_FILE" {
+                *value = self.system.directory().join(format!("{}.sqlite", launch.label)).display().to_string();
+            }
+        }
+        launch
+    }
+
+    fn get(&mut self, number: usize) -> &mut Service {
+        if number == 0 { &mut self.system.analytics } else { &mut self.others[number - 1] }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Service> {
+        std::iter::once(&self.system.analytics).chain(&self.others)
+    }
+
+    fn restart(&mut self, number: usize) {
+        if number == 0 {
+            self.system.restart_without_waiting(|system| &mut system.analytics).unwrap();
+        } else {
+            let service = &mut self.others[number - 1];
+            service.restart().unwrap();
+            self.system.scratch.guard(service.process()).unwrap();
+        }
+    }
+
+    /// The partitions of each member.
+    async fn partitions(&self) -> Vec<Vec<i64>> {
+        let mut partitions = Vec::new();
+        for service in self.all() {
+            let summary = service.client().get("/analytics/summary").await.map(|response| response.json());
+            partitions.push(partitions_of(&summary.unwrap_or_default()));
+        }
+        partitions
+    }
+
+    /// Waits until each of the partitions has one member, and these members have some.
+    async fn until_assigned(&self, count: i64, members: &[usize]) {
+        let condition = format!("{count} partitions are assigned to {members:?}");
+        until(&condition, async || {
+            let partitions = self.partitions().await;
+            let have: Vec<_> = (0..partitions.len()).filter(|number| !partitions[*number].is_empty()).collect();
+            let mut all = partitions.concat();
+            all.sort_unstable();
+            all == (0..count).collect::<Vec<_>>() && have == members
+        })
+        .await;
+    }
+
+    /// Stops the writers, and compares what the members have counted with the topic and the databases.
+    async fn audit(&self, writers: Writers) {
+        let (written, acknowledged) = writers.stop().await;
+        assert!(written.unexpected.is_empty(), "{written}");
+        let mut auditor = Auditor::of(&self.system);
+        auditor.analytics = self.all().map(Service::client).collect();
+        let report = audit_by(&auditor, &acknowledged).await;
+        println!("{written}\n{report}");
+    }
+}
+
+fn partitions_of(summary: &Json) -> Vec<i64> {
+    let partitions = summary["partitions"].as_array().into_iter().flatten();
+    partitions.filter_map(|partition| partition["partition"].as_i64()).collect()
+}
+
+fn members_under_faults(kind: Kind) {
+    runtime::block_on(2, async {
+        let mut members = Members::start(kind, 3).await;
+        members.until_assigned(3, &[0, 1, 2]).await;
+        let writers = Writers::start(&[members.system.patients[0].address()], 4);
+        let more = async |writers: &Writers| {
+            writers.until(writers.acknowledged().count() + 20, TIMEOUT).await.unwrap();
+            random_pause(500).await;
+        };
+        for number in [0, 1, 2] {
+            more(&writers).await;
+            // It leaves, and the others take its partition over at once.
+            members.get(number).stop().await;
+            let others: Vec<_> = (0..3).filter(|other| *other != number).collect();
+            members.until_assigned(3, &others).await;
+            more(&writers).await;
+            members.restart(number);
+            members.until_assigned(3, &[0, 1, 2]).await;
+        }
+        for number in [2, 0] {
+            more(&writers).await;
+            members.get(number).process().kill().await;
+            let others: Vec<_> = (0..3).filter(|other| *other != number).collect();
+            members.until_assigned(3, &others).await;
+            more(&writers).await;
+            members.restart(number);
+            members.until_assigned(3, &[0, 1, 2]).await;
+        }
+        for number in [1, 0] {
+            more(&writers).await;
+            members.get(number).process().signal(Signal::STOP);
+            // The others have its partition meanwhile, and it does not know it yet.
+            let others: BTreeSet<_> = (0..3).filter(|other| *other != number).collect();
+            until("the others have the partitions of the frozen one", async || {
+                let mut assigned = Vec::new();
+                for other in &others {
+                    let service = members.all().nth(*other).unwrap();
+                    let summary = service.client().get("/analytics/summary").await.unwrap().json();
+                    assigned.extend(partitions_of(&summary));
+                }
+                assigned.len() == 3
+            })
+            .await;
+            smol::Timer::after(SESSION_TIMEOUT).await;
+            members.get(number).process().signal(Signal::CONT);
+            more(&writers).await;
+            members.until_assigned(3, &[0, 1, 2]).await;
+        }
+        members.audit(writers).await;
+    });
+}
+
+fn added_partitions(kind: Kind) {
+    runtime::block_on(2, async {
+        let members = Members::start(kind, 3).await;
+        members.until_assigned(3, &[0, 1, 2]).await;
+        let writers = Writers::start(&[members.system.patients[0].address()], 4);
+        writers.until(20, TIMEOUT).await.unwrap();
+        // The keys move to other partitions: no patient may have events in flight.
+        let (written, acknowledged) = writers.stop().await;
+        assert!(written.unexpected.is_empty(), "{written}");
+        let mut auditor = Auditor::of(&members.system);
+        auditor.analytics = members.all().map(Service::client).collect();
+        audit_by(&auditor, &acknowledged).await;
+        add_partitions(&auditor.kafka, &auditor.topic, 6).await.unwrap();
+        members.until_assigned(6, &[0, 1, 2]).await;
+        let created = async || {
+            let mut created = 0;
+            for service in members.all() {
+                created +=
+                    service.client().get("/analytics/summary").await.unwrap().json()["created"].as_i64().unwrap();
+            }
+            created
+        };
+        let before = created().await;
+        register_many(&members.system.patient_client(), &acknowledged, 30).await;
+        until("the events of all partitions are counted", async || created().await == before + 30).await;
+        assert!(
+            members
+                .all()
+                .any(|service| logged(service, "partitions were added to the topic: the consumer group assigns them")
+                    > 0)
+        );
+    });
+}
