@@ -65,7 +65,7 @@ pub(crate) async fn of_all_replicas(system: &RunningSystem) {
 
     let mut partitions = BTreeSet::new();
     for client in &system.analytics {
-        let summary = client.get("/analytics/summary").await.unwrap().json();
+        let summary = client.get("/analytics/summary?scope=instance").await.unwrap().json();
         let own = summary["partitions"].as_array().unwrap();
         assert!(!own.is_empty());
         for partition in own {

@@ -58,7 +58,11 @@ impl RunningSystem {
     pub(crate) async fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for client in &self.analytics {
-            let summary = client.get("/analytics/summary").await.map(|response| response.json()).unwrap_or_default();
+            let summary = client
+                .get("/analytics/summary?scope=instance")
+                .await
+                .map(|response| response.json())
+                .unwrap_or_default();
             let count = |name: &str| summary[name].as_i64().unwrap_or_default();
             counts.active += count("activePatients");
             counts.created += count("created");

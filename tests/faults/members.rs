@@ -92,7 +92,8 @@ impl Members {
     async fn partitions(&self) -> Vec<Vec<i64>> {
         let mut partitions = Vec::new();
         for service in self.all() {
-            let summary = service.client().get("/analytics/summary").await.map(|response| response.json());
+            let summary =
+                service.client().get("/analytics/summary?scope=instance").await.map(|response| response.json());
             partitions.push(partitions_of(&summary.unwrap_or_default()));
         }
         partitions
@@ -164,7 +165,7 @@ fn members_under_faults(kind: Kind) {
                 let mut assigned = Vec::new();
                 for other in &others {
                     let service = members.all().nth(*other).unwrap();
-                    let summary = service.client().get("/analytics/summary").await.unwrap().json();
+                    let summary = service.client().get("/analytics/summary?scope=instance").await.unwrap().json();
                     assigned.extend(partitions_of(&summary));
                 }
                 assigned.len() == 3
@@ -196,8 +197,9 @@ fn added_partitions(kind: Kind) {
         let created = async || {
             let mut created = 0;
             for service in members.all() {
-                created +=
-                    service.client().get("/analytics/summary").await.unwrap().json()["created"].as_i64().unwrap();
+                created += service.client().get("/analytics/summary?scope=instance").await.unwrap().json()["created"]
+                    .as_i64()
+                    .unwrap();
             }
             created
         };

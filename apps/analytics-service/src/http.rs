@@ -1,11 +1,14 @@
-//! HTTP routes: the read model, the dead letters, and the stream of summaries.
+//! HTTP routes: the read models of all instances, the dead letters, and the stream of summaries.
+
+mod bodies;
+mod queries;
 
 use std::{
     sync::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use auth::Scope;
@@ -17,9 +20,10 @@ use telemetry::metrics::{self, IntGauge};
 use tide::{Response, StatusCode};
 use web::{Edge, EventSender, Problem, Query, Router, json};
 
+pub(crate) use self::queries::Queries;
+use self::queries::SeriesQuery;
 use crate::{
     counts::Interval,
-    read_model::{ReadModel, Snapshot},
     state::{DeadLetterSummary, SharedState},
 };
 
@@ -33,6 +37,8 @@ const MAX_STREAMS: usize = 64;
 const STREAM_MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// A stream without changes repeats the summary at this interval, because proxies close idle connections.
 const STREAM_KEEPALIVE: Duration = Duration::from_secs(15);
+/// A stream asks the other instances for changes at this interval.
+const OTHERS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// `Retry-After` of 503.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -42,15 +48,15 @@ static STREAMS: LazyLock<IntGauge> =
 /// The state of the handlers.
 #[derive(Clone)]
 pub(crate) struct App {
-    read_model: ReadModel,
+    queries: Queries,
     state: Arc<SharedState>,
     shutdown: Shutdown,
     streams: Arc<AtomicUsize>,
 }
 
 impl App {
-    pub(crate) fn new(read_model: ReadModel, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
-        Self { read_model, state, shutdown, streams: Arc::default() }
+    pub(crate) fn new(queries: Queries, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
+        Self { queries, state, shutdown, streams: Arc::default() }
     }
 }
 
@@ -78,62 +84,25 @@ pub(crate) fn routes(app: App, edge: Edge, in_flight: usize) -> Router<App> {
         .requires(ANALYTICS_READ)
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct SummaryBody {
-    active_patients: i64,
-    created: i64,
-    updated: i64,
-    deleted: i64,
-    unknown: i64,
-    age_bands: Vec<BandBody>,
-    last_event_time: Option<DateTime<Utc>>,
-    partitions: Vec<PartitionBody>,
-}
-
-#[derive(Serialize)]
-struct BandBody {
-    ages: &'static str,
-    patients: i64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PartitionBody {
-    partition: i32,
-    /// The offset of the last record applied; -1 before the first.
-    applied_offset: i64,
-    lag: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    halted: Option<String>,
-}
-
-fn summary_body(snapshot: &Snapshot) -> SummaryBody {
-    let counts = &snapshot.counts;
-    let bands = counts.age_bands(Utc::now().year());
-    SummaryBody {
-        active_patients: counts.active,
-        created: counts.created,
-        updated: counts.updated,
-        deleted: counts.deleted,
-        unknown: counts.unknown,
-        age_bands: bands.into_iter().map(|(ages, patients)| BandBody { ages, patients }).collect(),
-        last_event_time: counts.last_event,
-        partitions: snapshot
-            .partitions
-            .iter()
-            .map(|(partition, position)| PartitionBody {
-                partition: *partition,
-                applied_offset: position.next - 1,
-                lag: position.lag(),
-                halted: position.halted.clone(),
-            })
-            .collect(),
-    }
-}
-
 async fn summary(request: Request) -> Result<Response, Problem> {
-    Ok(json(StatusCode::Ok, &request.state().read_model.read(summary_body)))
+    let mut query = Query::of(&request);
+    let of_instance = query.parsed("scope", scope);
+    let of_instance = query.finish(of_instance.is_some())?;
+    let queries = &request.state().queries;
+    if of_instance {
+        return Ok(json(StatusCode::Ok, &queries.own_summary()));
+    }
+    Ok(json(StatusCode::Ok, &queries.summary(authorization(&request).as_deref()).await))
+}
+
+/// An instance asks another for what it has itself, so that it does not ask in turn.
+fn scope(text: &str) -> Result<(), String> {
+    (text == "instance").then_some(()).ok_or_else(|| "must be instance".to_owned())
+}
+
+/// The caller's token, which other instances check for themselves.
+fn authorization(request: &Request) -> Option<String> {
+    request.header("authorization").map(|values| values.last().as_str().to_owned())
 }
 
 #[derive(Serialize)]
@@ -156,15 +125,28 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
         date.ok_or_else(|| "must be a date such as 2024-02-29".to_owned())
     };
     let (from, to) = (query.parsed("from", date), query.parsed("to", date));
+    let of_instance = query.parsed("scope", scope).is_some();
     let interval = query.finish(interval.unwrap_or(Interval::Month))?;
-    let series = request.state().read_model.read(|snapshot| snapshot.counts.registrations(interval, from, to));
+    let queries = &request.state().queries;
+    // One more than the limit shows that there are more.
+    let series = SeriesQuery { interval, from, to, limit: MAX_POINTS + 1 };
+    if of_instance {
+        return Ok(json(StatusCode::Ok, &queries.own_registrations(series)));
+    }
+    let (series, missing) = queries.registrations(series, authorization(&request).as_deref()).await;
     if series.len() > MAX_POINTS {
         let detail =
             format!("That would be more than {MAX_POINTS} points; choose a shorter time or a longer interval.");
         return Err(Problem::bad_request(detail).kind("invalid-parameter"));
     }
     let points = series.into_iter().map(|(period, registrations)| PointBody { period, registrations });
-    Ok(json(StatusCode::Ok, &points.collect::<Vec<_>>()))
+    let mut response = json(StatusCode::Ok, &points.collect::<Vec<_>>());
+    if missing.partial {
+        // The body is an array, which has no place for it.
+        let partitions: Vec<_> = missing.missing_partitions.iter().map(ToString::to_string).collect();
+        response.insert_header("missing-partitions", partitions.join(", "));
+    }
+    Ok(response)
 }
 
 /// A dead letter without its content, which may be personal data.
@@ -215,11 +197,11 @@ async fn stream(request: Request) -> Result<Response, Problem> {
         return Err(Problem::unavailable("There are too many clients of the stream.", RETRY_AFTER));
     };
     let (events, response) = web::events();
-    let remaining = web::caller(&request).remaining();
+    let (remaining, authorization) = (web::caller(&request).remaining(), authorization(&request));
     let send = async move {
         let _permit = permit;
         let _counted = metrics::track(&STREAMS);
-        let send = or(events.closed(), send_summaries(&app.read_model, &events));
+        let send = or(events.closed(), send_summaries(&app.queries, &events, authorization.as_deref()));
         // The client may read the summaries as long as its token says so.
         let send = or(send, end_of(remaining));
         app.shutdown.run_until_stopped(send).await;
@@ -253,18 +235,23 @@ impl Drop for StreamPermit {
     }
 }
 
-/// Sends the summary now and after every change, until the client disconnects.
-async fn send_summaries(read_model: &ReadModel, events: &EventSender) {
+/// Sends the summary now and after every change, until the client disconnects. Changes of other instances are looked for.
+async fn send_summaries(queries: &Queries, events: &EventSender, authorization: Option<&str>) {
+    let (mut sent, mut last) = (Instant::now(), String::new());
     loop {
-        let change = read_model.next_change();
-        let body = read_model.read(summary_body);
+        let change = queries.next_change();
+        let body = queries.recent_summary(authorization, OTHERS_POLL_INTERVAL).await;
         let text = serde_json::to_string(&body).expect("a summary can be serialized");
-        if !events.send("summary", &text).await {
-            return;
+        let has_others = queries.has_others();
+        if !has_others || text != last || sent.elapsed() >= STREAM_KEEPALIVE {
+            if !events.send("summary", &text).await {
+                return;
+            }
+            (sent, last) = (Instant::now(), text);
         }
         smol::Timer::after(STREAM_MIN_INTERVAL).await;
         // A change since the summary was read ends this wait at once.
-        let _ = timeout(STREAM_KEEPALIVE, change).await;
+        let _ = timeout(if has_others { OTHERS_POLL_INTERVAL } else { STREAM_KEEPALIVE }, change).await;
     }
 }
 
@@ -273,13 +260,15 @@ mod tests {
     use auth::Authenticator;
 
     use super::*;
+    use crate::{member_client::MemberClient, members::Members, read_model::ReadModel};
 
     #[test]
     fn every_route_requires_the_scope() {
         let mut reader = config::Reader::new(config::Environment::empty());
         let settings = web::Settings::read(&mut reader, "0");
         let state = Arc::new(SharedState::new("unused".into()));
-        let app = App::new(ReadModel::default(), state, Shutdown::new());
+        let queries = Queries::new(ReadModel::default(), Members::default(), MemberClient::new(None));
+        let app = App::new(queries, state, Shutdown::new());
         let table = routes(app, Edge::new(&settings, Authenticator::off()), 1).access_table();
         assert_eq!(table.len(), 4);
         for (method, path, access) in table {

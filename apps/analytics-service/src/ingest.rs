@@ -185,7 +185,11 @@ impl Ingest {
     async fn partition_count(&self) -> Result<i32, kafka::Error> {
         let count = kafka::leaders(&self.settings.kafka, &self.settings.topic).await?.len();
         TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count as i64);
-        Ok(i32::try_from(count).unwrap_or(i32::MAX))
+        let count = i32::try_from(count).unwrap_or(i32::MAX);
+        if self.read_model.read(|snapshot| snapshot.topic_partitions) != count {
+            self.change(|snapshot| snapshot.topic_partitions = count);
+        }
+        Ok(count)
     }
 
     /// Applies what the fetchers enqueue, until the gate is closed.

@@ -9,7 +9,7 @@ pub mod counts;
 pub mod dead_letters;
 mod http;
 pub mod ingest;
-#[cfg_attr(not(test), expect(dead_code, reason = "queries over all instances will read it"))]
+mod member_client;
 mod members;
 pub mod partition_counts;
 pub mod read_model;
@@ -17,5 +17,6 @@ mod service;
 mod settings;
 pub mod state;
 
+pub use member_client::MemberSettings;
 pub use service::Service;
 pub use settings::{Assignment, ConsumerGroup, MembershipSettings, OnOffsetLoss, Settings};

@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub by_partition: PartitionCounts,
     /// Each partition that is assigned to this instance.
     pub partitions: BTreeMap<i32, Position>,
+    /// The number of partitions of the topic; 0 until it is known.
+    pub topic_partitions: i32,
     /// Partitions that were added to the topic and are not in the list of `PARTITIONS`.
     pub unassigned: BTreeSet<i32>,
     /// The state of forwarding.

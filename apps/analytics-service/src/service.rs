@@ -7,10 +7,11 @@ use runtime::{Failure, Notify, Shutdown, TaskGroup};
 use web::{Component, Edge, Health};
 
 use crate::{
-    Settings,
+    Assignment, Settings,
     dead_letters::Forwarder,
-    http::{self, App},
+    http::{self, App, Queries},
     ingest::Ingest,
+    member_client::MemberClient,
     members::Members,
     read_model::{Forwarding, ReadModel},
     state::SharedState,
@@ -23,6 +24,8 @@ const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Service {
     server: web::Server,
     operations: Option<web::Server>,
+    /// The connector to the other instances, if they speak TLS.
+    members_tls: Option<tls::Connector>,
     settings: Settings,
 }
 
@@ -34,7 +37,8 @@ impl Service {
     pub fn build(settings: Settings) -> Result<Self, Failure> {
         let server = web::Server::bind(&settings.http)?;
         let operations = web::Server::bind_operations(&settings.http)?;
-        Ok(Self { server, operations, settings })
+        let members_tls = settings.members.connector()?;
+        Ok(Self { server, operations, members_tls, settings })
     }
 
     /// The address of the HTTP server.
@@ -47,19 +51,24 @@ impl Service {
     /// # Errors
     /// If a task fails or does not end in time.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Failure> {
-        let Self { server, operations, settings } = self;
+        let Self { server, operations, members_tls, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
         let (read_model, dead_letter_stored) = (ReadModel::default(), Arc::new(Notify::new()));
         let authenticator = Authenticator::new(&settings.http.auth);
         let health = health(&read_model, shutdown.clone()).authentication(&settings.http.auth, &authenticator);
-        let app = App::new(read_model.clone(), state.clone(), shutdown.clone());
+        let members = Members::default();
+        // As a member of a group the instance has nothing until the first assignment.
+        let is_member = settings.assignment == Assignment::Group;
+        members.set(if is_member { Some(Vec::new()) } else { settings.members.listed() });
+        let queries = Queries::new(read_model.clone(), members.clone(), MemberClient::new(members_tls));
+        let app = App::new(queries, state.clone(), shutdown.clone());
         let edge = Edge::new(&settings.http, authenticator.clone());
         let app = http::routes(app, edge, settings.http.limits.in_flight).operations(health.clone()).build();
         let limit = settings.http.limits.drain + BACKGROUND_TIMEOUT;
 
         let mut group = TaskGroup::new(shutdown.clone());
-        let members = (advertised_address(&settings, server.address()), Members::default());
+        let members = (advertised_address(&settings, server.address()), members);
         let ingest =
             Ingest::new(settings.clone(), state.clone(), read_model.clone(), dead_letter_stored.clone(), members);
         group.start("http", server.serve(app, shutdown.clone()));

@@ -2,6 +2,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use config::{HostPort, Reader, Value};
 
+use crate::member_client::MemberSettings;
+
 /// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -19,6 +21,8 @@ pub struct Settings {
     pub membership: MembershipSettings,
     /// The partitions to read.
     pub assignment: Assignment,
+    /// The other instances, if they are listed.
+    pub members: MemberSettings,
     /// The file of the state.
     pub state: PathBuf,
     /// What to do when the next record does not exist any more.
@@ -38,6 +42,7 @@ impl Settings {
         let group = reader.variable(&["KAFKA_CONSUMER_GROUP"], about).or("analytics-service");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
         let membership = MembershipSettings::read(reader, http.address, (&group, &assignment));
+        let members = MemberSettings::read(reader, http.tls.is_some(), assignment == Assignment::Group);
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
         let about = "what to do when records were deleted before they were read, or the topic was recreated";
         let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
@@ -50,6 +55,7 @@ impl Settings {
             group,
             membership,
             assignment,
+            members,
             state: state.into(),
             on_offset_loss,
             otlp,

@@ -52,11 +52,16 @@ impl Pki {
 
     /// Starts a service; it may not be ready yet.
     pub(super) fn start(&self, name: &'static str, environment: &[(&str, String)]) -> Service {
+        self.start_on(name, ports::free(), environment)
+    }
+
+    /// The same on this port.
+    pub(super) fn start_on(&self, name: &'static str, port: u16, environment: &[(&str, String)]) -> Service {
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         let log = ("LOG_FORMAT".to_owned(), "json".to_owned());
         let launch = Launch {
             name,
-            port: ports::free(),
+            port,
             environment: environment.chain([log]).collect(),
             directory: self.path().to_owned(),
             label: format!("{name}-{:08x}", fastrand::u32(..)),

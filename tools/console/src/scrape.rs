@@ -93,7 +93,9 @@ async fn read(service: usize, address: SocketAddr, host: &str, identity: Option<
     let get =
         async |path| client::send(address, host, tls, ServiceRequest::get(path, &[UNSAMPLED]), MAX_ANSWER, LIMIT).await;
     let is_open = identity.is_none();
-    let summary = async { if service == ANALYTICS && is_open { Some(get("/analytics/summary").await) } else { None } };
+    let summary = async {
+        if service == ANALYTICS && is_open { Some(get("/analytics/summary?scope=instance").await) } else { None }
+    };
     let (health, (metrics, summary)) = join(get("/actuator/health/readiness"), join(get("/metrics"), summary)).await;
     let text = |error: RequestError| error.to_string();
     let health = health.map_err(text)?;

@@ -24,7 +24,7 @@ impl Analytics {
     pub(crate) async fn summary(&self) -> Result<Json> {
         let mut whole = Json::Null;
         for client in &self.0 {
-            add(&mut whole, expect(&client.get("/analytics/summary").await?, 200)?);
+            add(&mut whole, expect(&client.get("/analytics/summary?scope=instance").await?, 200)?);
         }
         Ok(whole)
     }

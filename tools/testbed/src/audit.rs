@@ -213,7 +213,7 @@ impl Auditor {
 }
 
 async fn summary(analytics: &Client) -> Result<Json, Error> {
-    let response = analytics.get("/analytics/summary").await?;
+    let response = analytics.get("/analytics/summary?scope=instance").await?;
     if response.status != 200 {
         return Err(Error::new(format!("analytics responded with status {}", response.status)));
     }

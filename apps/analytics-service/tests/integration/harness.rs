@@ -158,6 +158,11 @@ impl Running {
         self.get("/analytics/summary").await.json()
     }
 
+    /// What this instance alone has counted.
+    pub(crate) async fn own_summary(&self) -> Json {
+        self.get("/analytics/summary?scope=instance").await.json()
+    }
+
     /// Waits until the summary meets a condition, and returns it.
     pub(crate) async fn until(&self, condition: &str, mut is_met: impl FnMut(&Json) -> bool) -> Json {
         let end = Instant::now() + TIMEOUT;

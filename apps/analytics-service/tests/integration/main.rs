@@ -6,6 +6,7 @@ mod compaction;
 mod harness;
 mod ingest;
 mod members;
+mod merged_answers;
 mod offset_loss;
 mod outages;
 mod partitions;

@@ -60,7 +60,7 @@ impl Group {
 async fn shares(members: &[&Running]) -> (BTreeMap<i64, i64>, Vec<usize>, i64) {
     let (mut next, mut sizes, mut created) = (BTreeMap::new(), Vec::new(), 0);
     for member in members {
-        let summary: Json = member.summary().await;
+        let summary: Json = member.own_summary().await;
         let partitions = summary["partitions"].as_array().unwrap();
         for partition in partitions {
             let offset = partition["appliedOffset"].as_i64().unwrap() + 1;
@@ -131,11 +131,11 @@ fn a_member_that_dies_is_replaced_and_its_successor_continues(kind: broker::Kind
         let second = group.start_with("second", &as_before).await;
         until_counted(&[&first, &second], &[1, 2], 120).await;
         // Within the session timeout it gets back what it had.
-        let before = second.summary().await["partitions"].clone();
+        let before = second.own_summary().await["partitions"].clone();
         second.stop().await;
         let second = group.start_with("second", &as_before).await;
         until_counted(&[&first, &second], &[1, 2], 120).await;
-        assert_eq!(second.summary().await["partitions"], before);
+        assert_eq!(second.own_summary().await["partitions"], before);
         first.stop().await;
         second.stop().await;
     });
