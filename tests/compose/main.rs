@@ -296,7 +296,7 @@ fn data_are_in_named_volumes() {
     let declared = |system: Json| system["volumes"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(single, declared(self::single()));
     assert_eq!(single.union(&scaled).cloned().collect::<BTreeSet<_>>(), declared(self::scaled()));
-    // Separate volumes: a state of every partition is invalid for a service that reads some of them, and vice versa.
+    // Separate volumes: a single analytics-service would count again what the others have counted.
     let states = |volumes: &BTreeSet<String>| {
         volumes.iter().filter(|volume| volume.starts_with("analytics")).cloned().collect::<BTreeSet<_>>()
     };
@@ -304,24 +304,35 @@ fn data_are_in_named_volumes() {
 }
 
 #[test]
-fn a_scaled_system_has_replicas_and_every_partition_one_reader() {
+fn a_scaled_system_has_replicas_and_three_members_of_the_consumer_group() {
     let system = scaled();
     assert_eq!(
         (&system["services"]["patient-service"]["scale"], &system["services"]["billing-service"]["scale"]),
         (&3.into(), &2.into())
     );
-    let readers = services(&system).filter(|(name, _)| name.starts_with("analytics-service"));
-    let shares: BTreeSet<_> =
-        readers.map(|(_, service)| service["environment"]["PARTITIONS"].as_str().unwrap()).collect();
-    assert_eq!(shares, BTreeSet::from(["0/2", "1/2"]));
+    let names = ["analytics-service", "analytics-service-2", "analytics-service-3"];
+    let members: Vec<_> = services(&system).filter(|(name, _)| name.starts_with("analytics-service")).collect();
+    assert_eq!(members.iter().map(|(name, _)| name.as_str()).collect::<BTreeSet<_>>(), BTreeSet::from(names));
+    for (name, service) in members {
+        let environment = &service["environment"];
+        assert_eq!(environment["PARTITIONS"], "group", "{name}");
+        assert_eq!(environment["KAFKA_GROUP_INSTANCE_ID"], name.as_str(), "a restart moves no partition");
+        assert_eq!(environment["ADVERTISED_HTTP"], format!("{name}:4002"), "the others reach it");
+        let hosts: BTreeSet<_> = environment["HTTP_HOSTS"].as_str().unwrap().split(',').collect();
+        assert!(hosts.is_superset(&BTreeSet::from(names)), "{name} is reached by {hosts:?}");
+    }
     // Replicas cannot publish the same fixed port.
     for name in ["patient-service", "billing-service"] {
         assert!(ports(&system["services"][name]).iter().all(|(host, _)| host.is_empty()), "{name}");
     }
     let plain = single();
-    let (first, second) = (&plain["services"]["analytics-service"], &system["services"]["analytics-service-2"]);
-    for field in ["build", "user", "mem_limit", "stop_grace_period", "healthcheck", "depends_on", "logging", "restart"]
-    {
-        assert_eq!(first[field], second[field], "the second analytics-service differs in {field}");
+    let first = &plain["services"]["analytics-service"];
+    for name in &names[1..] {
+        let other = &system["services"][name];
+        for field in
+            ["build", "user", "mem_limit", "stop_grace_period", "healthcheck", "depends_on", "logging", "restart"]
+        {
+            assert_eq!(first[field], other[field], "{name} differs in {field}");
+        }
     }
 }

@@ -12,6 +12,7 @@ FLOWS = {
     ("patient-service", "kafka", 9093),
     ("billing-service", "billing-db", 5432),
     ("analytics-service", "kafka", 9093),
+    ("analytics-service", "analytics-service", 4002),
     ("patient-db", "patient-db", 5432),
     ("patient-db", "patient-db", 8000),
     ("billing-db", "billing-db", 5432),

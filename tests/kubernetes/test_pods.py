@@ -200,26 +200,39 @@ class Pods(unittest.TestCase):
             self.assertIn("/tmp", mounts)
 
     @for_each_workload
-    def test_every_share_of_the_partitions_has_one_pod_with_a_volume(self, documents, workload):
+    def test_members_of_the_consumer_group_keep_their_name_their_address_and_their_volume(self, documents, workload):
         if name(workload) != "analytics-service":
             return
         own, _ = environment(documents, workload)
-        self.assertEqual(own["PARTITIONS"]["value"], f"$(POD_INDEX)/{workload['spec']['replicas']}")
-        index = own["POD_INDEX"]["valueFrom"]["fieldRef"]["fieldPath"]
-        self.assertEqual(index, "metadata.labels['apps.kubernetes.io/pod-index']")
+        self.assertEqual(own["PARTITIONS"]["value"], "group")
+        self.assertEqual(own["KAFKA_GROUP_INSTANCE_ID"]["valueFrom"]["fieldRef"]["fieldPath"], "metadata.name")
+        # A pod of a StatefulSet has this name, and the service without a cluster IP the addresses of the pods.
+        (service,) = [one for one in of_kind(documents, "Service") if name(one) == workload["spec"]["serviceName"]]
+        self.assertEqual(service["spec"]["clusterIP"], "None")
+        address = f"$(KAFKA_GROUP_INSTANCE_ID).{name(service)}:{service['spec']['ports'][0]['port']}"
+        self.assertEqual(own["ADVERTISED_HTTP"]["value"], address)
+        variables = list(own)
+        self.assertLess(
+            variables.index("KAFKA_GROUP_INSTANCE_ID"), variables.index("ADVERTISED_HTTP"), "it is not known before"
+        )
         self.assertEqual(workload["kind"], "StatefulSet")
         (claim,) = workload["spec"]["volumeClaimTemplates"]
         self.assertEqual(claim["spec"]["accessModes"], ["ReadWriteOncePod"], "two pods would count into one state")
         (topic,) = [one for one in of_kind(documents, "KafkaTopic") if name(one) == "patient"]
         self.assertGreaterEqual(topic["spec"]["partitions"], workload["spec"]["replicas"])
+        (user,) = [one for one in of_kind(documents, "KafkaUser") if name(one) == name(workload)]
+        groups = [acl for acl in user["spec"]["authorization"]["acls"] if acl["resource"]["type"] == "group"]
+        self.assertEqual([(acl["resource"]["name"], acl["operations"]) for acl in groups], [(name(workload), ["Read"])])
 
-    def test_what_scales_by_lag_keeps_the_number_of_shares(self):
+    def test_what_scales_by_lag_has_at_most_one_pod_for_each_partition(self):
         documents = build("production", "keda")
         (scaled,) = of_kind(documents, "ScaledObject")
         (workload,) = [one for one in workloads(documents) if name(one) == scaled["spec"]["scaleTargetRef"]["name"]]
-        shares = workload["spec"]["replicas"]
+        self.assertNotIn("replicas", workload["spec"], "one of the two decides")
+        (without,) = [one for one in workloads(build("production")) if name(one) == name(workload)]
+        (topic,) = [one for one in of_kind(documents, "KafkaTopic") if name(one) == "patient"]
         bounds = (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"])
-        self.assertEqual(bounds, (shares, shares), "partitions would be read by nobody, or twice")
+        self.assertEqual(bounds, (without["spec"]["replicas"], topic["spec"]["partitions"]))
         (trigger,) = scaled["spec"]["triggers"]
         metric = re.search(r"\((\w+)\{", trigger["metadata"]["query"]).group(1)
         self.assertIn(f"`{metric}", text("docs/observability.md"))

@@ -306,7 +306,11 @@ impl Docker {
         }
         let fixed: &[_] = match self.layout {
             Layout::Single => &[],
-            Layout::Scaled => &[("PARTITIONS", "each analytics-service reads its own")],
+            Layout::Scaled => &[
+                ("PARTITIONS", "the consumer group assigns them"),
+                ("KAFKA_GROUP_INSTANCE_ID", "each analytics-service has its own"),
+                ("ADVERTISED_HTTP", "each analytics-service has its own"),
+            ],
         };
         let names = secure.map(|secure| secure.setting_names(settings)).transpose()?.unwrap_or_default();
         let decided = names.iter().map(|name| (name.as_str(), "up --secure decides it"));
@@ -401,10 +405,13 @@ impl Docker {
             (settings.kafka_port, "KAFKA_PORT"),
             (settings.console_port, "CONSOLE_PORT"),
         ];
-        ports.push(match self.layout {
-            Layout::Single => (settings.billing_port, "BILLING_PORT"),
-            Layout::Scaled => (settings.analytics_2_port, "ANALYTICS_2_PORT"),
-        });
+        match self.layout {
+            Layout::Single => ports.push((settings.billing_port, "BILLING_PORT")),
+            Layout::Scaled => ports.extend([
+                (settings.analytics_2_port, "ANALYTICS_2_PORT"),
+                (settings.analytics_3_port, "ANALYTICS_3_PORT"),
+            ]),
+        }
         let ours = |port| containers.iter().any(|one| one.is_running() && one.publishes(port));
         ports::check_free(ports.into_iter().map(|(port, variable)| RequiredPort { port, variable, ours: ours(port) }))
     }
@@ -509,7 +516,9 @@ fn overlay(passed: &service_settings::ByService, layout: Layout, own: Map<String
             settings.iter().map(|(name, value)| (name.clone(), value.replace('$', "$$").into())).collect();
         let environment = json!({ "environment": environment });
         if layout == Layout::Scaled && service == ANALYTICS {
-            services.insert(format!("{ANALYTICS}-2"), environment.clone());
+            for number in [2, 3] {
+                services.insert(format!("{ANALYTICS}-{number}"), environment.clone());
+            }
         }
         match services.get_mut(service).and_then(|own| own["environment"].as_object_mut()) {
             Some(own) => own.extend(environment["environment"].as_object().cloned().unwrap_or_default()),
@@ -528,7 +537,9 @@ mod tests {
         let passed = BTreeMap::from([(ANALYTICS.to_owned(), BTreeMap::from([("A".to_owned(), "$1".to_owned())]))]);
         let given = json!({"environment": {"A": "$$1"}});
         assert_eq!(overlay(&passed, Layout::Single, Map::new()), json!({"services": {"analytics-service": given}}));
-        let both = json!({"services": {"analytics-service": given, "analytics-service-2": given}});
-        assert_eq!(overlay(&passed, Layout::Scaled, Map::new()), both);
+        let all = json!({"services": {
+            "analytics-service": given, "analytics-service-2": given, "analytics-service-3": given
+        }});
+        assert_eq!(overlay(&passed, Layout::Scaled, Map::new()), all);
     }
 }

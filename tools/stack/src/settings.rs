@@ -24,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) billing_grpc_port: u16,
     pub(crate) analytics_port: u16,
     pub(crate) analytics_2_port: u16,
+    pub(crate) analytics_3_port: u16,
     pub(crate) kafka_port: u16,
     pub(crate) console_port: u16,
     /// Of a secure system.
@@ -90,6 +91,9 @@ impl Settings {
             analytics_2_port: reader
                 .variable(&["ANALYTICS_2_PORT"], "HTTP port of the second analytics-service of a scaled system")
                 .or("4003"),
+            analytics_3_port: reader
+                .variable(&["ANALYTICS_3_PORT"], "HTTP port of the third analytics-service of a scaled system")
+                .or("4006"),
             kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
             console_port: reader.variable(&["CONSOLE_PORT"], "port of the console").or("4010"),
             gateway_port: reader.variable(&["GATEWAY_PORT"], "port of the gateway").or("4004"),
@@ -150,10 +154,10 @@ impl Settings {
         format!("http://127.0.0.1:{}/", self.console_port)
     }
 
-    /// The addresses of every analytics-service: a scaled system has two.
+    /// The addresses of every analytics-service: a scaled system has three.
     pub(crate) fn analytics_addresses(&self, scaled: bool) -> Vec<String> {
-        let second = scaled.then(|| format!("127.0.0.1:{}", self.analytics_2_port));
-        std::iter::once(self.analytics_address()).chain(second).collect()
+        let others = [self.analytics_2_port, self.analytics_3_port].map(|port| format!("127.0.0.1:{port}"));
+        std::iter::once(self.analytics_address()).chain(others.into_iter().filter(|_| scaled)).collect()
     }
 
     /// The address of Kafka for clients on this machine.

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Prints the summary; of a secure system also how to get a token, and its gateway if it has one. In a scaled system, billing's
-/// replicas have no common HTTP address, and there are two analytics-services.
+/// replicas have no common HTTP address, and there are three analytics-services.
 pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<(&Secure, bool)>) {
     let (patient, analytics) = (settings.patient_address(), settings.analytics_address());
     let scheme = if secure.is_some() { "https" } else { "http" };
