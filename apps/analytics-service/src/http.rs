@@ -21,7 +21,7 @@ use tide::{Response, StatusCode};
 use web::{Edge, EventSender, Problem, Query, Router, json};
 
 pub(crate) use self::queries::Queries;
-use self::queries::SeriesQuery;
+use self::queries::{SeriesQuery, SummaryStream};
 use crate::{
     counts::Interval,
     state::{DeadLetterSummary, SharedState},
@@ -198,10 +198,11 @@ async fn stream(request: Request) -> Result<Response, Problem> {
     };
     let (events, response) = web::events();
     let (remaining, authorization) = (web::caller(&request).remaining(), authorization(&request));
+    let summaries = app.queries.stream(authorization);
     let send = async move {
         let _permit = permit;
         let _counted = metrics::track(&STREAMS);
-        let send = or(events.closed(), send_summaries(&app.queries, &events, authorization.as_deref()));
+        let send = or(events.closed(), send_summaries(&summaries, &events));
         // The client may read the summaries as long as its token says so.
         let send = or(send, end_of(remaining));
         app.shutdown.run_until_stopped(send).await;
@@ -236,13 +237,13 @@ impl Drop for StreamPermit {
 }
 
 /// Sends the summary now and after every change, until the client disconnects. Changes of other instances are looked for.
-async fn send_summaries(queries: &Queries, events: &EventSender, authorization: Option<&str>) {
+async fn send_summaries(summaries: &SummaryStream, events: &EventSender) {
     let (mut sent, mut last) = (Instant::now(), String::new());
     loop {
-        let change = queries.next_change();
-        let body = queries.recent_summary(authorization, OTHERS_POLL_INTERVAL).await;
+        let change = summaries.queries().next_change();
+        let body = summaries.summary(OTHERS_POLL_INTERVAL).await;
         let text = serde_json::to_string(&body).expect("a summary can be serialized");
-        let has_others = queries.has_others();
+        let has_others = summaries.queries().has_others();
         if !has_others || text != last || sent.elapsed() >= STREAM_KEEPALIVE {
             if !events.send("summary", &text).await {
                 return;

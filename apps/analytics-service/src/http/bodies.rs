@@ -293,8 +293,11 @@ mod tests {
     #[test]
     fn a_partition_counts_once_while_it_moves_and_an_instance_that_answers_twice_too() {
         let answers = vec![answer(1, &[(0, 1, 5)]), answer(2, &[(0, 3, 7), (1, 10, 1)]), answer(2, &[(1, 20, 2)])];
-        let merged = SummaryBody::merge(answers, &whole_topic(2));
-        assert_eq!((merged.counts.created, merged.missing), (13, MissingBody::default()));
+        let reversed = [&answers[1], &answers[0]].map(Clone::clone).into();
+        for answers in [answers, reversed] {
+            let merged = SummaryBody::merge(answers, &whole_topic(2));
+            assert_eq!((merged.counts.created, merged.missing), (13, MissingBody::default()));
+        }
     }
 
     #[test]

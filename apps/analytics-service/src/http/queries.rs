@@ -1,8 +1,9 @@
 //! Answers from the partitions of all instances.
 
 use std::{
+    collections::HashMap,
     future::Future,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -32,8 +33,8 @@ pub(crate) struct Queries {
     read_model: ReadModel,
     members: Members,
     client: MemberClient,
-    /// The last answers of the others to the streams.
-    latest: Arc<Mutex<Option<LatestAnswers>>>,
+    /// The last answers of the others to the streams of each caller.
+    latest: Arc<std::sync::Mutex<HashMap<Authorization, LatestAnswers>>>,
 }
 
 /// What the other instances have answered.
@@ -44,8 +45,18 @@ struct Answers<T> {
     is_complete: bool,
 }
 
+/// The header by which a caller says who it is.
+type Authorization = Option<String>;
+
 /// Answers, and when they came.
-type LatestAnswers = (Instant, Answers<CountsBody>);
+type LatestAnswers = Arc<Mutex<Option<(Instant, Answers<CountsBody>)>>>;
+
+/// The summaries of a stream. Those of one caller ask the other instances together.
+pub(super) struct SummaryStream {
+    queries: Queries,
+    authorization: Authorization,
+    latest: LatestAnswers,
+}
 
 /// Which registrations a series has, and how they are grouped.
 #[derive(Clone, Copy)]
@@ -80,21 +91,14 @@ impl Queries {
         self.merge(&members, answers)
     }
 
-    /// The same, with answers of the others that are at most this old. So all streams together ask once.
-    pub(super) async fn recent_summary(&self, authorization: Option<&str>, max_age: Duration) -> SummaryBody {
-        let Some(members) = self.members.current() else { return self.read_model.read(SummaryBody::new) };
-        let mut latest = self.latest.lock().await;
-        let recent = latest.as_ref().filter(|(at, _)| at.elapsed() < max_age);
-        let others = match recent {
-            Some((_, answers)) => answers.clone(),
-            None => {
-                let answers: Answers<CountsBody> = self.ask(&members, SUMMARY, authorization).await;
-                *latest = Some((Instant::now(), answers.clone()));
-                answers
-            }
-        };
-        drop(latest);
-        self.merge(&members, others)
+    /// The summaries of a stream of this caller.
+    pub(super) fn stream(&self, authorization: Authorization) -> SummaryStream {
+        // Nothing panics while it is held.
+        let mut all = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those whose streams have ended.
+        all.retain(|_, latest| Arc::strong_count(latest) > 1);
+        let latest = all.entry(authorization.clone()).or_default().clone();
+        SummaryStream { queries: self.clone(), authorization, latest }
     }
 
     async fn ask<T>(&self, members: &[Member], target: &str, authorization: Option<&str>) -> Answers<T>
@@ -152,6 +156,30 @@ impl Queries {
                 counts.registrations(interval, from, to).into_iter().take(limit).collect()
             })
         })
+    }
+}
+
+impl SummaryStream {
+    pub(super) fn queries(&self) -> &Queries {
+        &self.queries
+    }
+
+    /// The summary of all instances, with answers of the others that are at most this old.
+    pub(super) async fn summary(&self, max_age: Duration) -> SummaryBody {
+        let queries = &self.queries;
+        let Some(members) = queries.members.current() else { return queries.read_model.read(SummaryBody::new) };
+        let mut latest = self.latest.lock().await;
+        let recent = latest.as_ref().filter(|(at, _)| at.elapsed() < max_age);
+        let answers = match recent {
+            Some((_, answers)) => answers.clone(),
+            None => {
+                let answers = queries.ask(&members, SUMMARY, self.authorization.as_deref()).await;
+                *latest = Some((Instant::now(), answers.clone()));
+                answers
+            }
+        };
+        drop(latest);
+        queries.merge(&members, answers)
     }
 }
 
