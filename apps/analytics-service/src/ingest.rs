@@ -55,6 +55,8 @@ const MAX_WAITING_BYTES: i64 = 64 * 1024 * 1024;
 const SPACE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Pauses after errors of the broker or the state.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// The longest pause of a member of the consumer group whose state failed: whenever it joins, the others stop too.
+const MAX_REJOIN_PAUSE: Duration = Duration::from_secs(60);
 /// Poll interval for added partitions.
 const PARTITION_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -94,17 +96,18 @@ impl Ingest {
     /// Reads and applies until the shutdown.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        let mut rejoin = Backoff::new(BACKOFF.0, MAX_REJOIN_PAUSE);
         let mut member = self.member();
         // A transaction in flight is committed or rolled back.
         let work = async {
             loop {
-                let error = match (self.state.open().await, &mut member) {
-                    (Ok(saved), Some(member)) => member::run(&self, member, saved, &mut backoff).await,
-                    (Ok(saved), None) => fixed::run(&self, saved, &mut backoff).await,
-                    (Err(error), _) => error,
+                let (error, pauses) = match (self.state.open().await, &mut member) {
+                    (Ok(saved), Some(member)) => (member::run(&self, member, saved, &mut rejoin).await, &mut rejoin),
+                    (Ok(saved), None) => (fixed::run(&self, saved, &mut backoff).await, &mut backoff),
+                    (Err(error), _) => (error, &mut backoff),
                 };
                 self.report_state(Some(error));
-                backoff.pause().await;
+                pauses.pause().await;
             }
         };
         shutdown.run_until_stopped(work).await;
@@ -130,6 +133,17 @@ impl Ingest {
 
     /// What the state has for these partitions of the topic, which has `count`. Others belong to other instances.
     async fn prepare(&self, saved: SavedState, assigned: &BTreeSet<i32>, count: i32) -> Result<SavedState, StateError> {
+        self.check_partitions(&saved, assigned, count)?;
+        self.state
+            .with(async |state| match state.prepare(assigned, count).await? {
+                Preparation::Unchanged => Ok(saved),
+                Preparation::Changed => state.saved().await,
+            })
+            .await
+    }
+
+    /// That the topic, which has `count` partitions, has those that the state has counted, unless they are assigned.
+    fn check_partitions(&self, saved: &SavedState, assigned: &BTreeSet<i32>, count: i32) -> Result<(), StateError> {
         let counted = saved.positions.iter().filter(|(_, saved)| saved.next > 0).map(|(partition, _)| *partition);
         let missing: Vec<_> =
             counted.filter(|partition| *partition >= count && !assigned.contains(partition)).collect();
@@ -137,12 +151,20 @@ impl Ingest {
             self.report_kafka(None, None);
             return Err(StateError::fewer_partitions(&missing, count));
         }
-        self.state
-            .with(async |state| match state.prepare(assigned, count).await? {
-                Preparation::Unchanged => Ok(saved),
-                Preparation::Changed => state.saved().await,
-            })
-            .await
+        Ok(())
+    }
+
+    /// The number of partitions of the topic, once a broker responds. An outage before that stays reported: no partition has
+    /// been read yet.
+    async fn wait_for_partition_count(&self) -> i32 {
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        loop {
+            match self.partition_count().await {
+                Ok(count) => return count,
+                Err(error) => self.report_kafka(None, Some(error.to_string())),
+            }
+            backoff.pause().await;
+        }
     }
 
     /// The queue between the fetchers and the task that applies.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use runtime::Backoff;
 use smol::future::or;
 
-use super::{BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress};
+use super::{Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress};
 use crate::{
     settings::Assignment,
     state::{SavedState, StateError},
@@ -13,7 +13,7 @@ use crate::{
 
 /// Reads and applies from the saved positions on, until the state fails.
 pub(super) async fn run(ingest: &Ingest, saved: SavedState, backoff: &mut Backoff) -> StateError {
-    let count = wait_for_partition_count(ingest).await;
+    let count = ingest.wait_for_partition_count().await;
     let assigned = assigned(ingest, count);
     let saved = match ingest.prepare(saved, &assigned, count).await {
         Ok(saved) => saved,
@@ -82,17 +82,4 @@ async fn watch_partitions(
 /// The partitions of this instance.
 fn assigned(ingest: &Ingest, count: i32) -> BTreeSet<i32> {
     ingest.settings.assignment.partitions(count).into_iter().collect()
-}
-
-/// The number of partitions of the topic, once a broker responds. An outage before that stays reported: no partition has
-/// been read yet.
-async fn wait_for_partition_count(ingest: &Ingest) -> i32 {
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    loop {
-        match ingest.partition_count().await {
-            Ok(count) => return count,
-            Err(error) => ingest.report_kafka(None, Some(error.to_string())),
-        }
-        backoff.pause().await;
-    }
 }

@@ -33,6 +33,11 @@ pub(super) async fn run(
     mut saved: SavedState,
     backoff: &mut Backoff,
 ) -> StateError {
+    // Whoever joins and cannot count disturbs the others.
+    let on_topic = ingest.wait_for_partition_count().await;
+    if let Err(error) = ingest.check_partitions(&saved, &BTreeSet::new(), on_topic) {
+        return error;
+    }
     ingest.change(|snapshot| snapshot.load(saved.counts.clone()));
     loop {
         let assignment = join(ingest, member, &saved).await;

@@ -18,6 +18,7 @@ testbed::on_each_kafka!(
     partitions_move_between_members_and_every_event_is_counted_once,
     a_member_that_dies_is_replaced_and_its_successor_continues,
     members_commit_their_progress_to_the_group,
+    an_instance_whose_state_cannot_be_opened_is_no_member,
 );
 
 /// How long a test waits for what is going to happen: a session timeout, and a busy machine.
@@ -156,6 +157,32 @@ fn members_commit_their_progress_to_the_group(kind: broker::Kind) {
             assert!(Instant::now() < end, "{committed:?}");
             smol::Timer::after(Duration::from_millis(100)).await;
         }
+        first.stop().await;
+        second.stop().await;
+    });
+}
+
+fn an_instance_whose_state_cannot_be_opened_is_no_member(kind: broker::Kind) {
+    with_topic(kind, |topic| async move {
+        let mut group = Group::new(topic);
+        group.register(60).await;
+        let first = group.start("first").await;
+        until_counted(&[&first], &[3], 60).await;
+        // A file in place of the directory.
+        let directory = group.topic.scratch().path().join("state");
+        std::fs::write(&directory, "").unwrap();
+        let file = directory.join("analytics.sqlite");
+        let second = group.start_with("second", &[("STATE_FILE", file.to_str().unwrap())]).await;
+        let end = Instant::now() + TIMEOUT;
+        while second.get("/actuator/health/readiness").await.status != 503 {
+            assert!(Instant::now() < end, "it is ready");
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+        group.register(60).await;
+        until_counted(&[&first], &[3], 120).await;
+        std::fs::remove_file(&directory).unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        until_counted(&[&first, &second], &[1, 2], 120).await;
         first.stop().await;
         second.stop().await;
     });
