@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use runtime::Backoff;
 use smol::future::or;
 
-use super::{Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress};
+use super::{
+    Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress, reports::report_moved_keys,
+};
 use crate::{
     settings::Assignment,
     state::{SavedState, StateError},
@@ -65,6 +67,9 @@ async fn watch_partitions(
             reading = ?new,
             "partitions were added to the topic: those of this instance are read from their beginning"
         );
+        if ingest.settings.assignment != Assignment::All {
+            report_moved_keys();
+        }
         ingest.start_fetchers(new, saved, shared, fetchers);
         if let Assignment::Listed(_) = ingest.settings.assignment {
             let unread: Vec<_> = added.difference(&ours).copied().collect();

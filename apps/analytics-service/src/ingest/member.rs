@@ -13,7 +13,11 @@ use kafka::{Assignment, Generation, Member, Subscription};
 use runtime::{Backoff, timeout};
 use smol::future::or;
 
-use super::{BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, reports::LOGGED_FAILURES};
+use super::{
+    BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher,
+    gate::Gate,
+    reports::{LOGGED_FAILURES, report_moved_keys},
+};
 use crate::{
     members,
     state::{SavedState, StateError},
@@ -218,6 +222,9 @@ async fn keep_membership(ingest: &Ingest, member: &mut Member, assignment: &Assi
                 && count > partitions_of(assignment)
             {
                 tracing::warn!(count, "partitions were added to the topic: the consumer group assigns them");
+                if assignment.members.len() > 1 {
+                    report_moved_keys();
+                }
                 return;
             }
         }

@@ -22,6 +22,13 @@ pub(super) struct Outages {
     pub(super) progress: Outage,
 }
 
+/// Says what no instance can see when partitions were added: each has some of the events of a patient whose key has moved.
+pub(super) fn report_moved_keys() {
+    tracing::warn!(
+        "patients whose later events are on an added partition count twice, if another instance has their partition of before"
+    );
+}
+
 impl Ingest {
     pub(super) fn report_state(&self, error: Option<StateError>) {
         let error = error.map(|error| error.to_string());
