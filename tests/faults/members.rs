@@ -120,6 +120,18 @@ impl Members {
         auditor.analytics = self.all().map(Service::client).collect();
         let report = audit_by(&auditor, &acknowledged).await;
         println!("{written}\n{report}");
+        // The audit has asked each for its own share. Each also answers for all of them.
+        let names = ["partial", "activePatients", "created", "updated", "deleted", "ageBands", "partitions"];
+        until("every member has the same answer", async || {
+            let mut answers = Vec::new();
+            for service in self.all() {
+                let answer = service.client().get("/analytics/summary").await.unwrap().json();
+                answers.push(names.map(|name| answer[name].clone()));
+            }
+            let is_whole = answers[0][0] != true && answers[0][6].as_array().is_some_and(|all| all.len() == 3);
+            is_whole && answers.iter().all(|answer| *answer == answers[0])
+        })
+        .await;
     }
 }
 
