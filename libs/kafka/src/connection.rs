@@ -64,6 +64,8 @@ pub(crate) struct Connection {
     deadline: Deadline,
     /// Until when the broker mutes the connection because of a quota.
     throttled_until: Option<Instant>,
+    /// From when on to authenticate again, where the broker limits how long that counts (KIP-368).
+    authenticate_at: Option<Instant>,
     client_id: StrBytes,
     correlation_id: i32,
     /// None before the response to ApiVersions.
@@ -105,6 +107,7 @@ impl Connection {
             address: address.clone(),
             deadline,
             throttled_until: None,
+            authenticate_at: None,
             client_id: StrBytes::from_static_str(client_id),
             correlation_id: 0,
             versions: None,
@@ -136,6 +139,7 @@ impl Connection {
         }
         let mut authentication = Authentication::new(sasl).map_err(|why| failed(self, why))?;
         let mut received: Option<Bytes> = None;
+        self.authenticate_at = None;
         loop {
             let (message, is_finished) = authentication.step(received.as_deref()).map_err(|why| failed(self, why))?;
             if let Some(message) = message {
@@ -144,6 +148,7 @@ impl Connection {
                     let message = answer.error_message.as_deref();
                     return Err(self.broker_error::<SaslAuthenticateRequest>(error, message));
                 }
+                self.authenticate_at = session_renewal(answer.session_lifetime_ms);
                 received = Some(answer.auth_bytes);
             }
             if is_finished {
@@ -152,9 +157,16 @@ impl Connection {
         }
     }
 
-    /// The connection with the deadline of another call.
-    pub(crate) fn with_deadline(self, deadline: Deadline) -> Self {
-        Self { deadline, ..self }
+    /// The connection for another call. Authenticates again if the broker would soon close it otherwise.
+    pub(crate) async fn reuse(mut self, settings: &Settings, deadline: Deadline) -> Result<Self, Error> {
+        self.deadline = deadline;
+        if let Some(sasl) = &settings.security.sasl
+            && self.authenticate_at.is_some_and(|time| time <= Instant::now())
+        {
+            // Boxed, because it is rare and would be part of every call's future.
+            Box::pin(self.authenticate(sasl)).await?;
+        }
+        Ok(self)
     }
 
     /// Until when the broker mutes the connection because of a quota, if that is in the future.
@@ -323,6 +335,13 @@ impl Connection {
         }
         Ok(Response { body: buffer.split().freeze(), truncated, large_batch })
     }
+}
+
+/// When to authenticate again in a session that the broker ends after so many milliseconds; none if it does not end. It is well
+/// before its end, because the next call may come late.
+fn session_renewal(milliseconds: i64) -> Option<Instant> {
+    let lifetime = u64::try_from(milliseconds).ok().filter(|lifetime| *lifetime > 0)?;
+    Instant::now().checked_add(Duration::from_millis(lifetime / 10 * 8))
 }
 
 /// The protocol of a first response that begins with these four bytes, which Kafka has for a length.

@@ -321,7 +321,7 @@ impl Consumer {
 
     async fn connection(&mut self, deadline: Deadline) -> Result<Connection, Error> {
         if let Some(connection) = self.connection.take() {
-            return Ok(connection.with_deadline(deadline));
+            return connection.reuse(&self.settings, deadline).await;
         }
         let connect = async {
             // Some brokers return an empty result for an unknown topic; the metadata have the error.

@@ -65,7 +65,7 @@ impl GroupProgress {
         let deadline = Deadline::new(self.settings.deadline);
         let work = async {
             let mut connection = match self.connection.take() {
-                Some(connection) => connection.with_deadline(deadline),
+                Some(connection) => connection.reuse(&self.settings, deadline).await?,
                 None => connect_to_coordinator(&self.settings, &self.group, deadline).await?,
             };
             let response = connection.call(&request).await?;

@@ -170,7 +170,7 @@ impl Member {
         let connecting = Deadline::new(self.settings.deadline);
         let partitions = metadata::topic(&self.settings, connecting, &self.topic).await?.leaders.len();
         let partitions = i32::try_from(partitions).map_err(|_| Malformed::Response)?;
-        let mut connection = self.connect(connecting).await?.with_deadline(deadline);
+        let mut connection = self.connect(connecting).await?.reuse(&self.settings, deadline).await?;
         let joined = self.join_generation(&mut connection, subscription).await?;
         (self.id, self.generation) = (joined.member_id.clone(), joined.generation_id);
         self.is_leader = joined.leader == joined.member_id;
@@ -332,7 +332,7 @@ impl Member {
     /// The connection to the coordinator, or a new one.
     async fn connect(&mut self, deadline: Deadline) -> Result<Connection, Error> {
         match self.connection.take() {
-            Some(connection) => Ok(connection.with_deadline(deadline)),
+            Some(connection) => connection.reuse(&self.settings, deadline).await,
             None => connect_to_coordinator(&self.settings, &self.group, deadline).await,
         }
     }

@@ -187,7 +187,7 @@ async fn send_to(
 ) -> (Address, Option<Connection>, Results) {
     let work = async {
         let mut connection = match connection {
-            Some(connection) => connection.with_deadline(deadline),
+            Some(connection) => connection.reuse(settings, deadline).await?,
             None => Connection::open(&leader, settings, deadline).await?,
         };
         let partition = |(&index, batch): (&i32, &EncodedBatch)| {
