@@ -1,4 +1,4 @@
-//! Kafka client for services: producer, consumer, metadata and topic management.
+//! Kafka client for services: producer, consumer, metadata, topic management and permissions.
 //!
 //! [`Producer`] and [`Consumer`] use connections of their own on smol and decode records in the buffer that received them
 //! ([`Records`]); kafka-protocol encodes and decodes the messages around them. Topics are found and deleted through rskafka,
@@ -48,6 +48,7 @@ mod malformed;
 mod membership;
 mod metadata;
 pub mod partitioner;
+mod permissions;
 mod producer;
 mod record;
 mod records;
@@ -66,6 +67,7 @@ pub use group::GroupProgress;
 pub use malformed::Malformed;
 pub use membership::{AssignedMember, Assignment, Generation, Member, Subscription};
 pub use metadata::{brokers, leaders, partitions};
+pub use permissions::{Operation, Permission, Resource, grant};
 pub use producer::Producer;
 pub use record::{Headers, Record, RecordAndOffset, RecordRef};
 pub use records::{Records, UnreadableBatch};
