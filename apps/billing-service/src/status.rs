@@ -35,10 +35,10 @@ impl From<CallFailure> for Status {
             CallFailure::Closed => Self::failed_precondition(failure.to_string()),
             CallFailure::OtherEntry => Self::already_exists(failure.to_string()),
             CallFailure::BalanceOutOfRange => Self::out_of_range(failure.to_string()),
-            // `Database` has logged the outage.
-            CallFailure::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
-                Self::unavailable("the database cannot serve now")
-            }
+            // `Database` has logged the outage, or the privilege that is missing.
+            CallFailure::Database(
+                postgres::Error::Unavailable(_) | postgres::Error::ReadOnly | postgres::Error::Denied(_),
+            ) => Self::unavailable("the database cannot serve now"),
             // The database is up, so the status must not be one that callers count as an outage.
             CallFailure::Database(postgres::Error::Locked | postgres::Error::Timeout) => {
                 Self::aborted("the database was too busy with other calls, and nothing was done; repeat the call")

@@ -28,7 +28,7 @@ use crate::{
 /// A ping succeeds without a query for this long after the last answer of the server.
 const PING_VALIDITY: Duration = Duration::from_secs(1);
 
-/// Lock and statement timeouts are logged this often at most.
+/// Lock and statement timeouts, and missing privileges, are logged this often at most.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 static TIMEOUTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -63,7 +63,7 @@ struct Inner {
     /// Error of the last attempt to migrate the schema.
     migration_error: Mutex<Option<String>>,
     permanent_error: OnceLock<MigrationError>,
-    /// When a lock or statement timeout was last logged.
+    /// When a lock or statement timeout or a missing privilege was last logged.
     reported: Mutex<Option<Instant>>,
 }
 
@@ -185,7 +185,7 @@ impl Database {
         match &result {
             Ok(_) => span.end(),
             Err(error) => {
-                self.inner.report_timeout(error, span.name());
+                self.inner.report_failure(error, span.name());
                 span.fail(error.outcome());
             }
         }
@@ -249,19 +249,22 @@ impl Inner {
         }
     }
 
-    /// Counts and logs a lock or statement timeout.
-    fn report_timeout(&self, error: &Error, statement: &str) {
-        let kind = match error {
-            Error::Locked => "lock",
-            Error::Timeout => "statement",
+    /// Logs a lock or statement timeout, which is counted too, and a missing privilege.
+    fn report_failure(&self, error: &Error, statement: &str) {
+        let what = match error {
+            Error::Locked | Error::Timeout => {
+                let kind = if matches!(error, Error::Locked) { "lock" } else { "statement" };
+                TIMEOUTS.with_label_values(&[kind]).inc();
+                "a healthy server cancelled a statement (counted in db_timeouts_total)"
+            }
+            Error::Denied(_) => "the server rejects a statement until a privilege is granted",
             _ => return,
         };
-        TIMEOUTS.with_label_values(&[kind]).inc();
         // Nothing panics while it is held.
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
             *reported = Some(Instant::now());
-            tracing::warn!(statement, %error, "a healthy server cancelled a statement (counted in db_timeouts_total)");
+            tracing::warn!(statement, %error, "{what}");
         }
     }
 

@@ -24,6 +24,9 @@ pub enum Error {
     /// The server is healthy.
     #[error("the server cancelled the statement, which took too long")]
     Timeout,
+    /// The role lacks a privilege; nothing was done. The same statement succeeds once it is granted, without a restart.
+    #[error("the role of the service lacks a privilege: {0}")]
+    Denied(String),
     /// The queue of a [`Batcher`](crate::Batcher) is full; the request was not executed.
     #[error("too many requests wait for the same statement")]
     QueueFull,
@@ -44,6 +47,7 @@ impl Error {
             Self::ReadOnly => Self::ReadOnly,
             Self::Locked => Self::Locked,
             Self::Timeout => Self::Timeout,
+            Self::Denied(why) => Self::Denied(why.clone()),
             Self::QueueFull => Self::QueueFull,
             Self::Constraint(name) => Self::Constraint(name.clone()),
             Self::Query(_) => Self::Query(sqlx::Error::Protocol(self.to_string())),
@@ -62,6 +66,7 @@ impl Error {
             Self::ReadOnly => "read_only".into(),
             Self::Locked => "locked".into(),
             Self::Timeout => "timeout".into(),
+            Self::Denied(_) => "denied".into(),
             Self::QueueFull => "queue_full".into(),
             Self::Constraint(name) => name.clone().into(),
             Self::Query(_) => "query".into(),
@@ -88,6 +93,7 @@ impl From<sqlx::Error> for Error {
                     "40001" | "40P01" | "55P03" => Self::Locked,
                     "57014" => Self::Timeout,
                     "25006" => Self::ReadOnly,
+                    "42501" => Self::Denied(describe(&**database)),
                     code if is_transient(code) => Self::Unavailable(describe(&**database).into()),
                     _ => Self::Query(error),
                 }

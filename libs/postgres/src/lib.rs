@@ -18,6 +18,7 @@ mod database;
 mod error;
 mod pool;
 mod requirements;
+mod runtime_role;
 mod settings;
 mod statement;
 

@@ -63,12 +63,13 @@ struct OpenConnection {
     generation: u64,
 }
 
-/// The timeouts that are set on a session.
+/// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ServerTimeouts {
-    /// `statement_timeout`, `lock_timeout` and `idle_in_transaction_session_timeout`, by `DATABASE_DEADLINE`.
+pub(crate) enum Purpose {
+    /// Everything but migrations: with `statement_timeout`, `lock_timeout` and `idle_in_transaction_session_timeout` by
+    /// `DATABASE_DEADLINE`.
     Work,
-    /// Neither of the first two, for a migration.
+    /// A migration: by the owner's URL if there is one, and with neither of the first two timeouts.
     Migration,
 }
 
@@ -90,16 +91,16 @@ impl Pools {
     ///
     /// The session settings are made by a statement and not by the startup message, of which poolers such as PgBouncer
     /// accept only some parameters.
-    pub(crate) async fn connect(&self, until: Instant, server_timeouts: ServerTimeouts) -> Result<PgConnection, Error> {
+    pub(crate) async fn connect(&self, until: Instant, purpose: Purpose) -> Result<PgConnection, Error> {
         let left = until.saturating_duration_since(Instant::now());
+        let url = match (purpose, &self.settings.owner) {
+            (Purpose::Migration, Some(owner)) => owner.expose(),
+            _ => self.settings.url.expose(),
+        };
         let open = async {
-            let url = self.settings.url.expose();
             let mut connection = PgConnection::connect_with(&url.options()).await?;
-            let settings = url
-                .session
-                .iter()
-                .map(|(name, value)| (&**name, value.clone()))
-                .chain(self.server_timeouts(server_timeouts));
+            let settings =
+                url.session.iter().map(|(name, value)| (&**name, value.clone())).chain(self.server_timeouts(purpose));
             let settings: Vec<_> = settings
                 .map(|(name, value)| format!("set_config({}, {}, false)", literal(name), literal(&value)))
                 .collect();
@@ -111,14 +112,14 @@ impl Pools {
         Ok(opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))??)
     }
 
-    fn server_timeouts(&self, server_timeouts: ServerTimeouts) -> [(&'static str, String); 3] {
+    fn server_timeouts(&self, purpose: Purpose) -> [(&'static str, String); 3] {
         let statement = self.settings.deadline.saturating_sub(SERVER_TIMEOUT_MARGIN).max(SERVER_TIMEOUT_MARGIN);
         // Shorter than statement_timeout, so that the error distinguishes waiting for a lock from a slow statement.
         let lock = statement * 3 / 4;
         let [statement, lock] = [statement, lock].map(|limit| limit.as_millis().to_string());
-        let (work, waiting) = match server_timeouts {
-            ServerTimeouts::Work => (statement.clone(), lock),
-            ServerTimeouts::Migration => ("0".to_owned(), "0".to_owned()),
+        let (work, waiting) = match purpose {
+            Purpose::Work => (statement.clone(), lock),
+            Purpose::Migration => ("0".to_owned(), "0".to_owned()),
         };
         [("statement_timeout", work), ("lock_timeout", waiting), ("idle_in_transaction_session_timeout", statement)]
     }
@@ -291,7 +292,7 @@ impl PooledConnection<'_> {
         let pools = &self.pool.pools;
         // Read before connecting: an invalidation meanwhile applies to this connection too.
         let generation = pools.generation();
-        let connection = pools.connect(until, ServerTimeouts::Work).await?;
+        let connection = pools.connect(until, Purpose::Work).await?;
         let now = Instant::now();
         self.open = Some(OpenConnection { connection, since: now, idle_since: now, generation });
         Ok(())

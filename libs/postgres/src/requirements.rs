@@ -7,7 +7,7 @@ use sqlx::{Connection as _, PgConnection, Row as _, error::DatabaseError, migrat
 use crate::{
     Error,
     error::{MigrationFailure, describe},
-    pool::{Pools, ServerTimeouts},
+    pool::{Pools, Purpose},
 };
 
 /// How often it is checked whether two concurrent connections share a server session.
@@ -17,16 +17,20 @@ const SESSION_CHECKS: usize = 3;
 pub(crate) async fn check(
     connection: &mut PgConnection,
     pools: &Pools,
+    purpose: Purpose,
     until: Instant,
 ) -> Result<(), MigrationFailure> {
     let transient = |error: sqlx::Error| MigrationFailure::Transient(error.into());
-    if shares_sessions(connection, pools, until).await.map_err(MigrationFailure::Transient)? {
-        return Err(MigrationFailure::Permanent(
-            "DATABASE_URL leads to a connection pooler (such as PgBouncer) in transaction or statement \
+    if shares_sessions(connection, pools, purpose, until).await.map_err(MigrationFailure::Transient)? {
+        let variable = match purpose {
+            Purpose::Work => "DATABASE_URL",
+            Purpose::Migration => pools.settings().migration_variable(),
+        };
+        return Err(MigrationFailure::Permanent(format!(
+            "{variable} leads to a connection pooler (such as PgBouncer) in transaction or statement \
              mode: prepared statements and session settings do not survive there. Set \
-             pool_mode = session for this database, or let DATABASE_URL lead to PostgreSQL itself"
-                .to_owned(),
-        ));
+             pool_mode = session for this database, or let {variable} lead to PostgreSQL itself"
+        )));
     }
     let row = query("SELECT current_setting('server_encoding'), current_database()");
     let row = row.persistent(false).fetch_one(connection).await.map_err(transient)?;
@@ -43,9 +47,14 @@ pub(crate) async fn check(
 
 /// Whether a second connection is given the same server session: then a pooler in transaction or statement mode is
 /// between.
-async fn shares_sessions(connection: &mut PgConnection, pools: &Pools, until: Instant) -> Result<bool, Error> {
+async fn shares_sessions(
+    connection: &mut PgConnection,
+    pools: &Pools,
+    purpose: Purpose,
+    until: Instant,
+) -> Result<bool, Error> {
     let first = session(connection).await?;
-    let mut other = pools.connect(until, ServerTimeouts::Migration).await?;
+    let mut other = pools.connect(until, purpose).await?;
     // Outside a transaction first, because poolers in statement mode reject transactions.
     if session(&mut other).await? == first {
         return Ok(true);
@@ -71,15 +80,20 @@ async fn session(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
     sqlx::raw_sql("SELECT pg_backend_pid()::text").fetch_one(connection).await?.try_get(0)
 }
 
-/// Whether a migration whose statement failed is worth a retry: if the state of the server is the reason.
-pub(crate) async fn classify(connection: &mut PgConnection, error: sqlx::Error) -> MigrationFailure {
+/// Whether a migration whose statement failed is worth a retry: if the state of the server is the reason. `variable`: the one with
+/// the URL of the connection.
+pub(crate) async fn classify(
+    connection: &mut PgConnection,
+    error: sqlx::Error,
+    variable: &'static str,
+) -> MigrationFailure {
     let sqlx::Error::Database(database) = &error else {
         return match Error::from(error) {
             error @ Error::Unavailable(_) => MigrationFailure::Transient(error),
             error => MigrationFailure::Permanent(format!("the schema cannot be migrated: {error}")),
         };
     };
-    if let Some(hint) = hint(connection, &**database).await {
+    if let Some(hint) = hint(connection, &**database, variable).await {
         return MigrationFailure::Permanent(format!(
             "the schema cannot be migrated: {}; {hint}",
             describe(&**database)
@@ -94,21 +108,23 @@ pub(crate) async fn classify(connection: &mut PgConnection, error: sqlx::Error) 
 }
 
 /// What an administrator has to do about the error.
-async fn hint(connection: &mut PgConnection, error: &dyn DatabaseError) -> Option<String> {
+async fn hint(connection: &mut PgConnection, error: &dyn DatabaseError, variable: &'static str) -> Option<String> {
     let message = error.message();
-    let role = || "the role of DATABASE_URL";
     Some(match &*error.code()? {
         // Objects of these names exist, and the migration history does not know them.
         "42P07" | "42710" | "42723" => {
-            "it belongs to somebody else, and is not recorded in _sqlx_migrations: give the service a database of its own, or a schema of its own \
-             (CREATE SCHEMA app; DATABASE_URL=...?currentSchema=app)"
-                .to_owned()
+            format!(
+                "it belongs to somebody else, and is not recorded in _sqlx_migrations: give the service a database of its own, or a \
+                 schema of its own (CREATE SCHEMA app; {variable}=...?currentSchema=app)"
+            )
         }
         "42501" if message.contains("extension") => {
-            format!("let a superuser run CREATE EXTENSION in this database, or GRANT CREATE ON DATABASE to {}", role())
+            format!(
+                "let a superuser run CREATE EXTENSION in this database, or GRANT CREATE ON DATABASE to the role of {variable}"
+            )
         }
-        "42501" => format!("GRANT CREATE ON SCHEMA to {}, or make it the owner of the database", role()),
-        "3F000" => "create the schema that currentSchema in DATABASE_URL, or the role's search_path, names".to_owned(),
+        "42501" => format!("GRANT CREATE ON SCHEMA to the role of {variable}, or make it the owner of the database"),
+        "3F000" => format!("create the schema that currentSchema in {variable}, or the role's search_path, names"),
         "0A000" | "58P01" if message.contains("extension") => {
             "install PostgreSQL's contrib modules on the server (postgresql-contrib)".to_owned()
         }
@@ -117,7 +133,7 @@ async fn hint(connection: &mut PgConnection, error: &dyn DatabaseError) -> Optio
             Some((extension, schema)) => format!(
                 "the extension {extension} is in the schema {schema}, which is not searched: ALTER EXTENSION {extension} \
                  SET SCHEMA public, or ALTER ROLE ... SET search_path = public, {schema} (or name it in currentSchema \
-                 of DATABASE_URL)"
+                 of {variable})"
             ),
             None => return None,
         },

@@ -12,6 +12,8 @@ use sqlx::{
 pub struct Settings {
     /// Where and as whom to connect.
     pub url: Secret<Url>,
+    /// Where and as whom to connect to migrate the schema, if not by `url`: as the role that owns the tables.
+    pub owner: Option<Secret<Url>>,
     /// Size of the pool for requests.
     pub connections: usize,
     /// Time for one piece of work on a connection, measured by the client. The server's `statement_timeout` is 100 ms
@@ -43,12 +45,16 @@ pub const URL_PARAMETERS: [(&str, &str); 14] = [
     ("statement-cache-capacity", "prepared statements that are kept for each connection, at least 1 (100)"),
 ];
 
+/// The variable of [`Settings::owner`].
+pub(crate) const OWNER_URL: &str = "DATABASE_OWNER_URL";
+
 /// Session settings that the service derives from its own settings.
 const RESERVED_SETTINGS: [&str; 4] =
     ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "client_encoding"];
 
 impl Settings {
-    /// Reads `DATABASE_URL`, `DATABASE_CONNECTIONS` and the deadlines, under these names or those of Spring.
+    /// Reads `DATABASE_URL`, `DATABASE_OWNER_URL`, `DATABASE_CONNECTIONS` and the deadlines, under these names or those of
+    /// Spring.
     ///
     /// The variables of libpq (`PGHOST` and so on) are ignored. Those with which an operator expects something else are
     /// rejected: `PGSSLMODE` if it demands TLS and the URL does not, those of the files for TLS, `PGOPTIONS`, and `PGUSER` if
@@ -60,6 +66,8 @@ impl Settings {
             reader.variable(&["SPRING_DATASOURCE_USERNAME"], "user, instead of the URL's").optional();
         let password: Option<Secret<String>> =
             reader.variable(&["SPRING_DATASOURCE_PASSWORD"], "password, instead of the URL's").optional();
+        let about = "the same database, as the role that owns the tables and migrates them at the start; DATABASE_URL by default";
+        let owner: Option<Secret<Url>> = reader.variable(&[OWNER_URL], about).optional();
         let connections: Bounded<1, 1000> = reader
             .variable(
                 &["DATABASE_CONNECTIONS"],
@@ -75,34 +83,40 @@ impl Settings {
         if let Some(password) = password {
             url.password = Some(password.expose().clone());
         }
-        reject_libpq_variables(reader, &url);
-        match url.read_files() {
-            Ok(files) => url.files = files,
-            Err(error) => reader.reject(names[0], Url::EXPECTED, error.to_string()),
-        }
-        let url = Secret::new(url.complete(application));
-        Self { url, connections: connections.size(), deadline, acquire }
+        let url = url.checked(reader, names[0], application);
+        let owner = owner.map(|owner| owner.expose().clone().checked(reader, OWNER_URL, application));
+        Self { url, owner, connections: connections.size(), deadline, acquire }
+    }
+
+    /// The variable with the URL for a migration.
+    pub(crate) fn migration_variable(&self) -> &'static str {
+        if self.owner.is_some() { OWNER_URL } else { "DATABASE_URL" }
     }
 }
 
-/// Rejects variables that libpq or sqlx would apply and this program ignores.
-fn reject_libpq_variables(reader: &mut Reader, url: &Url) {
+/// Rejects variables that libpq or sqlx would apply and this program ignores. `setting`: the variable with the URL.
+fn reject_libpq_variables(reader: &mut Reader, setting: &str, url: &Url) {
     let demands_tls = |mode: &&str| !matches!(*mode, "disable" | "allow" | "prefer");
     if reader.raw("PGSSLMODE").filter(demands_tls).is_some() && !url.demands_tls() {
-        reader.reject("PGSSLMODE", "disable, allow or prefer", "DATABASE_URL demands no TLS: write sslmode=... there");
+        reader.reject(
+            "PGSSLMODE",
+            "disable, allow or prefer",
+            format!("{setting} demands no TLS: write sslmode=... there"),
+        );
     }
     for name in ["PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"] {
         // sqlx would read it, whatever the URL says.
         if !matches!(url.mode(), PgSslMode::Disable) && reader.raw(name).is_some() {
-            let why = "it would be used besides DATABASE_URL: write sslrootcert, sslcert and sslkey there";
+            let why = format!("it would be used besides {setting}: write sslrootcert, sslcert and sslkey there");
             reader.reject(name, "nothing", why);
         }
     }
     if reader.raw("PGOPTIONS").is_some() {
-        reader.reject("PGOPTIONS", "nothing", "it would change the sessions: write options=... into DATABASE_URL");
+        let why = format!("it would change the sessions: write options=... into {setting}");
+        reader.reject("PGOPTIONS", "nothing", why);
     }
     if url.user.is_none() && reader.raw("PGUSER").is_some() {
-        reader.reject("PGUSER", "nothing", "DATABASE_URL names no user: write it there");
+        reader.reject("PGUSER", "nothing", format!("{setting} names no user: write it there"));
     }
 }
 
@@ -200,6 +214,16 @@ impl Url {
     fn read_files(&self) -> Result<Option<tls::ClientFiles>, tls::Error> {
         let has_files = self.tls.ca.is_some() || self.tls.identity.is_some();
         has_files.then(|| tls::ClientFiles::new("postgres", self.tls.clone())).transpose()
+    }
+
+    /// The complete URL of this variable, with its files read.
+    fn checked(mut self, reader: &mut Reader, variable: &'static str, application: &str) -> Secret<Self> {
+        reject_libpq_variables(reader, variable, &self);
+        match self.read_files() {
+            Ok(files) => self.files = files,
+            Err(error) => reader.reject(variable, Self::EXPECTED, error.to_string()),
+        }
+        Secret::new(self.complete(application))
     }
 
     /// The options of a new connection, with the files for TLS as they are now.
@@ -506,6 +530,25 @@ mod tests {
             let row = format!("| {} | {what} |\n", names.join(", "));
             assert!(page.contains(&row), "{row}");
         }
+    }
+
+    #[test]
+    fn the_owner_has_a_url_of_its_own_with_the_same_checks() {
+        let base = || Environment::empty().with("DATABASE_URL", "postgres://jane@localhost/x");
+        assert!(read(base()).unwrap().owner.is_none());
+        let settings = read(base().with(OWNER_URL, "postgres://owner:hunter2@localhost/x?currentSchema=app")).unwrap();
+        let owner = settings.owner.as_ref().unwrap().expose();
+        assert_eq!((owner.options.get_username(), owner.session.len()), ("owner", 1));
+        assert_eq!(settings.url.expose().options.get_username(), "jane");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        for (url, named) in
+            [("mysql://root:hunter2@localhost/x", ""), ("postgres://o@h/x?sslrootcert=/no/ca.pem", "/no/ca.pem")]
+        {
+            let error = read(base().with(OWNER_URL, url)).unwrap_err();
+            assert!(error.contains(OWNER_URL) && error.contains(named) && !error.contains("hunter2"), "{error}");
+        }
+        let error = read(base().with(OWNER_URL, "postgres://localhost/x").with("PGUSER", "john")).unwrap_err();
+        assert!(error.contains("DATABASE_OWNER_URL names no user"), "{error}");
     }
 
     #[test]

@@ -42,10 +42,10 @@ impl From<Error> for Problem {
                 let detail = "The Idempotency-Key expired during the request. Repeat it.";
                 Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
             }
-            // `Database` has logged the outage.
-            Error::Database(postgres::Error::Unavailable(_) | postgres::Error::ReadOnly) => {
-                Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable")
-            }
+            // `Database` has logged the outage, or the privilege that is missing.
+            Error::Database(
+                postgres::Error::Unavailable(_) | postgres::Error::ReadOnly | postgres::Error::Denied(_),
+            ) => Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable"),
             // The database is up.
             Error::Database(postgres::Error::Locked | postgres::Error::Timeout | postgres::Error::QueueFull) => {
                 let detail = "The database was too busy with other requests, and nothing was done. Repeat it.";

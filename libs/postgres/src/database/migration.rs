@@ -15,8 +15,9 @@ use super::Database;
 use crate::{
     Error,
     error::MigrationFailure,
-    pool::{ServerTimeouts, unavailable},
-    requirements,
+    pool::{Purpose, unavailable},
+    requirements, runtime_role,
+    settings::OWNER_URL,
 };
 
 /// Time for all migrations together: indexing a large table takes long.
@@ -29,7 +30,8 @@ pub struct MigrationError(String);
 
 impl Database {
     /// Migrates the schema, and retries until the database is available. Several replicas may do so at once. Until it
-    /// is done, [`run`](Self::run) returns [`Error::Unavailable`].
+    /// is done, [`run`](Self::run) returns [`Error::Unavailable`]. With an owner's URL, that role migrates, and it is done once
+    /// the other role has the privileges on every table.
     ///
     /// # Errors
     /// If the schema cannot be migrated, or its migration history belongs to another program; not if the shutdown comes
@@ -68,21 +70,26 @@ impl Database {
 
     async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
         let pools = &self.inner.pools;
-        let until = Instant::now() + pools.settings().acquire;
+        let settings = pools.settings();
+        let until = Instant::now() + settings.acquire;
         let failed = |error: Error| match error {
             error @ Error::Query(_) => MigrationFailure::Permanent(error.to_string()),
-            error => MigrationFailure::Transient(error),
+            error if settings.owner.is_none() => MigrationFailure::Transient(error),
+            error => MigrationFailure::Transient(unavailable(format!("as the role of {OWNER_URL}: {error}"))),
         };
         // A connection of its own without timeouts: a statement of a migration may take longer than any other.
-        let mut connection = pools.connect(until, ServerTimeouts::Migration).await.map_err(failed)?;
-        requirements::check(&mut connection, pools, until).await?;
+        let mut connection = pools.connect(until, Purpose::Migration).await.map_err(failed)?;
+        requirements::check(&mut connection, pools, Purpose::Migration, until).await?;
         match migrator.run_direct(None, &mut connection, false).await {
             Ok(()) => {
+                if settings.owner.is_some() {
+                    runtime_role::check(&mut connection, pools).await?;
+                }
                 let _ = connection.close().await;
                 Ok(())
             }
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-                Err(requirements::classify(&mut connection, error).await)
+                Err(requirements::classify(&mut connection, error, settings.migration_variable()).await)
             }
             Err(error) => Err(MigrationFailure::Permanent(requirements::history_error(&error))),
         }
