@@ -57,6 +57,9 @@ pub(crate) struct RunOptions {
     /// Connections, and so the most requests in flight
     #[arg(long, short, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) connections: u16,
+    /// Open a connection for each request, to measure handshakes; those of TLS after the first resume its session, as browsers do
+    #[arg(long)]
+    pub(crate) new_connections: bool,
     /// Time measured, such as 30s
     #[arg(long, short, default_value = "20s", value_parser = duration)]
     pub(crate) duration: Duration,

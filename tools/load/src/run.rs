@@ -51,7 +51,7 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
         target = target.with_token(token.trim())?;
     }
     let target = Arc::new(target);
-    let connect = || Connection::new(target.clone(), run.limit);
+    let connect = || Connection::new(target.clone(), run.limit).closing_after_each(run.new_connections);
     let scenario = Arc::new(match &run.path {
         Some(path) => Scenario::path(path.clone()),
         None => Scenario::mix(run.scenario, &mut connect(), run.known).await?,

@@ -130,6 +130,7 @@ pub struct Connection {
     target: Arc<Target>,
     limit: Duration,
     open: Option<OpenConnection>,
+    closes_after_each: bool,
 }
 
 struct OpenConnection {
@@ -141,7 +142,13 @@ struct OpenConnection {
 impl Connection {
     /// A connection to `target`, on which each request has `limit` time.
     pub fn new(target: Arc<Target>, limit: Duration) -> Self {
-        Self { target, limit, open: None }
+        Self { target, limit, open: None, closes_after_each: false }
+    }
+
+    /// The same; if `closes`, each request has a connection of its own.
+    #[must_use]
+    pub fn closing_after_each(self, closes: bool) -> Self {
+        Self { closes_after_each: closes, ..self }
     }
 
     /// Sends a request and reads the whole response.
@@ -151,7 +158,7 @@ impl Connection {
     pub async fn send(&mut self, method: Method, path: &str, body: Option<Bytes>) -> Result<Response, RequestError> {
         let limit = self.limit;
         let result = timeout(limit, self.attempt(method, path, body)).await.unwrap_or(Err(RequestError::Timeout));
-        if result.is_err() {
+        if result.is_err() || self.closes_after_each {
             self.open = None;
         }
         result

@@ -1,12 +1,19 @@
 //! The load generator against a service with TLS that wants a token.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    process::Output,
+    sync::{Arc, mpsc::channel},
+};
 
 use config::{Environment, Reader};
 use runtime::Shutdown;
 use serde_json::{Value as Json, json};
-use testbed::certificates::{Authority, Validity};
+use testbed::{
+    certificates::{Authority, Validity},
+    proxy::{Proxy, Target},
+};
 use tide::{Request, Response, StatusCode};
 use web::{Problem, Router, Server, Settings};
 
@@ -27,10 +34,21 @@ fn it_trusts_the_given_authority_and_sends_the_token() {
         .with("SERVER_TLS_CERTIFICATE", identity.certificate.display().to_string())
         .with("SERVER_TLS_KEY", identity.key.display().to_string());
     let server = Server::bind(&Settings::read(&mut Reader::new(environment), "0")).unwrap();
-    let url = format!("https://localhost:{}", server.address().port());
+    let port = server.address().port();
     let app = Router::new(()).get("/who", who).build();
+    let (sender, receiver) = channel();
     // It ends with the test's process.
-    std::thread::spawn(move || runtime::block_on(1, server.serve(app, Shutdown::new())));
+    std::thread::spawn(move || {
+        runtime::block_on(2, async move {
+            // Counts connections.
+            let proxy = Proxy::start().await.unwrap();
+            proxy.set_target(Target::Port(port));
+            sender.send(Arc::new(proxy)).unwrap();
+            server.serve(app, Shutdown::new()).await;
+        });
+    });
+    let proxy = receiver.recv().unwrap();
+    let url = format!("https://localhost:{}", proxy.port());
     for (name, token) in [("right", "right\n"), ("wrong", "wrong")] {
         fs::write(file(name), token).unwrap();
     }
@@ -47,6 +65,10 @@ fn it_trusts_the_given_authority_and_sends_the_token() {
     let output = run(&["--cacert", &ca, "--token", &right]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("p99.9"), "{output:?}");
     assert_eq!(errors(), json!({}));
+    assert_eq!(proxy.accepted(), 2, "they are kept");
+    run(&["--cacert", &ca, "--token", &right, "--new-connections"]);
+    assert_eq!(errors(), json!({}));
+    assert!(proxy.accepted() > 4, "each request has its own");
     run(&["--cacert", &ca, "--token", &wrong]);
     assert!(errors().to_string().contains("401"), "{}", errors());
     run(&["--token", &right]);
