@@ -41,9 +41,11 @@ impl HostAddress {
     }
 }
 
-/// `http://host:port/path`.
+/// `http://host:port/path`, or the same with https.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Url {
+pub(crate) struct Url {
+    /// Whether the scheme is https.
+    pub(crate) is_tls: bool,
     pub(crate) authority: HostAddress,
     /// Without a query; empty or with a slash at its beginning.
     pub(crate) path: String,
@@ -51,20 +53,26 @@ pub struct Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
+        let scheme = if self.is_tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.path)
     }
 }
 
 impl Value for Url {
-    const EXPECTED: &'static str = "http://host:port, perhaps with a path";
+    const EXPECTED: &'static str = "http://host:port or https://host:port, perhaps with a path";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let rest = text.strip_prefix("http://").ok_or("it does not begin with http://")?;
+        let (is_tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => return Err("it does not begin with http:// or https://".to_owned()),
+        };
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if path.contains(['?', '#', ' ']) {
             return Err("it has more than a path".to_owned());
         }
         let Authority { host, port } = Authority::parse(authority)?;
-        Ok(Self { authority: HostAddress(HostPort { host, port: port.unwrap_or(80) }), path: path.to_owned() })
+        let port = port.unwrap_or(if is_tls { 443 } else { 80 });
+        Ok(Self { is_tls, authority: HostAddress(HostPort { host, port }), path: path.to_owned() })
     }
 }

@@ -18,8 +18,8 @@ use telemetry::{
 };
 
 use crate::{
-    address::Url,
     client::{self, ServiceRequest},
+    settings::Collector,
 };
 
 /// Most messages in the queue, and their bytes.
@@ -56,11 +56,11 @@ pub(crate) struct Forwarder {
 pub(crate) struct ForwarderTask {
     receiver: Receiver<Message>,
     queued_bytes: Arc<AtomicUsize>,
-    collector: Url,
+    collector: Collector,
 }
 
 /// A bounded queue of messages for a collector.
-pub(crate) fn queue(collector: Url) -> (Forwarder, ForwarderTask) {
+pub(crate) fn queue(collector: Collector) -> (Forwarder, ForwarderTask) {
     let (sender, receiver) = channel::bounded(MAX_QUEUED);
     let queued_bytes = Arc::new(AtomicUsize::new(0));
     (Forwarder { sender, queued_bytes: queued_bytes.clone() }, ForwarderTask { receiver, queued_bytes, collector })
@@ -107,14 +107,16 @@ impl ForwarderTask {
 
     async fn send(&self, message: Message) -> Result<(), String> {
         let count = |outcome| FORWARDED.with_label_values(&[outcome]).inc();
-        let path = format!("{}{}", self.collector.path.trim_end_matches('/'), message.path);
+        let Collector { url, tls } = &self.collector;
+        let path = format!("{}{}", url.path.trim_end_matches('/'), message.path);
         let headers: Vec<_> = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let outgoing = ServiceRequest { method: "POST", path: &path, headers: &headers, body: message.body };
         let answer = async {
-            let addresses = self.collector.authority.resolve().await.map_err(|error| error.to_string())?;
+            let addresses = url.authority.resolve().await.map_err(|error| error.to_string())?;
             let address = addresses.first().ok_or("its name has no address")?;
-            let host = self.collector.authority.to_string();
-            client::send(*address, &host, None, outgoing, MAX_ANSWER, TIMEOUT).await.map_err(|error| error.to_string())
+            let host = url.authority.to_string();
+            let sent = client::send(*address, &host, tls.as_ref(), outgoing, MAX_ANSWER, TIMEOUT).await;
+            sent.map_err(|error| error.to_string())
         };
         match answer.await {
             Ok(answer) if answer.is_success() => {

@@ -94,7 +94,7 @@ async fn info(request: Request) -> Result<Response, Problem> {
         "now": iso(SystemTime::now()),
         "agent": app.lab().has_agent(),
         "lab": true,
-        "collector": settings.collector.as_ref().map(ToString::to_string),
+        "collector": settings.collector.as_ref().map(|collector| collector.url.to_string()),
         "store": app.store().size(),
         "links": {
             "patients": settings.patients_link,

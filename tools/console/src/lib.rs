@@ -32,7 +32,6 @@ mod store;
 mod stream_slots;
 mod time;
 
-pub use address::Url;
 pub use service::Service;
 pub use session::Secure;
-pub use settings::Settings;
+pub use settings::{Collector, Settings};

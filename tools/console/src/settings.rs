@@ -20,13 +20,21 @@ pub struct Settings {
     /// Where a browser reaches analytics-service.
     pub analytics_link: String,
     /// The user's own collector, which gets what the services export.
-    pub collector: Option<Url>,
+    pub collector: Option<Collector>,
     /// What the stack's agent proves itself with; without it, there is no agent.
     pub agent_token: Option<Secret<String>>,
     /// Of a secure system: TLS to the services, and people who log in.
     pub secure: Option<Secure>,
     /// A folder whose files are served instead of those that are built in.
     pub assets: Option<PathBuf>,
+}
+
+/// A collector.
+#[derive(Clone, Debug)]
+pub struct Collector {
+    pub(crate) url: Url,
+    /// If the scheme of the URL is https.
+    pub(crate) tls: Option<tls::Connector>,
 }
 
 impl Settings {
@@ -57,9 +65,7 @@ impl Settings {
             analytics_link: reader
                 .variable(&["ANALYTICS_SERVICE_LINK"], "where a browser reaches analytics-service")
                 .or("http://127.0.0.1:4002"),
-            collector: reader
-                .variable(&["CONSOLE_FORWARD_OTLP"], "a collector that gets what the services export, the same bytes")
-                .optional(),
+            collector: read_collector(reader),
             agent_token: reader
                 .variable(
                     &["CONSOLE_AGENT_TOKEN"],
@@ -69,6 +75,27 @@ impl Settings {
             assets: assets.map(PathBuf::from),
         }
     }
+}
+
+/// Reads where to forward, and the files of an https collector.
+fn read_collector(reader: &mut Reader) -> Option<Collector> {
+    const CERTIFICATE: &str = "CONSOLE_FORWARD_OTLP_CERTIFICATE";
+    let about = "a collector that gets what the services export, the same bytes";
+    let url: Option<Url> = reader.variable(&["CONSOLE_FORWARD_OTLP"], about).optional();
+    let is_tls = url.as_ref().is_some_and(|url| url.is_tls);
+    let variables = tls::ClientVariables {
+        ca: &[CERTIFICATE],
+        certificate: &["CONSOLE_FORWARD_OTLP_CLIENT_CERTIFICATE"],
+        key: &["CONSOLE_FORWARD_OTLP_CLIENT_KEY"],
+    };
+    let used = if is_tls { Ok(()) } else { Err("the scheme of CONSOLE_FORWARD_OTLP is not https") };
+    let files = tls::ClientSettings::read(reader, variables, used);
+    let connector = is_tls.then(|| tls::Connector::new("collector", files, &["http/1.1"])).transpose();
+    let tls = connector.unwrap_or_else(|error| {
+        reader.reject(CERTIFICATE, "PEM files for TLS", error.to_string());
+        None
+    });
+    Some(Collector { url: url?, tls })
 }
 
 /// Reads what a secure system needs: all of it, or nothing.

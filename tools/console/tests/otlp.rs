@@ -6,12 +6,15 @@ mod support;
 use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
 
+use config::{Environment, Reader};
+use runtime::Shutdown;
 use support::{Console, message, request};
+use testbed::certificates::Validity;
 
 const TRACE: [u8; 16] = [0x4b; 16];
 
@@ -96,6 +99,67 @@ fn the_users_collector_gets_identical_bytes() {
     assert!(got.ends_with(&message), "the same bytes");
     let info = console.send(&request("GET", "/api/info")).json();
     assert_eq!(info["collector"], format!("http://127.0.0.1:{port}/base"));
+}
+
+#[test]
+fn a_collector_over_https_is_verified_and_gets_identical_bytes() {
+    let scratch = testbed::Scratch::new().unwrap();
+    let authority = testbed::certificates::Authority::new("tests").unwrap();
+    let ca = scratch.path().join("ca.pem");
+    authority.write(&ca).unwrap();
+    let identity = authority.issue(scratch.path(), "collector", &["localhost"], Validity::Now).unwrap();
+    let file = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let (sender, received) = channel();
+    let (address, bound) = channel();
+    thread::spawn(move || {
+        let environment = Environment::empty()
+            .with("SERVER_PORT", "0")
+            .with("SERVER_TLS_CERTIFICATE", file(&identity.certificate))
+            .with("SERVER_TLS_KEY", file(&identity.key));
+        let server = web::Server::bind(&web::Settings::read(&mut Reader::new(environment), "0")).unwrap();
+        address.send(server.address().port()).unwrap();
+        let app = web::Router::new(sender).post("/v1/traces", keep_body).build();
+        runtime::block_on(1, server.serve(app, Shutdown::new()));
+    });
+    let port = bound.recv().unwrap();
+    let url = format!("https://localhost:{port}");
+    let send = |console: &Console, message: &[u8]| assert_eq!(console.send_with(&otlp(PROTOBUF), message).status, 200);
+
+    // A collector that the public authorities do not know, or that has another name, gets nothing.
+    let other = url.replace("localhost", "127.0.0.1");
+    for settings in [
+        vec![("CONSOLE_FORWARD_OTLP", url.as_str())],
+        vec![("CONSOLE_FORWARD_OTLP", other.as_str()), ("CONSOLE_FORWARD_OTLP_CERTIFICATE", ca.to_str().unwrap())],
+    ] {
+        let console = Console::with(&settings);
+        // Other tests of this process count there too.
+        let failed = || -> u64 {
+            let metrics = console.send(&request("GET", "/metrics")).body;
+            let metrics = String::from_utf8_lossy(&metrics).into_owned();
+            let line =
+                metrics.lines().find_map(|line| line.strip_prefix("console_forwarded_total{outcome=\"failed\"} "));
+            line.map_or(0, |count| count.parse().unwrap())
+        };
+        let before = failed();
+        send(&console, &message(Some(TRACE), 0..7));
+        let end = Instant::now() + Duration::from_secs(60);
+        while failed() == before {
+            assert!(Instant::now() < end, "{settings:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    let console = Console::with(&[("CONSOLE_FORWARD_OTLP", &url), ("CONSOLE_FORWARD_OTLP_CERTIFICATE", &file(&ca))]);
+    let message = message(Some(TRACE), 0..100);
+    send(&console, &message);
+    assert_eq!(received.recv_timeout(Duration::from_secs(60)).unwrap(), message, "the same bytes, and none before");
+    assert_eq!(console.send(&request("GET", "/api/info")).json()["collector"], url);
+}
+
+async fn keep_body(mut request: tide::Request<Sender<Vec<u8>>>) -> Result<tide::Response, web::Problem> {
+    let body = request.body_bytes().await.unwrap_or_default();
+    let _ = request.state().send(body);
+    Ok(tide::Response::new(tide::StatusCode::Ok))
 }
 
 #[test]

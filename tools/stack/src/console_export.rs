@@ -9,6 +9,14 @@ use crate::{
 
 /// The delays of the batch processors for spans and log lines, in milliseconds: short, so that the console is up to date.
 const DELAYS: [(&str, &str); 2] = [("OTEL_BSP_SCHEDULE_DELAY", "100"), ("OTEL_BLRP_SCHEDULE_DELAY", "100")];
+/// The schemes of collectors that the console supports.
+const SCHEMES: [&str; 2] = ["http://", "https://"];
+/// The files of an https collector: the settings of the services, and those of the console.
+const FILES: [(&str, &str); 3] = [
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", "CONSOLE_FORWARD_OTLP_CERTIFICATE"),
+    ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "CONSOLE_FORWARD_OTLP_CLIENT_CERTIFICATE"),
+    ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "CONSOLE_FORWARD_OTLP_CLIENT_KEY"),
+];
 /// The console scrapes metrics, so they are exported for the user's collector alone.
 const METRICS: (&str, &str) = ("OTEL_METRICS_EXPORTER", "none");
 
@@ -25,7 +33,7 @@ pub(crate) fn export_to_console(
     // The console must not forward to itself.
     let collector = user_settings.values().find_map(|settings| settings.get(COLLECTOR));
     let collector = collector.filter(|url| url.trim_end_matches('/') != console).cloned();
-    if collector.as_ref().is_some_and(|url| !url.starts_with("http://")) {
+    if collector.as_ref().is_some_and(|url| !SCHEMES.iter().any(|scheme| url.starts_with(scheme))) {
         return None;
     }
     for service in services {
@@ -37,6 +45,16 @@ pub(crate) fn export_to_console(
         settings_of_service.insert(COLLECTOR.to_owned(), console.clone());
     }
     collector
+}
+
+/// The settings by which the console forwards to the collector of the user.
+pub(crate) fn settings_of_console(user_settings: &ByService, collector: &str) -> Vec<(&'static str, String)> {
+    let mut settings = vec![("CONSOLE_FORWARD_OTLP", collector.to_owned())];
+    if collector.starts_with(SCHEMES[1]) {
+        let file = |name: &str| user_settings.values().find_map(|settings| settings.get(name)).cloned();
+        settings.extend(FILES.iter().filter_map(|(of_services, name)| Some((*name, file(of_services)?))));
+    }
+    settings
 }
 
 #[cfg(test)]
@@ -75,7 +93,15 @@ mod tests {
         assert_eq!(export_to_console(&mut itself, &SERVICES, &settings()), None, "it would forward to itself");
         assert_eq!(itself, none);
 
-        let wrong = user_settings(&[(COLLECTOR, "https://localhost:4318")]);
+        let files = [(FILES[0].0, "/ca.pem"), (FILES[2].0, "/key.pem")];
+        let mut over_tls = user_settings(&[(COLLECTOR, "https://localhost:4318"), files[0], files[1]]);
+        let collector = export_to_console(&mut over_tls, &SERVICES, &settings()).unwrap();
+        let expected =
+            [("CONSOLE_FORWARD_OTLP", "https://localhost:4318"), (FILES[0].1, "/ca.pem"), (FILES[2].1, "/key.pem")];
+        assert_eq!(settings_of_console(&over_tls, &collector), expected.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(settings_of_console(&over_tls, "http://localhost:4318").len(), 1);
+
+        let wrong = user_settings(&[(COLLECTOR, "ftp://localhost:4318")]);
         let mut left = wrong.clone();
         assert_eq!(export_to_console(&mut left, &SERVICES, &settings()), None);
         assert_eq!(left, wrong, "the services report what is wrong with it");

@@ -97,7 +97,8 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     // From here on, other commands use this system.
     Settings::save()?;
     service_settings::save(&selected.passed, collector.as_deref())?;
-    start(console(settings, &home, collector)?).await?;
+    let forwarding = collector.map(|url| console_export::settings_of_console(&selected.passed, &url));
+    start(console(settings, &home, forwarding.unwrap_or_default())?).await?;
     if let Some(launch) = auth_service(settings, &home, &selected.passed)? {
         start(launch).await?;
     }
@@ -119,8 +120,8 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// The console, which forwards telemetry to a collector if there is one.
-fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Result<Launch> {
+/// The console, with its settings for a collector to which it forwards telemetry.
+fn console(settings: &Settings, home: &Path, forwarding: Vec<(&'static str, String)>) -> Result<Launch> {
     let secure = Secure::of_checkout()?;
     let scheme = if secure.is_some() { "https" } else { "http" };
     let mut environment = vec![
@@ -134,7 +135,7 @@ fn console(settings: &Settings, home: &Path, collector: Option<String>) -> Resul
         (agent_process::TOKEN, agent_process::token()?),
     ];
     environment.extend(secure.iter().flat_map(|secure| secure.console_settings(settings)));
-    environment.extend(collector.map(|collector| ("CONSOLE_FORWARD_OTLP", collector)));
+    environment.extend(forwarding);
     environment.extend(env::var("CONSOLE_ASSETS").ok().map(|folder| ("CONSOLE_ASSETS", folder)));
     Ok(Launch {
         environment: environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
