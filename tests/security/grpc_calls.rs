@@ -52,7 +52,7 @@ async fn call(service: &Secured, token: Option<String>) -> (Code, Code) {
     (code(get), code(client.call("CreateBillingAccount", TraceContext::root(), create).await))
 }
 
-/// 29: what a caller without a certificate says about whom it acts for grants nothing.
+/// With what a caller might say about whom it acts for, which grants nothing (`transport/services.rs` looks at it by itself).
 fn identified<T>(mut request: Request<T>, token: Option<&str>) -> Request<T> {
     for name in ["actor", "x-actor", "x-forwarded-user"] {
         request.metadata_mut().insert(name, "patient-service".parse().unwrap());

@@ -44,10 +44,18 @@ fn client(pki: &Pki, port: u16, identity: Option<Identity>, name: Option<&str>) 
 }
 
 async fn open_account(client: &Client) -> Result<(), CallError> {
+    open_account_saying(client, &[]).await
+}
+
+/// With headers.
+async fn open_account_saying(client: &Client, headers: &[(&'static str, &'static str)]) -> Result<(), CallError> {
     let make = |attempt: Attempt| async move {
         let id = format!("{:032x}", fastrand::u128(..));
         let request = BillingRequest { patient_id: id, name: "Jane".to_owned(), email: "jane@example.org".to_owned() };
-        let request = attempt.request(request);
+        let mut request = attempt.request(request);
+        for (name, value) in headers {
+            request.metadata_mut().insert(*name, value.parse().unwrap());
+        }
         BillingServiceClient::new(attempt.channel()).create_billing_account(request).await.map(drop)
     };
     client.call("CreateBillingAccount", TraceContext::root(), make).await
@@ -83,6 +91,47 @@ fn a_call_needs_a_certificate_of_the_authority_with_a_name_that_may_call() {
         let refused =
             |line: &str| line.starts_with("grpc_server_calls_total") && line.contains("\"permission_denied\"");
         assert!(metrics.lines().any(refused), "{metrics}");
+    });
+}
+
+/// Python's grpcio, whose TLS is BoringSSL.
+#[test]
+fn grpcio_calls_with_a_certificate_that_may_call_and_with_no_other() {
+    runtime::block_on(2, async {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+        let packages = run(&format!("{root}/tests/wire/packages"), &[]).await;
+        if packages.status.code() == Some(77) {
+            println!("SKIPPED: {}", text(&packages));
+            return;
+        }
+        assert!(packages.status.success(), "{}", text(&packages));
+        let packages = String::from_utf8(packages.stdout).unwrap();
+        let path = format!("PYTHONPATH={}", packages.trim());
+        let pki = Pki::new();
+        let (_service, port) = billing(&pki, &[]).await;
+        let (address, ca) = (format!("127.0.0.1:{port}"), pki.ca().display().to_string());
+        let (client, protos) = (format!("{root}/tests/wire/grpc_client.py"), format!("{root}/protos"));
+        let call = async |identity: Option<Identity>, name: &str| {
+            let files = identity.map(|Identity { certificate, key }| [certificate, key]);
+            let files = files.iter().flatten().map(|file| file.to_str().unwrap());
+            let python = [&path, "PYTHONDONTWRITEBYTECODE=1", "python3", &client, &protos, &address, name, &ca];
+            let output = run("env", &python.into_iter().chain(files).collect::<Vec<_>>()).await;
+            assert!(output.status.success(), "{}", text(&output));
+            String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let all_are =
+            |outcome: &[String], code: &str| outcome.len() == 3 && outcome.iter().all(|one| one.starts_with(code));
+        let good = || Some(pki.issue("good", &["patient-service"]));
+        let wrong = Some(pki.issue("wrong", &["analytics-service"]));
+        for (what, identity, name, code) in [
+            ("a certificate that may call", good(), "billing.example", "OK"),
+            ("one that may not", wrong, "billing.example", "PERMISSION_DENIED"),
+            ("none", None, "billing.example", "UNAVAILABLE"),
+            ("another name of the server", good(), "other.example", "UNAVAILABLE"),
+        ] {
+            let outcome = call(identity, name).await;
+            assert!(all_are(&outcome, code), "{what}: {outcome:?}");
+        }
     });
 }
 
@@ -167,6 +216,51 @@ fn where_people_need_tokens_a_service_is_known_by_its_certificate() {
         let (_service, port) = billing(&pki, &[&jwt[..], &[("GRPC_CLIENT_SANS", String::new())]].concat()).await;
         let error = open_account(&client(&pki, port, Some(identity), Some("billing.example"))).await.unwrap_err();
         assert_eq!(error.code(), Some(Code::Unauthenticated), "{error}");
+    });
+}
+
+/// 29: what a caller says in headers about who it is, or for whom it acts, grants nothing: with a certificate that does not make
+/// its owner a service each of them gets what none gets. A service may say for whom it acts; nothing reads it yet.
+#[test]
+fn no_header_makes_a_caller_a_service() {
+    runtime::block_on(2, async {
+        let pki = Pki::new();
+        let keys = pki.path().join("keys.json");
+        std::fs::write(&keys, tokens::jwk_set([&SigningKey::es256("key")]).to_string()).unwrap();
+        let jwt = [
+            ("AUTH", "jwt".to_owned()),
+            ("AUTH_ISSUER", crate::support::ISSUER.to_owned()),
+            ("AUTH_AUDIENCE", "billing-service".to_owned()),
+            ("AUTH_JWKS_FILE", keys.display().to_string()),
+        ];
+        // Of Envoy, nginx and others that end TLS before a service, and what one might choose for a person.
+        let headers = [
+            ("x-forwarded-client-cert", "Hash=00;DNS=patient-service;URI=spiffe://example.org/patients"),
+            ("x-ssl-client-s-dn", "CN=patient-service"),
+            ("x-client-san", "patient-service"),
+            ("service-identity", "patient-service"),
+            ("x-forwarded-user", "patient-service"),
+            ("x-actor", "patient-service"),
+            ("actor", "patient-service"),
+        ];
+        let good = pki.issue("good", &["patient-service"]);
+        // By each way in which a name does not count: it is not listed, or none is.
+        for (names, sans, code) in [
+            (&["analytics-service"][..], None, Code::PermissionDenied),
+            (&["patient-service"], Some(String::new()), Code::Unauthenticated),
+        ] {
+            let sans: Vec<_> = sans.into_iter().map(|sans| ("GRPC_CLIENT_SANS", sans)).collect();
+            let (_service, port) = billing(&pki, &[&jwt[..], &sans].concat()).await;
+            let client = client(&pki, port, Some(pki.issue("caller", names)), Some("billing.example"));
+            assert_eq!(open_account(&client).await.unwrap_err().code(), Some(code), "{names:?}");
+            for header in headers {
+                let error = open_account_saying(&client, &[header]).await.unwrap_err();
+                assert_eq!(error.code(), Some(code), "{names:?} {header:?}: {error}");
+            }
+        }
+        let (_service, port) = billing(&pki, &jwt).await;
+        let service = client(&pki, port, Some(good), Some("billing.example"));
+        open_account_saying(&service, &headers).await.unwrap();
     });
 }
 
