@@ -66,3 +66,29 @@ fn kafka_speaks_plaintext_on_its_own_loopback_alone_and_postgresql_nowhere() {
         assert!(command.contains(&"ssl=on") && command.contains(&"hba_file=/etc/postgresql/pg_hba.conf"), "{database}");
     }
 }
+
+#[test]
+fn a_service_has_no_more_rights_than_it_needs_in_its_database_and_on_the_broker() {
+    let system = secure();
+    for (database, service) in [("patient-db", "patient-service"), ("billing-db", "billing-service")] {
+        let container = &system["services"][database];
+        assert_eq!(container["environment"]["SERVICE_ROLE"], service);
+        assert_eq!(strings(&container["entrypoint"]).last(), Some(&"/etc/postgresql/database.sh"));
+        let mounted: Vec<_> =
+            strings(&container["volumes"]).into_iter().filter(|one| one.contains("/etc/postgresql/")).collect();
+        assert_eq!(mounted.len(), 3, "{mounted:?}");
+        for one in mounted {
+            let file = one.split(':').next().unwrap();
+            assert!(!crate::files::text(file).is_empty(), "{file}");
+        }
+    }
+    // The script replaces each placeholder of the statements.
+    let (script, statements) =
+        (crate::files::text("deploy/secure/database.sh"), crate::files::text("deploy/secure/roles.sql"));
+    for placeholder in statements.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()) {
+        assert!(script.contains(&format!("s/{{{placeholder}}}/")), "{placeholder}");
+    }
+    let kafka = &system["services"]["kafka"]["environment"];
+    assert!(kafka["KAFKA_AUTHORIZER_CLASS_NAME"].as_str().unwrap().ends_with("StandardAuthorizer"));
+    assert_eq!(kafka["KAFKA_SUPER_USERS"], "User:stack;User:ANONYMOUS", "the stack, and the loopback of the container");
+}

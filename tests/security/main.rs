@@ -7,6 +7,7 @@ mod grpc_calls;
 mod interoperability;
 mod keys;
 mod network;
+mod privileges;
 mod scopes;
 mod support;
 mod tokens;

@@ -109,6 +109,7 @@ async fn kafka(pki: &Pki, kind: Kind) -> Option<(Broker, SecureListener)> {
         client: pki.issue("client", &["client.example"]),
         users: vec![("services".to_owned(), "hunter2".to_owned())],
         authorize: false,
+        session: None,
     };
     let directory = pki.path().join("broker");
     let mut broker = Broker::start_secure(kind, &directory, ports::free(), Size::Small, secure.clone()).await.unwrap();

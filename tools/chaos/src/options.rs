@@ -19,6 +19,8 @@ pub(crate) struct Options {
 pub(crate) enum Deployment {
     /// A system that is started for the run, with this broker; none is Apache Kafka if it can be installed, else Nisshi.
     Native(Option<Kind>),
+    /// The same on Apache Kafka, with identities and TLS.
+    Secure,
     /// The system that runs in containers.
     Containers,
 }
@@ -30,10 +32,13 @@ impl Options {
         let seed = u64::from(fastrand::u32(..));
         let mut options =
             Self { length: Duration::from_secs(60), seed, clients: 16, deployment: Deployment::Native(None) };
-        if words.contains(&"--docker") {
-            options.deployment = Deployment::Containers;
+        match (words.contains(&"--docker"), words.contains(&"--secure")) {
+            (false, false) => {}
+            (true, false) => options.deployment = Deployment::Containers,
+            (false, true) => options.deployment = Deployment::Secure,
+            (true, true) => return None,
         }
-        let others: Vec<_> = words.iter().copied().filter(|word| *word != "--docker").collect();
+        let others: Vec<_> = words.iter().copied().filter(|word| !["--docker", "--secure"].contains(word)).collect();
         for pair in others.chunks(2) {
             match pair {
                 ["--seconds", number] => options.length = Duration::from_secs(number.parse().ok()?),

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::{join_all, join4};
 use runtime::Shutdown;
-use testbed::{Error, audit::Acknowledged};
+use testbed::{Error, audit::Acknowledged, broker::Kind};
 
 use crate::{
     clients::{SharedStats, Stats, Writer},
@@ -49,7 +49,8 @@ impl Log {
 pub(crate) async fn run(options: Options) -> Result<bool, Error> {
     let Options { length, seed, clients, .. } = options;
     let system = match options.deployment {
-        Deployment::Native(broker) => native::start(broker).await?,
+        Deployment::Native(broker) => native::start(broker, false).await?,
+        Deployment::Secure => native::start(Some(Kind::Kafka), true).await?,
         Deployment::Containers => containers::find().await?,
     };
     let SystemUnderTest { description, components, clients: replicas, .. } = &system;

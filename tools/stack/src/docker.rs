@@ -171,6 +171,14 @@ impl Docker {
             self.start_missing().await?;
             self.until_ready().await
         };
+        // Beside the start, because services wait for the permissions.
+        let grant = async {
+            match &secure {
+                Some(secure) => Box::pin(secure.grant_permissions(settings, true)).await,
+                None => Ok(()),
+            }
+        };
+        let start = async { smol::future::try_zip(start, grant).await.map(drop) };
         if let Err(error) = step("Starting the containers", "", start).await {
             return Err(anyhow!("{error}{}", self.logs_of_unready().await));
         }

@@ -3,8 +3,10 @@
 //! All of it is in files of the secure system's data directory, which their owner alone can read, and is kept between starts.
 
 mod certificates;
+pub(crate) mod databases;
 pub(crate) mod gateway;
 pub(crate) mod in_containers;
+mod permissions;
 mod settings;
 mod users;
 
@@ -134,7 +136,8 @@ impl Secure {
             authority: self.authority(),
             client: self.identity(certificates::STACK),
             users: users::of_broker(&self.home)?,
-            authorize: false,
+            authorize: true,
+            session: None,
         })
     }
 
@@ -156,14 +159,17 @@ impl Secure {
         }
     }
 
-    /// The URL of a database for a service, whose role has the service's name.
-    pub(crate) fn database_url(&self, database: &str, service: &str) -> String {
-        self.postgres_listener().url(database, &self.identity(service), &self.authority(), service)
+    /// What a service of ours needs besides the URL of its database.
+    pub(crate) fn settings_of(&self, service: &str, settings: &Settings) -> Result<Vec<(String, String)>> {
+        let mut all =
+            settings::of(service, &self.locations(settings), &|user| users::password_of_broker(&self.home, user))?;
+        all.extend(self.owner_url(service).map(|url| ("DATABASE_OWNER_URL".to_owned(), url)));
+        Ok(all)
     }
 
-    /// What a service of ours needs besides its databases.
-    pub(crate) fn settings_of(&self, service: &str, settings: &Settings) -> Result<Vec<(String, String)>> {
-        settings::of(service, &self.locations(settings), &|user| users::password_of_broker(&self.home, user))
+    /// The options with which curl trusts the authority and brings a token.
+    pub(crate) fn curl_options(&self) -> String {
+        format!(" --cacert {} -H \"authorization: Bearer $(just token)\"", quoted(&self.authority()))
     }
 
     /// What the console needs to reach the services, and for people to log in.

@@ -20,7 +20,7 @@ pub(crate) const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const FILE: &str = "service-settings.json";
 
 /// Settings that `up` sets itself, by their first names, each with what to set instead.
-pub(crate) const FIXED: [(&str, &str); 15] = [
+pub(crate) const FIXED: [(&str, &str); 16] = [
     ("SERVER_ADDRESS", "up listens on 127.0.0.1 alone"),
     ("SERVER_PORT", "PATIENT_PORT, BILLING_PORT and ANALYTICS_PORT choose the ports"),
     ("GRPC_SERVER_ADDRESS", "up listens on 127.0.0.1 alone"),
@@ -28,6 +28,7 @@ pub(crate) const FIXED: [(&str, &str); 15] = [
     ("LOG_FORMAT", "just logs reads JSON"),
     ("LOG_LEVEL", "the name that counts here is LOG_LEVEL"),
     ("DATABASE_URL", "the name that counts here is DATABASE_URL"),
+    ("DATABASE_OWNER_URL", "each service has a database of its own, with an owner's role in up --secure"),
     ("SPRING_DATASOURCE_USERNAME", "DATABASE_URL names the user"),
     ("SPRING_DATASOURCE_PASSWORD", "DATABASE_URL has the password"),
     ("KAFKA_BOOTSTRAP_SERVERS", "the name that counts here is KAFKA_BOOTSTRAP_SERVERS"),

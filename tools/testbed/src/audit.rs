@@ -59,8 +59,10 @@ impl Auditor {
     pub fn of(system: &System) -> Self {
         let BackingServices { patients_database, billing_database, kafka, topic } = system.backing_services().clone();
         let analytics = vec![system.analytics.client()];
-        Self::at(patients_database, billing_database, &kafka, &topic, analytics)
-            .expect("the services use the same address")
+        let mut auditor = Self::at(patients_database, billing_database, &kafka, &topic, analytics)
+            .expect("the services use the same address");
+        auditor.kafka.security = system.kafka_security().expect("the services use the same files");
+        auditor
     }
 
     /// An auditor of a system with these addresses.

@@ -137,6 +137,8 @@ pub struct SecureListener {
     pub users: Vec<(String, String)>,
     /// Whether the others may do only what access control lists say.
     pub authorize: bool,
+    /// After which time clients have to authenticate again, or are disconnected; none is never.
+    pub session: Option<Duration>,
 }
 
 impl SecureListener {
@@ -175,6 +177,8 @@ impl SecureListener {
             ),
             _ => String::new(),
         };
+        let session = self.session.map(|session| format!("connections.max.reauth.ms={}\n", session.as_millis()));
+        let session = session.unwrap_or_default();
         format!(
             "listeners=SASL_SSL://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners=SASL_SSL://localhost:{port}\n\
@@ -191,7 +195,7 @@ impl SecureListener {
              ssl.truststore.type=PEM\n\
              ssl.truststore.location={TRUSTSTORE}\n\
              ssl.client.auth=required\n\
-             {authorizer}"
+             {authorizer}{session}"
         )
     }
 
@@ -310,6 +314,15 @@ impl Broker {
     /// Settings of a client; of a broker with a secure listener, only as far as the address goes.
     pub fn settings(&self, client_id: &'static str) -> kafka::Settings {
         client_settings(self.port, client_id)
+    }
+
+    /// Grants users of a secure listener their permissions.
+    ///
+    /// # Errors
+    /// If it does not take them.
+    pub async fn grant(&self, permissions: &[kafka::Permission]) -> Result<(), Error> {
+        let settings = own_settings(self.port, &self.options)?;
+        kafka::grant(&settings, permissions).await.map_err(|error| Error::new(error.to_string()))
     }
 
     /// Waits until a broker that an earlier run started responds: it may be recovering. Sends SIGCONT first, because it may

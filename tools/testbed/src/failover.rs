@@ -8,6 +8,7 @@ use std::{
 use crate::{
     Error, Scratch, Signal,
     clock::SteppedClock,
+    identities::Identities,
     postgres::{self, Cluster, Durability},
     proxy::{Mode, Proxy, Target},
 };
@@ -27,18 +28,27 @@ pub struct ReplicatedPostgres {
     standby: Option<Cluster>,
     proxy: Proxy,
     directory: PathBuf,
+    /// Without them, clients are trusted.
+    identities: Option<Identities>,
     /// How many servers were started so far; each has its own directory.
     servers: usize,
 }
 
 impl ReplicatedPostgres {
-    /// Starts both below `directory`, guarded by `scratch`.
+    /// Starts both below `directory`, guarded by `scratch`. With identities, clients are accepted over TLS alone, by certificate.
     ///
     /// # Errors
     /// If one of them does not start.
-    pub async fn start(directory: &Path, clock: &SteppedClock, scratch: &Scratch) -> Result<Self, Error> {
+    pub async fn start(
+        directory: &Path,
+        clock: &SteppedClock,
+        scratch: &Scratch,
+        identities: Option<&Identities>,
+    ) -> Result<Self, Error> {
         std::fs::create_dir(directory)?;
-        let mut primary = Cluster::start_with_clock(&directory.join("0"), Durability::Process, clock).await?;
+        let listener = identities.map(Identities::postgres_listener);
+        let mut primary =
+            Box::pin(Cluster::start_with_clock(&directory.join("0"), Durability::Process, clock, listener)).await?;
         scratch.guard(primary.process())?;
         let settings = [
             // The standby reconnects to a restarted primary at once, not after 5 s.
@@ -52,7 +62,8 @@ impl ReplicatedPostgres {
         }
         primary.run("postgres", "select pg_reload_conf()").await?;
         let proxy = Proxy::start().await?;
-        let mut replicated = Self { primary, standby: None, proxy, directory: directory.to_owned(), servers: 1 };
+        let (directory, identities) = (directory.to_owned(), identities.cloned());
+        let mut replicated = Self { primary, standby: None, proxy, directory, identities, servers: 1 };
         replicated.point_proxy_to_primary();
         replicated.add_standby(scratch).await?;
         Ok(replicated)
@@ -68,7 +79,12 @@ impl ReplicatedPostgres {
         self.standby.is_some()
     }
 
-    /// The URL of a database on the current primary.
+    /// The port of loopback at which clients reach the current primary.
+    pub fn port(&self) -> u16 {
+        self.proxy.port()
+    }
+
+    /// The URL of a database on the current primary, without identities.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.proxy.port())
     }
@@ -96,7 +112,8 @@ impl ReplicatedPostgres {
     }
 
     fn point_proxy_to_primary(&self) {
-        self.proxy.set_target(Target::Socket(self.primary.socket_directory().join(".s.PGSQL.5432")));
+        let socket = || Target::Socket(self.primary.socket_directory().join(".s.PGSQL.5432"));
+        self.proxy.set_target(self.primary.tls_address().map_or_else(socket, Target::Address));
     }
 
     async fn add_standby(&mut self, scratch: &Scratch) -> Result<(), Error> {
@@ -105,7 +122,8 @@ impl ReplicatedPostgres {
         }
         let directory = self.directory.join(self.servers.to_string());
         self.servers += 1;
-        let mut standby = self.primary.start_standby(&directory, STANDBY).await?;
+        let listener = self.identities.as_ref().map(Identities::postgres_listener);
+        let mut standby = Box::pin(self.primary.start_standby(&directory, STANDBY, listener)).await?;
         scratch.guard(standby.process())?;
         self.standby = Some(standby);
         // Only now, so that no commit waits for a standby whose base backup is still running.
@@ -145,7 +163,7 @@ mod tests {
             let scratch = Scratch::new().unwrap();
             let clock = SteppedClock::new(scratch.path()).unwrap();
             let mut postgres =
-                ReplicatedPostgres::start(&scratch.path().join("postgres"), &clock, &scratch).await.unwrap();
+                ReplicatedPostgres::start(&scratch.path().join("postgres"), &clock, &scratch, None).await.unwrap();
             postgres.primary().create_database("numbers").await.unwrap();
             let url = postgres.url("numbers");
             sql::execute(&url, "CREATE TABLE numbers (number int)").await.unwrap();

@@ -10,9 +10,11 @@
 //! - [`Scratch`]: a temporary directory; it is removed, and every process started in it killed, however the test ends;
 //!   [`command`] and [`owner_variable`]: the same for other processes;
 //! - [`audit`]: finds lost data; [`writers`]: clients that write meanwhile;
-//! - [`certificates`]: a certificate authority, and certificates for servers and clients;
-//! - [`patient`]: request bodies of patients;
+//! - [`certificates`]: a certificate authority, and certificates for servers and clients; [`identities`]: all that a secure
+//!   system has;
+//! - [`patient`]: request bodies of patients; [`permissions`]: what the services need on a broker;
 //! - [`proxy`]: a TCP proxy that injects faults; [`clock`]: a clock that can be set; [`sql`]: queries on a service's database;
+//!   [`roles`]: who may do what in it;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
 //! - [`tokens`]: an issuer of tokens, valid and forged;
 //! - [`cache`]: the directory of downloaded and built programs.
@@ -27,14 +29,17 @@ pub mod failover;
 mod guard;
 pub mod http;
 pub mod http2;
+pub mod identities;
 pub mod kafka_cluster;
 pub mod patient;
+pub mod permissions;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
 mod postgres_package;
 mod process;
 pub mod proxy;
+pub mod roles;
 mod scratch;
 pub mod service;
 mod shared;

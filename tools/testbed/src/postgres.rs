@@ -2,7 +2,7 @@
 
 use std::{
     env, fs, io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::{
         ffi::OsStrExt as _,
         fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
@@ -206,14 +206,25 @@ impl TlsListener {
 
     /// The URL of a database for a client, whose user is the common name of its certificate. Both sides are verified.
     pub fn url(&self, database: &str, client: &Identity, authority: &Path, user: &str) -> String {
-        let parameter = |name: &str, path: &Path| {
-            format!("&{name}={}", utf8_percent_encode(path.to_str().unwrap_or_default(), NON_ALPHANUMERIC))
-        };
-        let Identity { certificate, key } = client;
-        let files = [("sslrootcert", authority), ("sslcert", certificate), ("sslkey", key)];
-        let files: String = files.into_iter().map(|(name, path)| parameter(name, path)).collect();
-        format!("postgres://{user}@{}:{PORT}/{database}?sslmode=verify-full{files}", self.address)
+        tls_url((self.address, PORT), database, client, authority, user)
     }
+}
+
+/// The URL of a database at this address, which verifies both sides.
+pub(crate) fn tls_url(
+    (address, port): (Ipv4Addr, u16),
+    database: &str,
+    client: &Identity,
+    authority: &Path,
+    user: &str,
+) -> String {
+    let parameter = |name: &str, path: &Path| {
+        format!("&{name}={}", utf8_percent_encode(path.to_str().unwrap_or_default(), NON_ALPHANUMERIC))
+    };
+    let Identity { certificate, key } = client;
+    let files = [("sslrootcert", authority), ("sslcert", certificate), ("sslkey", key)];
+    let files: String = files.into_iter().map(|(name, path)| parameter(name, path)).collect();
+    format!("postgres://{user}@{address}:{port}/{database}?sslmode=verify-full{files}")
 }
 
 impl Cluster {
@@ -233,7 +244,7 @@ impl Cluster {
         Self::start_with_options(directory, durability, None, Some(tls)).await
     }
 
-    /// Starts the cluster as [`start`](Self::start) does, with this wall clock.
+    /// Starts the cluster as [`start`](Self::start) does, with this wall clock, and a listener for TLS if there is one.
     ///
     /// # Errors
     /// If PostgreSQL is not installed, or does not start.
@@ -241,8 +252,9 @@ impl Cluster {
         directory: &Path,
         durability: Durability,
         clock: &SteppedClock,
+        tls: Option<TlsListener>,
     ) -> Result<Self, Error> {
-        Self::start_with_options(directory, durability, Some(clock.clone()), None).await
+        Self::start_with_options(directory, durability, Some(clock.clone()), tls).await
     }
 
     async fn start_with_options(
@@ -286,11 +298,12 @@ impl Cluster {
         Ok(Self { directory: directory.to_owned(), sockets, process, durability, clock, tls })
     }
 
-    /// Starts a standby of this cluster in a new directory, with `name` as its `application_name` and the same clock.
+    /// Starts a standby of this cluster in a new directory, with `name` as its `application_name`, the same clock, and a listener
+    /// for TLS if there is one.
     ///
     /// # Errors
     /// If `pg_basebackup` is missing or fails, or the standby does not start.
-    pub async fn start_standby(&self, directory: &Path, name: &str) -> Result<Self, Error> {
+    pub async fn start_standby(&self, directory: &Path, name: &str, tls: Option<TlsListener>) -> Result<Self, Error> {
         let user = User::unprivileged();
         create_private_directory(directory, user)?;
         let binaries = binaries_for(&self.directory.join("data"))?;
@@ -305,9 +318,13 @@ impl Cluster {
             .user(user)
             .run(INIT_TIMEOUT)
             .await?;
-        let (sockets, clock) = (socket_directory(directory, user)?, self.clock.clone());
-        let process = Self::start_server(&binaries, directory, &sockets, self.durability, clock.as_ref(), None).await?;
-        Ok(Self { directory: directory.to_owned(), sockets, process, durability: self.durability, clock, tls: None })
+        if let Some(tls) = &tls {
+            write_tls_files(directory, tls, user)?;
+        }
+        let (sockets, durability, clock) = (socket_directory(directory, user)?, self.durability, self.clock.clone());
+        let (wall_clock, listener) = (clock.as_ref(), tls.as_ref());
+        let process = Self::start_server(&binaries, directory, &sockets, durability, wall_clock, listener).await?;
+        Ok(Self { directory: directory.to_owned(), sockets, process, durability, clock, tls })
     }
 
     async fn start_server(
@@ -382,6 +399,11 @@ impl Cluster {
     pub fn tls_url(&self, database: &str) -> Option<String> {
         let address = self.tls.as_ref()?.address;
         Some(format!("postgres://postgres@{address}:{PORT}/{database}"))
+    }
+
+    /// The address of the listener for TLS. None without a [`TlsListener`].
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::from((self.tls.as_ref()?.address, PORT)))
     }
 
     /// The directory of the socket, which `psql -h` takes.

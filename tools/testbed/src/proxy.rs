@@ -43,6 +43,8 @@ const MODES: [Mode; 4] = [Mode::Pass, Mode::Stall, Mode::StallResponses, Mode::R
 pub enum Target {
     /// A port of the loopback address.
     Port(u16),
+    /// Another address of loopback.
+    Address(SocketAddr),
     /// A Unix socket, such as PostgreSQL's.
     Socket(PathBuf),
 }
@@ -126,11 +128,8 @@ impl Shared {
     async fn connect(&self) -> io::Result<(Reader, Writer)> {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match target {
-            Some(Target::Port(port)) => {
-                let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-                stream.set_nodelay(true)?;
-                Ok((Box::new(stream.clone()), Box::new(stream)))
-            }
+            Some(Target::Port(port)) => connect_tcp(SocketAddr::from(([127, 0, 0, 1], port))).await,
+            Some(Target::Address(address)) => connect_tcp(address).await,
             Some(Target::Socket(path)) => {
                 let stream = UnixStream::connect(path).await?;
                 Ok((Box::new(stream.clone()), Box::new(stream)))
@@ -138,6 +137,12 @@ impl Shared {
             None => Err(io::Error::other("no target yet")),
         }
     }
+}
+
+async fn connect_tcp(address: SocketAddr) -> io::Result<(Reader, Writer)> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok((Box::new(stream.clone()), Box::new(stream)))
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {

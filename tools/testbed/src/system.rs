@@ -12,6 +12,7 @@ use crate::{
     broker::{Broker, Kind},
     clock::SteppedClock,
     http::Client,
+    identities::Identities,
     ports,
     postgres::{Cluster, Durability},
     service::{Launch, Service},
@@ -42,6 +43,7 @@ pub struct System {
     /// The directory of logs and state; it kills the processes of this system when it is dropped.
     pub scratch: Scratch,
     backing_services: BackingServices,
+    identities: Option<Identities>,
 }
 
 /// PostgreSQL and a broker for one test alone, which may kill them.
@@ -82,7 +84,7 @@ impl DedicatedServers {
         let scratch = Scratch::new()?;
         let clock = SteppedClock::new(scratch.path())?;
         let mut cluster =
-            Cluster::start_with_clock(&scratch.path().join("postgres"), Durability::Process, &clock).await?;
+            Cluster::start_with_clock(&scratch.path().join("postgres"), Durability::Process, &clock, None).await?;
         scratch.guard(cluster.process())?;
         for name in ["patients", "billing"] {
             cluster.create_database(name).await?;
@@ -132,16 +134,40 @@ impl System {
         replicas: usize,
         extra: &[(&str, &str)],
     ) -> Result<Self, Error> {
+        Self::start_with(backing_services, replicas, extra, None).await
+    }
+
+    /// Starts a system as [`start`](Self::start) does, with identities and TLS. The URLs of the databases are those of a superuser.
+    ///
+    /// # Errors
+    /// If a service does not come up.
+    pub async fn start_secure(
+        backing_services: BackingServices,
+        replicas: usize,
+        extra: &[(&str, &str)],
+        identities: &Identities,
+    ) -> Result<Self, Error> {
+        Self::start_with(backing_services, replicas, extra, Some(identities.clone())).await
+    }
+
+    async fn start_with(
+        backing_services: BackingServices,
+        replicas: usize,
+        extra: &[(&str, &str)],
+        identities: Option<Identities>,
+    ) -> Result<Self, Error> {
         let scratch = Scratch::new()?;
-        let launcher = Launcher { backing_services: &backing_services, directory: scratch.path(), extra };
+        let identified = identities.as_ref();
+        let launcher =
+            Launcher { backing_services: &backing_services, directory: scratch.path(), extra, identities: identified };
         let grpc_port = ports::free();
         let billing = start(&scratch, launcher.billing(grpc_port))?;
-        let analytics = start(&scratch, launcher.analytics())?;
+        let analytics = start(&scratch, launcher.analytics(grpc_port))?;
         let mut patients = Vec::new();
         for number in 0..replicas {
             patients.push(start(&scratch, launcher.patient(number, grpc_port))?);
         }
-        let mut system = Self { patients, billing, analytics, backing_services, scratch };
+        let mut system = Self { patients, billing, analytics, scratch, backing_services, identities };
         for service in system.services() {
             service.until_ready().await?;
         }
@@ -156,6 +182,14 @@ impl System {
     /// The databases, the broker and the topic that the services use.
     pub fn backing_services(&self) -> &BackingServices {
         &self.backing_services
+    }
+
+    /// What a client of the broker needs, as a user who may do everything.
+    ///
+    /// # Errors
+    /// If a certificate cannot be read.
+    pub fn kafka_security(&self) -> Result<kafka::Security, Error> {
+        self.identities.as_ref().map_or(Ok(kafka::Security::default()), |all| all.broker_listener().security())
     }
 
     /// The directory of the logs and of analytics' state.
@@ -246,10 +280,11 @@ struct Launcher<'a> {
     backing_services: &'a BackingServices,
     directory: &'a Path,
     extra: &'a [(&'a str, &'a str)],
+    identities: Option<&'a Identities>,
 }
 
 impl Launcher<'_> {
-    fn launch(&self, name: &'static str, label: String, own: &[(&str, String)]) -> Launch {
+    fn launch(&self, name: &'static str, label: String, grpc_port: u16, own: &[(&str, String)]) -> Launch {
         let BackingServices { kafka, topic, .. } = self.backing_services;
         let common = [
             ("KAFKA_BOOTSTRAP_SERVERS", kafka.clone()),
@@ -258,9 +293,15 @@ impl Launcher<'_> {
             ("LOG_FORMAT", "json".to_owned()),
         ];
         let extra = self.extra.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let all = common.into_iter().chain(own.iter().cloned()).chain(extra);
-        let environment = all.map(|(name, value)| (name.to_owned(), value)).collect();
-        Launch { name, port: ports::free(), environment, directory: self.directory.to_owned(), label, access: None }
+        let secure = self.identities.map(|identities| identities.settings(name, grpc_port)).unwrap_or_default();
+        // Of settings that come twice, the last counts.
+        let mut environment = Vec::<(String, String)>::new();
+        for (name, value) in common.into_iter().chain(own.iter().cloned()).chain(secure).chain(extra) {
+            environment.retain(|(known, _)| known != name);
+            environment.push((name.to_owned(), value));
+        }
+        let access = self.identities.map(|identities| identities.access().clone());
+        Launch { name, port: ports::free(), environment, directory: self.directory.to_owned(), label, access }
     }
 
     fn billing(&self, grpc_port: u16) -> Launch {
@@ -268,22 +309,21 @@ impl Launcher<'_> {
             ("DATABASE_URL", self.backing_services.billing_database.clone()),
             ("GRPC_SERVER_PORT", grpc_port.to_string()),
         ];
-        self.launch("billing-service", "billing-service".to_owned(), &own)
+        self.launch("billing-service", "billing-service".to_owned(), grpc_port, &own)
     }
 
-    fn analytics(&self) -> Launch {
+    fn analytics(&self, grpc_port: u16) -> Launch {
         let own = [("STATE_FILE", state_file(self.directory).display().to_string())];
-        self.launch("analytics-service", "analytics-service".to_owned(), &own)
+        self.launch("analytics-service", "analytics-service".to_owned(), grpc_port, &own)
     }
 
     fn patient(&self, number: usize, grpc_port: u16) -> Launch {
         let own = [
             ("DATABASE_URL", self.backing_services.patients_database.clone()),
-            ("BILLING_SERVICE_ADDRESS", "127.0.0.1".to_owned()),
-            ("BILLING_SERVICE_GRPC_PORT", grpc_port.to_string()),
+            ("BILLING_SERVICE_ADDRESS", format!("127.0.0.1:{grpc_port}")),
             // Nisshi compacts at each start, whatever the topic's lags: then a test would miss events that it waits for.
             ("KAFKA_TOPIC_CLEANUP_POLICY", "delete".to_owned()),
         ];
-        self.launch("patient-service", format!("patient-service-{number}"), &own)
+        self.launch("patient-service", format!("patient-service-{number}"), grpc_port, &own)
     }
 }

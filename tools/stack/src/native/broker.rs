@@ -89,6 +89,13 @@ pub(super) async fn start(settings: &Settings, home: &Path, renewed: bool) -> Re
         };
         Ok::<_, anyhow::Error>(())
     };
+    let start = async {
+        start.await?;
+        match &secure {
+            Some(secure) => Box::pin(secure.grant_permissions(settings, false)).await,
+            None => Ok(()),
+        }
+    };
     step(&format!("Starting {kind}"), "", Box::pin(start)).await?;
     Ok(settings.kafka_address())
 }

@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
-use testbed::postgres::{Cluster, Durability};
+use testbed::{
+    postgres::{Cluster, Durability},
+    roles,
+};
 
 use super::launch::rotate;
 use crate::{
     external_databases::{self, Databases},
     install,
-    secure::Secure,
+    secure::{Secure, databases as secure_databases},
     settings::Settings,
     terminal::step,
 };
-
-/// The databases, each with the service that it is for.
-const DATABASES: [(&str, &str); 2] = [("patients", "patient-service"), ("billing", "billing-service")];
 
 /// The directory of the cluster.
 pub(super) fn directory(home: &Path) -> PathBuf {
@@ -56,33 +56,16 @@ pub(super) async fn start(settings: &Settings, home: &Path, assume_yes: bool, re
                 }
             }
         };
-        for (name, service) in DATABASES {
+        for (name, service) in secure_databases::ALL {
             cluster.create_database(name).await?;
             if secure.is_some() {
-                give(&cluster, name, service).await?;
+                cluster.run(name, &roles::statements(name, service)).await?;
             }
         }
         Ok::<_, anyhow::Error>(cluster)
     };
     let cluster = step("Starting PostgreSQL", "", Box::pin(start)).await?;
     urls(&cluster)
-}
-
-/// Gives a database to a role with the name of its service, which can do nothing beyond that.
-async fn give(cluster: &Cluster, database: &str, service: &str) -> Result<()> {
-    let create = format!(
-        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{service}') \
-         THEN CREATE ROLE \"{service}\" LOGIN; END IF; END $$"
-    );
-    let statements = [
-        create,
-        format!("ALTER DATABASE {database} OWNER TO \"{service}\""),
-        format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"),
-    ];
-    for statement in statements {
-        cluster.run("postgres", &statement).await?;
-    }
-    Ok(())
 }
 
 /// The URLs of the databases for the services.
@@ -92,7 +75,7 @@ fn urls(cluster: &Cluster) -> Result<Databases> {
         None => cluster.url(database),
         Some(secure) => secure.database_url(database, service),
     };
-    let [patients, billing] = DATABASES.map(url);
+    let [patients, billing] = secure_databases::ALL.map(url);
     Ok(Databases { patients, billing })
 }
 

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Result;
-use testbed::certificates::{Authority, Identity, Validity};
+use testbed::{
+    certificates::{Authority, Identity, Validity},
+    roles,
+};
 
 use crate::private_file;
 
@@ -70,7 +73,10 @@ pub(super) fn renew(directory: &Path) -> Result<bool> {
         Authority::create(directory, AUTHORITY, Validity::Days(AUTHORITY_DAYS.0))?
     };
     let postgres = postgres_address(directory.parent().unwrap_or(directory)).to_string();
-    for name in SERVICES.into_iter().chain([BROKER, POSTGRES, STACK, GATEWAY]) {
+    // With which services migrate their databases.
+    let owners = super::databases::ALL.map(|(_, service)| roles::owner(service));
+    let owners = owners.iter().map(String::as_str);
+    for name in SERVICES.into_iter().chain(owners).chain([BROKER, POSTGRES, STACK, GATEWAY]) {
         let Identity { certificate, key } = identity(directory, name);
         if is_kept && lasts(&certificate, DAYS.1) && key.is_file() && keystore(directory, name).is_file() {
             continue;

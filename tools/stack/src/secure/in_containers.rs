@@ -14,8 +14,9 @@ use std::{
 
 use anyhow::Result;
 use serde_json::{Map, Value as Json, json};
+use testbed::roles;
 
-use super::{CONSOLE, Secure, certificates, gateway, settings::Locations, users};
+use super::{CONSOLE, Secure, certificates, databases, gateway, settings::Locations, users};
 use crate::settings::Settings;
 
 /// The compose file.
@@ -26,9 +27,8 @@ const FILES: &str = "SECURE_FILES";
 const PROFILE: &str = "gateway";
 /// Where a container finds its folder.
 const INSIDE: &str = "/etc/tls";
-/// The databases: container, name, and the service that it is for.
-const DATABASES: [(&str, &str, &str); 2] =
-    [("patient-db", "patients", "patient-service"), ("billing-db", "billing", "billing-service")];
+/// The containers of the databases, each with the service that it is for.
+const DATABASES: [(&str, &str); 2] = [("patient-db", "patient-service"), ("billing-db", "billing-service")];
 
 /// The variables of Compose for a secure system; none for another one.
 pub(crate) fn variables() -> Result<BTreeMap<String, String>> {
@@ -76,6 +76,12 @@ impl Secure {
             if name == super::AUTH_SERVICE {
                 files.push((&users, "users.json"));
             }
+            let owner = roles::owner(name);
+            let (certificate, key) = (format!("{owner}.crt"), format!("{owner}.key"));
+            let identity = self.identity(&owner);
+            if databases::of_service(name).is_some() {
+                files.extend([(identity.certificate.as_path(), certificate.as_str()), (&identity.key, &key)]);
+            }
             write(name, &files)?;
         }
         let configuration = directory.join(certificates::GATEWAY).join("nginx.conf");
@@ -83,7 +89,7 @@ impl Secure {
         fs::set_permissions(&configuration, Permissions::from_mode(0o644))?;
         write("console", &[(&self.user_file(CONSOLE), "console.json")])?;
         let identity = self.identity(certificates::POSTGRES);
-        for (container, ..) in DATABASES {
+        for (container, _) in DATABASES {
             write(container, &[(&identity.certificate, "server.crt"), (&identity.key, "server.key")])?;
         }
         Ok(())
@@ -101,15 +107,16 @@ impl Secure {
             if service != super::AUTH_SERVICE {
                 environment.insert("OPERATIONS_ADDRESS".to_owned(), "0.0.0.0".into());
             }
-            if let Some((container, database, _)) = DATABASES.iter().find(|(_, _, owner)| *owner == service) {
-                let file = |name: &str| format!("{INSIDE}/{name}");
-                let url = format!(
-                    "postgres://{service}@{container}:5432/{database}?sslmode=verify-full&sslrootcert={}&sslcert={}&sslkey={}",
-                    file("ca.pem"),
-                    file(&format!("{service}.crt")),
-                    file(&format!("{service}.key")),
-                );
-                environment.insert("DATABASE_URL".to_owned(), url.into());
+            let container = DATABASES.iter().find(|(_, of)| *of == service);
+            if let (Some((container, _)), Some(database)) = (container, databases::of_service(service)) {
+                let url = |role: &str| {
+                    format!(
+                        "postgres://{role}@{container}:5432/{database}?sslmode=verify-full&sslrootcert={INSIDE}/ca.pem\
+                         &sslcert={INSIDE}/{role}.crt&sslkey={INSIDE}/{role}.key"
+                    )
+                };
+                environment.insert("DATABASE_URL".to_owned(), url(service).into());
+                environment.insert("DATABASE_OWNER_URL".to_owned(), url(&roles::owner(service)).into());
             }
             services.insert(service.to_owned(), json!({ "environment": environment }));
         }

@@ -18,11 +18,13 @@ use crate::Error;
 /// A token is replaced when it has less time than this left.
 const RENEWED_BEFORE: Duration = Duration::from_secs(60);
 
-/// The authority of a secure system, and a user of its auth-service.
+/// The authority of a secure system, and a user of its auth-service or a token.
 #[derive(Clone, Debug)]
 pub struct Access {
     tls: tls::Connector,
     login: Option<Arc<Login>>,
+    /// One that somebody else has issued.
+    token: Option<Secret<String>>,
 }
 
 /// A user, and the token that it has.
@@ -48,7 +50,7 @@ impl Access {
     pub fn new(authority: &Path) -> Result<Self, Error> {
         let files = tls::ClientSettings { ca: Some(authority.to_owned()), identity: None };
         let tls = web_client::connector("testbed", files).map_err(|error| Error::new(error.to_string()))?;
-        Ok(Self { tls, login: None })
+        Ok(Self { tls, login: None, token: None })
     }
 
     /// Of a user of the auth-service at this address, who logs in when a token is needed, and again before it expires.
@@ -60,16 +62,22 @@ impl Access {
         Self { login: Some(Arc::new(login)), ..self }
     }
 
+    /// Of somebody who has this token.
+    #[must_use]
+    pub fn with_token(self, token: String) -> Self {
+        Self { token: Some(Secret::new(token)), ..self }
+    }
+
     pub(crate) fn tls(&self) -> &tls::Connector {
         &self.tls
     }
 
-    /// A token that is valid for a minute at least; none without a user.
+    /// A token: the given one, or one of the user that is valid for a minute at least; none without either.
     ///
     /// # Errors
     /// If auth-service gives none.
     pub async fn token(&self) -> Result<Option<String>, Error> {
-        let Some(login) = &self.login else { return Ok(None) };
+        let Some(login) = &self.login else { return Ok(self.token.as_ref().map(|token| token.expose().clone())) };
         let mut token = login.token.lock().await;
         if let Some((token, end)) = &*token
             && SystemTime::now() + RENEWED_BEFORE < *end
