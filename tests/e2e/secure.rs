@@ -1,8 +1,9 @@
 //! `up --secure`: the suite of a running system, with identities and TLS everywhere. CI runs it besides the same tests on systems
 //! without.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
+use config::{Environment, Reader};
 use serde_json::json;
 use surf::http::Method;
 use testbed::{broker::Kind, http::Client};
@@ -15,6 +16,11 @@ use crate::{
     traces,
 };
 
+/// Time for a connection and for a call on a busy machine, where handshakes take long.
+const PATIENT: [(&str, &str); 2] = [("DATABASE_ACQUIRE_DEADLINE", "10s"), ("BILLING_DEADLINE", "5s")];
+/// How long a fetch waits for records.
+const WAIT: Duration = Duration::from_secs(1);
+
 // Skipped, with the reason, where Apache Kafka cannot be installed: Nisshi has neither TLS nor SASL.
 mod on_kafka {
     #[test]
@@ -26,7 +32,7 @@ mod on_kafka {
 fn the_suite_of_a_running_system_passes_on_a_secure_one() {
     runtime::block_on(2, async {
         let stack = Stack::secure("söme where");
-        let up = stack.up_with(&[], &["--secure"]);
+        let up = stack.up_with(&PATIENT, &["--secure"]);
         assert!(up.contains("--cacert") && up.contains("$(just token)") && !up.contains("Identities are off"), "{up}");
         let system = || {
             let home = stack.home().to_owned();
@@ -44,6 +50,9 @@ fn the_suite_of_a_running_system_passes_on_a_secure_one() {
         assert!(stack.print(&["seed", "3"]).contains("Browse them"));
         let ps = stack.print(&["ps"]);
         assert_eq!(ps.lines().filter(|line| line.contains(" ready ")).count(), 5, "{ps}");
+        let tour = stack.print(&["tour"]);
+        stack.guard();
+        assert!(tour.contains("--cacert") && tour.contains("10 of 10  Delete the patient"), "{tour}");
         refuses_strangers(&stack).await;
         the_console_lets_people_log_in(&stack).await;
         the_gateway_has_the_paths_of_the_original(&stack).await;
@@ -51,7 +60,7 @@ fn the_suite_of_a_running_system_passes_on_a_secure_one() {
 
         stack.print(&["kill", "patient-service"]);
         let before = fs::read(stack.home().join("tls/ca.pem")).unwrap();
-        stack.up_with(&[], &["--secure"]);
+        stack.up_with(&PATIENT, &["--secure"]);
         journey::of_one_patient(&system()).await;
         assert_eq!(fs::read(stack.home().join("tls/ca.pem")).unwrap(), before, "the authority is kept");
 
@@ -92,7 +101,35 @@ async fn refuses_strangers(stack: &Stack) {
     assert!(count(plain).await.is_err());
     assert!(count(&url).await.is_ok());
     assert!(count(&url.replace("/patients?", "/billing?")).await.is_err());
+    for statement in
+        ["CREATE TABLE others (x text)", "DROP TABLE patients", "TRUNCATE patients", "SELECT * FROM _sqlx_migrations"]
+    {
+        let error = testbed::sql::execute(&url, statement).await.unwrap_err().to_string();
+        assert!(error.contains("permission denied") || error.contains("must be owner"), "{statement}: {error}");
+    }
+    // A service may do on the broker what it needs, and nothing else.
+    let kafka = kafka_as(stack, "patient-service");
+    assert!(kafka::partitions(&kafka, "patient").await.is_ok());
+    for (what, outcome) in [
+        ("it reads events", kafka::Consumer::new(kafka.clone(), "patient", 0).fetch(0, 1024, WAIT).await.map(drop)),
+        ("it creates a topic", kafka::create_topic(&kafka, "others", 1).await.map(drop)),
+    ] {
+        assert!(matches!(outcome, Err(kafka::Error::RequestRejected(_))), "{what}: {outcome:?}");
+    }
     until("a client without SASL is refused", async || kafka::partitions(&stack.kafka, "patient").await.is_err()).await;
+}
+
+/// A client of the broker with the settings of a service.
+fn kafka_as(stack: &Stack, service: &str) -> kafka::Settings {
+    let names = ["BOOTSTRAP_SERVERS", "SECURITY_PROTOCOL", "SSL_TRUSTSTORE_LOCATION", "SSL_KEYSTORE_LOCATION"];
+    let names = names.into_iter().chain(["SASL_MECHANISM", "SASL_USERNAME", "SASL_PASSWORD"]);
+    let environment = names.map(|name| format!("KAFKA_{name}")).fold(Environment::empty(), |all, name| {
+        let value = stack.variable_of(service, &name).unwrap_or_else(|| panic!("{name} is not set"));
+        all.with(name, value)
+    });
+    let mut reader = Reader::new(environment);
+    let settings = kafka::Settings::read(&mut reader, "tests");
+    reader.finish(settings).unwrap().0
 }
 
 /// One address for clients, over TLS, with the paths of the original gateway. `up` says if there is none.

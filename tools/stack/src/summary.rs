@@ -17,9 +17,7 @@ pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<(&Secure, 
     };
     let options = match secure {
         None => String::new(),
-        Some((secure, _)) => {
-            format!(" --cacert {} -H \"authorization: Bearer $(just token)\"", quoted(&secure.authority()))
-        }
+        Some((secure, _)) => secure.curl_options(),
     };
     let identity = match secure {
         None => "\n  Identities are off: whoever reaches this machine's loopback may do everything. With them: just up --secure\n"

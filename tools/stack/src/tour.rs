@@ -5,19 +5,22 @@ use std::{
     env,
     io::{IsTerminal as _, Write as _, stdin, stdout},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow, bail};
 use chrono::Utc;
-use serde_json::Value as Json;
-use testbed::http::Client;
 
-use crate::{backend, home::Mode, service_settings, settings, settings::Settings};
+use crate::{
+    backend,
+    secure::{self, Secure},
+    service_settings, settings,
+    settings::Settings,
+};
 
-/// Time for an event to reach the counts.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+mod console;
+
+use console::Console;
+
 /// Lines of a command's output that are shown.
 const MAX_LINES: usize = 14;
 
@@ -80,27 +83,27 @@ impl Known {
 pub(crate) async fn run(settings: &Settings) -> Result<()> {
     // An error if nothing runs, also if the system of another checkout does.
     backend::addresses(settings).await?;
-    if Mode::of_checkout()? == Mode::Secure {
-        bail!("The tour's commands are for a system without identities: just down, just up. just demo runs on both.");
-    }
-    let console = Client::new(format!("127.0.0.1:{}", settings.console_port));
-    if console.get("/api/info").await.is_err() {
-        bail!("The tour needs the console, which does not respond: just up");
-    }
+    let secure = Secure::of_checkout()?;
+    let access = secure.as_ref().map(|secure| secure.access(settings, secure::DEVELOPER)).transpose()?;
+    let console = Console::open(settings, secure.as_ref()).await?;
     if Command::new("curl").arg("--version").output().is_err() {
         bail!("The tour runs curl, which is not installed.");
     }
     let stops = stdin().is_terminal() && stdout().is_terminal();
-    let steps = steps(settings, Utc::now().timestamp_millis());
+    let steps = steps(settings, secure.as_ref(), Utc::now().timestamp_millis());
     let mut known = Known::default();
     for (number, step) in steps.iter().enumerate() {
         println!("\n{} of {}  {}", number + 1, steps.len(), step.title);
         if step.delivery == Delivery::Before {
-            until_delivered(&console, &known.trace).await?;
+            console.until_delivered(&known.trace).await?;
         }
         let command = known.fill(&step.command);
         println!("\n  $ {command}");
-        let output = shell(&command)?;
+        let token = match &access {
+            Some(access) => access.token().await?,
+            None => None,
+        };
+        let output = shell(&command, token.as_deref())?;
         for line in shown(&output) {
             println!("  | {line}");
         }
@@ -109,7 +112,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
         }
         known.note(&output);
         if step.delivery == Delivery::After {
-            until_delivered(&console, &known.trace).await?;
+            console.until_delivered(&known.trace).await?;
         }
         println!("\n  {}", step.explanation.replace('\n', "\n  "));
         println!("  Code     {}", step.code);
@@ -128,16 +131,25 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-fn steps(settings: &Settings, now: i64) -> [Step; 10] {
-    let (patients, analytics) = (settings.patient_address(), settings.analytics_address());
+/// The steps. On a secure system, curl trusts its authority and brings a token, and `up` is told what it starts.
+fn steps(settings: &Settings, secure: Option<&Secure>, now: i64) -> [Step; 10] {
+    let (scheme, options) = match secure {
+        Some(secure) => ("https://", secure.curl_options()),
+        None => ("", String::new()),
+    };
+    let [patients, analytics] =
+        [settings.patient_address(), settings.analytics_address()].map(|address| format!("{scheme}{address}"));
+    let curl = |method: &str| format!("curl {method}{options}");
+    let up = if secure.is_some() { "just up --secure --no-build" } else { "just up --no-build" };
     let json = "-H 'content-type: application/json'";
     let person = |name: &str, email: &str| {
         format!(
             r#"-d '{{"name":"{name}","email":"{email}.{now}@example.org","address":"1 Main Street","dateOfBirth":"1990-12-31"}}'"#
         )
     };
-    let ann = format!("curl -si {patients}/patients {json} -H 'idempotency-key: tour-{now}' {}", person("Ann", "ann"));
-    let bob = format!("curl -si {patients}/patients {json} {}", person("Bob", "bob"));
+    let ann =
+        format!("{} {patients}/patients {json} -H 'idempotency-key: tour-{now}' {}", curl("-si"), person("Ann", "ann"));
+    let bob = format!("{} {patients}/patients {json} {}", curl("-si"), person("Bob", "bob"));
     let charge = r#"-d '{"transactionId":"visit-1","type":"CHARGE","amount":12000,"currency":"EUR"}'"#;
     [
         Step {
@@ -161,7 +173,7 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
         },
         Step {
             title: "The event has been counted",
-            command: format!("curl -s {analytics}/analytics/summary"),
+            command: format!("{} {analytics}/analytics/summary", curl("-s")),
             expected: "activePatients",
             explanation: "The relay read the event from the outbox table and sent it to Kafka. analytics-service committed\n\
                           the count together with the offset of the next record.",
@@ -181,7 +193,8 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
         Step {
             title: "Change it with a version that is not the stored one",
             command: format!(
-                "curl -si -X PUT {patients}/patients/{{id}} {json} -H 'if-match: \"7\"' {}",
+                "{} {patients}/patients/{{id}} {json} -H 'if-match: \"7\"' {}",
+                curl("-si -X PUT"),
                 person("Ann Other", "ann")
             ),
             expected: " 412",
@@ -192,7 +205,7 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
         },
         Step {
             title: "Charge it",
-            command: format!("curl -si {patients}/patients/{{id}}/billing/transactions {json} {charge}"),
+            command: format!("{} {patients}/patients/{{id}}/billing/transactions {json} {charge}", curl("-si")),
             expected: " 201",
             explanation: "billing-service wrote an entry into its ledger; sent again, the same transactionId adds nothing.",
             code: "apps/billing-service/src/ledger.rs, store.rs",
@@ -201,7 +214,7 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
         },
         Step {
             title: "Read its balance",
-            command: format!("curl -s {patients}/patients/{{id}}/billing"),
+            command: format!("{} {patients}/patients/{{id}}/billing", curl("-s")),
             expected: "12000",
             explanation: "The sum of the ledger, in minor units, asked for over gRPC.",
             code: "protos/billing_service.proto, apps/patient-service/src/billing.rs",
@@ -219,7 +232,7 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
         },
         Step {
             title: "Start it again",
-            command: "just up --no-build".to_owned(),
+            command: up.to_owned(),
             expected: "The system runs.",
             explanation: "It went on from the offset of its last commit: nothing was lost, and nothing was counted twice.",
             code: "apps/analytics-service/src/state.rs",
@@ -228,7 +241,7 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
         },
         Step {
             title: "Delete the patient",
-            command: format!("curl -si -X DELETE {patients}/patients/{{id}}"),
+            command: format!("{} {patients}/patients/{{id}}", curl("-si -X DELETE")),
             expected: " 204",
             explanation: "One commit deleted the row and stored an event and the task to close the account, which the\n\
                           reconciler has billing-service do.",
@@ -239,14 +252,17 @@ fn steps(settings: &Settings, now: i64) -> [Step; 10] {
     ]
 }
 
-/// The stdout of a line of the shell; the error has its stderr.
-fn shell(line: &str) -> Result<String> {
+/// The stdout of a line of the shell; the error has its stderr. `token` is what `just token` prints in it.
+fn shell(line: &str, token: Option<&str>) -> Result<String> {
     let own = env::current_exe()?;
     // `just` is this program here. It gets the settings of the system that runs, because `up` reads its environment.
-    let script = format!("just() {{ \"$STACK\" \"$@\"; }}; {line}");
+    // One login serves all steps: auth-service limits how often one address may log in.
+    let script =
+        format!("just() {{ if [ \"$1\" = token ]; then echo \"$TOKEN\"; else \"$STACK\" \"$@\"; fi; }}; {line}");
     let output = Command::new("sh")
         .args(["-euc", &script])
         .env("STACK", own)
+        .env("TOKEN", token.unwrap_or_default())
         .envs(service_settings::as_environment()?)
         .envs(settings::saved()?.unwrap_or_default())
         .output()?;
@@ -265,22 +281,6 @@ fn shown(output: &str) -> Vec<String> {
         shown.push(format!("... {} more lines", lines.len() - MAX_LINES));
     }
     shown
-}
-
-/// Waits until the console says that the event of a request has been delivered.
-async fn until_delivered(console: &Client, trace: &str) -> Result<()> {
-    let end = Instant::now() + DELIVERY_TIMEOUT;
-    let path = format!("/api/journeys/{trace}");
-    loop {
-        let state = console.get(&path).await.map(|answer| answer.json()["state"].clone()).unwrap_or(Json::Null);
-        if state == "delivered" {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            bail!("The event has not been delivered within {DELIVERY_TIMEOUT:?}, the journey's state is {state}.");
-        }
-        smol::Timer::after(POLL_INTERVAL).await;
-    }
 }
 
 #[cfg(test)]
@@ -302,7 +302,7 @@ mod tests {
     fn every_place_in_the_code_exists() {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
         let settings = Settings::of(config::Environment::empty()).unwrap();
-        for step in steps(&settings, 0) {
+        for step in steps(&settings, None, 0) {
             let mut folder = String::new();
             for place in step.code.split(", ") {
                 // A name without a folder is beside the one before it.
