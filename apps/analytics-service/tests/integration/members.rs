@@ -137,6 +137,16 @@ fn a_member_that_dies_is_replaced_and_its_successor_continues(kind: broker::Kind
         let second = group.start_with("second", &as_before).await;
         until_counted(&[&first, &second], &[1, 2], 120).await;
         assert_eq!(second.own_summary().await["partitions"], before);
+        // The others ask it at its address of now.
+        let end = Instant::now() + TIMEOUT;
+        loop {
+            let answer = first.get("/analytics/summary").await.json();
+            if answer["partial"] != true && answer["created"] == 120 {
+                break;
+            }
+            assert!(Instant::now() < end, "{answer}");
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
         first.stop().await;
         second.stop().await;
     });
