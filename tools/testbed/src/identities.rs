@@ -115,9 +115,8 @@ impl Identities {
         self.url(database, SUPERUSER)
     }
 
-    /// The settings of a service besides those of a system without identities, whose values these replace. `billing` is the gRPC
-    /// port of billing-service.
-    pub(crate) fn settings(&self, service: &str, billing: u16) -> Vec<(&'static str, String)> {
+    /// The settings of a service besides those of a system without identities, whose values these replace.
+    pub(crate) fn settings(&self, service: &str) -> Vec<(&'static str, String)> {
         let path = |name: String| self.directory.join(name).display().to_string();
         let (certificate, key) = (path(format!("{service}.crt")), path(format!("{service}.key")));
         let authority = self.authority().display().to_string();
@@ -153,7 +152,7 @@ impl Identities {
                 ("GRPC_CLIENT_SANS", "patient-service".to_owned()),
             ]),
             "patient-service" => settings.extend([
-                ("BILLING_SERVICE_ADDRESS", format!("https://localhost:{billing}")),
+                ("BILLING_SERVICE_ADDRESS", "https://localhost".to_owned()),
                 ("BILLING_TLS_CA", authority),
                 ("BILLING_TLS_CERTIFICATE", certificate),
                 ("BILLING_TLS_KEY", key),

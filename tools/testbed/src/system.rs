@@ -162,7 +162,7 @@ impl System {
             Launcher { backing_services: &backing_services, directory: scratch.path(), extra, identities: identified };
         let grpc_port = ports::free();
         let billing = start(&scratch, launcher.billing(grpc_port))?;
-        let analytics = start(&scratch, launcher.analytics(grpc_port))?;
+        let analytics = start(&scratch, launcher.analytics())?;
         let mut patients = Vec::new();
         for number in 0..replicas {
             patients.push(start(&scratch, launcher.patient(number, grpc_port))?);
@@ -284,7 +284,7 @@ struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
-    fn launch(&self, name: &'static str, label: String, grpc_port: u16, own: &[(&str, String)]) -> Launch {
+    fn launch(&self, name: &'static str, label: String, own: &[(&str, String)]) -> Launch {
         let BackingServices { kafka, topic, .. } = self.backing_services;
         let common = [
             ("KAFKA_BOOTSTRAP_SERVERS", kafka.clone()),
@@ -293,7 +293,7 @@ impl Launcher<'_> {
             ("LOG_FORMAT", "json".to_owned()),
         ];
         let extra = self.extra.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let secure = self.identities.map(|identities| identities.settings(name, grpc_port)).unwrap_or_default();
+        let secure = self.identities.map(|identities| identities.settings(name)).unwrap_or_default();
         // Of settings that come twice, the last counts.
         let mut environment = Vec::<(String, String)>::new();
         for (name, value) in common.into_iter().chain(own.iter().cloned()).chain(secure).chain(extra) {
@@ -309,21 +309,23 @@ impl Launcher<'_> {
             ("DATABASE_URL", self.backing_services.billing_database.clone()),
             ("GRPC_SERVER_PORT", grpc_port.to_string()),
         ];
-        self.launch("billing-service", "billing-service".to_owned(), grpc_port, &own)
+        self.launch("billing-service", "billing-service".to_owned(), &own)
     }
 
-    fn analytics(&self, grpc_port: u16) -> Launch {
+    fn analytics(&self) -> Launch {
         let own = [("STATE_FILE", state_file(self.directory).display().to_string())];
-        self.launch("analytics-service", "analytics-service".to_owned(), grpc_port, &own)
+        self.launch("analytics-service", "analytics-service".to_owned(), &own)
     }
 
     fn patient(&self, number: usize, grpc_port: u16) -> Launch {
         let own = [
             ("DATABASE_URL", self.backing_services.patients_database.clone()),
-            ("BILLING_SERVICE_ADDRESS", format!("127.0.0.1:{grpc_port}")),
+            // Two settings, because tests replace the port alone.
+            ("BILLING_SERVICE_ADDRESS", "127.0.0.1".to_owned()),
+            ("BILLING_SERVICE_GRPC_PORT", grpc_port.to_string()),
             // Nisshi compacts at each start, whatever the topic's lags: then a test would miss events that it waits for.
             ("KAFKA_TOPIC_CLEANUP_POLICY", "delete".to_owned()),
         ];
-        self.launch("patient-service", format!("patient-service-{number}"), grpc_port, &own)
+        self.launch("patient-service", format!("patient-service-{number}"), &own)
     }
 }
