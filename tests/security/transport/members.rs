@@ -69,7 +69,7 @@ fn instances_show_each_other_the_callers_token_and_one_that_rejects_it_is_missin
             let mut last = Json::Null;
             until("two of three answer", async || {
                 last = summary(&pki, service, &token).await;
-                last["created"] == 2 && last["partial"] == true && last["missing_partitions"] == json!([2])
+                last["created"] == 2 && last["partial"] == true && last["missingPartitions"] == json!([2])
             })
             .await;
             until("it says why", async || {

@@ -24,6 +24,7 @@ pub(super) struct SummaryBody {
 
 /// The partitions that nobody has answered for. It is empty if the answer is whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct MissingBody {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) partial: bool,
@@ -286,7 +287,7 @@ mod tests {
     fn partitions_that_nobody_answers_for_are_named() {
         let merged = SummaryBody::merge(vec![answer(1, &[(1, 2, 6)])], &whole_topic(3));
         let merged = serde_json::to_value(&merged).unwrap();
-        assert_eq!((&merged["partial"], &merged["missing_partitions"]), (&json!(true), &json!([0, 2])));
+        assert_eq!((&merged["partial"], &merged["missingPartitions"]), (&json!(true), &json!([0, 2])));
         assert_eq!(merged["created"], 2);
     }
 

@@ -142,7 +142,7 @@ fn is_whole(summary: &Json, active: i64, created: i64) -> bool {
         && summary["created"] == created
         && partitions(summary) == (0..PARTITIONS.into()).collect()
         && summary.get("partial").is_none()
-        && summary.get("missing_partitions").is_none()
+        && summary.get("missingPartitions").is_none()
 }
 
 fn every_instance_answers_for_all_partitions(kind: broker::Kind) {
@@ -179,7 +179,7 @@ fn an_answer_without_an_instance_is_partial_until_it_is_back(kind: broker::Kind)
         }
         instances.until(&[0, 1, 2], "all are whole", |summary| is_whole(summary, 6, 6)).await;
         let is_partial = |summary: &Json| {
-            summary["partial"] == true && summary["missing_partitions"] == json!([2]) && summary["created"] == 3
+            summary["partial"] == true && summary["missingPartitions"] == json!([2]) && summary["created"] == 3
         };
 
         instances.0[2].process().kill().await;
