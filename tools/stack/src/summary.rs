@@ -10,11 +10,13 @@ use crate::{
 pub(crate) fn print(settings: &Settings, scaled: bool, secure: Option<(&Secure, bool)>) {
     let (patient, analytics) = (settings.patient_address(), settings.analytics_address());
     let scheme = if secure.is_some() { "https" } else { "http" };
-    let health = if scaled {
-        format!("{scheme}://127.0.0.1:{}/actuator/health", settings.analytics_2_port)
-    } else {
-        format!("{scheme}://{}/actuator/health", settings.billing_address())
-    };
+    let billing = (!scaled).then(|| settings.billing_address());
+    let health: Vec<_> = std::iter::once(patient.clone())
+        .chain(settings.analytics_addresses(scaled))
+        .chain(billing)
+        .map(|address| format!("{scheme}://{address}/actuator/health"))
+        .collect();
+    let health = health.join("\n                ");
     let options = match secure {
         None => String::new(),
         Some((secure, _)) => secure.curl_options(),
@@ -32,9 +34,7 @@ The system runs.
   Patients      {scheme}://{patient}/patients
   API to try    {scheme}://{patient}/swagger-ui/index.html
   Analytics     {scheme}://{analytics}/analytics/summary
-  Health        {scheme}://{patient}/actuator/health
-                {scheme}://{analytics}/actuator/health
-                {health}
+  Health        {health}
   Billing       {grpc}://127.0.0.1:{grpc_port}  (reflection is on)
   Kafka         {kafka_address}  topic patient{kafka}
 {identity}

@@ -49,18 +49,12 @@ impl Secure {
     /// Writes the folders of the containers.
     pub(crate) fn write_container_files(&self) -> Result<()> {
         let directory = self.container_files();
-        let _ = fs::remove_dir_all(&directory);
         DirBuilder::new().mode(0o700).recursive(true).create(&directory)?;
         let authority = self.authority();
         let write = |container: &str, files: &[(&Path, &str)]| {
             let folder = directory.join(container);
-            fs::create_dir(&folder)?;
-            fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
-            for (from, name) in files.iter().chain(&[(authority.as_path(), "ca.pem")]) {
-                fs::copy(from, folder.join(name))?;
-                fs::set_permissions(folder.join(name), Permissions::from_mode(0o644))?;
-            }
-            Ok::<_, anyhow::Error>(())
+            write_folder(&folder, files)?;
+            write_folder(&folder, &[(&authority, "ca.pem")])
         };
         for name in certificates::SERVICES.into_iter().chain([certificates::BROKER, certificates::GATEWAY]) {
             let identity = self.identity(name);
@@ -158,5 +152,45 @@ impl Secure {
             signing_key: "/var/lib/auth-service/signing-key.pk8".into(),
         };
         super::settings::of(service, &locations, &|user| users::password_of_broker(&self.home, user))
+    }
+}
+
+/// Writes copies of files into a folder, by these names. A container that runs has the folder mounted and reads the files again when
+/// they change: so the folder stays the same one, and each file is replaced as a whole.
+fn write_folder(folder: &Path, files: &[(&Path, &str)]) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o755))?;
+    for (from, name) in files {
+        let new = folder.join(format!(".{name}.new"));
+        fs::copy(from, &new)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o644))?;
+        fs::rename(&new, folder.join(name))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use testbed::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_a_running_container_has_mounted_gets_the_new_files() {
+        let scratch = Scratch::new().unwrap();
+        let (source, folder) = (scratch.path().join("source"), scratch.path().join("patient-service"));
+        let write = |text: &str| {
+            fs::write(&source, text).unwrap();
+            write_folder(&folder, &[(&source, "ca.pem")]).unwrap();
+            fs::metadata(&folder).unwrap().ino()
+        };
+        let mounted = write("before");
+        assert_eq!(write("after"), mounted, "what is mounted is the folder, and not its name");
+        let file = folder.join("ca.pem");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "after");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 }
