@@ -4,10 +4,7 @@ mod bodies;
 mod queries;
 
 use std::{
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -18,7 +15,7 @@ use serde::Serialize;
 use smol::future::or;
 use telemetry::metrics::{self, IntGauge};
 use tide::{Response, StatusCode};
-use web::{Edge, EventSender, Problem, Query, Router, json};
+use web::{Edge, EventSender, Problem, Query, Router, StreamSlots, json};
 
 pub(crate) use self::queries::Queries;
 use self::queries::{SeriesQuery, SummaryStream};
@@ -51,12 +48,12 @@ pub(crate) struct App {
     queries: Queries,
     state: Arc<SharedState>,
     shutdown: Shutdown,
-    streams: Arc<AtomicUsize>,
+    streams: StreamSlots,
 }
 
 impl App {
     pub(crate) fn new(queries: Queries, state: Arc<SharedState>, shutdown: Shutdown) -> Self {
-        Self { queries, state, shutdown, streams: Arc::default() }
+        Self { queries, state, shutdown, streams: StreamSlots::new(MAX_STREAMS) }
     }
 }
 
@@ -193,14 +190,14 @@ async fn dead_letters(request: Request) -> Result<Response, Problem> {
 
 async fn stream(request: Request) -> Result<Response, Problem> {
     let app = request.state().clone();
-    let Some(permit) = StreamPermit::acquire(&app.streams) else {
+    let Some(slot) = app.streams.take() else {
         return Err(Problem::unavailable("There are too many clients of the stream.", RETRY_AFTER));
     };
     let (events, response) = web::events();
     let (remaining, authorization) = (web::caller(&request).remaining(), authorization(&request));
     let summaries = app.queries.stream(authorization);
     let send = async move {
-        let _permit = permit;
+        let _slot = slot;
         let _counted = metrics::track(&STREAMS);
         let send = or(events.closed(), send_summaries(&summaries, &events));
         // The client may read the summaries as long as its token says so.
@@ -216,23 +213,6 @@ async fn end_of(remaining: Option<Duration>) {
     match remaining {
         Some(remaining) => drop(smol::Timer::after(remaining).await),
         None => std::future::pending().await,
-    }
-}
-
-/// The permit of a client of the stream.
-struct StreamPermit(Arc<AtomicUsize>);
-
-impl StreamPermit {
-    /// None if all are in use.
-    fn acquire(streams: &Arc<AtomicUsize>) -> Option<Self> {
-        let permit = Self(streams.clone());
-        (streams.fetch_add(1, Ordering::Relaxed) < MAX_STREAMS).then_some(permit)
-    }
-}
-
-impl Drop for StreamPermit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -28,6 +28,7 @@ mod route;
 mod router;
 mod server;
 mod settings;
+mod stream_slots;
 
 pub use body::{read_body, read_json};
 pub use edge::{Access, Edge, Hosts, Origins, caller, client_address, rejected};
@@ -43,6 +44,7 @@ pub use route::Handler;
 pub use router::{App, Router, metrics_page, operations};
 pub use server::{BindError, Server};
 pub use settings::Settings;
+pub use stream_slots::{StreamSlot, StreamSlots};
 
 /// The trace that a request belongs to.
 pub fn trace<S>(request: &tide::Request<S>) -> telemetry::TraceContext {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use runtime::Shutdown;
 use tide::Request;
+use web::StreamSlots;
 
 use crate::{
     Settings,
@@ -19,11 +20,12 @@ use crate::{
     scrape::UNSAMPLED,
     session::{Identity, Session},
     store::{Store, TraceId},
-    stream_slots::StreamSlots,
 };
 
 /// Time for a service to answer what a person asks.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Most streams: one for each open tab.
+const MAX_STREAMS: usize = 32;
 /// Bytes of its answer at most: 1,000 patients have some hundred KiB.
 const MAX_ANSWER: usize = 2 * 1024 * 1024;
 
@@ -59,7 +61,7 @@ impl App {
         shutdown: Shutdown,
     ) -> Self {
         let assets = Assets::new(settings.assets.clone());
-        let (lab, load, streams) = (Lab::default(), Load::default(), StreamSlots::default());
+        let (lab, load, streams) = (Lab::default(), Load::default(), StreamSlots::new(MAX_STREAMS));
         let inner = Inner { assets, settings, identity, store, map, forwarder, lab, load, streams, shutdown };
         Self { inner: Arc::new(inner), session: None }
     }

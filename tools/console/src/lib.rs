@@ -29,7 +29,6 @@ mod service;
 mod session;
 mod settings;
 mod store;
-mod stream_slots;
 mod time;
 
 pub use service::Service;

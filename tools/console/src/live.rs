@@ -7,14 +7,13 @@ use std::{
 
 use serde_json::{Map as Object, Value as Json, json};
 use smol::future::or;
-use web::EventSender;
+use web::{EventSender, StreamSlot};
 
 use crate::{
     app::App,
     journey::{self, Journey, Operation, Summary},
     load::LoadBody,
     store::TraceId,
-    stream_slots::StreamSlot,
     time::iso,
 };
 
