@@ -130,7 +130,7 @@ impl ReadModel {
             snapshot.sum();
         });
         for partition in partitions {
-            // It fails if there is none.
+            // It fails if no lag was exported.
             let _ = LAG.remove_label_values(&[topic, &partition.to_string()]);
         }
     }

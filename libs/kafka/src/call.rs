@@ -7,6 +7,7 @@ use std::{
 };
 
 use config::HostPort;
+use kafka_protocol::protocol::StrBytes;
 use smol::{Timer, future::or};
 use telemetry::metrics::{self, IntCounterVec};
 
@@ -22,6 +23,11 @@ static ERRORS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 /// A duration as requests have it, in milliseconds.
 pub(crate) fn millis(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Text as requests have it.
+pub(crate) fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
 }
 
 /// When a call has to end, with all its steps: name resolution, connecting, ApiVersions, the request.

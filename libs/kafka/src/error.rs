@@ -125,9 +125,18 @@ impl BrokerError {
 impl Error {
     /// Whether the partition has no leader at the moment. Nothing was stored.
     pub(crate) fn is_leader_election(&self) -> bool {
-        let Self::Unavailable(error) = self else { return false };
-        let code = error.downcast_ref::<BrokerError>().map(BrokerError::code);
+        let Self::Unavailable(_) = self else { return false };
+        let code = self.broker_error().map(BrokerError::code);
         matches!(code, Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable))
+    }
+
+    /// What the broker has answered, unless the kind of this error says it.
+    pub fn broker_error(&self) -> Option<&BrokerError> {
+        match self {
+            Self::RecordRejected(error) | Self::RequestRejected(error) => Some(error),
+            Self::Unavailable(error) => error.downcast_ref(),
+            _ => None,
+        }
     }
 
     /// A short name for metrics and traces.

@@ -9,12 +9,11 @@ use kafka_protocol::{
         FindCoordinatorRequest, FindCoordinatorResponse, GroupId, OffsetCommitRequest, OffsetCommitResponse, TopicName,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
     },
-    protocol::StrBytes,
 };
 
 use crate::{
     Error, Settings,
-    call::{Deadline, call},
+    call::{Deadline, call, text},
     connection::Connection,
     metadata::{host_port, of_bootstrap_broker},
     unreachable::Address,
@@ -47,7 +46,6 @@ pub struct GroupProgress {
 impl GroupProgress {
     /// Connects at its first commit, and again after an error.
     pub fn new(settings: Settings, group: &str, topic: &str) -> Self {
-        let text = |text: &str| StrBytes::from_string(text.to_owned());
         Self { settings, group: GroupId(text(group)), topic: TopicName(text(topic)), connection: None }
     }
 

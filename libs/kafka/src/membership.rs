@@ -26,7 +26,7 @@ use kafka_protocol::{
 use self::user_data::{NamedMember, Subscriber};
 use crate::{
     Error, Malformed, Settings,
-    call::{Deadline, call, millis},
+    call::{Deadline, call, millis, text},
     connection::Connection,
     group::{committed_topic, connect_to_coordinator},
     metadata,
@@ -378,8 +378,4 @@ fn is_over(error: ResponseError) -> bool {
             | ResponseError::IllegalGeneration
             | ResponseError::FencedInstanceId
     )
-}
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
 }

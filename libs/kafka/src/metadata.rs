@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     BrokerError, Error, Malformed, Settings,
-    call::{Deadline, broker_error, call},
+    call::{Deadline, broker_error, call, text},
     connection::Connection,
     error::NoBootstrapBroker,
     unreachable::Address,
@@ -58,7 +58,7 @@ pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
 /// # Errors
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
 pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Error> {
-    let (name, deadline) = (TopicName(StrBytes::from_string(topic_name.to_owned())), Deadline::new(settings.deadline));
+    let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
     let topic = call("partitions", deadline, topic(settings, deadline, &name)).await?;
     i32::try_from(topic.leaders.len()).map_err(|_| Malformed::Response.into())
 }
@@ -68,7 +68,7 @@ pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Er
 /// # Errors
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
 pub async fn leaders(settings: &Settings, topic_name: &str) -> Result<Vec<Option<HostPort>>, Error> {
-    let (name, deadline) = (TopicName(StrBytes::from_string(topic_name.to_owned())), Deadline::new(settings.deadline));
+    let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
     let topic = call("leaders", deadline, topic(settings, deadline, &name)).await?;
     Ok(topic.leaders.into_iter().map(|leader| leader.map(|leader| leader.broker)).collect())
 }

@@ -3,12 +3,11 @@
 use kafka_protocol::{
     error::ParseResponseErrorCode as _,
     messages::{CreateAclsRequest, CreateAclsResponse, create_acls_request::AclCreation},
-    protocol::StrBytes,
 };
 
 use crate::{
     Error, Settings,
-    call::{Deadline, call},
+    call::{Deadline, call, text},
     connection::Connection,
     metadata,
     versions::requests,
@@ -88,7 +87,6 @@ impl Operation {
 /// If the broker is unavailable, has no authorizer (`SecurityDisabled`), or rejects one of them.
 pub async fn grant(settings: &Settings, permissions: &[Permission]) -> Result<(), Error> {
     let deadline = Deadline::new(settings.deadline);
-    let text = |text: &str| StrBytes::from_string(text.to_owned());
     let creation = |Permission { user, resource, name, operation }: &Permission| {
         AclCreation::default()
             .with_resource_type(resource.code())

@@ -15,7 +15,7 @@ use runtime::Backoff;
 use crate::{
     Error, Malformed, Settings,
     bridge::{call, connect},
-    call::{Deadline, millis},
+    call::{Deadline, millis, text},
     connection::Connection,
     metadata,
     versions::requests,
@@ -131,10 +131,6 @@ pub async fn topic_configuration(
         Ok(values.map(|(name, value)| (StrBytes::to_string(&name), StrBytes::to_string(&value))).collect())
     };
     crate::call::call("topic_configuration", deadline, Box::pin(work)).await
-}
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
 }
 
 /// Deletes a topic with all its records.

@@ -90,7 +90,7 @@ enum Loss {
 /// Removes what is reported of a partition that another instance has now.
 pub(super) fn clear_metrics(topic: &str, partition: i32) {
     let partition = partition.to_string();
-    // They fail if there is none.
+    // They fail if nothing was exported yet.
     let _ = HALTED.remove_label_values(&[&partition]);
     let _ = HELD_UP.remove_label_values(&[topic, &partition]);
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{Assignment, Generation, Member, Subscription};
+use kafka::{Assignment, BrokerError, Generation, Member, Subscription};
 use runtime::{Backoff, timeout};
 use smol::future::or;
 
@@ -64,15 +64,12 @@ pub(super) async fn run(
 
 /// Leaves the group, if the member is not static.
 pub(super) async fn leave(mut member: Member) {
-    match timeout(LEAVE_TIMEOUT, member.leave()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::info!(%error, "the consumer group was not left; its members wait for the session timeout")
-        }
-        Err(error) => {
-            tracing::info!(%error, "the consumer group was not left; its members wait for the session timeout")
-        }
-    }
+    let error = match timeout(LEAVE_TIMEOUT, member.leave()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(elapsed) => elapsed.to_string(),
+    };
+    tracing::info!(error, "the consumer group was not left; its members wait for the session timeout");
 }
 
 /// Joins the next generation, however long it takes.
@@ -108,18 +105,20 @@ async fn join(ingest: &Ingest, member: &mut Member, saved: &SavedState) -> Assig
 
 /// Why no generation is joined, again and again.
 fn explained(error: &kafka::Error) -> String {
-    let text = error.to_string();
-    let why = if text.contains("RebalanceInProgress") {
-        "; if this goes on, other members join again and again, or the broker's groups do not work with several members, as \
-         Nisshi's at times: then PARTITIONS has to say which instance reads what"
-    } else if text.contains("FencedInstanceId") {
-        "; another instance with this KAFKA_GROUP_INSTANCE_ID has joined, and this one stays out as long as it lives"
-    } else if text.contains("InconsistentGroupProtocol") {
-        "; other programs are members of the group: KAFKA_CONSUMER_GROUP has to be another one"
-    } else {
-        ""
+    let why = match error.broker_error().map(BrokerError::name).as_deref() {
+        Some("RebalanceInProgress") => {
+            "; if this goes on, other members join again and again, or the broker's groups do not work with several members, \
+             as Nisshi's at times: then PARTITIONS has to say which instance reads what"
+        }
+        Some("FencedInstanceId") => {
+            "; another instance with this KAFKA_GROUP_INSTANCE_ID has joined, and this one stays out as long as it lives"
+        }
+        Some("InconsistentGroupProtocol") => {
+            "; other programs are members of the group: KAFKA_CONSUMER_GROUP has to be another one"
+        }
+        _ => "",
     };
-    format!("the consumer group cannot be joined: {text}{why}")
+    format!("the consumer group cannot be joined: {error}{why}")
 }
 
 /// Counts the assigned partitions until the gate is closed.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use kafka_protocol::{error::ParseResponseErrorCode as _, protocol::StrBytes};
+use kafka_protocol::error::ParseResponseErrorCode as _;
 
+pub(super) use crate::call::text;
 use crate::{Error, Settings, call::Deadline, connection::Connection, unreachable::Address};
 
 /// How long a coordinator may take to be available, and to end the transaction or the rebalance before.
@@ -11,10 +12,6 @@ pub(super) const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a transactional producer or a member of a group may be used.
 pub(super) const TEST_DEADLINE: Duration = Duration::from_secs(600);
-
-pub(super) fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
-}
 
 pub(super) fn check(code: i16) -> Result<(), Error> {
     code.err().map_or(Ok(()), |error| Err(error.into()))
