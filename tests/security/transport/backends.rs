@@ -14,6 +14,7 @@ use testbed::{
     certificates::{Authority, Identity, Validity},
     ports,
     postgres::{Cluster, Durability, TlsListener},
+    service_settings::of_kafka,
 };
 
 use super::pki::{Pki, TIMEOUT, curl, health_check, http_tls, text, until, until_ready};
@@ -122,15 +123,9 @@ fn kafka_settings(pki: &Pki, broker: &Broker, mechanism: Mechanism, password: &s
     let keystore = pki.path().join("keystore.pem");
     let client = Identity { certificate: pki.path().join("client.crt"), key: pki.path().join("client.key") };
     std::fs::write(&keystore, client.keystore().unwrap()).unwrap();
-    vec![
-        ("KAFKA_BOOTSTRAP_SERVERS", format!("localhost:{}", broker.port())),
-        ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".to_owned()),
-        ("KAFKA_SSL_TRUSTSTORE_LOCATION", pki.ca().display().to_string()),
-        ("KAFKA_SSL_KEYSTORE_LOCATION", keystore.display().to_string()),
-        ("KAFKA_SASL_MECHANISM", mechanism.name().to_owned()),
-        ("KAFKA_SASL_USERNAME", "services".to_owned()),
-        ("KAFKA_SASL_PASSWORD", password.to_owned()),
-    ]
+    let broker = ("KAFKA_BOOTSTRAP_SERVERS", format!("localhost:{}", broker.port()));
+    let kafka = of_kafka("services", password.to_owned(), mechanism.name(), &pki.ca(), &keystore);
+    [&[broker], &kafka[..]].concat()
 }
 
 fn read(settings: Vec<(&'static str, String)>) -> kafka::Settings {

@@ -1,7 +1,5 @@
 //! Instances of analytics-service that ask each other, with TLS and tokens.
 
-use std::fs;
-
 use kafka::Producer;
 use serde_json::{Value as Json, json};
 use testbed::{
@@ -41,8 +39,6 @@ fn instances_show_each_other_the_callers_token_and_one_that_rejects_it_is_missin
         }
         let pki = Pki::new();
         let (server, key) = (pki.issue("server", &["localhost"]), SigningKey::es256("key"));
-        let keys = pki.path().join("keys.json");
-        fs::write(&keys, tokens::jwk_set([&key]).to_string()).unwrap();
         let ports = [(); 3].map(|()| ports::free());
         let members = ports.map(|port| format!("localhost:{port}")).join(",");
         let mut services = Vec::new();
@@ -57,12 +53,9 @@ fn instances_show_each_other_the_callers_token_and_one_that_rejects_it_is_missin
                 ("ANALYTICS_MEMBERS", members.clone()),
                 ("ANALYTICS_MEMBERS_TLS_CA", pki.ca().display().to_string()),
                 ("STATE_FILE", pki.path().join(format!("state-{partition}.sqlite")).display().to_string()),
-                ("AUTH", "jwt".to_owned()),
-                ("AUTH_ISSUER", ISSUER.to_owned()),
-                ("AUTH_AUDIENCE", audience.to_owned()),
-                ("AUTH_JWKS_FILE", keys.display().to_string()),
             ];
-            services.push(pki.start_on("analytics-service", port, &[&http_tls(&server)[..], &settings].concat()));
+            let settings = [&http_tls(&server)[..], &settings, &pki.jwt(&key, audience)].concat();
+            services.push(pki.start_on("analytics-service", port, &settings));
         }
         let token = key.token(&tokens::claims(ISSUER, "analytics-service", "ann", "analytics:read"));
         for service in &services[..2] {

@@ -11,6 +11,7 @@ use testbed::{
     certificates::Identity,
     permissions, ports,
     service::Service,
+    service_settings::of_kafka,
     sql,
 };
 
@@ -68,16 +69,10 @@ impl Authorized {
         let keystore = self.pki.path().join("keystore.pem");
         let Identity { certificate, key } = self.secure.client.clone();
         std::fs::write(&keystore, Identity { certificate, key }.keystore().unwrap()).unwrap();
-        let kafka = vec![
-            ("KAFKA_BOOTSTRAP_SERVERS", format!("localhost:{}", self.broker.port())),
-            ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".to_owned()),
-            ("KAFKA_SSL_TRUSTSTORE_LOCATION", self.pki.ca().display().to_string()),
-            ("KAFKA_SSL_KEYSTORE_LOCATION", keystore.display().to_string()),
-            ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512".to_owned()),
-            ("KAFKA_SASL_USERNAME", name.to_owned()),
-            ("KAFKA_SASL_PASSWORD", format!("password-of-{name}")),
-        ];
-        self.pki.start(name, &[kafka, own].concat())
+        let broker = ("KAFKA_BOOTSTRAP_SERVERS", format!("localhost:{}", self.broker.port()));
+        let password = format!("password-of-{name}");
+        let kafka = of_kafka(name, password, "SCRAM-SHA-512", &self.pki.ca(), &keystore);
+        self.pki.start(name, &[&[broker], &kafka[..], &own].concat())
     }
 }
 

@@ -16,7 +16,10 @@ use testbed::{
     certificates::{Authority, Identity, Validity},
     output, ports,
     service::{Launch, Service, binaries},
+    tokens::{self, SigningKey},
 };
+
+use crate::support::ISSUER;
 
 /// An address at which no process listens.
 pub(super) const UNREACHABLE: &str = "127.0.0.1:9";
@@ -48,6 +51,18 @@ impl Pki {
 
     pub(super) fn issue(&self, name: &str, names: &[&str]) -> Identity {
         self.authority.issue(self.path(), name, names, Validity::Now).unwrap()
+    }
+
+    /// The settings of a service that takes tokens for `audience` with this key.
+    pub(super) fn jwt(&self, key: &SigningKey, audience: &str) -> [(&'static str, String); 4] {
+        let keys = self.path().join("keys.json");
+        std::fs::write(&keys, tokens::jwk_set([key]).to_string()).unwrap();
+        [
+            ("AUTH", "jwt".to_owned()),
+            ("AUTH_ISSUER", ISSUER.to_owned()),
+            ("AUTH_AUDIENCE", audience.to_owned()),
+            ("AUTH_JWKS_FILE", keys.display().to_string()),
+        ]
     }
 
     /// Starts a service; it may not be ready yet.

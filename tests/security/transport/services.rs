@@ -10,7 +10,7 @@ use testbed::{
     certificates::{Authority, Identity, Validity},
     ports,
     service::Service,
-    tokens::{self, SigningKey},
+    tokens::SigningKey,
 };
 
 use super::pki::{Pki, UNREACHABLE, run, text, until_ready};
@@ -201,14 +201,7 @@ fn patient_service_says_why_it_does_not_trust_billing() {
 fn where_people_need_tokens_a_service_is_known_by_its_certificate() {
     runtime::block_on(2, async {
         let pki = Pki::new();
-        let keys = pki.path().join("keys.json");
-        std::fs::write(&keys, tokens::jwk_set([&SigningKey::es256("key")]).to_string()).unwrap();
-        let jwt = [
-            ("AUTH", "jwt".to_owned()),
-            ("AUTH_ISSUER", crate::support::ISSUER.to_owned()),
-            ("AUTH_AUDIENCE", "billing-service".to_owned()),
-            ("AUTH_JWKS_FILE", keys.display().to_string()),
-        ];
+        let jwt = pki.jwt(&SigningKey::es256("key"), "billing-service");
         let identity = pki.issue("good", &["patient-service"]);
         let (_service, port) = billing(&pki, &jwt).await;
         open_account(&client(&pki, port, Some(identity.clone()), Some("billing.example"))).await.unwrap();
@@ -225,14 +218,7 @@ fn where_people_need_tokens_a_service_is_known_by_its_certificate() {
 fn no_header_makes_a_caller_a_service() {
     runtime::block_on(2, async {
         let pki = Pki::new();
-        let keys = pki.path().join("keys.json");
-        std::fs::write(&keys, tokens::jwk_set([&SigningKey::es256("key")]).to_string()).unwrap();
-        let jwt = [
-            ("AUTH", "jwt".to_owned()),
-            ("AUTH_ISSUER", crate::support::ISSUER.to_owned()),
-            ("AUTH_AUDIENCE", "billing-service".to_owned()),
-            ("AUTH_JWKS_FILE", keys.display().to_string()),
-        ];
+        let jwt = pki.jwt(&SigningKey::es256("key"), "billing-service");
         // Of Envoy, nginx and others that end TLS before a service, and what one might choose for a person.
         let headers = [
             ("x-forwarded-client-cert", "Hash=00;DNS=patient-service;URI=spiffe://example.org/patients"),

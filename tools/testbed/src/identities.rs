@@ -15,7 +15,7 @@ use crate::{
     certificates::{Authority, Identity, Validity},
     http::Access,
     postgres::{Cluster, TlsListener, tls_url},
-    roles,
+    roles, service_settings,
     tokens::{self, SigningKey},
 };
 
@@ -117,16 +117,14 @@ impl Identities {
 
     /// The settings of a service besides those of a system without identities, whose values these replace.
     pub(crate) fn settings(&self, service: &str) -> Vec<(&'static str, String)> {
-        let path = |name: String| self.directory.join(name).display().to_string();
-        let (certificate, key) = (path(format!("{service}.crt")), path(format!("{service}.key")));
-        let authority = self.authority().display().to_string();
+        let (identity, authority) = (self.identity(service), self.authority());
         let mut settings = vec![
-            ("SERVER_TLS_CERTIFICATE", certificate.clone()),
-            ("SERVER_TLS_KEY", key.clone()),
+            ("SERVER_TLS_CERTIFICATE", identity.certificate.display().to_string()),
+            ("SERVER_TLS_KEY", identity.key.display().to_string()),
             ("AUTH", "jwt".to_owned()),
             ("AUTH_ISSUER", ISSUER.to_owned()),
             ("AUTH_AUDIENCE", service.to_owned()),
-            ("AUTH_JWKS_FILE", path("keys.json".to_owned())),
+            ("AUTH_JWKS_FILE", self.directory.join("keys.json").display().to_string()),
         ];
         if let Some((_, database)) = DATABASES.iter().find(|(name, _)| *name == service) {
             settings.extend([
@@ -135,30 +133,16 @@ impl Identities {
             ]);
         }
         if let Some((_, password)) = self.passwords.iter().find(|(user, _)| user == service) {
-            settings.extend([
-                ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".to_owned()),
-                ("KAFKA_SSL_TRUSTSTORE_LOCATION", authority.clone()),
-                ("KAFKA_SSL_KEYSTORE_LOCATION", path(format!("{service}.keystore.pem"))),
-                ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512".to_owned()),
-                ("KAFKA_SASL_USERNAME", service.to_owned()),
-                ("KAFKA_SASL_PASSWORD", password.clone()),
-            ]);
+            let keystore = self.directory.join(format!("{service}.keystore.pem"));
+            settings.extend(service_settings::of_kafka(
+                service,
+                password.clone(),
+                "SCRAM-SHA-512",
+                &authority,
+                &keystore,
+            ));
         }
-        match service {
-            "billing-service" => settings.extend([
-                ("GRPC_SERVER_TLS_CERTIFICATE", certificate),
-                ("GRPC_SERVER_TLS_KEY", key),
-                ("GRPC_SERVER_TLS_CLIENT_CA", authority),
-                ("GRPC_CLIENT_SANS", "patient-service".to_owned()),
-            ]),
-            "patient-service" => settings.extend([
-                ("BILLING_SERVICE_ADDRESS", "https://localhost".to_owned()),
-                ("BILLING_TLS_CA", authority),
-                ("BILLING_TLS_CERTIFICATE", certificate),
-                ("BILLING_TLS_KEY", key),
-            ]),
-            _ => {}
-        }
+        settings.extend(service_settings::of_grpc(service, &identity, &authority, "localhost"));
         settings
     }
 

@@ -42,6 +42,7 @@ pub mod proxy;
 pub mod roles;
 mod scratch;
 pub mod service;
+pub mod service_settings;
 mod shared;
 pub mod sql;
 pub mod system;

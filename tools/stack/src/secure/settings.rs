@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use testbed::service_settings::{of_grpc, of_kafka};
 
 use super::{AUTH_SERVICE, certificates};
 
@@ -35,10 +36,12 @@ pub(super) fn of(
     let Locations { certificates, auth_service, .. } = locations;
     let path = |path: PathBuf| path.display().to_string();
     let identity = certificates::identity(certificates, service);
-    let (certificate, key) = (path(identity.certificate), path(identity.key));
-    let authority = path(certificates::authority(certificates));
+    let authority = certificates::authority(certificates);
     let issuer = format!("https://{auth_service}");
-    let mut settings = vec![("SERVER_TLS_CERTIFICATE", certificate.clone()), ("SERVER_TLS_KEY", key.clone())];
+    let mut settings = vec![
+        ("SERVER_TLS_CERTIFICATE", path(identity.certificate.clone())),
+        ("SERVER_TLS_KEY", path(identity.key.clone())),
+    ];
     if service == AUTH_SERVICE {
         settings.extend([
             ("TOKEN_ISSUER", issuer),
@@ -50,7 +53,7 @@ pub(super) fn of(
     settings.extend([
         ("AUTH", "jwt".to_owned()),
         ("AUTH_JWKS_URL", format!("{issuer}/.well-known/jwks.json")),
-        ("AUTH_JWKS_TLS_CA", authority.clone()),
+        ("AUTH_JWKS_TLS_CA", path(authority.clone())),
         ("AUTH_ISSUER", issuer),
         ("AUTH_AUDIENCE", service.to_owned()),
         // The console begins the journeys of what it writes, and has what it reads not recorded.
@@ -59,30 +62,10 @@ pub(super) fn of(
     let operations = locations.operations_ports.iter().find(|(name, _)| *name == service);
     settings.extend(operations.map(|(_, port)| ("OPERATIONS_PORT", port.to_string())));
     if let Some(password) = password(service)? {
-        settings.extend([
-            ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL".to_owned()),
-            ("KAFKA_SSL_TRUSTSTORE_LOCATION", authority.clone()),
-            ("KAFKA_SSL_KEYSTORE_LOCATION", path(certificates::keystore(certificates, service))),
-            ("KAFKA_SASL_MECHANISM", locations.kafka_mechanism.to_owned()),
-            ("KAFKA_SASL_USERNAME", service.to_owned()),
-            ("KAFKA_SASL_PASSWORD", password),
-        ]);
+        let keystore = certificates::keystore(certificates, service);
+        settings.extend(of_kafka(service, password, locations.kafka_mechanism, &authority, &keystore));
     }
-    match service {
-        "billing-service" => settings.extend([
-            ("GRPC_SERVER_TLS_CERTIFICATE", certificate),
-            ("GRPC_SERVER_TLS_KEY", key),
-            ("GRPC_SERVER_TLS_CLIENT_CA", authority),
-            ("GRPC_CLIENT_SANS", "patient-service".to_owned()),
-        ]),
-        "patient-service" => settings.extend([
-            ("BILLING_SERVICE_ADDRESS", format!("https://{}", locations.billing_service)),
-            ("BILLING_TLS_CA", authority),
-            ("BILLING_TLS_CERTIFICATE", certificate),
-            ("BILLING_TLS_KEY", key),
-        ]),
-        _ => {}
-    }
+    settings.extend(of_grpc(service, &identity, &authority, &locations.billing_service));
     Ok(owned(settings))
 }
 
