@@ -1,6 +1,6 @@
 //! Three analytics-services in one consumer group, while they join, leave, die, freeze and get more partitions.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use kafka::testing::add_partitions;
 use serde_json::Value as Json;
@@ -92,9 +92,7 @@ impl Members {
     async fn partitions(&self) -> Vec<Vec<i64>> {
         let mut partitions = Vec::new();
         for service in self.all() {
-            let summary =
-                service.client().get("/analytics/summary?scope=instance").await.map(|response| response.json());
-            partitions.push(partitions_of(&summary.unwrap_or_default()));
+            partitions.push(partitions_of(&own_summary(service).await.unwrap_or_default()));
         }
         partitions
     }
@@ -135,6 +133,17 @@ impl Members {
     }
 }
 
+/// What one member has counted; none if it does not answer.
+async fn own_summary(service: &Service) -> Option<Json> {
+    let answer = service.client().get("/analytics/summary?scope=instance").await;
+    answer.ok().map(|answer| answer.json())
+}
+
+/// The other two of three members.
+fn others(number: usize) -> Vec<usize> {
+    (0..3).filter(|other| *other != number).collect()
+}
+
 fn partitions_of(summary: &Json) -> Vec<i64> {
     let partitions = summary["partitions"].as_array().into_iter().flatten();
     partitions.filter_map(|partition| partition["partition"].as_i64()).collect()
@@ -153,8 +162,7 @@ fn members_under_faults(kind: Kind) {
             more(&writers).await;
             // It leaves, and the others take its partition over at once.
             members.get(number).stop().await;
-            let others: Vec<_> = (0..3).filter(|other| *other != number).collect();
-            members.until_assigned(3, &others).await;
+            members.until_assigned(3, &others(number)).await;
             more(&writers).await;
             members.restart(number);
             members.until_assigned(3, &[0, 1, 2]).await;
@@ -162,8 +170,7 @@ fn members_under_faults(kind: Kind) {
         for number in [2, 0] {
             more(&writers).await;
             members.get(number).process().kill().await;
-            let others: Vec<_> = (0..3).filter(|other| *other != number).collect();
-            members.until_assigned(3, &others).await;
+            members.until_assigned(3, &others(number)).await;
             more(&writers).await;
             members.restart(number);
             members.until_assigned(3, &[0, 1, 2]).await;
@@ -172,13 +179,11 @@ fn members_under_faults(kind: Kind) {
             more(&writers).await;
             members.get(number).process().signal(Signal::STOP);
             // The others have its partition meanwhile, and it does not know it yet.
-            let others: BTreeSet<_> = (0..3).filter(|other| *other != number).collect();
             until("the others have the partitions of the frozen one", async || {
                 let mut assigned = Vec::new();
-                for other in &others {
-                    let service = members.all().nth(*other).unwrap();
-                    let summary = service.client().get("/analytics/summary?scope=instance").await.unwrap().json();
-                    assigned.extend(partitions_of(&summary));
+                for other in others(number) {
+                    let service = members.all().nth(other).unwrap();
+                    assigned.extend(partitions_of(&own_summary(service).await.unwrap()));
                 }
                 assigned.len() == 3
             })
@@ -209,9 +214,7 @@ fn added_partitions(kind: Kind) {
         let created = async || {
             let mut created = 0;
             for service in members.all() {
-                created += service.client().get("/analytics/summary?scope=instance").await.unwrap().json()["created"]
-                    .as_i64()
-                    .unwrap();
+                created += own_summary(service).await.unwrap()["created"].as_i64().unwrap();
             }
             created
         };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     time::{Duration, Instant},
 };
 
@@ -57,7 +58,7 @@ impl Group {
     }
 }
 
-/// The next offset of each partition of an instance, and what it has counted.
+/// The next offset of each partition, how many partitions instances have in ascending order, and what they have counted.
 async fn shares(members: &[&Running]) -> (BTreeMap<i64, i64>, Vec<usize>, i64) {
     let (mut next, mut sizes, mut created) = (BTreeMap::new(), Vec::new(), 0);
     for member in members {
@@ -74,19 +75,28 @@ async fn shares(members: &[&Running]) -> (BTreeMap<i64, i64>, Vec<usize>, i64) {
         sizes.push(partitions.len());
         created += summary["created"].as_i64().unwrap();
     }
+    sizes.sort_unstable();
     (next, sizes, created)
 }
 
 /// Waits until the members have so many partitions each, and have counted so many patients together, all of the topic's records.
 async fn until_counted(members: &[&Running], sizes: &[usize], patients: i64) {
+    until(
+        async || shares(members).await,
+        |(next, found, created)| found == sizes && *created == patients && next.values().sum::<i64>() == patients,
+    )
+    .await;
+}
+
+/// Waits until what is read is as expected; panics with it after [`TIMEOUT`].
+async fn until<T: Debug>(mut read: impl AsyncFnMut() -> T, is_expected: impl Fn(&T) -> bool) {
     let end = Instant::now() + TIMEOUT;
     loop {
-        let (next, mut found, created) = shares(members).await;
-        found.sort_unstable();
-        if found == sizes && created == patients && next.values().sum::<i64>() == patients {
+        let found = read().await;
+        if is_expected(&found) {
             return;
         }
-        assert!(Instant::now() < end, "{found:?} partitions, {created} patients, {next:?}");
+        assert!(Instant::now() < end, "it is still {found:?}");
         smol::Timer::after(Duration::from_millis(20)).await;
     }
 }
@@ -138,15 +148,7 @@ fn a_member_that_dies_is_replaced_and_its_successor_continues(kind: broker::Kind
         until_counted(&[&first, &second], &[1, 2], 120).await;
         assert_eq!(second.own_summary().await["partitions"], before);
         // The others ask it at its address of now.
-        let end = Instant::now() + TIMEOUT;
-        loop {
-            let answer = first.get("/analytics/summary").await.json();
-            if answer["partial"] != true && answer["created"] == 120 {
-                break;
-            }
-            assert!(Instant::now() < end, "{answer}");
-            smol::Timer::after(Duration::from_millis(20)).await;
-        }
+        until(async || first.summary().await, |answer| answer["partial"] != true && answer["created"] == 120).await;
         first.stop().await;
         second.stop().await;
     });
@@ -158,15 +160,12 @@ fn members_commit_their_progress_to_the_group(kind: broker::Kind) {
         let (first, second) = (group.start("first").await, group.start("second").await);
         group.register(60).await;
         until_counted(&[&first, &second], &[1, 2], 60).await;
-        let end = Instant::now() + TIMEOUT;
-        loop {
-            let committed = committed_offsets(&group.topic.kafka, &group.name, &group.topic.topic, PARTITIONS).await;
-            if committed.as_ref().is_ok_and(|next| next.len() == 3 && next.values().sum::<i64>() == 60) {
-                break;
-            }
-            assert!(Instant::now() < end, "{committed:?}");
-            smol::Timer::after(Duration::from_millis(100)).await;
-        }
+        let Harness { kafka, topic, .. } = &group.topic;
+        until(
+            async || committed_offsets(kafka, &group.name, topic, PARTITIONS).await,
+            |committed| committed.as_ref().is_ok_and(|next| next.len() == 3 && next.values().sum::<i64>() == 60),
+        )
+        .await;
         first.stop().await;
         second.stop().await;
     });
@@ -183,11 +182,7 @@ fn an_instance_whose_state_cannot_be_opened_is_no_member(kind: broker::Kind) {
         std::fs::write(&directory, "").unwrap();
         let file = directory.join("analytics.sqlite");
         let second = group.start_with("second", &[("STATE_FILE", file.to_str().unwrap())]).await;
-        let end = Instant::now() + TIMEOUT;
-        while second.get("/actuator/health/readiness").await.status != 503 {
-            assert!(Instant::now() < end, "it is ready");
-            smol::Timer::after(Duration::from_millis(20)).await;
-        }
+        until(async || second.get("/actuator/health/readiness").await.status, |status| *status == 503).await;
         group.register(60).await;
         until_counted(&[&first], &[3], 120).await;
         std::fs::remove_file(&directory).unwrap();
