@@ -273,8 +273,8 @@ class Pods(unittest.TestCase):
         self.assertTrue(all(matches(one["labelSelector"], pod_labels(workload)) for one in spread))
 
     def test_versions_are_those_that_tests_run_on(self):
-        kafka_version = re.search(r'const KAFKA_VERSION: &str = "(.*)";', text("tools/testbed/src/broker.rs")).group(1)
-        postgres = re.search(r'POSTGRES_VERSION: &str = "(.*)";', text("tools/testbed/src/postgres_package.rs")).group(1)
+        kafka_version = re.search(r'const KAFKA_VERSION: &str = "(.*)";', text("tools/testbed/src/broker/apache_kafka.rs")).group(1)
+        postgres = re.search(r'POSTGRES_VERSION: &str = "(.*)";', text("tools/testbed/src/postgres/package.rs")).group(1)
         for overlay in OVERLAYS:
             (kafka,) = of_kind(build(overlay), "Kafka")
             self.assertEqual(kafka["spec"]["kafka"]["version"], kafka_version)

@@ -4,15 +4,13 @@ use std::{
     collections::BTreeMap,
     env,
     fmt::Write as _,
-    fs, io,
     path::{Path, PathBuf},
     process::Output,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
-use serde_json::{Map, Value as Json, json};
-use testbed::{Process, service::parse_settings};
+use testbed::Process;
 
 use crate::{
     addresses::Addresses,
@@ -20,9 +18,8 @@ use crate::{
     home::{self, Mode},
     logs::{ContainerLog, Log},
     ports::{self, RequiredPort},
-    private_file,
     secure::{Secure, in_containers},
-    service_settings::{self, COLLECTOR},
+    service_settings::COLLECTOR,
     settings::{self, Settings},
     summary,
     terminal::{Component, step},
@@ -30,13 +27,14 @@ use crate::{
 
 mod command;
 mod containers;
+mod engine;
 mod images;
+mod settings_file;
 
-use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with, trimmed};
+use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with};
 use containers::{Container, inspect};
+pub(crate) use engine::{EngineError, check_engine};
 
-/// Timeout of the check whether there is an engine.
-const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a subcommand of patient-service, which waits for the outcome of what it resubmits.
 const SUBCOMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for our images to be built.
@@ -50,11 +48,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const COLLECTOR_OF_PROFILE: &str = "http://observability:4318";
 /// The variable with the project name of Compose.
 const PROJECT: &str = "COMPOSE_PROJECT_NAME";
-/// In the data directory: a compose file with the settings that are passed to the services.
-const SETTINGS_FILE: &str = "docker-compose.settings.json";
-/// Our services.
-const SERVICES: [&str; 3] = ["patient-service", "billing-service", ANALYTICS];
-
 /// The name of analytics-service, and the prefix of the name of the second one.
 const ANALYTICS: &str = "analytics-service";
 
@@ -75,30 +68,6 @@ pub(crate) struct Docker {
     layout: Layout,
     /// Variables for Compose besides our own environment.
     environment: BTreeMap<String, String>,
-}
-
-/// Why there is no Docker engine.
-#[derive(Clone, Debug)]
-pub(crate) enum EngineError {
-    /// `docker` is not installed.
-    NotInstalled,
-    /// `docker` cannot reach the engine; its error.
-    Unreachable(String),
-}
-
-/// Checks that a Docker engine responds.
-pub(crate) async fn check_engine() -> Result<(), EngineError> {
-    let version = smol::process::Command::new("docker")
-        .args(["version", "--format", "{{.Server.Version}}"])
-        .kill_on_drop(true)
-        .output();
-    match runtime::timeout(ENGINE_TIMEOUT, version).await {
-        Err(_) => Err(EngineError::Unreachable(format!("docker does not respond within {ENGINE_TIMEOUT:?}"))),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Err(EngineError::NotInstalled),
-        Ok(Err(error)) => Err(EngineError::Unreachable(format!("docker: {error}"))),
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => Err(EngineError::Unreachable(trimmed(&output.stderr))),
-    }
 }
 
 impl Docker {
@@ -301,49 +270,6 @@ impl Docker {
         step("Starting the containers", "", self.start_missing()).await
     }
 
-    /// Writes the settings that are passed to the services into a compose file, which is merged over the others.
-    async fn pass_settings(&self, settings: &Settings, secure: Option<&Secure>) -> Result<()> {
-        let mut known = BTreeMap::new();
-        for service in SERVICES {
-            let help = self.query(&["run", "--rm", "--no-deps", "-T", service, "--help"]).await?;
-            let settings = parse_settings(&help);
-            if settings.is_empty() {
-                return Err(anyhow!("{service} --help lists no settings:\n{help}"));
-            }
-            known.insert(service.to_owned(), settings);
-        }
-        let fixed: &[_] = match self.layout {
-            Layout::Single => &[],
-            Layout::Scaled => &[
-                ("PARTITIONS", "the consumer group assigns them"),
-                ("KAFKA_GROUP_INSTANCE_ID", "each analytics-service has its own"),
-                ("ADVERTISED_HTTP", "each analytics-service has its own"),
-            ],
-        };
-        let names = secure.map(|secure| secure.setting_names(settings)).transpose()?.unwrap_or_default();
-        let decided = names.iter().map(|name| (name.as_str(), "up --secure decides it"));
-        let fixed: Vec<_> = fixed.iter().copied().chain(decided).collect();
-        let mut selected = service_settings::select(&known, &fixed, |name| env::var(name).ok());
-        for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"] {
-            if env::var(name).is_ok_and(|value| !value.is_empty()) {
-                selected.add_not_passed(name, "in containers, the system has its own; it applies with --native");
-            }
-        }
-        selected.report();
-        // Compose itself sets it to the console.
-        selected.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR)));
-        selected.passed.retain(|_, settings| !settings.is_empty());
-        let collector = env::var(COLLECTOR).ok().filter(|url| !url.is_empty());
-        service_settings::save(&selected.passed, collector.as_deref())?;
-        let file = home::directory()?.join(SETTINGS_FILE);
-        let own = secure.map(|secure| secure.container_settings(settings)).transpose()?.unwrap_or_default();
-        if selected.passed.is_empty() && own.is_empty() {
-            let _ = fs::remove_file(file);
-            return Ok(());
-        }
-        private_file::write(&file, &overlay(&selected.passed, self.layout, own).to_string())
-    }
-
     async fn start_missing(&self) -> Result<()> {
         // An interrupted `just chaos` may have left a container paused, which would never become ready.
         self.unpause_all().await?;
@@ -460,7 +386,7 @@ impl Docker {
 
     /// The arguments of a Compose command, with `compose` first if the program is `docker`, and our files.
     fn arguments(&self, command: &[&str]) -> Result<Vec<String>> {
-        let settings = home::directory()?.join(SETTINGS_FILE);
+        let settings = settings_file::path()?;
         let settings = settings.is_file().then(|| settings.display().to_string());
         let files: Vec<String> = match self.layout {
             // Compose finds docker-compose.yaml and the override file by itself if no `-f` is given.
@@ -514,40 +440,4 @@ fn name(container: &Container, all: &[Container]) -> String {
 
 fn state(container: &Container) -> String {
     container.health.clone().filter(|_| container.status == "running").unwrap_or_else(|| container.status.clone())
-}
-
-/// A compose file with settings of the services. JSON is YAML; `$$` is a dollar sign in Compose.
-fn overlay(passed: &service_settings::ByService, layout: Layout, own: Map<String, Json>) -> Json {
-    let mut services = own;
-    for (service, settings) in passed {
-        let environment: Map<_, _> =
-            settings.iter().map(|(name, value)| (name.clone(), value.replace('$', "$$").into())).collect();
-        let environment = json!({ "environment": environment });
-        if layout == Layout::Scaled && service == ANALYTICS {
-            for number in [2, 3] {
-                services.insert(format!("{ANALYTICS}-{number}"), environment.clone());
-            }
-        }
-        match services.get_mut(service).and_then(|own| own["environment"].as_object_mut()) {
-            Some(own) => own.extend(environment["environment"].as_object().cloned().unwrap_or_default()),
-            None => drop(services.insert(service.clone(), environment)),
-        }
-    }
-    json!({ "services": services })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_are_merged_over_the_compose_files() {
-        let passed = BTreeMap::from([(ANALYTICS.to_owned(), BTreeMap::from([("A".to_owned(), "$1".to_owned())]))]);
-        let given = json!({"environment": {"A": "$$1"}});
-        assert_eq!(overlay(&passed, Layout::Single, Map::new()), json!({"services": {"analytics-service": given}}));
-        let all = json!({"services": {
-            "analytics-service": given, "analytics-service-2": given, "analytics-service-3": given
-        }});
-        assert_eq!(overlay(&passed, Layout::Scaled, Map::new()), all);
-    }
 }

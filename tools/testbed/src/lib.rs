@@ -36,7 +36,6 @@ pub mod permissions;
 pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
-mod postgres_package;
 mod process;
 pub mod proxy;
 pub mod roles;

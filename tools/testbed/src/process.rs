@@ -4,11 +4,10 @@ use std::{
     ffi::OsStr,
     fmt,
     fs::{self, File},
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc,
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -16,22 +15,21 @@ use std::{
 pub use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
-use crate::{
-    error::{Error, MAX_LINES},
-    guard,
-    user::User,
-};
+use crate::{Error, guard, user::User};
+
+mod log;
+mod output;
+mod procfs;
+
+use log::{first_and_last_lines, last_lines};
+pub use output::output;
+pub use procfs::resident_memory;
+use procfs::{descendants, has_stopped, memory_field, start_time};
 
 /// How often a condition of another process is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time for a process to stop after SIGSTOP.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time for a program whose output is wanted.
-const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of the lines that an error shows, those from the beginning of the output of a program that ran to its end.
-const FIRST_LINES: usize = 5;
-/// Bytes that are read at either end of a log to find those lines.
-const MAX_BYTES: u64 = 64 * 1024;
 
 /// A process that we started, or that an earlier run started and left running.
 #[derive(Debug)]
@@ -324,35 +322,6 @@ impl ProcessBuilder {
     }
 }
 
-/// Runs a program without input, which is expected to end soon, and returns its output and exit code. Blocks the thread.
-///
-/// # Errors
-/// If it does not start, or has not ended after a minute; then it is killed, and the error shows its output.
-pub fn output(command: &mut Command) -> Result<Output, Error> {
-    output_within(OUTPUT_TIMEOUT, command)
-}
-
-fn output_within(limit: Duration, command: &mut Command) -> Result<Output, Error> {
-    let program = command.get_program().display().to_string();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(|error| Error::new(format!("cannot start {program}: {error}")))?;
-    let pid = Pid::from_child(&child);
-    let (ended, end) = mpsc::channel::<()>();
-    let watcher = thread::spawn(move || {
-        let is_late = end.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
-        // Nobody else reaps it, so the id is still its own, or its output has just ended.
-        is_late && kill_process(pid, Signal::KILL).is_ok()
-    });
-    let output = child.wait_with_output();
-    drop(ended);
-    let was_killed = watcher.join().unwrap_or_default();
-    let output = output?;
-    if was_killed {
-        return Err(Error::of_output(format!("{program} has not ended after {} s", limit.as_secs_f32()), &output));
-    }
-    Ok(output)
-}
-
 /// Kills the process if [`ProcessBuilder::run`] is cancelled.
 struct Running(Process);
 
@@ -362,92 +331,6 @@ impl Drop for Running {
             self.0.signal_all(Signal::KILL);
         }
     }
-}
-
-/// The resident set size of a process in bytes; none if it has ended.
-pub fn resident_memory(pid: i32) -> Option<u64> {
-    memory_field(pid, "VmRSS:")
-}
-
-fn memory_field(pid: i32, field: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kib = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024)
-}
-
-/// Whether every thread of a process has stopped.
-fn has_stopped(pid: Pid) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default()).all(|stat| {
-        // The file is empty if the thread has ended meanwhile.
-        stat.is_empty() || stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
-    })
-}
-
-/// The descendants of `root`, parents before their children.
-fn descendants(root: Pid) -> Vec<Pid> {
-    let mut pairs = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let parent = pid.and_then(|pid| stat_field(pid, 1)).and_then(|ppid| ppid.parse().ok()).and_then(Pid::from_raw);
-        pairs.extend(pid.zip(parent));
-    }
-    let mut found = vec![root];
-    let mut next = 0;
-    while next < found.len() {
-        let current = found[next];
-        found.extend(pairs.iter().filter(|(_, parent)| *parent == current).map(|(pid, _)| *pid));
-        next += 1;
-    }
-    found.split_off(1)
-}
-
-/// When a process started, in clock ticks since boot. Pid and start time together identify a process.
-fn start_time(pid: Pid) -> Option<String> {
-    let alive = stat_field(pid, 0)? != "Z";
-    alive.then(|| stat_field(pid, 19)).flatten()
-}
-
-/// A field of `/proc/<pid>/stat`, counted from 0 after the program's name, which is in parentheses and may contain
-/// spaces: 0 is the state, 1 the parent, 19 the start time.
-fn stat_field(pid: Pid, number: usize) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(number).map(str::to_owned)
-}
-
-/// The last lines of a file; bytes that are not UTF-8 are replaced.
-fn last_lines(path: &Path) -> Vec<String> {
-    let read = || {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(MAX_BYTES)))?;
-        text(file)
-    };
-    let lines: Vec<_> = read().unwrap_or_default();
-    lines[lines.len().saturating_sub(MAX_LINES)..].to_vec()
-}
-
-/// The first and the last lines of a file from the position `after`. Some programs print the cause first, and then a long
-/// backtrace.
-fn first_and_last_lines(path: &Path, after: u64) -> Vec<String> {
-    let read = || {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(after))?;
-        text(file)
-    };
-    let first: Vec<_> = read().unwrap_or_default();
-    if first.len() <= MAX_LINES {
-        return first;
-    }
-    let last = last_lines(path);
-    let last = &last[last.len().saturating_sub(MAX_LINES - FIRST_LINES)..];
-    first[..FIRST_LINES].iter().cloned().chain(["...".to_owned()]).chain(last.iter().cloned()).collect()
-}
-
-fn text(file: File) -> io::Result<Vec<String>> {
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -498,20 +381,6 @@ mod tests {
             process.signal(Signal::CONT);
         }
         smol::block_on(process.kill());
-    }
-
-    #[test]
-    fn a_program_that_does_not_end_is_killed_and_one_that_ends_has_its_output() {
-        let shell = |limit: u64, script: &str| {
-            let mut command = Command::new("sh");
-            output_within(Duration::from_millis(limit), command.args(["-c", script]))
-        };
-        let ended = shell(60_000, "cat; echo out; echo error >&2; exit 7").unwrap();
-        assert_eq!((ended.status.code(), &*ended.stdout, &*ended.stderr), (Some(7), &b"out\n"[..], &b"error\n"[..]));
-        let started = Instant::now();
-        let late = shell(200, "echo begun; exec sleep 60").unwrap_err().to_string();
-        assert!(late.contains("has not ended after 0.2 s") && late.contains("begun"), "{late}");
-        assert!(started.elapsed() < Duration::from_secs(30));
     }
 
     #[test]
