@@ -8,8 +8,7 @@ use testbed::{
     Signal,
     audit::Auditor,
     broker::Kind,
-    ports,
-    service::{Launch, Service},
+    service::Service,
     system::System,
     writers::Writers,
 };
@@ -48,7 +47,7 @@ impl Members {
         let system = system(kind, 1, &settings).await;
         let mut members = Self { system, others: Vec::new() };
         for number in 1..count {
-            let mut service = members.launch(number).start().unwrap();
+            let mut service = members.system.another_analytics(number).start().unwrap();
             members.system.scratch.guard(service.process()).unwrap();
             members.others.push(service);
         }
@@ -56,18 +55,6 @@ impl Members {
             service.until_ready().await.unwrap();
         }
         members
-    }
-
-    /// The first one with another state and another port.
-    fn launch(&self, number: usize) -> Launch {
-        let mut launch = self.system.analytics.launch().clone();
-        (launch.port, launch.label) = (ports::free(), format!("analytics-service-{number}"));
-        for (name, value) in &mut launch.environment {
-            if name == "STATE_FILE" {
-                *value = self.system.directory().join(format!("{}.sqlite", launch.label)).display().to_string();
-            }
-        }
-        launch
     }
 
     fn get(&mut self, number: usize) -> &mut Service {

@@ -45,6 +45,11 @@ impl Component {
                 self.stop().await?;
                 self.start(scratch).await
             }
+            Fault::Stop { down } => {
+                self.stop().await?;
+                smol::Timer::after(down).await;
+                self.start(scratch).await
+            }
         }
     }
 

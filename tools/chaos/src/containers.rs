@@ -33,6 +33,7 @@ pub(crate) async fn find() -> Result<SystemUnderTest, Error> {
     Ok(SystemUnderTest {
         description,
         components,
+        members: Vec::new(),
         clients,
         fixed_auditor: None,
         may_change_topic: false,

@@ -9,6 +9,7 @@ use testbed::{
     failover::ReplicatedPostgres,
     identities::Identities,
     permissions, ports,
+    service::Service,
     system::{BackingServices, System},
 };
 
@@ -17,15 +18,20 @@ use crate::{component::Component, system::SystemUnderTest};
 /// Replicas of patient-service.
 const REPLICAS: usize = 3;
 
+/// The name of the component that is, or the first of those that are, members of the consumer group.
+const ANALYTICS: &str = "analytics-service";
 /// The name of the component that fails over.
 pub(crate) const POSTGRES: &str = "PostgreSQL";
 
+/// The shortest session timeout that brokers allow by default.
+const SESSION_TIMEOUT: &str = "6s";
+
 /// Starts the system. The broker is the given one, else Apache Kafka if it can be installed, else Nisshi. `secure`: with
-/// identities and TLS, which Nisshi has not.
+/// identities and TLS, which Nisshi has not. Several analytics-services are `members` of one consumer group.
 ///
 /// # Errors
 /// If a component does not start.
-pub(crate) async fn start(broker: Option<Kind>, secure: bool) -> Result<SystemUnderTest, Error> {
+pub(crate) async fn start(broker: Option<Kind>, secure: bool, members: usize) -> Result<SystemUnderTest, Error> {
     let kind = install(broker).await?;
     let scratch = Scratch::new()?;
     let clock = SteppedClock::new(scratch.path())?;
@@ -53,7 +59,16 @@ pub(crate) async fn start(broker: Option<Kind>, secure: bool) -> Result<SystemUn
         kafka: broker.address(),
         topic: "patient".to_owned(),
     };
-    let extra = [("LOG_LEVEL", "warn")];
+    let mut extra = vec![("LOG_LEVEL", "warn")];
+    // So that each has one, and some move when a member comes or goes.
+    let partitions = (2 * members).to_string();
+    if members > 1 {
+        extra.extend([
+            ("PARTITIONS", "group"),
+            ("KAFKA_SESSION_TIMEOUT", SESSION_TIMEOUT),
+            ("KAFKA_TOPIC_PARTITIONS", &partitions),
+        ]);
+    }
     let system = match &mut identities {
         None => System::start(backing_services, REPLICAS, &extra).await?,
         Some(identities) => {
@@ -65,20 +80,35 @@ pub(crate) async fn start(broker: Option<Kind>, secure: bool) -> Result<SystemUn
             System::start_secure(backing_services, REPLICAS, &extra, identities).await?
         }
     };
-    let (auditor, logs) = (Auditor::of(&system), system.directory().to_owned());
+    let mut others = Vec::new();
+    for number in 1..members {
+        let mut service = system.another_analytics(number).start()?;
+        scratch.guard(service.process())?;
+        service.until_ready().await?;
+        others.push(service);
+    }
+    let (mut auditor, logs) = (Auditor::of(&system), system.directory().to_owned());
+    auditor.analytics.extend(others.iter().map(Service::client));
     let System { patients, billing, analytics, scratch: service_scratch, .. } = system;
     let clients = patients.iter().map(|service| service.client()).collect();
     // Seeds are reproducible only as long as this order stays.
     let mut components = vec![
         ("billing-service".to_owned(), Component::Service(billing)),
-        ("analytics-service".to_owned(), Component::Service(analytics)),
+        (ANALYTICS.to_owned(), Component::Service(analytics)),
         ("the broker".to_owned(), Component::Broker(broker)),
         (POSTGRES.to_owned(), Component::Postgres(Box::new(postgres))),
     ];
     let replicas = patients.into_iter().enumerate();
     components.extend(replicas.map(|(n, service)| (format!("patient-service {n}"), Component::Service(service))));
+    let first_member = components.iter().position(|(name, _)| name == ANALYTICS).filter(|_| members > 1);
+    let other_members = components.len()..components.len() + others.len();
+    let others = others.into_iter().zip(1..);
+    components.extend(others.map(|(service, n)| (format!("{ANALYTICS} {n}"), Component::Service(service))));
+    let group = if members > 1 { format!(", {members} analytics-services") } else { String::new() };
+    let identities = if secure { ", identities and TLS" } else { "" };
     Ok(SystemUnderTest {
-        description: format!("{kind}, {REPLICAS} patient-services{}", if secure { ", identities and TLS" } else { "" }),
+        description: format!("{kind}, {REPLICAS} patient-services{group}{identities}"),
+        members: first_member.into_iter().chain(other_members).collect(),
         components: components.into_iter().map(|(name, component)| (name, Mutex::new(component))).collect(),
         clients,
         fixed_auditor: Some(auditor),

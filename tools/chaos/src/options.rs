@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use testbed::broker::Kind;
 
+/// The largest number of analytics-services.
+const MAX_MEMBERS: usize = 8;
+
 /// The command line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
@@ -11,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) length: Duration,
     pub(crate) seed: u64,
     pub(crate) clients: usize,
+    /// The number of analytics-services. Several are members of one consumer group, on Apache Kafka.
+    pub(crate) members: usize,
     pub(crate) deployment: Deployment,
 }
 
@@ -30,8 +35,13 @@ impl Options {
     pub(crate) fn parse(words: &[&str]) -> Option<Self> {
         // Short, because people type it.
         let seed = u64::from(fastrand::u32(..));
-        let mut options =
-            Self { length: Duration::from_secs(60), seed, clients: 16, deployment: Deployment::Native(None) };
+        let mut options = Self {
+            length: Duration::from_secs(60),
+            seed,
+            clients: 16,
+            members: 1,
+            deployment: Deployment::Native(None),
+        };
         match (words.contains(&"--docker"), words.contains(&"--secure")) {
             (false, false) => {}
             (true, false) => options.deployment = Deployment::Containers,
@@ -44,6 +54,9 @@ impl Options {
                 ["--seconds", number] => options.length = Duration::from_secs(number.parse().ok()?),
                 ["--seed", number] => options.seed = number.parse().ok()?,
                 ["--clients", number] => options.clients = number.parse().ok().filter(|clients| *clients > 0)?,
+                ["--members", number] => {
+                    options.members = number.parse().ok().filter(|members| (1..=MAX_MEMBERS).contains(members))?;
+                }
                 ["--broker", kind] if matches!(options.deployment, Deployment::Native(_)) => {
                     options.deployment = Deployment::Native(Some(match *kind {
                         "kafka" => Kind::Kafka,
@@ -54,6 +67,34 @@ impl Options {
                 _ => return None,
             }
         }
+        if options.members > 1 {
+            match &mut options.deployment {
+                // Two members may count a partition at once: its coordinator does not wait for those of before.
+                Deployment::Containers | Deployment::Native(Some(Kind::Nisshi)) => return None,
+                Deployment::Native(broker) => *broker = Some(Kind::Kafka),
+                Deployment::Secure => {}
+            }
+        }
         Some(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_members_need_apache_kafka_and_a_system_of_the_run() {
+        let parse = |line: &str| Options::parse(&line.split(' ').collect::<Vec<_>>());
+        for line in ["--members 3", "--members 3 --broker kafka", "--broker kafka --members 3"] {
+            let options = parse(line).unwrap();
+            assert_eq!(options.members, 3, "{line}");
+            assert!(matches!(options.deployment, Deployment::Native(Some(Kind::Kafka))), "{line}");
+        }
+        assert!(matches!(parse("--secure --members 2").unwrap().deployment, Deployment::Secure));
+        assert_eq!(parse("--broker nisshi --members 1").unwrap().members, 1);
+        for line in ["--broker nisshi --members 2", "--members 2 --docker", "--members 0", "--members 9", "--members"] {
+            assert!(parse(line).is_none(), "{line}");
+        }
     }
 }

@@ -7,15 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::{join_all, join4};
+use futures_util::future::{join_all, join5};
 use runtime::Shutdown;
+use smol::future::or;
 use testbed::{Error, audit::Acknowledged, broker::Kind};
 
 use crate::{
     clients::{SharedStats, Stats, Writer},
-    containers, native,
+    containers,
+    members::Observer,
+    native,
     options::{Deployment, Options},
-    schedule::{Injection, Round, clock_steps, delete_undo_times, failover_times, schedule},
+    schedule::{Fault, Injection, Round, clock_steps, delete_undo_times, failover_times, member_faults, schedule},
     system::SystemUnderTest,
     topic,
     undo_deletes::undo_deletes,
@@ -47,14 +50,15 @@ impl Log {
 /// # Errors
 /// If the system cannot be started or read, or a fault cannot be injected.
 pub(crate) async fn run(options: Options) -> Result<bool, Error> {
-    let Options { length, seed, clients, .. } = options;
+    let Options { length, seed, clients, members, .. } = options;
     let system = match options.deployment {
-        Deployment::Native(broker) => native::start(broker, false).await?,
-        Deployment::Secure => native::start(Some(Kind::Kafka), true).await?,
+        Deployment::Native(broker) => native::start(broker, false, members).await?,
+        Deployment::Secure => native::start(Some(Kind::Kafka), true, members).await?,
         Deployment::Containers => containers::find().await?,
     };
     let SystemUnderTest { description, components, clients: replicas, .. } = &system;
-    println!("chaos --seconds {} --seed {seed} --clients {clients}: {description}", length.as_secs());
+    let with_members = if members > 1 { format!(" --members {members}") } else { String::new() };
+    println!("chaos --seconds {} --seed {seed} --clients {clients}{with_members}: {description}", length.as_secs());
 
     let log = Log(Instant::now());
     let (acknowledged, shared_stats, stop) = (Acknowledged::default(), SharedStats::default(), Shutdown::new());
@@ -79,16 +83,22 @@ pub(crate) async fn run(options: Options) -> Result<bool, Error> {
             log.print(&format!("... {} patients created", shared_stats.stats().created));
         }
     };
+    // The other members have faults of their own: with and without them, a seed makes the same rounds.
+    let in_rounds = components.len() - system.members.len().saturating_sub(1);
+    let observer = Observer::new(system.fixed_auditor.as_ref().map_or(&[][..], |auditor| &auditor.analytics));
     let faults = async {
-        let rounds = inject_all(schedule(seed, length, components.len()), length, &system, log);
+        let rounds = inject_all(schedule(seed, length, in_rounds), length, &system, log);
+        let of_members = member_faults(seed, length, system.members.len());
+        let of_members = Box::pin(inject_into_members(of_members, length, &system, log));
         let undone = undo_all(delete_undo_times(seed, length), length, &system, log);
         let stepped = step_clock(clock_steps(seed, length), &system, log);
         let failed_over = Box::pin(fail_over_all(failover_times(seed, length), &system, log));
-        let (injected, undone, stepped, failed_over) = join4(rounds, undone, stepped, failed_over).await;
+        let (injected, undone, stepped, failed_over, of_members) =
+            join5(rounds, undone, stepped, failed_over, of_members).await;
         smol::Timer::at(log.0 + length).await;
-        Ok::<_, Error>((injected? + failed_over?, undone, stepped?))
+        Ok::<_, Error>((injected? + failed_over? + of_members?, undone, stepped?))
     };
-    let (injected, undone, stepped) = smol::future::or(faults, progress).await?;
+    let (injected, undone, stepped) = or(faults, or(progress, observer.observe(&shared_stats, clients))).await?;
     log.print("the faults are over; clients finish their last requests");
     stop.trigger();
     *give_up_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SETTLE_TIMEOUT);
@@ -100,6 +110,8 @@ pub(crate) async fn run(options: Options) -> Result<bool, Error> {
     let recovered = recovering.elapsed();
     let auditor = system.auditor().await?;
     let drained = auditor.until_drained(DRAIN_TIMEOUT).await;
+    // While partitions move, two members may answer for one.
+    let settled = observer.until_settled(&auditor).await;
     join_all(writers.into_iter().flatten().map(Writer::check)).await;
     let report = auditor.audit(&acknowledged).await?;
 
@@ -109,6 +121,8 @@ pub(crate) async fn run(options: Options) -> Result<bool, Error> {
     if stats.more_unexpected_responses > 0 {
         wrong.push(format!("{} more responses that no fault explains", stats.more_unexpected_responses));
     }
+    wrong.extend(settled.err().map(|error| error.to_string()));
+    wrong.extend(observer.check(length).await);
     match &drained {
         Ok(drained) => {
             let (recovered, drained) = (recovered.as_secs_f64(), drained.as_secs_f64());
@@ -132,7 +146,7 @@ pub(crate) async fn run(options: Options) -> Result<bool, Error> {
     }
 
     print_sums(&stats);
-    println!("  audit: {report}");
+    println!("{observer}  audit: {report}");
     wrong.iter().for_each(|wrong| println!("  WRONG: {wrong}"));
     let verdict = if wrong.is_empty() { "nothing lost" } else { "LOST, not recovered or not proven" };
     println!(
@@ -209,6 +223,30 @@ async fn fail_over_all(times: Vec<Duration>, system: &SystemUnderTest, log: Log)
         }
     }
     Ok(all)
+}
+
+/// Injects faults into members of the consumer group at these times, or after the fault before; returns their number.
+async fn inject_into_members(
+    faults: Vec<(Duration, usize, Fault)>,
+    length: Duration,
+    system: &SystemUnderTest,
+    log: Log,
+) -> Result<usize, Error> {
+    let mut injected = 0;
+    for (at, number, fault) in faults {
+        let Some(target) = system.members.get(number) else { continue };
+        smol::Timer::at(log.0 + at).await;
+        if log.0.elapsed() > length {
+            break;
+        }
+        let (name, component) = &system.components[*target];
+        let mut component = component.lock().await;
+        log.print(&format!("{name}: {fault}"));
+        component.inject(fault, &system.scratch).await?;
+        log.print(&format!("{name}: runs again"));
+        injected += 1;
+    }
+    Ok(injected)
 }
 
 /// Sets PostgreSQL's clock at each of these times, if it can be set; returns how often. The last offset stays: recovery must

@@ -17,6 +17,8 @@ pub(crate) enum Fault {
     Freeze(Duration),
     /// SIGTERM, and a start at once.
     Restart,
+    /// SIGTERM, and a start after `down`.
+    Stop { down: Duration },
 }
 
 impl fmt::Display for Fault {
@@ -31,6 +33,7 @@ impl fmt::Display for Fault {
             ),
             Self::Freeze(time) => write!(f, "frozen for {:.1} s", time.as_secs_f64()),
             Self::Restart => f.write_str("restarted in order"),
+            Self::Stop { down } => write!(f, "stopped in order, down {:.1} s", down.as_secs_f64()),
         }
     }
 }
@@ -42,6 +45,7 @@ impl Fault {
             Self::Kill { down, again } => down + again.unwrap_or_default(),
             Self::Freeze(time) => time,
             Self::Restart => Duration::ZERO,
+            Self::Stop { down } => down,
         }
     }
 }
@@ -107,6 +111,41 @@ const FAILOVER_INTERVAL: std::ops::Range<u64> = 12..24;
 /// When PostgreSQL fails over to its standby.
 pub(crate) fn failover_times(seed: u64, length: Duration) -> Vec<Duration> {
     every(&mut Rng::with_seed(!seed.rotate_left(32)), FAILOVER_INTERVAL, length)
+}
+
+/// Seconds between faults of members of the consumer group.
+const MEMBER_INTERVAL: std::ops::Range<u64> = 4..12;
+/// Milliseconds for which a member is away: shorter than the session timeout, and longer.
+const SHORT_AWAY: std::ops::Range<u64> = 0..5_000;
+const LONG_AWAY: std::ops::Range<u64> = 7_000..12_000;
+
+/// When a member of the consumer group has a fault, which of them, and which fault. All of them and all faults in turn.
+pub(crate) fn member_faults(seed: u64, length: Duration, members: usize) -> Vec<(Duration, usize, Fault)> {
+    let mut rng = Rng::with_seed(seed.rotate_left(16));
+    let times = every(&mut rng, MEMBER_INTERVAL, length);
+    let (mut targets, mut faults) = (Vec::new(), Vec::new());
+    let fault = |at| {
+        let target = in_turn(&mut rng, &mut targets, members);
+        let kill = |down| Fault::Kill { down, again: None };
+        let fault = match in_turn(&mut rng, &mut faults, 5) {
+            0 => kill(millis(&mut rng, SHORT_AWAY)),
+            1 => kill(millis(&mut rng, LONG_AWAY)),
+            2 => Fault::Freeze(millis(&mut rng, SHORT_AWAY)),
+            3 => Fault::Freeze(millis(&mut rng, LONG_AWAY)),
+            _ => Fault::Stop { down: millis(&mut rng, SHORT_AWAY) },
+        };
+        (at, target, fault)
+    };
+    times.into_iter().map(fault).collect()
+}
+
+/// The next of `0..count` in a random order, all of them in turn.
+fn in_turn(rng: &mut Rng, bag: &mut Vec<usize>, count: usize) -> usize {
+    if bag.is_empty() {
+        bag.extend(0..count);
+        rng.shuffle(bag);
+    }
+    bag.pop().unwrap_or_default()
 }
 
 /// Times within `length` at random intervals in this range; the first after half an interval.
@@ -237,6 +276,27 @@ mod tests {
             for sign in [-1, 0, 1] {
                 assert!(steps.iter().any(|(_, off)| off.signum() == sign), "{steps:?}");
             }
+        }
+    }
+
+    #[test]
+    fn every_member_has_faults_and_each_fault_comes() {
+        for seed in 0..50 {
+            let faults = member_faults(seed, LENGTH, 3);
+            assert_eq!(faults, member_faults(seed, LENGTH, 3), "a seed always makes the same faults");
+            assert!(faults.is_sorted_by_key(|(at, ..)| *at) && faults.iter().all(|(at, ..)| *at < LENGTH));
+            let targets: HashSet<_> = faults[..3].iter().map(|(_, target, _)| *target).collect();
+            assert_eq!(targets, HashSet::from([0, 1, 2]));
+            let is_long = |time: Duration| time > Duration::from_secs(6);
+            let kinds: HashSet<_> = faults[..5]
+                .iter()
+                .map(|(.., fault)| match fault {
+                    Fault::Kill { down, .. } => ("kill", is_long(*down)),
+                    Fault::Freeze(time) => ("freeze", is_long(*time)),
+                    Fault::Stop { .. } | Fault::Restart => ("stop", false),
+                })
+                .collect();
+            assert_eq!(kinds.len(), 5, "{kinds:?}");
         }
     }
 

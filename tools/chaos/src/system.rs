@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use smol::lock::Mutex;
 use testbed::{Error, Scratch, audit::Auditor, clock::SteppedClock, http::Client};
 
-use crate::{component::Component, docker};
+use crate::{component::Component, docker, schedule::ComponentIndex};
 
 /// A running system, and what a run may do to it.
 pub(crate) struct SystemUnderTest {
@@ -13,6 +13,8 @@ pub(crate) struct SystemUnderTest {
     pub(crate) description: String,
     /// Its components with their names. The schedule refers to them by index.
     pub(crate) components: Vec<(String, Mutex<Component>)>,
+    /// Which components are members of the consumer group, if there are several.
+    pub(crate) members: Vec<ComponentIndex>,
     /// Clients of patient-service: one for each replica, or one for the balancer.
     pub(crate) clients: Vec<Client>,
     /// The auditor, if the addresses stay the same.

@@ -1,4 +1,4 @@
-//! A short run of chaos on each broker, and on a secure system: nothing is lost.
+//! A short run of chaos on each broker, on a secure system, and with several analytics-services: nothing is lost.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use testbed::broker::Kind;
@@ -16,6 +16,16 @@ mod with_identities {
         #[test]
         fn nothing_is_lost_while_faults_are_injected() {
             crate::nothing_is_lost(&["--secure", "--seed", "37"]);
+        }
+    }
+}
+
+// Nisshi's groups are not safe for several members.
+mod with_members {
+    mod on_kafka {
+        #[test]
+        fn nothing_is_lost_while_faults_are_injected() {
+            crate::nothing_is_lost(&["--members", "3", "--seed", "37"]);
         }
     }
 }

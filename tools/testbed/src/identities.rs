@@ -142,6 +142,9 @@ impl Identities {
                 &keystore,
             ));
         }
+        if service == "analytics-service" {
+            settings.push(("ANALYTICS_MEMBERS_TLS_CA", authority.display().to_string()));
+        }
         settings.extend(service_settings::of_grpc(service, &identity, &authority, "localhost"));
         settings
     }

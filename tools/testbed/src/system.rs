@@ -202,6 +202,16 @@ impl System {
         state_file(self.scratch.path())
     }
 
+    /// How another analytics-service is started beside the system's own, with a port and a state of its own.
+    pub fn another_analytics(&self, number: usize) -> Launch {
+        let mut launch = self.analytics.launch().clone();
+        (launch.port, launch.label) = (ports::free(), format!("analytics-service-{number}"));
+        let state = self.directory().join(format!("{}.sqlite", launch.label));
+        launch.environment.retain(|(name, _)| name != "STATE_FILE");
+        launch.environment.push(("STATE_FILE".to_owned(), state.display().to_string()));
+        launch
+    }
+
     /// Starts a service again on the same port after it has ended. It may not be ready yet.
     ///
     /// # Errors
