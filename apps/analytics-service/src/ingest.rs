@@ -14,6 +14,7 @@ mod group_progress;
 mod member;
 mod reports;
 mod spans;
+mod standbys;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +33,7 @@ use telemetry::metrics::{self, IntGaugeVec};
 
 use self::{
     batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher, gate::Gate,
-    reports::Outages,
+    reports::Outages, standbys::StandbyLimits,
 };
 use crate::{
     members::Members,
@@ -128,7 +129,8 @@ impl Ingest {
         self.members.set(Some(Vec::new()));
         let instance = membership.instance_id.as_deref();
         let kafka = self.settings.kafka.clone();
-        Some(Member::new(kafka, group, &self.settings.topic, instance, membership.session_timeout))
+        let member = Member::new(kafka, group, &self.settings.topic, instance, membership.session_timeout);
+        Some(member.with_standbys(membership.standbys.0))
     }
 
     /// What the state has for these partitions of the topic, which has `count`. Others belong to other instances.
@@ -201,6 +203,26 @@ impl Ingest {
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
             fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, total, saved).run()));
+        }
+    }
+
+    /// Starts to fetch copies of these partitions of other members, beside those of this instance.
+    fn start_standbys(
+        &self,
+        partitions: &[i32],
+        saved: &SavedState,
+        (shared, limits): (&fetcher::Shared, &Arc<StandbyLimits>),
+        fetchers: &mut Fetchers,
+    ) {
+        let next = |partition: &i32| saved.positions.get(partition).map_or(0, |saved| saved.next);
+        let positions =
+            partitions.iter().map(|n| (*n, Position { next: next(n), end: next(n), halted: None })).collect();
+        self.change(|snapshot| snapshot.standbys = positions);
+        let total = fetchers.len() + partitions.len();
+        for partition in partitions.iter().copied() {
+            let saved = saved.positions.get(&partition).copied();
+            let fetcher = Fetcher::new(shared.clone(), partition, total, saved).standby(limits.clone());
+            fetchers.insert(partition, runtime::spawn(fetcher.run()));
         }
     }
 

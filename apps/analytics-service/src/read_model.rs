@@ -13,6 +13,13 @@ use crate::{counts::Counts, partition_counts::PartitionCounts, state::Delta};
 static LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
     metrics::gauges("kafka_consumer_lag", "Records of a partition that are not applied yet.", &["topic", "partition"])
 });
+static STANDBY_LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(|| {
+    metrics::gauges(
+        "kafka_standby_lag",
+        "Records of another member's partition that are not in the copy of this instance yet.",
+        &["topic", "partition"],
+    )
+});
 
 /// The read model, shared by ingest, which updates it, and HTTP. Clones share their data.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +37,8 @@ pub struct Snapshot {
     pub by_partition: PartitionCounts,
     /// Each partition that is assigned to this instance.
     pub partitions: BTreeMap<i32, Position>,
+    /// Each partition of another instance of which this one keeps a copy. Its counts are in no sum.
+    pub standbys: BTreeMap<i32, Position>,
     /// The number of partitions of the topic; 0 until it is known.
     pub topic_partitions: i32,
     /// Partitions that were added to the topic and are not in the list of `PARTITIONS`.
@@ -88,11 +97,21 @@ impl Snapshot {
         self.by_partition += &delta.counts;
         self.counts += &delta.counts.sum(|partition| self.partitions.contains_key(&partition));
         for (partition, saved) in &delta.positions {
-            if let Some(position) = self.partitions.get_mut(partition) {
+            if let Some(position) = self.position_mut(*partition) {
                 position.next = saved.next;
                 position.end = position.end.max(saved.next);
             }
         }
+    }
+
+    /// The position of a partition of this instance, or of its copy of another one's.
+    pub fn position(&self, partition: i32) -> Option<&Position> {
+        self.partitions.get(&partition).or_else(|| self.standbys.get(&partition))
+    }
+
+    /// The same, to change it.
+    pub fn position_mut(&mut self, partition: i32) -> Option<&mut Position> {
+        self.partitions.get_mut(&partition).or_else(|| self.standbys.get_mut(&partition))
     }
 
     fn sum(&mut self) {
@@ -119,6 +138,9 @@ impl ReadModel {
             for (partition, position) in &snapshot.partitions {
                 LAG.with_label_values(&[topic, &partition.to_string()]).set(position.lag());
             }
+            for (partition, position) in &snapshot.standbys {
+                STANDBY_LAG.with_label_values(&[topic, &partition.to_string()]).set(position.lag());
+            }
         }
         self.changed.notify(usize::MAX);
     }
@@ -132,6 +154,14 @@ impl ReadModel {
         for partition in partitions {
             // It fails if no lag was exported.
             let _ = LAG.remove_label_values(&[topic, &partition.to_string()]);
+        }
+    }
+
+    /// Removes the lag of copies that this instance does not keep any more.
+    pub fn drop_standbys(&self, topic: &str, partitions: impl IntoIterator<Item = i32>) {
+        for partition in partitions {
+            // As above.
+            let _ = STANDBY_LAG.remove_label_values(&[topic, &partition.to_string()]);
         }
     }
 
@@ -176,5 +206,22 @@ mod tests {
         assert_eq!(created(), 6);
         read_model.change("t", |snapshot| snapshot.assign([(1, Position::default())]));
         assert_eq!(created(), 7);
+    }
+
+    #[test]
+    fn the_total_has_nothing_of_a_copy() {
+        let read_model = ReadModel::default();
+        let mut delta = Delta::default();
+        (delta.counts.of(Some(0)).created, delta.counts.of(Some(1)).created) = (1, 2);
+        delta.positions.insert(1, crate::state::SavedPosition { next: 7, last_timestamp: None, topic_id: None });
+        read_model.change("t", |snapshot| {
+            snapshot.assign([(0, Position::default())]);
+            snapshot.standbys.insert(1, Position::default());
+            snapshot.apply(&delta);
+        });
+        read_model.read(|snapshot| {
+            assert_eq!((snapshot.counts.created, snapshot.standbys[&1].next), (1, 7));
+            assert_eq!(snapshot.partitions.len(), 1);
+        });
     }
 }

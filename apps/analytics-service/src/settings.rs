@@ -82,6 +82,8 @@ pub struct MembershipSettings {
     pub instance_id: Option<String>,
     /// Without a sign of life for so long, the partitions go to other instances.
     pub session_timeout: Duration,
+    /// The copies of each partition on other members.
+    pub standbys: Standbys,
     /// Where other instances reach the HTTP server; none if it is the address that it listens on.
     pub advertised: Option<HostPort>,
 }
@@ -93,6 +95,8 @@ impl MembershipSettings {
         let instance_id = reader.variable(&["KAFKA_GROUP_INSTANCE_ID"], about).used_if(is_member).optional();
         let about = "with PARTITIONS=group, after so long without a sign of life the partitions go to other instances";
         let session_timeout = reader.variable(&["KAFKA_SESSION_TIMEOUT"], about).used_if(is_member).or("15s");
+        let about = "with PARTITIONS=group, copies of each partition that other instances keep, of which one goes on if its own dies";
+        let standbys = reader.variable(&["STANDBYS"], about).used_if(is_member).or("0");
         let about = "with PARTITIONS=group, host and port where other instances reach this one";
         let advertised: Option<HostPort> = reader.variable(&["ADVERTISED_HTTP"], about).used_if(is_member).optional();
         if is_member && group.0.is_none() {
@@ -102,7 +106,22 @@ impl MembershipSettings {
             let why = "it is not set, and SERVER_ADDRESS is no address that other instances could use";
             reader.reject("ADVERTISED_HTTP", HostPort::EXPECTED, why);
         }
-        Self { instance_id, session_timeout, advertised }
+        Self { instance_id, session_timeout, standbys, advertised }
+    }
+}
+
+/// A number of copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standbys(pub usize);
+
+impl Value for Standbys {
+    const EXPECTED: &'static str = "a number from 0 to 9";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.as_bytes() {
+            [digit @ b'0'..=b'9'] => Ok(Self(usize::from(digit - b'0'))),
+            _ => Err("it is none".to_owned()),
+        }
     }
 }
 
@@ -202,10 +221,14 @@ mod tests {
         let member = read(&[group, ("ADVERTISED_HTTP", "analytics-0:4002"), ("KAFKA_GROUP_INSTANCE_ID", "0")]).unwrap();
         assert_eq!(member.advertised.unwrap().to_string(), "analytics-0:4002");
         assert_eq!((member.instance_id.as_deref(), member.session_timeout), (Some("0"), Duration::from_secs(15)));
-        assert!(read(&[group, ("SERVER_ADDRESS", "127.0.0.1")]).is_ok());
+        assert_eq!(member.standbys, Standbys(0));
+        let member = read(&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("STANDBYS", "1")]).unwrap();
+        assert_eq!(member.standbys, Standbys(1));
         for (wrong, name) in [
             (&[group, ("SERVER_ADDRESS", "0.0.0.0"), ("AUTH", "off")][..], "ADVERTISED_HTTP"),
             (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("KAFKA_CONSUMER_GROUP", "none")], "KAFKA_CONSUMER_GROUP"),
+            (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("STANDBYS", "10")], "STANDBYS"),
+            (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("STANDBYS", "-1")], "STANDBYS"),
         ] {
             let errors = read(wrong).unwrap_err().to_string();
             assert!(errors.contains(name), "{errors}");

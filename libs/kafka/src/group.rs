@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use config::HostPort;
 use kafka_protocol::{
-    error::ParseResponseErrorCode as _,
+    error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
-        FindCoordinatorRequest, FindCoordinatorResponse, GroupId, OffsetCommitRequest, OffsetCommitResponse, TopicName,
+        FindCoordinatorRequest, FindCoordinatorResponse, GroupId, OffsetCommitRequest, OffsetCommitResponse,
+        OffsetFetchRequest, OffsetFetchResponse, TopicName,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+        offset_fetch_request::OffsetFetchRequestTopic,
     },
 };
 
@@ -25,6 +27,8 @@ requests! {
     FindCoordinatorRequest => FindCoordinatorResponse, FindCoordinator, 1..=3;
     // Since version 10 with topic ids, which kafka-protocol does not have yet.
     OffsetCommitRequest => OffsetCommitResponse, OffsetCommit, 2..=9;
+    // Since version 3 with a throttle time; since version 8 a request has several groups.
+    OffsetFetchRequest => OffsetFetchResponse, OffsetFetch, 3..=7;
 }
 
 /// The key type of a group coordinator.
@@ -86,6 +90,22 @@ pub(crate) fn committed_topic(topic: &TopicName, next: &BTreeMap<i32, i64>) -> O
         committed.with_partition_index(*partition).with_committed_offset(*offset)
     };
     OffsetCommitRequestTopic::default().with_name(topic.clone()).with_partitions(next.iter().map(partition).collect())
+}
+
+/// The partitions of OffsetFetch.
+pub(crate) fn requested_topic(topic: &TopicName, partitions: &[i32]) -> OffsetFetchRequestTopic {
+    OffsetFetchRequestTopic::default().with_name(topic.clone()).with_partition_indexes(partitions.to_vec())
+}
+
+/// The committed offsets in a response to OffsetFetch; where none was committed there is none.
+pub(crate) fn committed_in(response: &OffsetFetchResponse) -> Result<BTreeMap<i32, i64>, ResponseError> {
+    let partitions = || response.topics.iter().flat_map(|topic| &topic.partitions);
+    let mut errors = std::iter::once(response.error_code).chain(partitions().map(|partition| partition.error_code));
+    if let Some(error) = errors.find_map(|code| code.err()) {
+        return Err(error);
+    }
+    let committed = partitions().filter(|partition| partition.committed_offset >= 0);
+    Ok(committed.map(|partition| (partition.partition_index, partition.committed_offset)).collect())
 }
 
 /// A connection to the group's coordinator, which the first bootstrap broker that answers names.

@@ -16,7 +16,7 @@ use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
         GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-        LeaveGroupResponse, OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse, TopicName,
+        LeaveGroupResponse, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse, TopicName,
         join_group_request::JoinGroupRequestProtocol, join_group_response::JoinGroupResponseMember,
         leave_group_request::MemberIdentity, sync_group_request::SyncGroupRequestAssignment,
     },
@@ -28,7 +28,7 @@ use crate::{
     Error, Malformed, Settings,
     call::{Deadline, call, millis, text},
     connection::Connection,
-    group::{committed_topic, connect_to_coordinator},
+    group::{committed_in, committed_topic, connect_to_coordinator, requested_topic},
     metadata,
     versions::{Request, requests},
 };
@@ -58,6 +58,8 @@ pub struct Member {
     topic: TopicName,
     instance: Option<StrBytes>,
     session_timeout: Duration,
+    /// The standbys that it assigns to each partition, if it is the leader.
+    standbys: usize,
     /// To the group's coordinator.
     connection: Option<Connection>,
     /// From the coordinator; empty before it is known.
@@ -86,6 +88,8 @@ pub struct Assignment {
     pub generation: i32,
     /// The partitions of this member.
     pub partitions: Vec<i32>,
+    /// The partitions of others of which this member keeps a copy.
+    pub standbys: Vec<i32>,
     /// All members, this one too.
     pub members: Vec<AssignedMember>,
 }
@@ -97,6 +101,8 @@ pub struct AssignedMember {
     pub address: String,
     /// Its partitions.
     pub partitions: Vec<i32>,
+    /// The partitions of others of which it keeps a copy.
+    pub standbys: Vec<i32>,
     /// Whether it is this member.
     pub is_self: bool,
 }
@@ -128,6 +134,7 @@ impl Member {
             topic: TopicName(text(topic)),
             instance: instance.map(text),
             session_timeout,
+            standbys: 0,
             connection: None,
             id: StrBytes::default(),
             generation: -1,
@@ -135,6 +142,13 @@ impl Member {
             owned: Vec::new(),
             revision: 0,
         }
+    }
+
+    /// As the leader, assigns so many standbys to each partition: members that keep a copy of it, and of which one gets it if its member
+    /// dies.
+    #[must_use]
+    pub fn with_standbys(self, standbys: usize) -> Self {
+        Self { standbys, ..self }
     }
 
     /// Whether it is the leader of its generation, which has to join again when partitions are added to the topic.
@@ -199,7 +213,9 @@ impl Member {
             false => user_data::decode_assignment(&self.name(), &self.topic, synchronized.assignment)?,
         };
         self.owned.clone_from(&partitions);
-        Ok(Assignment { generation: self.generation, partitions, members })
+        let own = members.iter().find(|member| member.is_self);
+        let standbys = own.map(|member| member.standbys.clone()).unwrap_or_default();
+        Ok(Assignment { generation: self.generation, partitions, standbys, members })
     }
 
     async fn join_generation(
@@ -249,10 +265,13 @@ impl Member {
         }
         let candidates: Vec<_> = subscribers.iter().map(|(_, subscriber)| subscriber.candidate.clone()).collect();
         let assigned = assignor::assign(&candidates, partitions);
-        let named = |((_, Subscriber { candidate, address }), partitions): (&(StrBytes, Subscriber), &Vec<i32>)| {
-            NamedMember { name: candidate.name.clone(), address: address.clone(), partitions: partitions.clone() }
-        };
-        let members: Vec<_> = subscribers.iter().zip(&assigned).map(named).collect();
+        let standbys = assignor::assign_standbys(&candidates, &assigned, self.standbys);
+        let of_member = subscribers.iter().zip(assigned.iter().zip(standbys));
+        let named = of_member.map(|((_, Subscriber { candidate, address }), (partitions, standbys))| {
+            let (name, address) = (candidate.name.clone(), address.clone());
+            NamedMember { name, address, partitions: partitions.clone(), standbys }
+        });
+        let members: Vec<_> = named.collect();
         let assignment = |((member_id, _), partitions): (&(StrBytes, Subscriber), &Vec<i32>)| {
             SyncGroupRequestAssignment::default()
                 .with_member_id(member_id.clone())
@@ -302,6 +321,26 @@ impl Member {
             self.generation_after::<OffsetCommitRequest>(connection, asked_at, error)
         };
         call("commit_progress", deadline, Box::pin(work)).await
+    }
+
+    /// The offsets that were committed for these partitions, by whichever member; of those for which none was, none.
+    ///
+    /// # Errors
+    /// As [`GroupProgress::commit`](crate::GroupProgress::commit).
+    pub async fn committed(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, Error> {
+        let request = OffsetFetchRequest::default()
+            .with_group_id(self.group.clone())
+            .with_topics(Some(vec![requested_topic(&self.topic, partitions)]));
+        let deadline = Deadline::new(self.settings.deadline);
+        let work = async {
+            let mut connection = self.connect(deadline).await?;
+            let response = connection.call(&request).await?;
+            let committed =
+                committed_in(&response).map_err(|e| connection.broker_error::<OffsetFetchRequest>(e, None))?;
+            self.connection = Some(connection);
+            Ok(committed)
+        };
+        call("committed_progress", deadline, Box::pin(work)).await
     }
 
     /// Leaves the group at once, unless the member is static: then its partitions wait for its restart until the session timeout.

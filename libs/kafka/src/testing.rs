@@ -15,12 +15,14 @@ use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
         AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, AlterClientQuotasRequest, AlterClientQuotasResponse,
-        BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, EndTxnRequest, EndTxnResponse,
-        FindCoordinatorRequest, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, InitProducerIdRequest,
-        InitProducerIdResponse, ProduceRequest, ProducerId, TopicName, TransactionalId,
+        BrokerId, CreatePartitionsRequest, CreatePartitionsResponse, DeleteRecordsRequest, DeleteRecordsResponse,
+        EndTxnRequest, EndTxnResponse, FindCoordinatorRequest, IncrementalAlterConfigsRequest,
+        IncrementalAlterConfigsResponse, InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProducerId,
+        TopicName, TransactionalId,
         add_partitions_to_txn_request::AddPartitionsToTxnTopic,
         alter_client_quotas_request::{EntityData, EntryData, OpData},
         create_partitions_request::CreatePartitionsTopic,
+        delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
         incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
         produce_request::{PartitionProduceData, TopicProduceData},
     },
@@ -50,6 +52,7 @@ requests! {
     AlterClientQuotasRequest => AlterClientQuotasResponse, AlterClientQuotas, 0..=1;
     IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse, IncrementalAlterConfigs, 0..=1;
     CreatePartitionsRequest => CreatePartitionsResponse, CreatePartitions, 0..=3;
+    DeleteRecordsRequest => DeleteRecordsResponse, DeleteRecords, 0..=2;
     InitProducerIdRequest => InitProducerIdResponse, InitProducerId, 0..=4;
     AddPartitionsToTxnRequest => AddPartitionsToTxnResponse, AddPartitionsToTxn, 0..=3;
     EndTxnRequest => EndTxnResponse, EndTxn, 0..=3;
@@ -112,6 +115,27 @@ pub async fn add_partitions(settings: &Settings, topic: &str, count: i32) -> Res
     let work = async {
         let response = connect(settings, deadline).await?.call(&request).await?;
         response.results.iter().try_for_each(|result| check(result.error_code))
+    };
+    call("testing", deadline, Box::pin(work)).await
+}
+
+/// Deletes the records of partitions before these offsets, as retention does.
+///
+/// # Errors
+/// If the broker is unavailable, does not lead all of them, or rejects the request.
+pub async fn delete_records(settings: &Settings, topic: &str, before: &BTreeMap<i32, i64>) -> Result<(), Error> {
+    let partition = |(partition, offset): (&i32, &i64)| {
+        DeleteRecordsPartition::default().with_partition_index(*partition).with_offset(*offset)
+    };
+    let topic = DeleteRecordsTopic::default()
+        .with_name(TopicName(text(topic)))
+        .with_partitions(before.iter().map(partition).collect());
+    let request = DeleteRecordsRequest::default().with_topics(vec![topic]).with_timeout_ms(millis(settings.deadline));
+    let deadline = Deadline::new(settings.deadline);
+    let work = async {
+        let response = connect(settings, deadline).await?.call(&request).await?;
+        let mut partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
+        partitions.try_for_each(|partition| check(partition.error_code))
     };
     call("testing", deadline, Box::pin(work)).await
 }

@@ -74,6 +74,9 @@ pub(super) struct InstanceBody<T> {
 pub(super) struct OwnSummaryBody {
     #[serde(flatten)]
     summary: SummaryBody,
+    /// The copies of other members' partitions, which count for nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    standbys: Vec<PartitionBody>,
     #[serde(flatten)]
     own: InstanceBody<CountsBody>,
 }
@@ -175,7 +178,8 @@ impl SummaryBody {
 impl OwnSummaryBody {
     pub(super) fn new(instance: Uuid, snapshot: &Snapshot) -> Self {
         let own = InstanceBody::new(instance, snapshot, |counts| counts.into());
-        Self { summary: SummaryBody::new(snapshot), own }
+        let standbys = snapshot.standbys.iter().map(|(partition, position)| PartitionBody::new(*partition, position));
+        Self { summary: SummaryBody::new(snapshot), standbys: standbys.collect(), own }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Applies batches in a transaction of the state.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::LazyLock,
 };
 
@@ -30,6 +30,9 @@ static KNOWN_LATE: LazyLock<IntCounter> = LazyLock::new(|| {
         "Patients whose first event here was not their first: others were deleted, or are on another instance's partition.",
     )
 });
+static STANDBY: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter("events_applied_to_standbys_total", "Events applied to copies of other members' partitions.")
+});
 static DEAD: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("events_dead_total", "Records that cannot be decoded and are dead-lettered."));
 
@@ -43,6 +46,9 @@ pub(super) struct BatchApplier {
     /// Duplicates with another change.
     conflicts: u64,
     conflicting_patient: Option<Uuid>,
+    /// Copies of other members' partitions, which count for nothing else here.
+    standbys: BTreeSet<i32>,
+    applied_to_standbys: u64,
 }
 
 impl BatchApplier {
@@ -55,7 +61,8 @@ impl BatchApplier {
         batches: &[FetchedBatch],
         delta: &mut Delta,
     ) -> Result<Self, StateError> {
-        let mut applier = Self::default();
+        let standbys = batches.iter().filter(|batch| batch.is_standby).map(|batch| batch.partition).collect();
+        let mut applier = Self { standbys, ..Self::default() };
         let events = sort_by_patient(batches);
         let by_patient: Vec<_> = events.chunk_by(|(_, one), (_, next)| one.patient_id == next.patient_id).collect();
         if by_patient.len() <= Transaction::MAX_PATIENTS && delta.dead_letters.is_empty() {
@@ -106,10 +113,18 @@ impl BatchApplier {
             let mut patient = patients.get(&id).copied().unwrap_or_default();
             let mut is_changed = false;
             if patient.partition.is_none() && !patient.is_counted() {
-                self.known_late += u64::from(events[0].1.version > Some(1));
+                let (partition, event) = events[0];
+                self.known_late += u64::from(event.version > Some(1) && !self.standbys.contains(&partition));
             }
             for (partition, event) in *events {
-                match counts.apply(*partition, &mut patient, event) {
+                let outcome = counts.apply(*partition, &mut patient, event);
+                if self.standbys.contains(partition) {
+                    let is_applied = outcome == Outcome::Applied;
+                    self.applied_to_standbys += u64::from(is_applied);
+                    is_changed |= is_applied;
+                    continue;
+                }
+                match outcome {
                     Outcome::Applied => {
                         *self.applied.entry(event.kind.map_or("unknown", |kind| kind.name())).or_default() += 1;
                         is_changed = true;
@@ -133,6 +148,7 @@ impl BatchApplier {
         for (kind, count) in &self.applied {
             APPLIED.with_label_values(&[kind]).inc_by(*count);
         }
+        STANDBY.inc_by(self.applied_to_standbys);
         KNOWN_LATE.inc_by(self.known_late);
         DUPLICATES.inc_by(self.duplicates);
         CONFLICTS.inc_by(self.conflicts);
@@ -184,6 +200,24 @@ mod tests {
         let mut batch = FetchedBatch::empty(0, SavedPosition { next: 0, last_timestamp: None, topic_id: None });
         batch.events = events.map(event).collect();
         batch
+    }
+
+    #[test]
+    fn a_copy_has_counts_and_reports_nothing() {
+        let [ours, theirs, moved] = [1, 2, 3].map(Uuid::from_u128);
+        let directory = Scratch::new().unwrap();
+        smol::block_on(async {
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            let own = batch([(ours, Created, 1), (moved, Created, 1)].into_iter());
+            let mut copy = batch([(theirs, Updated, 3), (theirs, Updated, 2), (moved, Updated, 2)].into_iter());
+            (copy.partition, copy.is_standby) = (1, true);
+            let mut delta = Delta::default();
+            let applier = BatchApplier::store(&mut state, &[own, copy], &mut delta).await.unwrap();
+            assert_eq!((applier.applied, applier.known_late), ([(Created.name(), 2)].into(), 0));
+            assert_eq!((applier.duplicates, applier.applied_to_standbys), (0, 2));
+            let created = |partition| delta.counts.get(Some(partition)).unwrap().created;
+            assert_eq!((created(0), created(1)), (1, 2), "a patient is counted in the partition of its last event");
+        });
     }
 
     #[test]

@@ -31,6 +31,8 @@ const SPAN_BYTES: usize = 1024;
 #[derive(Debug)]
 pub(super) struct FetchedBatch {
     pub(super) partition: i32,
+    /// Whether it is of a copy of another member's partition.
+    pub(super) is_standby: bool,
     pub(super) events: Vec<ReceivedEvent>,
     pub(super) dead_letters: Vec<DeadLetter>,
     /// The position after the batch.
@@ -41,22 +43,30 @@ pub(super) struct FetchedBatch {
     permit: Option<BudgetPermit>,
 }
 
+/// Where a batch was fetched from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    pub(super) topic_id: Option<Uuid>,
+    pub(super) partition: i32,
+    /// Of a copy of another member's partition, the offset that is not to be reached.
+    pub(super) standby_limit: Option<i64>,
+}
+
 impl FetchedBatch {
     /// Decodes the records of a fetch, and waits until the budget has bytes for them.
-    pub(super) async fn decode(
-        (settings, topic_id): (&Settings, Option<Uuid>),
-        partition: i32,
-        fetched: Fetched,
-        budget: &Arc<Budget>,
-    ) -> Self {
+    pub(super) async fn decode(settings: &Settings, source: Source, fetched: Fetched, budget: &Arc<Budget>) -> Self {
+        let Source { topic_id, partition, standby_limit } = source;
         let Fetched { records, next, .. } = fetched;
+        let next = source.limit(next);
         let mut undecodable = Vec::new();
         let mut batch = Self {
-            spans: spans::start(settings, partition, &records),
+            // The owner's is the one that counts the record.
+            spans: if standby_limit.is_none() { spans::start(settings, partition, &records) } else { Vec::new() },
             events: Vec::with_capacity(records.max_len()),
+            is_standby: standby_limit.is_some(),
             ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id })
         };
-        for record in records.iter() {
+        for record in records.iter().take_while(|record| record.offset < next) {
             if (batch.events.len() + undecodable.len()) % YIELD_INTERVAL == YIELD_INTERVAL - 1 {
                 yield_now().await;
             }
@@ -70,6 +80,8 @@ impl FetchedBatch {
                     log_event(partition, &record, &event);
                     batch.events.push(event);
                 }
+                // The owner has it.
+                Err(_) if batch.is_standby => {}
                 Err(error) => undecodable.push((record, error.to_string())),
             }
         }
@@ -85,23 +97,36 @@ impl FetchedBatch {
 
     /// One dead letter for a record batch that cannot be read. It has no content, which is too large or corrupt; its error has
     /// the offsets.
-    pub(super) fn unreadable(topic_id: Option<Uuid>, partition: i32, unreadable: UnreadableBatch, next: i64) -> Self {
+    pub(super) fn unreadable(source: Source, unreadable: UnreadableBatch, next: i64) -> Self {
+        let Source { topic_id, partition, standby_limit } = source;
+        let position = SavedPosition { next: source.limit(next), last_timestamp: None, topic_id };
+        if standby_limit.is_some() {
+            return Self { is_standby: true, ..Self::empty(partition, position) };
+        }
         let (offset, error) = (unreadable.first_offset, unreadable.to_string());
         tracing::error!(partition, offset, error, "a batch cannot be read and is dead-lettered");
         let dead_letter = DeadLetter { partition, offset, key: None, value: None, headers: Headers::new(), error };
-        let mut batch = Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id });
+        let mut batch = Self::empty(partition, position);
         batch.dead_letters.push(dead_letter);
         batch
     }
 
     /// A batch that only moves the position.
     pub(super) fn empty(partition: i32, position: SavedPosition) -> Self {
-        Self { partition, events: Vec::new(), dead_letters: Vec::new(), position, spans: Vec::new(), permit: None }
+        let (events, dead_letters, spans) = (Vec::new(), Vec::new(), Vec::new());
+        Self { partition, is_standby: false, events, dead_letters, position, spans, permit: None }
     }
 
     /// The number of records.
     pub(super) fn len(&self) -> usize {
         self.events.len() + self.dead_letters.len()
+    }
+}
+
+impl Source {
+    /// The offset to go on from after a fetch up to `next`.
+    pub(super) fn limit(self, next: i64) -> i64 {
+        self.standby_limit.map_or(next, |limit| next.min(limit))
     }
 }
 
@@ -143,5 +168,60 @@ fn log_event(partition: i32, record: &RecordRef<'_>, event: &ReceivedEvent) {
         let trace = TraceContext::continue_from(record.header(TRACEPARENT));
         let (trace_id, patient_id, version) = (trace.trace_id(), event.patient_id, event.version);
         tracing::debug!(trace_id, %patient_id, version, kind = ?event.kind, partition, offset = record.offset, "event read");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codec::event::{Event, EventKind};
+    use config::{Environment, Reader};
+    use kafka::{
+        Record,
+        testing::{self, Codec},
+    };
+
+    use super::*;
+
+    fn fetched(records: &[Record]) -> Fetched {
+        let testing::DecodedRecords { records, next, unreadable } =
+            testing::decode(testing::batch(Codec::None, records), 0, Vec::new(), 1 << 20).unwrap();
+        Fetched { records, next, high_watermark: next, last_stable_offset: next, unreadable }
+    }
+
+    #[test]
+    fn a_copy_ends_at_its_limit_and_has_no_dead_letters() {
+        let event = |milliseconds: i64, value: Option<Vec<u8>>| Record {
+            key: None,
+            value,
+            headers: Vec::new(),
+            timestamp: DateTime::from_timestamp_millis(milliseconds).unwrap(),
+        };
+        let created = || {
+            let event = Event {
+                id: Uuid::now_v7(),
+                patient_id: Uuid::now_v7(),
+                kind: EventKind::Created,
+                version: 1,
+                time: Utc::now(),
+                name: "Jane Doe",
+                email: "jane@example.org",
+                registered_date: "2024-02-29".parse().unwrap(),
+                date_of_birth: "1990-12-31".parse().unwrap(),
+            };
+            Some(event.encode())
+        };
+        let records = [event(10, created()), event(11, None), event(12, created()), event(13, created())];
+        let settings = Settings::read(&mut Reader::new(Environment::empty()));
+        let decode = |standby_limit| {
+            let source = Source { topic_id: None, partition: 0, standby_limit };
+            smol::block_on(FetchedBatch::decode(&settings, source, fetched(&records), &Budget::new(1 << 20)))
+        };
+        let content = |batch: &FetchedBatch| (batch.events.len(), batch.dead_letters.len(), batch.position.next);
+        let own = decode(None);
+        assert_eq!((content(&own), own.is_standby), ((3, 1, 4), false));
+        let copy = decode(Some(2));
+        assert_eq!((content(&copy), copy.is_standby), ((1, 0, 2), true));
+        assert_eq!(copy.position.last_timestamp, Some(11), "of the record before the next");
+        assert_eq!(content(&decode(Some(9))), (3, 0, 4), "no further than what was fetched");
     }
 }

@@ -9,7 +9,12 @@ use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
 use uuid::Uuid;
 
-use super::{BACKOFF, Ingest, budget::Budget, fetched_batch::FetchedBatch};
+use super::{
+    BACKOFF, Ingest,
+    budget::Budget,
+    fetched_batch::{FetchedBatch, Source},
+    standbys::StandbyLimits,
+};
 use crate::{settings::OnOffsetLoss, state::SavedPosition};
 
 /// The largest and the smallest fetch size, in bytes. A fetch that times out is repeated with a smaller size: the same size
@@ -67,6 +72,9 @@ pub(super) struct Fetcher {
     position: Option<SavedPosition>,
     /// The open transaction that blocks the partition.
     open_transaction: Option<OpenTransaction>,
+    /// How far it may read, if the partition is another member's and this instance keeps a copy. Its owner reports what there is to
+    /// report.
+    standby: Option<Arc<StandbyLimits>>,
     shared: Shared,
 }
 
@@ -102,7 +110,12 @@ impl Fetcher {
         let consumer = Consumer::new(settings.kafka.clone(), &settings.topic, partition);
         let share = TOTAL_FETCH_BYTES / i32::try_from(total).unwrap_or(i32::MAX).max(1);
         let max_bytes = share.clamp(FETCH_BYTES.1, FETCH_BYTES.0);
-        Self { consumer, partition, max_bytes, position: saved, open_transaction: None, shared }
+        Self { consumer, partition, max_bytes, position: saved, open_transaction: None, standby: None, shared }
+    }
+
+    /// The same for a copy, which reads no further than these limits.
+    pub(super) fn standby(self, limits: Arc<StandbyLimits>) -> Self {
+        Self { standby: Some(limits), ..self }
     }
 
     /// Fetches until it is cancelled.
@@ -111,6 +124,10 @@ impl Fetcher {
         let mut next = self.start_offset(&mut backoff).await;
         let mut bytes = self.max_bytes;
         loop {
+            let standby_limit = match &self.standby {
+                Some(limits) => Some(limits.wait(self.partition, next, &self.shared.ingest.read_model).await),
+                None => None,
+            };
             let fetched = self.consumer.fetch(next, bytes, FETCH_WAIT).await;
             bytes = match &fetched {
                 // In small steps, because a size that is too large costs a deadline.
@@ -123,28 +140,29 @@ impl Fetcher {
                 Ok(fetched) if fetched.high_watermark < next => next = self.start_offset(&mut backoff).await,
                 Ok(fetched) => {
                     backoff.reset();
-                    self.shared.ingest.report_kafka(Some(self.partition), None);
+                    self.report_kafka(None);
                     self.report_end(fetched.high_watermark);
                     self.report_open_transaction(&fetched);
                     if fetched.next == next {
                         continue;
                     }
-                    next = fetched.next;
                     let (partition, topic_id) = (self.partition, self.consumer.topic_id());
+                    let source = Source { topic_id, partition, standby_limit };
                     let batch = match fetched.unreadable {
-                        Some(unreadable) => FetchedBatch::unreadable(topic_id, partition, unreadable, next),
+                        Some(unreadable) => FetchedBatch::unreadable(source, unreadable, fetched.next),
                         None => {
                             let Shared { ingest, budget, .. } = &self.shared;
-                            FetchedBatch::decode((&ingest.settings, topic_id), partition, fetched, budget).await
+                            FetchedBatch::decode(&ingest.settings, source, fetched, budget).await
                         }
                     };
+                    next = batch.position.next;
                     self.enqueue(batch).await;
                 }
                 Err(kafka::Error::OffsetOutOfRange | kafka::Error::TopicChanged { .. }) => {
                     next = self.start_offset(&mut backoff).await;
                 }
                 Err(error) => {
-                    self.shared.ingest.report_kafka(Some(self.partition), Some(error.to_string()));
+                    self.report_kafka(Some(error.to_string()));
                     backoff.pause().await;
                     // The consumer compares topic ids when it reconnects. Without ids, compare offset and timestamp.
                     if self.consumer.topic_id().is_none() {
@@ -159,6 +177,12 @@ impl Fetcher {
         self.position = Some(batch.position);
         // It fails once the receiver is dropped: then this task is about to be cancelled.
         let _ = self.shared.sender.send(batch).await;
+    }
+
+    async fn enqueue_position(&mut self, position: SavedPosition) {
+        let mut batch = FetchedBatch::empty(self.partition, position);
+        batch.is_standby = self.standby.is_some();
+        self.enqueue(batch).await;
     }
 
     /// The offset to fetch from, once it is known to belong to the topic.
@@ -179,16 +203,22 @@ impl Fetcher {
                     }
                     OnOffsetLoss::Halt => {
                         // The broker is available, and a halted partition does not fetch.
-                        self.shared.ingest.report_kafka(Some(self.partition), None);
+                        self.report_kafka(None);
                         self.set_halted(Some(loss));
                         smol::Timer::after(HALTED_POLL_INTERVAL).await;
                     }
                 },
                 Err(error) => {
-                    self.shared.ingest.report_kafka(Some(self.partition), Some(error.to_string()));
+                    self.report_kafka(Some(error.to_string()));
                     backoff.pause().await;
                 }
             }
+        }
+    }
+
+    fn report_kafka(&self, error: Option<String>) {
+        if self.standby.is_none() {
+            self.shared.ingest.report_kafka(Some(self.partition), error);
         }
     }
 
@@ -226,7 +256,7 @@ impl Fetcher {
         self.topic_id().get_or_insert(known);
         if self.position.is_none_or(|position| position.topic_id != topic_id) {
             let last_timestamp = self.position.and_then(|position| position.last_timestamp);
-            self.enqueue(FetchedBatch::empty(self.partition, SavedPosition { next, last_timestamp, topic_id })).await;
+            self.enqueue_position(SavedPosition { next, last_timestamp, topic_id }).await;
         }
     }
 
@@ -253,29 +283,33 @@ impl Fetcher {
     async fn resume_after_loss(&mut self, first: i64, loss: Loss) {
         let partition = self.partition;
         tracing::warn!(partition, ?loss, first, "records lost; resuming at the earliest offset");
-        if let Loss::Gap { records } = loss {
+        if let Loss::Gap { records } = loss
+            && self.standby.is_none()
+        {
             LOST.inc_by(records.unsigned_abs());
         }
         self.set_halted(None);
         // Save the position, also if the partition stays empty.
         let topic_id = self.consumer.topic_id();
-        self.enqueue(FetchedBatch::empty(partition, SavedPosition { next: first, last_timestamp: None, topic_id }))
-            .await;
+        self.enqueue_position(SavedPosition { next: first, last_timestamp: None, topic_id }).await;
     }
 
     fn set_halted(&self, loss: Option<Loss>) {
         let partition = self.partition;
-        HALTED.with_label_values(&[&partition.to_string()]).set(loss.is_some().into());
+        if self.standby.is_none() {
+            HALTED.with_label_values(&[&partition.to_string()]).set(loss.is_some().into());
+        }
         let why = loss.map(|loss| match loss {
             Loss::Gap { records } => format!("{records} records were deleted before they were read"),
             Loss::TopicRecreated => "the topic was deleted and created again since it was read".to_owned(),
         });
-        let halted =
-            |snapshot: &crate::read_model::Snapshot| snapshot.partitions.get(&partition).and_then(|p| p.halted.clone());
+        let halted = |snapshot: &crate::read_model::Snapshot| snapshot.position(partition)?.halted.clone();
         if self.shared.ingest.read_model.read(halted) == why {
             return;
         }
-        if let Some(why) = &why {
+        if let Some(why) = why.as_ref().filter(|_| self.standby.is_some()) {
+            tracing::warn!(partition, why, "the copy of another member's partition is halted");
+        } else if let Some(why) = &why {
             tracing::error!(
                 partition,
                 why,
@@ -283,7 +317,7 @@ impl Fetcher {
             );
         }
         self.shared.ingest.change(|snapshot| {
-            if let Some(position) = snapshot.partitions.get_mut(&partition) {
+            if let Some(position) = snapshot.position_mut(partition) {
                 position.halted = why;
             }
         });
@@ -293,7 +327,7 @@ impl Fetcher {
     fn report_open_transaction(&mut self, fetched: &Fetched) {
         let Fetched { last_stable_offset: offset, high_watermark, .. } = *fetched;
         let is_blocked = fetched.is_blocked_by_transaction();
-        if !is_blocked && self.open_transaction.is_none() {
+        if self.standby.is_some() || !is_blocked && self.open_transaction.is_none() {
             return;
         }
         let partition = self.partition;
@@ -318,14 +352,11 @@ impl Fetcher {
 
     fn report_end(&self, end: i64) {
         let partition = self.partition;
-        let known = self
-            .shared
-            .ingest
-            .read_model
-            .read(|snapshot| snapshot.partitions.get(&partition).map(|position| position.end));
+        let known =
+            self.shared.ingest.read_model.read(|snapshot| snapshot.position(partition).map(|position| position.end));
         if known.is_some_and(|known| known != end) {
             self.shared.ingest.change(|snapshot| {
-                if let Some(position) = snapshot.partitions.get_mut(&partition) {
+                if let Some(position) = snapshot.position_mut(partition) {
                     position.end = end;
                 }
             });

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::pending,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,7 @@ use super::{
     BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher,
     gate::Gate,
     reports::{LOGGED_FAILURES, report_moved_keys},
+    standbys::StandbyLimits,
 };
 use crate::{
     members,
@@ -25,7 +27,7 @@ use crate::{
 
 /// How often the coordinator hears from this instance, and this instance of changes.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often progress is committed.
+/// How often progress is committed, and that of others read.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Time to leave the group at the shutdown. Otherwise the others wait for the session timeout.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,13 +48,14 @@ pub(super) async fn run(
     loop {
         let assignment = join(ingest, member, &saved).await;
         let gate = Gate::before_first_heartbeat();
+        let limits = Arc::<StandbyLimits>::default();
         let keep_membership = async {
-            keep_membership(ingest, member, &assignment, &gate).await;
+            keep_membership(ingest, member, &assignment, &gate, &limits).await;
             gate.close();
             pending().await
         };
         // A transaction in flight ends before the next generation is joined.
-        if let Err(error) = or(count(ingest, &assignment, saved, &gate, backoff), keep_membership).await {
+        if let Err(error) = or(count(ingest, &assignment, saved, (&gate, &limits), backoff), keep_membership).await {
             return error;
         }
         saved = match ingest.state.with(async |state| state.saved().await).await {
@@ -126,7 +129,7 @@ async fn count(
     ingest: &Ingest,
     assignment: &Assignment,
     saved: SavedState,
-    gate: &Gate,
+    (gate, limits): (&Gate, &Arc<StandbyLimits>),
     backoff: &mut Backoff,
 ) -> Result<(), StateError> {
     let assigned: BTreeSet<i32> = assignment.partitions.iter().copied().collect();
@@ -139,15 +142,19 @@ async fn count(
     let count = partitions_of(assignment);
     let saved = ingest.prepare(saved, &assigned, count).await?;
     ingest.report_state(None);
-    let before = ingest.read_model.read(|snapshot| snapshot.partitions.clone());
+    let (before, copies_before) =
+        ingest.read_model.read(|snapshot| (snapshot.partitions.clone(), snapshot.standbys.clone()));
     ingest.change(|snapshot| {
         snapshot.load(saved.counts.clone());
+        snapshot.standbys.retain(|partition, _| assignment.standbys.contains(partition));
         // What was known of the ends of those that stay.
         snapshot
             .assign(before.iter().filter(|(partition, _)| assigned.contains(partition)).map(|(n, p)| (*n, p.clone())));
     });
     let revoked: BTreeSet<i32> = before.into_keys().filter(|partition| !assigned.contains(partition)).collect();
     ingest.read_model.revoke(&ingest.settings.topic, &revoked);
+    let dropped = copies_before.into_keys().filter(|partition| !assignment.standbys.contains(partition));
+    ingest.read_model.drop_standbys(&ingest.settings.topic, dropped);
     revoked.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
     ingest.assign_kafka_error(&assigned);
     let members = assignment.members.iter().map(|member| members::Member {
@@ -160,12 +167,14 @@ async fn count(
         generation = assignment.generation,
         partitions = ?assigned,
         ?revoked,
+        standbys = ?assignment.standbys,
         members = assignment.members.len(),
         "the consumer group has assigned partitions"
     );
     let (shared, receiver) = ingest.queue(&saved);
     let mut fetchers = Fetchers::new();
     ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
+    ingest.start_standbys(&assignment.standbys, &saved, (&shared, limits), &mut fetchers);
     let applied = ingest.apply_all(&receiver, gate, backoff).await;
     for (_, fetcher) in fetchers {
         fetcher.cancel().await;
@@ -175,10 +184,17 @@ async fn count(
 
 /// Sends heartbeats and commits progress until the generation is over, or this member as its leader has to assign added
 /// partitions.
-async fn keep_membership(ingest: &Ingest, member: &mut Member, assignment: &Assignment, gate: &Gate) {
+async fn keep_membership(
+    ingest: &Ingest,
+    member: &mut Member,
+    assignment: &Assignment,
+    gate: &Gate,
+    limits: &StandbyLimits,
+) {
     let mut committed = BTreeMap::new();
-    let (mut heartbeat_failures, mut commit_failures) = (0, 0);
+    let (mut heartbeat_failures, mut commit_failures, mut limit_failures) = (0, 0, 0);
     let (mut committed_at, mut polled_at) = (Instant::now(), Instant::now());
+    let mut limits_at = None;
     loop {
         match member.heartbeat().await {
             Ok(Generation::Current { until }) => {
@@ -211,6 +227,14 @@ async fn keep_membership(ingest: &Ingest, member: &mut Member, assignment: &Assi
                 if result.is_ok() {
                     committed = next;
                 }
+            }
+        }
+        if !assignment.standbys.is_empty() && limits_at.is_none_or(|at: Instant| at.elapsed() >= COMMIT_INTERVAL) {
+            limits_at = Some(Instant::now());
+            let result = member.committed(&assignment.standbys).await;
+            ingest.report_standbys(&mut limit_failures, result.as_ref().err());
+            if let Ok(committed) = result {
+                limits.set(committed);
             }
         }
         if polled_at.elapsed() >= PARTITION_POLL_INTERVAL {

@@ -20,6 +20,8 @@ pub(super) struct Outages {
     pub(super) dead_letters: Outage,
     /// The progress is not committed to the group.
     pub(super) progress: Outage,
+    /// What the other members have committed is not known.
+    pub(super) standbys: Outage,
 }
 
 /// Says what no instance can see when partitions were added: each has some of the events of a patient whose key has moved.
@@ -88,6 +90,27 @@ impl Ingest {
                     tracing::info!(lasted_ms = lasted.as_millis() as u64, "events can be read again");
                 }
             }
+        }
+    }
+
+    /// Reports that the progress of other members was read, or the next failure.
+    pub(super) fn report_standbys(&self, failures: &mut u32, error: Option<&kafka::Error>) {
+        let group = self.settings.group.0.as_deref();
+        let Some(error) = error else {
+            *failures = 0;
+            if let Some(lasted) = self.outages.standbys.recovered() {
+                let lasted_ms = lasted.as_millis() as u64;
+                tracing::info!(lasted_ms, group, "copies of other members' partitions are read again");
+            }
+            return;
+        };
+        *failures += 1;
+        if *failures >= LOGGED_FAILURES && self.outages.standbys.failed(&error.cause()) {
+            tracing::warn!(
+                %error,
+                group,
+                "what other members have committed to the consumer group cannot be read; copies of their partitions wait"
+            );
         }
     }
 

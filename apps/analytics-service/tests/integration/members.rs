@@ -7,12 +7,12 @@ use std::{
 };
 
 use codec::event::EventKind::Created;
-use kafka::testing::committed_offsets;
+use kafka::testing::{committed_offsets, delete_records};
 use serde_json::Value as Json;
 use testbed::broker;
 use uuid::Uuid;
 
-use crate::harness::{Harness, PARTITIONS, Running, with_topic};
+use crate::harness::{Harness, PARTITIONS, Running, foreign, with_topic};
 
 // Nisshi's coordinator does not wait for the members of before, so that two may count a partition for a moment.
 testbed::on_each_kafka!(
@@ -20,6 +20,8 @@ testbed::on_each_kafka!(
     a_member_that_dies_is_replaced_and_its_successor_continues,
     members_commit_their_progress_to_the_group,
     an_instance_whose_state_cannot_be_opened_is_no_member,
+    a_standby_continues_for_a_dead_owner_without_the_records_that_it_has,
+    dead_letters_of_a_partition_with_a_standby_are_stored_once,
 );
 
 /// How long a test waits for what is going to happen: a session timeout, and a busy machine.
@@ -99,6 +101,36 @@ async fn until<T: Debug>(mut read: impl AsyncFnMut() -> T, is_expected: impl Fn(
         assert!(Instant::now() < end, "it is still {found:?}");
         smol::Timer::after(Duration::from_millis(20)).await;
     }
+}
+
+/// The next offset of each copy that a member keeps.
+async fn copies(member: &Running) -> BTreeMap<i32, i64> {
+    let summary: Json = member.own_summary().await;
+    let copies = summary["standbys"].as_array().into_iter().flatten();
+    let next = |copy: &Json| {
+        let partition = i32::try_from(copy["partition"].as_i64().unwrap()).unwrap();
+        (partition, copy["appliedOffset"].as_i64().unwrap() + 1)
+    };
+    copies.map(next).collect()
+}
+
+/// Waits until the copies of the members have so many records together, and none of them more than its owner has committed.
+async fn until_copied(group: &Group, members: &[&Running], records: i64) {
+    let Harness { kafka, topic, .. } = &group.topic;
+    let read = async || {
+        let mut all = BTreeMap::new();
+        for member in members {
+            all.extend(copies(member).await);
+        }
+        // Read after the copies.
+        let committed = committed_offsets(kafka, &group.name, topic, PARTITIONS).await.unwrap();
+        for (partition, next) in &all {
+            let limit = committed.get(partition).copied().unwrap_or_default();
+            assert!(*next <= limit, "the copy of partition {partition} is at {next}, and its owner committed {limit}");
+        }
+        all
+    };
+    until(read, |all| all.len() == 3 && all.values().sum::<i64>() == records).await;
 }
 
 fn partitions_move_between_members_and_every_event_is_counted_once(kind: broker::Kind) {
@@ -190,5 +222,70 @@ fn an_instance_whose_state_cannot_be_opened_is_no_member(kind: broker::Kind) {
         until_counted(&[&first, &second], &[1, 2], 120).await;
         first.stop().await;
         second.stop().await;
+    });
+}
+
+const WITH_STANDBYS: [(&str, &str); 1] = [("STANDBYS", "1")];
+
+fn a_standby_continues_for_a_dead_owner_without_the_records_that_it_has(kind: broker::Kind) {
+    with_topic(kind, |topic| async move {
+        let mut group = Group::new(topic);
+        let first = group.start_with("first", &WITH_STANDBYS).await;
+        let second = group.start_with("second", &WITH_STANDBYS).await;
+        // Before there is anything: what one has counted as an owner it has at once.
+        until_counted(&[&first, &second], &[1, 2], 0).await;
+        group.register(60).await;
+        until_counted(&[&first, &second], &[1, 2], 60).await;
+        until_copied(&group, &[&first, &second], 60).await;
+        // Each has the whole topic now, and answers for its share.
+        until_counted(&[&first, &second], &[1, 2], 60).await;
+        assert_eq!(first.summary().await["created"], 60);
+
+        // Whoever began at the beginning would count nothing.
+        let Harness { kafka, topic, .. } = &group.topic;
+        let ends = committed_offsets(kafka, &group.name, topic, PARTITIONS).await.unwrap();
+        assert_eq!(ends.values().sum::<i64>(), 60);
+        delete_records(kafka, topic, &ends).await.unwrap();
+        second.kill().await;
+        until_counted(&[&first], &[3], 60).await;
+        assert_eq!(first.summary().await["activePatients"], 60);
+        group.register(30).await;
+        until_counted(&[&first], &[3], 90).await;
+        assert!(copies(&first).await.is_empty(), "nobody is left to keep a copy for");
+        first.stop().await;
+    });
+}
+
+fn dead_letters_of_a_partition_with_a_standby_are_stored_once(kind: broker::Kind) {
+    with_topic(kind, |topic| async move {
+        let mut group = Group::new(topic);
+        let first = group.start_with("first", &WITH_STANDBYS).await;
+        let second = group.start_with("second", &WITH_STANDBYS).await;
+        until_counted(&[&first, &second], &[1, 2], 0).await;
+        for partition in 0..PARTITIONS {
+            group.topic.send(partition, vec![foreign("no event")]).await;
+        }
+        group.register(30).await;
+        until_copied(&group, &[&first, &second], 33).await;
+        let stored = async |members: &[&Running]| {
+            let mut stored = Vec::new();
+            for member in members {
+                let letters = member.get("/analytics/dead-letters").await.json();
+                stored.extend(letters.as_array().unwrap().iter().map(|letter| letter["partition"].as_i64().unwrap()));
+            }
+            stored.sort_unstable();
+            stored
+        };
+        assert_eq!(stored(&[&first, &second]).await, [0, 1, 2]);
+        let of_second = stored(&[&second]).await;
+        second.kill().await;
+        // What comes now is the new owner's.
+        for partition in 0..PARTITIONS {
+            group.topic.send(partition, vec![foreign("no event")]).await;
+        }
+        let expected = [0, 1, 2].into_iter().flat_map(|n| if of_second.contains(&n) { vec![n] } else { vec![n, n] });
+        let expected: Vec<_> = expected.collect();
+        until(async || stored(&[&first]).await, |stored| *stored == expected).await;
+        first.stop().await;
     });
 }

@@ -84,10 +84,11 @@ pub(super) fn encode_assignment(topic: &TopicName, partitions: &[i32], members: 
     for member in members {
         put_text(&mut user_data, &member.name);
         put_text(&mut user_data, &member.address);
-        user_data.put_i32(member.partitions.len() as i32);
-        for partition in &member.partitions {
-            user_data.put_i32(*partition);
-        }
+        put_partitions(&mut user_data, &member.partitions);
+    }
+    // At the end, where versions of before ignore them.
+    for member in members {
+        put_partitions(&mut user_data, &member.standbys);
     }
     let assigned = consumer_protocol_assignment::TopicPartition::default()
         .with_topic(topic.clone())
@@ -108,6 +109,8 @@ pub(super) struct NamedMember {
     pub(super) name: String,
     pub(super) address: String,
     pub(super) partitions: Vec<i32>,
+    /// The partitions of others of which it keeps a copy.
+    pub(super) standbys: Vec<i32>,
 }
 
 /// Decodes the assignment of the member of this name.
@@ -126,13 +129,31 @@ pub(super) fn decode_assignment(
     for _ in 0..data.try_get_i32().map_err(malformed)? {
         let is_self = get_text(&mut data)? == name;
         let address = get_text(&mut data)?;
-        let mut partitions = Vec::new();
-        for _ in 0..data.try_get_i32().map_err(malformed)? {
-            partitions.push(data.try_get_i32().map_err(malformed)?);
+        let partitions = get_partitions(&mut data)?;
+        members.push(AssignedMember { address, partitions, standbys: Vec::new(), is_self });
+    }
+    // A leader of a version before knows of no standbys.
+    if data.has_remaining() {
+        for member in &mut members {
+            member.standbys = get_partitions(&mut data)?;
         }
-        members.push(AssignedMember { address, partitions, is_self });
     }
     Ok((partitions, members))
+}
+
+fn put_partitions(to: &mut BytesMut, partitions: &[i32]) {
+    to.put_i32(partitions.len() as i32);
+    for partition in partitions {
+        to.put_i32(*partition);
+    }
+}
+
+fn get_partitions(from: &mut Bytes) -> Result<Vec<i32>, Malformed> {
+    let mut partitions = Vec::new();
+    for _ in 0..from.try_get_i32().map_err(malformed)? {
+        partitions.push(from.try_get_i32().map_err(malformed)?);
+    }
+    Ok(partitions)
 }
 
 fn check_version(data: &mut Bytes) -> Result<(), Malformed> {
@@ -182,16 +203,22 @@ mod tests {
         let other = decode_subscription("one".to_owned(), &topic("other"), bytes).unwrap();
         assert!(other.candidate.owned.is_empty(), "partitions of another topic");
 
-        let member = |name: &str, partitions: &[i32]| NamedMember {
+        let member = |name: &str, partitions: &[i32], standbys: &[i32]| NamedMember {
             name: name.to_owned(),
             address: format!("{name}:1"),
             partitions: partitions.to_vec(),
+            standbys: standbys.to_vec(),
         };
-        let bytes = encode_assignment(&topic("patient"), &[1], &[member("one", &[0, 2]), member("two", &[1])]);
+        let members = [member("one", &[0, 2], &[]), member("two", &[1], &[2, 0])];
+        let bytes = encode_assignment(&topic("patient"), &[1], &members);
         let (partitions, members) = decode_assignment("two", &topic("patient"), bytes).unwrap();
         assert_eq!(partitions, [1]);
-        let expected = [("one:1", vec![0, 2], false), ("two:1", vec![1], true)]
-            .map(|(address, partitions, is_self)| AssignedMember { address: address.to_owned(), partitions, is_self });
+        let expected = [("one:1", vec![0, 2], vec![], false), ("two:1", vec![1], vec![2, 0], true)].map(
+            |(address, partitions, standbys, is_self)| {
+                let address = address.to_owned();
+                AssignedMember { address, partitions, standbys, is_self }
+            },
+        );
         assert_eq!(members, expected);
     }
 
@@ -203,7 +230,8 @@ mod tests {
             let cut = whole.slice(..length);
             assert!(decode_subscription(String::new(), &topic("patient"), cut).is_err(), "{length} bytes");
         }
-        let members = [NamedMember { name: "a".to_owned(), address: "a:1".to_owned(), partitions: vec![0] }];
+        let (name, address) = ("a".to_owned(), "a:1".to_owned());
+        let members = [NamedMember { name, address, partitions: vec![0], standbys: vec![1] }];
         let whole = encode_assignment(&topic("patient"), &[0], &members);
         for length in 0..whole.len() {
             assert!(decode_assignment("a", &topic("patient"), whole.slice(..length)).is_err(), "{length} bytes");

@@ -24,6 +24,7 @@ testbed::on_each_kafka!(
     whose_instance_id_was_taken_over_stays_out_until_it_is_free,
     added_partitions_are_assigned_when_the_leader_joins_again,
     a_generation_that_is_over_commits_no_offset,
+    the_leader_assigns_standbys_which_see_what_owners_commit,
 );
 
 const PARTITIONS: i32 = 6;
@@ -66,6 +67,7 @@ impl Group {
         let subscription = Subscription { address: address.to_owned(), offsets };
         let session_timeout = if instance.is_some() { LONG_SESSION_TIMEOUT } else { SESSION_TIMEOUT };
         let member = Member::new(self.settings.clone(), &self.name, &self.topic, instance, session_timeout);
+        let member = member.with_standbys(1);
         let task = runtime::spawn(run(member, subscription, latest.clone()));
         Running { latest, task }
     }
@@ -281,5 +283,26 @@ fn a_generation_that_is_over_commits_no_offset(kind: Kind) {
         let committed = committed_offsets(&group.settings, &group.name, &group.topic, 1).await.unwrap();
         assert_eq!(committed, [(0, 5)].into());
         new.kill().await;
+    });
+}
+
+fn the_leader_assigns_standbys_which_see_what_owners_commit(kind: Kind) {
+    runtime::block_on(2, async move {
+        let group = Group::new(kind).await;
+        let leader = group.start("leader:1", None, &[]);
+        until_shared([&leader]).await;
+        assert!(leader.latest().unwrap().standbys.is_empty(), "nobody else is there");
+        let mut member = group.member(None);
+        let assignment = join(&mut member, &Subscription::default()).await;
+        let [of_leader, own] = [false, true]
+            .map(|is_self| assignment.members.iter().find(|member| member.is_self == is_self).unwrap().clone());
+        assert_eq!(own.partitions.len(), 3);
+        assert_eq!((&own.standbys, &of_leader.standbys), (&of_leader.partitions, &own.partitions));
+        assert_eq!(assignment.standbys, own.standbys);
+        assert!(member.committed(&own.standbys).await.unwrap().is_empty());
+        let next: BTreeMap<_, _> = [(own.partitions[0], 7), (own.partitions[2], 0)].into();
+        assert!(matches!(member.commit(&next).await, Ok(Generation::Current { .. })));
+        assert_eq!(member.committed(&own.partitions).await.unwrap(), next);
+        leader.kill().await;
     });
 }
