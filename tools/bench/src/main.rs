@@ -22,6 +22,7 @@ mod reads;
 mod replay;
 mod requirements;
 mod results;
+mod takeover;
 mod tool;
 mod unary;
 mod updates;
@@ -88,7 +89,8 @@ fn rate(text: &str) -> Result<String, String> {
     if is_rate { Ok(text.to_owned()) } else { Err(format!("expected a number or {}", cost::PEAK)) }
 }
 
-const MEASUREMENTS: [&str; 8] = ["creates", "updates", "reads", "edge", "replay", "unary", "lean", "images"];
+const MEASUREMENTS: [&str; 9] =
+    ["creates", "updates", "reads", "edge", "replay", "unary", "lean", "takeover", "images"];
 
 /// Why there is no measurement: a message for the user.
 #[derive(Debug)]
@@ -139,8 +141,8 @@ async fn run(options: &Options) -> Outcome<bool> {
     let quick = options.quick;
     let mut selected: Vec<&str> = MEASUREMENTS.to_vec();
     if options.only.is_empty() {
-        // It takes minutes, and is compared with nothing.
-        selected.retain(|name| !quick || *name != "lean");
+        // They take minutes, and are compared with nothing.
+        selected.retain(|name| !quick || !["lean", "takeover"].contains(name));
     } else {
         selected.retain(|name| options.only.iter().any(|only| only == name));
     }
@@ -163,11 +165,14 @@ async fn run(options: &Options) -> Outcome<bool> {
     if is_selected("unary") {
         unary::measure(quick, &mut results).await?;
     }
-    if ["creates", "updates", "reads", "replay"].into_iter().any(is_selected) {
+    if ["creates", "updates", "reads", "replay", "takeover"].into_iter().any(is_selected) {
         let mut fixture = Fixture::start(&options.settings).await?;
         // First, while PostgreSQL is empty: autovacuum and checkpoints run for minutes after the others.
         if is_selected("replay") {
             replay::measure(&fixture, quick, &mut results).await?;
+        }
+        if is_selected("takeover") {
+            takeover::measure(&fixture, quick, &mut results).await?;
         }
         if is_selected("reads") {
             reads::measure(&mut fixture, quick, &mut results).await?;

@@ -25,7 +25,8 @@ use crate::{
     tool,
 };
 
-const PARTITIONS: i32 = 3;
+/// Partitions of the topic.
+pub(crate) const PARTITIONS: i32 = 3;
 /// Events in one request to the broker, for all partitions together.
 const BATCH: u64 = 3000;
 /// Timeout of a replay.
@@ -56,7 +57,7 @@ pub(crate) async fn measure(fixture: &Fixture, quick: bool, results: &mut Result
 }
 
 /// Publishes the creation of `events` patients, as the relay does.
-async fn publish(fixture: &Fixture, topic: &str, events: u64) -> Outcome {
+pub(crate) async fn publish(fixture: &Fixture, topic: &str, events: u64) -> Outcome {
     let settings = fixture.broker.settings("bench");
     kafka::create_topic(&settings, topic, PARTITIONS).await?;
     let mut producer = Producer::new(settings, topic);
@@ -112,18 +113,7 @@ async fn read(fixture: &Fixture, topic: &str, events: u64) -> Outcome<f64> {
 
 /// Events a second of analytics with an empty state, from its start until it has applied them all; and its memory then.
 async fn replay(fixture: &Fixture, topic: &str, events: u64, round: u32) -> Outcome<(f64, f64)> {
-    let label = format!("analytics-service-replay-{round}");
-    let state = fixture.directory().join(format!("{label}.sqlite"));
-    let environment = [
-        ("KAFKA_BOOTSTRAP_SERVERS", fixture.broker.address()),
-        ("KAFKA_TOPIC", topic.to_owned()),
-        ("KAFKA_DEAD_LETTER_TOPIC", format!("{topic}.dlq")),
-        ("STATE_FILE", state.display().to_string()),
-        ("LOG_FORMAT", "json".to_owned()),
-    ];
-    let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let directory = fixture.directory().to_owned();
-    let launch = Launch { name: "analytics-service", port: ports::free(), environment, directory, label, access: None };
+    let launch = launch(fixture, topic, format!("analytics-service-replay-{round}"), &[]);
     let begin = Instant::now();
     let mut service = launch.start()?;
     fixture.guard(service.process())?;
@@ -143,4 +133,20 @@ async fn replay(fixture: &Fixture, topic: &str, events: u64, round: u32) -> Outc
     let rss = crate::footprint::rss_mib(service.process().pid());
     service.stop().await;
     Ok((events as f64 / elapsed.as_secs_f64(), rss))
+}
+
+/// How an analytics-service of this name is started on a topic, with a state of its own.
+pub(crate) fn launch(fixture: &Fixture, topic: &str, label: String, settings: &[(&str, &str)]) -> Launch {
+    let state = fixture.directory().join(format!("{label}.sqlite"));
+    let environment = [
+        ("KAFKA_BOOTSTRAP_SERVERS", fixture.broker.address()),
+        ("KAFKA_TOPIC", topic.to_owned()),
+        ("KAFKA_DEAD_LETTER_TOPIC", format!("{topic}.dlq")),
+        ("STATE_FILE", state.display().to_string()),
+        ("LOG_FORMAT", "json".to_owned()),
+    ];
+    let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    let environment = environment.into_iter().chain(settings).map(|(name, value)| (name.to_owned(), value)).collect();
+    let directory = fixture.directory().to_owned();
+    Launch { name: "analytics-service", port: ports::free(), environment, directory, label, access: None }
 }

@@ -7,7 +7,7 @@ use testbed::broker::Kind;
 use crate::{Failure, pgbench};
 
 /// Measurements that need PostgreSQL and Apache Kafka.
-const NEED_SERVERS: [&str; 5] = ["creates", "updates", "reads", "replay", "lean"];
+const NEED_SERVERS: [&str; 6] = ["creates", "updates", "reads", "replay", "lean", "takeover"];
 /// Client programs of PostgreSQL that they need.
 const POSTGRESQL_PROGRAMS: [&str; 3] = ["pgbench", "psql", "pg_dump"];
 
@@ -19,8 +19,8 @@ pub(crate) fn missing(measurement: &str) -> Option<String> {
         if !Kind::Kafka.is_installed() && !can_fetch {
             missing.push("Apache Kafka, or Java and Maven to fetch it".to_owned());
         }
-        // A replay is compared with kcat.
-        let programs = if measurement == "replay" { &[][..] } else { &POSTGRESQL_PROGRAMS };
+        // A replay is compared with kcat, and a takeover with nothing.
+        let programs = if ["replay", "takeover"].contains(&measurement) { &[][..] } else { &POSTGRESQL_PROGRAMS };
         missing.extend(programs.iter().filter_map(|name| match pgbench::binary(name) {
             Ok(path) if path.is_file() => None,
             Ok(path) => Some(path.display().to_string()),
