@@ -131,7 +131,7 @@ e2e *filter:
         cargo test --locked --workspace --test e2e -- $skip {{ filter }}; \
     fi
 
-# Inject random faults into a system while clients write, then audit it; --seconds N, --seed S, --members N, --secure, --docker
+# Inject random faults into a system while clients write, then audit it; --seconds N, --seed S, --members N, --standbys N, --secure, --docker
 [group("test")]
 chaos *args:
     @case " {{ args }} " in *" --docker "*) services= ;; *) services=yes ;; esac; \

@@ -30,12 +30,12 @@ const COUNTS: [&str; 5] = ["activePatients", "created", "updated", "deleted", "u
 /// Asks the members during a run. Without several of them it does nothing.
 pub(crate) struct Observer {
     clients: Vec<Client>,
-    seen: Mutex<Seen>,
+    observations: Mutex<Observations>,
 }
 
 /// What the members have answered.
 #[derive(Default)]
-struct Seen {
+struct Observations {
     /// Who has answered for each partition.
     counted_by: BTreeMap<i64, BTreeSet<usize>>,
     /// Answers with all partitions, and those that said that some are missing.
@@ -50,7 +50,7 @@ impl Observer {
     pub(crate) fn new(members: &[Client]) -> Self {
         let clients = if members.len() > 1 { members.to_vec() } else { Vec::new() };
         let clients = clients.into_iter().map(|client| client.with_timeout(ANSWER_TIMEOUT)).collect();
-        Self { clients, seen: Mutex::default() }
+        Self { clients, observations: Mutex::default() }
     }
 
     /// Asks until it is dropped, while so many writers create patients.
@@ -67,17 +67,17 @@ impl Observer {
             };
             // Each writer waits for the response to one creation at most.
             let most = stats.stats().created + writers;
-            let mut seen = self.seen();
+            let mut all = self.observations();
             for (number, share) in shares.iter().enumerate() {
                 for partition in share.iter().flat_map(partitions) {
-                    seen.counted_by.entry(partition).or_default().insert(number);
+                    all.counted_by.entry(partition).or_default().insert(number);
                 }
             }
             let Some(answer) = answer else { continue };
             let is_partial = answer["partial"] == true;
-            *(if is_partial { &mut seen.partial } else { &mut seen.whole }) += 1;
+            *(if is_partial { &mut all.partial } else { &mut all.whole }) += 1;
             if usize::try_from(counts(&answer)[1]).is_ok_and(|created| created > most) {
-                seen.too_many.get_or_insert_with(|| format!("at most {most} patients were created: {answer}"));
+                all.too_many.get_or_insert_with(|| format!("at most {most} patients were created: {answer}"));
             }
         }
     }
@@ -114,9 +114,9 @@ impl Observer {
             return Vec::new();
         }
         let mut wrong: Vec<String> = self.until_agreed().await.err().into_iter().collect();
-        let seen = self.seen();
-        wrong.extend(seen.too_many.clone());
-        if length >= MOVES_EXPECTED_AFTER && seen.moved() == 0 {
+        let all = self.observations();
+        wrong.extend(all.too_many.clone());
+        if length >= MOVES_EXPECTED_AFTER && all.moved() == 0 {
             wrong.push("no partition has moved: that each event is counted once is not proven".to_owned());
         }
         wrong
@@ -146,13 +146,13 @@ impl Observer {
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn observations(&self) -> MutexGuard<'_, Observations> {
         // Nothing panics while it is held.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seen {
+impl Observations {
     /// The number of partitions that several members have counted.
     fn moved(&self) -> usize {
         self.counted_by.values().filter(|members| members.len() > 1).count()
@@ -161,17 +161,17 @@ impl Seen {
 
 impl fmt::Display for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seen = self.seen();
+        let all = self.observations();
         if self.clients.is_empty() {
             return Ok(());
         }
-        let (partitions, moved) = (seen.counted_by.len(), seen.moved());
+        let (partitions, moved) = (all.counted_by.len(), all.moved());
         writeln!(
             f,
             "  analytics: {} members, {moved} of {partitions} partitions were counted by several; {} answers of all, {} partial ones",
             self.clients.len(),
-            seen.whole,
-            seen.partial
+            all.whole,
+            all.partial
         )
     }
 }

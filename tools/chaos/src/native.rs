@@ -27,11 +27,16 @@ pub(crate) const POSTGRES: &str = "PostgreSQL";
 const SESSION_TIMEOUT: &str = "6s";
 
 /// Starts the system. The broker is the given one, else Apache Kafka if it can be installed, else Nisshi. `secure`: with
-/// identities and TLS, which Nisshi has not. Several analytics-services are `members` of one consumer group.
+/// identities and TLS, which Nisshi has not. Several analytics-services are `members` of one consumer group, with so many
+/// `standbys` of each partition.
 ///
 /// # Errors
 /// If a component does not start.
-pub(crate) async fn start(broker: Option<Kind>, secure: bool, members: usize) -> Result<SystemUnderTest, Error> {
+pub(crate) async fn start(
+    broker: Option<Kind>,
+    secure: bool,
+    (members, standbys): (usize, usize),
+) -> Result<SystemUnderTest, Error> {
     let kind = install(broker).await?;
     let scratch = Scratch::new()?;
     let clock = SteppedClock::new(scratch.path())?;
@@ -61,12 +66,13 @@ pub(crate) async fn start(broker: Option<Kind>, secure: bool, members: usize) ->
     };
     let mut extra = vec![("LOG_LEVEL", "warn")];
     // So that each has one, and some move when a member comes or goes.
-    let partitions = (2 * members).to_string();
+    let (partitions, copies) = ((2 * members).to_string(), standbys.to_string());
     if members > 1 {
         extra.extend([
             ("PARTITIONS", "group"),
             ("KAFKA_SESSION_TIMEOUT", SESSION_TIMEOUT),
             ("KAFKA_TOPIC_PARTITIONS", &partitions),
+            ("STANDBYS", &copies),
         ]);
     }
     let system = match &mut identities {
@@ -104,7 +110,11 @@ pub(crate) async fn start(broker: Option<Kind>, secure: bool, members: usize) ->
     let other_members = components.len()..components.len() + others.len();
     let others = others.into_iter().zip(1..);
     components.extend(others.map(|(service, n)| (format!("{ANALYTICS} {n}"), Component::Service(service))));
-    let group = if members > 1 { format!(", {members} analytics-services") } else { String::new() };
+    let group = match (members, standbys) {
+        (1, _) => String::new(),
+        (_, 0) => format!(", {members} analytics-services"),
+        _ => format!(", {members} analytics-services, {standbys} standbys"),
+    };
     let identities = if secure { ", identities and TLS" } else { "" };
     Ok(SystemUnderTest {
         description: format!("{kind}, {REPLICAS} patient-services{group}{identities}"),

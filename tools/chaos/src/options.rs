@@ -16,6 +16,8 @@ pub(crate) struct Options {
     pub(crate) clients: usize,
     /// The number of analytics-services. Several are members of one consumer group, on Apache Kafka.
     pub(crate) members: usize,
+    /// The copies of each partition on other members.
+    pub(crate) standbys: usize,
     pub(crate) deployment: Deployment,
 }
 
@@ -40,6 +42,7 @@ impl Options {
             seed,
             clients: 16,
             members: 1,
+            standbys: 0,
             deployment: Deployment::Native(None),
         };
         match (words.contains(&"--docker"), words.contains(&"--secure")) {
@@ -57,6 +60,7 @@ impl Options {
                 ["--members", number] => {
                     options.members = number.parse().ok().filter(|members| (1..=MAX_MEMBERS).contains(members))?;
                 }
+                ["--standbys", number] => options.standbys = number.parse().ok()?,
                 ["--broker", kind] if matches!(options.deployment, Deployment::Native(_)) => {
                     options.deployment = Deployment::Native(Some(match *kind {
                         "kafka" => Kind::Kafka,
@@ -66,6 +70,10 @@ impl Options {
                 }
                 _ => return None,
             }
+        }
+        // Each copy is on another member.
+        if options.standbys >= options.members {
+            return None;
         }
         if options.members > 1 {
             match &mut options.deployment {
@@ -93,7 +101,16 @@ mod tests {
         }
         assert!(matches!(parse("--secure --members 2").unwrap().deployment, Deployment::Secure));
         assert_eq!(parse("--broker nisshi --members 1").unwrap().members, 1);
-        for line in ["--broker nisshi --members 2", "--members 2 --docker", "--members 0", "--members 9", "--members"] {
+        assert_eq!(parse("--standbys 1 --members 2").unwrap().standbys, 1);
+        for line in [
+            "--broker nisshi --members 2",
+            "--members 2 --docker",
+            "--members 0",
+            "--members 9",
+            "--members",
+            "--members 2 --standbys 2",
+            "--standbys 1",
+        ] {
             assert!(parse(line).is_none(), "{line}");
         }
     }

@@ -51,13 +51,18 @@ impl Log {
 /// If the system cannot be started or read, or a fault cannot be injected.
 pub(crate) async fn run(options: Options) -> Result<bool, Error> {
     let Options { length, seed, clients, members, .. } = options;
+    let group = (members, options.standbys);
     let system = match options.deployment {
-        Deployment::Native(broker) => native::start(broker, false, members).await?,
-        Deployment::Secure => native::start(Some(Kind::Kafka), true, members).await?,
+        Deployment::Native(broker) => native::start(broker, false, group).await?,
+        Deployment::Secure => native::start(Some(Kind::Kafka), true, group).await?,
         Deployment::Containers => containers::find().await?,
     };
     let SystemUnderTest { description, components, clients: replicas, .. } = &system;
-    let with_members = if members > 1 { format!(" --members {members}") } else { String::new() };
+    let with_members = match group {
+        (1, _) => String::new(),
+        (members, 0) => format!(" --members {members}"),
+        (members, standbys) => format!(" --members {members} --standbys {standbys}"),
+    };
     println!("chaos --seconds {} --seed {seed} --clients {clients}{with_members}: {description}", length.as_secs());
 
     let log = Log(Instant::now());
@@ -85,7 +90,7 @@ pub(crate) async fn run(options: Options) -> Result<bool, Error> {
     };
     // The other members have faults of their own: with and without them, a seed makes the same rounds.
     let in_rounds = components.len() - system.members.len().saturating_sub(1);
-    let observer = Observer::new(system.fixed_auditor.as_ref().map_or(&[][..], |auditor| &auditor.analytics));
+    let observer = Observer::new(system.fixed_auditor.as_ref().map_or(&[][..], |auditor| auditor.analytics.as_slice()));
     let faults = async {
         let rounds = inject_all(schedule(seed, length, in_rounds), length, &system, log);
         let of_members = member_faults(seed, length, system.members.len());

@@ -25,7 +25,7 @@ mod with_members {
     mod on_kafka {
         #[test]
         fn nothing_is_lost_while_faults_are_injected() {
-            crate::nothing_is_lost(&["--members", "3", "--seed", "37"]);
+            crate::nothing_is_lost(&["--members", "3", "--standbys", "1", "--seed", "37"]);
         }
     }
 }
