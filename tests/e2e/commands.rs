@@ -16,13 +16,13 @@ use kafka::{Consumer, Producer, Record};
 use testbed::{
     broker::{Broker, Kind, Size},
     postgres::{Cluster, Durability},
-    sql,
+    sql, until,
 };
 use uuid::Uuid;
 
 use crate::{
     stack::{Stack, printed},
-    support::{TIMEOUT, register, until},
+    support::{TIMEOUT, register},
 };
 
 testbed::on_each_broker!(dead_letters_are_sent_again_and_the_state_is_rebuilt);

@@ -12,11 +12,12 @@ use testbed::{
     ports,
     service::{Launch, Service},
     system::{BackingServices, System},
+    until,
 };
 
 use crate::{
     privacy::MARKS,
-    support::{patient, unique, until},
+    support::{patient, unique},
 };
 
 testbed::on_each_broker!(

@@ -10,12 +10,12 @@ use std::{
 
 use serde_json::Value as Json;
 use surf::http::Method;
-use testbed::http::Client;
+use testbed::{http::Client, until};
 
 use crate::{
     running_system::{Counts, RunningSystem},
     stack,
-    support::{path, patient, unique, until},
+    support::{path, patient, unique},
     up_again,
 };
 

@@ -7,13 +7,13 @@ use testbed::{
     broker::Kind,
     service::Service,
     system::{BackingServices, System},
+    until,
 };
 
 use crate::{
     collector::{Collector, string},
     journey, privacy,
     running_system::RunningSystem,
-    support::until,
     traces,
 };
 

@@ -9,13 +9,13 @@ use chrono::Utc;
 use kafka::Record;
 use serde_json::{Value as Json, json};
 use surf::http::Method;
-use testbed::{Process, Signal, http::Client};
+use testbed::{Process, Signal, http::Client, until};
 use uuid::Uuid;
 
 use crate::{
     commands::created,
     stack::{Stack, printed},
-    support::{register, until},
+    support::register,
     up::broker,
 };
 

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use testbed::{
     broker::Kind,
     system::{DedicatedServers, System},
+    until,
 };
 
 use crate::{
     fresh_system::system,
-    support::{TIMEOUT, path, patient, register, until},
+    support::{TIMEOUT, path, patient, register},
 };
 
 testbed::on_each_broker!(every_service_shows_its_health_and_metrics, services_start_before_their_database_and_broker);

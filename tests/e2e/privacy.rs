@@ -3,9 +3,11 @@
 use serde_json::{Value as Json, json};
 use surf::http::Method;
 
+use testbed::until;
+
 use crate::{
     running_system::{Counts, RunningSystem},
-    support::{path, unique, until},
+    support::{path, unique},
 };
 
 /// Personal data of the patient. None of [`MARKS`] may appear in logs, metrics or exports.

@@ -6,13 +6,13 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, t
 use config::{Environment, Reader};
 use serde_json::json;
 use surf::http::Method;
-use testbed::{broker::Kind, http::Client};
+use testbed::{broker::Kind, http::Client, until};
 
 use crate::{
     journey, privacy,
     running_system::RunningSystem,
     stack::{Stack, printed},
-    support::{patient, unique, until},
+    support::{patient, unique},
     traces,
 };
 

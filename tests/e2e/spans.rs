@@ -11,12 +11,12 @@ use opentelemetry_proto::tonic::{
     trace::v1::Status,
 };
 use surf::http::Method;
-use testbed::{broker::Kind, http::Client, ports};
+use testbed::{broker::Kind, http::Client, ports, until};
 
 use crate::{
     collector::{Collector, Span, edges, hex, string},
     fresh_system::system,
-    support::{TIMEOUT, path, patient, register, until},
+    support::{TIMEOUT, path, patient, register},
 };
 
 testbed::on_each_broker!(

@@ -1,6 +1,6 @@
 //! Helpers of several tests.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value as Json;
 use testbed::http::Client;
@@ -29,13 +29,4 @@ pub(crate) async fn register(client: &Client, name: &str) -> Json {
 /// The path of a patient in a response.
 pub(crate) fn path(patient: &Json) -> String {
     format!("/patients/{}", patient["id"].as_str().unwrap())
-}
-
-/// Waits until a condition is true; panics with its name after [`TIMEOUT`].
-pub(crate) async fn until(condition: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {condition}");
-        smol::Timer::after(Duration::from_millis(10)).await;
-    }
 }

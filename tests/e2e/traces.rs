@@ -3,9 +3,11 @@
 use serde_json::Value as Json;
 use surf::http::Method;
 
+use testbed::until;
+
 use crate::{
     running_system::{Counts, RunningSystem},
-    support::{patient, unique, until},
+    support::{patient, unique},
 };
 
 /// Registers a patient in a trace. `lines` are components with log messages that must have the trace id.

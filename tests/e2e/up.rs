@@ -12,12 +12,12 @@ use testbed::{
     broker::Kind,
     postgres::{Cluster, Durability},
     service::{self, binaries},
-    sql,
+    sql, until,
 };
 
 use crate::{
     stack::{Stack, printed},
-    support::{register, until},
+    support::register,
 };
 
 /// Special characters of shells, URLs, lists and properties, in more bytes than the path of a socket may have.

@@ -17,12 +17,13 @@ use testbed::{
     audit::{Acknowledged, Auditor},
     broker::Kind,
     system::{DedicatedServers, System},
+    until,
     writers::Writers,
 };
 use uuid::Uuid;
 
 use crate::support::{
-    TIMEOUT, analytics, audit, logged, metric, random_pause, register_many, start, stop_and_audit, system, until,
+    TIMEOUT, analytics, audit, logged, metric, random_pause, register_many, start, stop_and_audit, system,
     until_metric, until_readiness,
 };
 

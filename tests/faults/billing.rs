@@ -7,13 +7,13 @@ use testbed::{
     Signal,
     audit::Acknowledged,
     proxy::{Mode, Proxy, Target},
-    sql,
+    sql, until,
     writers::Writers,
 };
 
 use crate::support::{
     TIMEOUT, any_broker, audit, billing, id, is_unavailable, logged, metric, patient, random_pause, register,
-    register_many, stop_and_audit, system, until, until_metric, until_readiness,
+    register_many, stop_and_audit, system, until_metric, until_readiness,
 };
 
 /// `BILLING_DEADLINE`, and the time for the rest of a request on a busy machine.

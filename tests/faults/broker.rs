@@ -9,10 +9,11 @@ use testbed::{
     broker::{Broker, Kind},
     proxy::{Mode, Proxy, Target},
     system::{BackingServices, DedicatedServers},
+    until,
 };
 
 use crate::support::{
-    TIMEOUT, audit, logged, metric, readiness, register, register_many, start, until, until_metric, until_readiness,
+    TIMEOUT, audit, logged, metric, readiness, register, register_many, start, until_metric, until_readiness,
 };
 
 testbed::on_each_broker!(

@@ -14,9 +14,10 @@ use testbed::{
     service::Service,
     sql,
     system::System,
+    until,
 };
 
-use crate::support::{analytics, any_broker, billing, id, metric, patient, patients, register, system, until};
+use crate::support::{analytics, any_broker, billing, id, metric, patient, patients, register, system};
 
 /// The memory limit of a service in docker-compose.yaml.
 const ALL_MEMORY: u64 = 64 << 20;

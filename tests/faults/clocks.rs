@@ -12,11 +12,12 @@ use testbed::{
     service::Service,
     sql,
     system::{DedicatedServers, System},
+    until,
 };
 
 use crate::support::{
     TIMEOUT, analytics, any_broker, audit, billing, id, logged, metric, patient, patients, register, start, system,
-    until, until_metric, until_readiness,
+    until_metric, until_readiness,
 };
 
 testbed::on_each_broker!(versions_decide_and_not_clocks_that_are_an_hour_off);

@@ -6,9 +6,10 @@ use testbed::{
     audit::{Acknowledged, Auditor},
     broker::Kind,
     system::BackingServices,
+    until,
 };
 
-use crate::support::{audit, logged, register_many, start, until};
+use crate::support::{audit, logged, register_many, start};
 
 // Nisshi does not tell configurations.
 testbed::on_each_kafka!(a_new_topic_is_compacted_and_another_is_reported);

@@ -9,11 +9,9 @@ use std::{
     process::Command,
 };
 
-use testbed::{audit::Acknowledged, broker::Kind, system::System, writers::Writers};
+use testbed::{audit::Acknowledged, broker::Kind, system::System, until, writers::Writers};
 
-use crate::support::{
-    TIMEOUT, analytics, audit, logged, register_many, stop_and_audit, system, until, until_readiness,
-};
+use crate::support::{TIMEOUT, analytics, audit, logged, register_many, stop_and_audit, system, until_readiness};
 
 testbed::on_each_broker!(
     in_a_namespace_a_full_disk_is_reported_and_counts_stay_correct,

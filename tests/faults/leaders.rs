@@ -1,8 +1,8 @@
 //! The leaders of the topic's partitions move to another node of the Kafka cluster.
 
-use testbed::{Scratch, Signal, kafka_cluster::KafkaCluster, system::BackingServices, writers::Writers};
+use testbed::{Scratch, Signal, kafka_cluster::KafkaCluster, system::BackingServices, until, writers::Writers};
 
-use crate::support::{TIMEOUT, start, stop_and_audit, until};
+use crate::support::{TIMEOUT, start, stop_and_audit};
 
 /// Nisshi has one node only.
 mod on_kafka_alone {

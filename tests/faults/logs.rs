@@ -10,10 +10,10 @@ use std::{
 
 use serde_json::Value as Json;
 use smol::{io::AsyncWriteExt as _, net::TcpStream};
-use testbed::{audit::Acknowledged, service::Service, system::System};
+use testbed::{audit::Acknowledged, service::Service, system::System, until};
 
 use crate::support::{
-    TIMEOUT, analytics, any_broker, audit, billing, metric, patients, register, system, until, until_metric,
+    TIMEOUT, analytics, any_broker, audit, billing, metric, patients, register, system, until_metric,
 };
 
 /// Executes a service with its output in a pipe that is open for reading and never read.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use kafka::testing::add_partitions;
 use serde_json::Value as Json;
-use testbed::{Signal, audit::Auditor, broker::Kind, service::Service, system::System, writers::Writers};
+use testbed::{Signal, audit::Auditor, broker::Kind, service::Service, system::System, until, writers::Writers};
 
-use crate::support::{TIMEOUT, audit_by, logged, random_pause, register_many, system, until};
+use crate::support::{TIMEOUT, audit_by, logged, random_pause, register_many, system};
 
 mod on_kafka_alone {
     use super::*;

@@ -10,9 +10,10 @@ use testbed::{
     broker::Kind,
     ports,
     service::{Launch, Service},
+    until,
 };
 
-use crate::support::{TIMEOUT, logged, metric, until, until_readiness};
+use crate::support::{TIMEOUT, logged, metric, until_readiness};
 
 testbed::on_each_broker!(undecodable_records_cost_little_memory);
 

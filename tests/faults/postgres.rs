@@ -15,12 +15,13 @@ use testbed::{
     proxy::{Mode, Proxy, Target},
     sql::{self, Session},
     system::{BackingServices, DedicatedServers, System},
+    until,
     writers::Writers,
 };
 
 use crate::support::{
     TIMEOUT, any_broker, audit, fast_broker, is_unavailable, logged, readiness, register, start, stop_and_audit,
-    system, until, until_metric, until_readiness,
+    system, until_metric, until_readiness,
 };
 
 /// Time for a response without the database: `DATABASE_ACQUIRE_DEADLINE`, `DATABASE_DEADLINE`, and a margin for a busy

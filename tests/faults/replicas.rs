@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use testbed::{Signal, broker::Kind, service::Service, system::System, writers::Writers};
+use testbed::{Signal, broker::Kind, service::Service, system::System, until, writers::Writers};
 
-use crate::support::{TIMEOUT, metric, stop_and_audit, system, until};
+use crate::support::{TIMEOUT, metric, stop_and_audit, system};
 
 testbed::on_each_broker!(events_stay_in_order_when_lease_holders_freeze_and_die, two_replicas_share_the_work);
 

@@ -10,11 +10,10 @@ use testbed::{
     audit::{Acknowledged, Auditor},
     broker::{Broker, Kind},
     system::BackingServices,
+    until,
 };
 
-use crate::support::{
-    TIMEOUT, analytics, audit, logged, metric, register_many, start, until, until_metric, until_readiness,
-};
+use crate::support::{TIMEOUT, analytics, audit, logged, metric, register_many, start, until_metric, until_readiness};
 
 testbed::on_each_broker!(records_deleted_unread_halt_analytics_until_it_may_continue);
 

@@ -9,6 +9,7 @@ use testbed::{
     http::{Client, Response},
     service::Service,
     system::{BackingServices, System},
+    until,
     writers::{WriterStats, Writers},
 };
 use uuid::Uuid;
@@ -82,15 +83,6 @@ pub(crate) async fn register_many(client: &Client, acknowledged: &Acknowledged, 
 /// The id of a patient in a response.
 pub(crate) fn id(patient: &Json) -> Uuid {
     patient["id"].as_str().unwrap().parse().unwrap()
-}
-
-/// Waits until a condition is true; panics with its name after [`TIMEOUT`].
-pub(crate) async fn until(condition: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {condition}");
-        smol::Timer::after(Duration::from_millis(10)).await;
-    }
 }
 
 /// Waits for a random time up to this many milliseconds, so that a fault is injected at any instant.

@@ -1,9 +1,12 @@
 //! The issuer's keys: when they are fetched, changed, and missing.
 
 use serde_json::json;
-use testbed::tokens::{self, SigningKey, with};
+use testbed::{
+    tokens::{self, SigningKey, with},
+    until,
+};
 
-use crate::support::{Issuer, Secured, until};
+use crate::support::{Issuer, Secured};
 
 const PATH: &str = "/patients";
 

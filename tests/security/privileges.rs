@@ -10,10 +10,8 @@ use testbed::{
     patient::unique_body,
     ports, roles,
     service::{Launch, Service},
-    sql,
+    sql, until,
 };
-
-use crate::support::until;
 
 /// Nobody listens there.
 const UNREACHABLE: &str = "127.0.0.1:9";

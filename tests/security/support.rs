@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use runtime::Shutdown;
@@ -21,6 +21,7 @@ use testbed::{
     ports,
     service::{Launch, Service},
     tokens::{self, SigningKey},
+    until,
 };
 use web::{Problem, Router};
 
@@ -169,15 +170,6 @@ impl Secured {
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.operations.get("/metrics").await.unwrap().text();
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap_or_default()
-    }
-}
-
-/// Waits until a condition is true; panics with its name after [`TIMEOUT`].
-pub(crate) async fn until(condition: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {condition}");
-        smol::Timer::after(Duration::from_millis(10)).await;
     }
 }
 

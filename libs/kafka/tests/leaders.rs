@@ -10,15 +10,13 @@ use std::{
 };
 
 use kafka::{Consumer, Producer, Record, Settings, create_topic};
-use testbed::{Scratch, Signal, kafka_cluster::KafkaCluster};
+use testbed::{Scratch, Signal, kafka_cluster::KafkaCluster, until};
 
 /// The deadline of a call, and slack for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(2);
 const SLACK: Duration = Duration::from_secs(1);
 /// How long a fetch waits for a record.
 const WAIT: Duration = Duration::from_millis(200);
-/// How long a test waits for what is going to happen.
-const TIMEOUT: Duration = Duration::from_secs(30);
 /// Each node leads half of the partitions.
 const PARTITIONS: i32 = 2;
 const BATCH: u32 = 3;
@@ -160,12 +158,4 @@ async fn until_progress(shared: &Shared) {
     let reached = |counts: &[AtomicU32]| numbers(counts).iter().zip(&wanted).all(|(count, wanted)| count >= wanted);
     let both = async || reached(&shared.acknowledged) && reached(&shared.read);
     until("both partitions are written to and read", both).await;
-}
-
-async fn until(what: &str, happened: impl AsyncFn() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {what}");
-        smol::Timer::after(PAUSE).await;
-    }
 }

@@ -15,6 +15,7 @@ use testbed::{
     postgres::{Cluster, Durability},
     proxy::{Mode, Proxy, Target},
     sql::{self, Session},
+    until,
 };
 
 /// How long a test waits for a condition.
@@ -41,14 +42,6 @@ async fn number(database: &Database, statement: &'static str) -> Result<i64, Err
 
 async fn execute(database: &Database, statement: &'static str) -> Result<(), Error> {
     database.run(async |connection| query(statement).execute(connection).await.map(drop)).await
-}
-
-async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {what}");
-        smol::Timer::after(Duration::from_millis(10)).await;
-    }
 }
 
 /// The same database by way of TCP.

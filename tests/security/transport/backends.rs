@@ -15,9 +15,10 @@ use testbed::{
     ports,
     postgres::{Cluster, Durability, TlsListener},
     service_settings::of_kafka,
+    until,
 };
 
-use super::pki::{Pki, TIMEOUT, curl, health_check, http_tls, text, until, until_ready};
+use super::pki::{Pki, TIMEOUT, curl, health_check, http_tls, text, until_ready};
 
 /// PostgreSQL with a listener for TLS, and its certificate for its address.
 async fn postgres(pki: &Pki) -> Cluster {

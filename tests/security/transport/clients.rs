@@ -12,11 +12,12 @@ use testbed::{
     certificates::Authority,
     http::Client,
     tokens::{self, SigningKey},
+    until,
 };
 use tide::{Request, Response};
 use web::{Problem, Router, Server};
 
-use super::pki::{Pki, alone, http_tls, until};
+use super::pki::{Pki, alone, http_tls};
 
 const ISSUER: &str = "https://issuer.example";
 

@@ -15,9 +15,10 @@ use smol::{
 use testbed::{
     output,
     service::{Service, binaries},
+    until,
 };
 
-use super::pki::{Pki, alone, connector, curl, get, health_check, http_tls, run, text, until};
+use super::pki::{Pki, alone, connector, curl, get, health_check, http_tls, run, text};
 
 const LIVENESS: &str = "/actuator/health/liveness";
 

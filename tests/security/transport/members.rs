@@ -6,9 +6,10 @@ use testbed::{
     broker, ports,
     service::Service,
     tokens::{self, SigningKey},
+    until,
 };
 
-use super::pki::{Pki, curl, http_tls, text, until};
+use super::pki::{Pki, curl, http_tls, text};
 use crate::support::ISSUER;
 
 /// The summary of an instance for a caller with this token.

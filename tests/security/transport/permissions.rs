@@ -12,10 +12,10 @@ use testbed::{
     permissions, ports,
     service::Service,
     service_settings::of_kafka,
-    sql,
+    sql, until,
 };
 
-use super::pki::{Pki, UNREACHABLE, until, until_ready};
+use super::pki::{Pki, UNREACHABLE, until_ready};
 
 /// Apache Kafka with an authorizer, and a user for each service.
 pub(super) struct Authorized {

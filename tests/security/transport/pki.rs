@@ -142,15 +142,6 @@ pub(super) async fn until_ready(service: &Service) {
     }
 }
 
-/// Waits until a condition is true; panics with its name after [`TIMEOUT`].
-pub(super) async fn until(condition: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !happened().await {
-        assert!(Instant::now() < end, "it has not happened: {condition}");
-        smol::Timer::after(Duration::from_millis(50)).await;
-    }
-}
-
 /// One request over a new TLS connection: the status line and what follows.
 pub(super) async fn get(connector: &tls::Connector, name: &str, port: u16, path: &str) -> io::Result<String> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;

@@ -11,6 +11,7 @@ use testbed::{
     ports,
     service::Service,
     tokens::SigningKey,
+    until,
 };
 
 use super::pki::{Pki, UNREACHABLE, run, text, until_ready};
@@ -191,7 +192,7 @@ fn patient_service_says_why_it_does_not_trust_billing() {
             assert_eq!(answer.status, 201, "{}", answer.text());
             assert!(answer.text().contains(status), "{name}: {}", answer.text());
             if status == "PENDING" {
-                super::pki::until("the log says why", async || service.log().contains("not valid for name")).await;
+                until("the log says why", async || service.log().contains("not valid for name")).await;
             }
         }
     });

@@ -7,11 +7,11 @@ use std::{
 
 use chrono::DateTime;
 use kafka::{Consumer, GroupProgress, Producer, Record};
-use testbed::{broker::Kind, patient::unique_body, sql};
+use testbed::{broker::Kind, patient::unique_body, sql, until};
 
 use super::{
     permissions::Authorized,
-    pki::{UNREACHABLE, until, until_ready},
+    pki::{UNREACHABLE, until_ready},
 };
 
 /// How long an authentication counts, and how long the connections are used: several times as long.

@@ -17,6 +17,7 @@
 //!   [`roles`]: who may do what in it;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
 //! - [`tokens`]: an issuer of tokens, valid and forged;
+//! - [`until`]: waits for a condition;
 //! - [`cache`]: the directory of downloaded and built programs.
 
 pub mod audit;
@@ -46,6 +47,7 @@ mod shared;
 pub mod sql;
 pub mod system;
 pub mod tokens;
+mod until;
 mod user;
 pub mod writers;
 
@@ -54,3 +56,4 @@ pub use guard::{command, leave_running, owner_variable};
 pub use process::{Exit, Process, Signal, output, resident_memory};
 pub use scratch::Scratch;
 pub use shared::{broker as shared_broker, database as shared_database};
+pub use until::until;

@@ -1,7 +1,7 @@
 //! `/patients/{id}/billing` and its transactions.
 
 use serde_json::{Value as Json, json};
-use testbed::http::Response;
+use testbed::{http::Response, until};
 
 use crate::{
     harness::{Harness, path, with_service},
@@ -98,7 +98,7 @@ fn billing_away_is_503_and_an_account_not_opened_yet_is_pending() {
         assert_eq!((away.status, away.header("retry-after")), (503, Some("2")));
         assert_eq!(record(&service, &jane, &charge("t-1", 1)).await.status, 503);
         service.billing.set(Behaviour::Normal);
-        service.until("the account is open", async || service.get(&account).await.json()["status"] == "ACTIVE").await;
+        until("the account is open", async || service.get(&account).await.json()["status"] == "ACTIVE").await;
     });
 }
 
@@ -150,7 +150,7 @@ fn a_ledger_that_breaks_off_is_503_and_no_part_of_it_is_shown() {
             assert!(!response.text().contains("t-0"), "{}", response.text());
         }
         service.billing.set(Behaviour::Normal);
-        service.until("the ledger is whole", async || service.get(&transactions).await.status == 200).await;
+        until("the ledger is whole", async || service.get(&transactions).await.status == 200).await;
         assert_eq!(service.get(&transactions).await.json().as_array().unwrap().len(), 3);
     });
 }

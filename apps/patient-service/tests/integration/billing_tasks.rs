@@ -2,6 +2,8 @@
 
 use patient_service::billing_tasks::BillingTasks;
 
+use testbed::until;
+
 use crate::{
     harness::{execute, id, path, with_service},
     test_billing::Behaviour,
@@ -26,12 +28,12 @@ fn tasks_are_claimed_whatever_the_clock_was() {
         execute(&service, ahead).await;
         service.billing.set(Behaviour::Normal);
         let is_open = async || patients[..3].iter().all(|id| service.billing.status(id).is_some());
-        service.until("those that are due are done", is_open).await;
+        until("those that are due are done", is_open).await;
         assert_eq!(service.billing.status(&patients[3]), None, "it is postponed");
         let left = "SELECT count(*) FROM billing_tasks";
-        service.until("they are forgotten", async || service.number(left).await == 1).await;
+        until("they are forgotten", async || service.number(left).await == 1).await;
         execute(&service, "UPDATE billing_tasks SET next_attempt_at = now()").await;
-        service.until("the last one is done", async || service.number(left).await == 0).await;
+        until("the last one is done", async || service.number(left).await == 0).await;
     });
 }
 
@@ -45,10 +47,10 @@ fn a_task_that_can_never_succeed_is_dead_lettered() {
         assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
         let dead = "SELECT count(*) FROM billing_task_dead_letters
             WHERE action = 'CLOSE' AND attempts = 5 AND error LIKE '%unimplemented%' AND name = 'Jane Doe'";
-        service.until("it is a dead letter", async || service.number(dead).await == 1).await;
+        until("it is a dead letter", async || service.number(dead).await == 1).await;
         assert_eq!(service.number("SELECT count(*) FROM billing_tasks").await, 0, "and it is tried no more");
         let is_reported = async || service.get("/metrics").await.text().contains("\nbilling_task_dead_letters 1\n");
-        service.until("it is reported", is_reported).await;
+        until("it is reported", is_reported).await;
         // A peer without the method is not unavailable.
         let readiness = service.get("/actuator/health/readiness").await.json();
         assert_eq!(readiness["components"]["billing"]["status"], "UP", "{readiness}");
@@ -58,7 +60,7 @@ fn a_task_that_can_never_succeed_is_dead_lettered() {
         service.billing.set(Behaviour::Normal);
         BillingTasks::new(service.database.clone()).resend(&[id(&jane).parse().unwrap()]).await.unwrap();
         let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
-        service.until("the account is closed", is_closed).await;
+        until("the account is closed", is_closed).await;
     });
 }
 
@@ -76,6 +78,6 @@ fn a_deletion_supersedes_a_task_that_billing_rejected() {
         assert_eq!(service.number("SELECT count(*) FROM billing_task_dead_letters").await, 0);
         service.billing.set(Behaviour::Normal);
         let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
-        service.until("its account is closed", is_closed).await;
+        until("its account is closed", is_closed).await;
     });
 }

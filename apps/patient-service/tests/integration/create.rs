@@ -4,7 +4,7 @@ use chrono::{Days, NaiveDate, TimeDelta, Utc};
 use postgres::{Acquire as _, PgConnection};
 use serde_json::{Value as Json, json};
 use surf::http::Method;
-use testbed::http::Response;
+use testbed::{http::Response, until};
 
 use crate::{
     harness::{at_once, id, path, patient, with_service, with_settings},
@@ -224,10 +224,8 @@ fn without_billing_the_patient_is_stored_and_its_account_is_opened_later() {
         assert_eq!(jane["billing"], json!({"accountId": null, "status": "PENDING"}));
         assert_eq!(service.get(&path(&jane)).await.status, 200);
         service.billing.set(Behaviour::Normal);
-        service.until("the account is opened", async || service.billing.status(&id(&jane)).is_some()).await;
-        service
-            .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
-            .await;
+        until("the account is opened", async || service.billing.status(&id(&jane)).is_some()).await;
+        until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0).await;
         assert_eq!(service.billing.count(), 1);
     });
 }
@@ -244,10 +242,8 @@ fn a_call_to_billing_without_an_answer_costs_the_deadline() {
             assert!((1.0..2.0).contains(&took), "{took}");
         }
         service.billing.set(Behaviour::Normal);
-        service.until("both accounts are open", async || service.billing.count() == 2).await;
-        service
-            .until("the tasks are done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
-            .await;
+        until("both accounts are open", async || service.billing.count() == 2).await;
+        until("the tasks are done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0).await;
     });
 }
 
@@ -255,9 +251,7 @@ fn a_call_to_billing_without_an_answer_costs_the_deadline() {
 fn a_task_completed_by_the_request_is_deleted_soon() {
     with_service(|service| async move {
         service.register("Jane Doe").await;
-        service
-            .until("the task is gone", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
-            .await;
+        until("the task is gone", async || service.number("SELECT count(*) FROM billing_tasks").await == 0).await;
     });
 }
 

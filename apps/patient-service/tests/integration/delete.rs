@@ -2,6 +2,8 @@
 
 use surf::http::Method;
 
+use testbed::until;
+
 use crate::{
     harness::{at_once, id, path, patient, with_service},
     test_billing::Behaviour,
@@ -17,12 +19,8 @@ fn success() {
         assert!(!response.contains("\r\ncontent-type") && !response.contains("content-length"), "{response}");
         assert_eq!(service.get(&path(&jane)).await.status, 404);
         assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 404);
-        service
-            .until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED"))
-            .await;
-        service
-            .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
-            .await;
+        until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED")).await;
+        until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0).await;
         assert_eq!(service.number("SELECT count(*) FROM outbox WHERE event_type = 'PATIENT_DELETED'").await, 1);
         assert_eq!(service.post("/patients", &patient("Jane Doe")).await.status, 201, "the email is free again");
     });
@@ -47,12 +45,8 @@ fn an_account_that_was_never_opened_ends_closed() {
         let jane = service.register("Jane Doe").await;
         assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
         service.billing.set(Behaviour::Normal);
-        service
-            .until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED"))
-            .await;
-        service
-            .until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
-            .await;
+        until("the account is closed", async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED")).await;
+        until("the task is done", async || service.number("SELECT count(*) FROM billing_tasks").await == 0).await;
     });
 }
 
@@ -87,8 +81,7 @@ fn of_many_that_come_at_once_each_has_its_own_outcome_and_they_share_commits() {
         let commits = "SELECT count(DISTINCT xmin::text) FROM outbox WHERE event_type = 'PATIENT_DELETED'";
         let commits = service.number(commits).await;
         assert!(commits < PATIENTS as i64, "{commits} commits");
-        service
-            .until("the accounts are closed", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
+        until("the accounts are closed", async || service.number("SELECT count(*) FROM billing_tasks").await == 0)
             .await;
         for path in patients {
             let id = path.rsplit('/').next().unwrap_or_default();

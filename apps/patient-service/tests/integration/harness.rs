@@ -4,7 +4,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use billing_api::{DESCRIPTORS, billing_service_server::BillingServiceServer};
@@ -16,7 +16,10 @@ use postgres::{Database, PgConnection};
 use runtime::Shutdown;
 use serde_json::{Value as Json, json};
 use smol::Task;
-use testbed::http::{self, Client};
+use testbed::{
+    http::{self, Client},
+    until,
+};
 
 use crate::test_billing::TestBilling;
 
@@ -56,9 +59,7 @@ impl Harness {
     /// Starts the service and waits until it is ready.
     pub(crate) async fn start(database_url: &str, settings: &[(&str, &str)]) -> Self {
         let harness = Self::start_unready(database_url, settings).await;
-        harness
-            .until("the service is ready", async || harness.get("/actuator/health/readiness").await.status == 200)
-            .await;
+        until("the service is ready", async || harness.get("/actuator/health/readiness").await.status == 200).await;
         harness.database.assume_migrated();
         harness
     }
@@ -146,15 +147,6 @@ impl Harness {
         let mut answer = Vec::new();
         runtime::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    /// Waits for something that is going to happen.
-    pub(crate) async fn until(&self, what: &str, mut happened: impl AsyncFnMut() -> bool) {
-        let end = Instant::now() + TIMEOUT;
-        while !happened().await {
-            assert!(Instant::now() < end, "it has not happened: {what}");
-            smol::Timer::after(Duration::from_millis(10)).await;
-        }
     }
 
     /// A number from the service's database.

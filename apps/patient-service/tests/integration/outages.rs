@@ -6,6 +6,7 @@ use testbed::{
     Scratch, Signal,
     postgres::{Cluster, Durability},
     sql::{self, Session},
+    until,
 };
 
 use crate::harness::{Harness, at_once, path, patient, with_service};
@@ -31,14 +32,14 @@ fn without_its_database_it_says_503_in_time_and_recovers_by_itself() {
         assert_eq!((readiness.status, readiness.json()["status"].as_str()), (503, Some("DOWN")));
         assert_eq!(service.get("/actuator/health/liveness").await.status, 200);
         cluster.process().signal_all(Signal::CONT);
-        service.until("it is thawed", async || service.get("/patients").await.status == 200).await;
+        until("it is thawed", async || service.get("/patients").await.status == 200).await;
 
         cluster.process().signal_all(Signal::KILL);
         cluster.process().kill().await;
         assert_eq!(service.get("/patients").await.status, 503);
         cluster.restart().await.unwrap();
         scratch.guard(cluster.process()).unwrap();
-        service.until("it is back", async || service.get("/patients").await.status == 200).await;
+        until("it is back", async || service.get("/patients").await.status == 200).await;
         assert_eq!(service.get("/patients?search=jane").await.json().as_array().unwrap().len(), 1);
         service.stop().await;
     });
@@ -53,7 +54,7 @@ fn requests_that_use_every_connection_block_neither_leases_nor_tasks_nor_readine
         let service = Harness::start(&url, &settings).await;
         let jane = path(&service.register("Jane Doe").await);
         let held = "SELECT count(*) FROM relay_leases WHERE expires_at > now()";
-        service.until("it has the lease", async || sql::number(&url, held).await.unwrap() == 1).await;
+        until("it has the lease", async || sql::number(&url, held).await.unwrap() == 1).await;
         let mut session = Session::open(&url).await.unwrap();
         session.execute("BEGIN; SELECT id FROM patients FOR UPDATE").await.unwrap();
         // Three times as many as connections, and each is repeated after a 503.
@@ -69,7 +70,7 @@ fn requests_that_use_every_connection_block_neither_leases_nor_tasks_nor_readine
         let changing: Vec<_> = (0..12).map(change).collect();
         let waiting =
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        service.until("every connection waits", async || sql::number(&url, waiting).await.unwrap() >= 4).await;
+        until("every connection waits", async || sql::number(&url, waiting).await.unwrap() >= 4).await;
         let task = "INSERT INTO billing_tasks (patient_id, action, name, email, next_attempt_at)
             VALUES (gen_random_uuid(), 'CLOSE', 'John Doe', 'john@example.org', now())";
         sql::execute(&url, task).await.unwrap();
@@ -154,8 +155,8 @@ fn without_broker_and_billing_it_is_degraded_and_ready() {
                 && body["components"]["kafka"]["status"] == "DEGRADED"
                 && body["components"]["database"]["status"] == "UP"
         };
-        service.until("the missing broker is told", degraded).await;
+        until("the missing broker is told", degraded).await;
         let pending = async || service.get("/metrics").await.text().contains("outbox_pending{shard=\"0\"} 1\n");
-        service.until("the outbox is told", pending).await;
+        until("the outbox is told", pending).await;
     });
 }

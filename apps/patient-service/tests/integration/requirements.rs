@@ -9,7 +9,7 @@ use testbed::{
     Scratch,
     pgbouncer::{PgBouncer, PoolMode},
     postgres::{Cluster, Durability},
-    sql,
+    sql, until,
 };
 
 use crate::harness::{Harness, path, patient};
@@ -130,12 +130,12 @@ fn a_wrong_password_and_a_missing_database_are_reported_until_they_are_right() {
             let body = service.get("/actuator/health/readiness").await.text();
             words.iter().all(|word| body.contains(word))
         };
-        service.until("the password is told", async || told(&["password authentication failed", "28P01"]).await).await;
+        until("the password is told", async || told(&["password authentication failed", "28P01"]).await).await;
         cluster.run("postgres", "ALTER ROLE jane PASSWORD 'wrong'").await.unwrap();
-        service.until("the database is told", async || told(&["patients", "does not exist", "3D000"]).await).await;
+        until("the database is told", async || told(&["patients", "does not exist", "3D000"]).await).await;
         cluster.create_database("patients").await.unwrap();
         let ready = async || service.get("/actuator/health/readiness").await.status == 200;
-        service.until("it is ready", ready).await;
+        until("it is ready", ready).await;
         service.stop().await;
     });
 }
@@ -168,7 +168,7 @@ fn through_pgbouncer_in_session_mode_it_works() {
         let _ = std::fs::remove_file(directory.join(".s.PGSQL.6432"));
         let mut pooler = PgBouncer::start(&directory, &cluster, PoolMode::Session, "").await.unwrap();
         scratch.guard(pooler.process()).unwrap();
-        service.until("it is back", async || service.get(&jane).await.status == 200).await;
+        until("it is back", async || service.get(&jane).await.status == 200).await;
         service.stop().await;
     });
 }

@@ -1,5 +1,7 @@
 //! What is committed is published: in order, at least once, and whatever holds the relay up.
 
+use testbed::until;
+
 use super::*;
 
 testbed::on_each_broker!(
@@ -82,7 +84,7 @@ fn what_requests_hand_over_is_sent_once_and_in_order(kind: broker::Kind) {
         let variables = [("KAFKA_BOOTSTRAP_SERVERS", &*address), ("KAFKA_TOPIC", &*topic)];
         let service = Harness::start(&testbed::shared_database().await, &variables).await;
         let has_lease = async || service.number("SELECT count(*) FROM relay_leases").await == 1;
-        service.until("the relay has its lease", has_lease).await;
+        until("the relay has its lease", has_lease).await;
         // Another replica's event now and then, which nobody hands over.
         let others = {
             let database = service.database.clone();
@@ -114,7 +116,7 @@ fn what_requests_hand_over_is_sent_once_and_in_order(kind: broker::Kind) {
         })
         .await;
         others.await;
-        service.until("nothing is left", async || service.number("SELECT count(*) FROM outbox").await == 0).await;
+        until("nothing is left", async || service.number("SELECT count(*) FROM outbox").await == 0).await;
         let (mut versions, mut of_others) = (HashMap::<uuid::Uuid, Vec<i64>>::new(), 0);
         for partition in 0..3 {
             for record in read_all(&kafka, &topic, partition).await {
@@ -171,7 +173,7 @@ fn a_broker_that_was_away_gets_everything(kind: broker::Kind) {
         let service = Harness::start(&testbed::shared_database().await, &variables).await;
         let waiting = async || service.number("SELECT count(*) FROM outbox").await;
         let jane = service.register("Jane Doe").await;
-        service.until("the first event is published", async || waiting().await == 0).await;
+        until("the first event is published", async || waiting().await == 0).await;
 
         broker.process().kill().await;
         for n in 0..5 {
@@ -182,7 +184,7 @@ fn a_broker_that_was_away_gets_everything(kind: broker::Kind) {
         assert_eq!(waiting().await, 5);
         broker.restart().await.unwrap();
         scratch.guard(broker.process()).unwrap();
-        service.until("all events are published", async || waiting().await == 0).await;
+        until("all events are published", async || waiting().await == 0).await;
 
         let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
         let mut versions: Vec<_> =
@@ -245,7 +247,7 @@ fn a_blocked_deletion_blocks_no_event(kind: broker::Kind) {
         assert_eq!(waiting().await, 2, "nothing could be deleted");
 
         session.execute("ROLLBACK").await.unwrap();
-        service.until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
         assert_eq!(count_all(&kafka, &topic).await, 2);
         service.stop().await;
     });
@@ -266,9 +268,9 @@ fn events_that_cannot_be_deleted_are_deleted_later_and_not_sent_again(kind: brok
         service.register("John Doe").await;
         assert_eq!(relay.step().await.unwrap(), Step { read: 2, published: 2 });
         let one_left = async || relay.step().await.unwrap().read == 0 && waiting().await == 1;
-        service.until("the one that nobody has locked is deleted", one_left).await;
+        until("the one that nobody has locked is deleted", one_left).await;
         session.execute("ROLLBACK").await.unwrap();
-        service.until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        until("both are deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
 
         // Deletions fail.
         let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
@@ -283,7 +285,7 @@ fn events_that_cannot_be_deleted_are_deleted_later_and_not_sent_again(kind: brok
         }
         assert_eq!(waiting().await, 1);
         session.execute("DROP TRIGGER fail ON outbox").await.unwrap();
-        service.until("it is deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        until("it is deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
         assert_eq!(count_all(&kafka, &topic).await, 3, "each was sent once");
         service.stop().await;
     });

@@ -1,5 +1,7 @@
 //! Ids of the outbox that were given before, as after a restore.
 
+use testbed::until;
+
 use super::*;
 
 testbed::on_each_broker!(
@@ -22,8 +24,8 @@ fn an_event_with_the_id_of_one_that_was_published_is_published_too(kind: broker:
         // While its deletion waits, another event takes its place.
         session.execute("UPDATE outbox SET event_id = gen_random_uuid(); COMMIT").await.unwrap();
         let waiting = async || service.number("SELECT count(*) FROM outbox").await;
-        service.until("it is published", async || relay.step().await.unwrap().published == 1).await;
-        service.until("it is deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
+        until("it is published", async || relay.step().await.unwrap().published == 1).await;
+        until("it is deleted", async || relay.step().await.unwrap().read == 0 && waiting().await == 0).await;
         assert_eq!(count_all(&kafka, &topic).await, 2);
         service.stop().await;
     });
@@ -53,7 +55,7 @@ fn ids_that_go_back_delay_no_event(kind: broker::Kind) {
             }
             let waiting = async || service.number("SELECT count(*) FROM outbox").await;
             let all_published = async || relay.step().await.unwrap().read == 0 && waiting().await == 0;
-            service.until("all are published", all_published).await;
+            until("all are published", all_published).await;
             // The time of `late_commit`, in which the database answers.
             for _ in 0..4 {
                 smol::Timer::after(Duration::from_millis(50)).await;
@@ -76,7 +78,7 @@ fn a_sequence_that_is_behind_the_outbox_is_moved_past_it() {
             service.register(&format!("Patient {n}")).await;
         }
         execute(&service, "SELECT setval('outbox_id_seq', 1, false)").await;
-        service.until("it is moved", async || service.number("SELECT last_value FROM outbox_id_seq").await > 5).await;
+        until("it is moved", async || service.number("SELECT last_value FROM outbox_id_seq").await > 5).await;
         service.register("Jane Doe").await;
         assert_eq!(service.number("SELECT count(*) FROM outbox").await, 6);
         service.stop().await;

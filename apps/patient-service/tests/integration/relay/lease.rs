@@ -1,5 +1,7 @@
 //! One relay at a time publishes, and a dead one is replaced.
 
+use testbed::until;
+
 use super::*;
 
 testbed::on_each_broker!(one_relay_sends_and_another_takes_over,);
@@ -18,7 +20,7 @@ fn one_relay_sends_and_another_takes_over(kind: broker::Kind) {
         assert_eq!(first.step().await.unwrap(), Step { read: 1, published: 1 });
 
         // The first is frozen: it does not keep its lease, and somebody else gets it after a while.
-        service.until("the lease has run out", async || second.hold_lease().await.unwrap()).await;
+        until("the lease has run out", async || second.hold_lease().await.unwrap()).await;
         assert!(matches!(first.step().await, Err(StepError::NotLeased)), "it knows by its own clock");
         service.register("John Doe").await;
         assert_eq!(second.step().await.unwrap(), Step { read: 1, published: 1 });
@@ -43,7 +45,7 @@ fn the_lease_of_a_dead_holder_is_taken_over_after_its_duration_whatever_its_expi
             execute(&service, dead).await;
             let started = Instant::now();
             assert!(!relay.hold_lease().await.unwrap(), "it may be alive: {dead}");
-            service.until("it is taken over", async || relay.hold_lease().await.unwrap()).await;
+            until("it is taken over", async || relay.hold_lease().await.unwrap()).await;
             let took = started.elapsed();
             assert!(took >= lease && took < lease + Duration::from_secs(2), "{took:?}: {dead}");
         }
@@ -79,7 +81,7 @@ fn the_backlog_is_reported_while_nobody_renews_the_lease() {
             service.register(&format!("Patient {n}")).await;
         }
         let pending = async || service.get("/metrics").await.text().contains("outbox_pending{shard=\"0\"} 7\n");
-        service.until("the outbox is told", pending).await;
+        until("the outbox is told", pending).await;
         service.stop().await;
     });
 }

@@ -1,5 +1,7 @@
 //! What the broker rejects or delays: events too large or too old, quotas. On Kafka alone: Nisshi takes records of any size.
 
+use testbed::until;
+
 use super::*;
 
 #[test]
@@ -31,7 +33,7 @@ fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
             let _ = relay.step().await;
             service.number(for_others).await == 0
         };
-        service.until("the others are published and deleted", others_done).await;
+        until("the others are published and deleted", others_done).await;
         let sent = count_all(&kafka, &topic).await;
         assert_eq!(sent as i64, 14 - waiting().await);
         for _ in 0..20 {
@@ -46,7 +48,7 @@ fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
             let _ = relay.step().await;
             waiting().await == 0
         };
-        service.until("the rest goes on", drained).await;
+        until("the rest goes on", drained).await;
         assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters").await, 1);
         assert_eq!(count_all(&kafka, &topic).await, 13, "each was sent once");
         service.stop().await;
