@@ -45,22 +45,14 @@ impl Observed {
             ("OTEL_METRICS_EXPORTER", "none"),
         ];
         let system = System::start(BackingServices::shared(kind).await, 1, &settings).await.unwrap();
-        let places = [
+        let addresses = [
             ("PATIENT_SERVICE_HTTP", system.patients[0].address()),
             ("BILLING_SERVICE_HTTP", system.billing.address()),
             ("ANALYTICS_SERVICE_HTTP", system.analytics.address()),
             ("LOG_LEVEL", "trace".to_owned()),
         ];
-        let launch = Launch {
-            name: "console",
-            port,
-            environment: places.map(|(name, value)| (name.to_owned(), value)).into(),
-            directory: system.directory().to_owned(),
-            label: "console".to_owned(),
-            access: None,
-        };
-        let mut console = launch.start().unwrap();
-        system.scratch.guard(console.process()).unwrap();
+        let launch = Launch { port, ..Launch::new("console", system.directory(), addresses) };
+        let mut console = launch.start_guarded(&system.scratch).unwrap();
         console.until_ready().await.unwrap();
         // The first event may have to wait for its topic.
         let first = system.patient_client().post("/patients", &patient("First Patient")).await.unwrap();

@@ -8,7 +8,6 @@ use serde_json::Value as Json;
 use testbed::{
     Scratch,
     broker::Kind,
-    ports,
     service::{Launch, Service},
     until,
 };
@@ -66,17 +65,7 @@ impl Fixture {
             ("KAFKA_DEAD_LETTER_TOPIC", dead_letter_topic.to_owned()),
             ("STATE_FILE", self.scratch.path().join("analytics.sqlite").display().to_string()),
         ];
-        let launch = Launch {
-            name: "analytics-service",
-            port: ports::free(),
-            environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
-            directory: self.scratch.path().to_owned(),
-            label: "analytics-service".to_owned(),
-            access: None,
-        };
-        let mut service = launch.start().unwrap();
-        self.scratch.guard(service.process()).unwrap();
-        service
+        Launch::new("analytics-service", self.scratch.path(), environment).start_guarded(&self.scratch).unwrap()
     }
 }
 

@@ -219,17 +219,6 @@ fn unreachable_servers_are_retried_and_logged_once() {
 
 fn launch(scratch: &Scratch, name: &'static str, settings: &[(&str, String)]) -> Service {
     let common = [("LOG_FORMAT", "json".to_owned()), ("KAFKA_DEADLINE", "1s".to_owned())];
-    let settings = settings.iter().cloned().chain(common);
-    let environment = settings.map(|(name, value)| (name.to_owned(), value)).collect();
-    let launch = Launch {
-        name,
-        port: ports::free(),
-        environment,
-        directory: scratch.path().to_owned(),
-        label: name.to_owned(),
-        access: None,
-    };
-    let mut service = launch.start().unwrap_or_else(|error| panic!("{error}"));
-    scratch.guard(service.process()).unwrap();
-    service
+    let launch = Launch::new(name, scratch.path(), settings.iter().cloned().chain(common));
+    launch.start_guarded(scratch).unwrap_or_else(|error| panic!("{error}"))
 }

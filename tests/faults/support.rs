@@ -92,8 +92,7 @@ pub(crate) async fn random_pause(milliseconds: u64) {
 
 /// The value of a metric; `name` includes the labels. None if there is no such metric yet.
 pub(crate) async fn metric(service: &Service, name: &str) -> Option<f64> {
-    let text = service.client().get("/metrics").await.ok()?.text();
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    service.client().get("/metrics").await.ok()?.metric(name)
 }
 
 /// Waits until a metric has the expected value.

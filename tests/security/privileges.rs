@@ -56,17 +56,7 @@ async fn execute(url: &str, statements: &str) -> Result<(), testbed::Error> {
 }
 
 fn start(scratch: &Scratch, name: &'static str, settings: Vec<(&'static str, String)>) -> Service {
-    let launch = Launch {
-        name,
-        port: ports::free(),
-        environment: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-        directory: scratch.path().to_owned(),
-        label: name.to_owned(),
-        access: None,
-    };
-    let mut service = launch.start().unwrap();
-    scratch.guard(service.process()).unwrap();
-    service
+    Launch::new(name, scratch.path(), settings).start_guarded(scratch).unwrap()
 }
 
 /// The answer to a request that is repeated while the service cannot serve.

@@ -96,7 +96,7 @@ pub(crate) struct Secured {
 impl Secured {
     /// Starts the service with more settings, and waits until it is alive.
     pub(crate) async fn start(name: &'static str, keys: &str, extra: &[(&str, &str)]) -> Self {
-        let (port, operations, grpc) = (ports::free(), ports::free(), ports::free());
+        let (operations, grpc) = (ports::free(), ports::free());
         let scratch = Scratch::new().unwrap();
         let database = if name == "analytics-service" { String::new() } else { testbed::shared_database().await };
         let state = scratch.path().join("state.sqlite").display().to_string();
@@ -115,17 +115,8 @@ impl Secured {
             (if keys.starts_with("http") { "AUTH_JWKS_URL" } else { "AUTH_JWKS_FILE" }, keys.to_owned()),
         ]);
         environment.extend(extra.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let launch = Launch {
-            name,
-            port,
-            environment,
-            directory: scratch.path().to_owned(),
-            label: name.to_owned(),
-            access: None,
-        };
-        let mut service = launch.start().unwrap_or_else(|error| panic!("{error}"));
-        scratch.guard(service.process()).unwrap();
+        let launch = Launch::new(name, scratch.path(), environment);
+        let service = launch.start_guarded(&scratch).unwrap_or_else(|error| panic!("{error}"));
         let client = service.client();
         let operations = Client::new(format!("127.0.0.1:{operations}"));
         let grpc = SocketAddr::from(([127, 0, 0, 1], grpc));
@@ -168,8 +159,7 @@ impl Secured {
 
     /// The value of a metric, 0 if there is none.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let text = self.operations.get("/metrics").await.unwrap().text();
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap_or_default()
+        self.operations.get("/metrics").await.unwrap().metric(name).unwrap_or_default()
     }
 }
 

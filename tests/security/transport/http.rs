@@ -35,7 +35,7 @@ async fn service(pki: &Pki) -> Service {
 /// The value of a metric of the service; `name` includes the labels.
 async fn metric(pki: &Pki, service: &Service, name: &str) -> Option<f64> {
     let text = get(&connector(&pki.ca()), "localhost", service.launch().port, "/metrics").await.ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    testbed::http::metric(&text, name)
 }
 
 #[test]

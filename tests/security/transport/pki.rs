@@ -74,17 +74,9 @@ impl Pki {
     pub(super) fn start_on(&self, name: &'static str, port: u16, environment: &[(&str, String)]) -> Service {
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         let log = ("LOG_FORMAT".to_owned(), "json".to_owned());
-        let launch = Launch {
-            name,
-            port,
-            environment: environment.chain([log]).collect(),
-            directory: self.path().to_owned(),
-            label: format!("{name}-{:08x}", fastrand::u32(..)),
-            access: None,
-        };
-        let mut service = launch.start().unwrap();
-        self.scratch.guard(service.process()).unwrap();
-        service
+        let label = format!("{name}-{:08x}", fastrand::u32(..));
+        let launch = Launch { port, label, ..Launch::new(name, self.path(), environment.chain([log])) };
+        launch.start_guarded(&self.scratch).unwrap()
     }
 }
 

@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use testbed::{Scratch, ports, service::Launch};
+use testbed::{Scratch, service::Launch};
 
 mod support;
 
+/// An address at which no process listens.
+const UNREACHABLE: &str = "127.0.0.1:1";
 /// Resident memory at most, in bytes.
 const LIMIT: u64 = 40 * 1024 * 1024;
 
@@ -15,19 +17,9 @@ const LIMIT: u64 = 40 * 1024 * 1024;
 fn a_hundred_thousand_spans_stay_below_40_mib_and_the_page_answers() {
     runtime::block_on(1, async {
         let scratch = Scratch::new().unwrap();
-        let nowhere = "127.0.0.1:1".to_owned();
-        let launch = Launch {
-            name: "console",
-            port: ports::free(),
-            environment: ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"]
-                .map(|name| (name.to_owned(), nowhere.clone()))
-                .into(),
-            directory: scratch.path().to_owned(),
-            label: "console".to_owned(),
-            access: None,
-        };
-        let mut console = launch.start().unwrap();
-        scratch.guard(console.process()).unwrap();
+        let services = ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"];
+        let launch = Launch::new("console", scratch.path(), services.map(|name| (name, UNREACHABLE)));
+        let mut console = launch.start_guarded(&scratch).unwrap();
         console.until_ready().await.unwrap();
         let before = console.process().memory();
         let address: SocketAddr = console.address().parse().unwrap();

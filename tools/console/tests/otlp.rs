@@ -133,12 +133,10 @@ fn a_collector_over_https_is_verified_and_gets_identical_bytes() {
     ] {
         let console = Console::with(&settings);
         // Other tests of this process count there too.
-        let failed = || -> u64 {
+        let failed = || {
             let metrics = console.send(&request("GET", "/metrics")).body;
-            let metrics = String::from_utf8_lossy(&metrics).into_owned();
-            let line =
-                metrics.lines().find_map(|line| line.strip_prefix("console_forwarded_total{outcome=\"failed\"} "));
-            line.map_or(0, |count| count.parse().unwrap())
+            let name = "console_forwarded_total{outcome=\"failed\"}";
+            testbed::http::metric(&String::from_utf8_lossy(&metrics), name).unwrap_or_default()
         };
         let before = failed();
         send(&console, &message(Some(TRACE), 0..7));

@@ -208,11 +208,21 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The value of a metric, if the body is that of `/metrics` and has it; `name` includes the labels.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        metric(&self.text(), name)
+    }
+
     /// The path and query of the next page of a list, from the `Link` header.
     pub fn next(&self) -> Option<String> {
         let link = self.header("link")?.strip_suffix(">; rel=\"next\"")?;
         link.strip_prefix('<').map(str::to_owned)
     }
+}
+
+/// The value of a metric in Prometheus text; `name` includes the labels. None if there is no such metric.
+pub fn metric(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[cfg(test)]

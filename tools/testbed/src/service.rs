@@ -10,8 +10,9 @@ use std::{
 };
 
 use crate::{
-    Error, Process,
+    Error, Process, Scratch,
     http::{Access, Client},
+    ports,
     process::Exit,
 };
 
@@ -102,6 +103,27 @@ pub struct Service {
 }
 
 impl Launch {
+    /// The launch of a binary with these variables, on a free port, with its files in `directory`.
+    pub fn new<N, V>(name: &'static str, directory: &Path, environment: impl IntoIterator<Item = (N, V)>) -> Self
+    where
+        N: Into<String>,
+        V: Into<String>,
+    {
+        let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let directory = directory.to_owned();
+        Self { name, port: ports::free(), environment, directory, label: name.to_owned(), access: None }
+    }
+
+    /// Starts it, and has it killed at the latest when `scratch` is dropped. It may not be ready yet.
+    ///
+    /// # Errors
+    /// If the binary is missing or cannot be started.
+    pub fn start_guarded(self, scratch: &Scratch) -> Result<Service, Error> {
+        let mut service = self.start()?;
+        scratch.guard(service.process())?;
+        Ok(service)
+    }
+
     /// Starts it. It may not be ready yet.
     ///
     /// # Errors

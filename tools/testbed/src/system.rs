@@ -161,11 +161,11 @@ impl System {
         let launcher =
             Launcher { backing_services: &backing_services, directory: scratch.path(), extra, identities: identified };
         let grpc_port = ports::free();
-        let billing = start(&scratch, launcher.billing(grpc_port))?;
-        let analytics = start(&scratch, launcher.analytics())?;
+        let billing = launcher.billing(grpc_port).start_guarded(&scratch)?;
+        let analytics = launcher.analytics().start_guarded(&scratch)?;
         let mut patients = Vec::new();
         for number in 0..replicas {
-            patients.push(start(&scratch, launcher.patient(number, grpc_port))?);
+            patients.push(launcher.patient(number, grpc_port).start_guarded(&scratch)?);
         }
         let mut system = Self { patients, billing, analytics, scratch, backing_services, identities };
         for service in system.services() {
@@ -273,12 +273,6 @@ impl System {
             smol::Timer::after(Duration::from_millis(10)).await;
         }
     }
-}
-
-fn start(scratch: &Scratch, launch: Launch) -> Result<Service, Error> {
-    let mut service = launch.start()?;
-    scratch.guard(service.process())?;
-    Ok(service)
 }
 
 fn state_file(directory: &Path) -> PathBuf {

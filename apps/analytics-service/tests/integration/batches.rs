@@ -47,13 +47,12 @@ fn an_open_transaction_is_reported_while_it_blocks_a_partition(kind: broker::Kin
         producer.send(&topic.topic, 0, &[record(Uuid::now_v7(), Created, 1)]).await.unwrap();
         topic.send(0, vec![record(Uuid::now_v7(), Created, 1)]).await;
         let service = topic.start(&[]).await;
-        let blocked = format!("kafka_records_held_up{{partition=\"0\",topic=\"{}\"}} ", topic.topic);
+        let blocked = format!("kafka_records_held_up{{partition=\"0\",topic=\"{}\"}}", topic.topic);
         let until_blocked = async |records: i64| {
             let end = Instant::now() + Duration::from_secs(30);
             loop {
-                let page = service.get("/metrics").await.text();
-                let value = page.lines().find_map(|line| line.strip_prefix(&blocked)).map(str::to_owned);
-                if value == Some(records.to_string()) {
+                let value = service.get("/metrics").await.metric(&blocked);
+                if value == Some(records as f64) {
                     return;
                 }
                 assert!(Instant::now() < end, "{value:?} records are blocked, not {records}");

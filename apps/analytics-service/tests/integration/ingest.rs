@@ -66,9 +66,8 @@ fn versions_that_were_assigned_twice_are_reported(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
         let service = topic.start(&[]).await;
         let conflicts = async || {
-            let page = service.get("/metrics").await.text();
-            let line = page.lines().find_map(|line| line.strip_prefix("events_version_conflicts_total "));
-            line.map_or(0, |value| value.parse::<i64>().unwrap())
+            let conflicts = service.get("/metrics").await.metric("events_version_conflicts_total");
+            conflicts.unwrap_or_default() as i64
         };
         let before = conflicts().await;
         let patient = Uuid::now_v7();

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 use surf::http::Method;
-use testbed::{Scratch, ports, service::Launch};
+use testbed::{Scratch, service::Launch};
 
 const LOGINS: usize = 64;
 /// What Compose gives the service, in bytes.
@@ -22,16 +22,8 @@ fn many_logins_at_once_cost_bounded_memory() {
             // Each login is that of another client.
             ("HTTP_TRUSTED_PROXIES", "127.0.0.1".to_owned()),
         ];
-        let launch = Launch {
-            name: "auth-service",
-            port: ports::free(),
-            environment: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-            directory: scratch.path().to_owned(),
-            label: "auth-service".to_owned(),
-            access: None,
-        };
-        let mut service = launch.start().unwrap();
-        scratch.guard(service.process()).unwrap();
+        let launch = Launch::new("auth-service", scratch.path(), settings);
+        let mut service = launch.start_guarded(&scratch).unwrap();
         service.until_ready().await.unwrap();
         let mut checked = 0;
         while checked < LOGINS {
