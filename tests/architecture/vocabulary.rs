@@ -5,7 +5,7 @@ use std::fs;
 use crate::{root, sources};
 
 /// Identifiers that were replaced, each with the name to use. Whole identifiers in code alone: not in comments or strings.
-const REPLACED: [(&str, &str); 40] = [
+const REPLACED: [(&str, &str); 46] = [
     ("Seen", "LowWatermark, or what was observed"),
     ("Forgetting", "AckedDeleter"),
     ("DoneReceiver", "CompletedTaskDeleter"),
@@ -46,6 +46,12 @@ const REPLACED: [(&str, &str); 40] = [
     ("KeySpent", "PatientOfKeyDeleted"),
     ("patience", "timeout, or grace"),
     ("ourselves", "own, or the name of the program"),
+    ("hold_lease", "acquire_or_renew_lease"),
+    ("keep_up", "advance, or what it does"),
+    ("is_unimpeded", "can_send_to_all"),
+    ("AbsentIsNotNull", "OptionalIsNotNullable"),
+    ("Mix", "ScenarioKind"),
+    ("SETTLE", "SETTLE_TIME"),
 ];
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
     store::{RecordOutcome, Store},
 };
 
-/// Entries of a list that are read at once: the memory of a stream, however long the list is.
+/// Entries that one statement reads. It bounds the memory of a stream, however long the list is.
 const PAGE: i64 = 200;
 
 /// The gRPC service.
@@ -136,8 +136,8 @@ impl Listing {
             let limit = self.remaining.map_or(PAGE, |remaining| remaining.min(PAGE));
             let (store, trace, patient_id, after) = (self.store.clone(), self.trace, self.patient_id, self.after);
             let list = async move { trace.scope(store.list(patient_id, after, limit)).await };
-            // In a task of its own, which is not paused with the stream: while the client does not read, nobody polls the stream,
-            // and the read must not hold a database connection for that long.
+            // In a task of its own: while the client does not read, nobody polls the stream, and a read within it would hold its
+            // database connection for that long.
             let page = runtime::spawn(list).await.map_err(CallFailure::from)?;
             let count = page.len() as i64;
             self.remaining = self.remaining.map(|remaining| remaining - count);

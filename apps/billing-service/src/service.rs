@@ -19,7 +19,7 @@ const MESSAGE_LIMIT: usize = 64 * 1024;
 const READ: Scope = Scope::new("billing:read");
 /// Opens and closes accounts, and enters transactions.
 const WRITE: Scope = Scope::new("billing:write");
-/// What each method needs.
+/// The scope that each method requires.
 const SCOPES: [(&str, Scope); 5] = [
     ("/BillingService/CreateBillingAccount", WRITE),
     ("/BillingService/GetBillingAccount", READ),
@@ -103,7 +103,7 @@ impl Service {
                 tracing::error!(%error, "the gRPC server failed");
             }
         });
-        // Each component ends within the drain; a little more time lets it report its outcome.
+        // Each component ends within the drain timeout; the extra second lets it report its outcome.
         let outcome = group.join(settings.http.limits.drain + Duration::from_secs(1)).await;
         database.close().await;
         match database.permanent_error() {

@@ -15,7 +15,7 @@ use crate::{
 mod close;
 mod open;
 
-/// Number of locks for accounts. More than connections, so that accounts seldom share a lock.
+/// Number of locks for accounts; several accounts share one.
 const LOCKS: usize = 256;
 
 /// Accounts and their ledgers.
@@ -25,7 +25,7 @@ pub struct Store {
     opener: Batcher<open::Open>,
     closer: Batcher<close::Close>,
     /// Serialize the entries of an account before they take a database connection, so that waiting for the account's row does
-    /// not use up the connections. By the last byte of the patient's id.
+    /// not use up the connections. Indexed by the last byte of the patient's id.
     account_locks: Arc<[Mutex<()>]>,
 }
 
@@ -63,7 +63,8 @@ impl Store {
         if let Some(account) = self.opener.with_shared_deadline().submit(holder.clone()).await? {
             return Ok((account, true));
         }
-        // The insert has waited for the conflicting transaction, so a new snapshot sees the row; accounts are never deleted.
+        // There is one already: the insert waited for a conflicting transaction, so a new snapshot sees the row, and accounts are
+        // never deleted.
         let (account, _) = find(&database, holder.patient_id).await?.ok_or(Error::Query(sqlx::Error::RowNotFound))?;
         Ok((account, false))
     }
@@ -121,8 +122,8 @@ impl Store {
             .fetch_optional(connection)
             .await?;
             let Some(row) = row else { return Ok(Some(RecordOutcome::NoAccount)) };
-            let new = row.try_get::<Option<i64>, _>("position")?.is_some();
-            if new { Ok(Some(RecordOutcome::Recorded(recorded(&row)?))) } else { Ok(None) }
+            let is_new = row.try_get::<Option<i64>, _>("position")?.is_some();
+            if is_new { Ok(Some(RecordOutcome::Recorded(recorded(&row)?))) } else { Ok(None) }
         });
         let inserted = match insert.await {
             // Of this statement only the sum of the balance can be out of range.
@@ -132,8 +133,8 @@ impl Store {
             inserted => inserted?,
         };
         drop(lock);
-        if let Some(recording) = inserted {
-            return Ok(recording);
+        if let Some(outcome) = inserted {
+            return Ok(outcome);
         }
         // Either the id exists, or the account is closed.
         Ok(match find_entry(&database, *patient_id, transaction_id).await? {

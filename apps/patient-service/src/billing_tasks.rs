@@ -113,8 +113,8 @@ impl BillingTasks {
 
     /// Claims due tasks, at most `limit`. For the time `lease` no other replica gets them; no row is locked meanwhile.
     ///
-    /// A task that is due later than `longest_wait` from now is claimed too: no task is postponed for longer, so the
-    /// database's clock has been set back since.
+    /// A task that is due later than `longest_wait` from now is claimed too. No task is postponed for longer, so the database's
+    /// clock was set back after the task was stored.
     ///
     /// # Errors
     /// If the database fails.
@@ -125,13 +125,13 @@ impl BillingTasks {
                 WITH due AS (
                     SELECT patient_id, next_attempt_at FROM billing_tasks WHERE next_attempt_at <= now()
                     ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
-                ), stranded AS (
+                ), postponed_too_long AS (
                     SELECT patient_id, next_attempt_at FROM billing_tasks
                     WHERE next_attempt_at > now() + make_interval(secs => $3)
                     ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
                 ), claimed AS (
                     UPDATE billing_tasks t SET next_attempt_at = now() + make_interval(secs => $2), attempts = attempts + 1
-                    FROM (SELECT * FROM due UNION ALL SELECT * FROM stranded ORDER BY next_attempt_at LIMIT $1) next
+                    FROM (SELECT * FROM due UNION ALL SELECT * FROM postponed_too_long ORDER BY next_attempt_at LIMIT $1) next
                     WHERE t.patient_id = next.patient_id
                     RETURNING t.patient_id, t.action, t.name, t.email, t.traceparent, t.attempts - 1 AS attempts, t.rejections
                 )

@@ -10,8 +10,8 @@ use crate::billing_tasks::{Action, BillingTasks};
 
 /// Patients that wait in the queue at most. The tasks of further ones are left to the reconciler.
 const MAX_QUEUED: usize = 4096;
-/// Tasks that one statement deletes at most, and how long the first of them waits for others: well within the time after
-/// which the reconciler takes an open task for one that the request has not done.
+/// Tasks that one statement deletes at most, and how long the first of them waits for others: much shorter than the time after
+/// which a task is due and the reconciler makes the call again.
 const MAX_BATCH: usize = 500;
 const LINGER: Duration = Duration::from_millis(200);
 /// The first pause while the database cannot delete them, and the longest.
@@ -22,7 +22,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from
 pub struct CompletedTasks(Sender<Uuid>);
 
 impl CompletedTasks {
-    /// Says that billing needs no further call about this new patient. Never waits.
+    /// Hands over the task of a new patient whose account is open, to be deleted. Never waits.
     pub fn send(&self, patient_id: Uuid) {
         // When the queue is full or closed, the reconciler makes the call again, which changes nothing at billing.
         let _ = self.0.try_send(patient_id);

@@ -1,4 +1,4 @@
-//! The HTTP edge: maps requests to use cases of the registry, and their results to responses.
+//! HTTP: maps requests to use cases of the registry, and their results to responses.
 
 use std::sync::Arc;
 

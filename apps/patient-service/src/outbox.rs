@@ -133,9 +133,9 @@ pub struct PendingQuery<'a> {
     /// see them.
     pub from: i64,
     /// Partitions to exclude, and the number of partitions.
-    pub without: (&'a [i32], i32),
-    /// Event ids to exclude: acknowledged, and being deleted.
-    pub acked: &'a [Uuid],
+    pub excluded_partitions: (&'a [i32], i32),
+    /// Ids of events to exclude, which are acknowledged and about to be deleted.
+    pub excluded_events: &'a [Uuid],
     /// Maximum number of events.
     pub limit: i64,
 }
@@ -229,9 +229,9 @@ impl Outbox {
             .bind(pending_query.from)
             .bind(pending_query.shard.1)
             .bind(pending_query.shard.0)
-            .bind(pending_query.without.1)
-            .bind(pending_query.without.0)
-            .bind(pending_query.acked)
+            .bind(pending_query.excluded_partitions.1)
+            .bind(pending_query.excluded_partitions.0)
+            .bind(pending_query.excluded_events)
             .bind(pending_query.limit)
             .fetch_all(connection)
             .await?;
@@ -348,16 +348,16 @@ impl Outbox {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn hold_lease(
+    pub async fn acquire_or_renew_lease(
         &self,
         shard: i32,
         holder: Uuid,
         duration: Duration,
         expired: Option<&LeaseToken>,
     ) -> Result<LeaseAttempt, Error> {
-        let hold = self.leases.run_idempotent(async |connection| {
+        let acquire = self.leases.run_idempotent(async |connection| {
             let row = query(
-                "-- hold relay lease
+                "-- acquire or renew relay lease
                 WITH held AS (
                     INSERT INTO relay_leases AS lease (shard, holder, expires_at)
                     VALUES ($1, $2, now() + make_interval(secs => $3))
@@ -385,7 +385,7 @@ impl Outbox {
                 None => LeaseAttempt::Unknown,
             })
         });
-        hold.await
+        acquire.await
     }
 
     /// Releases a lease, so that another replica can take it at once.

@@ -62,7 +62,7 @@ impl Reconciler {
         let deadline = self.billing.deadline();
         // The claim outlasts the calls, so that no other replica makes the same ones.
         let lease = deadline * 3 + Duration::from_secs(1);
-        // A little more than any task is postponed for, so that a small adjustment of the clock strands none.
+        // Longer than any task is postponed, with a second for small adjustments of the clock.
         let longest_wait = lease.max(BACKOFF.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
         // While the circuit breaker is open, only a probe is let through now and then; more tasks would only fail.
         let limit = if self.billing.is_unavailable() { 1 } else { MAX_CONCURRENT };
@@ -79,7 +79,7 @@ impl Reconciler {
         Ok(tasks.len())
     }
 
-    /// Whether it is done.
+    /// Makes one attempt; returns whether the task is done.
     async fn attempt(&self, task: &Task) -> bool {
         let trace = TraceContext::continue_from(task.traceparent.as_deref());
         let mut span = Span::start(trace, SpanKind::Internal, "reconcile billing");

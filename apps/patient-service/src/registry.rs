@@ -18,7 +18,7 @@ use crate::{
     completed_tasks::CompletedTasks,
     patient::{Details, Patient},
     relay::RelayWaker,
-    store::{Change, IdempotencyKey, List, Listed, Store, StoreError, VersionCondition},
+    store::{Change, IdempotencyKey, List, ListedPatient, Store, StoreError, VersionCondition},
 };
 
 /// The time zone that is furthest ahead of UTC (Kiritimati).
@@ -122,7 +122,7 @@ impl Registry {
             // Which of the two constraints a repeated request violates first is up to the database.
             Err(conflict @ (StoreError::EmailTaken | StoreError::KeyUsed)) => {
                 let repeated = match &key {
-                    Some(key) => repeated(&store, key).await?,
+                    Some(key) => patient_of_key(&store, key).await?,
                     None => None,
                 };
                 match (repeated, conflict) {
@@ -153,7 +153,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
+    pub async fn list(&self, list: &List) -> Result<Vec<ListedPatient>, Error> {
         Ok(self.store.with_shared_deadline().list(list).await?)
     }
 
@@ -161,7 +161,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn list_and_count(&self, list: &List) -> Result<(Vec<Listed>, i64), Error> {
+    pub async fn list_and_count(&self, list: &List) -> Result<(Vec<ListedPatient>, i64), Error> {
         let store = self.store.with_shared_deadline();
         Ok((store.list(list).await?, store.count(list.search.as_ref()).await?))
     }
@@ -182,7 +182,7 @@ impl Registry {
             StoreError::KeyUsed => unreachable!("an update has no idempotency key"),
             StoreError::Database(error) => Error::Database(error),
         });
-        let patient = changed(change?)?;
+        let patient = into_result(change?)?;
         self.relay.notify();
         tracing::info!(patient_id = %id, version = patient.version, "patient updated");
         Ok(patient)
@@ -193,7 +193,7 @@ impl Registry {
     /// # Errors
     /// If there is no such patient, its version does not meet the condition, or the database fails.
     pub async fn delete(&self, id: Uuid, condition: &VersionCondition, trace: TraceContext) -> Result<(), Error> {
-        changed(self.store.delete(id, condition, trace).await?)?;
+        into_result(self.store.delete(id, condition, trace).await?)?;
         self.relay.notify();
         self.reconciler.notify();
         tracing::info!(patient_id = %id, "patient deleted");
@@ -202,7 +202,7 @@ impl Registry {
 }
 
 /// The patient of an earlier request with this key; none if there was no such request.
-async fn repeated(store: &Store, key: &IdempotencyKey) -> Result<Option<Patient>, Error> {
+async fn patient_of_key(store: &Store, key: &IdempotencyKey) -> Result<Option<Patient>, Error> {
     match store.find_key(&key.key).await? {
         None => Ok(None),
         Some((fingerprint, _)) if fingerprint != key.fingerprint => Err(Error::KeyReused),
@@ -210,7 +210,7 @@ async fn repeated(store: &Store, key: &IdempotencyKey) -> Result<Option<Patient>
     }
 }
 
-fn changed<T>(change: Change<T>) -> Result<T, Error> {
+fn into_result<T>(change: Change<T>) -> Result<T, Error> {
     match change {
         Change::Done(value) => Ok(value),
         Change::NotFound => Err(Error::NotFound),
@@ -218,8 +218,8 @@ fn changed<T>(change: Change<T>) -> Result<T, Error> {
     }
 }
 
-/// A key as it is stored: the key itself if callers are not identified, else the SHA-256 of its owner and the key, with a
-/// space between, which no key contains. So one client's keys are never another's, and the table is that of before.
+/// A key as it is stored: the key itself if callers are not identified, else the SHA-256 of its owner, a space and the key. No key
+/// contains a space, so keys of different owners differ, and the table needs no column for the owner.
 fn owned_key(owner: &str, key: String) -> String {
     if owner.is_empty() { key } else { format!("{} {key}", URL_SAFE_NO_PAD.encode(Sha256::digest(owner))) }
 }

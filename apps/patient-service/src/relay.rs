@@ -33,7 +33,7 @@ pub use self::{broker_state::BrokerState, topic::CleanupPolicy, waker::RelayWake
 use self::{
     broker_state::PublishFailure,
     lease::Lease,
-    low_watermark::{Ids, LowWatermark},
+    low_watermark::{LowWatermark, SourceChange},
     publisher::Publisher,
     read_schedule::{ReadSchedule, Work},
 };
@@ -43,14 +43,14 @@ use crate::outbox::{Backlog, Outbox, OutboxRow, PendingQuery};
 const MAX_ROWS: i64 = 1000;
 /// Reads of the outbox in one step: one more if it turns out to be another outbox, and one if a connection was stale.
 const MAX_READS: usize = 3;
-/// Steps that have something to send begin so far apart at least. A step costs a request and fetches, however little it
-/// carries; one that comes alone does not wait.
+/// Shortest time between the beginnings of two steps that send. Each costs a produce request and the consumers' fetches, however
+/// few events it has. A step after a longer pause begins at once.
 const STEP_INTERVAL: Duration = Duration::from_millis(10);
-/// How long acknowledged events wait for others to be deleted with them: so many are duplicates after a crash.
+/// How long acknowledged events wait for others to be deleted with them. After a crash, those that wait are published again.
 const DELETE_LINGER: Duration = Duration::from_millis(200);
 /// Pauses after failures: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// Interval between a standby's looks at its lease.
+/// Interval at which a standby checks its lease.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval between reports of the backlog.
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ pub struct Relay {
     lease: Lease,
     watermark: LowWatermark,
     schedule: ReadSchedule,
-    /// The event that waits longest, and since when we have seen it: its age by a clock that does not step.
+    /// The event that waits longest, and since when this relay has known it: a lower bound of its age by a monotonic clock.
     oldest: Option<(i64, Instant)>,
     broker: BrokerState,
 }
@@ -134,7 +134,7 @@ impl Relay {
     pub fn new(outbox: Outbox, settings: Settings, shard: i32, broker: BrokerState) -> Self {
         let lease = Lease::new(outbox.clone(), shard, settings.lease);
         Self {
-            // One shard is enough to tell it once.
+            // Of all shards, the relay of the first one logs how the configuration of the topic differs.
             publisher: Publisher::new(outbox.clone(), settings.clone(), lease.clone(), shard == 0),
             outbox,
             shard,
@@ -151,12 +151,12 @@ impl Relay {
     ///
     /// # Errors
     /// If the database cannot be asked.
-    pub async fn hold_lease(&self) -> Result<bool, postgres::Error> {
-        self.lease.hold().await
+    pub async fn acquire_or_renew_lease(&self) -> Result<bool, postgres::Error> {
+        self.lease.acquire_or_renew().await
     }
 
-    /// Publishes the oldest events of the shard, as many as fit one batch for each partition. Whatever comes in between,
-    /// what the broker has acknowledged is counted, and deleted in this step or a later one.
+    /// Publishes the oldest events of the shard, as many as fit one batch for each partition. What the broker acknowledges is
+    /// deleted in this step or a later one, also if the step fails afterwards.
     ///
     /// # Errors
     /// If the lease is not ours, or something failed that kept everything from being published.
@@ -198,7 +198,7 @@ impl Relay {
     async fn begin(&mut self) -> Result<i32, StepError> {
         self.schedule.begin();
         // Whoever holds the lease now and however the broker is: what it has acknowledged need not be sent again.
-        self.publisher.acked.keep_up().await?;
+        self.publisher.acked.advance().await?;
         if !self.lease.is_ours() {
             self.publisher.forget_failures();
             return Err(StepError::NotLeased);
@@ -207,26 +207,26 @@ impl Relay {
     }
 
     /// The events to publish next.
-    async fn read(&mut self, without: (&[i32], i32), now: Instant) -> Result<Vec<OutboxRow>, StepError> {
+    async fn read(&mut self, excluded_partitions: (&[i32], i32), now: Instant) -> Result<Vec<OutboxRow>, StepError> {
         let acked = self.publisher.acked.event_ids();
         for _ in 0..MAX_READS {
             let query = PendingQuery {
                 shard: (self.shard, self.settings.shards),
-                from: self.watermark.from(now),
-                without,
-                acked: &acked,
+                from: self.watermark.read_from(now),
+                excluded_partitions,
+                excluded_events: &acked,
                 limit: MAX_ROWS,
             };
             let (source, events) = self.outbox.pending(&query).await?;
             let last_id = source.last_id;
-            let ids = self.watermark.check(source);
-            if ids == Ids::Continue {
+            let change = self.watermark.check(source);
+            if change == SourceChange::Unchanged {
                 self.schedule.has_read(&events, now);
                 return Ok(events);
             }
             // These events are dropped: what has to be sent before them may have smaller ids than those that were read.
             self.schedule.reset_ids();
-            if ids == Ids::WentBack {
+            if change == SourceChange::IdsWentBack {
                 ID_REGRESSIONS.inc();
                 let message = "ids of the outbox went back, as after a restore or a failover to a replica that lagged: \
                                changes may be lost; the whole outbox is read again";
@@ -248,8 +248,8 @@ impl Relay {
         self.lease.release().await;
     }
 
-    /// Shows how full the outbox is. A replica that knows that another one holds the lease leaves it to that one, and shows
-    /// nothing rather than a number that it does not know.
+    /// Exposes the number and the age of pending events. While another replica renews the lease, that one exposes them, and this
+    /// one removes its series.
     async fn report_backlog(&mut self) {
         let shard = self.shard.to_string();
         let from = match (self.lease.is_ours(), self.lease.is_renewed_by_another()) {
@@ -285,7 +285,7 @@ impl Relay {
     async fn next_step(&mut self, waker: &RelayWaker, now: Instant) -> Result<Step, StepError> {
         let held_since = self.lease.held_since();
         match self.schedule.next_work(waker.take(self.shard), held_since, now) {
-            Work::Send(events) if self.publisher.is_unimpeded() => self.send(events).await,
+            Work::Send(events) if self.publisher.can_send_to_all() => self.send(events).await,
             Work::Send(_) => self.step().await,
             Work::Read { is_poll, handed_over } => {
                 let step = self.step().await;
@@ -374,7 +374,7 @@ async fn keep_lease(lease: Lease, shard: i32, waker: RelayWaker) {
     let mut held = false;
     let mut backoff = Backoff::new(BACKOFF.0, lease.renewal_interval());
     loop {
-        let renewed = lease.hold().await;
+        let renewed = lease.acquire_or_renew().await;
         let holds = lease.is_ours();
         if holds != held {
             held = holds;

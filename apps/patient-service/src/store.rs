@@ -21,7 +21,7 @@ mod keys;
 mod list;
 
 pub use keys::ClockObservation;
-pub use list::{Begin, Direction, List, Listed, Order, Position, Search, SortField};
+pub use list::{Begin, Direction, List, ListedPatient, Order, Position, Search, SortField};
 
 /// The constraints that report a duplicate email or key.
 const EMAIL_CONSTRAINT: &str = "patients_email_key";
@@ -134,7 +134,7 @@ impl Store {
         trace: TraceContext,
     ) -> Result<OutboxRow, StoreError> {
         let event = NewEvent::of(&patient, EventKind::Created, trace);
-        Ok(self.inserter.submit(insert::New { patient, event, key, billing_after }).await?)
+        Ok(self.inserter.submit(insert::NewPatient { patient, event, key, billing_after }).await?)
     }
 
     /// A patient.
@@ -164,7 +164,7 @@ impl Store {
         }
     }
 
-    /// Updates as [`update`](Self::update) does, whatever others do meanwhile.
+    /// Updates as [`update`](Self::update) does, in a transaction of its own that locks the row.
     async fn update_alone(
         &self,
         id: Uuid,
@@ -191,7 +191,7 @@ impl Store {
             .bind(&*condition.not)
             .fetch_optional(&mut *transaction)
             .await?;
-            let Some(row) = row else { return missing(transaction, id).await };
+            let Some(row) = row else { return why_unchanged(transaction, id).await };
             let patient = patient(&row)?;
             // The row is locked until the commit, so that the ids of a patient's events grow with its versions.
             outbox::enqueue(transaction, &NewEvent::of(&patient, EventKind::Updated, trace)).await?;
@@ -237,7 +237,7 @@ impl Store {
             .bind(&*condition.not)
             .fetch_optional(&mut *transaction)
             .await?;
-            let Some(row) = row else { return missing(transaction, id).await };
+            let Some(row) = row else { return why_unchanged(transaction, id).await };
             let patient = patient(&row)?;
             outbox::enqueue(transaction, &NewEvent::of(&patient, EventKind::Deleted, trace)).await?;
             billing_tasks::enqueue_close(transaction, &patient, trace).await?;
@@ -248,7 +248,7 @@ impl Store {
 }
 
 /// Why no row was changed.
-async fn missing<T>(connection: &mut PgConnection, id: Uuid) -> Result<Change<T>, sqlx::Error> {
+async fn why_unchanged<T>(connection: &mut PgConnection, id: Uuid) -> Result<Change<T>, sqlx::Error> {
     let row =
         query("-- patient exists\nSELECT 1 FROM patients WHERE id = $1").bind(id).fetch_optional(connection).await?;
     Ok(if row.is_some() { Change::VersionMismatch } else { Change::NotFound })

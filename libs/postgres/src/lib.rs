@@ -11,7 +11,7 @@
 //!
 //! [`Batcher`] executes concurrent requests of one kind with one statement.
 //!
-//! Not supported: TLS, routing reads to replicas, LISTEN/NOTIFY.
+//! Not supported: routing reads to replicas, LISTEN/NOTIFY.
 
 mod batcher;
 mod database;

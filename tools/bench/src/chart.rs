@@ -1,5 +1,5 @@
-//! The growth of cost as a picture: one panel for each axis, rates relative to the first point of their series, each on a
-//! scale that its largest rate fits.
+//! The growth of cost as a chart: one panel for each axis, with rates relative to the first point of their series, and with a
+//! scale that fits its largest rate.
 
 use std::fmt::Write as _;
 
@@ -8,9 +8,9 @@ use crate::growth::Series;
 const PANEL: (f64, f64) = (300.0, 180.0);
 const MARGIN: (f64, f64) = (46.0, 34.0);
 const COLOURS: [&str; 5] = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"];
-/// Most grid lines of a panel, and the distances that they may have, relative to the first rate.
+/// Most grid lines of a panel, and the steps that they may have, relative to the first rate.
 const MAX_LINES: f64 = 6.0;
-const DISTANCES: [f64; 9] = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+const GRID_STEPS: [f64; 9] = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 
 /// The chart as an SVG file.
 pub(crate) fn svg(all: &[Series]) -> String {
@@ -37,11 +37,11 @@ fn panel(text: &mut String, left: f64, axis: &str, all: &[&Series]) {
         "<text x=\"{left}\" y=\"20\" font-weight=\"bold\">requests/s by {axis}, in parts of the first</text>"
     );
     let largest = all.iter().flat_map(|series| relative(series)).map(|(_, rate)| rate).fold(1.0, f64::max);
-    let distance = distance(largest);
-    let most = (largest / distance).ceil();
-    let height = |rate: f64| bottom - rate / (most * distance) * PANEL.1;
+    let step = grid_step(largest);
+    let most = (largest / step).ceil();
+    let height = |rate: f64| bottom - rate / (most * step) * PANEL.1;
     for line in 0..=most as u32 {
-        let part = f64::from(line) * distance;
+        let part = f64::from(line) * step;
         let (y, right) = (height(part), left + PANEL.0);
         let _ = writeln!(text, "<path d=\"M{left} {y:.1}H{right}\" stroke=\"#ddd\"/>");
         let _ = writeln!(text, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{part}</text>", left - 6.0, y + 4.0);
@@ -82,9 +82,9 @@ fn relative(series: &Series) -> impl Iterator<Item = (u64, f64)> {
     series.points.iter().map(move |point| (point.at, point.per_second / first))
 }
 
-/// The distance of the lines in a panel up to this rate.
-fn distance(largest: f64) -> f64 {
-    DISTANCES.into_iter().find(|distance| largest / distance <= MAX_LINES).unwrap_or(largest)
+/// The step of the grid lines in a panel up to this rate.
+fn grid_step(largest: f64) -> f64 {
+    GRID_STEPS.into_iter().find(|step| largest / step <= MAX_LINES).unwrap_or(largest)
 }
 
 fn short(number: u64) -> String {

@@ -1,12 +1,12 @@
-//! Registrations through the whole path: HTTP, PostgreSQL, gRPC, billing's PostgreSQL, outbox, Kafka, analytics; against
-//! the two statements alone.
+//! Registrations through the whole path (HTTP, PostgreSQL, gRPC, billing's PostgreSQL, outbox, Kafka, analytics) against the two
+//! statements alone.
 
 use serde_json::Value as Json;
 use testbed::system::System;
 
 use crate::{
     Outcome,
-    fixture::{Fixture, SETTLE},
+    fixture::Fixture,
     footprint,
     load::{self, Time, figure, split_words},
     pgbench,
@@ -34,7 +34,7 @@ pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Re
     );
     let mut peak = 0.0_f64;
     for round in 0..if quick { 1 } else { 2 } {
-        settle(fixture).await?;
+        fixture.settle().await?;
         let watched = fixture.watched(&mut system);
         let url = format!("http://{}", system.patients[0].address());
         let arguments = split_words(&format!("closed {url} --scenario create -c 64 {watched}"));
@@ -44,7 +44,7 @@ pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Re
         pair.ours(figure(&report, "/all/perSecond"));
         peak = peak.max(figure(&report, "/all/perSecond"));
         record_closed(&report, results);
-        settle(fixture).await?;
+        fixture.settle().await?;
         let theirs = pgbench::rate(fixture, "pgbench_patients", pgbench::CREATE, time);
         pair.theirs(step(&format!("Registrations, pgbench ({})", round + 1), theirs).await?);
     }
@@ -54,7 +54,7 @@ pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Re
         if quick && part > 0.6 {
             continue;
         }
-        settle(fixture).await?;
+        fixture.settle().await?;
         let arguments = open(fixture, &mut system, peak * part, time);
         let run = load::run(fixture.directory(), &arguments);
         let report = step(&format!("Registrations at {name} of the peak, open loop"), run).await?;
@@ -74,13 +74,6 @@ fn open(fixture: &Fixture, system: &mut System, rate: f64, time: Time) -> Vec<St
     );
     let arguments = split_words(&format!("open --rate {rate:.0} {url} --scenario create -c 256 {event_latency}"));
     [arguments, time.arguments()].concat()
-}
-
-/// Lets the servers finish the background work of the last measurement.
-async fn settle(fixture: &Fixture) -> Outcome {
-    fixture.cluster.run("postgres", "checkpoint").await?;
-    smol::Timer::after(SETTLE).await;
-    Ok(())
 }
 
 fn record_closed(report: &Json, results: &mut Results) {

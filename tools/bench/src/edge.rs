@@ -19,7 +19,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
     for turn in turns(quick) {
         let ours = async {
             let port = ports::free();
-            let mut command = Command::new(tool::ours("examples/hello")?);
+            let mut command = Command::new(tool::workspace_binary("examples/hello")?);
             command.env("SERVER_PORT", port.to_string());
             let server = Server::start(command, port).await?;
             rate(&scratch, &server, port).await
@@ -27,7 +27,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
         pair.ours(step(&format!("GET of a constant, libs/web ({turn})"), ours).await?);
         let theirs = async {
             let port = ports::free();
-            let mut command = Command::new(tool::ours("baselines")?);
+            let mut command = Command::new(tool::workspace_binary("baselines")?);
             command.arg("http").arg(port.to_string());
             let server = Server::start(command, port).await?;
             rate(&scratch, &server, port).await

@@ -12,6 +12,9 @@ use testbed::{
 
 use crate::{Outcome, progress::step};
 
+/// Pause between two measurements, for the background work that the first one caused.
+pub(crate) const SETTLE_TIME: Duration = Duration::from_secs(2);
+
 /// The servers of a run. They end with it.
 pub(crate) struct Fixture {
     pub(crate) cluster: Cluster,
@@ -40,7 +43,7 @@ impl Fixture {
         Ok(Self { cluster, broker, settings: settings.to_vec(), counts_statements: false, scratch })
     }
 
-    /// Has PostgreSQL count statements by database from now on, if pg_stat_statements is installed.
+    /// Turns pg_stat_statements on, which counts statements by database, if it is installed.
     pub(crate) async fn count_statements(&mut self) -> Outcome {
         let preload = "alter system set shared_preload_libraries = 'pg_stat_statements'";
         if self.cluster.run("postgres", "load 'pg_stat_statements'").await.is_err() {
@@ -67,7 +70,7 @@ impl Fixture {
         for database in [&patients, &billing] {
             self.cluster.create_database(database).await?;
         }
-        let fixture = system::BackingServices {
+        let backing_services = system::BackingServices {
             patients_database: self.cluster.url(&patients),
             billing_database: self.cluster.url(&billing),
             kafka: self.broker.address(),
@@ -75,7 +78,7 @@ impl Fixture {
         };
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all: Vec<_> = extra.iter().copied().chain(settings).collect();
-        let system = System::start(fixture, 1, &all);
+        let system = System::start(backing_services, 1, &all);
         Ok(step("Starting the services", system).await?)
     }
 
@@ -96,6 +99,13 @@ impl Fixture {
         Ok(self.scratch.guard(process)?)
     }
 
+    /// Lets the servers finish the background work of the last measurement.
+    pub(crate) async fn settle(&self) -> Outcome {
+        self.cluster.run("postgres", "checkpoint").await?;
+        smol::Timer::after(SETTLE_TIME).await;
+        Ok(())
+    }
+
     /// A directory for files of the run.
     pub(crate) fn directory(&self) -> &Path {
         self.scratch.path()
@@ -112,7 +122,7 @@ impl Fixture {
                 self.cluster.run(&database, &seed_statement(begin + 1, end)).await?;
                 begin = end;
             }
-            // Autovacuum would do it later.
+            // Now, because autovacuum would do it during the measurement.
             self.cluster.run(&database, "vacuum analyze patients").await?;
             self.cluster.run(&database, "checkpoint").await
         };
@@ -134,6 +144,3 @@ fn seed_statement(from: u64, to: u64) -> String {
          from generate_series({from}::bigint, {to}::bigint) n"
     )
 }
-
-/// Pause between two measurements, for the background work that the first one caused.
-pub(crate) const SETTLE: Duration = Duration::from_secs(2);

@@ -3,11 +3,12 @@
 use std::{fs, process::Command, time::Instant};
 
 use testbed::{
+    Process,
     service::{Service, binaries},
     system::System,
 };
 
-use crate::{Failure, Outcome, fixture::SETTLE, progress::step, results::Results, tool};
+use crate::{Failure, Outcome, fixture::SETTLE_TIME, progress::step, results::Results, tool};
 
 /// Selects a service of a system.
 type Select = fn(&mut System) -> &mut Service;
@@ -27,10 +28,10 @@ pub(crate) async fn measure(system: &mut System, results: &mut Results) -> Outco
             let size = fs::metadata(binaries()?.join(name))?.len() as f64 / 1024.0 / 1024.0;
             results.figure(&format!("size-{name}"), &format!("{name}, size of the binary"), "MiB", size);
         }
-        smol::Timer::after(SETTLE).await;
+        smol::Timer::after(SETTLE_TIME).await;
         for service in system.services() {
             let name = service.launch().name;
-            let rss = rss_mib(service.process().pid());
+            let rss = rss_mib(service.process());
             results.figure(&format!("rss-idle-{name}"), &format!("memory of {name}, idle"), "MiB", rss);
         }
         Ok::<_, Failure>(())
@@ -61,9 +62,7 @@ async fn image(name: &str) -> Outcome<f64> {
     Ok(bytes / 1024.0 / 1024.0)
 }
 
-/// The resident set of a process.
-pub(crate) fn rss_mib(pid: i32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or_default() / 1024.0
+/// The resident set of a process in MiB.
+pub(crate) fn rss_mib(process: &Process) -> f64 {
+    process.memory() as f64 / 1024.0 / 1024.0
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Options, Outcome,
-    fixture::{Fixture, SETTLE},
+    fixture::{Fixture, SETTLE_TIME},
     load::{self, figure, split_words},
     progress::step,
 };
@@ -15,12 +15,13 @@ const PATIENTS: [u64; 4] = [1_000, 100_000, 1_000_000, 5_000_000];
 const CONNECTIONS: [u64; 4] = [16, 64, 256, 1024];
 const PARTITIONS: [u64; 3] = [1, 3, 12];
 /// Patients in the database while connections and partitions are varied.
-const BASE: u64 = 100_000;
-const TIME: &str = "-w 3s -d 8s";
-/// Limits that reject none of 1,024 connections in a closed loop: their waiting is measured.
+const BASE_PATIENTS: u64 = 100_000;
+/// Warm-up and measured time of each point, as options of `load`.
+const TIMES: &str = "-w 3s -d 8s";
+/// Limits that reject no request of 1,024 connections in a closed loop, so that their waiting is measured.
 const NO_REJECTIONS: [(&str, &str); 2] = [("HTTP_MAX_IN_FLIGHT", "2048"), ("DATABASE_ACQUIRE_DEADLINE", "10s")];
 /// Registrations a second at which event latency is measured: well below any peak.
-const RATE: u32 = 200;
+const EVENT_LATENCY_RATE: u32 = 200;
 
 /// One thing measured along one axis.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -92,16 +93,16 @@ pub(crate) fn merge(recorded: &mut Vec<Series>, new: Vec<Series>) {
 async fn patients(fixture: &Fixture, sizes: RangeInclusive<u64>, series: &mut AllSeries) -> Outcome {
     let system = fixture.system("growth", &[]).await?;
     let url = format!("http://{}", system.patients[0].address());
-    let mut there = 0;
+    let mut present = 0;
     for count in PATIENTS.into_iter().filter(|count| sizes.contains(count)) {
-        fixture.seed("growth", there, count).await?;
-        there = count;
+        fixture.seed("growth", present, count).await?;
+        present = count;
         for scenario in ["read", "list", "create"] {
-            let arguments = format!("closed {url} --scenario {scenario} -c 64 --known 100000 {TIME}");
+            let arguments = format!("closed {url} --scenario {scenario} -c 64 --known 100000 {TIMES}");
             let point = point(fixture, &arguments, count, &format!("{scenario}, {count} patients")).await?;
             series.add("patients", scenario, point);
         }
-        let arguments = format!("closed {url} --path /patients?search=okafor&limit=20 -c 16 {TIME}");
+        let arguments = format!("closed {url} --path /patients?search=okafor&limit=20 -c 16 {TIMES}");
         let point = point(fixture, &arguments, count, &format!("search, {count} patients")).await?;
         series.add("patients", "search", point);
     }
@@ -111,10 +112,10 @@ async fn patients(fixture: &Fixture, sizes: RangeInclusive<u64>, series: &mut Al
 async fn connections(fixture: &Fixture, series: &mut AllSeries) -> Outcome {
     let system = fixture.system("connections", &NO_REJECTIONS).await?;
     let url = format!("http://{}", system.patients[0].address());
-    fixture.seed("connections", 0, BASE).await?;
+    fixture.seed("connections", 0, BASE_PATIENTS).await?;
     for count in CONNECTIONS {
         for scenario in ["read", "create"] {
-            let arguments = format!("closed {url} --scenario {scenario} -c {count} {TIME}");
+            let arguments = format!("closed {url} --scenario {scenario} -c {count} {TIMES}");
             let point = point(fixture, &arguments, count, &format!("{scenario}, {count} connections")).await?;
             series.add("connections", scenario, point);
         }
@@ -127,7 +128,7 @@ async fn partitions(fixture: &Fixture, series: &mut AllSeries) -> Outcome {
         let name = format!("partitions{count}");
         let system = fixture.system(&name, &[("KAFKA_TOPIC_PARTITIONS", &count.to_string())]).await?;
         let url = format!("http://{}", system.patients[0].address());
-        let arguments = format!("closed {url} --scenario create -c 64 {TIME}");
+        let arguments = format!("closed {url} --scenario create -c 64 {TIMES}");
         let created = point(fixture, &arguments, count, &format!("create, {count} partitions")).await?;
         series.add("partitions", "create", created);
         let event_latency = format!(
@@ -136,8 +137,9 @@ async fn partitions(fixture: &Fixture, series: &mut AllSeries) -> Outcome {
             fixture.broker.address(),
             system.backing_services().topic
         );
-        smol::Timer::after(SETTLE).await;
-        let arguments = split_words(&format!("open --rate {RATE} {url} --scenario create {event_latency} {TIME}"));
+        smol::Timer::after(SETTLE_TIME).await;
+        let arguments =
+            split_words(&format!("open --rate {EVENT_LATENCY_RATE} {url} --scenario create {event_latency} {TIMES}"));
         let run = load::run(fixture.directory(), &arguments);
         let report = step(&format!("POST to applied, {count} partitions"), run).await?;
         let latency = |name: &str| figure(&report, &format!("/applied/latency/{name}"));

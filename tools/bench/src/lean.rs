@@ -1,10 +1,10 @@
-//! What one registration, update or deletion costs at a fixed rate and at the peak: CPU time and voluntary context switches
+//! The cost of one registration, update or deletion at a fixed rate and at the peak: CPU time and voluntary context switches
 //! of each process, transactions, statements and WAL of PostgreSQL.
 
 use crate::{
     Options, Outcome,
     cost::{Cost, PEAK},
-    fixture::{Fixture, SETTLE},
+    fixture::Fixture,
     load::{self, Time, split_words},
     pgbench,
     progress::step,
@@ -13,9 +13,9 @@ use crate::{
 
 /// The default of `--rate`.
 pub(crate) const RATES: &str = "100,200,400,peak";
-/// Operations a second above any peak, so that the deletions of a closed loop do not run out of patients.
+/// More operations a second than any peak, so that the deletions of a closed loop do not run out of patients.
 const MAX_PER_SECOND: u64 = 4_000;
-/// Patients that are updated in turn.
+/// Patients that the clients update one after the other.
 const UPDATED: u64 = 10_000;
 
 pub(crate) async fn measure(fixture: &mut Fixture, options: &Options, results: &mut Results) -> Outcome {
@@ -25,8 +25,7 @@ pub(crate) async fn measure(fixture: &mut Fixture, options: &Options, results: &
     let counters = pgbench::counters_command(fixture, &["lean_patients", "lean_billing"])?;
     for action in &options.action {
         for rate in &options.rate {
-            fixture.cluster.run("postgres", "checkpoint").await?;
-            smol::Timer::after(SETTLE).await;
+            fixture.settle().await?;
             let watched = fixture.watched(&mut system);
             let url = format!("http://{}", system.patients[0].address());
             let how = if rate == PEAK { "closed".to_owned() } else { format!("open --rate {rate}") };

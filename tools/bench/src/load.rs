@@ -12,7 +12,7 @@ use crate::{Failure, Outcome, tool};
 /// If it fails, or if a request failed: a rate of errors is not a result.
 pub(crate) async fn run(directory: &Path, arguments: &[String]) -> Outcome<Json> {
     let report = directory.join("load.json");
-    let mut command = Command::new(tool::ours("load")?);
+    let mut command = Command::new(tool::workspace_binary("load")?);
     command.args(arguments).arg("--quiet").arg("--json").arg(&report);
     tool::output(command).await?;
     let report: Json = serde_json::from_str(&std::fs::read_to_string(report)?)?;

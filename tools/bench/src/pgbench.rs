@@ -10,8 +10,8 @@ use crate::{Failure, Outcome, fixture::Fixture, load::Time, tool};
 const CLIENTS: u32 = 64;
 /// Threads of pgbench: it must not be the bottleneck.
 const THREADS: u32 = 2;
-/// Changes that one client makes in a second at most: scripts that count their changes start the measurement behind those of
-/// the warm-up.
+/// Changes that one client makes in a second at most. Scripts number their changes, and the measurement begins after the numbers
+/// that the warm-up may have used.
 const MAX_CHANGES: u64 = 250;
 /// Changes that all clients make in a second at most.
 pub(crate) const MAX_CHANGES_OF_ALL: u64 = MAX_CHANGES * CLIENTS as u64;
@@ -41,7 +41,7 @@ VALUES (:pid::uuid, gen_random_uuid(), 'Amara Abebe', 'fedcba9876543210.' || :pi
 ON CONFLICT (patient_id) DO NOTHING RETURNING id, status;
 ";
 
-/// One patient of those that [`Fixture::seed`] made, by id.
+/// The select of one of `patients` that [`Fixture::seed`] has inserted, by id.
 pub(crate) fn read(patients: u64) -> String {
     format!(
         "\\set n random(1, {patients})\n\
@@ -77,7 +77,8 @@ SELECT id, :m, gen_random_uuid(), 'PATIENT_UPDATED', decode(repeat('0a', 200), '
     )
 }
 
-/// The same of a deletion. Each client deletes patients of its own, from one of those that [`Fixture::seed`] made on.
+/// The two statements of a deletion. Each client deletes patients of its own among those that [`Fixture::seed`] has inserted after
+/// the number `from`.
 pub(crate) fn delete(from: u64) -> String {
     format!(
         r"
@@ -113,7 +114,7 @@ pub(crate) async fn rate(fixture: &Fixture, database: &str, script: &str, time: 
         let mut command = Command::new(binary("pgbench")?);
         command
             .args(["--no-vacuum", "--protocol=prepared", "-U", "postgres", "-p", "5432"])
-            // Where each client starts among its own patients, in scripts that count them.
+            // The number of each client's first patient, in scripts that number them.
             .arg(format!("--define=i={}", if measured { MAX_CHANGES * time.warm_up.as_secs() } else { 0 }))
             .args([format!("--client={CLIENTS}"), format!("--jobs={THREADS}"), format!("--time={seconds}")])
             .arg("-h")
@@ -128,7 +129,7 @@ pub(crate) async fn rate(fixture: &Fixture, database: &str, script: &str, time: 
     run(true, time.measured.as_secs()).await
 }
 
-/// Makes a database with the tables of both services, empty, of the system with this name.
+/// Creates the database `copy` with the empty tables of both services of the system `name`.
 pub(crate) async fn copy_schemas(fixture: &Fixture, name: &str, copy: &str) -> Outcome {
     fixture.cluster.create_database(copy).await?;
     for (database, tables) in [(format!("{name}_patients"), "public.*"), (format!("{name}_billing"), "accounts")] {
@@ -169,7 +170,7 @@ pub(crate) fn counters_command(fixture: &Fixture, databases: &[&str]) -> Outcome
     }
     let psql = binary("psql")?;
     let sockets = fixture.cluster.socket_directory();
-    // The paths are ours, and have no quotes.
+    // The paths are those of this run's own directories, which have no quotes.
     Ok(format!(
         "'{}' -X -At -F ' ' -U postgres -p 5432 -h '{}' -d postgres -c \"{sql}\"",
         psql.display(),

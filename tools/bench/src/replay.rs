@@ -13,7 +13,7 @@ use codec::{
 };
 use kafka::partitioner;
 use kafka::{Producer, Record};
-use testbed::{ports, service::Launch};
+use testbed::service::Launch;
 use uuid::Uuid;
 
 use crate::{
@@ -33,7 +33,7 @@ const BATCH: u64 = 3000;
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(crate) async fn measure(fixture: &Fixture, quick: bool, results: &mut Results) -> Outcome {
-    // As many in a quick run: of fewer, kcat's own start would take most of the time, and the ratio would say nothing.
+    // As many in a quick run: with fewer, kcat's start would take most of its time, and the ratio would mean nothing.
     let events = 1_000_000;
     let topic = "replay.patient";
     step(&format!("Publishing {events} events"), publish(fixture, topic, events)).await?;
@@ -100,7 +100,7 @@ fn record(number: u64) -> (i32, Record) {
 /// Events a second of kcat, from its start to its end.
 async fn read(fixture: &Fixture, topic: &str, events: u64) -> Outcome<f64> {
     let mut command = Command::new("kcat");
-    // One byte a message: it shall read, not print.
+    // It prints one byte for each message, so that printing costs little.
     command.args(["-C", "-e", "-q", "-o", "beginning", "-f", ".", "-b", &fixture.broker.address(), "-t", topic]);
     let begin = Instant::now();
     let printed = tool::output(command).await?;
@@ -130,7 +130,7 @@ async fn replay(fixture: &Fixture, topic: &str, events: u64, round: u32) -> Outc
         smol::Timer::after(Duration::from_millis(10)).await;
     }
     let elapsed = begin.elapsed();
-    let rss = crate::footprint::rss_mib(service.process().pid());
+    let rss = crate::footprint::rss_mib(service.process());
     service.stop().await;
     Ok((events as f64 / elapsed.as_secs_f64(), rss))
 }
@@ -146,7 +146,6 @@ pub(crate) fn launch(fixture: &Fixture, topic: &str, label: String, settings: &[
         ("LOG_FORMAT", "json".to_owned()),
     ];
     let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
-    let environment = environment.into_iter().chain(settings).map(|(name, value)| (name.to_owned(), value)).collect();
-    let directory = fixture.directory().to_owned();
-    Launch { name: "analytics-service", port: ports::free(), environment, directory, label, access: None }
+    let environment = environment.into_iter().chain(settings);
+    Launch { label, ..Launch::new("analytics-service", fixture.directory(), environment) }
 }

@@ -15,7 +15,7 @@ use crate::{
 /// path costs more than that.
 const MIN_RELATIVE_RATIO: f64 = 0.5;
 
-/// Bounds that the system is built to keep, by the keys of pairs and figures.
+/// Targets of the system, by the keys of pairs and figures.
 const TARGETS: [(&str, Bound, f64); 17] = [
     ("creates", Bound::AtLeast, 0.5),
     ("creates-p99", Bound::AtMost, 100.0),
@@ -51,12 +51,12 @@ pub(crate) struct Results {
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
     growth: Vec<Series>,
-    /// The cost of an operation.
+    /// The cost of operations, by the measurement `lean`.
     #[serde(default)]
     lean: Vec<Cost>,
 }
 
-/// Ours against what it stands on, one measurement of each after the other.
+/// Rates of ours and of what it is compared with, measured in turn.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Pair {

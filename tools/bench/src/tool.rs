@@ -14,8 +14,8 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lines of output in an error.
 const MAX_LINES: usize = 20;
 
-/// A program of this workspace, built beside this one.
-pub(crate) fn ours(name: &str) -> Outcome<PathBuf> {
+/// The path of a program of this workspace, which is built beside this one.
+pub(crate) fn workspace_binary(name: &str) -> Outcome<PathBuf> {
     let path = testbed::service::binaries()?.join(name);
     if path.is_file() { Ok(path) } else { Err(Failure(format!("{} is not built; use `just bench`", path.display()))) }
 }
@@ -31,7 +31,7 @@ pub(crate) async fn output(mut command: Command) -> Outcome<String> {
         return Ok(text);
     }
     let printed = text + &String::from_utf8_lossy(&output.stderr);
-    // Each of many clients may have printed the same.
+    // The first lines, because each of many clients may have printed the same.
     let first: Vec<_> = printed.lines().take(MAX_LINES).collect();
     Err(Failure(format!("{name}: {}\n{}", output.status, first.join("\n"))))
 }

@@ -30,7 +30,7 @@ pub(crate) async fn measure(quick: bool, results: &mut Results) -> Outcome {
 }
 
 async fn calls(program: &str, [serve, call]: [&str; 2], seconds: u64) -> Outcome<f64> {
-    let (program, port) = (tool::ours(program)?, ports::free());
+    let (program, port) = (tool::workspace_binary(program)?, ports::free());
     let mut server = Command::new(&program);
     server.args([serve, &port.to_string()]);
     let _server = Server::start(server, port).await?;

@@ -5,16 +5,16 @@ use testbed::system::System;
 
 use crate::{
     Outcome,
-    fixture::{Fixture, SETTLE},
+    fixture::Fixture,
     load::{self, Time, figure, split_words},
     pgbench,
     progress::step,
     results::{Pair, Results},
 };
 
-/// Patients that are updated in turn, on either side.
+/// Patients that are updated one after the other, by the service and by pgbench.
 const UPDATED: u64 = 10_000;
-/// Patients that a turn of ours has for each second, more than it deletes. Each is a registration before the turn.
+/// Patients that are registered before a turn for each of its seconds: more than it can delete.
 const OWN_PER_SECOND: u64 = 6_000;
 
 pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
@@ -33,7 +33,7 @@ pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Re
         pair.ours(figure(&report, "/all/perSecond"));
         results.figure("updates-p99", "update, 64 clients, p99", "ms", figure(&report, "/all/p99Ms"));
         results.record_cpu(&report, "updates");
-        settle(fixture).await?;
+        fixture.settle().await?;
         let script = pgbench::update(UPDATED);
         let rate = pgbench::rate(fixture, "pgbench_changes_patients", &script, time);
         pair.theirs(step(&format!("Updates, pgbench ({round})"), rate).await?);
@@ -52,7 +52,7 @@ pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Re
         let from = seeded;
         seeded += pgbench::MAX_CHANGES_OF_ALL * seconds;
         fixture.seed("pgbench_changes", from, seeded).await?;
-        settle(fixture).await?;
+        fixture.settle().await?;
         let script = pgbench::delete(from);
         let rate = pgbench::rate(fixture, "pgbench_changes_patients", &script, time);
         pair.theirs(step(&format!("Deletions, pgbench ({round})"), rate).await?);
@@ -69,7 +69,7 @@ async fn ours(
     time: Time,
     round: u32,
 ) -> Outcome<Json> {
-    settle(fixture).await?;
+    fixture.settle().await?;
     let watched = fixture.watched(system);
     let url = format!("http://{}", system.patients[0].address());
     let arguments = split_words(&format!("closed {url} --scenario {scenario} -c 64 --own {own} {watched}"));
@@ -86,11 +86,4 @@ fn warn_of_creations(report: &Json, scenario: &str) {
     if others > 0.0 {
         eprintln!("{scenario}: {others} requests made new patients, because none was left to be changed");
     }
-}
-
-/// Lets the servers finish the background work of the last measurement.
-async fn settle(fixture: &Fixture) -> Outcome {
-    fixture.cluster.run("postgres", "checkpoint").await?;
-    smol::Timer::after(SETTLE).await;
-    Ok(())
 }

@@ -71,7 +71,7 @@ async fn measure<F: Future<Output = u64> + Send + 'static>(client: impl Fn() -> 
 
 /// Our CPU time so far, in user and kernel.
 fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux tells it");
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux has this file");
     let (_, fields) = stat.rsplit_once(')').expect("the name stands in parentheses");
     let ticks: f64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     ticks / rustix::param::clock_ticks_per_second() as f64

@@ -84,14 +84,14 @@ impl EventFollower {
         patients: impl Iterator<Item = Uuid> + Clone,
         limit: Duration,
     ) -> Result<HashMap<Uuid, Instant>, String> {
-        let give_up = Instant::now() + limit;
+        let end = Instant::now() + limit;
         loop {
             if let Some(failed) = self.tasks.iter().position(Task::is_finished) {
                 let error = self.tasks.into_iter().nth(failed).expect("it was found there").await;
                 return Err(error.err().unwrap_or_default());
             }
             let (times, complete) = self.lock().applied_at(patients.clone());
-            if complete || Instant::now() > give_up {
+            if complete || Instant::now() > end {
                 return Ok(times);
             }
             smol::Timer::after(POLL_INTERVAL * 10).await;

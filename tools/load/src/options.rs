@@ -49,8 +49,8 @@ pub(crate) struct RunOptions {
     #[arg(long, value_name = "FILE", conflicts_with = "analytics")]
     pub(crate) token: Option<PathBuf>,
     /// The requests to send
-    #[arg(long, value_enum, default_value_t = Mix::Mixed)]
-    pub(crate) scenario: Mix,
+    #[arg(long, value_enum, default_value_t = ScenarioKind::Mixed)]
+    pub(crate) scenario: ScenarioKind,
     /// GET this path instead of a scenario
     #[arg(long, conflicts_with = "scenario")]
     pub(crate) path: Option<String>,
@@ -104,7 +104,7 @@ pub(crate) struct RunOptions {
 
 /// The requests to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Mix {
+pub(crate) enum ScenarioKind {
     /// 40 % read, 15 % list, 25 % create, 12 % update, 8 % delete
     Mixed,
     /// POST /patients

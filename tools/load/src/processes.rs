@@ -48,9 +48,9 @@ pub(crate) struct Usage {
     pub(crate) voluntary_switches: u64,
 }
 
-/// Measures processes from its creation until `finish`.
+/// Measures the usage of processes, from its creation until [`finish`](Self::finish).
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct UsageMeter {
     watched: Vec<WatchedProcess>,
     before: Vec<ResourceUse>,
     peaks: Vec<f64>,
@@ -64,7 +64,7 @@ struct ResourceUse {
     voluntary_switches: u64,
 }
 
-impl Watch {
+impl UsageMeter {
     pub(crate) fn new(watched: Vec<WatchedProcess>) -> Self {
         let before = resource_use(&watched);
         let peaks = vec![0.0; watched.len()];
@@ -161,16 +161,16 @@ mod tests {
 
     #[test]
     fn sees_our_own_work_and_memory() {
-        let mut watch = Watch::new(vec![WatchedProcess::own()]);
+        let mut meter = UsageMeter::new(vec![WatchedProcess::own()]);
         let begin = std::time::Instant::now();
         let mut sum = 0_u64;
         while begin.elapsed() < Duration::from_millis(200) {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        smol::block_on(smol::future::or(watch.sample_memory::<()>(), async {
+        smol::block_on(smol::future::or(meter.sample_memory::<()>(), async {
             smol::Timer::after(Duration::from_millis(5)).await;
         }));
-        let usage = watch.finish().remove(0);
+        let usage = meter.finish().remove(0);
         // How much of the time we got depends on who else runs.
         assert!(usage.cpu_seconds > 0.01 && usage.peak_rss_mib > 1.0, "{usage:?}");
         assert!(usage.voluntary_switches > 0, "the wait for the timer: {usage:?}");

@@ -81,7 +81,7 @@ impl Recorder {
     /// Adds a result. Only successes have a latency: a fast rejection must not make the others look better.
     pub(crate) fn add(&mut self, action: Action, latency: Duration, outcome: &Result<Response, RequestError>) {
         let error = match outcome {
-            Ok(response) if action.is_success(response.status) => {
+            Ok(response) if response.status.is_success() => {
                 self.by_action.entry(action).or_insert_with(Latencies::new).add(latency);
                 return;
             }

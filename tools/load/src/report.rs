@@ -41,17 +41,17 @@ pub(crate) struct Report {
     /// Failures by action and kind.
     errors: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    applied: Option<Applied>,
+    applied: Option<EventLatency>,
     processes: Vec<Usage>,
     /// The growth of the counters of `--counters`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     counters: Counters,
 }
 
-/// From POST until analytics has applied the event.
+/// The latency of events: from POST until analytics has applied the event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Applied {
+pub(crate) struct EventLatency {
     pub(crate) latency: Summary,
     /// Patients whose event was not applied in time.
     pub(crate) missing: u64,
@@ -65,7 +65,7 @@ impl Report {
         known_patients: usize,
         measured: Duration,
         recorder: &Recorder,
-        applied: Option<Applied>,
+        applied: Option<EventLatency>,
         processes: Vec<Usage>,
         counters: Counters,
     ) -> Self {

@@ -14,10 +14,10 @@ use crate::{
     counters::{self, Counters},
     event_latency::EventFollower,
     options::Options,
-    processes::{Usage, Watch, WatchedProcess},
+    processes::{Usage, UsageMeter, WatchedProcess},
     progress::Progress,
     recorder::{Latencies, Recorder},
-    report::{Applied, Report},
+    report::{EventLatency, Report},
     scenario::{Client, Scenario},
     schedule::Schedule,
     target::{Connection, Target},
@@ -44,7 +44,7 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
     let run = options.run();
     let mut target = Target::resolve(&run.url).await?;
     if let Some(authority) = &run.cacert {
-        target = target.trusting(authority)?;
+        target = target.with_authority(authority)?;
     }
     if let Some(file) = &run.token {
         let token = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
@@ -54,7 +54,7 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
     let connect = || Connection::new(target.clone(), run.limit).closing_after_each(run.new_connections);
     let scenario = Arc::new(match &run.path {
         Some(path) => Scenario::path(path.clone()),
-        None => Scenario::mix(run.scenario, &mut connect(), run.known).await?,
+        None => Scenario::patients(run.scenario, &mut connect(), run.known).await?,
     });
     let follower = match (&run.kafka, &run.analytics) {
         (Some(kafka), Some(analytics)) => {
@@ -68,8 +68,8 @@ pub(crate) async fn run(options: Arc<Options>, shutdown: Shutdown) -> Outcome<Re
     let preparing: Vec<_> = (0..connections)
         .map(|number| {
             let client = Client::new(scenario.clone(), number);
-            let share = client.share(run.own, connections);
-            runtime::spawn(prepare(client, connect(), share))
+            let patients = client.patients_to_create(run.own, connections);
+            runtime::spawn(prepare(client, connect(), patients))
         })
         .collect();
     let mut prepared = Vec::new();
@@ -146,10 +146,10 @@ async fn run_client(
         let outcome = connection.send(request.method.clone(), &request.path, request.body.clone()).await;
         done.last_response = Instant::now();
         let latency = done.last_response.duration_since(intended);
-        let success = outcome.as_ref().is_ok_and(|response| request.action.is_success(response.status));
+        let success = outcome.as_ref().is_ok_and(|response| response.status.is_success());
         progress.add(latency, success);
         let patient = client.record(&request, &outcome);
-        if schedule.counts(intended) {
+        if schedule.is_measured(intended) {
             done.recorder.add(request.action, latency, &outcome);
             done.created.extend(patient.map(|patient| (patient, intended)));
         }
@@ -169,12 +169,12 @@ async fn measure_usage(
 ) -> Result<(Vec<Usage>, Counters), String> {
     shutdown.run_until_stopped(smol::Timer::at(schedule.measured_from())).await;
     let before = counters::read(counters.as_deref()).await?;
-    let mut watch = Watch::new(watched);
+    let mut meter = UsageMeter::new(watched);
     let end = async {
         shutdown.run_until_stopped(smol::Timer::at(schedule.end())).await;
     };
-    or(watch.sample_memory(), end).await;
-    let usage = watch.finish();
+    or(meter.sample_memory(), end).await;
+    let usage = meter.finish();
     Ok((usage, counters::growth(&before, &counters::read(counters.as_deref()).await?)))
 }
 
@@ -184,7 +184,7 @@ async fn event_latency(
     created: &[(Uuid, Instant)],
     last_response: Instant,
     measured: Duration,
-) -> Result<Applied, String> {
+) -> Result<EventLatency, String> {
     let times = follower.finish(created.iter().map(|(patient, _)| *patient), APPLY_LIMIT).await?;
     let mut latencies = Latencies::new();
     for (patient, begun) in created {
@@ -193,7 +193,7 @@ async fn event_latency(
         }
     }
     let last = times.values().max().copied().unwrap_or(last_response);
-    Ok(Applied {
+    Ok(EventLatency {
         latency: latencies.summary(measured),
         missing: (created.len() - times.len()) as u64,
         after_the_end_ms: last.saturating_duration_since(last_response).as_secs_f64() * 1e3,

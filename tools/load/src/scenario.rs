@@ -1,4 +1,4 @@
-//! The requests: a mix of actions on patients.
+//! The requests of a scenario: actions on patients.
 //!
 //! Existing patients are only read. A client updates and deletes patients that it has created itself, so that no two
 //! clients conflict, and a registry in use keeps its data.
@@ -6,12 +6,12 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
-    options::Mix,
+    options::ScenarioKind,
     target::{Connection, RequestError, Response},
 };
 
@@ -46,11 +46,6 @@ impl Action {
             Self::Get => "get",
         }
     }
-
-    /// Whether the status means success. Implementations differ in which 2xx they choose.
-    pub(crate) fn is_success(self, status: StatusCode) -> bool {
-        status.is_success()
-    }
 }
 
 /// The workload of a run, shared by its clients.
@@ -65,7 +60,7 @@ pub(crate) struct Scenario {
 
 #[derive(Debug)]
 enum Workload {
-    Mix(Mix),
+    Patients(ScenarioKind),
     Path(String),
 }
 
@@ -90,14 +85,21 @@ impl Scenario {
         Self { workload: Workload::Path(path), known: Vec::new(), run: 0 }
     }
 
-    /// A mix of actions. Looks for patients that are there, .
+    /// Requests of a kind of scenario. For reads, looks up existing patients, at most `limit`.
     ///
     /// # Errors
     /// If the service does not list its patients as the contract says.
-    pub(crate) async fn mix(mix: Mix, connection: &mut Connection, limit: usize) -> Result<Self, String> {
-        let known =
-            if matches!(mix, Mix::Mixed | Mix::Read) { find_patients(connection, limit).await? } else { Vec::new() };
-        Ok(Self { workload: Workload::Mix(mix), known, run: fastrand::u64(..) })
+    pub(crate) async fn patients(
+        kind: ScenarioKind,
+        connection: &mut Connection,
+        limit: usize,
+    ) -> Result<Self, String> {
+        let known = if matches!(kind, ScenarioKind::Mixed | ScenarioKind::Read) {
+            find_patients(connection, limit).await?
+        } else {
+            Vec::new()
+        };
+        Ok(Self { workload: Workload::Patients(kind), known, run: fastrand::u64(..) })
     }
 
     /// The number of existing patients.
@@ -151,25 +153,25 @@ impl Client {
     /// The next request.
     pub(crate) fn next(&mut self) -> Request {
         let action = match &self.scenario.workload {
-            Workload::Path(path) => return plain(Action::Get, path.clone(), None),
-            Workload::Mix(Mix::Mixed) => match self.random.u8(0..100) {
+            Workload::Path(path) => return without_body(Action::Get, path.clone(), None),
+            Workload::Patients(ScenarioKind::Mixed) => match self.random.u8(0..100) {
                 0..40 => Action::Read,
                 40..55 => Action::List,
                 55..80 => Action::Create,
                 80..92 => Action::Update,
                 _ => Action::Delete,
             },
-            Workload::Mix(Mix::Create) => Action::Create,
-            Workload::Mix(Mix::Read) => Action::Read,
-            Workload::Mix(Mix::List) => Action::List,
-            Workload::Mix(Mix::Update) => Action::Update,
-            Workload::Mix(Mix::Delete) => Action::Delete,
+            Workload::Patients(ScenarioKind::Create) => Action::Create,
+            Workload::Patients(ScenarioKind::Read) => Action::Read,
+            Workload::Patients(ScenarioKind::List) => Action::List,
+            Workload::Patients(ScenarioKind::Update) => Action::Update,
+            Workload::Patients(ScenarioKind::Delete) => Action::Delete,
         };
         // Without a patient, it creates one.
         match action {
-            Action::List => plain(Action::List, format!("/patients?limit={LIST_SIZE}"), None),
-            Action::Read => match self.any() {
-                Some(id) => plain(Action::Read, format!("/patients/{id}"), Some(id)),
+            Action::List => without_body(Action::List, format!("/patients?limit={LIST_SIZE}"), None),
+            Action::Read => match self.any_patient() {
+                Some(id) => without_body(Action::Read, format!("/patients/{id}"), Some(id)),
                 None => self.create(),
             },
             Action::Update => match self.own.pop_front() {
@@ -177,18 +179,20 @@ impl Client {
                 None => self.create(),
             },
             Action::Delete => match self.own.pop_front() {
-                Some(id) => {
-                    Request { method: Method::DELETE, ..plain(Action::Delete, format!("/patients/{id}"), Some(id)) }
-                }
+                Some(id) => Request {
+                    method: Method::DELETE,
+                    ..without_body(Action::Delete, format!("/patients/{id}"), Some(id))
+                },
                 None => self.create(),
             },
             Action::Create | Action::Get => self.create(),
         }
     }
 
-    /// How many patients this client creates before the run: its share of those of all clients.
-    pub(crate) fn share(&self, own: usize, clients: usize) -> usize {
-        let needs_patients = matches!(self.scenario.workload, Workload::Mix(Mix::Update | Mix::Delete));
+    /// How many patients this client creates before the run: its part of `own`, which all clients create together.
+    pub(crate) fn patients_to_create(&self, own: usize, clients: usize) -> usize {
+        let needs_patients =
+            matches!(self.scenario.workload, Workload::Patients(ScenarioKind::Update | ScenarioKind::Delete));
         if needs_patients { own.div_ceil(clients) } else { 0 }
     }
 
@@ -246,7 +250,7 @@ impl Client {
     }
 
     /// Any existing or own patient.
-    fn any(&mut self) -> Option<Uuid> {
+    fn any_patient(&mut self) -> Option<Uuid> {
         let (known, own) = (self.scenario.known.len(), self.own.len());
         match known + own {
             0 => None,
@@ -258,7 +262,8 @@ impl Client {
     }
 }
 
-fn plain(action: Action, path: String, patient: Option<Uuid>) -> Request {
+/// A GET without a body.
+fn without_body(action: Action, path: String, patient: Option<Uuid>) -> Request {
     Request { action, method: Method::GET, path, body: None, patient }
 }
 
@@ -277,10 +282,12 @@ const STREETS: [&str; 8] =
 mod tests {
     use std::collections::BTreeMap;
 
+    use hyper::StatusCode;
+
     use super::*;
 
-    fn client(mix: Mix, known: Vec<Uuid>) -> Client {
-        Client::new(Arc::new(Scenario { workload: Workload::Mix(mix), known, run: 7 }), 3)
+    fn client(kind: ScenarioKind, known: Vec<Uuid>) -> Client {
+        Client::new(Arc::new(Scenario { workload: Workload::Patients(kind), known, run: 7 }), 3)
     }
 
     fn created(id: Uuid) -> Result<Response, RequestError> {
@@ -290,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_mix_is_as_documented() {
-        let mut client = client(Mix::Mixed, vec![Uuid::nil()]);
+        let mut client = client(ScenarioKind::Mixed, vec![Uuid::nil()]);
         let mut counts = BTreeMap::<_, usize>::new();
         let rounds = 100_000;
         for _ in 0..rounds {
@@ -313,7 +320,7 @@ mod tests {
     #[test]
     fn only_own_patients_that_are_not_deleted_are_changed() {
         let known = Uuid::now_v7();
-        let mut client = client(Mix::Mixed, vec![known]);
+        let mut client = client(ScenarioKind::Mixed, vec![known]);
         let mut own = Vec::new();
         for _ in 0..10_000 {
             let request = client.next();
@@ -333,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_body_is_a_patient_and_emails_differ() {
-        let mut client = client(Mix::Create, Vec::new());
+        let mut client = client(ScenarioKind::Create, Vec::new());
         let mut emails = std::collections::BTreeSet::new();
         for _ in 0..1000 {
             let request = client.next();

@@ -68,7 +68,7 @@ impl Schedule {
     }
 
     /// Whether a request with this scheduled start is measured.
-    pub(crate) fn counts(&self, intended: Instant) -> bool {
+    pub(crate) fn is_measured(&self, intended: Instant) -> bool {
         intended >= self.measured_from
     }
 
@@ -135,9 +135,9 @@ mod tests {
         smol::block_on(async {
             let schedule = Schedule::new(None, MS(10), MS(10), Duration::ZERO, Shutdown::new());
             let first = schedule.next().await.unwrap();
-            assert!(!schedule.counts(first));
+            assert!(!schedule.is_measured(first));
             smol::Timer::after(MS(12)).await;
-            assert!(schedule.next().await.is_none_or(|second| schedule.counts(second)));
+            assert!(schedule.next().await.is_none_or(|second| schedule.is_measured(second)));
             smol::Timer::after(MS(12)).await;
             assert_eq!(schedule.next().await, None);
         });

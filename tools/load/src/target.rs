@@ -36,7 +36,7 @@ pub struct Target {
     host: String,
     prefix: String,
     tls: Option<tls::Connector>,
-    /// What the header Authorization says.
+    /// The value of the header Authorization.
     authorization: Option<HeaderValue>,
 }
 
@@ -64,11 +64,11 @@ impl Target {
         Ok(Self { address, host, prefix, tls, authorization: None })
     }
 
-    /// The same server, whose certificate is of this authority instead of a public one.
+    /// The same server, whose certificate has to be of this authority instead of a public one.
     ///
     /// # Errors
     /// If the file has no authority, or the URL is not https.
-    pub fn trusting(self, authority: &Path) -> Result<Self, String> {
+    pub fn with_authority(self, authority: &Path) -> Result<Self, String> {
         if self.tls.is_none() {
             return Err("--cacert needs a URL that begins with https://".to_owned());
         }
@@ -77,17 +77,17 @@ impl Target {
         Ok(Self { tls: Some(tls), ..self })
     }
 
-    /// The same server, which is sent this token with every request.
+    /// The same server; every request carries this token.
     ///
     /// # Errors
-    /// If it is no token.
+    /// If it cannot be the value of a header.
     pub fn with_token(self, token: &str) -> Result<Self, String> {
         let value =
             HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "the token is malformed".to_owned())?;
         Ok(Self { authorization: Some(value), ..self })
     }
 
-    /// The host without its port, which a certificate has to have.
+    /// The host without its port: the name that the certificate has to have.
     fn name(&self) -> &str {
         self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name).trim_matches(['[', ']'])
     }
@@ -145,7 +145,7 @@ impl Connection {
         Self { target, limit, open: None, closes_after_each: false }
     }
 
-    /// The same; if `closes`, each request has a connection of its own.
+    /// The same, with a new connection for each request if `closes`.
     #[must_use]
     pub fn closing_after_each(self, closes: bool) -> Self {
         Self { closes_after_each: closes, ..self }

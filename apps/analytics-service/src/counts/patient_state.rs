@@ -24,7 +24,7 @@ pub struct PatientState {
     pub registered: Option<NaiveDate>,
     /// The time of the event with that version, by its publisher's clock, in milliseconds since 1970; none if it had none.
     pub changed: Option<i64>,
-    /// The partition whose counts have the patient; none in a state of before.
+    /// The partition whose counts have the patient; none in the state of an older version.
     pub partition: Option<i32>,
 }
 

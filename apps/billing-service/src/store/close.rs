@@ -1,4 +1,4 @@
-//! Accounts to be closed. Calls that come together are one statement and one commit.
+//! Closes accounts. Concurrent calls share a statement and its commit.
 
 use std::collections::HashMap;
 
@@ -18,12 +18,13 @@ impl BatchStatement for Close {
     const MAX_REQUESTS: usize = 128;
 
     async fn execute(database: &Database, patients: &[Uuid]) -> Result<Vec<Option<Account>>, Error> {
-        // In one order, so that statements of several replicas lock the same rows in the same order.
+        // Sorted, so that statements of several replicas lock the same rows in the same order.
         let mut ids = patients.to_vec();
         ids.sort_unstable();
         ids.dedup();
         let close = database.run_idempotent(async |connection| {
-            // A shared statement has a short lock timeout: the entry of an account that is locked is made in a transaction of its own.
+            // A shared statement has a short lock timeout: a transaction may hold one of the rows. Then each call is executed by
+            // itself.
             let rows = query(
                 "-- close accounts
                 WITH closed AS (

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::account;
 use crate::account::{Account, Holder};
 
-/// Opens the accounts of several holders.
+/// The statement that opens the accounts of many holders.
 pub(super) enum Open {}
 
 impl BatchStatement for Open {
@@ -19,7 +19,7 @@ impl BatchStatement for Open {
     const MAX_REQUESTS: usize = 128;
 
     async fn execute(database: &Database, holders: &[Holder]) -> Result<Vec<Option<Account>>, Error> {
-        // Of two calls for one patient in a statement, only the first gets its id back.
+        // Of two calls for one patient in a statement, the first one's id is returned; the second finds the account afterwards.
         let ids: Vec<Uuid> = holders.iter().map(|_| Uuid::now_v7()).collect();
         let open = database.run_idempotent(async |connection| {
             let rows = query(

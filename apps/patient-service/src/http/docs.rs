@@ -11,7 +11,7 @@ use super::{Request, openapi};
 static JSON: LazyLock<String> =
     LazyLock::new(|| openapi::document().to_json().expect("the document consists of text and numbers"));
 
-/// The page is ours, so that it needs two files only and starts with "Try it out".
+/// A page of our own in place of Swagger UI's: it needs two files only, and "Try it out" is enabled.
 const INDEX: &str = include_str!("swagger-ui.html");
 /// Its script, in a file of its own because of [`POLICY`].
 const START: (&str, &str) = ("start.js", include_str!("swagger-ui-start.js"));

@@ -20,7 +20,7 @@ use super::{
 /// The document.
 #[derive(OpenApi)]
 #[openapi(
-    modifiers(&AbsentIsNotNull, &Identities),
+    modifiers(&OptionalIsNotNullable, &AccessControl),
     info(
         title = "Patient service",
         description = "A registry of patients, with their billing accounts.",
@@ -42,10 +42,10 @@ use super::{
 )]
 struct Document;
 
-/// What every operation has in common: the token and its scope, and the answers of the edge.
-struct Identities;
+/// Adds to every operation the token with its scope, and the responses 401, 403 and 421 of libs/web.
+struct AccessControl;
 
-impl Modify for Identities {
+impl Modify for AccessControl {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         const SCHEME: &str = "token";
         let scheme = Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
@@ -75,9 +75,9 @@ impl Modify for Identities {
 }
 
 /// utoipa makes an `Option` parameter nullable; an optional parameter is not nullable.
-struct AbsentIsNotNull;
+struct OptionalIsNotNullable;
 
-impl Modify for AbsentIsNotNull {
+impl Modify for OptionalIsNotNullable {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let operations = document.paths.paths.values_mut().flat_map(|path| {
             [&mut path.get, &mut path.put, &mut path.post, &mut path.delete].into_iter().filter_map(Option::as_mut)

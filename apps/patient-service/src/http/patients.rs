@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     patient::Patient,
-    store::{Begin, Direction, List, Listed, Order, Position, Search, SortField},
+    store::{Begin, Direction, List, ListedPatient, Order, Position, Search, SortField},
 };
 
 /// Patients in a list: the default and the maximum.
@@ -116,7 +116,7 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
     patients.truncate(limit as usize);
     let bodies: Vec<_> = patients.iter().map(|listed| PatientBody::from(&listed.patient)).collect();
     let mut response = json(StatusCode::Ok, &bodies);
-    if let Some(Listed { patient, sort_key }) = patients.last().filter(|_| more) {
+    if let Some(ListedPatient { patient, sort_key }) = patients.last().filter(|_| more) {
         let mut next = Serializer::new(String::new());
         next.append_pair("limit", &limit.to_string());
         for (name, value) in [("sort", sort), ("sortField", sort_field), ("search", term)] {

@@ -64,6 +64,6 @@ problems! {
     TooLarge: "The body is too large",
     UnsupportedMediaType: "The body is not application/json, or has a content coding",
     KeyReused: "The Idempotency-Key was used for another request",
-    NotImplemented: "The billing service has no such method, as an original's, which only opens accounts",
+    NotImplemented: "The billing service has no such method: an original one only opens accounts",
     Unavailable: "A dependency is unavailable or the service is overloaded; see Retry-After",
 }

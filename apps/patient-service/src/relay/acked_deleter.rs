@@ -34,7 +34,7 @@ pub(super) struct AckedDeleter {
     backoff: Backoff,
     /// No statement begins before this time.
     paused_until: Option<Instant>,
-    /// Whether the next statement passes over rows that others have locked, because the last one may have waited for them.
+    /// Whether the next statement skips rows that others have locked, because the last one failed and may have waited for them.
     skip_locked: bool,
 }
 
@@ -60,7 +60,7 @@ impl AckedDeleter {
         }
     }
 
-    /// Has events wait so long for more from now on, so that one statement deletes them: a deletion is a commit.
+    /// Has events wait this long for more from now on, so that one statement, which is a commit, deletes all of them.
     pub(super) fn set_linger(&mut self, linger: Duration) {
         self.linger = linger;
     }
@@ -83,11 +83,12 @@ impl AckedDeleter {
         self.begin();
     }
 
-    /// Takes the outcome of a statement that has ended, and begins the next one; waits for it if too many events do.
+    /// Takes the outcome of a statement that has ended, and begins the next one. Waits for the statement under way if more than
+    /// [`MAX_WAITING`] events are to be deleted.
     ///
     /// # Errors
-    /// If so many events wait that no more may be sent, and the last statement has not changed that.
-    pub(super) async fn keep_up(&mut self) -> Result<(), Error> {
+    /// If still more than [`MAX_WAITING`] events wait after that, so that nothing may be sent.
+    pub(super) async fn advance(&mut self) -> Result<(), Error> {
         let is_finished = self.under_way.as_ref().is_some_and(|deletion| deletion.statement.is_finished());
         let outcome = if is_finished || self.len() > MAX_WAITING { self.end().await } else { Ok(()) };
         self.begin();

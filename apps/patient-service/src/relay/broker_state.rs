@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use telemetry::Outage;
 
-/// How the broker is, as far as the relays know. Clones are the same.
+/// Whether the relays can publish. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerState {
     outage: Arc<Outage<i32>>,
@@ -11,7 +11,7 @@ pub struct BrokerState {
 /// Why events cannot be published.
 #[derive(Clone, Debug)]
 pub(super) struct PublishFailure {
-    /// What tells it from another one ([`kafka::Error::cause`]).
+    /// Identifies its kind ([`kafka::Error::cause`]): each kind is logged once in an outage.
     pub(super) cause: String,
     pub(super) text: String,
 }
@@ -23,13 +23,13 @@ impl From<&kafka::Error> for PublishFailure {
 }
 
 impl BrokerState {
-    /// Why events cannot be published, if there are some that cannot.
+    /// Why events cannot be published, during an outage.
     pub fn error(&self) -> Option<String> {
         self.outage.reason()
     }
 
-    /// Notes how it is for a shard. The begin of an outage is logged once for all shards, and so is its end; in between each
-    /// other cause once, because it may be somebody else's to heal.
+    /// Reports the state of one shard. The begin of an outage is logged once for all shards, and so is its end; in between each
+    /// further cause once, because it may need another remedy.
     pub(super) fn report(&self, shard: i32, failure: Option<PublishFailure>) {
         match failure {
             Some(PublishFailure { cause, text: error }) => {

@@ -52,11 +52,12 @@ impl Lease {
     }
 
     /// Takes or renews it; false if another relay holds it.
-    pub(super) async fn hold(&self) -> Result<bool, postgres::Error> {
+    pub(super) async fn acquire_or_renew(&self) -> Result<bool, postgres::Error> {
         // Measured from before the statement, while standbys measure from after the commit: ours ends first.
         let started = Instant::now();
         let expired = self.lock().expired(started, self.duration);
-        let attempt = self.outbox.hold_lease(self.shard, self.holder, self.duration, expired.as_ref()).await?;
+        let attempt =
+            self.outbox.acquire_or_renew_lease(self.shard, self.holder, self.duration, expired.as_ref()).await?;
         let (mut state, now) = (self.lock(), Instant::now());
         match attempt {
             LeaseAttempt::Held => {

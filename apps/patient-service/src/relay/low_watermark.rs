@@ -29,15 +29,15 @@ pub(super) struct LowWatermark {
     source: Option<IdSource>,
 }
 
-/// How the ids of a read continue those before.
+/// How the source of the ids has changed between two reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ids {
-    /// The source is the same.
-    Continue,
+pub(super) enum SourceChange {
+    /// It is the same.
+    Unchanged,
     /// The server was restarted or replaced.
-    OtherSource,
+    OtherServer,
     /// The sequence has gone back: ids will be given again.
-    WentBack,
+    IdsWentBack,
 }
 
 impl LowWatermark {
@@ -60,7 +60,7 @@ impl LowWatermark {
     }
 
     /// The id to read from.
-    pub(super) fn from(&mut self, now: Instant) -> i64 {
+    pub(super) fn read_from(&mut self, now: Instant) -> i64 {
         while let Some(&(_, id)) =
             self.published.front().filter(|(then, _)| self.responsive.saturating_sub(*then) > self.late_commit)
         {
@@ -74,22 +74,22 @@ impl LowWatermark {
         self.next_id()
     }
 
-    /// Compares the source of a read's ids with the one before. If it does not continue, the watermark is reset and the read
+    /// Compares the source of a read's ids with that of the read before. If it has changed, the watermark is reset and the read
     /// has to be dropped: events that have to be sent before it may be missing.
-    pub(super) fn check(&mut self, source: IdSource) -> Ids {
-        let ids = match &self.source {
-            None => Ids::Continue,
-            Some(before) if source.last_id < before.last_id => Ids::WentBack,
-            Some(before) if source.identity != before.identity => Ids::OtherSource,
-            Some(_) => Ids::Continue,
+    pub(super) fn check(&mut self, source: IdSource) -> SourceChange {
+        let change = match &self.source {
+            None => SourceChange::Unchanged,
+            Some(before) if source.last_id < before.last_id => SourceChange::IdsWentBack,
+            Some(before) if source.identity != before.identity => SourceChange::OtherServer,
+            Some(_) => SourceChange::Unchanged,
         };
         self.source = Some(source);
-        if ids != Ids::Continue {
+        if change != SourceChange::Unchanged {
             self.id = 0;
             self.published.clear();
             self.last_full_read = None;
         }
-        ids
+        change
     }
 
     /// The database has responded, and everything visible up to `id` is published.
@@ -127,11 +127,11 @@ mod tests {
     /// A watermark at 100.
     fn at_100() -> (LowWatermark, Instant) {
         let (mut watermark, start) = (LowWatermark::new(LATE_COMMIT), Instant::now());
-        watermark.from(start);
-        assert_eq!(watermark.check(source("a", 100)), Ids::Continue);
+        watermark.read_from(start);
+        assert_eq!(watermark.check(source("a", 100)), SourceChange::Unchanged);
         watermark.published_up_to(Some(100), start);
         let now = respond(&mut watermark, start, LATE_COMMIT + STEP);
-        assert_eq!(watermark.from(now), 101);
+        assert_eq!(watermark.read_from(now), 101);
         (watermark, now)
     }
 
@@ -142,46 +142,48 @@ mod tests {
     #[test]
     fn reads_begin_after_published_ids() {
         let (mut watermark, start) = (LowWatermark::new(LATE_COMMIT), Instant::now());
-        assert_eq!(watermark.from(start), 0, "everything at first");
+        assert_eq!(watermark.read_from(start), 0, "everything at first");
         watermark.published_up_to(Some(100), start);
-        assert_eq!(watermark.from(start), 1, "a transaction with a smaller id may be open");
+        assert_eq!(watermark.read_from(start), 1, "a transaction with a smaller id may be open");
         let now = respond(&mut watermark, start, LATE_COMMIT + STEP);
-        assert_eq!(watermark.from(now), 101);
+        assert_eq!(watermark.read_from(now), 101);
     }
 
     #[test]
     fn full_reads_are_made_periodically() {
         let (mut watermark, start) = (LowWatermark::new(LATE_COMMIT), Instant::now());
-        watermark.from(start);
+        watermark.read_from(start);
         watermark.published_up_to(Some(100), start);
         let now = respond(&mut watermark, start, FULL_READ_INTERVAL + STEP);
-        assert_eq!(watermark.from(now), 0);
-        assert_eq!(watermark.from(now), 101);
+        assert_eq!(watermark.read_from(now), 0);
+        assert_eq!(watermark.read_from(now), 101);
     }
 
     #[test]
     fn time_in_which_the_database_was_frozen_does_not_count() {
         let (mut watermark, start) = (LowWatermark::new(LATE_COMMIT), Instant::now());
-        watermark.from(start);
+        watermark.read_from(start);
         watermark.published_up_to(Some(100), start);
         let thawed = start + LATE_COMMIT * 2;
         watermark.published_up_to(None, thawed);
-        assert_eq!(watermark.from(thawed), 1);
+        assert_eq!(watermark.read_from(thawed), 1);
     }
 
     #[test]
     fn ids_that_go_back_or_have_another_source_reset_the_watermark() {
-        for (after, ids) in [(source("a", 99), Ids::WentBack), (source("b", 132), Ids::OtherSource)] {
+        for (after, change) in
+            [(source("a", 99), SourceChange::IdsWentBack), (source("b", 132), SourceChange::OtherServer)]
+        {
             let (mut watermark, now) = at_100();
             // Recently published ids are dropped too.
             watermark.published_up_to(Some(110), now);
-            assert_eq!(watermark.check(after), ids);
-            assert_eq!(watermark.from(now), 0);
+            assert_eq!(watermark.check(after), change);
+            assert_eq!(watermark.read_from(now), 0);
             let now = respond(&mut watermark, now, LATE_COMMIT + STEP);
-            assert_eq!(watermark.from(now), 1);
+            assert_eq!(watermark.read_from(now), 1);
         }
         let (mut watermark, now) = at_100();
-        assert_eq!(watermark.check(source("a", 100)), Ids::Continue);
-        assert_eq!(watermark.from(now), 101);
+        assert_eq!(watermark.check(source("a", 100)), SourceChange::Unchanged);
+        assert_eq!(watermark.read_from(now), 101);
     }
 }

@@ -33,7 +33,8 @@ pub(super) struct Publisher {
     lease: Lease,
     /// Partitions that failed, and when they are tried again.
     failing: BTreeMap<i32, FailingPartition>,
-    /// Whether the topic's configuration is ours, was compared with it, or is another relay's to compare.
+    /// Whether the topic's configuration need not be compared: this relay created the topic or has compared it, or another relay
+    /// compares it.
     is_topic_checked: bool,
 }
 
@@ -45,7 +46,7 @@ struct FailingPartition {
 }
 
 impl Publisher {
-    /// `checks_topic` says whether it compares the configuration of a topic that exists.
+    /// `checks_topic`: whether it compares the configuration of an existing topic with its own.
     pub(super) fn new(outbox: Outbox, settings: Settings, lease: Lease, checks_topic: bool) -> Self {
         Self {
             acked: AckedDeleter::new(outbox.clone()),
@@ -70,7 +71,7 @@ impl Publisher {
         if partitions.is_ok() && !self.is_topic_checked {
             self.is_topic_checked = true;
             let Settings { kafka, topic, cleanup_policy, .. } = self.settings.clone();
-            // Beside the events: what it finds is for the operator alone.
+            // In a task of its own, because events need not wait for it: a difference is only logged.
             runtime::spawn(async move { cleanup_policy.check(&kafka, &topic).await }).detach();
         }
         partitions.map_err(StepError::Kafka)
@@ -85,10 +86,10 @@ impl Publisher {
         self.producer.partitions().await
     }
 
-    /// The partitions that nothing can be sent to now: they failed recently, or the broker throttles us.
+    /// The partitions that nothing can be sent to now: they failed recently, or the broker throttles this client.
     ///
-    /// A broker whose quota is used up takes nothing now, and that is no outage: what is sent now would wait there, be taken
-    /// for lost and be sent again.
+    /// Throttling is no outage. A request that is sent meanwhile would wait at the broker beyond its deadline, count as lost and be
+    /// sent again.
     pub(super) fn paused_partitions(&mut self, partitions: i32, now: Instant) -> Vec<i32> {
         self.failing.retain(|&partition, _| partition < partitions);
         let failing = self.failing.iter().filter(|(_, failing)| failing.until > now).map(|(&partition, _)| partition);
@@ -96,12 +97,12 @@ impl Publisher {
         paused.into_iter().collect()
     }
 
-    /// Whether no partition has failed, and none is throttled.
-    pub(super) fn is_unimpeded(&self) -> bool {
+    /// Whether every partition can be sent to: none has failed, and none is throttled.
+    pub(super) fn can_send_to_all(&self) -> bool {
         self.failing.is_empty() && self.producer.throttled().is_empty()
     }
 
-    /// Forgets the failures, which are another relay's now.
+    /// Forgets all failures, because another relay sends the shard now.
     pub(super) fn forget_failures(&mut self) {
         self.failing.clear();
     }
@@ -154,7 +155,7 @@ impl Publisher {
                         }
                         self.acked.add(batch.events.iter().map(OutboxRow::key));
                     }
-                    // Too large a batch may be made of small records: halves find the one that is to blame.
+                    // The batch may be too large although each record is small: halving it finds the rejected record.
                     Err(kafka::Error::RecordRejected(_)) if batch.events.len() > 1 => {
                         again.insert(partition, batch.first_half());
                     }
@@ -167,7 +168,7 @@ impl Publisher {
                     }
                 }
             }
-            // Only now, when the outcome of every partition is noted: this can fail too.
+            // After the outcome of every partition is recorded, because dead-lettering can fail too.
             for (partition, event, error) in rejected {
                 match self.dead_letter(&event, &error).await {
                     Ok(()) => {

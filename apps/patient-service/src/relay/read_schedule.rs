@@ -20,7 +20,7 @@ const RECENT: Duration = Duration::from_secs(1);
 pub(super) struct ReadSchedule {
     last_read: Option<Instant>,
     last_published: Instant,
-    /// Whether the last read returned everything there was, and everything was published since.
+    /// Whether the last read returned all pending events, and all of them are published.
     is_complete: bool,
     /// The largest id of any read. An event with a larger one has not been read.
     largest_id: i64,
@@ -61,11 +61,11 @@ impl ReadSchedule {
         self.not_handed_over = self.not_handed_over.saturating_sub(read_before);
         let is_poll = self.next_poll() <= now;
         if is_poll && self.not_handed_over > 0 {
-            // Whoever wrote these has had a poll interval to hand them over.
+            // A request of this instance would have handed them over within a poll interval, so another replica wrote them.
             self.not_handed_over = 0;
             self.last_of_others = Some(now);
         }
-        // What was there before the lease was taken, its last holder may have published.
+        // Events from before the lease was taken may have been published by its last holder.
         let is_complete = self.is_complete && held_since.zip(self.last_read).is_some_and(|(since, read)| read > since);
         // An id that is not above those that were read may have become visible after the read, or have been published.
         if is_poll || has_unread || read_before > 0 || !is_complete {
@@ -91,7 +91,7 @@ impl ReadSchedule {
         self.largest_id = events.last().map_or(0, |event| event.id).max(self.largest_id);
     }
 
-    /// A poll has returned so many events that were not handed over before.
+    /// A poll has returned this many events that were not handed over before.
     pub(super) fn has_polled(&mut self, not_handed_over: usize) {
         self.not_handed_over = not_handed_over;
     }

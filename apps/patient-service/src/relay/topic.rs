@@ -30,8 +30,8 @@ impl CleanupPolicy {
         }
     }
 
-    /// Compares the configuration of a topic that exists, which is left as it is, and logs differences. If the broker does not
-    /// tell it, nothing is known.
+    /// Compares the configuration of an existing topic, which is left as it is, and logs differences. A broker may not return a
+    /// configuration (Nisshi); then there is nothing to compare.
     pub(super) async fn check(self, kafka: &kafka::Settings, topic: &str) {
         let expected = self.configuration();
         if expected.is_empty() {
@@ -58,7 +58,7 @@ impl CleanupPolicy {
     }
 }
 
-/// What is told and differs.
+/// The settings that the broker returned and that differ.
 fn differences(expected: &[(&str, &str)], found: &BTreeMap<String, String>) -> Vec<String> {
     let differs = |(name, value): &(&str, &str)| {
         let found = found.get(*name).filter(|found| found.as_str() != *value)?;

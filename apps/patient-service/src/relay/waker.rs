@@ -1,4 +1,4 @@
-//! How requests of this instance tell its relays that there is something to publish.
+//! How requests of this instance notify its relays of events to publish.
 
 use std::{
     mem,
@@ -22,12 +22,12 @@ struct Shard {
     handed_over: Mutex<HandedOver>,
 }
 
-/// What a relay was told since it asked last.
+/// What requests have handed to a relay since its last step.
 #[derive(Debug, Default)]
 pub(super) struct HandedOver {
     /// Committed events, each the first of its patient.
     pub(super) events: Vec<OutboxRow>,
-    /// Whether there are others, which have to be read.
+    /// Whether requests have written other events, which have to be read from the outbox.
     pub(super) has_unread: bool,
 }
 
@@ -66,7 +66,7 @@ impl RelayWaker {
         self.0[shard as usize].notify.wait().await;
     }
 
-    /// Takes what the relay of a shard was told.
+    /// Takes what was handed to the relay of a shard.
     pub(super) fn take(&self, shard: i32) -> HandedOver {
         mem::take(&mut *self.0[shard as usize].lock())
     }

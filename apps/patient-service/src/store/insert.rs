@@ -14,7 +14,7 @@ use crate::{
 
 /// A patient to be stored, with its event, its task for billing and, if there is one, its key.
 #[derive(Debug)]
-pub(super) struct New {
+pub(super) struct NewPatient {
     pub(super) patient: Patient,
     pub(super) event: NewEvent,
     pub(super) key: Option<IdempotencyKey>,
@@ -22,25 +22,25 @@ pub(super) struct New {
     pub(super) billing_after: Duration,
 }
 
-/// The statement for many of them. The response is the event as the outbox has it.
+/// The statement that inserts many of them. The response is the event as the outbox has it.
 pub(super) enum Insert {}
 
 impl BatchStatement for Insert {
-    type Request = New;
+    type Request = NewPatient;
     type Response = OutboxRow;
     const NAME: &'static str = "insert patient";
     const MAX_REQUESTS: usize = 128;
 
-    async fn execute(database: &Database, new: &[New]) -> Result<Vec<OutboxRow>, Error> {
-        fn column<'a, T>(new: &'a [New], field: impl Fn(&'a New) -> T) -> Vec<T> {
+    async fn execute(database: &Database, new: &[NewPatient]) -> Result<Vec<OutboxRow>, Error> {
+        fn column<'a, T>(new: &'a [NewPatient], field: impl Fn(&'a NewPatient) -> T) -> Vec<T> {
             new.iter().map(field).collect()
         }
         let insert = database.run(async |connection| {
             // A patient with a key is taken from the key's row, so that of many requests with one key all but the first
             // fail on the key, whatever else they have in common.
             //
-            // Together they wait for nobody long: an update that was frozen may hold an email, and then the others are
-            // done without the one that wants it.
+            // A shared statement has a short lock timeout: an open transaction may hold one of the emails. Then each
+            // registration is executed by itself.
             let rows = query(
                 "-- insert patients
                 WITH new AS (
@@ -90,7 +90,7 @@ impl BatchStatement for Insert {
             rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
         });
         let stored: HashMap<Uuid, (i64, DateTime<Utc>)> = insert.await?;
-        let row = |new: &New| {
+        let row = |new: &NewPatient| {
             let (id, created_at) = *stored.get(&new.event.event_id).ok_or(Error::Query(sqlx::Error::RowNotFound))?;
             Ok(OutboxRow::of(new.event.clone(), id, created_at))
         };

@@ -71,7 +71,7 @@ impl Store {
                     cut_gaps(transaction, now).await?
                 }
             }
-            query("-- note observation\nUPDATE clock_looks SET looked_at = $1")
+            query("-- store observation\nUPDATE clock_looks SET looked_at = $1")
                 .bind(now)
                 .execute(&mut *transaction)
                 .await?;
@@ -107,7 +107,7 @@ impl Store {
     }
 
     /// Sets the creation time of keys from the future to now, at most `limit` of them; returns how many. They were created
-    /// while the clock was ahead, and would otherwise stay for as long as it was, perhaps years.
+    /// while the clock was ahead, perhaps by years, and would otherwise be kept for that much longer.
     ///
     /// # Errors
     /// If the database fails.

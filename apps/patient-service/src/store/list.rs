@@ -61,7 +61,7 @@ pub struct Position {
 
 /// A patient in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedPatient {
     /// The patient.
     pub patient: Patient,
     /// See [`Position::sort_key`].
@@ -209,7 +209,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn list(&self, list: &List) -> Result<Vec<Listed>, Error> {
+    pub async fn list(&self, list: &List) -> Result<Vec<ListedPatient>, Error> {
         let Some(search) = &list.search else { return self.list_all(list).await };
         // Pages are counted too, which finds all matches anyway.
         if !matches!(list.begin, Begin::Offset(_)) {
@@ -228,7 +228,7 @@ impl Store {
     }
 
     /// By the order's index, without a search.
-    async fn list_all(&self, list: &List) -> Result<Vec<Listed>, Error> {
+    async fn list_all(&self, list: &List) -> Result<Vec<ListedPatient>, Error> {
         let (column, after, order_by) = (list.order.field.column(), list.after(), list.order_by());
         // Made of constants of this file only, like each statement here. The first two parameters are those of a search.
         let part = format!("WHERE {after} ORDER BY {order_by} LIMIT $5 OFFSET $6");
@@ -244,7 +244,7 @@ impl Store {
 
     /// Matches among the next `window` patients of the order; true if the list is complete: it is full, or the order ends
     /// there.
-    async fn list_among(&self, list: &List, search: &Search, window: i64) -> Result<(Vec<Listed>, bool), Error> {
+    async fn list_among(&self, list: &List, search: &Search, window: i64) -> Result<(Vec<ListedPatient>, bool), Error> {
         let (column, after, order_by) = (list.order.field.column(), list.after(), list.order_by());
         let matches = matches();
         let statement: Arc<str> = Arc::from(format!(
@@ -281,7 +281,7 @@ impl Store {
     }
 
     /// By the trigram index.
-    async fn list_matching(&self, list: &List, search: &Search) -> Result<Vec<Listed>, Error> {
+    async fn list_matching(&self, list: &List, search: &Search) -> Result<Vec<ListedPatient>, Error> {
         let (column, after, direction) = (list.order.field.column(), list.after(), list.order.direction.sql());
         let matches = matches();
         // No index supports the order of a ROW, so the planner cannot choose to scan one in the hope of early matches.
@@ -293,7 +293,12 @@ impl Store {
         self.fetch(list, statement, Some(search)).await
     }
 
-    async fn fetch(&self, list: &List, statement: Arc<str>, search: Option<&Search>) -> Result<Vec<Listed>, Error> {
+    async fn fetch(
+        &self,
+        list: &List,
+        statement: Arc<str>,
+        search: Option<&Search>,
+    ) -> Result<Vec<ListedPatient>, Error> {
         let ((first, second), (sort_key, id)) = (search.map(Search::patterns).unzip(), list.position());
         let fetch = self.database.run_idempotent(async |connection| {
             let rows = query(AssertSqlSafe(statement))
@@ -331,8 +336,8 @@ impl Store {
     }
 }
 
-fn listed(row: &PgRow) -> Result<Listed, sqlx::Error> {
-    Ok(Listed { patient: patient(row)?, sort_key: row.try_get("sort_key")? })
+fn listed(row: &PgRow) -> Result<ListedPatient, sqlx::Error> {
+    Ok(ListedPatient { patient: patient(row)?, sort_key: row.try_get("sort_key")? })
 }
 
 #[cfg(test)]

@@ -41,14 +41,14 @@ fn success() {
 #[test]
 fn a_day_that_has_begun_anywhere_on_earth_is_not_in_the_future() {
     with_service(|service| async move {
-        // Where days begin first it is this one.
+        // The date where days begin first.
         let latest_day = || (Utc::now() + TimeDelta::hours(14)).date_naive();
         let responses = async |date: NaiveDate| {
             let mut born = patient(&format!("Born {date}"));
             (born["dateOfBirth"], born["registeredDate"]) = (json!(date), json!(date));
             service.post("/patients", &born).await
         };
-        // It must not end meanwhile.
+        // Repeated if that day ends in between.
         let (begun, to_come) = loop {
             let day = latest_day();
             let pair = (responses(day).await, responses(day + Days::new(1)).await);
@@ -130,14 +130,14 @@ fn fifty_concurrent_requests_for_one_email_make_one_patient() {
     });
 }
 
-/// How long an email is held at most.
-const HELD: &str = "10s";
+/// Deadline of the transaction that locks an email.
+const LOCK_DEADLINE: &str = "10s";
 
 /// A registration waits for whoever holds its email; those that are stored with it in one commit do not.
 #[test]
 fn a_locked_email_blocks_no_other_registration() {
     // Whoever waits for the email may wait as long as the others need on a busy machine.
-    with_settings(&[("DATABASE_DEADLINE", HELD)], |service| async move {
+    with_settings(&[("DATABASE_DEADLINE", LOCK_DEADLINE)], |service| async move {
         let held = patient("Patient 25");
         let (holding, is_held) = smol::channel::bounded::<()>(1);
         let (release, released) = smol::channel::bounded::<()>(1);

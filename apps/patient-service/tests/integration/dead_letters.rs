@@ -44,7 +44,8 @@ fn objects(output: &Output) -> Vec<Json> {
 /// Takes what waits in the outbox as a relay does: the broker accepts it, or rejects it for good.
 async fn relay(service: &Harness, accepts: bool) {
     let outbox = Outbox::new(service.database.clone());
-    let query = PendingQuery { shard: (0, 1), from: 0, without: (&[], 1), acked: &[], limit: 100 };
+    let query =
+        PendingQuery { shard: (0, 1), from: 0, excluded_partitions: (&[], 1), excluded_events: &[], limit: 100 };
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         let (_, events) = outbox.pending(&query).await.unwrap();

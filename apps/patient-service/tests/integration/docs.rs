@@ -53,7 +53,7 @@ fn swagger_ui_is_served_from_the_binary() {
         for file in ["swagger-ui.css", "swagger-ui-bundle.js"] {
             let response = service.get(&format!("/swagger-ui/{file}")).await;
             assert_eq!((response.status, response.header("content-encoding")), (200, Some("gzip")));
-            assert_eq!(response.body[..2], [0x1f, 0x8b], "gzip's mark");
+            assert_eq!(response.body[..2], [0x1f, 0x8b], "the magic number of gzip");
         }
         assert_eq!(service.get("/swagger-ui/nothing.js").await.status, 404);
         for old in ["/swagger-ui", "/swagger-ui.html"] {

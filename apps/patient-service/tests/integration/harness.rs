@@ -1,11 +1,6 @@
 //! The service under test, with a billing service of the test, and a client of it.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use billing_api::{DESCRIPTORS, billing_service_server::BillingServiceServer};
 use config::{Environment, Reader};
@@ -23,7 +18,7 @@ use testbed::{
 
 use crate::test_billing::TestBilling;
 
-/// Time for a condition that a test waits for.
+/// Timeout of a response.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Harness {
@@ -183,7 +178,7 @@ pub(crate) fn path(patient: &Json) -> String {
     format!("/patients/{}", id(patient))
 }
 
-/// Waits for tasks that all do the same and gives what they gave.
+/// Runs `count` tasks concurrently; returns their results.
 pub(crate) async fn at_once<T: Send + 'static, F>(count: usize, work: impl Fn(usize) -> F) -> Vec<T>
 where
     F: Future<Output = T> + Send + 'static,

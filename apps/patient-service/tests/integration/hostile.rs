@@ -1,4 +1,4 @@
-//! Text that means something to a database, wherever a client can put text.
+//! SQL and special characters wherever a client can send text.
 
 use serde_json::json;
 use surf::http::Method;

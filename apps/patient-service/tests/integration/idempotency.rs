@@ -88,7 +88,7 @@ fn a_key_must_be_visible_ascii() {
     });
 }
 
-/// A key that was forgotten early would let its request, repeated, make a second patient.
+/// If a key were deleted early, a repetition of its request would register a second patient.
 #[test]
 fn a_key_does_not_age_by_a_step_of_the_clock() {
     with_service(|service| async move {
@@ -105,7 +105,7 @@ fn a_key_does_not_age_by_a_step_of_the_clock() {
         let is_known = async || post(&service, "key-1", &patient("Jane Doe")).await.json()["id"] == jane["id"];
         assert_eq!(look(day).await, 0);
 
-        // What the clock shows, against what was stored: forward and back by an hour and by days, more than once.
+        // Steps of the clock: forward and back by an hour and by days, more than once.
         for step in [hour, day * 3, day * 40] {
             for forward in [true, true, false, true, false, false] {
                 step_clock(&service, step, forward).await;
@@ -114,7 +114,7 @@ fn a_key_does_not_age_by_a_step_of_the_clock() {
             }
         }
 
-        // In time that somebody sees pass it ages, and no step of the clock keeps it for good.
+        // It ages in observed time, and no step of the clock keeps it for ever.
         step_clock(&service, day * 400, false).await;
         assert_eq!(look(day).await, 0);
         let mut passed = Duration::ZERO;
@@ -127,7 +127,7 @@ fn a_key_does_not_age_by_a_step_of_the_clock() {
     });
 }
 
-/// Moves all that is stored, so that the clock has stepped as far as that is concerned.
+/// Shifts all stored times, which has the effect of a step of the clock.
 async fn step_clock(service: &Harness, step: Duration, forward: bool) {
     let seconds = if forward { -step.as_secs_f64() } else { step.as_secs_f64() };
     for statement in [

@@ -55,13 +55,13 @@ fn no_broker() -> kafka::Settings {
     }
 }
 
-/// A service whose own relay stands by for ever, because a test does the relaying.
+/// A service whose own relay stands by, because the test runs relays of its own.
 async fn service_without_relay() -> Harness {
     service_without_relay_on(&testbed::shared_database().await, "1s").await
 }
 
 async fn service_without_relay_on(database_url: &str, database_deadline: &str) -> Harness {
-    // It asks for the lease at its start, and then not before the test is over.
+    // Its relay tries to take the lease at its start, and the next time after the test.
     let settings = [("RELAY_LEASE", "1h"), ("DATABASE_DEADLINE", database_deadline)];
     let service = Harness::start(database_url, &settings).await;
     let hold = async |connection: &mut PgConnection| {
@@ -77,10 +77,9 @@ async fn free_lease(service: &Harness) {
     execute(service, "DELETE FROM relay_leases").await;
 }
 
-/// Takes the lease from whoever has it: another relay of the test, or the service's own, which asks at its start and may be
-/// late.
+/// Takes the lease from whoever has it: another relay of the test, or the service's own, which may take it at its start.
 async fn take_lease(service: &Harness, relay: &Relay) {
-    while !relay.hold_lease().await.unwrap() {
+    while !relay.acquire_or_renew_lease().await.unwrap() {
         free_lease(service).await;
     }
 }
@@ -90,8 +89,8 @@ fn relay(service: &Harness, settings: Settings) -> Relay {
 }
 
 /// A relay that has the lease for longer than a test takes.
-async fn relay_with_lease(service: &Harness, of: Settings) -> Relay {
-    let relay = relay(service, Settings { lease: Duration::from_secs(60), ..of });
+async fn relay_with_lease(service: &Harness, settings: Settings) -> Relay {
+    let relay = relay(service, Settings { lease: Duration::from_secs(60), ..settings });
     take_lease(service, &relay).await;
     relay
 }
@@ -105,7 +104,7 @@ async fn broker_of_small_records(scratch: &Scratch) -> Broker {
     broker
 }
 
-/// Takes the lease from whoever has it and relays until nothing is left.
+/// Takes the lease from whoever has it, and publishes until the outbox is empty.
 async fn drain(service: &Harness, relay: &mut Relay) -> usize {
     let mut published = 0;
     while service.number("SELECT count(*) FROM outbox").await > 0 {
@@ -115,7 +114,7 @@ async fn drain(service: &Harness, relay: &mut Relay) -> usize {
     published
 }
 
-/// As [`drain`], when the broker may reject a step before it knows better.
+/// As [`drain`], with steps that may fail at first.
 async fn until_drained(service: &Harness, relay: &mut Relay) {
     let end = Instant::now() + Duration::from_secs(60);
     while service.number("SELECT count(*) FROM outbox").await > 0 {

@@ -14,10 +14,10 @@ use testbed::{
 
 use crate::harness::{Harness, path, patient};
 
-/// How long a service may take to find out.
+/// Time for a service to end.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Starts the service on a database and gives why it has ended.
+/// Starts the service on a database and waits until it ends; returns the error.
 async fn startup_error(url: &str) -> Failure {
     let environment = Environment::empty()
         .with("DATABASE_URL", url)
@@ -30,7 +30,7 @@ async fn startup_error(url: &str) -> Failure {
     timeout(LIMIT, Box::pin(service.run(Shutdown::new()))).await.expect("it ends").unwrap_err()
 }
 
-/// A database made by a statement that goes on with `how`.
+/// Creates a database; `how` is the rest of the statement after its name.
 async fn database(how: &str) -> String {
     let shared = testbed::shared_database().await;
     let name = format!("made_{}", uuid::Uuid::now_v7().simple());

@@ -48,7 +48,7 @@ fn unmet_preconditions_change_nothing() {
             (&[("if-match", "\"01\"")], 412),
             (&[("if-match", "\"1 \"")], 412),
             (&[("if-match", "\"18446744073709551617\"")], 412),
-            // `*` is met by what there is, and forbids to overwrite it.
+            // `If-None-Match: *` is not met by an existing patient.
             (&[("if-none-match", "*")], 412),
             (&[("if-match", "*"), ("if-none-match", "*")], 412),
             (&[("if-match", "\"1\""), ("if-none-match", "*")], 412),
@@ -66,7 +66,7 @@ fn unmet_preconditions_change_nothing() {
                 let body = (method == Method::Put).then(|| patient("Jane Smith"));
                 let response = service.client.send(method, &path(&jane), headers, body.as_ref()).await.unwrap();
                 assert_eq!(response.status, status, "{method} {headers:?}: {}", response.text());
-                // Without them it would be 404, which they do not change.
+                // A patient that does not exist is 404, with or without them.
                 if status == 412 {
                     let response = service.client.send(method, &unknown, headers, body.as_ref()).await.unwrap();
                     assert_eq!(response.status, 404, "{method} {headers:?}: {}", response.text());
@@ -135,7 +135,7 @@ fn errors() {
         let headers = [("if-match", "\"1\"")];
         let response = service.client.send(Method::Put, unknown, &headers, Some(&patient("New One"))).await.unwrap();
         assert_eq!(response.status, 404);
-        // The connections on which these failed are well.
+        // The connections on which these failed are still usable.
         for n in 0..20 {
             assert_eq!(service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap().status, 200);
         }

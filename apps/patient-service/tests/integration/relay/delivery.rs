@@ -46,7 +46,10 @@ fn events_arrive_in_order_with_their_headers(kind: broker::Kind) {
             assert!(telemetry::TraceContext::parse(text("traceparent")).is_some());
         }
         let deletion = records[2].record.value.as_ref().unwrap();
-        assert!(!String::from_utf8_lossy(deletion).contains("jane"), "a deletion tells whom, and no more");
+        assert!(
+            !String::from_utf8_lossy(deletion).contains("jane"),
+            "the event of a deletion has neither name nor email"
+        );
         service.stop().await;
     });
 }
@@ -145,7 +148,7 @@ fn a_late_commit_is_not_skipped(kind: broker::Kind) {
         let taken = service.number("SELECT nextval(pg_get_serial_sequence('outbox', 'id'))").await;
         service.register("John Doe").await;
         assert_eq!(drain(&service, &mut relay).await, 2);
-        // What was sent counts as handled once it is deleted and something comes after it.
+        // The low watermark passes the sent events with the next step that publishes.
         service.register("Jim Doe").await;
         assert_eq!(drain(&service, &mut relay).await, 1);
         let late = async |connection: &mut PgConnection| {
@@ -157,7 +160,7 @@ fn a_late_commit_is_not_skipped(kind: broker::Kind) {
         service.database.run(late).await.unwrap();
         let started = Instant::now();
         assert_eq!(drain(&service, &mut relay).await, 1);
-        // The reading of everything every 30 s would find it too.
+        // The full read every 30 s would find it too.
         assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         service.stop().await;
     });

@@ -37,7 +37,7 @@ fn ids_that_go_back_delay_no_event(kind: broker::Kind) {
         let service = service_without_relay().await;
         let settings = Settings {
             lease: Duration::from_secs(60),
-            // Soon after an event is published, reading begins behind it.
+            // So that reads soon begin after a published event.
             late_commit: Duration::from_millis(100),
             ..settings(kafka.clone(), &topic)
         };
@@ -56,7 +56,7 @@ fn ids_that_go_back_delay_no_event(kind: broker::Kind) {
             let waiting = async || service.number("SELECT count(*) FROM outbox").await;
             let all_published = async || relay.step().await.unwrap().read == 0 && waiting().await == 0;
             until("all are published", all_published).await;
-            // The time of `late_commit`, in which the database answers.
+            // For longer than `late_commit`, while the database responds.
             for _ in 0..4 {
                 smol::Timer::after(Duration::from_millis(50)).await;
                 relay.step().await.unwrap();

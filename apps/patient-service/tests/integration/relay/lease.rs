@@ -15,12 +15,12 @@ fn one_relay_sends_and_another_takes_over(kind: broker::Kind) {
             (relay(&service, settings(kafka.clone(), &topic)), relay(&service, settings(kafka.clone(), &topic)));
         service.register("Jane Doe").await;
         take_lease(&service, &first).await;
-        assert!(!second.hold_lease().await.unwrap());
+        assert!(!second.acquire_or_renew_lease().await.unwrap());
         assert!(matches!(second.step().await, Err(StepError::NotLeased)));
         assert_eq!(first.step().await.unwrap(), Step { read: 1, published: 1 });
 
-        // The first is frozen: it does not keep its lease, and somebody else gets it after a while.
-        until("the lease has run out", async || second.hold_lease().await.unwrap()).await;
+        // The first is frozen: it does not renew its lease, and the second takes it over.
+        until("the lease has run out", async || second.acquire_or_renew_lease().await.unwrap()).await;
         assert!(matches!(first.step().await, Err(StepError::NotLeased)), "it knows by its own clock");
         service.register("John Doe").await;
         assert_eq!(second.step().await.unwrap(), Step { read: 1, published: 1 });
@@ -28,7 +28,7 @@ fn one_relay_sends_and_another_takes_over(kind: broker::Kind) {
     });
 }
 
-/// PostgreSQL's clock was set back or forward after the holder died, or has stopped to mean anything.
+/// PostgreSQL's clock was set back or forward after the holder died, so that `expires_at` has no meaning.
 #[test]
 fn the_lease_of_a_dead_holder_is_taken_over_after_its_duration_whatever_its_expiry() {
     runtime::block_on(2, async {
@@ -44,8 +44,8 @@ fn the_lease_of_a_dead_holder_is_taken_over_after_its_duration_whatever_its_expi
             let relay = relay(&service, Settings { lease, ..settings(no_broker(), "none") });
             execute(&service, dead).await;
             let started = Instant::now();
-            assert!(!relay.hold_lease().await.unwrap(), "it may be alive: {dead}");
-            until("it is taken over", async || relay.hold_lease().await.unwrap()).await;
+            assert!(!relay.acquire_or_renew_lease().await.unwrap(), "it may be alive: {dead}");
+            until("it is taken over", async || relay.acquire_or_renew_lease().await.unwrap()).await;
             let took = started.elapsed();
             assert!(took >= lease && took < lease + Duration::from_secs(2), "{took:?}: {dead}");
         }
@@ -64,8 +64,8 @@ fn a_renewed_lease_stays_with_its_holder_whatever_its_expiry() {
         let end = Instant::now() + lease * 3;
         while Instant::now() < end {
             execute(&service, "UPDATE relay_leases SET expires_at = now() - interval '1 hour'").await;
-            assert!(!relays[1].hold_lease().await.unwrap());
-            assert!(relays[0].hold_lease().await.unwrap());
+            assert!(!relays[1].acquire_or_renew_lease().await.unwrap());
+            assert!(relays[0].acquire_or_renew_lease().await.unwrap());
             smol::Timer::after(Duration::from_millis(100)).await;
         }
         service.stop().await;
