@@ -38,7 +38,7 @@ impl Settings {
         let kafka = kafka::Settings::read(reader, "analytics-service");
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
         let dead_letter_topic = reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "dead letter topic").or("patient.dlq");
-        let about = "consumer group that shows the progress, and assigns the partitions; none commits it to none";
+        let about = "consumer group to which the progress is committed, and which assigns the partitions with PARTITIONS=group; none: no progress is committed";
         let group = reader.variable(&["KAFKA_CONSUMER_GROUP"], about).or("analytics-service");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
         let membership = MembershipSettings::read(reader, http.address, (&group, &assignment));
@@ -93,7 +93,7 @@ impl MembershipSettings {
         let is_member = *assignment == Assignment::Group;
         let about = "with PARTITIONS=group, the name of this instance in the consumer group: with one, a restart moves no partition";
         let instance_id = reader.variable(&["KAFKA_GROUP_INSTANCE_ID"], about).used_if(is_member).optional();
-        let about = "with PARTITIONS=group, after so long without a sign of life the partitions go to other instances";
+        let about = "with PARTITIONS=group, time without a heartbeat after which the partitions go to other instances";
         let session_timeout = reader.variable(&["KAFKA_SESSION_TIMEOUT"], about).used_if(is_member).or("15s");
         let about = "with PARTITIONS=group, copies of each partition that other instances keep, of which one goes on if its own dies";
         let standbys = reader.variable(&["STANDBYS"], about).used_if(is_member).or("0");

@@ -35,14 +35,19 @@ impl Settings {
         let kafka = kafka::Settings::read(reader, "patient-service");
         let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
         let partitions: Bounded<1, 10_000> =
-            reader.variable(&["KAFKA_TOPIC_PARTITIONS"], "partitions of the topic if it has to be made").or("3");
-        let about = "cleanup.policy of the topic if it has to be made; delete if others publish records without a key";
+            reader.variable(&["KAFKA_TOPIC_PARTITIONS"], "partitions of the topic if it has to be created").or("3");
+        let about =
+            "cleanup.policy of the topic if it has to be created; delete if others publish records without a key";
         let cleanup_policy = reader.variable(&["KAFKA_TOPIC_CLEANUP_POLICY"], about).or("compact");
         let shards: Bounded<1, 64> = reader
             .variable(&["OUTBOX_SHARDS"], "shards of the outbox, each sent by one replica; the same on all replicas")
             .or("1");
-        let lease =
-            reader.variable(&["RELAY_LEASE"], "time after which another replica sends for one that died").or("3s");
+        let lease = reader
+            .variable(
+                &["RELAY_LEASE"],
+                "time without a renewal after which another replica takes over the lease of a relay",
+            )
+            .or("3s");
         let relay = relay::Settings {
             kafka,
             topic,

@@ -122,7 +122,7 @@ impl Security {
         let mechanism: Option<Mechanism> = reader.variable(&[MECHANISM], "how the client authenticates").optional();
         let username: Option<String> = reader.variable(&["KAFKA_SASL_USERNAME"], "user").optional();
         let password: Option<Secret<String>> = reader.variable(&["KAFKA_SASL_PASSWORD"], "its password").optional();
-        let about = "both of them in the form of Kafka's Java client, instead";
+        let about = "user and password in the form of Kafka's Java client, instead of these two settings";
         let jaas: Option<Secret<Credentials>> = reader.variable(&["KAFKA_SASL_JAAS_CONFIG"], about).optional();
         let given = mechanism.is_some() || username.is_some() || password.is_some() || jaas.is_some();
         let mut security = Self::default();

@@ -100,20 +100,21 @@ impl Settings {
     /// is read.
     pub fn read(reader: &mut Reader, service: &'static str) -> Self {
         let disabled: Flag =
-            reader.variable(&["OTEL_SDK_DISABLED"], "true: nothing is sent or recorded").lenient().or("false");
+            reader.variable(&["OTEL_SDK_DISABLED"], "true: nothing is exported or recorded").lenient().or("false");
         let enabled = !disabled.0;
-        let about = "collector that traces, metrics and log lines are sent to";
+        let about = "collector to which traces, metrics and log lines are exported";
         let endpoint = reader.variable(&["OTEL_EXPORTER_OTLP_ENDPOINT"], about).used_if(enabled).optional();
         let own_endpoints = [&TRACES, &METRICS, &LOGS].map(|signal| {
-            let about = "collector of this signal alone, with the whole path";
+            let about = "URL of the collector for this signal alone, with its path";
             reader.variable(signal.endpoint, about).used_if(enabled).optional()
         });
         let used = endpoint.is_some() || own_endpoints.iter().any(Option::is_some);
         let mut variables = Variables { reader, used };
 
-        let headers = variables.field(&["OTEL_EXPORTER_OTLP_HEADERS"], "headers for the collector").optional();
-        let timeout = variables.field(&["OTEL_EXPORTER_OTLP_TIMEOUT"], "time for one sending").or("10s");
-        let _: Protocol = variables.field(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "form of what is sent").or("http/protobuf");
+        let headers = variables.field(&["OTEL_EXPORTER_OTLP_HEADERS"], "headers of the exports").optional();
+        let timeout = variables.field(&["OTEL_EXPORTER_OTLP_TIMEOUT"], "timeout of one export").or("10s");
+        let _: Protocol =
+            variables.field(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "protocol of the exports").or("http/protobuf");
         let is_tls = endpoint.iter().chain(own_endpoints.iter().flatten()).any(|Endpoint(url)| url.scheme() == "https");
         let tls = connector(&mut variables, is_tls);
         let general = General { endpoint, headers: headers.unwrap_or_default(), timeout, tls };
@@ -123,7 +124,7 @@ impl Settings {
         let logs = general.signal(&mut variables, &LOGS, logs);
         let sampler = sampler(&mut variables);
         let interval =
-            variables.field(&["OTEL_METRIC_EXPORT_INTERVAL"], "time between two sendings of metrics").or("60s");
+            variables.field(&["OTEL_METRIC_EXPORT_INTERVAL"], "time between two exports of metrics").or("60s");
         let resource = resource(&mut variables, service);
         Self { traces, metrics, logs, sampler, interval, resource, warnings: reader.take_warnings() }
     }
@@ -182,10 +183,10 @@ fn sampler(variables: &mut Variables<'_>) -> Sampler {
 /// The resource attributes.
 fn resource(variables: &mut Variables<'_>, service: &'static str) -> BTreeMap<String, String> {
     let name: Option<String> = variables
-        .field(&["OTEL_SERVICE_NAME"], "name of the service in what is sent, instead of the program's")
+        .field(&["OTEL_SERVICE_NAME"], "name of the service in exported data, instead of the program's")
         .optional();
     let attributes: Option<Pairs> =
-        variables.field(&["OTEL_RESOURCE_ATTRIBUTES"], "what else is true of all that is sent").optional();
+        variables.field(&["OTEL_RESOURCE_ATTRIBUTES"], "further resource attributes").optional();
     let mut resource = BTreeMap::from(
         [
             ("service.name", service.to_owned()),
@@ -206,11 +207,11 @@ fn resource(variables: &mut Variables<'_>, service: &'static str) -> BTreeMap<St
 impl General {
     /// Where this signal is sent, if it is.
     fn signal(&self, variables: &mut Variables<'_>, signal: &Signal, own: Option<Endpoint>) -> Option<Destination> {
-        let exporter: Exporter = variables.field(signal.exporter, "none: this signal is not sent").or("otlp");
-        let headers = variables.field(signal.headers, "headers for it").optional();
-        let timeout = variables.field(signal.timeout, "time for one sending to it").optional();
-        let _: Option<Protocol> = variables.field(signal.protocol, "form of what it is sent").optional();
-        let about = "time that an item of it waits for others";
+        let exporter: Exporter = variables.field(signal.exporter, "none: this signal is not exported").or("otlp");
+        let headers = variables.field(signal.headers, "headers of its exports").optional();
+        let timeout = variables.field(signal.timeout, "timeout of one export of this signal").optional();
+        let _: Option<Protocol> = variables.field(signal.protocol, "protocol of its exports").optional();
+        let about = "delay between two exports of this signal";
         let delay = signal.delay.map_or(DELAY, |names| variables.field(names, about).or("1s"));
         let general = || self.endpoint.clone().map(|endpoint| endpoint.join(signal.path));
         let url = own.map(|Endpoint(url)| url).or_else(general).filter(|_| exporter == Exporter::Otlp)?;

@@ -53,7 +53,7 @@ impl Settings {
             trace_callers.unwrap_or_else(|| if is_off { TrustedProxies::all() } else { TrustedProxies::default() });
         let operations_ip: IpAddr =
             reader.variable(&["OPERATIONS_ADDRESS"], "address that the operations port binds").or("127.0.0.1");
-        let about = "port of health with its details and of metrics, which AUTH=jwt takes from the other one";
+        let about = "port of metrics and of health with its details; with AUTH=jwt they are on no other port";
         let operations: Option<u16> = reader.variable(&["OPERATIONS_PORT"], about).optional();
         let operations = operations.map(|port| SocketAddr::new(operations_ip, port));
         Self { auth, hosts, origins, trace_callers, operations, ..settings }

@@ -16,7 +16,7 @@ pub const URL_PARAMETERS: [(&str, &str); 14] = [
     ("dbname", "the database, instead of the URL's"),
     ("user, password", "instead of the URL's"),
     ("application_name, ApplicationName", "the name shown in pg_stat_activity"),
-    ("currentSchema, search_path", "the schemas that are searched; tables are made in the first"),
+    ("currentSchema, search_path", "the schemas that are searched; tables are created in the first"),
     ("options, options[name]", "settings of the sessions: -c name=value or --name=value"),
     (
         "sslmode",
@@ -26,8 +26,8 @@ pub const URL_PARAMETERS: [(&str, &str); 14] = [
     ("ssl", "true is verify-full, false is disable"),
     ("sslrootcert", "PEM file with authorities of the server, besides the public ones"),
     ("sslcert, sslkey", "PEM files with the client's certificate and its key"),
-    ("gssencmode, channel_binding", "disable or prefer; require is refused"),
-    ("target_session_attrs", "any; the others are refused, and a server that only reads is left by itself"),
+    ("gssencmode, channel_binding", "disable or prefer; require is rejected"),
+    ("target_session_attrs", "any; the others are rejected. A connection to a read-only server is replaced without it"),
     ("statement-cache-capacity", "prepared statements that are kept for each connection, at least 1 (100)"),
 ];
 
@@ -213,7 +213,11 @@ impl Url {
             },
             "target_session_attrs" => match value {
                 "any" => {}
-                _ => return rejected("only any is supported; a server that only reads is left by itself"),
+                _ => {
+                    return rejected(
+                        "only any is supported; a connection to a read-only server is replaced without it",
+                    );
+                }
             },
             "statement-cache-capacity" => match value.parse() {
                 Ok(capacity) if capacity > 0 => {
