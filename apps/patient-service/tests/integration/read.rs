@@ -75,10 +75,26 @@ fn unknown_and_malformed_ids() {
     with_service(|service| async move {
         let unknown = service.get("/patients/00000000-0000-7000-8000-000000000000").await;
         assert_eq!((unknown.status, unknown.header("content-type")), (404, Some("application/problem+json")));
-        for malformed in ["42", "{00000000-0000-7000-8000-000000000000}", "00000000000070008000000000000000", "%00"] {
+        for malformed in
+            ["42", "{00000000-0000-7000-8000-000000000000}", "00000000000070008000000000000000", "%00", "%ff", "%"]
+        {
             let response = service.get(&format!("/patients/{malformed}")).await;
             assert_eq!(response.status, 400, "{malformed}");
             assert_eq!(response.json()["errors"]["id"], "must be a UUID");
+        }
+    });
+}
+
+#[test]
+fn a_percent_encoded_id_is_the_same_id() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let id = jane["id"].as_str().unwrap();
+        let hyphens_encoded = id.replace('-', "%2D");
+        let all_encoded: String = id.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        for encoded in [hyphens_encoded, all_encoded] {
+            let response = service.get(&format!("/patients/{encoded}")).await;
+            assert_eq!((response.status, &response.json()["id"]), (200, &jane["id"]), "{encoded}");
         }
     });
 }
