@@ -114,8 +114,7 @@ impl Value for HostPort {
     }
 }
 
-/// One or more [`HostPort`]s, separated by commas, such as Kafka's `bootstrap.servers`. A security protocol may precede
-/// an address, as in Kafka's listeners, if it is PLAINTEXT: `PLAINTEXT://host:port`. Another one is a setting of its own.
+/// One or more [`HostPort`]s, separated by commas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts(pub Vec<HostPort>);
 
@@ -123,12 +122,32 @@ impl Value for HostPorts {
     const EXPECTED: &'static str = "host:port, or several of them separated by commas";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let one = |text: &str| match text.split_once("://") {
+        parse_list(text, |text| match text.split_once("://") {
+            Some(_) => Err("it has a protocol".to_owned()),
+            None => HostPort::parse(text),
+        })
+    }
+}
+
+fn parse_list(text: &str, one: impl Fn(&str) -> Result<HostPort, String>) -> Result<HostPorts, String> {
+    text.split(',').map(|address| one(address.trim())).collect::<Result<_, _>>().map(HostPorts)
+}
+
+/// Kafka's `bootstrap.servers`: [`HostPorts`], each of which may have the security protocol before it, as in Kafka's
+/// listeners, if that is PLAINTEXT: `PLAINTEXT://host:port`. Another one is a setting of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootstrapServers(pub HostPorts);
+
+impl Value for BootstrapServers {
+    const EXPECTED: &'static str = HostPorts::EXPECTED;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let all = parse_list(text, |text| match text.split_once("://") {
             Some((protocol, address)) if protocol.eq_ignore_ascii_case("PLAINTEXT") => HostPort::parse(address),
             Some(_) => Err("it has a protocol, which KAFKA_SECURITY_PROTOCOL names".to_owned()),
             None => HostPort::parse(text),
-        };
-        text.split(',').map(|address| one(address.trim())).collect::<Result<_, _>>().map(Self)
+        });
+        all.map(Self)
     }
 }
 
@@ -211,13 +230,26 @@ mod tests {
     #[test]
     fn bootstrap_brokers_have_the_form_of_kafka_clients() {
         let read = |text: &str| {
-            HostPorts::parse(text).map(|HostPorts(all)| all.iter().map(HostPort::to_string).collect::<Vec<_>>())
+            BootstrapServers::parse(text)
+                .map(|BootstrapServers(HostPorts(all))| all.iter().map(HostPort::to_string).collect::<Vec<_>>())
         };
         assert_eq!(read("a:1, b:2").unwrap(), ["a:1", "b:2"]);
         assert_eq!(read("PLAINTEXT://a:1,plaintext://[::1]:2").unwrap(), ["a:1", "[::1]:2"]);
         for wrong in
             ["a:1,,b:2", "a:1,", "SSL://a:1", "SASL_PLAINTEXT://a:1", "http://a:1", "PLAINTEXT://a", "://a:1", "a"]
         {
+            assert!(BootstrapServers::parse(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(read("SSL://a:1").unwrap_err().contains("KAFKA_SECURITY_PROTOCOL"));
+    }
+
+    #[test]
+    fn addresses_of_other_servers_have_no_protocol() {
+        assert_eq!(HostPorts::parse("a:1, [::1]:2").map(|HostPorts(all)| all.len()), Ok(2));
+        for wrong in ["PLAINTEXT://a:1", "http://a:1", "a:1,https://b:2"] {
+            assert_eq!(HostPorts::parse(wrong), Err("it has a protocol".to_owned()), "{wrong:?}");
+        }
+        for wrong in ["", "a:1,", "a", "a:1/x"] {
             assert!(HostPorts::parse(wrong).is_err(), "{wrong:?}");
         }
     }

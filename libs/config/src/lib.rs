@@ -24,7 +24,7 @@ mod reader;
 mod secret;
 mod value;
 
-pub use address::{Authority, HostPort, HostPorts};
+pub use address::{Authority, BootstrapServers, HostPort, HostPorts};
 pub use environment::Environment;
 pub use reader::{Errors, Field, Invalid, Reader, Report, Variable};
 pub use secret::Secret;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use config::{HostPorts, Reader};
+use config::{BootstrapServers, HostPorts, Reader};
 
 use crate::Security;
 
@@ -21,8 +21,9 @@ impl Settings {
     /// Reads `KAFKA_BOOTSTRAP_SERVERS`, `KAFKA_DEADLINE`, `KAFKA_SECURITY_PROTOCOL` and what belongs to it.
     pub fn read(reader: &mut Reader, client_id: &'static str) -> Self {
         let names: &[&str] = &["KAFKA_BOOTSTRAP_SERVERS", "SPRING_KAFKA_BOOTSTRAP_SERVERS"];
+        let BootstrapServers(bootstrap) = reader.variable(names, "bootstrap brokers of Kafka").or("localhost:9092");
         Self {
-            bootstrap: reader.variable(names, "bootstrap brokers of Kafka").or("localhost:9092"),
+            bootstrap,
             deadline: reader
                 .variable(&["KAFKA_DEADLINE"], "time for a call to Kafka, with connecting and retries")
                 .or("5s"),

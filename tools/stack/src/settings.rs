@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, env, fs};
 
 use anyhow::{Result, anyhow};
-use config::{Environment, HostPorts, Reader, Secret, Value};
+use config::{BootstrapServers, Environment, HostPorts, Reader, Secret, Value};
 use testbed::broker::Kind;
 
 use crate::{home, private_file};
@@ -34,7 +34,7 @@ pub(crate) struct Settings {
     pub(crate) billing_operations_port: u16,
     pub(crate) analytics_operations_port: u16,
     pub(crate) broker: Option<BrokerSetting>,
-    pub(crate) kafka: Option<HostPorts>,
+    pub(crate) kafka: Option<BootstrapServers>,
     pub(crate) database_url: Option<Secret<String>>,
     pub(crate) log_level: String,
 }
@@ -163,7 +163,9 @@ impl Settings {
     /// The address of Kafka for clients on this machine.
     pub(crate) fn kafka_address(&self) -> String {
         match &self.kafka {
-            Some(HostPorts(brokers)) => brokers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            Some(BootstrapServers(HostPorts(brokers))) => {
+                brokers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+            }
             None => format!("127.0.0.1:{}", self.kafka_port),
         }
     }
