@@ -86,7 +86,8 @@ fn a_call_needs_a_certificate_of_the_authority_with_a_name_that_may_call() {
         let foreign = foreign.issue(pki.path(), "foreign", &["patient-service"], Validity::Now).unwrap();
         for (what, identity) in [("none", None), ("expired", Some(expired)), ("foreign", Some(foreign))] {
             let error = open_account(&client(&pki, port, identity, name)).await.unwrap_err();
-            assert!(matches!(error, CallError::Unreachable(_)), "{what}: {error}");
+            // The server ends the connection; on a busy machine the deadline may pass first.
+            assert!(matches!(error, CallError::Unreachable(_) | CallError::Timeout(_)), "{what}: {error}");
         }
         let metrics = service.client().get("/metrics").await.unwrap().text();
         let refused =
