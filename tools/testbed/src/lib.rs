@@ -17,7 +17,7 @@
 //!   [`roles`]: who may do what in it;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
 //! - [`tokens`]: an issuer of tokens, valid and forged;
-//! - [`until`]: waits for a condition;
+//! - [`until()`]: waits for a condition;
 //! - [`cache`]: the directory of downloaded and built programs.
 
 pub mod audit;
