@@ -28,12 +28,7 @@ fn in_a_namespace_a_full_disk_is_reported_and_counts_stay_correct(kind: Kind) {
         let state = restart_on_small_disk(&mut system, "size=16m").await;
         let writers = Writers::start(&[system.patients[0].address()], 6);
         writers.until(20, TIMEOUT).await.unwrap();
-        // Another process fills the disk completely.
-        let filler = state.join("filler");
-        let fill = || fs::OpenOptions::new().append(true).create(true).open(&filler);
-        for block in [1 << 16, 1 << 12, 1] {
-            while std::io::Write::write_all(&mut fill().unwrap(), &vec![0; block]).is_ok() {}
-        }
+        let filler = fill(&state);
         until_readiness(&system.analytics, "state", 503, "DOWN").await;
         assert!(logged(&system.analytics, STATE_UNUSABLE) > 0);
         // The counts are those before, and do not change.
@@ -73,8 +68,18 @@ fn disk(system: &System) -> PathBuf {
     system.directory().join("disk")
 }
 
+/// Fills a disk completely, as another process may. Returns the file that has to be deleted.
+pub(crate) fn fill(disk: &Path) -> PathBuf {
+    let filler = disk.join("filler");
+    let open = || fs::OpenOptions::new().append(true).create(true).open(&filler);
+    for block in [1 << 16, 1 << 12, 1] {
+        while std::io::Write::write_all(&mut open().unwrap(), &vec![0; block]).is_ok() {}
+    }
+    filler
+}
+
 /// Restarts analytics with its state on a small disk; returns a path by which this process can reach that disk.
-async fn restart_on_small_disk(system: &mut System, options: &str) -> PathBuf {
+pub(crate) async fn restart_on_small_disk(system: &mut System, options: &str) -> PathBuf {
     let place = disk(system);
     fs::create_dir(&place).unwrap();
     let words = place.display().to_string();

@@ -1,12 +1,15 @@
 //! Three analytics-services in one consumer group, while they join, leave, die, freeze and get more partitions.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use kafka::testing::add_partitions;
 use serde_json::Value as Json;
 use testbed::{Signal, audit::Auditor, broker::Kind, service::Service, system::System, until, writers::Writers};
 
-use crate::support::{TIMEOUT, audit_by, logged, random_pause, register_many, system};
+use crate::{
+    disk,
+    support::{TIMEOUT, audit_by, logged, random_pause, register_many, system, until_readiness},
+};
 
 mod on_kafka_alone {
     use super::*;
@@ -19,6 +22,11 @@ mod on_kafka_alone {
     #[test]
     fn added_partitions_are_counted_by_the_members() {
         added_partitions(Kind::Kafka);
+    }
+
+    #[test]
+    fn in_a_namespace_partitions_of_a_member_with_a_full_disk_go_to_another() {
+        full_disk(Kind::Kafka);
     }
 }
 
@@ -39,15 +47,19 @@ impl Members {
         let settings = [&SETTINGS[..], &[("KAFKA_CONSUMER_GROUP", &group)]].concat();
         let system = system(kind, 1, &settings).await;
         let mut members = Self { system, others: Vec::new() };
-        for number in 1..count {
-            let mut service = members.system.another_analytics(number).start().unwrap();
-            members.system.scratch.guard(service.process()).unwrap();
-            members.others.push(service);
+        for _ in 1..count {
+            members.start_another();
         }
         for service in &mut members.others {
             service.until_ready().await.unwrap();
         }
         members
+    }
+
+    fn start_another(&mut self) {
+        let mut service = self.system.another_analytics(self.others.len() + 1).start().unwrap();
+        self.system.scratch.guard(service.process()).unwrap();
+        self.others.push(service);
     }
 
     fn get(&mut self, number: usize) -> &mut Service {
@@ -175,6 +187,46 @@ fn members_under_faults(kind: Kind) {
         }
         members.audit(writers).await;
     });
+}
+
+fn full_disk(kind: Kind) {
+    runtime::block_on(2, async {
+        let mut members = Members::start(kind, 1).await;
+        let disk = disk::restart_on_small_disk(&mut members.system, "size=16m").await;
+        members.until_assigned(3, &[0]).await;
+        let writers = Writers::start(&[members.system.patients[0].address()], 4);
+        writers.until(20, TIMEOUT).await.unwrap();
+        let filler = disk::fill(&disk);
+        until_readiness(&members.system.analytics, "state", 503, "DOWN").await;
+        members.start_another();
+        // The first one answers from its last counts.
+        until("the other one has all partitions", async || {
+            partitions_of(&own_summary(&members.others[0]).await.unwrap_or_default()).len() == 3
+        })
+        .await;
+        writers.until(writers.acknowledged().count() + 20, TIMEOUT).await.unwrap();
+        fs::remove_file(&filler).unwrap();
+        until_readiness(&members.system.analytics, "state", 200, "UP").await;
+        members.until_assigned(3, &[0, 1]).await;
+        for service in members.all() {
+            until("the lag is that of the own partitions", async || {
+                let partitions = partitions_of(&own_summary(service).await.unwrap());
+                lag_partitions(service).await == partitions
+            })
+            .await;
+        }
+        members.audit(writers).await;
+    });
+}
+
+/// The partitions whose lag a service exports.
+async fn lag_partitions(service: &Service) -> Vec<i64> {
+    let metrics = service.client().get("/metrics").await.unwrap().text();
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix("kafka_consumer_lag{partition=\""));
+    let mut partitions: Vec<i64> =
+        lines.filter_map(|line| line.split('"').next()).map(|partition| partition.parse().unwrap()).collect();
+    partitions.sort_unstable();
+    partitions
 }
 
 fn added_partitions(kind: Kind) {

@@ -44,6 +44,8 @@ pub(super) async fn run(
     if let Err(error) = ingest.check_partitions(&saved, &BTreeSet::new(), on_topic) {
         return error;
     }
+    // Before the state failed it had partitions, which another member may have now.
+    revoke(ingest, &ingest.read_model.read(|snapshot| snapshot.partitions.keys().copied().collect()));
     ingest.change(|snapshot| snapshot.load(saved.counts.clone()));
     loop {
         let assignment = join(ingest, member, &saved).await;
@@ -152,10 +154,9 @@ async fn count(
             .assign(before.iter().filter(|(partition, _)| assigned.contains(partition)).map(|(n, p)| (*n, p.clone())));
     });
     let revoked: BTreeSet<i32> = before.into_keys().filter(|partition| !assigned.contains(partition)).collect();
-    ingest.read_model.revoke(&ingest.settings.topic, &revoked);
+    revoke(ingest, &revoked);
     let dropped = copies_before.into_keys().filter(|partition| !assignment.standbys.contains(partition));
     ingest.read_model.drop_standbys(&ingest.settings.topic, dropped);
-    revoked.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
     ingest.assign_kafka_error(&assigned);
     let members = assignment.members.iter().map(|member| members::Member {
         address: member.address.clone(),
@@ -180,6 +181,12 @@ async fn count(
         fetcher.cancel().await;
     }
     applied
+}
+
+/// Answers for these partitions no longer, and exports nothing of them.
+fn revoke(ingest: &Ingest, partitions: &BTreeSet<i32>) {
+    ingest.read_model.revoke(&ingest.settings.topic, partitions);
+    partitions.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
 }
 
 /// Sends heartbeats and commits progress until the generation is over, or this member as its leader has to assign added
