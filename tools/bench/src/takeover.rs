@@ -35,7 +35,8 @@ struct Takeover {
 }
 
 pub(crate) async fn measure(fixture: &Fixture, quick: bool, results: &mut Results) -> Outcome {
-    let patients = if quick { 100_000 } else { 1_000_000 };
+    // A third of them is in the partition of the one that dies.
+    let patients = if quick { 300_000 } else { 3_000_000 };
     for (key, standbys, how) in [("cold", "0", "without a copy"), ("standby", "1", "with a copy")] {
         let Takeover { patients, after_death, after_assignment } = take_over(fixture, patients, key, standbys).await?;
         let what = format!("new owner of a partition of {patients} patients, {how}");
