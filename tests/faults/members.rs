@@ -4,7 +4,9 @@ use std::{fs, time::Duration};
 
 use kafka::testing::add_partitions;
 use serde_json::Value as Json;
-use testbed::{Signal, audit::Auditor, broker::Kind, service::Service, system::System, until, writers::Writers};
+use testbed::{
+    Signal, analytics, audit::Auditor, broker::Kind, service::Service, system::System, until, writers::Writers,
+};
 
 use crate::{
     disk,
@@ -127,8 +129,7 @@ impl Members {
 
 /// What one member has counted; none if it does not answer.
 async fn own_summary(service: &Service) -> Option<Json> {
-    let answer = service.client().get("/analytics/summary?scope=instance").await;
-    answer.ok().map(|answer| answer.json())
+    analytics::own_summary(&service.client()).await.ok()
 }
 
 /// The other two of three members.
@@ -137,8 +138,7 @@ fn others(number: usize) -> Vec<usize> {
 }
 
 fn partitions_of(summary: &Json) -> Vec<i64> {
-    let partitions = summary["partitions"].as_array().into_iter().flatten();
-    partitions.filter_map(|partition| partition["partition"].as_i64()).collect()
+    analytics::next_offsets(&summary["partitions"]).into_keys().collect()
 }
 
 fn members_under_faults(kind: Kind) {

@@ -1,13 +1,14 @@
 //! How long the partition of a dead analytics-service is without its counts: a new owner that has to read it from its beginning,
 //! against one that has kept a copy (`STANDBYS=1`).
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
-use testbed::{http::Client, service::Service};
+use testbed::{
+    analytics::{next_offsets, own_summary},
+    http::Client,
+    service::Service,
+};
 
 use crate::{
     Failure, Outcome,
@@ -74,8 +75,8 @@ async fn take_over(fixture: &Fixture, events: u64, key: &str, standbys: &str) ->
     step(&format!("Starting two members ({key})"), assigned).await?;
     step(&format!("Publishing {events} events"), publish(fixture, &topic, events)).await?;
     let is_copied = |all: &[Json]| {
-        let next = |summary: &Json| -> BTreeMap<i64, i64> { offsets(&summary["standbys"]) };
-        standbys == "0" || all.iter().flat_map(|summary| next(summary).into_values()).sum::<i64>() as u64 == events
+        let copied = all.iter().flat_map(|summary| next_offsets(&summary["standbys"]).into_values());
+        standbys == "0" || copied.sum::<i64>() as u64 == events
     };
     let counted = until(&clients, |all| all.iter().map(created).sum::<u64>() == events && is_copied(all));
     let all = step("Counting them", counted).await?;
@@ -102,8 +103,7 @@ async fn until(members: &[Client], is_expected: impl Fn(&[Json]) -> bool) -> Out
         let mut all = Vec::new();
         for client in members {
             // Until it listens there is no answer.
-            let answer = client.get("/analytics/summary?scope=instance").await;
-            all.push(answer.map(|answer| answer.json()).unwrap_or_default());
+            all.push(own_summary(client).await.unwrap_or_default());
         }
         if is_expected(&all) {
             return Ok(all);
@@ -117,14 +117,7 @@ async fn until(members: &[Client], is_expected: impl Fn(&[Json]) -> bool) -> Out
 
 /// How many partitions each has.
 fn shares(all: &[Json]) -> Vec<usize> {
-    all.iter().map(|summary| offsets(&summary["partitions"]).len()).collect()
-}
-
-/// The next offset of each partition.
-fn offsets(partitions: &Json) -> BTreeMap<i64, i64> {
-    let partitions = partitions.as_array().into_iter().flatten();
-    let next = |of: &Json| Some((of["partition"].as_i64()?, of["appliedOffset"].as_i64()? + 1));
-    partitions.filter_map(next).collect()
+    all.iter().map(|summary| next_offsets(&summary["partitions"]).len()).collect()
 }
 
 fn created(summary: &Json) -> u64 {

@@ -11,7 +11,12 @@ use std::{
 
 use futures_util::future::join_all;
 use serde_json::Value as Json;
-use testbed::{Error, audit::Auditor, http::Client};
+use testbed::{
+    Error,
+    analytics::{next_offsets, own_summary},
+    audit::Auditor,
+    http::Client,
+};
 
 use crate::clients::SharedStats;
 
@@ -178,16 +183,12 @@ impl fmt::Display for Observer {
 
 /// What a member has counted itself; none if it does not answer.
 async fn own(client: &Client) -> Option<Json> {
-    answer(client, "/analytics/summary?scope=instance").await
+    own_summary(client).await.ok()
 }
 
 /// What a member answers for all of them; none if it does not answer.
 async fn merged(client: &Client) -> Option<Json> {
-    answer(client, "/analytics/summary").await
-}
-
-async fn answer(client: &Client, path: &str) -> Option<Json> {
-    let response = client.get(path).await.ok()?;
+    let response = client.get("/analytics/summary").await.ok()?;
     (response.status == 200).then(|| response.json())
 }
 
@@ -195,7 +196,6 @@ fn counts(summary: &Json) -> [i64; COUNTS.len()] {
     COUNTS.map(|name| summary[name].as_i64().unwrap_or_default())
 }
 
-fn partitions(summary: &Json) -> impl Iterator<Item = i64> {
-    let partitions = summary["partitions"].as_array().into_iter().flatten();
-    partitions.filter_map(|partition| partition["partition"].as_i64())
+fn partitions(summary: &Json) -> impl Iterator<Item = i64> + use<> {
+    next_offsets(&summary["partitions"]).into_keys()
 }

@@ -12,11 +12,11 @@ use codec::event::ReceivedEvent;
 use config::{HostPorts, Value as _};
 use kafka::Consumer;
 use kafka::partitioner::{key_hash, of_hash};
-use serde_json::Value as Json;
 use sqlx::Row as _;
 
 use crate::{
     Error,
+    analytics::own_summary,
     http::Client,
     sql::rows,
     system::{BackingServices, System},
@@ -110,7 +110,7 @@ impl Auditor {
         }
         let mut applied = BTreeMap::new();
         for analytics in &self.analytics {
-            let summary = summary(analytics).await?;
+            let summary = own_summary(analytics).await?;
             for partition in summary["partitions"].as_array().into_iter().flatten() {
                 applied.extend(partition["partition"].as_i64().zip(partition["appliedOffset"].as_i64()));
             }
@@ -152,7 +152,7 @@ impl Auditor {
         snapshot.unbalanced = rows(&self.billing_database, unbalanced, |row| row.try_get(0)).await?;
         self.read_topic(&mut snapshot).await?;
         for analytics in &self.analytics {
-            let summary = summary(analytics).await?;
+            let summary = own_summary(analytics).await?;
             for (sum, name) in snapshot.analytics.iter_mut().zip(["activePatients", "created", "updated", "deleted"]) {
                 *sum += summary[name].as_i64().unwrap_or_default();
             }
@@ -212,12 +212,4 @@ impl Auditor {
     fn consumer(&self, partition: i32) -> Consumer {
         Consumer::new(self.kafka.clone(), &self.topic, partition)
     }
-}
-
-async fn summary(analytics: &Client) -> Result<Json, Error> {
-    let response = analytics.get("/analytics/summary?scope=instance").await?;
-    if response.status != 200 {
-        return Err(Error::new(format!("analytics responded with status {}", response.status)));
-    }
-    Ok(response.json())
 }

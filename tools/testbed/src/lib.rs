@@ -9,7 +9,7 @@
 //! - [`Process`]: one child process: its log, signals to it, its exit;
 //! - [`Scratch`]: a temporary directory; it is removed, and every process started in it killed, however the test ends;
 //!   [`command`] and [`owner_variable`]: the same for other processes;
-//! - [`audit`]: finds lost data; [`writers`]: clients that write meanwhile;
+//! - [`analytics`]: what one analytics-service has counted; [`audit`]: finds lost data; [`writers`]: clients that write meanwhile;
 //! - [`certificates`]: a certificate authority, and certificates for servers and clients; [`identities`]: all that a secure
 //!   system has;
 //! - [`patient`]: request bodies of patients; [`permissions`]: what the services need on a broker;
@@ -20,6 +20,7 @@
 //! - [`until()`]: waits for a condition;
 //! - [`cache`]: the directory of downloaded and built programs.
 
+pub mod analytics;
 pub mod audit;
 pub mod broker;
 pub mod cache;
