@@ -15,7 +15,7 @@ use crate::{
 /// Patients that are updated one after the other, by the service and by pgbench.
 const UPDATED: u64 = 10_000;
 /// Patients that are registered before a turn for each of its seconds: more than it can delete.
-const OWN_PER_SECOND: u64 = 6_000;
+const OWN_PER_SECOND: u64 = 10_000;
 
 pub(crate) async fn measure(fixture: &mut Fixture, quick: bool, results: &mut Results) -> Outcome {
     let time = Time { warm_up: Time::TURN.warm_up, measured: Time::of(quick).measured / if quick { 1 } else { 2 } };
