@@ -51,7 +51,7 @@ pub struct Users {
     by_email: HashMap<String, User>,
     /// What the password of an unknown user is compared with, so that the answer takes as long.
     nobodys_hash: String,
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
     memory: Memory,
 }
 
@@ -111,7 +111,7 @@ impl Users {
             }
         }
         let nobodys_hash = hash(b"nobody's")?;
-        Ok(Self { by_email, nobodys_hash, checks: Semaphore::new(MAX_CHECKS), memory: Memory::default() })
+        Ok(Self { by_email, nobodys_hash, checks: Arc::new(Semaphore::new(MAX_CHECKS)), memory: Memory::default() })
     }
 
     /// The user with this email and password, if there is one. It takes as long if there is none.
@@ -121,14 +121,23 @@ impl Users {
     pub async fn check(&self, email: &str, password: String) -> Result<Option<User>, Busy> {
         let user = self.by_email.get(&key(email)).cloned();
         let hash = user.as_ref().map_or(&self.nobodys_hash, |user| &user.hash).clone();
-        let check = async {
-            let _permit = self.checks.acquire().await;
-            let memory = self.memory.clone();
-            smol::unblock(move || is_password(&password, &hash, &memory)).await
-        };
+        let memory = self.memory.clone();
+        let check = unblock(&self.checks, move || is_password(&password, &hash, &memory));
         let is_right = timeout(CHECK_TIMEOUT, check).await.map_err(|_| Busy)?;
         Ok(user.filter(|_| is_right))
     }
+}
+
+/// Runs blocking work on a thread of its own, with a permit that the work itself holds. If the client disconnects, or its time
+/// is over, this future is dropped and the work goes on: the next one must not begin before it has ended.
+async fn unblock<T: Send + 'static>(permits: &Arc<Semaphore>, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let permit = permits.acquire_arc().await;
+    smol::unblock(move || {
+        let result = work();
+        drop(permit);
+        result
+    })
+    .await
 }
 
 /// Email addresses are compared without regard to case.
@@ -190,6 +199,7 @@ fn hash_password() -> RunCommand<Settings> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use smol::{channel, future::poll_once};
 
     use super::*;
 
@@ -215,6 +225,24 @@ mod tests {
         {
             assert_eq!(check(email, password), None, "{email} {password}");
         }
+    }
+
+    #[test]
+    fn a_check_that_nobody_waits_for_keeps_its_permit_until_it_ends() {
+        smol::block_on(async {
+            let permits = Arc::new(Semaphore::new(1));
+            let ((begin, begun), (end, ended)) = (channel::bounded(1), channel::bounded::<()>(1));
+            let mut check = Box::pin(unblock(&permits, move || {
+                begin.send_blocking(()).unwrap();
+                ended.recv_blocking().unwrap();
+            }));
+            assert!(poll_once(&mut check).await.is_none());
+            begun.recv().await.unwrap();
+            drop(check);
+            assert!(permits.try_acquire().is_none(), "the check goes on");
+            end.send(()).await.unwrap();
+            permits.acquire().await;
+        });
     }
 
     #[test]
