@@ -34,6 +34,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// frozen or gone without a RST.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(2));
 
+/// Bytes of `tracestate` and `baggage` in a call, as HTTP/2 counts them: with 1 KiB for all other headers they stay below the
+/// 8 KiB of Java's servers, which reject a call with more.
+const MAX_PROPAGATED: usize = 7 * 1024;
+/// What HTTP/2 counts for each header besides its name and its value.
+const HEADER_OVERHEAD: usize = 32;
+
 static CALLS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters("grpc_client_calls_total", "gRPC calls made, by outcome.", &["method", "outcome"])
 });
@@ -247,13 +253,16 @@ impl Attempt {
     }
 
     /// A request with `grpc-timeout`, so that the peer stops when nobody waits any more, `traceparent`, and the caller's
-    /// `tracestate` and `baggage`.
+    /// `tracestate` and `baggage`. What is too large for a peer's limit is left out: a call without it is better than none.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.remaining);
         let traceparent = self.trace.to_string().parse().expect("hexadecimal digits and dashes");
         request.metadata_mut().insert(TraceContext::HEADER, traceparent);
+        let mut room = MAX_PROPAGATED;
         for (name, value) in Propagated::current().headers() {
+            let Some(rest) = room.checked_sub(name.len() + value.len() + HEADER_OVERHEAD) else { continue };
+            room = rest;
             request.metadata_mut().insert(name, value.parse().expect("visible ASCII"));
         }
         request

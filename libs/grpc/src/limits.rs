@@ -10,7 +10,8 @@ pub struct Limits {
     pub connections: usize,
     /// Concurrent calls on one connection (`SETTINGS_MAX_CONCURRENT_STREAMS`).
     pub streams: u32,
-    /// Bytes of a call's header list, as HTTP/2 counts them. Above it, 431.
+    /// Bytes of a call's header list, as HTTP/2 counts them: enough for the `baggage` of 8 KiB that W3C has everybody pass on, or
+    /// for the longest token, with all other headers. Above it, 431.
     pub head: u32,
     /// Bytes of a call's request. Above it, OUT_OF_RANGE.
     pub request: usize,
@@ -42,7 +43,7 @@ impl Default for Limits {
         Self {
             connections: 128,
             streams: 128,
-            head: 8 * 1024,
+            head: 16 * 1024,
             request: 64 * 1024,
             request_bytes: 6 * 1024 * 1024,
             in_flight: 128,

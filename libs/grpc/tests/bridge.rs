@@ -20,10 +20,10 @@ use billing_api::{
 use config::HostPort;
 use futures_lite::{Stream, StreamExt as _, stream};
 use grpc::{
-    CallError, Client, ClientSettings, Code, Health, Request, Response, Routes, Server, ServerSettings, Status,
+    CallError, Client, ClientSettings, Code, Health, Limits, Request, Response, Routes, Server, ServerSettings, Status,
 };
 use runtime::Shutdown;
-use telemetry::TraceContext;
+use telemetry::{Propagated, TraceContext};
 
 const DEADLINE: Duration = Duration::from_millis(500);
 
@@ -48,6 +48,10 @@ impl BillingService for Scripted {
             "unavailable" => Err(Status::unavailable("never")),
             "invalid" => Err(Status::invalid_argument("no")),
             "hang" => std::future::pending().await,
+            "propagated" => {
+                let names: Vec<_> = Propagated::current().headers().map(|(name, _)| name).collect();
+                Ok(Response::new(BillingResponse { account_id: names.join(","), ..Default::default() }))
+            }
             // A timer of smol's inside tonic's handler: what a query to the database is made of.
             _ => {
                 smol::Timer::after(Duration::from_millis(1)).await;
@@ -97,8 +101,12 @@ async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<Bill
     client.call("CreateBillingAccount", trace, call).await
 }
 
-/// Runs `test` against a server, then stops the server, which must end in time.
 fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, Scripted) -> F) {
+    with_limits(Limits::default(), test);
+}
+
+/// Runs `test` against a server, then stops the server, which must end in time.
+fn with_limits<F: Future<Output = ()>>(limits: Limits, test: impl FnOnce(Client, Scripted) -> F) {
     runtime::block_on(2, async {
         let settings = ServerSettings {
             address: ([127, 0, 0, 1], 0).into(),
@@ -106,7 +114,7 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, Scripted) -> F)
             tls: None,
             max_connection_age: None,
         };
-        let server = Server::bind(&settings).unwrap();
+        let server = Server::bind(&settings).unwrap().with_limits(limits);
         let (address, shutdown, scripted) = (server.address(), Shutdown::new(), Scripted::default());
         let health = Health::not_serving("BillingService").await;
         health.set_serving(true).await;
@@ -126,6 +134,27 @@ fn a_call_carries_its_trace_and_comes_back() {
         let trace = TraceContext::root();
         let answer = create(&client, "", trace).await.unwrap();
         assert_eq!((answer.account_id, answer.status.as_str()), (trace.trace_id(), "ACTIVE"));
+    });
+}
+
+#[test]
+fn no_baggage_makes_a_call_too_large_for_its_peer() {
+    // The limit of Java's servers.
+    with_limits(Limits { head: 8192, ..Limits::default() }, |client, _| async move {
+        let trace = TraceContext::root();
+        let (traceparent, tracestate) = (trace.to_string(), format!("a={}", "x".repeat(510)));
+        for (bytes, expected) in [
+            (6000, "tracestate,baggage"),
+            // Neither is too long for itself.
+            (7000, "tracestate"),
+            (8192, "tracestate"),
+        ] {
+            let baggage = format!("a={}", "x".repeat(bytes - 2));
+            let received = [("traceparent", &traceparent), ("tracestate", &tracestate), ("baggage", &baggage)];
+            let value = |name| received.iter().filter(move |(key, _)| *key == name).map(|(_, value)| value.as_str());
+            let answer = Propagated::extract(value).scope(create(&client, "propagated", trace)).await;
+            assert_eq!(answer.map_err(|error| error.to_string()).unwrap().account_id, expected, "{bytes}");
+        }
     });
 }
 

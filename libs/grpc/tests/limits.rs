@@ -172,6 +172,18 @@ fn a_deadline_that_passes_is_deadline_exceeded_before_and_within_a_response() {
 }
 
 #[test]
+fn a_call_may_have_the_largest_baggage_or_token() {
+    with_server(no_limits(), |address, _| async move {
+        let mut connection = Connection::open_with_window(address, 1 << 16).await.unwrap();
+        let value = "x".repeat(8192);
+        for (stream, name) in [(1, "baggage"), (3, "authorization")] {
+            connection.call(stream, CREATE, &[(name, &value), ("tracestate", &value[..512])], &[]).await.unwrap();
+            assert_eq!(code(&end(&mut connection, stream).await), Some(Code::Ok), "{name}");
+        }
+    });
+}
+
+#[test]
 fn connections_are_bounded_and_the_least_recently_used_is_closed() {
     with_server(Limits { connections: 4, ..no_limits() }, |address, scripted| async move {
         let mut busy = Connection::open_with_window(address, 1 << 16).await.unwrap();
