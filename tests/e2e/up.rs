@@ -159,6 +159,28 @@ fn foreign_databases_are_used_only_after_confirmation() {
     });
 }
 
+#[test]
+fn a_directory_with_files_of_others_is_neither_used_nor_deleted() {
+    let stack = Stack::new(broker(), "work");
+    let (source, state) = (stack.home().join("src/main.rs"), stack.home().join("analytics.sqlite"));
+    fs::create_dir_all(source.parent().unwrap()).unwrap();
+    fs::write(&source, "").unwrap();
+    for output in [stack.run(&["reset", "--yes"]), stack.run(&["ps"]), stack.try_up(&[], &["--native"])] {
+        let printed = printed(&output);
+        assert!(
+            !output.status.success() && printed.contains("is not empty, and no `just up` has made it"),
+            "{printed}"
+        );
+    }
+    // A version that looked at nothing has used it.
+    for (file, text) in [("backend", "native\n"), ("settings.json", "{}"), ("analytics.sqlite", "")] {
+        fs::write(stack.home().join(file), text).unwrap();
+    }
+    let reset = stack.print(&["reset", "--yes"]);
+    assert!(reset.contains("These are not of this system, and stay in") && reset.contains(": src\n"), "{reset}");
+    assert!(source.is_file() && !state.exists());
+}
+
 /// A folder with programs that print a message and fail.
 fn failing(folder: PathBuf, names: &[&str], message: &str) -> PathBuf {
     fs::create_dir_all(&folder).unwrap();

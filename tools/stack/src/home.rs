@@ -10,6 +10,10 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
+mod entries;
+
+pub(crate) use entries::delete;
+
 /// In the checkout's data directory: the mode of the last `up`.
 const MODE_FILE: &str = "mode";
 const SECURE: &str = "secure";
@@ -81,10 +85,19 @@ pub(crate) fn of_checkout() -> Result<PathBuf> {
     created(directory)
 }
 
+/// # Errors
+/// If it cannot be created, or has files of others: PostgreSQL would get some of them, and nobody expects them there.
 fn created(directory: PathBuf) -> Result<PathBuf> {
-    fs::create_dir_all(&directory)
-        .map_err(|error| anyhow!("The data directory {} cannot be created: {error}", directory.display()))?;
-    Ok(directory)
+    let claimed = fs::create_dir_all(&directory).and_then(|()| entries::claim(&directory));
+    match claimed {
+        Ok(true) => Ok(directory),
+        Ok(false) => Err(anyhow!(
+            "{} is not empty, and no `just up` has made it. The data need a directory of their own, because `just reset` \
+             deletes them: let STACK_HOME name an empty one, or one that does not exist.",
+            directory.display()
+        )),
+        Err(error) => Err(anyhow!("The data directory {} cannot be created: {error}", directory.display())),
+    }
 }
 
 fn base() -> io::Result<PathBuf> {

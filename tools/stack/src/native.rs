@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
     path::{Path, PathBuf},
     process::Output,
     time::{Duration, Instant},
@@ -451,10 +451,14 @@ fn memory(pid: i32) -> String {
     bytes.map_or("-".to_owned(), |bytes| format!("{:.1} MB", bytes as f64 / 1024.0 / 1024.0))
 }
 
-/// Stops everything and deletes its data.
+/// Stops everything and deletes its data, and nothing else that may be in their directory.
 pub(crate) async fn delete(settings: &Settings) -> Result<()> {
     down(settings).await?;
     let home = home::directory()?;
     Cluster::remove_socket_directory(&databases::directory(&home));
-    Ok(fs::remove_dir_all(home)?)
+    let left = home::delete(&home, Mode::of_checkout()?)?;
+    if !left.is_empty() {
+        println!("These are not of this system, and stay in {}: {}", home.display(), left.join(", "));
+    }
+    Ok(())
 }
