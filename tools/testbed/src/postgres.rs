@@ -122,15 +122,7 @@ impl Cluster {
         let data = directory.join("data");
         let binaries = binaries_for(&data)?;
         if !data.join("PG_VERSION").is_file() {
-            // What an interrupted `initdb` left.
-            let _ = fs::remove_dir_all(&data);
-            Process::builder("initdb", binaries.join("initdb"), directory.join("initdb.log"))
-                .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
-                .args([&data])
-                .directory(directory)
-                .user(user)
-                .run(INIT_TIMEOUT)
-                .await?;
+            create_data(&binaries, directory, &data, durability, user).await?;
         }
         let sockets = socket_directory(directory, user)?;
         if let Some(tls) = &tls {
@@ -294,6 +286,39 @@ impl Cluster {
             self.process.kill().await;
         }
     }
+}
+
+/// Makes the data by `initdb`, beside their place: it writes `PG_VERSION` first, so what it leaves when it is interrupted looks
+/// complete. They have their name once they are.
+async fn create_data(
+    binaries: &Path,
+    directory: &Path,
+    data: &Path,
+    durability: Durability,
+    user: Option<User>,
+) -> Result<(), Error> {
+    let new = data.with_extension("new");
+    // What an interrupted `initdb` left.
+    let _ = fs::remove_dir_all(&new);
+    Process::builder("initdb", binaries.join("initdb"), directory.join("initdb.log"))
+        .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"])
+        .args((durability == Durability::Process).then_some("--no-sync"))
+        .args(["-D".as_ref(), new.as_os_str()])
+        .directory(directory)
+        .user(user)
+        .run(INIT_TIMEOUT)
+        .await?;
+    // Replaces an empty directory and no other.
+    fs::rename(&new, data).map_err(|error| {
+        Error::new(format!(
+            "{} is there and is no complete cluster ({error}); delete it if it has no data",
+            data.display()
+        ))
+    })?;
+    if durability == Durability::Disk {
+        fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn pid_file(directory: &Path) -> PathBuf {
