@@ -123,14 +123,17 @@ fn foreign_databases_are_used_only_after_confirmation() {
         scratch.guard(cluster.process()).unwrap();
         cluster.create_database("patients").await.unwrap();
         sql::execute(&cluster.url("patients"), "CREATE TABLE precious (id int)").await.unwrap();
-        let tables = async || {
+        let tables_of = async |database: &str| {
             let query =
                 "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
             let name = |row: &sqlx::postgres::PgRow| sqlx::Row::try_get::<String, _>(row, 0);
-            sql::rows(&cluster.url("patients"), query, name).await.unwrap()
+            sql::rows(&cluster.url(database), query, name).await.unwrap()
         };
+        let tables = async || tables_of("patients").await;
         let stack = Stack::new(broker(), "stack");
-        let url = cluster.url("postgres");
+        // The services let the parameter win over the path.
+        cluster.create_database("shop").await.unwrap();
+        let url = format!("{}&dbname=shop", cluster.url("postgres"));
         let settings_given = [("DATABASE_URL", url.as_str())];
         let rejected = stack.try_up(&settings_given, &[]);
         assert!(!rejected.status.success(), "{}", printed(&rejected));
@@ -145,6 +148,8 @@ fn foreign_databases_are_used_only_after_confirmation() {
 
         stack.up_with(&settings_given, &["--yes"]);
         assert!(tables().await.contains(&"outbox".to_owned()));
+        assert!(tables_of("billing").await.contains(&"balances".to_owned()));
+        assert_eq!(tables_of("shop").await, [""; 0], "another database of the server");
         // Databases that were confirmed, and those that `up` has created, need no confirmation.
         stack.up_with(&settings_given, &[]);
         assert!(stack.print(&["dead-letters"]).contains("no dead letters"), "it looks into the given database");

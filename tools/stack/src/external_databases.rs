@@ -7,13 +7,14 @@ use std::{
     fs,
     io::{IsTerminal as _, Write as _, stderr, stdin},
     path::Path,
-    str::FromStr as _,
     time::Duration,
 };
 
 use anyhow::{Result, anyhow};
+use config::{Environment, Reader};
 use runtime::timeout;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
+use url::{Url, form_urlencoded};
 
 use crate::{private_file, terminal::step};
 
@@ -26,13 +27,28 @@ const CREATED_BY_UP: &str = "made by patient-management: just up";
 /// In the data directory: the foreign databases that the user has confirmed, one in a line.
 const CONFIRMED_FILE: &str = "agreed-databases";
 
-/// The URL of a server with the name of one of our databases.
-pub(crate) fn url_of(url: &str, name: &str) -> String {
-    let (before, query) = url.split_once('?').map_or((url, ""), |(before, query)| (before, query));
-    let scheme_end = before.find("://").map_or(0, |at| at + 3);
-    let authority_end = before[scheme_end..].find('/').map_or(before.len(), |at| scheme_end + at);
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    format!("{}/{name}{query}", &before[..authority_end])
+/// The URL of a server with the name of one of our databases, and no parameter that names another one.
+fn url_of(url: &str, name: &str) -> Result<String> {
+    let wrong = |_| anyhow!("DATABASE_URL is not a PostgreSQL URL (its value is not shown).");
+    let mut url = Url::parse(url.strip_prefix("jdbc:").unwrap_or(url)).map_err(wrong)?;
+    url.set_path(name);
+    let names_database = |pair: &&str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == "dbname");
+    let others: Vec<_> = url.query().unwrap_or_default().split('&').filter(|pair| !names_database(pair)).collect();
+    let others = others.join("&");
+    url.set_query((!others.is_empty()).then_some(&others));
+    Ok(url.into())
+}
+
+/// How to connect to the server, by the rules of the services: a URL means the same to both, and variables of libpq that would
+/// change it are rejected.
+fn options(url: &str, environment: Environment) -> Result<PgConnectOptions> {
+    // `up` does not pass these to the services.
+    let not_passed = ["SPRING_DATASOURCE_USERNAME", "SPRING_DATASOURCE_PASSWORD", "DATABASE_OWNER_URL"];
+    let environment = not_passed.into_iter().fold(environment, |environment, name| environment.with(name, ""));
+    let mut reader = Reader::new(environment.with("DATABASE_URL", url));
+    let settings = postgres::Settings::read(&mut reader, "postgres://localhost", "just up");
+    let (settings, _) = reader.finish(settings)?;
+    Ok(settings.url.expose().options())
 }
 
 /// The URLs of both databases.
@@ -41,10 +57,16 @@ pub(crate) struct Databases {
     pub(crate) billing: String,
 }
 
+impl Databases {
+    /// The URLs of both on the server of this URL.
+    pub(crate) fn of(url: &str) -> Result<Self> {
+        Ok(Self { patients: url_of(url, NAMES[0])?, billing: url_of(url, NAMES[1])? })
+    }
+}
+
 /// Creates the databases that do not exist. `assume_yes`: uses foreign databases without asking.
 pub(crate) async fn find_or_create(url: &str, home: &Path, assume_yes: bool) -> Result<Databases> {
-    let wrong = |_| anyhow!("DATABASE_URL is not a PostgreSQL URL (its value is not shown).");
-    let options = PgConnectOptions::from_str(url).map_err(wrong)?;
+    let options = options(url, Environment::process())?;
     let place = options.get_socket().map_or_else(
         || format!("{}:{}", options.get_host(), options.get_port()),
         |socket| format!("{}:{}", socket.display(), options.get_port()),
@@ -79,7 +101,7 @@ pub(crate) async fn find_or_create(url: &str, home: &Path, assume_yes: bool) -> 
         create(&mut connection, name).await?;
     }
     let _ = timeout(TIMEOUT, connection.close()).await;
-    Ok(Databases { patients: url_of(url, NAMES[0]), billing: url_of(url, NAMES[1]) })
+    Databases::of(url)
 }
 
 struct Found {
@@ -130,7 +152,34 @@ mod tests {
 
     #[test]
     fn the_name_of_the_database_is_replaced_and_nothing_else() {
-        assert_eq!(url_of("postgres://u:p@h:1/x?a=b/c", "patients"), "postgres://u:p@h:1/patients?a=b/c");
-        assert_eq!(url_of("postgres://h", "patients"), "postgres://h/patients");
+        let patients = |url: &str| url_of(url, "patients").unwrap();
+        assert_eq!(patients("postgres://u:p%40@h:1/x?a=b/c&d=%2F+"), "postgres://u:p%40@h:1/patients?a=b/c&d=%2F+");
+        assert_eq!(patients("postgres://h"), "postgres://h/patients");
+        assert_eq!(patients("postgres:///x?host=%2Frun"), "postgres:///patients?host=%2Frun");
+        assert_eq!(patients("jdbc:postgresql://h/x"), "postgresql://h/patients");
+    }
+
+    #[test]
+    fn no_parameter_names_another_database() {
+        for url in ["postgres://h/?dbname=shop", "postgres://h/x?%64bname=shop&dbname=", "postgres://h?dbname"] {
+            assert_eq!(url_of(url, "billing").unwrap(), "postgres://h/billing", "{url}");
+        }
+        let between = url_of("postgres://h/x?host=a&dbname=shop&port=1", "billing").unwrap();
+        assert_eq!(between, "postgres://h/billing?host=a&port=1");
+    }
+
+    #[test]
+    fn up_connects_where_the_services_do() {
+        let connect = |url: &str| options(url, Environment::empty().with("SPRING_DATASOURCE_USERNAME", "john"));
+        let found = connect("jdbc:postgresql://me:hunter2@db:5433/x?sslmode=disable").unwrap();
+        assert_eq!((found.get_host(), found.get_port(), found.get_username()), ("db", 5433, "me"));
+        let found = connect("postgres://me@localhost/x?dbname=shop").unwrap();
+        assert_eq!(found.get_database(), Some("shop"));
+        for wrong in ["mysql://me:hunter2@db/x", "me:hunter2@db", "postgres://me:hunter2@db/x?hunter2=1"] {
+            let error = connect(wrong).unwrap_err().to_string();
+            assert!(error.contains("DATABASE_URL") && !error.contains("hunter2"), "{error}");
+        }
+        let error = options("postgres://h/x", Environment::empty().with("PGUSER", "john")).unwrap_err().to_string();
+        assert!(error.contains("PGUSER"), "{error}");
     }
 }

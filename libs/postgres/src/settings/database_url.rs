@@ -135,7 +135,7 @@ impl Url {
     }
 
     /// The options of a new connection, with the files for TLS as they are now.
-    pub(crate) fn options(&self) -> PgConnectOptions {
+    pub fn options(&self) -> PgConnectOptions {
         let mut options = self.options.clone();
         if let Some(files) = &self.files {
             let pem = files.current();

@@ -82,8 +82,7 @@ fn urls(cluster: &Cluster) -> Result<Databases> {
 /// The URLs of the databases of the system that `up` has started.
 pub(super) fn of_running(settings: &Settings, home: &Path) -> Result<Databases> {
     if let Some(url) = &settings.database_url {
-        let of = |name| external_databases::url_of(url.expose(), name);
-        return Ok(Databases { patients: of("patients"), billing: of("billing") });
+        return Databases::of(url.expose());
     }
     urls(&running(home).ok_or_else(|| anyhow!("PostgreSQL is not running: just up"))?)
 }
