@@ -133,6 +133,14 @@ fn foreign_databases_are_used_only_after_confirmation() {
         let stack = Stack::new(broker(), "stack");
         // The services let the parameter win over the path.
         cluster.create_database("shop").await.unwrap();
+        // What a server has by default whose initdb was told --locale=C.
+        for statement in [
+            "ALTER DATABASE template1 IS_TEMPLATE false",
+            "DROP DATABASE template1",
+            "CREATE DATABASE template1 IS_TEMPLATE true TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'",
+        ] {
+            cluster.run("postgres", statement).await.unwrap();
+        }
         let url = format!("{}&dbname=shop", cluster.url("postgres"));
         let settings_given = [("DATABASE_URL", url.as_str())];
         let rejected = stack.try_up(&settings_given, &[]);
@@ -150,6 +158,8 @@ fn foreign_databases_are_used_only_after_confirmation() {
         assert!(tables().await.contains(&"outbox".to_owned()));
         assert!(tables_of("billing").await.contains(&"balances".to_owned()));
         assert_eq!(tables_of("shop").await, [""; 0], "another database of the server");
+        let equal = "SELECT 1 / (lower('ÄÖЖ') = 'äöж')::int";
+        cluster.run("billing", equal).await.expect("names are compared in every script");
         // Databases that were confirmed, and those that `up` has created, need no confirmation.
         stack.up_with(&settings_given, &[]);
         assert!(stack.print(&["dead-letters"]).contains("no dead letters"), "it looks into the given database");

@@ -260,6 +260,13 @@ class Pods(unittest.TestCase):
         given = int(database["spec"]["postgresql"]["parameters"]["max_connections"])
         self.assertLessEqual((replicas + surge) * each + SPARE_CONNECTIONS, given)
 
+    def test_databases_know_the_letters_of_every_script(self):
+        for overlay in OVERLAYS:
+            for cluster in of_kind(build(overlay), "Cluster"):
+                initdb = cluster["spec"]["bootstrap"]["initdb"]
+                locale = (initdb.get("encoding", "UTF8"), initdb.get("localeCType", "C"), initdb.get("localeCollate", "C"))
+                self.assertEqual(locale, ("UTF8", "C.UTF-8", "C.UTF-8"), name(cluster))
+
     @for_each_workload
     def test_disruptions_are_bounded_and_pods_are_spread(self, documents, workload):
         if name(workload) == "auth-service":

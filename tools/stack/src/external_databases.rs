@@ -117,7 +117,8 @@ async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<Found>
 }
 
 async fn create(connection: &mut PgConnection, name: &str) -> Result<()> {
-    let statement = format!("CREATE DATABASE {name}");
+    // Not the server's defaults: with LC_CTYPE C the search for names would know the letters of ASCII alone.
+    let statement = format!("CREATE DATABASE {name} ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0");
     let run = async |connection: &mut PgConnection, statement: String| {
         timeout(TIMEOUT * 6, sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection))
             .await?
