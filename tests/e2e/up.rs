@@ -196,6 +196,20 @@ fn a_directory_with_files_of_others_is_neither_used_nor_deleted() {
     assert!(source.is_file() && !state.exists());
 }
 
+#[test]
+fn everybody_can_enter_the_data_directory_whatever_the_umask_is() {
+    let scratch = Scratch::new().unwrap();
+    let home = scratch.path().join("new/data");
+    let mut ps = Command::new("sh");
+    ps.args(["-c", r#"umask 077; exec "$0" ps"#]).arg(binaries().unwrap().join("stack")).env("STACK_HOME", &home);
+    let output = ps.output().unwrap();
+    assert!(output.status.success(), "{}", printed(&output));
+    for directory in [home.parent().unwrap(), &home] {
+        // PostgreSQL is another user if `up` is run by root.
+        assert_eq!(fs::metadata(directory).unwrap().permissions().mode() & 0o777, 0o755, "{directory:?}");
+    }
+}
+
 /// A folder with programs that print a message and fail.
 fn failing(folder: PathBuf, names: &[&str], message: &str) -> PathBuf {
     fs::create_dir_all(&folder).unwrap();

@@ -159,7 +159,7 @@ fn a_failover_to_a_lagging_standby_delays_no_event() {
 
         // A standby that lags: a copy of the primary that gets no further changes.
         cluster.stop().await;
-        std::fs::create_dir(&replica).unwrap();
+        testbed::create_open_directory(&replica).unwrap();
         let copied = Command::new("cp").arg("-a").arg(primary.join("data")).arg(&replica).status().unwrap();
         assert!(copied.success());
         cluster.restart().await.unwrap();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use testbed::create_open_directory;
 
 mod entries;
 
@@ -88,7 +89,7 @@ pub(crate) fn of_checkout() -> Result<PathBuf> {
 /// # Errors
 /// If it cannot be created, or has files of others: PostgreSQL would get some of them, and nobody expects them there.
 fn created(directory: PathBuf) -> Result<PathBuf> {
-    let claimed = fs::create_dir_all(&directory).and_then(|()| entries::claim(&directory));
+    let claimed = create_open_directory(&directory).and_then(|()| entries::claim(&directory));
     match claimed {
         Ok(true) => Ok(directory),
         Ok(false) => Err(anyhow!(
@@ -102,7 +103,7 @@ fn created(directory: PathBuf) -> Result<PathBuf> {
 
 fn base() -> io::Result<PathBuf> {
     // Only root can create this directory.
-    if fs::create_dir_all("/var/lib/patient-management").is_ok() && is_writable() {
+    if create_open_directory(Path::new("/var/lib/patient-management")).is_ok() && is_writable() {
         return Ok("/var/lib/patient-management".into());
     }
     let set = |path: PathBuf| Some(path).filter(|path| !path.as_os_str().is_empty());

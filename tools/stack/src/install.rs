@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Result, anyhow};
-use testbed::{Error, Process, broker::Kind, cache, pgbouncer, postgres};
+use testbed::{Error, Process, broker::Kind, cache, create_open_directory, pgbouncer, postgres};
 
 use crate::terminal::step;
 
@@ -56,7 +56,7 @@ async fn install_debian_package() -> Result<(), Error> {
         fs::create_dir_all("/etc/postgresql-common")?;
         fs::write(DEBIAN_CLUSTER_SETTINGS, "create_main_cluster = false\n")?;
     }
-    fs::create_dir_all(cache::directory())?;
+    create_open_directory(&cache::directory())?;
     let apt_get = |words: &[&str]| {
         Process::builder("apt-get", "apt-get", cache::directory().join("postgresql-install.log"))
             .args(words)

@@ -10,7 +10,7 @@ use std::{
 
 use config::{HostPort, HostPorts};
 
-use crate::{Error, Process, cache, ports};
+use crate::{Error, Process, cache, ports, user::create_open_directory};
 
 mod apache_kafka;
 mod nisshi;
@@ -74,7 +74,7 @@ impl Kind {
         if self.is_installed() {
             return Ok(());
         }
-        fs::create_dir_all(cache::directory())?;
+        create_open_directory(&cache::directory())?;
         match self.kafka_version() {
             Some(version) => apache_kafka::install(version).await,
             None => nisshi::install().await,

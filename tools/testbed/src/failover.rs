@@ -11,6 +11,7 @@ use crate::{
     identities::Identities,
     postgres::{self, Cluster, Durability},
     proxy::{Mode, Proxy, Target},
+    user::create_open_directory,
 };
 
 /// The `application_name` of the standby.
@@ -45,7 +46,7 @@ impl ReplicatedPostgres {
         scratch: &Scratch,
         identities: Option<&Identities>,
     ) -> Result<Self, Error> {
-        std::fs::create_dir(directory)?;
+        create_open_directory(directory)?;
         let listener = identities.map(Identities::postgres_listener);
         let mut primary =
             Box::pin(Cluster::start_with_clock(&directory.join("0"), Durability::Process, clock, listener)).await?;

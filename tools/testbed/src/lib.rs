@@ -58,3 +58,4 @@ pub use process::{Exit, Process, Signal, output, resident_memory};
 pub use scratch::Scratch;
 pub use shared::{broker as shared_broker, database as shared_database};
 pub use until::until;
+pub use user::create_open_directory;

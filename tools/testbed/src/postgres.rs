@@ -113,10 +113,11 @@ impl Cluster {
         create_private_directory(directory, user)?;
         if let Some((user, closed)) = user.and_then(|user| Some((user, user.inaccessible_ancestor(directory)?))) {
             return Err(Error::new(format!(
-                "PostgreSQL does not run as root, and user {} cannot enter {}: choose another directory than {}",
+                "PostgreSQL does not run as root, and user {} cannot enter {closed}: chmod o+x {closed}, or choose another directory \
+                 than {}",
                 user.uid,
-                closed.display(),
-                directory.display()
+                directory.display(),
+                closed = closed.display()
             )));
         }
         let data = directory.join("data");

