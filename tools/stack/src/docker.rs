@@ -26,9 +26,11 @@ use crate::{
 };
 
 mod command;
+mod compose_config;
 mod containers;
 mod engine;
 mod images;
+mod mounts;
 mod settings_file;
 
 use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with};
@@ -114,7 +116,7 @@ impl Docker {
     /// Pulls the images that are missing and not built by us.
     pub(crate) async fn fetch_images(&self) -> Result<()> {
         let mut images = images::bases(|name| env::var(name).ok())?;
-        let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
+        let profiles = self.profiles();
         images.extend(images::of_config(&self.query(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>())?);
         images::fetch(&images).await
     }
@@ -130,6 +132,7 @@ impl Docker {
         let before = self.containers().await?;
         self.reject_other_checkout(&before)?;
         self.check_ports(settings, &before)?;
+        mounts::check(&self.query(&["config"]).await?, &self.profiles().split(',').collect::<Vec<_>>())?;
         if build {
             let work = self.run_compose(&["build"], BUILD_TIMEOUT);
             step("Building the images", "(the first time it compiles everything)", work).await?;
@@ -401,6 +404,12 @@ impl Docker {
         let files = files.into_iter().chain(secure).chain(settings).flat_map(|file| ["-f".to_owned(), file]);
         let compose = self.compose[1..].iter().map(|word| (*word).to_owned());
         Ok(compose.chain(files).chain(command.iter().map(|word| (*word).to_owned())).collect())
+    }
+
+    /// The active profiles of Compose.
+    fn profiles(&self) -> String {
+        const NAME: &str = "COMPOSE_PROFILES";
+        self.environment.get(NAME).cloned().or_else(|| env::var(NAME).ok()).unwrap_or_default()
     }
 
     /// The output of a Compose command.

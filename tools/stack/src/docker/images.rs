@@ -4,11 +4,10 @@ use std::{fs, time::Duration};
 
 use anyhow::{Result, anyhow};
 use testbed::Process;
-use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{home, terminal::step};
 
-use super::command::run;
+use super::{command::run, compose_config::active_services};
 
 /// Time for an image to be pulled.
 const PULL_TIMEOUT: Duration = Duration::from_secs(900);
@@ -54,18 +53,11 @@ fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> V
     known.into_iter().filter(|(name, _)| name.ends_with("_IMAGE")).map(|(_, image)| image).collect()
 }
 
-/// The images in the output of `docker compose config`, without those of inactive profiles, which Compose v1 prints too.
+/// The images in the output of `docker compose config`.
 pub(super) fn of_config(config: &str, profiles: &[&str]) -> Result<Vec<String>> {
-    let invalid = |error: &str| anyhow!("docker compose config prints no compose file ({error}):\n{config}");
-    let documents = YamlLoader::load_from_str(config).map_err(|error| invalid(&error.to_string()))?;
-    let services = documents.first().and_then(|document| document["services"].as_hash());
-    let mut images = Vec::new();
-    for service in services.ok_or_else(|| invalid("it has no services"))?.values() {
-        let mut own = service["profiles"].as_vec().into_iter().flatten().filter_map(Yaml::as_str).peekable();
-        if own.peek().is_none() || own.any(|profile| profiles.contains(&profile)) {
-            images.extend(service["image"].as_str().map(str::to_owned));
-        }
-    }
+    let services = active_services(config, profiles)?;
+    let mut images: Vec<_> =
+        services.iter().filter_map(|service| service["image"].as_str().map(str::to_owned)).collect();
     images.sort_unstable();
     images.dedup();
     Ok(images)
