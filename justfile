@@ -4,7 +4,13 @@ set dotenv-load
 set shell := ["sh", "-euc"]
 
 just := quote(just_executable())
-target := if env("CARGO_TARGET_DIR", "") == "" { "target" } else { env("CARGO_TARGET_DIR") }
+# Exported, so that cargo builds where the recipes look, whatever its configuration says. CARGO_BUILD_TARGET_DIR is cargo's own
+# variable for that configuration; with a CARGO_BUILD_TARGET, it adds a folder.
+configured := env("CARGO_BUILD_TARGET_DIR", "")
+given_target := env("CARGO_TARGET_DIR", "")
+export CARGO_TARGET_DIR := absolute_path(if given_target != "" { given_target } else if configured != "" { configured } else { "target" })
+triple := env("CARGO_BUILD_TARGET", "")
+target := if triple == "" { CARGO_TARGET_DIR } else { CARGO_TARGET_DIR / triple }
 stack := quote(target / "release/stack")
 
 # An absolute path, so that programs with another working directory use the same cache.
@@ -209,7 +215,12 @@ _build *args:
         *" --docker "* | *" --scaled "*) services= ;; \
         *) services=yes; ! timeout 5 docker version >/dev/null 2>&1 || services= ;; \
     esac; \
-    cargo build --release --locked -p stack ${services:+-p console -p patient-service -p billing-service -p analytics-service -p auth-service}
+    messages=$(cargo build --release --locked --message-format json-render-diagnostics -p stack ${services:+-p console -p patient-service -p billing-service -p analytics-service -p auth-service}); \
+    built=$(printf '%s\n' "$messages" | sed -n 's/.*"executable":"\([^"]*\/stack\)".*/\1/p'); \
+    [ "$built" -ef {{ stack }} ] || { \
+        echo "cargo has built $built and not" {{ stack }}": its configuration has a build.target. Name it: CARGO_BUILD_TARGET=... just up" >&2; \
+        exit 1; \
+    }
 
 _stack:
     @[ -x {{ stack }} ] || {{ just }} _build
@@ -218,5 +229,5 @@ _stack:
 # Install a tool into the cache unless it is installed
 _tool name version:
     @{{ tools }}/bin/{{ name }} --version 2>/dev/null | grep -qF "{{ version }}" || \
-        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+        env -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
         cargo install --quiet --locked --root {{ tools }} {{ name }}@{{ version }}

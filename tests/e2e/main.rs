@@ -13,6 +13,7 @@ mod journey;
 mod lab;
 mod operations;
 mod privacy;
+mod recipes;
 mod running_system;
 mod secure;
 mod spans;

@@ -11,7 +11,7 @@ from pip._vendor import certifi
 from manifests import ROOT, environment, for_each_workload, image_variable, name
 
 # A relative path is below the root, where cargo is called.
-BINARIES = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug"
+BINARIES = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / os.environ.get("CARGO_BUILD_TARGET", "") / "debug"
 
 
 class Values(unittest.TestCase):

@@ -58,15 +58,20 @@ const LOGS: [(&str, &str); 8] = [
 /// Builds the services. The recipe has done so unless it expected them to run in containers. In a debug build of this program,
 /// the binaries of the tests are used.
 pub(crate) async fn build() -> Result<()> {
-    if !binaries()?.ends_with("release") || env::var_os("SERVICE_BINARIES").is_some() {
+    let binaries = binaries()?;
+    if !binaries.ends_with("release") || env::var_os("SERVICE_BINARIES").is_some() {
         return Ok(());
     }
+    // Where we are, whatever cargo's configuration says. With a target, cargo adds a folder.
+    let has_target = env::var_os("CARGO_BUILD_TARGET").is_some_and(|target| !target.is_empty());
+    let directory = binaries.ancestors().nth(if has_target { 2 } else { 1 });
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The same packages as in the recipe: with others, shared dependencies would have other features and be built again.
     let packages = ["stack", CONSOLE, "patient-service", "billing-service", "analytics-service", AUTH_SERVICE];
     let build = Process::builder("cargo build", cargo, home::directory()?.join("build.log"))
         .args(["build", "--release", "--locked", "--quiet"])
         .args(packages.iter().flat_map(|package| ["-p", package]))
+        .envs(directory.map(|directory| ("CARGO_TARGET_DIR", directory)))
         .run(BUILD_TIMEOUT);
     Ok(step("Building the services", "", build).await?)
 }

@@ -255,6 +255,13 @@ impl ProcessBuilder {
         self
     }
 
+    /// Removes a variable of our environment.
+    #[must_use]
+    pub fn without_env(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
     /// Clears its environment; only variables that are added afterwards are set.
     #[must_use]
     pub fn clear_environment(mut self) -> Self {

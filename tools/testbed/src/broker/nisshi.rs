@@ -22,6 +22,8 @@ pub(super) async fn install() -> Result<(), Error> {
     let root = cache::directory().join(format!("nisshi-{NISSHI_VERSION}"));
     Process::builder("the build of Nisshi", "cargo", cache::directory().join("nisshi-install.log"))
         .args(["install", "nisshi", "--version", NISSHI_VERSION, "--locked", "--quiet"])
+        // It is built in a temporary directory, which the recipes' own would replace.
+        .without_env("CARGO_TARGET_DIR")
         // The build takes two thirds of the time, and the broker is still fast enough for one machine.
         .envs([("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"), ("CARGO_PROFILE_RELEASE_LTO", "off")])
         .envs([("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")])
