@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -208,6 +209,29 @@ fn everybody_can_enter_the_data_directory_whatever_the_umask_is() {
         // PostgreSQL is another user if `up` is run by root.
         assert_eq!(fs::metadata(directory).unwrap().permissions().mode() & 0o777, 0o755, "{directory:?}");
     }
+}
+
+#[test]
+fn one_command_at_a_time_changes_the_system() {
+    let stack = Stack::new(broker(), "stack");
+    // It makes the directory.
+    stack.print(&["ps"]);
+    let mut lock = fs::File::create(stack.home().join("lock")).unwrap();
+    lock.lock().unwrap();
+    lock.write_all(b"just up (process 4711)\n").unwrap();
+    for output in [
+        stack.run(&["down"]),
+        stack.run(&["reset", "--yes"]),
+        stack.run(&["rebuild-analytics"]),
+        stack.try_up(&[], &["--native"]),
+    ] {
+        let printed = printed(&output);
+        assert!(!output.status.success() && printed.contains("just up (process 4711) is at work"), "{printed}");
+    }
+    drop(lock);
+    stack.print(&["down"]);
+    stack.print(&["reset", "--yes"]);
+    assert!(!stack.home().exists());
 }
 
 /// A folder with programs that print a message and fail.

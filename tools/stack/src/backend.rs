@@ -13,6 +13,7 @@ use crate::{
     analytics::Analytics,
     docker::{self, Docker, Layout},
     home::{self, Mode},
+    lock::SystemLock,
     logs, native,
     rebuild::{self, Runner},
     secure,
@@ -122,6 +123,7 @@ impl RequestedBackend {
 /// Starts what is not running yet and waits until everything is ready.
 pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
     let Options { requested, assume_yes, build, mode } = Options::parse(arguments)?;
+    let _lock = SystemLock::take("just up")?;
     let (last, last_mode) = (Backend::of_checkout()?, Mode::of_checkout()?);
     let is_up = last.is_up(settings).await?;
     if is_up && mode != last_mode {
@@ -192,6 +194,7 @@ pub(crate) async fn docker_of_checkout() -> Result<Option<Docker>> {
 
 /// Stops everything; data stay.
 pub(crate) async fn down(settings: &Settings) -> Result<()> {
+    let _lock = SystemLock::take("just down")?;
     match Backend::of_checkout()? {
         Backend::Native => native::down(settings).await,
         Backend::Docker(layout) => Docker::find(layout).await?.down().await,
@@ -253,6 +256,7 @@ pub(crate) fn analytics(settings: &Settings) -> Result<Analytics> {
 
 /// Rebuilds analytics' state from the topic.
 pub(crate) async fn rebuild_analytics(settings: &Settings, anyway: bool) -> Result<()> {
+    let _lock = SystemLock::take("just rebuild-analytics")?;
     let runner = match Backend::of_checkout()? {
         Backend::Native => Runner::Native,
         Backend::Docker(layout) => Runner::Docker(Docker::find(layout).await?),
@@ -285,6 +289,7 @@ pub(crate) async fn reset(settings: &Settings, assume_yes: bool) -> Result<()> {
             return Err(anyhow!("Nothing was deleted."));
         }
     }
+    let _lock = SystemLock::take("just reset")?;
     match backend {
         Backend::Native => native::delete(settings).await?,
         Backend::Docker(layout) => Docker::find(layout).await?.delete().await?,

@@ -46,6 +46,8 @@ impl Mode {
     }
 }
 
+/// In the checkout's data directory: which command is changing the system.
+pub(crate) const LOCK_FILE: &str = "lock";
 /// In the data directory: the name of the backend of the last `up`.
 pub(crate) const BACKEND_FILE: &str = "backend";
 

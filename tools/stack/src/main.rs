@@ -18,6 +18,7 @@ mod external_databases;
 mod home;
 mod http;
 mod install;
+mod lock;
 mod logs;
 mod native;
 mod patient_dead_letters;

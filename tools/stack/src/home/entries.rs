@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{BACKEND_FILE, MODE_FILE, Mode, SECURE};
+use super::{BACKEND_FILE, LOCK_FILE, MODE_FILE, Mode, SECURE};
 
 /// In a directory that `up` made, or found empty.
 const MARKER_FILE: &str = "patient-management-data";
@@ -36,7 +36,7 @@ const ENTRIES: [&str; 16] = [
     "agent-token.new",
     "agreed-databases",
     "agreed-databases.new",
-    "lock",
+    LOCK_FILE,
     MODE_FILE,
     BACKEND_FILE,
 ];
