@@ -34,7 +34,7 @@ mod mounts;
 mod settings_file;
 
 use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with};
-use containers::{Container, inspect};
+use containers::{Container, inspect, is_directory};
 pub(crate) use engine::{EngineError, check_engine};
 
 /// Time for a subcommand of patient-service, which waits for the outcome of what it resubmits.
@@ -48,6 +48,9 @@ const HEALTHY_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The endpoint to which the console forwards telemetry with the profile `observability`.
 const COLLECTOR_OF_PROFILE: &str = "http://observability:4318";
+/// The filter for patient-service's containers, and the format of their ids with the directories of their compose files.
+const SERVICE_LABEL: &str = "label=com.docker.compose.service=patient-service";
+const CHECKOUT_FORMAT: &str = "{{.ID}} {{.Label \"com.docker.compose.project.working_dir\"}}";
 /// The variable with the project name of Compose.
 const PROJECT: &str = "COMPOSE_PROJECT_NAME";
 /// The name of analytics-service, and the prefix of the name of the second one.
@@ -282,12 +285,10 @@ impl Docker {
     /// Runs a subcommand of patient-service in one of its containers.
     pub(crate) async fn run_patient_service(&self, arguments: &[&str]) -> Result<Output> {
         // The engine finds it at once, Compose after seconds.
-        let labels = [
-            format!("label=com.docker.compose.project.working_dir={}", env::current_dir()?.display()),
-            "label=com.docker.compose.service=patient-service".to_owned(),
-        ];
-        let found = run("docker", &["ps", "--quiet", "--filter", &labels[0], "--filter", &labels[1]]).await?;
-        if let Some(container) = found.split_whitespace().next() {
+        let running = run("docker", &["ps", "--filter", SERVICE_LABEL, "--format", CHECKOUT_FORMAT]).await?;
+        let here = env::current_dir()?.canonicalize()?;
+        let mut found = running.lines().filter_map(|line| line.split_once(' '));
+        if let Some((container, _)) = found.find(|(_, checkout)| is_directory(checkout, &here)) {
             let arguments = [&["exec", container, "patient-service"], arguments].concat();
             return output_within(SUBCOMMAND_TIMEOUT, "docker", &arguments, &BTreeMap::new()).await;
         }
@@ -324,7 +325,7 @@ impl Docker {
     /// If the containers belong to another checkout with the same project name: `up` would replace them.
     fn reject_other_checkout(&self, containers: &[Container]) -> Result<()> {
         let here = env::current_dir()?.canonicalize()?;
-        match containers.iter().find(|one| !one.checkout.is_empty() && here.as_os_str() != one.checkout.as_str()) {
+        match containers.iter().find(|one| !one.checkout.is_empty() && !is_directory(&one.checkout, &here)) {
             Some(other) => Err(anyhow!(
                 "The containers of this project name belong to {}. Stop them there, or choose another name here: \
                  COMPOSE_PROJECT_NAME=... just up",

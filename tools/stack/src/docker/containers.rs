@@ -1,6 +1,6 @@
 //! The containers of the system, by `docker inspect`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
@@ -39,6 +39,12 @@ impl Container {
     pub(super) fn publishes(&self, port: u16) -> bool {
         self.published.values().any(|address| address.rsplit(':').next() == Some(port.to_string().as_str()))
     }
+}
+
+/// Whether the directory of compose files in a label is this one. Compose takes it from `PWD`, which may lead through a symbolic
+/// link.
+pub(super) fn is_directory(label: &str, canonical: &Path) -> bool {
+    Path::new(label).canonicalize().is_ok_and(|directory| directory == canonical)
 }
 
 /// The containers with these ids.
@@ -83,7 +89,25 @@ fn container(json: &Json) -> Container {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use testbed::Scratch;
+
     use super::*;
+
+    #[test]
+    fn a_checkout_is_the_same_through_a_symbolic_link() {
+        let scratch = Scratch::new().unwrap();
+        let (checkout, other, link) =
+            (scratch.path().join("checkout"), scratch.path().join("other"), scratch.path().join("link"));
+        fs::create_dir(&checkout).unwrap();
+        fs::create_dir(&other).unwrap();
+        symlink(&checkout, &link).unwrap();
+        let here = link.canonicalize().unwrap();
+        let is_here = |label: &Path| is_directory(label.to_str().unwrap(), &here);
+        assert!(is_here(&checkout) && is_here(&link));
+        assert!(!is_here(&other) && !is_here(&scratch.path().join("removed")) && !is_here(Path::new("")));
+    }
 
     #[test]
     fn the_output_of_docker_inspect_is_parsed() {
