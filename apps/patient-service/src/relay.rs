@@ -17,6 +17,7 @@ mod low_watermark;
 mod publisher;
 mod read_schedule;
 mod record;
+mod rejections;
 mod topic;
 mod waker;
 
@@ -172,7 +173,7 @@ impl Relay {
         let largest = left.last().copied();
         let batches = Publisher::batches(events, partitions);
         self.publisher.forget_failures_without_events(&batches, now);
-        let outcome = self.publisher.publish(batches, &mut left).await;
+        let (published, outcome) = self.publisher.publish(batches, &mut left).await;
         // What stays in the outbox, read or left out, must be read again before anything that comes after it; so must what
         // could not be deleted.
         let acked = self.publisher.acked.rows().map(|row| row.id);
@@ -180,7 +181,7 @@ impl Relay {
         let published_up_to = if paused.is_empty() { first_left.map(|id| id - 1).or(largest) } else { None };
         self.watermark.published_up_to(published_up_to, now);
         self.schedule.set_complete(paused.is_empty() && left.is_empty() && (read as i64) < MAX_ROWS);
-        outcome_of(read, read - left.len(), outcome)
+        outcome_of(read, published, outcome)
     }
 
     /// Publishes events that were handed over, without reading the outbox. What cannot be sent now is read later, with
@@ -189,9 +190,9 @@ impl Relay {
         let partitions = self.begin().await?;
         let count = events.len();
         let mut left: BTreeSet<i64> = events.iter().map(|event| event.id).collect();
-        let outcome = self.publisher.publish(Publisher::batches(events, partitions), &mut left).await;
+        let (published, outcome) = self.publisher.publish(Publisher::batches(events, partitions), &mut left).await;
         self.schedule.set_complete(left.is_empty());
-        outcome_of(count, count - left.len(), outcome)
+        outcome_of(count, published, outcome)
     }
 
     /// Begins a step; returns the number of partitions. Until the step ends well, everything has to be read again.

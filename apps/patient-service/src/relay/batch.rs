@@ -30,6 +30,13 @@ impl Batch {
         self.events.truncate(self.events.len() / 2);
         self
     }
+
+    /// The event at this position alone.
+    pub(super) fn only(mut self, position: usize) -> Self {
+        self.events.truncate(position + 1);
+        self.events.drain(..position.min(self.events.len()));
+        self
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use telemetry::metrics::{self, IntCounter};
 
 use super::{
     Settings, StepError, acked_deleter::AckedDeleter, batch::Batch, broker_state::PublishFailure, lease::Lease,
-    record::Sending,
+    record::Sending, rejections::Rejections,
 };
 use crate::outbox::{Outbox, OutboxRow};
 
@@ -33,6 +33,7 @@ pub(super) struct Publisher {
     lease: Lease,
     /// Partitions that failed, and when they are tried again.
     failing: BTreeMap<i32, FailingPartition>,
+    rejections: Rejections,
     /// Whether the topic's configuration need not be compared: this relay created the topic or has compared it, or another relay
     /// compares it.
     is_topic_checked: bool,
@@ -42,7 +43,8 @@ pub(super) struct Publisher {
 struct FailingPartition {
     backoff: Backoff,
     until: Instant,
-    failure: PublishFailure,
+    /// None while it is not known whether a rejected event is at fault or the topic.
+    failure: Option<PublishFailure>,
 }
 
 impl Publisher {
@@ -55,6 +57,7 @@ impl Publisher {
             settings,
             lease,
             failing: BTreeMap::new(),
+            rejections: Rejections::default(),
             is_topic_checked: !checks_topic,
         }
     }
@@ -105,6 +108,7 @@ impl Publisher {
     /// Forgets all failures, because another relay sends the shard now.
     pub(super) fn forget_failures(&mut self) {
         self.failing.clear();
+        self.rejections = Rejections::default();
     }
 
     /// Events by partition, as many as fit one batch for each.
@@ -121,20 +125,22 @@ impl Publisher {
         self.failing.retain(|partition, failing| failing.until > now || batches.contains_key(partition));
     }
 
-    /// Sends a batch to each partition at once. Takes from `left` what need not be sent again.
+    /// Sends a batch to each partition at once. Takes from `left` what need not be sent again, and returns how many events the
+    /// broker has acknowledged.
     ///
-    /// # Errors
-    /// That of one partition if some failed, after all have been tried; or that the lease is not ours any more.
+    /// The result is the error of one partition if some failed, after all have been tried; or that the lease is not ours any more.
     pub(super) async fn publish(
         &mut self,
-        mut batches: BTreeMap<i32, Batch>,
+        batches: BTreeMap<i32, Batch>,
         left: &mut BTreeSet<i64>,
-    ) -> Result<(), StepError> {
-        let mut outcome = Ok(());
+    ) -> (usize, Result<(), StepError>) {
+        let mut batches: BTreeMap<_, _> =
+            batches.into_iter().map(|(partition, batch)| (partition, self.rejections.to_send(batch))).collect();
+        let (mut published, mut outcome) = (0, Ok(()));
         while !batches.is_empty() {
             // We may have been frozen since the step began; whoever took over has sent these events.
             if !self.lease.is_ours() {
-                return Err(StepError::NotLeased);
+                return (published, Err(StepError::NotLeased));
             }
             let (mut sendings, mut records) = (BTreeMap::new(), BTreeMap::new());
             for (&partition, batch) in &batches {
@@ -142,6 +148,7 @@ impl Publisher {
                 sendings.insert(partition, sending);
                 records.insert(partition, batch);
             }
+            self.rejections.begin();
             let (mut again, mut rejected) = (BTreeMap::new(), Vec::new());
             for (partition, result) in self.producer.send(records).await {
                 let Some(batch) = batches.remove(&partition) else { continue };
@@ -149,6 +156,8 @@ impl Publisher {
                 match result {
                     Ok(_) => {
                         self.failing.remove(&partition);
+                        self.rejections.accept(&batch.events);
+                        published += batch.events.len();
                         PUBLISHED.inc_by(batch.events.len() as u64);
                         for event in &batch.events {
                             left.remove(&event.id);
@@ -163,32 +172,48 @@ impl Publisher {
                         rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
                     }
                     Err(error) => {
-                        self.fail(partition, PublishFailure::from(&error));
+                        self.fail(partition, Some(PublishFailure::from(&error)));
                         outcome = Err(StepError::Kafka(error));
                     }
                 }
             }
             // After the outcome of every partition is recorded, because dead-lettering can fail too.
             for (partition, event, error) in rejected {
+                if !self.rejections.reject(&event) {
+                    self.fail(partition, self.topic_failure(&error));
+                    continue;
+                }
                 match self.dead_letter(&event, &error).await {
                     Ok(()) => {
+                        self.rejections.forget(&event);
                         self.failing.remove(&partition);
                         left.remove(&event.id);
                     }
                     Err(error) => {
                         let text = format!("an event cannot be dead-lettered: {error}");
-                        self.fail(partition, PublishFailure { cause: "dead_letter".to_owned(), text });
+                        self.fail(partition, Some(PublishFailure { cause: "dead_letter".to_owned(), text }));
                         outcome = Err(StepError::Database(error));
                     }
                 }
             }
             batches = again;
         }
-        outcome
+        (published, outcome)
+    }
+
+    /// That the topic rejects every event, if the broker has rejected so many without accepting one.
+    fn topic_failure(&self, error: &kafka::Error) -> Option<PublishFailure> {
+        let (count, topic) = (self.rejections.in_a_row()?, &self.settings.topic);
+        let answer = error.broker_error().map_or_else(|| error.to_string(), ToString::to_string);
+        let text = format!(
+            "the topic {topic} has rejected {count} events in a row and accepted none: {answer}; they stay in the outbox until it accepts \
+             one: check its max.message.bytes (message.max.bytes of the broker) and what validates its records"
+        );
+        Some(PublishFailure { cause: error.cause(), text })
     }
 
     /// Leaves a partition out for a while.
-    fn fail(&mut self, partition: i32, failure: PublishFailure) {
+    fn fail(&mut self, partition: i32, failure: Option<PublishFailure>) {
         let failing = self.failing.entry(partition).or_insert_with(|| FailingPartition {
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
             until: Instant::now(),
@@ -200,8 +225,9 @@ impl Publisher {
 
     /// Why some partition cannot be published to.
     pub(super) fn failure(&self) -> Option<PublishFailure> {
-        let (partition, FailingPartition { failure, .. }) = self.failing.iter().next()?;
-        let PublishFailure { cause, text } = failure.clone();
+        let failures =
+            self.failing.iter().filter_map(|(partition, failing)| Some((partition, failing.failure.clone()?)));
+        let (partition, PublishFailure { cause, text }) = failures.into_iter().next()?;
         Some(PublishFailure { cause, text: format!("partition {partition}: {text}") })
     }
 

@@ -1,5 +1,7 @@
 //! What the broker rejects or delays: events too large or too old, quotas. On Kafka alone: Nisshi takes records of any size.
 
+use patient_service::relay::RelayWaker;
+use runtime::Shutdown;
 use testbed::until;
 
 use super::*;
@@ -16,8 +18,12 @@ fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
         let jane = service.register("Jane Doe").await;
         execute(&service, "UPDATE outbox SET value = decode(repeat('00', 3000), 'hex')").await;
         service.client.put(&path(&jane), &patient("Jane Smith")).await.unwrap();
-        for n in 0..12 {
-            service.register(&format!("Patient {n}")).await;
+        let in_its_partition = "SELECT count(*) FROM outbox
+            WHERE key_hash % 3 = (SELECT key_hash % 3 FROM outbox ORDER BY id LIMIT 1)";
+        let mut registered = 0;
+        while registered < 12 || service.number(in_its_partition).await < 3 {
+            service.register(&format!("Patient {registered}")).await;
+            registered += 1;
         }
         let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN RAISE EXCEPTION 'as the test wants it'; END $$";
@@ -29,13 +35,14 @@ fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
         // The partition of the one that is too large waits; the others get all of theirs.
         let for_others = "SELECT count(*) FROM outbox
             WHERE key_hash % 3 <> (SELECT key_hash % 3 FROM outbox ORDER BY id LIMIT 1)";
+        let mut is_tried = false;
         let others_done = async || {
-            let _ = relay.step().await;
-            service.number(for_others).await == 0
+            is_tried |= matches!(relay.step().await, Err(StepError::Database(_)));
+            is_tried && service.number(for_others).await == 0
         };
         until("the others are published and deleted", others_done).await;
         let sent = count_all(&kafka, &topic).await;
-        assert_eq!(sent as i64, 14 - waiting().await);
+        assert_eq!(sent as i64, registered + 2 - waiting().await);
         for _ in 0..20 {
             let step = relay.step().await;
             assert!(matches!(step, Ok(Step { published: 0, .. }) | Err(StepError::Database(_))), "{step:?}");
@@ -50,7 +57,7 @@ fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
         };
         until("the rest goes on", drained).await;
         assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters").await, 1);
-        assert_eq!(count_all(&kafka, &topic).await, 13, "each was sent once");
+        assert_eq!(count_all(&kafka, &topic).await as i64, registered + 1, "each was sent once");
         service.stop().await;
     });
 }
@@ -159,13 +166,74 @@ fn an_event_that_is_too_large_is_dead_lettered_and_blocks_no_other() {
             service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap();
         }
         let mut relay = relay(&service, settings(kafka.clone(), &topic));
-        assert_eq!(drain(&service, &mut relay).await, 12);
+        let mut published = 0;
+        let her_first = async || {
+            take_lease(&service, &relay).await;
+            published += relay.step().await.unwrap().published;
+            service.number("SELECT count(*) FROM outbox").await == 11
+        };
+        until("her first event is published", her_first).await;
+        for _ in 0..10 {
+            take_lease(&service, &relay).await;
+            assert_eq!(relay.step().await.unwrap().published, 0, "hers wait until the broker has accepted another one");
+        }
+        assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters").await, 0);
+        service.register("John Doe").await;
+        assert_eq!(published + drain(&service, &mut relay).await, 12);
         assert_eq!(service.number("SELECT count(*) FROM outbox_dead_letters WHERE error LIKE '%TooLarge%'").await, 1);
         let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
         let versions: Vec<_> =
             read_all(&kafka, &topic, partition).await.iter().map(|r| decode(r).version.unwrap()).collect();
         assert_eq!(versions, (1..=11).collect::<Vec<_>>());
         assert_eq!(json!(versions.len()), 11);
+        service.stop().await;
+    });
+}
+
+#[test]
+fn a_topic_that_rejects_every_event_is_reported_and_dead_letters_none() {
+    runtime::block_on(2, async {
+        let (kafka, topic) = (testbed::shared_broker(broker::Kind::Kafka).await, unique_topic());
+        kafka::create_topic(&kafka, &topic, 3).await.unwrap();
+        // As if it were in MiB.
+        kafka::testing::set_topic_setting(&kafka, &topic, "max.message.bytes", "1").await.unwrap();
+        let service = service_without_relay().await;
+        let jane = service.register("Jane Doe").await;
+        for n in 0..3 {
+            service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap();
+        }
+        for n in 0..8 {
+            service.register(&format!("Patient {n}")).await;
+        }
+        let state = BrokerState::default();
+        let outbox = Outbox::new(service.database.clone());
+        let relay = Relay::new(outbox, settings(kafka.clone(), &topic), 0, state.clone());
+        take_lease(&service, &relay).await;
+        let shutdown = Shutdown::new();
+        let running = runtime::spawn(relay.run(RelayWaker::new(1), shutdown.clone()));
+        until("it is reported", async || state.error().is_some()).await;
+        let error = state.error().unwrap();
+        for word in ["MessageTooLarge", "max.message.bytes", &topic] {
+            assert!(error.contains(word), "{error}");
+        }
+        let in_a_row = |error: String| error.split_once(" events in a row")?.0.rsplit(' ').next()?.parse().ok();
+        let tried = async || state.error().and_then(in_a_row).is_some_and(|count: u32| count > 20);
+        until("more are rejected than there are events", tried).await;
+        let rejected = async || service.number("SELECT count(*) FROM outbox_dead_letters").await;
+        assert_eq!((rejected().await, service.number("SELECT count(*) FROM outbox").await), (0, 12));
+
+        kafka::testing::set_topic_setting(&kafka, &topic, "max.message.bytes", "1048588").await.unwrap();
+        until("all are published", async || service.number("SELECT count(*) FROM outbox").await == 0).await;
+        until("it is over", async || state.error().is_none()).await;
+        shutdown.trigger();
+        running.await;
+        assert_eq!(rejected().await, 0);
+        assert_eq!(count_all(&kafka, &topic).await, 12);
+        let partition = kafka::partitioner::of_hash(kafka::partitioner::key_hash(id(&jane).as_bytes()), 3);
+        let records = read_all(&kafka, &topic, partition).await;
+        let mut versions: Vec<_> = records.iter().map(decode).collect();
+        versions.retain(|event| event.patient_id.to_string() == id(&jane));
+        assert_eq!(versions.iter().map(|event| event.version).collect::<Vec<_>>(), [1, 2, 3, 4].map(Some));
         service.stop().await;
     });
 }
