@@ -90,10 +90,12 @@ impl From<sqlx::Error> for Error {
                     return Self::Constraint(constraint.to_owned());
                 }
                 match &*database.code().unwrap_or_default() {
-                    "40001" | "40P01" | "55P03" => Self::Locked,
-                    "57014" => Self::Timeout,
                     "25006" => Self::ReadOnly,
                     "42501" => Self::Denied(describe(&**database)),
+                    // The session has ended, so the other codes say nothing about the statement.
+                    _ if is_fatal(&**database) => Self::Unavailable(describe(&**database).into()),
+                    "40001" | "40P01" | "55P03" => Self::Locked,
+                    "57014" => Self::Timeout,
                     code if is_transient(code) => Self::Unavailable(describe(&**database).into()),
                     _ => Self::Query(error),
                 }
@@ -126,16 +128,31 @@ pub(crate) fn describe(error: &dyn DatabaseError) -> String {
     let class = code.get(..2).unwrap_or_default();
     let holds_no_data =
         ["08", "0A", "25", "26", "28", "2F", "3D", "3F", "40", "42", "53", "54", "55", "57", "58"].contains(&class);
-    let mut text = if holds_no_data {
-        // One line, whatever a proxy makes of it.
-        format!("{} (SQLSTATE {code})", error.message().replace(['\n', '\r'], " "))
-    } else {
-        format!("SQLSTATE {code}")
-    };
-    if let Some(hint) = hint(&code) {
-        text = format!("{text}; {hint}");
+    if holds_no_data { describe_with_message(error) } else { with_hint(format!("SQLSTATE {code}"), &code) }
+}
+
+/// PostgreSQL's message and SQLSTATE, with a hint for the administrator.
+fn describe_with_message(error: &dyn DatabaseError) -> String {
+    let code = error.code().unwrap_or_default();
+    // One line, whatever a proxy makes of it.
+    with_hint(format!("{} (SQLSTATE {code})", error.message().replace(['\n', '\r'], " ")), &code)
+}
+
+fn with_hint(text: String, code: &str) -> String {
+    match hint(code) {
+        Some(hint) => format!("{text}; {hint}"),
+        None => text,
     }
-    text
+}
+
+/// Why no session was opened. No statement has been executed, so the reason is the state of the server or of a proxy, whatever
+/// the code is, and the message quotes no data.
+pub(crate) fn of_connecting(error: sqlx::Error) -> Error {
+    let sqlx::Error::Database(database) = &error else { return error.into() };
+    match &*database.code().unwrap_or_default() {
+        "25006" | "42501" => error.into(),
+        _ => Error::Unavailable(describe_with_message(&**database).into()),
+    }
 }
 
 /// What an administrator can do about an error that does not depend on the statement.
@@ -179,6 +196,13 @@ impl Cause {
         };
         let postgres = database.try_downcast_ref::<PgDatabaseError>();
         match &*database.code().unwrap_or_default() {
+            "25006" => Self::ReadOnly,
+            "57P01" | "57P02" | "57P03" => Self::Shutdown,
+            code if code.starts_with("57P") || code.starts_with("08") || matches!(code, "25P03" | "25P04") => {
+                Self::Disconnected
+            }
+            // A proxy reports a lost server with one of the codes below, or with any other.
+            _ if is_fatal(&**database) => Self::Disconnected,
             // "cached plan must not change result type": the message is localized, so only the routine distinguishes it
             // from other unsupported features.
             "0A000" if postgres.and_then(PgDatabaseError::routine) == Some("RevalidateCachedQuery") => {
@@ -193,19 +217,8 @@ impl Cause {
             // dropped.
             "XX000" => Self::StaleStatement,
             "40001" | "40P01" => Self::Conflict,
-            "25006" => Self::ReadOnly,
-            "57P01" | "57P02" | "57P03" => Self::Shutdown,
-            code if code.starts_with("57P") || code.starts_with("08") || matches!(code, "25P03" | "25P04") => {
-                Self::Disconnected
-            }
-            _ if postgres.is_some_and(is_fatal) => Self::Disconnected,
             _ => Self::Statement,
         }
-    }
-
-    /// Whether a healthy server reported that it rolled the statement back.
-    pub(crate) fn is_rolled_back(self) -> bool {
-        matches!(self, Self::StaleStatement | Self::Conflict | Self::ReadOnly)
     }
 
     /// Its label in metrics.
@@ -221,8 +234,10 @@ impl Cause {
     }
 }
 
-fn is_fatal(error: &PgDatabaseError) -> bool {
-    matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+/// Whether the error has ended the session.
+fn is_fatal(error: &dyn DatabaseError) -> bool {
+    let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+    severity.is_none_or(|severity| matches!(severity, PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Whether the failure proves that the statement had no effect: the server rolled it back or never started it.
@@ -230,15 +245,15 @@ fn is_fatal(error: &PgDatabaseError) -> bool {
 pub(crate) fn certainly_had_no_effect(error: &sqlx::Error, committing: bool) -> bool {
     match error {
         sqlx::Error::Database(database) => {
-            let is_fatal = database.try_downcast_ref::<PgDatabaseError>().is_none_or(is_fatal);
             match &*database.code().unwrap_or_default() {
                 // Idle timeouts: they fire while the server waits for a statement, so the statement was not started.
                 "57P05" | "25P03" => true,
                 // A statement outside a transaction is committed with the message that ends the exchange, and no error
                 // follows that. After a COMMIT, which is an exchange of its own, an error may follow.
                 "57P01" | "57P02" | "57P03" | "57P04" | "25P04" => !committing,
-                // Other fatal errors may come from a proxy, which does not know what the server did.
-                _ => !is_fatal,
+                // A proxy that has lost the server does not know what that did. It says so with a fatal error of any code, or with
+                // one of class 08.
+                code => !is_fatal(&**database) && !code.starts_with("08"),
             }
         }
         // EPIPE: the server had closed the socket, so it cannot have read the end of the request, which commits.

@@ -14,7 +14,7 @@ use runtime::timeout;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use telemetry::metrics::{self, IntGauge, IntGaugeVec};
 
-use crate::{Error, Settings};
+use crate::{Error, Settings, error::of_connecting};
 
 /// A connection is closed after this time, which frees its memory on the server and follows changes of the server's
 /// address.
@@ -98,7 +98,7 @@ impl Pools {
             _ => self.settings.url.expose(),
         };
         let open = async {
-            let mut connection = PgConnection::connect_with(&url.options()).await?;
+            let mut connection = PgConnection::connect_with(&url.options()).await.map_err(of_connecting)?;
             let settings =
                 url.session.iter().map(|(name, value)| (&**name, value.clone())).chain(self.server_timeouts(purpose));
             let settings: Vec<_> = settings
@@ -106,10 +106,10 @@ impl Pools {
                 .collect();
             let statement = format!("-- session settings\nSELECT {}", settings.join(", "));
             sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
-            Ok::<_, sqlx::Error>(connection)
+            Ok::<_, Error>(connection)
         };
         let opened = timeout(left, Box::pin(open)).await;
-        Ok(opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))??)
+        opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))?
     }
 
     fn server_timeouts(&self, purpose: Purpose) -> [(&'static str, String); 3] {

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
-    path::PathBuf,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use runtime::Shutdown;
 use testbed::{
     Scratch,
     postgres::{Cluster, Durability},
-    proxy::{Mode, Proxy, Target},
+    proxy::{Mode, Proxy},
     sql::{self, Session},
     until,
 };
@@ -42,17 +41,6 @@ async fn number(database: &Database, statement: &'static str) -> Result<i64, Err
 
 async fn execute(database: &Database, statement: &'static str) -> Result<(), Error> {
     database.run(async |connection| query(statement).execute(connection).await.map(drop)).await
-}
-
-/// The same database by way of TCP.
-async fn through_proxy(url: &str) -> (Proxy, String) {
-    let (rest, host) = url.split_once("?host=").unwrap();
-    let directory = host.replace("%2F", "/").replace("%2D", "-").replace("%2E", ".").replace("%5F", "_");
-    assert!(!directory.contains('%'), "{directory}");
-    let proxy = Proxy::start().await.unwrap();
-    proxy.set_target(Target::Socket(PathBuf::from(directory).join(".s.PGSQL.5432")));
-    let url = rest.replace("localhost", &format!("127.0.0.1:{}", proxy.port()));
-    (proxy, url)
 }
 
 #[test]
@@ -198,7 +186,7 @@ fn work_moves_to_a_new_connection_if_its_idle_one_was_closed() {
         let database_name = url.rsplit_once('/').unwrap().1.split_once('?').unwrap().0;
         let limit = format!("ALTER DATABASE {database_name} SET idle_session_timeout = '500ms'");
         sql::execute(&url, Box::leak(limit.into_boxed_str())).await.unwrap();
-        let (_proxy, by_tcp) = through_proxy(&url).await;
+        let (_proxy, by_tcp) = Proxy::to_postgres(&url).await.unwrap();
         let mut written = 0;
         for url in [&url, &by_tcp] {
             let database = open(url, &PATIENT).await;
@@ -232,7 +220,7 @@ fn idle_connections_that_were_reset_cost_no_write() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
-        let (proxy, by_tcp) = through_proxy(&url).await;
+        let (proxy, by_tcp) = Proxy::to_postgres(&url).await.unwrap();
         let database = open(&by_tcp, &PATIENT).await;
         let write_at_once = async || {
             let write = |_| {
@@ -257,7 +245,7 @@ fn only_a_write_that_was_certainly_not_committed_is_retried() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
-        let (proxy, by_tcp) = through_proxy(&url).await;
+        let (proxy, by_tcp) = Proxy::to_postgres(&url).await.unwrap();
         let database = open(&by_tcp, &[("DATABASE_CONNECTIONS", "1"), PATIENT[0], PATIENT[1]]).await;
         execute(&database, "INSERT INTO t VALUES (0)").await.unwrap();
         let committed = async |n: i64| {
@@ -422,7 +410,7 @@ fn retries_end_at_the_deadline_of_the_work() {
 fn silent_connections_cost_one_deadline_and_no_more() {
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
-        let (proxy, by_tcp) = through_proxy(&url).await;
+        let (proxy, by_tcp) = Proxy::to_postgres(&url).await.unwrap();
         let settings = [("DATABASE_DEADLINE", "600ms"), ("DATABASE_ACQUIRE_DEADLINE", "400ms")];
         let database = open(&by_tcp, &settings).await;
         assert_eq!(number(&database, "SELECT 1::bigint").await.unwrap(), 1);

@@ -5,12 +5,13 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use percent_encoding::percent_decode_str;
 use smol::{
     Task,
     future::or,
@@ -62,8 +63,15 @@ struct Shared {
     mode: AtomicU8,
     accepted: AtomicUsize,
     target: Mutex<Option<Target>>,
-    /// Each connection that was opened since the last [`Proxy::reset_open`] holds a clone.
-    generation: Mutex<Arc<()>>,
+    /// Each connection that was opened since the open ones were ended last holds a clone.
+    generation: Mutex<Arc<Generation>>,
+}
+
+/// The connections that end together.
+#[derive(Debug, Default)]
+struct Generation {
+    /// What their clients receive before the connections are closed; without it they are reset.
+    farewell: OnceLock<Vec<u8>>,
 }
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -86,6 +94,19 @@ impl Proxy {
         self.address.port()
     }
 
+    /// A proxy in front of the database at this URL, which names a Unix socket's directory, and the URL through the proxy.
+    ///
+    /// # Errors
+    /// If the port cannot be bound, or the URL names no such directory.
+    pub async fn to_postgres(url: &str) -> io::Result<(Self, String)> {
+        let (rest, host) = url.split_once("?host=").ok_or_else(|| io::Error::other("the URL names no socket"))?;
+        let directory = percent_decode_str(host).decode_utf8_lossy().into_owned();
+        let proxy = Self::start().await?;
+        proxy.set_target(Target::Socket(PathBuf::from(directory).join(".s.PGSQL.5432")));
+        let url = rest.replace("localhost", &format!("127.0.0.1:{}", proxy.port()));
+        Ok((proxy, url))
+    }
+
     /// Sets the target of new connections.
     pub fn set_target(&self, target: Target) {
         *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
@@ -98,7 +119,23 @@ impl Proxy {
 
     /// Resets the open connections and waits until they are closed. The mode of new ones does not change.
     pub async fn reset_open(&self) {
-        let before = std::mem::take(&mut *self.shared.generation());
+        self.end_open(None).await;
+    }
+
+    /// Sends `farewell` to the clients of the open connections and closes these, as a proxy does that has lost its server;
+    /// responses that were stalled are dropped. Waits until they are closed. The mode of new ones does not change.
+    pub async fn close_open_with(&self, farewell: &[u8]) {
+        self.end_open(Some(farewell)).await;
+    }
+
+    async fn end_open(&self, farewell: Option<&[u8]>) {
+        let before = {
+            let mut generation = self.shared.generation();
+            if let Some(farewell) = farewell {
+                let _ = generation.farewell.set(farewell.to_vec());
+            }
+            std::mem::take(&mut *generation)
+        };
         while Arc::strong_count(&before) > 1 {
             smol::Timer::after(POLL_INTERVAL).await;
         }
@@ -115,7 +152,7 @@ impl Shared {
         MODES[usize::from(self.mode.load(Ordering::SeqCst))]
     }
 
-    fn generation(&self) -> MutexGuard<'_, Arc<()>> {
+    fn generation(&self) -> MutexGuard<'_, Arc<Generation>> {
         self.generation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,8 +208,12 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
         Err(io::Error::other("reset"))
     };
     if or(reset, pass).await.is_err() {
-        // Without lingering, closing sends a reset.
-        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        if let Some(farewell) = generation.farewell.get() {
+            let _ = client.clone().write_all(farewell).await;
+        } else {
+            // Without lingering, closing sends a reset.
+            let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        }
     }
     drop(client);
     drop(generation);
@@ -238,6 +279,12 @@ mod tests {
             client.write_all(b"f").await.unwrap();
             peer.read_exact(&mut byte).await.unwrap();
             assert_eq!(byte, *b"f");
+            proxy.set(Mode::StallResponses);
+            peer.write_all(b"lost").await.unwrap();
+            proxy.close_open_with(b"farewell").await;
+            let mut received = Vec::new();
+            timeout(Duration::from_secs(5), client.read_to_end(&mut received)).await.unwrap().unwrap();
+            assert_eq!(received, b"farewell");
         });
     }
 }

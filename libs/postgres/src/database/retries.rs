@@ -82,7 +82,7 @@ impl Database {
     ) -> Result<PooledConnection<'a>, Error> {
         let Settings { acquire, deadline, .. } = *self.inner.pools.settings();
         let cause = Cause::of(&error);
-        let retry = retries.allow(cause) && (cause.is_rolled_back() || progress.may_be_retried(&error));
+        let retry = retries.allow(cause) && progress.may_be_retried(&error);
         // The query on a healthy connection also flushes the ROLLBACK of a transaction that was dropped.
         let is_healthy = match cause {
             Cause::Statement | Cause::Conflict => {
