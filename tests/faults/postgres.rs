@@ -267,6 +267,43 @@ fn a_long_unrelated_transaction_stalls_no_delivery() {
     });
 }
 
+#[test]
+fn a_statement_of_background_work_that_fails_is_logged_and_a_lost_schema_is_migrated_again() {
+    runtime::block_on(2, async {
+        let system = system(any_broker(), 1, &[]).await;
+        register(&system.patient_client(), &Acknowledged::default()).await;
+        let backing_services = system.backing_services();
+        let (patients, billing) = (&system.patients[0], &system.billing);
+
+        // The history says that the column is there, so no migration brings it back. No request needs it.
+        let database = &backing_services.patients_database;
+        sql::execute(database, "ALTER TABLE billing_tasks RENAME COLUMN rejections TO lost").await.unwrap();
+        until("it is logged", async || logged(patients, "a statement failed") > 0).await;
+        let line = patients.log().lines().find(|line| line.contains("a statement failed")).unwrap().to_owned();
+        assert!(line.contains("claim billing tasks") && line.contains("42703"), "{line}");
+        sql::execute(database, "ALTER TABLE billing_tasks RENAME COLUMN lost TO rejections").await.unwrap();
+
+        for database in [database, &backing_services.billing_database] {
+            let mut session = Session::open(database).await.unwrap();
+            // It can be the victim of a deadlock with the work that goes on.
+            until("the tables are gone", async || {
+                session.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.is_ok()
+            })
+            .await;
+        }
+        until("patients are registered again, with an account", async || {
+            let response = system.patient_client().post("/patients", &crate::support::patient()).await.unwrap();
+            assert!(response.status == 201 || is_unavailable(&response), "{} {}", response.status, response.text());
+            response.status == 201 && response.json()["billing"]["status"] == "ACTIVE"
+        })
+        .await;
+        for service in [patients, billing] {
+            until_readiness(service, "database", 200, "UP").await;
+            assert!(logged(service, "the schema is not complete; it is migrated again") > 0);
+        }
+    });
+}
+
 /// Concurrent reads, with their times.
 async fn reads(system: &System, count: usize) -> Vec<(Response, Duration)> {
     let read = |_| {

@@ -113,15 +113,17 @@ impl Service {
     }
 }
 
-/// Migrates the schema, then reports the state of the database to the gRPC health service.
+/// Keeps the schema migrated, and reports the state of the database to the gRPC health service.
 async fn watch_database(database: Database, serving: ::grpc::Health, shutdown: Shutdown) {
-    if let Err(error) = database.migrate(&MIGRATIONS, &shutdown).await {
+    let report = async {
+        while !shutdown.is_triggered() {
+            let is_up = database.ping().await.is_ok();
+            serving.set_serving(is_up && !shutdown.is_triggered()).await;
+            shutdown.run_until_stopped(smol::Timer::after(CHECK_INTERVAL)).await;
+        }
+        Ok(())
+    };
+    if let Err(error) = futures_lite::future::or(database.keep_migrated(&MIGRATIONS, &shutdown), report).await {
         tracing::error!(%error, "the service cannot work on this database");
-        return;
-    }
-    while !shutdown.is_triggered() {
-        let is_up = database.ping().await.is_ok();
-        serving.set_serving(is_up && !shutdown.is_triggered()).await;
-        shutdown.run_until_stopped(smol::Timer::after(CHECK_INTERVAL)).await;
     }
 }

@@ -35,7 +35,7 @@ impl From<CallFailure> for Status {
             CallFailure::Closed => Self::failed_precondition(failure.to_string()),
             CallFailure::OtherEntry => Self::already_exists(failure.to_string()),
             CallFailure::BalanceOutOfRange => Self::out_of_range(failure.to_string()),
-            // `Database` has logged the outage, or the privilege that is missing.
+            // `Database` has logged the outage, or the privilege or the table that is missing.
             CallFailure::Database(
                 postgres::Error::Unavailable(_) | postgres::Error::ReadOnly | postgres::Error::Denied(_),
             ) => Self::unavailable("the database cannot serve now"),

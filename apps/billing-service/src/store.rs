@@ -120,18 +120,19 @@ impl Store {
             .bind(&amount.currency)
             .bind(entry_type.sign() * amount.amount)
             .fetch_optional(connection)
-            .await?;
+            .await;
+            let row = match row {
+                // Of this statement only the sum of the balance can be out of range.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(OUT_OF_RANGE) => {
+                    return Ok(Some(RecordOutcome::BalanceOutOfRange));
+                }
+                row => row?,
+            };
             let Some(row) = row else { return Ok(Some(RecordOutcome::NoAccount)) };
             let is_new = row.try_get::<Option<i64>, _>("position")?.is_some();
             if is_new { Ok(Some(RecordOutcome::Recorded(recorded(&row)?))) } else { Ok(None) }
         });
-        let inserted = match insert.await {
-            // Of this statement only the sum of the balance can be out of range.
-            Err(Error::Query(sqlx::Error::Database(error))) if error.code().as_deref() == Some(OUT_OF_RANGE) => {
-                return Ok(RecordOutcome::BalanceOutOfRange);
-            }
-            inserted => inserted?,
-        };
+        let inserted = insert.await?;
         drop(lock);
         if let Some(outcome) = inserted {
             return Ok(outcome);

@@ -51,7 +51,7 @@ impl CompletedTaskDeleter {
                 // More come meanwhile, and go with it.
                 shutdown.run_until_stopped(smol::Timer::after(LINGER)).await;
             }
-            // A failure is an outage, which `Database` logs.
+            // `Database` logs a failure.
             match self.delete(&tasks, &mut done).await {
                 Ok(()) => backoff.reset(),
                 Err(_) => drop(shutdown.run_until_stopped(backoff.pause()).await),

@@ -16,7 +16,7 @@ const MAX_ROWS: i64 = 1000;
 /// Deletes idempotency keys that are older than `retention`, until the shutdown.
 pub(crate) async fn run(store: Store, retention: Duration, shutdown: Shutdown) {
     while shutdown.run_until_stopped(smol::Timer::after(INTERVAL)).await.is_some() {
-        // After a failure of the database, the next run tries again.
+        // After a failure of the database, which it logs, the next run tries again.
         let Ok(ClockObservation { keys_expired_before, step }) = store.observe_clock(retention, MAX_GAP).await else {
             continue;
         };

@@ -143,6 +143,7 @@ impl Reconciler {
     pub async fn run(self, notify: Arc<Notify>, shutdown: Shutdown) {
         let work = async {
             loop {
+                // `Database` logs a failure.
                 let full = matches!(self.step().await, Ok(tried) if tried as i64 == MAX_CONCURRENT);
                 if !full {
                     let _ = timeout(POLL_INTERVAL, notify.wait()).await;

@@ -268,7 +268,7 @@ impl Relay {
         let Backlog { events, first_id, oldest_seconds, ids_behind } = backlog;
         if let Some(largest_id) = ids_behind {
             tracing::warn!(largest_id, "the sequence of the outbox's ids is behind them; it is moved past them");
-            // An outage is logged, and the next report finds it again.
+            // A failure is logged, and the next report finds it again.
             let _ = self.outbox.move_ids_past(largest_id).await;
         }
         let now = Instant::now();
@@ -338,7 +338,7 @@ impl Relay {
                     self.broker.report(self.shard, Some(failure));
                     backoff.next_pause()
                 }
-                // `Database` has logged the outage; nothing can be read meanwhile.
+                // `Database` has logged why; nothing can be read meanwhile.
                 Err(StepError::Database(_)) => {
                     if let Some(failure) = self.publisher.failure() {
                         self.broker.report(self.shard, Some(failure));
@@ -388,7 +388,7 @@ async fn keep_lease(lease: Lease, shard: i32, waker: RelayWaker) {
                 backoff.reset();
                 lease.pause()
             }
-            // The lease runs out by itself meanwhile.
+            // `Database` has logged why. The lease runs out by itself meanwhile.
             Err(_) => backoff.next_pause(),
         };
         smol::Timer::after(pause).await;

@@ -120,10 +120,9 @@ impl Service {
 }
 
 async fn migrate(database: Database, shutdown: Shutdown) {
-    match database.migrate(&MIGRATIONS, &shutdown).await {
-        Ok(()) => shutdown.wait().await,
-        // A component that ends early stops the service.
-        Err(error) => tracing::error!(%error, "the service cannot work on this database"),
+    // A component that ends early stops the service.
+    if let Err(error) = database.keep_migrated(&MIGRATIONS, &shutdown).await {
+        tracing::error!(%error, "the service cannot work on this database");
     }
 }
 

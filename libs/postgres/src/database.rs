@@ -2,6 +2,7 @@ mod migration;
 mod retries;
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use runtime::Notify;
 use sqlx::{Connection as _, PgConnection};
 use telemetry::{
     Outage, Span, SpanKind,
@@ -22,13 +24,13 @@ use crate::{
     Error, Settings,
     error::Cause,
     pool::{Pool, Pools, unavailable},
-    statement::DEFAULT_SPAN_NAME,
+    statement::{DEFAULT_SPAN_NAME, with_name},
 };
 
 /// A ping succeeds without a query for this long after the last answer of the server.
 const PING_VALIDITY: Duration = Duration::from_secs(1);
 
-/// Lock and statement timeouts, and missing privileges, are logged this often at most.
+/// Lock and statement timeouts, missing privileges, and each statement that fails are logged this often at most.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 static TIMEOUTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -63,8 +65,10 @@ struct Inner {
     /// Error of the last attempt to migrate the schema.
     migration_error: Mutex<Option<String>>,
     permanent_error: OnceLock<MigrationError>,
-    /// When a lock or statement timeout or a missing privilege was last logged.
-    reported: Mutex<Option<Instant>>,
+    /// Notified when a statement finds no table, schema or column of a name in it.
+    schema_lost: Notify,
+    /// When a kind of failure, of a statement if it is the statement's, was last logged.
+    reported: Mutex<BTreeMap<(&'static str, String), Instant>>,
 }
 
 impl Database {
@@ -81,6 +85,7 @@ impl Database {
             answered: AtomicU64::new(0),
             migration_error: Mutex::default(),
             permanent_error: OnceLock::new(),
+            schema_lost: Notify::new(),
             reported: Mutex::default(),
         };
         Self { inner: Arc::new(inner), pool, until: None }
@@ -171,7 +176,7 @@ impl Database {
         let started = Instant::now();
         let mut span = Span::child(SpanKind::Client, DEFAULT_SPAN_NAME);
         span.set("db.system.name", "postgresql");
-        let result = span.scope(work).await;
+        let (result, statement) = with_name(span.scope(work)).await;
         if matches!(result, Err(Error::Unavailable(_))) {
             // Work that timed out while the server answered other work shows no outage: it was slow or waited for a
             // connection.
@@ -182,14 +187,18 @@ impl Database {
             self.inner.record_answer();
             self.inner.report(started, None);
         }
-        match &result {
-            Ok(_) => span.end(),
+        match result {
+            Ok(value) => {
+                span.end();
+                Ok(value)
+            }
             Err(error) => {
-                self.inner.report_failure(error, span.name());
+                self.inner.report_failure(&error, statement.as_str());
+                let error = self.inner.check_schema(error);
                 span.fail(error.outcome());
+                Err(error)
             }
         }
-        result
     }
 
     /// Checks that the server answers. An answer to other work within the last second counts: under load a ping would
@@ -198,7 +207,8 @@ impl Database {
     /// # Errors
     /// Why the database is unavailable.
     pub async fn ping(&self) -> Result<(), Error> {
-        if !self.inner.outage.is_ongoing() && self.inner.has_just_answered() {
+        let is_migrated = self.inner.migrated.load(Ordering::Acquire);
+        if is_migrated && !self.inner.outage.is_ongoing() && self.inner.has_just_answered() {
             return Ok(());
         }
         self.run_idempotent(async |connection: &mut PgConnection| connection.ping().await).await
@@ -249,7 +259,8 @@ impl Inner {
         }
     }
 
-    /// Logs a lock or statement timeout, which is counted too, and a missing privilege.
+    /// Logs a failure that is no outage: a lock or statement timeout, which is counted too, a missing privilege, or a statement
+    /// that fails. Not every caller does: background work only tries again.
     fn report_failure(&self, error: &Error, statement: &str) {
         let what = match error {
             Error::Locked | Error::Timeout => {
@@ -258,14 +269,35 @@ impl Inner {
                 "a healthy server cancelled a statement (counted in db_timeouts_total)"
             }
             Error::Denied(_) => "the server rejects a statement until a privilege is granted",
+            Error::Query(_) => "a statement failed",
             _ => return,
         };
-        // Nothing panics while it is held.
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-            *reported = Some(Instant::now());
+        let failed = if matches!(error, Error::Query(_)) { statement } else { "" };
+        {
+            // Nothing panics while it is held.
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            reported.retain(|_, at| at.elapsed() < REPORT_INTERVAL);
+            let key = (what, failed.to_owned());
+            if reported.contains_key(&key) {
+                return;
+            }
+            reported.insert(key, Instant::now());
+        }
+        if matches!(error, Error::Query(_)) {
+            tracing::error!(statement, %error, "{what}");
+        } else {
             tracing::warn!(statement, %error, "{what}");
         }
+    }
+
+    /// The error for the caller. If the schema is not the one that was migrated, no statement of the program is to blame: it is
+    /// migrated again, and the same work may succeed afterwards.
+    fn check_schema(&self, error: Error) -> Error {
+        if !error.is_of_schema() {
+            return error;
+        }
+        self.schema_lost.notify();
+        unavailable(format!("its schema is not complete: {error}"))
     }
 
     /// Microseconds since `created`, as in `answered`.

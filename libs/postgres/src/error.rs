@@ -59,6 +59,13 @@ impl Error {
         matches!(self, Self::Locked | Self::Constraint(_) | Self::Query(sqlx::Error::Database(_)))
     }
 
+    /// Whether a table, a schema or a column does not exist, although the statement was prepared anew: as after the restore of a
+    /// dump that is older than the last migration.
+    pub(crate) fn is_of_schema(&self) -> bool {
+        let Self::Query(sqlx::Error::Database(error)) = self else { return false };
+        matches!(&*error.code().unwrap_or_default(), "42P01" | "3F000" | "42703")
+    }
+
     /// Label for traces, such as `unavailable`; the name of the constraint for a violated one.
     pub fn outcome(&self) -> Cow<'static, str> {
         match self {

@@ -231,7 +231,7 @@ fn a_constraint_violation_names_the_constraint_and_keeps_the_connection() {
         let insert = "insert into t values (-1)";
         let error = database.run(async |connection| query(insert).execute(connection).await).await.unwrap_err();
         assert!(matches!(&error, Error::Constraint(name) if name == "t_positive"), "{error:?}");
-        let error = number(&database, "select nothing from nowhere").await.unwrap_err();
+        let error = number(&database, "select 1 / (select 0)").await.unwrap_err();
         assert!(matches!(error, Error::Query(_)), "{error:?}");
         assert_eq!(number(&database, "select pg_backend_pid()").await.unwrap(), backend);
     });

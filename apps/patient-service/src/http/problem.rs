@@ -42,7 +42,7 @@ impl From<Error> for Problem {
                 let detail = "The Idempotency-Key expired during the request. Repeat it.";
                 Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
             }
-            // `Database` has logged the outage, or the privilege that is missing.
+            // `Database` has logged the outage, or the privilege or the table that is missing.
             Error::Database(
                 postgres::Error::Unavailable(_) | postgres::Error::ReadOnly | postgres::Error::Denied(_),
             ) => Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable"),

@@ -23,6 +23,10 @@ use crate::{
 /// Time for all migrations together: indexing a large table takes long.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Pause after the schema was migrated again, before it may be again: if tables are missing that the migration history says
+/// are there, it changes nothing.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Why the service cannot use this database until somebody changes it or the settings.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -37,9 +41,34 @@ impl Database {
     /// If the schema cannot be migrated, or its migration history belongs to another program; not if the shutdown comes
     /// first.
     pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
+        self.migrate_until_done(migrator, shutdown, true).await
+    }
+
+    /// As [`migrate`](Self::migrate), and again until the shutdown when a statement finds no table or column of a name in it: the
+    /// database was made anew, or restored from a dump of before the last migration. If that is not possible, work returns
+    /// [`Error::Unavailable`] until it is: whoever restores the database may not be done yet.
+    ///
+    /// # Errors
+    /// As those of [`migrate`](Self::migrate), for the first time alone.
+    pub async fn keep_migrated(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
+        self.migrate(migrator, shutdown).await?;
+        while shutdown.run_until_stopped(self.inner.schema_lost.wait()).await.is_some() {
+            tracing::warn!("the schema is not complete; it is migrated again");
+            self.migrate_until_done(migrator, shutdown, false).await?;
+            shutdown.run_until_stopped(smol::Timer::after(REPEAT_INTERVAL)).await;
+        }
+        Ok(())
+    }
+
+    async fn migrate_until_done(
+        &self,
+        migrator: &Migrator,
+        shutdown: &Shutdown,
+        is_first: bool,
+    ) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator)))
+            let error = match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator)))
                 .await
                 .unwrap_or_else(|late| Err(MigrationFailure::Transient(unavailable(format!("migrating: {late}")))))
             {
@@ -48,20 +77,20 @@ impl Database {
                     self.inner.migrated.store(true, Ordering::Release);
                     return Ok(());
                 }
-                Err(MigrationFailure::Permanent(error)) => {
+                Err(MigrationFailure::Permanent(error)) if is_first => {
                     let error = MigrationError(error);
                     let _ = self.inner.permanent_error.set(error.clone());
                     return Err(error);
                 }
-                Err(MigrationFailure::Transient(error)) => {
-                    let error = error.to_string();
-                    // The server comes up, and then the password is wrong: each reason is logged once.
-                    if self.inner.outage.failed(&error) {
-                        tracing::warn!(error, "the database is unavailable");
-                    }
-                    *self.inner.migration_error() = Some(error);
-                }
+                Err(MigrationFailure::Permanent(error)) => error,
+                Err(MigrationFailure::Transient(error)) => error.to_string(),
+            };
+            // The server comes up, and then the password is wrong: each reason is logged once.
+            if self.inner.outage.failed(&error) {
+                tracing::warn!(error, "the database is unavailable");
             }
+            *self.inner.migration_error() = Some(error);
+            self.inner.migrated.store(false, Ordering::Release);
             if shutdown.run_until_stopped(backoff.pause()).await.is_none() {
                 return Ok(());
             }
