@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use sqlx::Row as _;
 use testbed::{
     Signal,
@@ -158,5 +159,46 @@ fn accounts_are_opened_after_calls_were_reset() {
             }
         }
         audit(&system, &acknowledged).await;
+    });
+}
+
+#[test]
+fn locked_accounts_are_no_outage_of_billing() {
+    runtime::block_on(2, async {
+        let system = system(any_broker(), 1, &[]).await;
+        let (acknowledged, client) = (Acknowledged::default(), system.patient_client());
+        let mut paths = Vec::new();
+        for _ in 0..4 {
+            let patient = register(&client, &acknowledged).await;
+            assert_eq!(patient["billing"]["status"], "ACTIVE");
+            paths.push(format!("/patients/{}", patient["id"].as_str().unwrap()));
+        }
+        let mut session = sql::Session::open(&system.backing_services().billing_database).await.unwrap();
+        session.execute("BEGIN; SELECT 1 FROM accounts FOR UPDATE").await.unwrap();
+        // With the defaults of both services: more calls than open the circuit breaker, some of which wait for each other.
+        for _ in 0..2 {
+            let charge = |path: &String| {
+                let (client, path) = (client.clone(), format!("{path}/billing/transactions"));
+                let charge = json!({"transactionId": format!("t-{}", fastrand::u64(..)), "type": "CHARGE", "amount": 100, "currency": "EUR"});
+                runtime::spawn(async move { client.post(&path, &charge).await.unwrap() })
+            };
+            for charge in paths.iter().chain(&paths).map(charge).collect::<Vec<_>>() {
+                let response = charge.await;
+                assert!(is_unavailable(&response), "{} {}", response.status, response.text());
+            }
+        }
+        for path in &paths {
+            assert_eq!(client.delete(path).await.unwrap().status, 204);
+        }
+        let closing = "grpc_client_calls_total{method=\"CloseBillingAccount\",outcome=\"aborted\"}";
+        until_metric(&system.patients[0], closing, |calls| calls >= 8.0).await;
+        let breaker = metric(&system.patients[0], "grpc_client_breaker_open{peer=\"billing-service\"}").await;
+        assert_eq!(breaker, Some(0.0));
+        assert_eq!(logged(&system.patients[0], "peer unavailable; calls to it fail at once until a probe succeeds"), 0);
+        assert_eq!(register(&client, &acknowledged).await["billing"]["status"], "ACTIVE");
+        session.execute("ROLLBACK").await.unwrap();
+        let open = "SELECT count(*) FROM accounts WHERE status = 'ACTIVE'";
+        let database = &system.backing_services().billing_database;
+        until("the accounts are closed", async || sql::number(database, open).await.unwrap() == 1).await;
     });
 }

@@ -69,8 +69,9 @@ impl BillingService for Billing {
         &self,
         request: Request<CloseBillingAccountRequest>,
     ) -> Result<Response<BillingResponse>, Status> {
+        let deadline = ::grpc::deadline(&request);
         let patient_id = parse_patient_id(&request.into_inner().patient_id).map_err(CallFailure::from)?;
-        let closed = self.store.close(patient_id).await.map_err(CallFailure::from)?;
+        let closed = self.store.close(patient_id, deadline).await.map_err(CallFailure::from)?;
         let account = closed.ok_or(CallFailure::NoAccount)?;
         tracing::info!(%patient_id, "account closed");
         Ok(Response::new(response(account)))
@@ -80,8 +81,9 @@ impl BillingService for Billing {
         &self,
         request: Request<RecordTransactionRequest>,
     ) -> Result<Response<Transaction>, Status> {
+        let deadline = ::grpc::deadline(&request);
         let entry = entry(request.into_inner()).map_err(CallFailure::from)?;
-        let recorded = match self.store.record(&entry).await.map_err(CallFailure::from)? {
+        let recorded = match self.store.record(&entry, deadline).await.map_err(CallFailure::from)? {
             RecordOutcome::Recorded(recorded) => recorded,
             RecordOutcome::NoAccount => return Err(CallFailure::NoAccount.into()),
             RecordOutcome::Closed => return Err(CallFailure::Closed.into()),

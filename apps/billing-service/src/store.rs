@@ -1,9 +1,13 @@
 //! The queries of the service.
 
-use std::{str::FromStr, sync::Arc};
+use std::{
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use postgres::{Batcher, Database, Error, PgRow, Row as _, query};
-use runtime::{Elapsed, timeout};
+use runtime::timeout;
 use smol::lock::{Mutex, MutexGuard};
 use uuid::Uuid;
 
@@ -77,22 +81,23 @@ impl Store {
         find(&self.database, patient_id).await
     }
 
-    /// Closes the account of a patient, if there is one.
+    /// Closes the account of a patient, if there is one. `deadline`: when the caller gives up.
     ///
     /// # Errors
-    /// If the database fails.
-    pub async fn close(&self, patient_id: Uuid) -> Result<Option<Account>, Error> {
-        self.closer.submit(patient_id).await
+    /// If the database fails, or the account is locked.
+    pub async fn close(&self, patient_id: Uuid, deadline: Option<Instant>) -> Result<Option<Account>, Error> {
+        self.closer.submit(close::Closing { patient_id, wait_until: self.wait_until(deadline) }).await
     }
 
-    /// Records an entry and updates the balance, in one statement.
+    /// Records an entry and updates the balance, in one statement. `deadline`: when the caller gives up.
     ///
     /// # Errors
-    /// If the database fails.
-    pub async fn record(&self, entry: &NewEntry) -> Result<RecordOutcome, Error> {
+    /// If the database fails, or the account is locked.
+    pub async fn record(&self, entry: &NewEntry, deadline: Option<Instant>) -> Result<RecordOutcome, Error> {
         let NewEntry { patient_id, transaction_id, entry_type, amount } = entry;
         let database = self.database.with_shared_deadline();
-        let lock = self.lock_account(*patient_id).await?;
+        let wait_until = self.wait_until(deadline);
+        let lock = self.lock_account(*patient_id, wait_until).await?;
         // Idempotent: a repetition finds the entry by the transaction id.
         let insert = database.run_idempotent(async |connection| {
             // Under the account's row lock an entry takes its position and commits before the next one takes its own, so a
@@ -101,7 +106,8 @@ impl Store {
             let row = query(
                 "-- record transaction
                 WITH account AS (
-                    SELECT patient_id, status FROM accounts WHERE patient_id = $1 FOR NO KEY UPDATE
+                    SELECT patient_id, status FROM accounts, set_config('lock_timeout', $7, true)
+                    WHERE patient_id = $1 FOR NO KEY UPDATE OF accounts
                 ), entry AS (
                     INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
                     SELECT patient_id, $2, $3, $4, $5 FROM account WHERE status = 'ACTIVE' OR $3 <> 'CHARGE'
@@ -119,6 +125,7 @@ impl Store {
             .bind(amount.amount)
             .bind(&amount.currency)
             .bind(entry_type.sign() * amount.amount)
+            .bind(lock_timeout(wait_until).as_millis().to_string())
             .fetch_optional(connection)
             .await;
             let row = match row {
@@ -146,12 +153,18 @@ impl Store {
     }
 
     /// Waits for the lock of an account.
-    async fn lock_account(&self, patient_id: Uuid) -> Result<MutexGuard<'_, ()>, Error> {
+    async fn lock_account(&self, patient_id: Uuid, until: Instant) -> Result<MutexGuard<'_, ()>, Error> {
         // The last byte of a UUID is random in every version in use.
         let lock = &self.account_locks[patient_id.as_bytes()[15] as usize % self.account_locks.len()];
-        let timed_out =
-            |elapsed: Elapsed| Error::Unavailable(format!("waiting for the account's other entries: {elapsed}").into());
-        timeout(self.database.acquire_timeout(), lock.lock()).await.map_err(timed_out)
+        // Whoever has it waits for the account's row, or for the database; if that is unavailable, it finds out.
+        timeout(lock_timeout(until), lock.lock()).await.map_err(|_| Error::Locked)
+    }
+
+    /// Until when a call may wait for what others have locked: for most of the time until its caller gives up. A caller that has
+    /// given up takes a locked account for an outage of the whole service.
+    fn wait_until(&self, deadline: Option<Instant>) -> Instant {
+        let (now, limit) = (Instant::now(), self.database.lock_timeout());
+        now + deadline.map_or(limit, |deadline| (deadline.saturating_duration_since(now) / 4 * 3).min(limit))
     }
 
     /// At most `limit` entries after a position, in order.
@@ -174,6 +187,11 @@ impl Store {
         });
         list.await
     }
+}
+
+/// The `lock_timeout` of a statement that may wait until then. Zero would be no limit.
+fn lock_timeout(wait_until: Instant) -> Duration {
+    wait_until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 async fn find(database: &Database, patient_id: Uuid) -> Result<Option<(Account, Vec<Money>)>, Error> {

@@ -33,6 +33,10 @@ const MESSAGE_PREFIX: usize = 5;
 /// ended its side of the stream.
 const BIDIRECTIONAL: &str = "/grpc.reflection.";
 
+/// When a call ends at the latest: an extension of its request.
+#[derive(Clone, Copy)]
+pub(crate) struct Deadline(pub(crate) Instant);
+
 /// Handles the calls of a server.
 #[derive(Clone)]
 pub(crate) struct Handler {
@@ -65,7 +69,7 @@ impl Handler {
     /// The response to a call. It always has a status.
     pub(crate) async fn respond(
         self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         call: Arc<Call>,
         pending: PendingRequest,
         connection: Arc<Connection>,
@@ -73,6 +77,9 @@ impl Handler {
         let timeout = grpc_timeout(request.headers());
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let limit = timeout.map_or(self.limits.call, |timeout| timeout.min(self.limits.call));
+        if let Some(end) = Instant::now().checked_add(limit) {
+            request.extensions_mut().insert(Deadline(end));
+        }
         let work = runtime::timeout(limit, self.handle(request, &call, pending, &connection));
         match work.await.unwrap_or_else(|_| Err(deadline_exceeded())) {
             Ok(response) => response.map(|body| {

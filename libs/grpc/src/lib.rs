@@ -36,6 +36,11 @@ pub fn caller<T>(request: &Request<T>) -> auth::Caller {
     request.extensions().get().cloned().unwrap_or_default()
 }
 
+/// When the caller of a call gives up, or the server does, whichever is sooner. None for a call that has not come through a server.
+pub fn deadline<T>(request: &Request<T>) -> Option<std::time::Instant> {
+    request.extensions().get().map(|handler::Deadline(deadline)| *deadline)
+}
+
 /// The trace of a call.
 pub fn trace<T>(request: &Request<T>) -> telemetry::TraceContext {
     // `observe` sets it on every call that comes through a server.

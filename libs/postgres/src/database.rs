@@ -219,6 +219,11 @@ impl Database {
         self.inner.pools.settings().acquire
     }
 
+    /// The session's `lock_timeout`, which a statement can shorten for itself.
+    pub fn lock_timeout(&self) -> Duration {
+        self.inner.pools.lock_timeout()
+    }
+
     /// Longest time for a piece of work: acquiring the connection, the work itself and its retries.
     pub fn work_timeout(&self) -> Duration {
         let Settings { acquire, deadline, .. } = *self.inner.pools.settings();

@@ -113,15 +113,22 @@ impl Pools {
     }
 
     fn server_timeouts(&self, purpose: Purpose) -> [(&'static str, String); 3] {
-        let statement = self.settings.deadline.saturating_sub(SERVER_TIMEOUT_MARGIN).max(SERVER_TIMEOUT_MARGIN);
-        // Shorter than statement_timeout, so that the error distinguishes waiting for a lock from a slow statement.
-        let lock = statement * 3 / 4;
-        let [statement, lock] = [statement, lock].map(|limit| limit.as_millis().to_string());
+        let [statement, lock] =
+            [self.statement_timeout(), self.lock_timeout()].map(|limit| limit.as_millis().to_string());
         let (work, waiting) = match purpose {
             Purpose::Work => (statement.clone(), lock),
             Purpose::Migration => ("0".to_owned(), "0".to_owned()),
         };
         [("statement_timeout", work), ("lock_timeout", waiting), ("idle_in_transaction_session_timeout", statement)]
+    }
+
+    fn statement_timeout(&self) -> Duration {
+        self.settings.deadline.saturating_sub(SERVER_TIMEOUT_MARGIN).max(SERVER_TIMEOUT_MARGIN)
+    }
+
+    /// Shorter than `statement_timeout`, so that the error distinguishes waiting for a lock from a slow statement.
+    pub(crate) fn lock_timeout(&self) -> Duration {
+        self.statement_timeout() * 3 / 4
     }
 
     /// Adds a pool of at most `connections`.

@@ -1,49 +1,62 @@
 //! Closes accounts. Concurrent calls share a statement and its commit.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use postgres::{BatchStatement, Database, Error, Row as _, query};
 use uuid::Uuid;
 
-use super::account;
+use super::{account, lock_timeout};
 use crate::account::Account;
+
+/// A shared statement waits no longer for a row that a transaction has locked. Then each call is executed by itself.
+const SHARED_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A call to close an account.
+#[derive(Clone, Copy)]
+pub(super) struct Closing {
+    pub(super) patient_id: Uuid,
+    /// Until when it may wait for the account.
+    pub(super) wait_until: Instant,
+}
 
 /// The statement that closes the accounts of many patients. The response is the account, if there is one.
 pub(super) enum Close {}
 
 impl BatchStatement for Close {
-    type Request = Uuid;
+    type Request = Closing;
     type Response = Option<Account>;
     const NAME: &'static str = "close account";
     const MAX_REQUESTS: usize = 128;
 
-    async fn execute(database: &Database, patients: &[Uuid]) -> Result<Vec<Option<Account>>, Error> {
+    async fn execute(database: &Database, calls: &[Closing]) -> Result<Vec<Option<Account>>, Error> {
         // Sorted, so that statements of several replicas lock the same rows in the same order.
-        let mut ids = patients.to_vec();
+        let mut ids: Vec<_> = calls.iter().map(|call| call.patient_id).collect();
         ids.sort_unstable();
         ids.dedup();
+        let wait_until = calls.iter().map(|call| call.wait_until).min().unwrap_or_else(Instant::now);
         let close = database.run_idempotent(async |connection| {
-            // A shared statement has a short lock timeout: a transaction may hold one of the rows. Then each call is executed by
-            // itself.
+            let limit = lock_timeout(wait_until);
+            let limit = if ids.len() > 1 { limit.min(SHARED_LOCK_TIMEOUT) } else { limit };
             let rows = query(
                 "-- close accounts
                 WITH closed AS (
-                    SELECT closed.patient_id FROM unnest($1::uuid[]) AS closed (patient_id), set_config(
-                        'lock_timeout',
-                        CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
-                        true
-                    )
+                    SELECT closed.patient_id FROM unnest($1::uuid[]) AS closed (patient_id),
+                        set_config('lock_timeout', $2, true)
                 )
                 UPDATE accounts SET status = 'CLOSED', closed_at = coalesce(accounts.closed_at, now())
                 FROM closed WHERE accounts.patient_id = closed.patient_id
                 RETURNING accounts.patient_id, accounts.id, accounts.status",
             )
             .bind(&ids)
+            .bind(limit.as_millis().to_string())
             .fetch_all(connection)
             .await?;
             rows.iter().map(|row| Ok((row.try_get("patient_id")?, account(row)?))).collect()
         });
         let closed: HashMap<Uuid, Account> = close.await?;
-        Ok(patients.iter().map(|patient| closed.get(patient).cloned()).collect())
+        Ok(calls.iter().map(|call| closed.get(&call.patient_id).cloned()).collect())
     }
 }

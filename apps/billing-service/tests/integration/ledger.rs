@@ -182,8 +182,16 @@ fn a_locked_account_is_no_outage() {
         billing.create(patient, "Jane Doe").await.unwrap();
         let mut session = sql::Session::open(&billing.database).await.unwrap();
         session.execute("BEGIN; SELECT 1 FROM accounts FOR UPDATE").await.unwrap();
-        let charge = billing.record(patient, "t-1", Charge, 10, "EUR").await;
-        assert_eq!(charge.unwrap_err(), Code::Aborted, "not a status that callers count as an outage");
+        let charge = |n| {
+            let billing = billing.clone();
+            runtime::spawn(async move { billing.record(patient, &format!("t-{n}"), Charge, 10, "EUR").await })
+        };
+        // The first waits for the row, and the others for the first.
+        let charges: Vec<_> = (0..4).map(charge).collect();
+        assert_eq!(billing.close(patient).await.unwrap_err(), Code::Aborted);
+        for charge in charges {
+            assert_eq!(charge.await.unwrap_err(), Code::Aborted, "not a status that callers count as an outage");
+        }
         session.execute("ROLLBACK").await.unwrap();
         billing.record(patient, "t-1", Charge, 10, "EUR").await.unwrap();
     });
