@@ -123,7 +123,7 @@ async fn watch_database(database: Database, serving: ::grpc::Health, shutdown: S
         }
         Ok(())
     };
-    if let Err(error) = futures_lite::future::or(database.keep_migrated(&MIGRATIONS, &shutdown), report).await {
+    if let Err(error) = futures_lite::future::or(database.keep_migrated(&MIGRATIONS, &[], &shutdown), report).await {
         tracing::error!(%error, "the service cannot work on this database");
     }
 }

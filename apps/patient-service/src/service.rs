@@ -18,7 +18,7 @@ use crate::{
     reconciler::Reconciler,
     registry::Registry,
     relay::{BrokerState, Relay, RelayWaker},
-    store::Store,
+    store::{self, Store},
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -121,7 +121,7 @@ impl Service {
 
 async fn migrate(database: Database, shutdown: Shutdown) {
     // A component that ends early stops the service.
-    if let Err(error) = database.keep_migrated(&MIGRATIONS, &shutdown).await {
+    if let Err(error) = database.keep_migrated(&MIGRATIONS, &[store::LOCALE], &shutdown).await {
         tracing::error!(%error, "the service cannot work on this database");
     }
 }

@@ -4,7 +4,7 @@
 
 use chrono::NaiveDate;
 use codec::event::EventKind;
-use postgres::{Batcher, Database, Error, PgConnection, PgRow, Row as _, query};
+use postgres::{Batcher, Database, Error, PgConnection, PgRow, Requirement, Row as _, query};
 use telemetry::TraceContext;
 use uuid::Uuid;
 
@@ -26,6 +26,16 @@ pub use list::{Begin, Direction, List, ListedPatient, Order, Position, Search, S
 /// The constraints that report a duplicate email or key.
 const EMAIL_CONSTRAINT: &str = "patients_email_key";
 const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
+
+/// Letters of every script have a lower case and are part of trigrams. With LC_CTYPE C only those of ASCII are: a search for
+/// "дмитрий" would scan the table and not find "Дмитрий", and emails could differ in their case alone. The database's provider of
+/// locales decides about the first, its LC_CTYPE about the second, so both are tried.
+pub(crate) const LOCALE: Requirement = Requirement {
+    statement: "-- check the locale\nSELECT lower('Ä') = 'ä' AND show_trgm('дми') <> '{}'",
+    remedy: "the locale of the database (LC_CTYPE) knows the letters of ASCII alone, so that a search does not find other names: make \
+             a database with CREATE DATABASE ... ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0, and move the data with pg_dump \
+             and pg_restore",
+};
 
 /// The patients in a database.
 #[derive(Clone, Debug)]

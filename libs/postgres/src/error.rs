@@ -168,7 +168,9 @@ fn hint(code: &str) -> Option<&'static str> {
         "28P01" | "28000" => {
             "check the user and the password in DATABASE_URL (or SPRING_DATASOURCE_USERNAME and _PASSWORD), and pg_hba.conf"
         }
-        "3D000" => "create it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, or correct DATABASE_URL",
+        "3D000" => {
+            "create it with CREATE DATABASE ... ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0, or correct DATABASE_URL"
+        }
         "53300" => "raise max_connections, or lower DATABASE_CONNECTIONS",
         _ => return None,
     })

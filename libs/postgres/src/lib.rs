@@ -25,6 +25,7 @@ mod statement;
 pub use batcher::{BatchStatement, Batcher};
 pub use database::{Database, MigrationError};
 pub use error::Error;
+pub use requirements::Requirement;
 pub use settings::{Settings, URL_PARAMETERS, Url};
 pub use sqlx::{Acquire, PgConnection, Row, migrate::Migrator, postgres::PgRow};
 pub use statement::query;

@@ -13,7 +13,27 @@ use crate::{
 /// How often it is checked whether two concurrent connections share a server session.
 const SESSION_CHECKS: usize = 3;
 
-/// Checks the requirements: sessions of our own, and the encoding UTF8.
+/// What a service requires of its database besides sessions of its own and the encoding UTF8. It is checked after each migration.
+#[derive(Clone, Copy, Debug)]
+pub struct Requirement {
+    /// A statement that returns whether it is met.
+    pub statement: &'static str,
+    /// What the database lacks otherwise, and what an administrator has to do.
+    pub remedy: &'static str,
+}
+
+impl Requirement {
+    pub(crate) async fn check(&self, connection: &mut PgConnection) -> Result<(), MigrationFailure> {
+        let failed = |error: sqlx::Error| match Error::from(error) {
+            error @ Error::Query(_) => MigrationFailure::Permanent(error.to_string()),
+            error => MigrationFailure::Transient(error),
+        };
+        let row = query(self.statement).persistent(false).fetch_one(connection).await.map_err(failed)?;
+        if row.try_get(0).map_err(failed)? { Ok(()) } else { Err(MigrationFailure::Permanent(self.remedy.to_owned())) }
+    }
+}
+
+/// Checks the requirements of every service: sessions of our own, and the encoding UTF8.
 pub(crate) async fn check(
     connection: &mut PgConnection,
     pools: &Pools,
@@ -39,7 +59,7 @@ pub(crate) async fn check(
     if encoding != "UTF8" {
         return Err(MigrationFailure::Permanent(format!(
             "the database {database:?} has the encoding {encoding}, which cannot hold every name: make one with CREATE \
-             DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and move the data with pg_dump and pg_restore"
+             DATABASE ... ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0, and move the data with pg_dump and pg_restore"
         )));
     }
     Ok(())

@@ -30,7 +30,7 @@ async fn open(url: &str) -> (Database, Task<()>) {
     let migrator = Migrator { migrations, ..Migrator::DEFAULT };
     let keeper = database.clone();
     let keeping = runtime::spawn(async move {
-        let ended = keeper.keep_migrated(&migrator, &Shutdown::new()).await;
+        let ended = keeper.keep_migrated(&migrator, &[], &Shutdown::new()).await;
         panic!("it ends only with the service: {ended:?}");
     });
     until("the schema is migrated", async || database.ping().await.is_ok()).await;

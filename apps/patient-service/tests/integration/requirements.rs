@@ -60,6 +60,12 @@ fn an_unsuitable_database_is_reported_in_one_line_with_the_remedy() {
             assert_names(&startup_error(&url).await, &[encoding, "ENCODING 'UTF8'"]);
         }
 
+        let url = database("ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0").await;
+        assert_names(&startup_error(&url).await, &["LC_CTYPE", "LOCALE 'C.UTF-8'", "pg_dump"]);
+        // After the proposed fix, it works.
+        let url = database("ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0").await;
+        Harness::start(&url, &[]).await.stop().await;
+
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE SCHEMA elsewhere; CREATE EXTENSION pg_trgm SCHEMA elsewhere").await.unwrap();
         assert_names(

@@ -13,7 +13,7 @@ use sqlx::{
 
 use super::Database;
 use crate::{
-    Error,
+    Error, Requirement,
     error::MigrationFailure,
     pool::{Purpose, unavailable},
     requirements, runtime_role,
@@ -41,20 +41,25 @@ impl Database {
     /// If the schema cannot be migrated, or its migration history belongs to another program; not if the shutdown comes
     /// first.
     pub async fn migrate(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
-        self.migrate_until_done(migrator, shutdown, true).await
+        self.migrate_until_done(migrator, &[], shutdown, true).await
     }
 
-    /// As [`migrate`](Self::migrate), and again until the shutdown when a statement finds no table or column of a name in it: the
+    /// As [`migrate`](Self::migrate) for a service with requirements of its own, and again until the shutdown when a statement finds no table or column of a name in it: the
     /// database was made anew, or restored from a dump of before the last migration. If that is not possible, work returns
     /// [`Error::Unavailable`] until it is: whoever restores the database may not be done yet.
     ///
     /// # Errors
-    /// As those of [`migrate`](Self::migrate), for the first time alone.
-    pub async fn keep_migrated(&self, migrator: &Migrator, shutdown: &Shutdown) -> Result<(), MigrationError> {
-        self.migrate(migrator, shutdown).await?;
+    /// As those of [`migrate`](Self::migrate), or if a requirement is not met; for the first time alone.
+    pub async fn keep_migrated(
+        &self,
+        migrator: &Migrator,
+        requirements: &[Requirement],
+        shutdown: &Shutdown,
+    ) -> Result<(), MigrationError> {
+        self.migrate_until_done(migrator, requirements, shutdown, true).await?;
         while shutdown.run_until_stopped(self.inner.schema_lost.wait()).await.is_some() {
             tracing::warn!("the schema is not complete; it is migrated again");
-            self.migrate_until_done(migrator, shutdown, false).await?;
+            self.migrate_until_done(migrator, requirements, shutdown, false).await?;
             shutdown.run_until_stopped(smol::Timer::after(REPEAT_INTERVAL)).await;
         }
         Ok(())
@@ -63,12 +68,13 @@ impl Database {
     async fn migrate_until_done(
         &self,
         migrator: &Migrator,
+        requirements: &[Requirement],
         shutdown: &Shutdown,
         is_first: bool,
     ) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            let error = match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator)))
+            let error = match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator, requirements)))
                 .await
                 .unwrap_or_else(|late| Err(MigrationFailure::Transient(unavailable(format!("migrating: {late}")))))
             {
@@ -97,7 +103,7 @@ impl Database {
         }
     }
 
-    async fn try_migrate(&self, migrator: &Migrator) -> Result<(), MigrationFailure> {
+    async fn try_migrate(&self, migrator: &Migrator, requirements: &[Requirement]) -> Result<(), MigrationFailure> {
         let pools = &self.inner.pools;
         let settings = pools.settings();
         let until = Instant::now() + settings.acquire;
@@ -111,6 +117,9 @@ impl Database {
         requirements::check(&mut connection, pools, Purpose::Migration, until).await?;
         match migrator.run_direct(None, &mut connection, false).await {
             Ok(()) => {
+                for requirement in requirements {
+                    requirement.check(&mut connection).await?;
+                }
                 if settings.owner.is_some() {
                     runtime_role::check(&mut connection, pools).await?;
                 }
