@@ -11,6 +11,7 @@ use runtime::timeout;
 use smol::lock::{Mutex, MutexGuard};
 use uuid::Uuid;
 
+use self::record::Insertion;
 use crate::{
     account::{Account, Holder, Status},
     ledger::{EntryType, LedgerEntry, Money, NewEntry},
@@ -18,6 +19,7 @@ use crate::{
 
 mod close;
 mod open;
+mod record;
 
 /// Number of locks for accounts; several accounts share one.
 const LOCKS: usize = 256;
@@ -47,9 +49,6 @@ pub enum RecordOutcome {
     /// The account's balance in its currency would leave the range of an `i64`; nothing was entered.
     BalanceOutOfRange,
 }
-
-/// PostgreSQL's `numeric_value_out_of_range`.
-const OUT_OF_RANGE: &str = "22003";
 
 impl Store {
     /// The store of a database.
@@ -98,50 +97,15 @@ impl Store {
         let database = self.database.with_shared_deadline();
         let wait_until = self.wait_until(deadline);
         let lock = self.lock_account(*patient_id, wait_until).await?;
-        // Idempotent: a repetition finds the entry by the transaction id.
-        let insert = database.run_idempotent(async |connection| {
-            // Under the account's row lock an entry takes its position and commits before the next one takes its own, so a
-            // client that has read up to a position has read everything before it. The lock also keeps the account from being
-            // closed meanwhile. The position is taken after the lock, because the insert selects from the locked row.
-            let row = query(
-                "-- record transaction
-                WITH account AS (
-                    SELECT patient_id, status FROM accounts, set_config('lock_timeout', $7, true)
-                    WHERE patient_id = $1 FOR NO KEY UPDATE OF accounts
-                ), entry AS (
-                    INSERT INTO transactions (patient_id, transaction_id, type, amount, currency)
-                    SELECT patient_id, $2, $3, $4, $5 FROM account WHERE status = 'ACTIVE' OR $3 <> 'CHARGE'
-                    ON CONFLICT (patient_id, transaction_id) DO NOTHING
-                    RETURNING position, transaction_id, type, amount, currency, recorded_at
-                ), balance AS (
-                    INSERT INTO balances (patient_id, currency, amount) SELECT $1, $5, $6 FROM entry
-                    ON CONFLICT (patient_id, currency) DO UPDATE SET amount = balances.amount + excluded.amount
-                )
-                SELECT account.status, entry.* FROM account LEFT JOIN entry ON true",
-            )
-            .bind(patient_id)
-            .bind(transaction_id)
-            .bind(entry_type.name())
-            .bind(amount.amount)
-            .bind(&amount.currency)
-            .bind(entry_type.sign() * amount.amount)
-            .bind(lock_timeout(wait_until).as_millis().to_string())
-            .fetch_optional(connection)
-            .await;
-            let row = match row {
-                // Of this statement only the sum of the balance can be out of range.
-                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(OUT_OF_RANGE) => {
-                    return Ok(Some(RecordOutcome::BalanceOutOfRange));
-                }
-                row => row?,
-            };
-            let Some(row) = row else { return Ok(Some(RecordOutcome::NoAccount)) };
-            let is_new = row.try_get::<Option<i64>, _>("position")?.is_some();
-            if is_new { Ok(Some(RecordOutcome::Recorded(recorded(&row)?))) } else { Ok(None) }
-        });
-        let inserted = insert.await?;
+        let inserted = loop {
+            match record::insert(&database, entry, wait_until).await? {
+                // The database's deadline bounds the repetitions.
+                Insertion::PositionsBehind(last) => record::move_positions_past(&database, last).await?,
+                inserted => break inserted,
+            }
+        };
         drop(lock);
-        if let Some(outcome) = inserted {
+        if let Insertion::Done(outcome) = inserted {
             return Ok(outcome);
         }
         // Either the id exists, or the account is closed.

@@ -220,6 +220,30 @@ fn a_concurrent_charge_and_close_keep_the_balance_consistent() {
 }
 
 #[test]
+fn positions_go_on_when_their_sequence_is_behind() {
+    with_service(|billing| async move {
+        let [jane, john] = [Uuid::now_v7(), Uuid::now_v7()];
+        for patient in [jane, john] {
+            billing.create(patient, "Jane Doe").await.unwrap();
+            for n in 0..3 {
+                billing.record(patient, &format!("t-{n}"), Charge, 10, "EUR").await.unwrap();
+            }
+        }
+        // As after a switchover by logical replication, which copies no sequences.
+        sql::execute(&billing.database, "SELECT setval('transactions_position_seq', 1, false)").await.unwrap();
+        for patient in [jane, john] {
+            let seen = billing.list(patient, 0, 0).await.unwrap();
+            let last = seen.last().unwrap().position;
+            assert_eq!(billing.record(patient, "t-2", Charge, 10, "EUR").await.unwrap(), seen[2], "entered once");
+            let entered = billing.record(patient, "t-3", Charge, 10, "EUR").await.unwrap();
+            assert!(entered.position > last, "{} after {last}", entered.position);
+            assert_eq!(billing.list(patient, last, 0).await.unwrap(), [entered]);
+            assert_eq!(billing.balance(patient, "EUR").await, 40);
+        }
+    });
+}
+
+#[test]
 fn a_long_ledger_is_listed_completely_and_in_parts() {
     with_service(|billing| async move {
         let patient = Uuid::now_v7();
