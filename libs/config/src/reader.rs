@@ -97,9 +97,13 @@ impl Field<'_> {
         let Self { reader, names, about, lenient, used } = self;
         let value = |&name: &&'static str| Some((name, reader.environment.get(name)?));
         let mut found = names.iter().find_map(value).filter(|_| used);
+        let parse = |name: &str, text: &str| {
+            // It would be another value than the one that was meant, or the default.
+            if reader.environment.is_unicode(name) { T::parse(text) } else { Err("it is not valid UTF-8".to_owned()) }
+        };
         if lenient
             && let Some((name, text)) = found
-            && let Err(why) = T::parse(text)
+            && let Err(why) = parse(name, text)
         {
             let why = quote::<T>(text, &why);
             reader.warnings.push(Invalid { name, expected: T::EXPECTED.to_owned(), why });
@@ -113,7 +117,7 @@ impl Field<'_> {
         };
         reader.variables.push(Variable { names, about, expected: T::EXPECTED, absent, shown });
         let (name, parsed) = match found {
-            Some((name, text)) => (name, T::parse(text).map_err(|why| quote::<T>(text, &why))),
+            Some((name, text)) => (name, parse(name, text).map_err(|why| quote::<T>(text, &why))),
             None if matches!(absent, Absent::Error(_)) => (names[0], Err("it is not set".to_owned())),
             None => return None,
         };
@@ -217,7 +221,7 @@ fn parse_own<T: Value>(text: &str) -> T {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
     use super::*;
     use crate::Secret;
@@ -288,6 +292,21 @@ mod tests {
         assert!(warnings[1].starts_with("PASSWORD: ") && !warnings[1].contains("hunter2"), "{warnings:?}");
         let (_, report) = reader.finish(()).unwrap();
         assert_eq!(report.values(), "PORT=4000\n# PASSWORD is not set\nNOTE=x\n# NOTE is not set\n");
+    }
+
+    #[test]
+    fn a_value_that_is_not_unicode_is_rejected_by_name_and_never_ignored() {
+        let variable = |(name, value): (&str, &[u8])| (name.into(), OsString::from_vec(value.to_vec()));
+        let values: [(&str, &[u8]); 3] = [("NOTE", b"caf\xe9"), ("PASSWORD", b"hunter2\xe9"), ("OTHER", b"\xff")];
+        let text = read(Environment::of(values.map(variable))).err().unwrap().to_string();
+        assert!(text.starts_with("2 settings are wrong:"), "{text}");
+        assert!(text.contains("NOTE: expected text, but in \"caf\u{fffd}\", it is not valid UTF-8"), "{text}");
+        assert!(text.contains("PASSWORD: ") && !text.contains("hunter2"), "{text}");
+
+        let mut reader = Reader::new(Environment::of([variable(("NOTE", b"\xff"))]));
+        assert_eq!(reader.variable(&["NOTE"], "note").lenient().optional::<String>(), None);
+        assert_eq!(reader.take_warnings().len(), 1);
+        assert!(reader.raw("NOTE").is_some(), "it is set");
     }
 
     #[test]
