@@ -162,6 +162,18 @@ pub(crate) fn of_connecting(error: sqlx::Error) -> Error {
     }
 }
 
+/// Why the session settings of the URL in `variable` were not made. The timeouts that are set with them are always accepted, and the
+/// message quotes nothing but the settings.
+pub(crate) fn of_session_settings(error: sqlx::Error, variable: &str) -> Error {
+    match Error::from(error) {
+        Error::Query(sqlx::Error::Database(error)) => {
+            let why = format!("PostgreSQL rejects the options in {variable}: {}", describe_with_message(&*error));
+            Error::Query(sqlx::Error::Configuration(why.into()))
+        }
+        error => error,
+    }
+}
+
 /// What an administrator can do about an error that does not depend on the statement.
 fn hint(code: &str) -> Option<&'static str> {
     Some(match code {

@@ -14,7 +14,11 @@ use runtime::timeout;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use telemetry::metrics::{self, IntGauge, IntGaugeVec};
 
-use crate::{Error, Settings, error::of_connecting};
+use crate::{
+    Error, Settings,
+    error::{of_connecting, of_session_settings},
+    settings::OWNER_URL,
+};
 
 /// A connection is closed after this time, which frees its memory on the server and follows changes of the server's
 /// address.
@@ -93,9 +97,9 @@ impl Pools {
     /// accept only some parameters.
     pub(crate) async fn connect(&self, until: Instant, purpose: Purpose) -> Result<PgConnection, Error> {
         let left = until.saturating_duration_since(Instant::now());
-        let url = match (purpose, &self.settings.owner) {
-            (Purpose::Migration, Some(owner)) => owner.expose(),
-            _ => self.settings.url.expose(),
+        let (url, variable) = match (purpose, &self.settings.owner) {
+            (Purpose::Migration, Some(owner)) => (owner.expose(), OWNER_URL),
+            _ => (self.settings.url.expose(), "DATABASE_URL"),
         };
         let open = async {
             let mut connection = PgConnection::connect_with(&url.options()).await.map_err(of_connecting)?;
@@ -105,7 +109,8 @@ impl Pools {
                 .map(|(name, value)| format!("set_config({}, {}, false)", literal(name), literal(&value)))
                 .collect();
             let statement = format!("-- session settings\nSELECT {}", settings.join(", "));
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+            let set = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await;
+            set.map_err(|error| of_session_settings(error, variable))?;
             Ok::<_, Error>(connection)
         };
         let opened = timeout(left, Box::pin(open)).await;

@@ -23,6 +23,9 @@ pub struct Settings {
     pub acquire: Duration,
 }
 
+/// The longest `statement_timeout`: 31 bits of milliseconds.
+const MAX_DEADLINE: Duration = Duration::from_millis(i32::MAX as u64);
+
 /// The variable of [`Settings::owner`].
 pub(crate) const OWNER_URL: &str = "DATABASE_OWNER_URL";
 
@@ -49,6 +52,9 @@ impl Settings {
             )
             .or("16");
         let deadline = reader.variable(&["DATABASE_DEADLINE"], "time for one piece of work on the database").or("2s");
+        if deadline > MAX_DEADLINE {
+            reader.reject("DATABASE_DEADLINE", "at most 596h", "PostgreSQL has no longer statement_timeout");
+        }
         let acquire = reader.variable(&["DATABASE_ACQUIRE_DEADLINE"], "time to wait for a connection").or("1s");
         let mut url = url.expose().clone();
         if let Some(user) = user {

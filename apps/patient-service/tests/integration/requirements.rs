@@ -66,6 +66,9 @@ fn an_unsuitable_database_is_reported_in_one_line_with_the_remedy() {
         let url = database("ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0").await;
         Harness::start(&url, &[]).await.stop().await;
 
+        let url = format!("{}&options=-c%20work_mem%3Dabc", testbed::shared_database().await);
+        assert_names(&startup_error(&url).await, &["options in DATABASE_URL", "work_mem", "abc", "22023"]);
+
         let url = testbed::shared_database().await;
         sql::execute(&url, "CREATE SCHEMA elsewhere; CREATE EXTENSION pg_trgm SCHEMA elsewhere").await.unwrap();
         assert_names(

@@ -27,6 +27,16 @@ fn variables_of_spring_are_accepted() {
 }
 
 #[test]
+fn a_deadline_that_postgresql_cannot_have_is_rejected_by_name() {
+    let read = |deadline| {
+        read(Environment::empty().with("DATABASE_URL", "postgres://a@b/c").with("DATABASE_DEADLINE", deadline))
+    };
+    assert!(read("596h").is_ok());
+    let error = read("600h").unwrap_err();
+    assert!(error.contains("DATABASE_DEADLINE: expected at most 596h"), "{error}");
+}
+
+#[test]
 fn a_wrong_url_is_rejected_without_being_shown() {
     for wrong in [
         "mysql://root:hunter2@localhost/db",
