@@ -136,7 +136,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn list(&self, patient_id: Uuid, after: i64, limit: i64) -> Result<Vec<LedgerEntry>, Error> {
-        let list = self.database.run_idempotent(async |connection| {
+        let list = self.database.read(async |connection| {
             let rows = query(
                 "-- list transactions
                 SELECT position, transaction_id, type, amount, currency, recorded_at
@@ -159,7 +159,7 @@ fn lock_timeout(wait_until: Instant) -> Duration {
 }
 
 async fn find(database: &Database, patient_id: Uuid) -> Result<Option<(Account, Vec<Money>)>, Error> {
-    let find = database.run_idempotent(async |connection| {
+    let find = database.read(async |connection| {
         let rows = query(
             "-- find account
             SELECT a.id, a.status, b.amount, b.currency
@@ -182,7 +182,7 @@ async fn find(database: &Database, patient_id: Uuid) -> Result<Option<(Account, 
 }
 
 async fn find_entry(database: &Database, patient_id: Uuid, transaction_id: &str) -> Result<Option<LedgerEntry>, Error> {
-    let find = database.run_idempotent(async |connection| {
+    let find = database.read(async |connection| {
         let row = query(
             "-- find transaction
             SELECT position, transaction_id, type, amount, currency, recorded_at

@@ -203,7 +203,7 @@ impl BillingTasks {
     /// # Errors
     /// If the database fails.
     pub async fn count(&self) -> Result<Counts, Error> {
-        let count = self.database.run_idempotent(async |connection| {
+        let count = self.database.read(async |connection| {
             let row = query(
                 "-- count billing tasks
                 SELECT (SELECT count(*) FROM (SELECT 1 FROM billing_tasks LIMIT $1) tasks),

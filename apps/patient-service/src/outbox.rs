@@ -211,7 +211,7 @@ impl Outbox {
     /// # Errors
     /// If the database fails, or the connection leads to a read-only server, which may lag behind the primary.
     pub async fn pending(&self, pending_query: &PendingQuery<'_>) -> Result<(IdSource, Vec<OutboxRow>), Error> {
-        let pending = self.database.run_idempotent(async |connection| {
+        let pending = self.database.read(async |connection| {
             let rows = query(
                 "-- pending events
                 SELECT source.*, event.* FROM (
@@ -316,7 +316,7 @@ impl Outbox {
     /// # Errors
     /// If the database fails.
     pub async fn backlog(&self, shard: (i32, i32), from: i64) -> Result<Backlog, Error> {
-        let backlog = self.database.run_idempotent(async |connection| {
+        let backlog = self.database.read(async |connection| {
             let row = query(
                 "-- outbox backlog
                 SELECT count(*), min(id), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8,

@@ -65,6 +65,8 @@ struct Inner {
     /// Error of the last attempt to migrate the schema.
     migration_error: Mutex<Option<String>>,
     permanent_error: OnceLock<MigrationError>,
+    /// The pools whose changes wait because commits do not end.
+    commits: Outage<&'static str>,
     /// Notified when a statement finds no table, schema or column of a name in it.
     schema_lost: Notify,
     /// When a kind of failure, of a statement if it is the statement's, was last logged.
@@ -85,6 +87,7 @@ impl Database {
             answered: AtomicU64::new(0),
             migration_error: Mutex::default(),
             permanent_error: OnceLock::new(),
+            commits: Outage::new(),
             schema_lost: Notify::new(),
             reported: Mutex::default(),
         };
@@ -132,6 +135,18 @@ impl Database {
         W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     {
         self.observe(Box::pin(self.run_with_retries(Progress::Idempotent, work))).await
+    }
+
+    /// As [`run_idempotent`](Self::run_idempotent), for work that only reads. It goes on while commits do not end; other work then
+    /// fails at once, so that the sessions of those that were given up do not use up the server's connections.
+    ///
+    /// # Errors
+    /// As those of [`run`](Self::run).
+    pub async fn read<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        W: AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    {
+        self.observe(Box::pin(self.run_with_retries(Progress::Read, work))).await
     }
 
     /// As [`run`](Self::run), in a transaction that is committed if the work succeeds. It is also retried if the
@@ -211,7 +226,7 @@ impl Database {
         if is_migrated && !self.inner.outage.is_ongoing() && self.inner.has_just_answered() {
             return Ok(());
         }
-        self.run_idempotent(async |connection: &mut PgConnection| connection.ping().await).await
+        self.read(async |connection: &mut PgConnection| connection.ping().await).await
     }
 
     /// How long work waits for a free connection: `DATABASE_ACQUIRE_DEADLINE`.

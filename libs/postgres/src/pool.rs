@@ -11,7 +11,7 @@ use std::{
 
 use futures_intrusive::sync::{Semaphore, SemaphoreReleaser};
 use runtime::timeout;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use telemetry::metrics::{self, IntGauge, IntGaugeVec};
 
 use crate::{
@@ -19,6 +19,10 @@ use crate::{
     error::{of_connecting, of_session_settings},
     settings::OWNER_URL,
 };
+
+mod abandoned;
+
+pub(crate) use abandoned::Abandoned;
 
 /// A connection is closed after this time, which frees its memory on the server and follows changes of the server's
 /// address.
@@ -56,12 +60,17 @@ pub(crate) struct Pool {
     /// some work would wait until its deadline while later work hardly waits.
     permits: Semaphore,
     idle: Mutex<Vec<OpenConnection>>,
+    /// How many connections there are at most.
+    connections: usize,
+    abandoned: Abandoned,
 }
 
 /// A connection, and since when it has been open and idle.
 #[derive(Debug)]
 struct OpenConnection {
     connection: PgConnection,
+    /// The server's session: its process id and its start.
+    session: Box<str>,
     since: Instant,
     idle_since: Instant,
     generation: u64,
@@ -96,6 +105,11 @@ impl Pools {
     /// The session settings are made by a statement and not by the startup message, of which poolers such as PgBouncer
     /// accept only some parameters.
     pub(crate) async fn connect(&self, until: Instant, purpose: Purpose) -> Result<PgConnection, Error> {
+        self.connect_session(until, purpose).await.map(|(connection, _)| connection)
+    }
+
+    /// As [`connect`](Self::connect), with what identifies the session.
+    async fn connect_session(&self, until: Instant, purpose: Purpose) -> Result<(PgConnection, Box<str>), Error> {
         let left = until.saturating_duration_since(Instant::now());
         let (url, variable) = match (purpose, &self.settings.owner) {
             (Purpose::Migration, Some(owner)) => (owner.expose(), OWNER_URL),
@@ -108,10 +122,13 @@ impl Pools {
             let settings: Vec<_> = settings
                 .map(|(name, value)| format!("set_config({}, {}, false)", literal(name), literal(&value)))
                 .collect();
-            let statement = format!("-- session settings\nSELECT {}", settings.join(", "));
-            let set = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await;
-            set.map_err(|error| of_session_settings(error, variable))?;
-            Ok::<_, Error>(connection)
+            let session = "(SELECT concat_ws('/', pid, extract(epoch FROM backend_start))
+                FROM pg_stat_get_activity(pg_backend_pid())) AS session";
+            let statement = format!("-- session settings\nSELECT {}, {session}", settings.join(", "));
+            let set = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut connection).await;
+            let row = set.map_err(|error| of_session_settings(error, variable))?;
+            let session: String = row.try_get("session")?;
+            Ok::<_, Error>((connection, session.into_boxed_str()))
         };
         let opened = timeout(left, Box::pin(open)).await;
         opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))?
@@ -140,7 +157,8 @@ impl Pools {
     pub(crate) fn pool(self: &Arc<Self>, name: &'static str, connections: usize) -> Arc<Pool> {
         let permits = Semaphore::new(true, connections);
         CONNECTIONS.with_label_values(&[name, "most"]).set(connections as i64);
-        let pool = Arc::new(Pool { name, pools: self.clone(), permits, idle: Mutex::default() });
+        let (pools, idle, abandoned) = (self.clone(), Mutex::default(), Abandoned::default());
+        let pool = Arc::new(Pool { name, pools, permits, idle, connections, abandoned });
         self.lock().push(Arc::downgrade(&pool));
         pool
     }
@@ -196,18 +214,29 @@ impl Pools {
 }
 
 impl Pool {
-    /// Waits for a permit and takes an idle connection or opens one.
+    /// Waits for a permit and takes an idle connection or opens one, for work that only reads or that may change something.
     ///
     /// # Errors
     /// If neither is possible until `until`.
-    pub(crate) async fn acquire(&self, until: Instant) -> Result<PooledConnection<'_>, Error> {
+    pub(crate) async fn acquire(&self, until: Instant, is_read: bool) -> Result<PooledConnection<'_>, Error> {
         let left = until.saturating_duration_since(Instant::now());
         let exhausted = |_| unavailable("every connection is in use");
         let permit = timeout(left, self.permits.acquire(1)).await.map_err(exhausted)?;
         self.gauge("used").inc();
-        let mut connection = PooledConnection { pool: self, open: None, _permit: permit };
+        let mut connection = PooledConnection { pool: self, open: None, is_read, _permit: permit };
         connection.connect(until).await?;
         Ok(connection)
+    }
+
+    /// Its label in metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The sessions that were given up, if there are too many for work to begin.
+    pub(crate) fn too_many_abandoned(&self, is_read: bool) -> Option<&Abandoned> {
+        Some(&self.abandoned)
+            .filter(|abandoned| abandoned.count(is_read) >= Abandoned::limit(self.connections, is_read))
     }
 
     /// Closes the idle connections.
@@ -259,6 +288,10 @@ impl Pool {
         self.gauge("idle").set(count as i64);
     }
 
+    pub(crate) fn report_abandoned(&self) {
+        self.gauge("abandoned").set(self.abandoned.count(true) as i64);
+    }
+
     fn gauge(&self, state: &str) -> IntGauge {
         CONNECTIONS.with_label_values(&[self.name, state])
     }
@@ -269,11 +302,12 @@ impl Pool {
     }
 }
 
-/// A connection in use, and its permit. Dropped without [`release`](Self::release), the connection is closed, because a
+/// A connection in use, and its permit. Dropped without [`release`](Self::release), the connection is abandoned, because a
 /// statement may still be running on it.
 pub(crate) struct PooledConnection<'a> {
     pool: &'a Pool,
     open: Option<OpenConnection>,
+    is_read: bool,
     _permit: SemaphoreReleaser<'a>,
 }
 
@@ -304,15 +338,23 @@ impl PooledConnection<'_> {
         let pools = &self.pool.pools;
         // Read before connecting: an invalidation meanwhile applies to this connection too.
         let generation = pools.generation();
-        let connection = pools.connect(until, Purpose::Work).await?;
+        let (connection, session) = pools.connect_session(until, Purpose::Work).await?;
         let now = Instant::now();
-        self.open = Some(OpenConnection { connection, since: now, idle_since: now, generation });
+        self.open = Some(OpenConnection { connection, session, since: now, idle_since: now, generation });
         Ok(())
     }
 
-    /// Closes the connection and keeps the permit.
+    /// Closes the connection, whose session has ended, and keeps the permit.
     pub(crate) fn close(&mut self) {
         self.open = None;
+    }
+
+    /// Closes the connection, for whose session the server may still work.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(OpenConnection { session, .. }) = self.open.take() {
+            self.pool.abandoned.add(session, self.is_read, self.pool.connections);
+            self.pool.report_abandoned();
+        }
     }
 
     /// Returns the connection to the pool, unless its generation was invalidated.
@@ -329,6 +371,7 @@ impl PooledConnection<'_> {
 
 impl Drop for PooledConnection<'_> {
     fn drop(&mut self) {
+        self.abandon();
         self.pool.gauge("used").dec();
     }
 }

@@ -72,7 +72,7 @@ fn cancelled_work_releases_its_permit() {
     runtime::block_on(1, async {
         let database = open(&testbed::shared_database().await, "1").await;
         for _ in 0..3 {
-            let sleeping = number(&database, "select 1 from pg_sleep(10)");
+            let sleeping = database.read(async |connection| query("select pg_sleep(10)").execute(connection).await);
             assert!(timeout(Duration::from_millis(50), sleeping).await.is_err());
             assert_eq!(number(&database, "select 1").await.unwrap(), 1);
         }

@@ -54,7 +54,7 @@ impl BillingTasks {
     /// # Errors
     /// If the database fails.
     pub async fn dead_letters(&self, after: Option<Uuid>, limit: i64) -> Result<Vec<TaskDeadLetter>, Error> {
-        let list = self.database.run_idempotent(async |connection| {
+        let list = self.database.read(async |connection| {
             let rows = query(
                 "-- list dead letters of billing tasks
                 SELECT patient_id, action, dead_lettered_at, error FROM billing_task_dead_letters
@@ -109,7 +109,7 @@ impl BillingTasks {
     /// # Errors
     /// If the database fails.
     pub async fn still_pending(&self, patient_ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
-        let pending = self.database.run_idempotent(async |connection| {
+        let pending = self.database.read(async |connection| {
             let rows = query(
                 "-- billing tasks still pending\nSELECT patient_id FROM billing_tasks WHERE patient_id = ANY($1)",
             )

@@ -55,7 +55,7 @@ impl Outbox {
     /// # Errors
     /// If the database fails.
     pub async fn dead_letters(&self, after: Option<RowKey>, limit: i64) -> Result<Vec<EventDeadLetter>, Error> {
-        let list = self.database.run_idempotent(async |connection| {
+        let list = self.database.read(async |connection| {
             let rows = query(
                 "-- list dead letters of the outbox
                 SELECT id, event_id, patient_id, event_type, length(value)::bigint AS bytes, refused_at, error
@@ -115,7 +115,7 @@ impl Outbox {
     /// If the database fails.
     pub async fn still_pending(&self, keys: &[RowKey]) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = keys.iter().map(|key| (key.id, key.event_id)).unzip();
-        let pending = self.database.run_idempotent(async |connection| {
+        let pending = self.database.read(async |connection| {
             let rows = query(
                 "-- events still pending
                 SELECT id, event_id FROM outbox WHERE id = ANY($1) AND event_id = ANY($2)",

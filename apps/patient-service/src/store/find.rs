@@ -18,7 +18,7 @@ impl BatchStatement for Find {
     const MAX_REQUESTS: usize = 256;
 
     async fn execute(database: &Database, ids: &[Uuid]) -> Result<Vec<Option<Patient>>, Error> {
-        let find = database.run_idempotent(async |connection| {
+        let find = database.read(async |connection| {
             let rows = query(
                 "-- find patients
                 SELECT id, name, email, address, date_of_birth, registered_date, version FROM patients WHERE id = ANY($1)",

@@ -35,7 +35,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn find_key(&self, key: &str) -> Result<Option<(Vec<u8>, Uuid)>, Error> {
-        let find = self.database.run_idempotent(async |connection| {
+        let find = self.database.read(async |connection| {
             let row = query(
                 "-- find idempotency key
                 SELECT fingerprint, patient_id FROM idempotency_keys WHERE key = $1",

@@ -257,7 +257,7 @@ impl Store {
             ) found ON true"
         ));
         let ((sort_key, id), (first, second)) = (list.position(), search.patterns());
-        let fetch = self.database.run_idempotent(async |connection| {
+        let fetch = self.database.read(async |connection| {
             let rows = query(AssertSqlSafe(statement))
                 .bind(first)
                 .bind(second)
@@ -300,7 +300,7 @@ impl Store {
         search: Option<&Search>,
     ) -> Result<Vec<ListedPatient>, Error> {
         let ((first, second), (sort_key, id)) = (search.map(Search::patterns).unzip(), list.position());
-        let fetch = self.database.run_idempotent(async |connection| {
+        let fetch = self.database.read(async |connection| {
             let rows = query(AssertSqlSafe(statement))
                 .bind(first)
                 .bind(second.flatten())
@@ -320,7 +320,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn count(&self, search: Option<&Search>) -> Result<i64, Error> {
-        let count = self.database.run_idempotent(async |connection| match search.map(Search::patterns) {
+        let count = self.database.read(async |connection| match search.map(Search::patterns) {
             None => query("-- count patients\nSELECT count(*) FROM patients").fetch_one(connection).await?.try_get(0),
             Some((first, second)) => {
                 let matches = matches();

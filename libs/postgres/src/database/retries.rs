@@ -16,7 +16,7 @@ use super::Database;
 use crate::{
     Error, Settings,
     error::{Cause, certainly_had_no_effect},
-    pool::{PooledConnection, unavailable},
+    pool::{Abandoned, PooledConnection, unavailable},
 };
 
 /// How often work is retried after its prepared statements turned out to be stale, at most.
@@ -45,7 +45,11 @@ impl Database {
         if now >= end {
             return Err(unavailable("its deadline had passed before it started"));
         }
-        let mut connection = self.pool.acquire(end.min(now + acquire)).await?;
+        let is_read = matches!(progress, Progress::Read);
+        let mut connection = self.pool.acquire(end.min(now + acquire), is_read).await?;
+        if let Some(abandoned) = self.pool.too_many_abandoned(is_read) {
+            connection = Box::pin(self.admit(connection, abandoned, is_read, end)).await?;
+        }
         let mut retries = Retries::new(end);
         loop {
             let begun = Instant::now();
@@ -60,12 +64,45 @@ impl Database {
                     connection = Box::pin(self.recover(connection, error, progress, begun, &mut retries)).await?;
                 }
                 Err(late) => {
-                    connection.close();
+                    connection.abandon();
                     self.inner.pools.clear();
                     return Err(unavailable(late.to_string()));
                 }
             }
         }
+    }
+
+    /// While many sessions are abandoned: the connection for the work, if the server works for few of them now.
+    async fn admit<'a>(
+        &self,
+        mut connection: PooledConnection<'a>,
+        abandoned: &Abandoned,
+        is_read: bool,
+        end: Instant,
+    ) -> Result<PooledConnection<'a>, Error> {
+        let limit = self.inner.pools.settings().deadline.min(end.saturating_duration_since(Instant::now()));
+        match timeout(limit, abandoned.forget_ended(connection.get())).await {
+            Ok(Ok(())) => self.inner.record_answer(),
+            // What is wrong with the connection, the work itself finds out.
+            Ok(Err(_)) => return Ok(connection),
+            Err(late) => return Err(unavailable(late.to_string())),
+        }
+        self.pool.report_abandoned();
+        let (pool, sessions) = (self.pool.name(), abandoned.count(is_read));
+        let why = format!("the server has not finished {sessions} statements that were given up");
+        if self.pool.too_many_abandoned(is_read).is_none() {
+            if !is_read && self.inner.commits.recovered_for(&pool).is_some() {
+                tracing::info!(pool, "changes are sent to the database again");
+            }
+            return Ok(connection);
+        }
+        connection.release();
+        if self.inner.commits.failed_for(pool, "abandoned", &*why) {
+            let message = "statements that were given up do not end, as commits while a synchronous standby or the storage does not \
+                           answer; no change is sent to the database meanwhile";
+            tracing::warn!(pool, sessions, "{message}");
+        }
+        Err(unavailable(why))
     }
 
     /// After a failed attempt: the connection for the next one.
@@ -172,6 +209,8 @@ pub(super) enum Progress<'a> {
     Statement,
     /// Executing the work twice has the same effect as once.
     Idempotent,
+    /// The work only reads.
+    Read,
     /// The work is a transaction; whether its COMMIT was sent.
     Transaction(&'a AtomicBool),
 }
@@ -181,7 +220,7 @@ impl Progress<'_> {
     fn may_be_retried(self, error: &sqlx::Error) -> bool {
         match self {
             Self::Statement => certainly_had_no_effect(error, false),
-            Self::Idempotent => true,
+            Self::Idempotent | Self::Read => true,
             Self::Transaction(committing) => {
                 let committing = committing.load(Ordering::Relaxed);
                 !committing || certainly_had_no_effect(error, committing)

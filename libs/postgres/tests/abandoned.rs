@@ -1,0 +1,121 @@
+//! Statements that were given up while the server goes on with them.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use config::{Environment, Reader};
+use postgres::{Database, Error, Migrator, Row as _, Settings, query};
+use runtime::{Shutdown, timeout};
+use testbed::{
+    Scratch,
+    postgres::{Cluster, Durability},
+    sql::{self, Session},
+    until,
+};
+
+const CONNECTIONS: usize = 8;
+
+async fn open(url: &str) -> Database {
+    let environment = Environment::empty()
+        .with("DATABASE_URL", url)
+        .with("DATABASE_CONNECTIONS", CONNECTIONS.to_string())
+        .with("DATABASE_DEADLINE", "500ms")
+        .with("DATABASE_ACQUIRE_DEADLINE", "5s");
+    let mut reader = Reader::new(environment);
+    let settings = Settings::read(&mut reader, "postgres://localhost/test", "test");
+    let database = Database::new(reader.finish(settings).unwrap().0);
+    database.migrate(&Migrator::DEFAULT, &Shutdown::new()).await.unwrap();
+    database
+}
+
+async fn write(database: &Database) -> Result<(), Error> {
+    database.run(async |connection| query("INSERT INTO t VALUES (1)").execute(connection).await.map(drop)).await
+}
+
+async fn read(database: &Database) -> Result<i64, Error> {
+    database.read(async |connection| query("SELECT 1::bigint").fetch_one(connection).await?.try_get(0)).await
+}
+
+/// With synchronous replication and no standby, a commit waits for ever, and its session does not notice that its client is gone.
+#[test]
+fn commits_that_do_not_end_cost_a_bounded_number_of_sessions_and_no_read() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let mut cluster = Cluster::start(&scratch.path().join("postgres"), Durability::Process).await.unwrap();
+        scratch.guard(cluster.process()).unwrap();
+        let url = cluster.url("postgres");
+        let database = open(&url).await;
+        sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
+        write(&database).await.unwrap();
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let configure = async |standbys: &str| {
+            let setting = format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'");
+            cluster.run("postgres", &setting).await.unwrap();
+            cluster.run("postgres", "SELECT pg_reload_conf()").await.unwrap();
+        };
+
+        configure("nobody").await;
+        let (done, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let writing = |n: usize| {
+            let (database, done, failed) = (database.clone(), done.clone(), failed.clone());
+            runtime::spawn(async move {
+                while !done.load(SeqCst) {
+                    // Some callers give up earlier.
+                    let limit = Duration::from_millis(if n.is_multiple_of(2) { 200 } else { 10_000 });
+                    match timeout(limit, write(&database)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(Error::Unavailable(_))) | Err(_) => drop(failed.fetch_add(1, SeqCst)),
+                        Ok(Err(error)) => panic!("{error}"),
+                    }
+                    smol::future::yield_now().await;
+                }
+            })
+        };
+        let writing: Vec<_> = (0..CONNECTIONS).map(writing).collect();
+        until("commits wait", async || sql::number(&url, waiting).await.unwrap() > 0).await;
+        // Many more than without a bound: each that is late would leave a session.
+        until("many have failed", async || {
+            assert_eq!(read(&database).await.unwrap(), 1);
+            database.ping().await.unwrap();
+            let sessions = sql::number(&url, waiting).await.unwrap();
+            assert!(sessions <= (CONNECTIONS + CONNECTIONS / 4) as i64, "{sessions} sessions wait");
+            failed.load(SeqCst) >= 20 * CONNECTIONS
+        })
+        .await;
+        done.store(true, SeqCst);
+        for writing in writing {
+            writing.await;
+        }
+
+        configure("").await;
+        until("changes are possible again", async || write(&database).await.is_ok()).await;
+        assert_eq!(sql::number(&url, waiting).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn work_that_is_cancelled_blocks_no_other() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let database = open(&url).await;
+        sql::execute(&url, "CREATE TABLE t (n int); CREATE TABLE locked (n int); INSERT INTO locked VALUES (1)")
+            .await
+            .unwrap();
+        let mut session = Session::open(&url).await.unwrap();
+        session.execute("BEGIN; UPDATE locked SET n = 2").await.unwrap();
+        for _ in 0..CONNECTIONS {
+            let reading = database.read(async |connection| query("SELECT pg_sleep(10)").execute(connection).await);
+            assert!(timeout(Duration::from_millis(50), reading).await.is_err());
+            let waiting = database.run(async |connection| query("UPDATE locked SET n = 3").execute(connection).await);
+            assert!(timeout(Duration::from_millis(50), waiting).await.is_err());
+            write(&database).await.unwrap();
+            read(&database).await.unwrap();
+        }
+    });
+}
