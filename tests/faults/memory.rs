@@ -1,10 +1,11 @@
 //! The memory of analytics-service with undecodable records stays below the limit in docker-compose.yaml.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use chrono::Utc;
 use kafka::{Producer, Record, testing::set_topic_setting};
 use serde_json::Value as Json;
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, sqlite::SqliteConnectOptions};
 use testbed::{
     Scratch,
     broker::Kind,
@@ -14,7 +15,7 @@ use testbed::{
 
 use crate::support::{TIMEOUT, logged, metric, until_readiness};
 
-testbed::on_each_broker!(undecodable_records_cost_little_memory);
+testbed::on_each_broker!(undecodable_records_cost_little_memory, a_state_with_many_dates_is_opened_in_little_memory);
 
 /// An invalid name of a topic.
 const NO_TOPIC: &str = "no topic";
@@ -33,23 +34,33 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// A topic with many large undecodable records.
-    async fn new(kind: Kind) -> Self {
+    /// An empty topic.
+    async fn empty(kind: Kind) -> Self {
         let kafka = kafka::Settings { deadline: TIMEOUT, ..testbed::shared_broker(kind).await };
         let topic = format!("patient-{:016x}", fastrand::u64(..));
         kafka::create_topic(&kafka, &topic, PARTITIONS).await.unwrap();
-        let mut producer = Producer::new(kafka.clone(), &topic);
+        Self { kafka, topic, scratch: Scratch::new().unwrap() }
+    }
+
+    /// A topic with many large undecodable records.
+    async fn new(kind: Kind) -> Self {
+        let fixture = Self::empty(kind).await;
+        let mut producer = Producer::new(fixture.kafka.clone(), &fixture.topic);
         for number in 0..RECORDS {
             let record =
                 Record { key: None, value: Some(vec![0xff; RECORD_BYTES]), headers: Vec::new(), timestamp: Utc::now() };
             let partition = number as i32 % PARTITIONS;
             producer.send(BTreeMap::from([(partition, vec![record])])).await.remove(&partition).unwrap().unwrap();
         }
-        Self { kafka, topic, scratch: Scratch::new().unwrap() }
+        fixture
     }
 
     fn dead_letter_topic(&self) -> String {
         format!("{}.dlq", self.topic)
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.scratch.path().join("analytics.sqlite")
     }
 
     async fn start(&self) -> Service {
@@ -63,7 +74,7 @@ impl Fixture {
             ("KAFKA_BOOTSTRAP_SERVERS", self.kafka.bootstrap.0[0].to_string()),
             ("KAFKA_TOPIC", self.topic.clone()),
             ("KAFKA_DEAD_LETTER_TOPIC", dead_letter_topic.to_owned()),
-            ("STATE_FILE", self.scratch.path().join("analytics.sqlite").display().to_string()),
+            ("STATE_FILE", self.state_file().display().to_string()),
         ];
         Launch::new("analytics-service", self.scratch.path(), environment).start_guarded(&self.scratch).unwrap()
     }
@@ -143,6 +154,32 @@ fn dead_letters_without_a_topic_are_bounded_and_reported() {
         until_forwarded(&service).await;
         assert_eq!(metric(&service, "dead_letters_waiting_bytes").await, Some(0.0));
         until_readiness(&service, "deadLetters", 200, "UP").await;
+        assert_little_memory(&mut service);
+    });
+}
+
+fn a_state_with_many_dates_is_opened_in_little_memory(kind: Kind) {
+    runtime::block_on(2, async {
+        let fixture = Fixture::empty(kind).await;
+        let is_open = async |service: &Service| {
+            let summary = service.client().get("/analytics/summary").await.unwrap().json();
+            summary["partitions"].as_array().is_some_and(|partitions| partitions.len() == PARTITIONS as usize)
+        };
+        let mut service = fixture.start().await;
+        until("the state is open", async || is_open(&service).await).await;
+        service.stop().await;
+        // Twelve partitions, each with every date from 1900 to 2014.
+        let fill = "WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 503999)
+            INSERT INTO registrations (partition, date, patients) SELECT n % 12, n / 12 - 25567, 1 FROM numbers";
+        let mut state = SqliteConnectOptions::new().filename(fixture.state_file()).connect().await.unwrap();
+        state.execute(fill).await.unwrap();
+        state.close().await.unwrap();
+        let mut service = fixture.start().await;
+        until("the state is open", async || is_open(&service).await).await;
+        let series = service.client().get("/analytics/registrations?interval=year").await.unwrap().json();
+        let years = series.as_array().unwrap();
+        let registrations: i64 = years.iter().map(|year| year["registrations"].as_i64().unwrap()).sum();
+        assert_eq!((years.len(), registrations), (115, 42_000 * i64::from(PARTITIONS)));
         assert_little_memory(&mut service);
     });
 }

@@ -16,6 +16,7 @@ use codec::event::{EventKind, ReceivedEvent};
 mod patient_state;
 
 pub use patient_state::{Outcome, PatientState};
+pub(crate) use patient_state::{valid_date, valid_year};
 
 /// Counts of events. The counts of a sequence are the sum of the counts of its parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -139,7 +139,10 @@ impl Ingest {
         self.state
             .with(async |state| match state.prepare(assigned, count).await? {
                 Preparation::Unchanged => Ok(saved),
-                Preparation::Changed => state.saved().await,
+                Preparation::Changed => {
+                    drop(saved);
+                    state.saved().await
+                }
             })
             .await
     }

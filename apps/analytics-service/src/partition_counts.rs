@@ -49,6 +49,11 @@ impl PartitionCounts {
         self.0.get(&partition)
     }
 
+    /// The counts that are of no single partition alone.
+    pub fn unsplit(&self) -> Self {
+        Self(self.0.get(&None).map(|counts| (None, counts.clone())).into_iter().collect())
+    }
+
     /// The counts of each partition.
     pub fn iter(&self) -> btree_map::Iter<'_, Option<i32>, Counts> {
         self.0.iter()

@@ -201,12 +201,24 @@ fn dates_out_of_range_count_as_unknown() {
         registered_date: NaiveDate::from_ymd_opt(year, 1, 1),
         ..event(Some(EventKind::Created), Some(version))
     };
-    for year in [i32::MIN, -1, 0, 10_000, i32::MAX] {
+    for year in [i32::MIN, -1, 0, 1, 1899, 2101, i32::MAX] {
         let (counts, ..) = apply_all(&[with_year(year, 1)]);
         assert_eq!((counts.births, counts.registrations), ([(None, 1)].into(), [(None, 1)].into()), "{year}");
     }
-    let (counts, ..) = apply_all(&[with_year(1, 1), with_year(9999, 2)]);
-    assert_eq!(counts.births, [(Some(1), 0), (Some(9999), 1)].into());
+    let (counts, ..) = apply_all(&[with_year(1900, 1), with_year(2100, 2)]);
+    assert_eq!(counts.births, [(Some(1900), 0), (Some(2100), 1)].into());
+}
+
+#[test]
+fn the_dates_of_any_events_are_bounded() {
+    let (mut counts, mut patient) = (Counts::default(), PatientState::default());
+    for (day, version) in (-800_000..4_000_000).step_by(3).zip(1..) {
+        let registered_date = NaiveDate::from_epoch_days(day);
+        let birth_year = registered_date.map(|date| date.year());
+        let event = ReceivedEvent { registered_date, birth_year, ..event(Some(EventKind::Updated), Some(version)) };
+        assert_eq!(counts.apply(&mut patient, &event), Outcome::Applied);
+    }
+    assert!(counts.registrations.len() <= 73_415 && counts.births.len() <= 202, "{}", counts.registrations.len());
 }
 
 #[test]

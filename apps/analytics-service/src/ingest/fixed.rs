@@ -1,6 +1,6 @@
 //! Counting of the partitions that the settings assign to this instance.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, mem};
 
 use runtime::Backoff;
 use smol::future::or;
@@ -17,12 +17,12 @@ use crate::{
 pub(super) async fn run(ingest: &Ingest, saved: SavedState, backoff: &mut Backoff) -> StateError {
     let count = ingest.wait_for_partition_count().await;
     let assigned = assigned(ingest, count);
-    let saved = match ingest.prepare(saved, &assigned, count).await {
+    let mut saved = match ingest.prepare(saved, &assigned, count).await {
         Ok(saved) => saved,
         Err(error) => return error,
     };
     ingest.report_state(None);
-    ingest.change(|snapshot| snapshot.load(saved.counts.clone()));
+    ingest.change(|snapshot| snapshot.load(mem::take(&mut saved.counts)));
     ingest.assign_kafka_error(&assigned);
     let (shared, receiver) = ingest.queue(&saved);
     let mut fetchers = Fetchers::new();

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::pending,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,7 +47,7 @@ pub(super) async fn run(
     }
     // Before the state failed it had partitions, which another member may have now.
     revoke(ingest, &ingest.read_model.read(|snapshot| snapshot.partitions.keys().copied().collect()));
-    ingest.change(|snapshot| snapshot.load(saved.counts.clone()));
+    ingest.change(|snapshot| snapshot.load(saved.counts.unsplit()));
     loop {
         let assignment = join(ingest, member, &saved).await;
         let gate = Gate::before_first_heartbeat();
@@ -142,12 +143,12 @@ async fn count(
         return Ok(());
     }
     let count = partitions_of(assignment);
-    let saved = ingest.prepare(saved, &assigned, count).await?;
+    let mut saved = ingest.prepare(saved, &assigned, count).await?;
     ingest.report_state(None);
     let (before, copies_before) =
         ingest.read_model.read(|snapshot| (snapshot.partitions.clone(), snapshot.standbys.clone()));
     ingest.change(|snapshot| {
-        snapshot.load(saved.counts.clone());
+        snapshot.load(mem::take(&mut saved.counts));
         snapshot.standbys.retain(|partition, _| assignment.standbys.contains(partition));
         // What was known of the ends of those that stay.
         snapshot

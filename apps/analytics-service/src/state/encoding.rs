@@ -7,19 +7,20 @@ use codec::headers::Headers;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use crate::counts::PatientState;
+use crate::counts::{PatientState, valid_date, valid_year};
 
-/// Stands for an unknown year: there was no year 0.
+/// Stands for an unknown year, as every year that is out of range.
 const UNKNOWN_YEAR: i32 = 0;
-/// Stands for an unknown date: 0001-01-01.
+/// Stands for an unknown date, as every date that is out of range: 0001-01-01.
 const UNKNOWN_DAY: i32 = -719_162;
 
 pub(super) fn encode_year(year: Option<i32>) -> i32 {
     year.unwrap_or(UNKNOWN_YEAR)
 }
 
+/// Several rows may have an unknown year or date: those that an older version of the service took for valid.
 pub(super) fn decode_year(number: i32) -> Option<i32> {
-    (number != UNKNOWN_YEAR).then_some(number)
+    valid_year(number)
 }
 
 /// Days after 1970-01-01.
@@ -28,7 +29,7 @@ pub(super) fn encode_date(date: Option<NaiveDate>) -> i32 {
 }
 
 pub(super) fn decode_date(number: i32) -> Option<NaiveDate> {
-    (number != UNKNOWN_DAY).then(|| NaiveDate::from_epoch_days(number)).flatten()
+    NaiveDate::from_epoch_days(number).and_then(valid_date)
 }
 
 /// Stands for an unknown time.
@@ -128,21 +129,27 @@ pub(super) fn decode_headers(json: &str) -> Headers {
 
 #[cfg(test)]
 mod tests {
+    use codec::event::{EventKind, ReceivedEvent};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::counts::Counts;
 
     #[test]
     fn dates_are_days() {
-        for text in ["1970-01-01", "2024-02-29", "1900-12-31", "9999-12-31"] {
+        for text in ["1970-01-01", "2024-02-29", "1900-01-01", "2100-12-31"] {
             let date = text.parse().unwrap();
             assert_eq!(decode_date(encode_date(Some(date))), Some(date));
         }
+        assert_eq!((decode_date(encode_date(None)), decode_year(encode_year(None))), (None, None));
         assert_eq!(NaiveDate::from_epoch_days(UNKNOWN_DAY), NaiveDate::from_ymd_opt(1, 1, 1));
     }
 
     #[test]
     fn patient_states_survive_a_round_trip() {
-        let registered = [None, NaiveDate::from_ymd_opt(1969, 12, 31), Some(NaiveDate::MIN), Some(NaiveDate::MAX)];
-        let years = [None, Some(1969), Some(i32::MIN), Some(i32::MAX)];
+        let date = |year, month, day| NaiveDate::from_ymd_opt(year, month, day);
+        let registered = [None, date(1969, 12, 31), date(1900, 1, 1), date(2100, 12, 31)];
+        let years = [None, Some(1969), Some(1900), Some(2100)];
         for (version, (birth_year, registered)) in
             [0, 1, -1, i64::MAX].into_iter().zip(years.into_iter().zip(registered))
         {
@@ -162,6 +169,37 @@ mod tests {
         assert_eq!(decode_patient_state(&[0; 16]), None);
         assert_eq!(decode_patient_state(&[0; PATIENT_STATE_BYTES - 1]), None);
         assert_eq!(decode_patient_state(&[0; PATIENT_STATE_BYTES + 1]), None);
+    }
+
+    #[test]
+    fn dates_out_of_range_of_an_older_state_are_unknown() {
+        for (year, date) in
+            [(1, NaiveDate::from_ymd_opt(1, 1, 1)), (i32::MIN, Some(NaiveDate::MIN)), (9999, Some(NaiveDate::MAX))]
+        {
+            let older =
+                PatientState { version: 1, birth_year: Some(year), registered: date, ..PatientState::default() };
+            let unknown = PatientState { birth_year: None, registered: None, ..older };
+            assert_eq!(decode_patient_state(&encode_patient_state(&older)), Some(unknown));
+        }
+    }
+
+    #[test]
+    fn a_date_that_stands_for_unknown_counts_no_registration_twice() {
+        let (mut counts, mut patient) = (Counts::default(), PatientState::default());
+        for version in 1..5 {
+            let event = ReceivedEvent {
+                patient_id: Uuid::nil(),
+                kind: Some(if version == 1 { EventKind::Created } else { EventKind::Updated }),
+                version: Some(version),
+                time: None,
+                registered_date: NaiveDate::from_epoch_days(UNKNOWN_DAY),
+                birth_year: Some(UNKNOWN_YEAR),
+            };
+            counts.apply(&mut patient, &event);
+            // Each event is in a transaction of its own.
+            patient = decode_patient_state(&encode_patient_state(&patient)).unwrap();
+        }
+        assert_eq!((counts.registrations, counts.births), ([(None, 1)].into(), [(None, 1)].into()));
     }
 
     #[test]
