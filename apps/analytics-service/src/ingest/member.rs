@@ -187,6 +187,7 @@ async fn count(
 /// Answers for these partitions no longer, and exports nothing of them.
 fn revoke(ingest: &Ingest, partitions: &BTreeSet<i32>) {
     ingest.read_model.revoke(&ingest.settings.topic, partitions);
+    ingest.drop_kafka_errors(partitions);
     partitions.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
 }
 
@@ -267,4 +268,50 @@ async fn keep_membership(
 fn partitions_of(assignment: &Assignment) -> i32 {
     let partitions: usize = assignment.members.iter().map(|member| member.partitions.len()).sum();
     i32::try_from(partitions).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use config::{Environment, Reader};
+    use runtime::Notify;
+
+    use super::*;
+    use crate::{Settings, members::Members, read_model::ReadModel, state::SharedState};
+
+    fn ingest() -> Ingest {
+        let settings = Settings::read(&mut Reader::new(Environment::empty()));
+        let state = Arc::new(SharedState::new(settings.state.clone()));
+        let members = (String::new(), Members::default());
+        Ingest::new(settings, state, ReadModel::default(), Arc::new(Notify::new()), members)
+    }
+
+    #[test]
+    fn an_error_of_a_partition_ends_when_another_member_gets_it() {
+        let ingest = ingest();
+        let failing = || ingest.read_model.read(|snapshot| snapshot.kafka_errors.keys().copied().collect::<Vec<_>>());
+        let fail = |partition| ingest.report_kafka(Some(partition), Some("timeout".to_owned()));
+        fail(0);
+        fail(1);
+        // It still fetches partition 0.
+        ingest.assign_kafka_error(&[0].into());
+        assert_eq!((failing(), ingest.outages.kafka.is_ongoing()), (vec![Some(0)], true));
+        revoke(&ingest, &[0].into());
+        assert_eq!((failing(), ingest.outages.kafka.is_ongoing()), (vec![], false));
+        fail(1);
+        assert!(ingest.outages.kafka.is_ongoing(), "the next outage is logged");
+        ingest.report_kafka(None, Some("timeout".to_owned()));
+        ingest.assign_kafka_error(&[0, 2].into());
+        assert_eq!(failing(), [Some(0), Some(2)]);
+    }
+
+    #[test]
+    fn a_partition_that_is_read_notifies_nobody_while_another_one_cannot_be() {
+        let ingest = ingest();
+        ingest.report_kafka(Some(1), Some("timeout".to_owned()));
+        let mut change = Box::pin(ingest.read_model.next_change());
+        ingest.report_kafka(Some(0), None);
+        assert!(smol::block_on(smol::future::poll_once(&mut change)).is_none());
+        ingest.report_kafka(Some(1), None);
+        assert!(smol::block_on(smol::future::poll_once(&mut change)).is_some());
+    }
 }

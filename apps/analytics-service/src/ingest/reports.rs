@@ -53,8 +53,8 @@ impl Ingest {
 
     /// Reports that Kafka cannot be read for a partition, or for the topic as a whole, or that it can again.
     pub(super) fn report_kafka(&self, reader: Option<i32>, error: Option<String>) {
-        // The usual case: nothing to report.
-        if error.is_none() && self.read_model.read(|snapshot| snapshot.kafka_errors.is_empty()) {
+        // The usual case: nothing to report, also while another partition cannot be read. A change wakes every stream.
+        if self.read_model.read(|snapshot| snapshot.kafka_errors.get(&reader) == error.as_ref()) {
             return;
         }
         self.update_kafka_errors(|errors| match error {
@@ -64,13 +64,25 @@ impl Ingest {
     }
 
     /// Replaces the topic's error by one of each assigned partition, which lasts until the partition's first successful
-    /// fetch.
+    /// fetch. Those of partitions that are not assigned end, because nothing here fetches them any more.
     pub(super) fn assign_kafka_error(&self, partitions: &BTreeSet<i32>) {
+        if self.read_model.read(|snapshot| snapshot.kafka_errors.is_empty()) {
+            return;
+        }
         self.update_kafka_errors(|errors| {
+            errors.retain(|reader, _| reader.is_none_or(|partition| partitions.contains(&partition)));
             if let Some(error) = errors.remove(&None) {
                 errors.extend(partitions.iter().map(|partition| (Some(*partition), error.clone())));
             }
         });
+    }
+
+    /// Ends the errors of partitions that this instance does not have any more.
+    pub(super) fn drop_kafka_errors(&self, partitions: &BTreeSet<i32>) {
+        let is_of = |reader: &Option<i32>| reader.is_some_and(|partition| partitions.contains(&partition));
+        if self.read_model.read(|snapshot| snapshot.kafka_errors.keys().any(is_of)) {
+            self.update_kafka_errors(|errors| errors.retain(|reader, _| !is_of(reader)));
+        }
     }
 
     /// Logs when an outage begins, with the first error, and when it ends, with the last.
