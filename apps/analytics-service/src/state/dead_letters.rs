@@ -10,8 +10,10 @@ use super::{STEP_TIMEOUT, State, StateError, encoding::decode_headers};
 
 /// Forwarded dead letters that are kept for the list; the dead letter topic has them all.
 const KEPT_DEAD_LETTERS: i64 = 1000;
-/// The SQL of a dead letter's size. SQLite knows lengths without reading the values.
-const SIZE: &str = "coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)";
+/// The SQL of a dead letter's size, with 100 bytes for what its row has beside texts and bytes: there may be millions without
+/// content. SQLite knows lengths without reading the values.
+const SIZE: &str = "100 + coalesce(octet_length(key), 0) + coalesce(octet_length(value), 0) + octet_length(headers)
+    + octet_length(error)";
 
 static WAITING: LazyLock<IntGauge> =
     LazyLock::new(|| metrics::gauge("dead_letters_waiting", "Dead letters that are not on their topic yet."));
@@ -23,7 +25,7 @@ static WAITING_BYTES: LazyLock<IntGauge> =
 pub struct WaitingDeadLetters {
     /// Their number.
     pub count: i64,
-    /// Bytes of their keys, values and headers.
+    /// Bytes of their rows.
     pub bytes: i64,
 }
 
@@ -233,9 +235,9 @@ mod tests {
             let delta = Delta { dead_letters, ..Delta::default() };
             state.begin().await.unwrap().commit(&delta).await.unwrap();
             state.count_new_dead_letters().await.unwrap();
-            // No headers take two bytes.
-            assert_eq!(state.waiting(), WaitingDeadLetters { count: 5, bytes: 900 * 2 + 10 * 3 + 5 * 2 });
-            for (limit, bytes, expected) in [(20, 1, 1), (20, 1000, 3), (2, 1000, 2), (20, 10_000, 5)] {
+            // A row takes 100 bytes, and no headers two.
+            assert_eq!(state.waiting(), WaitingDeadLetters { count: 5, bytes: 900 * 2 + 10 * 3 + 5 * 102 });
+            for (limit, bytes, expected) in [(20, 1, 1), (20, 1300, 3), (2, 1300, 2), (20, 10_000, 5)] {
                 let waiting = state.waiting_dead_letters(limit, bytes).await.unwrap();
                 let offsets: Vec<_> = waiting.iter().map(|stored| stored.dead_letter.offset).collect();
                 assert_eq!(offsets, (0..expected).collect::<Vec<_>>(), "{limit} of {bytes} bytes");
@@ -245,7 +247,7 @@ mod tests {
             assert_eq!(waiting.iter().map(|stored| stored.dead_letter.offset).collect::<Vec<_>>(), [3]);
             let listed = state.dead_letters(i64::MAX, 2).await.unwrap();
             assert_eq!(listed.iter().map(|summary| summary.value_bytes).collect::<Vec<_>>(), [10, 900]);
-            let after = WaitingDeadLetters { count: 2, bytes: 900 + 10 + 2 * 2 };
+            let after = WaitingDeadLetters { count: 2, bytes: 900 + 10 + 2 * 102 };
             assert_eq!(state.waiting(), after);
             state.close().await;
             let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
@@ -255,6 +257,30 @@ mod tests {
             let kept = "SELECT sum(octet_length(value)) FROM dead_letters";
             let kept: i64 = sqlx::query_scalar(kept).fetch_one(&mut state.connection).await.unwrap();
             assert_eq!(kept, 910, "the content of forwarded ones is deleted");
+        });
+    }
+
+    #[test]
+    fn dead_letters_without_content_count_for_what_their_rows_take() {
+        let directory = Scratch::new().unwrap();
+        smol::block_on(async {
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            let pages = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+            let before: i64 = sqlx::query_scalar(pages).fetch_one(&mut state.connection).await.unwrap();
+            let dead_letter = |offset| DeadLetter {
+                partition: 0,
+                offset,
+                key: None,
+                value: None,
+                headers: Headers::new(),
+                error: "it has no PatientEvent".to_owned(),
+            };
+            let delta = Delta { dead_letters: (0..5_000).map(dead_letter).collect(), ..Delta::default() };
+            state.begin().await.unwrap().commit(&delta).await.unwrap();
+            state.count_new_dead_letters().await.unwrap();
+            let after: i64 = sqlx::query_scalar(pages).fetch_one(&mut state.connection).await.unwrap();
+            let counted = state.waiting().bytes;
+            assert!((after - before..3 * (after - before)).contains(&counted), "{counted} of {}", after - before);
         });
     }
 }
