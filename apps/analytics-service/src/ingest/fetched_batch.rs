@@ -90,6 +90,13 @@ impl FetchedBatch {
             |(record, error): &(RecordRef<'_>, String)| size_of::<DeadLetter>() + error.len() + kept_bytes(record);
         let dead_letters: usize = undecodable.iter().map(dead_letter_bytes).sum();
         let (events, spans) = (batch.events.len() * size_of::<ReceivedEvent>(), batch.spans.len() * SPAN_BYTES);
+        if undecodable.is_empty() {
+            // The records take more than the events, and the wait may be long.
+            drop(undecodable);
+            drop(records);
+            batch.permit = Some(budget.acquire(events + spans).await);
+            return batch;
+        }
         batch.permit = Some(budget.acquire(events + spans + dead_letters).await);
         batch.dead_letters.extend(undecodable.iter().map(|(record, error)| dead_letter(partition, record, error)));
         batch
