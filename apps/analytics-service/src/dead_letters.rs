@@ -18,6 +18,8 @@ use crate::{
 const MAX_BATCH: i64 = 20;
 /// The largest size of a batch, unless its first dead letter alone is larger: about the default `max.message.bytes`.
 const MAX_BATCH_BYTES: i64 = 1024 * 1024;
+/// The longest key of a dead letter whose content its topic rejects.
+const MAX_KEY_BYTES: usize = 1024;
 /// Poll interval for dead letters of an earlier run, which notify nobody.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Pauses after failures.
@@ -84,33 +86,47 @@ impl Forwarder {
         // Ingest opens a closed state and reports the error.
         let waiting = async |state: &mut State| state.waiting_dead_letters(MAX_BATCH, MAX_BATCH_BYTES).await;
         let Ok(dead_letters) = self.state.with(waiting).await else { return Ok(0) };
-        let Some(last) = dead_letters.last().map(|stored| stored.id) else { return Ok(0) };
-        match self.send(dead_letters.iter().map(|stored| self.record(&stored.dead_letter)).collect()).await {
-            Ok(()) => {}
-            // One of them is too large for the topic: send each one alone.
-            Err(kafka::Error::RecordRejected(_)) => self.send_each(&dead_letters).await?,
-            Err(kafka::Error::UnknownTopic) => {
-                kafka::create_topic(&self.settings.kafka, &self.settings.dead_letter_topic, 1).await?;
-                return Ok(0);
-            }
-            Err(error) => return Err(error),
+        if dead_letters.is_empty() {
+            return Ok(0);
         }
-        // If this fails, they are forwarded again.
-        let _ = self.state.with(async |state| state.mark_forwarded(last).await).await;
-        Ok(dead_letters.len())
+        let (forwarded, outcome) =
+            match self.send(dead_letters.iter().map(|stored| self.record(&stored.dead_letter)).collect()).await {
+                Ok(()) => (dead_letters.len(), Ok(())),
+                // One of them is too large for the topic: send each one alone.
+                Err(kafka::Error::RecordRejected(_)) => self.send_each(&dead_letters).await,
+                Err(kafka::Error::UnknownTopic) => {
+                    kafka::create_topic(&self.settings.kafka, &self.settings.dead_letter_topic, 1).await?;
+                    return Ok(0);
+                }
+                Err(error) => return Err(error),
+            };
+        if let Some(last) = dead_letters[..forwarded].last() {
+            // If this fails, they are forwarded again.
+            let _ = self.state.with(async |state| state.mark_forwarded(last.id).await).await;
+        }
+        outcome.map(|()| forwarded)
     }
 
-    async fn send_each(&mut self, dead_letters: &[StoredDeadLetter]) -> Result<(), kafka::Error> {
-        for StoredDeadLetter { dead_letter, .. } in dead_letters {
-            match self.send(vec![self.record(dead_letter)]).await {
+    /// Sends each dead letter alone. Of one that the topic rejects, it sends what is known of it without its content: if the topic
+    /// rejects that too, its configuration may be wrong, and the dead letter waits. Returns how many were sent.
+    async fn send_each(&mut self, dead_letters: &[StoredDeadLetter]) -> (usize, Result<(), kafka::Error>) {
+        for (sent, StoredDeadLetter { dead_letter, .. }) in dead_letters.iter().enumerate() {
+            let outcome = match self.send(vec![self.record(dead_letter)]).await {
                 Err(error @ kafka::Error::RecordRejected(_)) => {
                     let DeadLetter { partition, offset, .. } = dead_letter;
-                    tracing::error!(partition, offset, %error, "a dead letter is rejected by its topic; the record is on the topic of events only");
+                    let without_content = self.send(vec![self.record(&without_content(dead_letter))]).await;
+                    if without_content.is_ok() {
+                        tracing::error!(partition, offset, %error, "a dead letter is rejected by its topic; the record is on the topic of events only");
+                    }
+                    without_content
                 }
-                outcome => outcome?,
+                outcome => outcome,
+            };
+            if outcome.is_err() {
+                return (sent, outcome);
             }
         }
-        Ok(())
+        (dead_letters.len(), Ok(()))
     }
 
     async fn send(&mut self, records: Vec<Record>) -> Result<(), kafka::Error> {
@@ -123,5 +139,19 @@ impl Forwarder {
         let origin = Origin { topic: self.settings.topic.clone(), partition: *partition, offset: *offset };
         let headers = dead_letter::add_headers(headers.clone(), &origin, error);
         Record { key: key.clone(), value: value.clone(), headers, timestamp: Utc::now() }
+    }
+}
+
+/// What a topic can take that rejects the content.
+fn without_content(dead_letter: &DeadLetter) -> DeadLetter {
+    let DeadLetter { partition, offset, key, error, .. } = dead_letter;
+    DeadLetter {
+        partition: *partition,
+        offset: *offset,
+        // A compacted topic needs one.
+        key: key.clone().filter(|key| key.len() <= MAX_KEY_BYTES),
+        value: None,
+        headers: Vec::new(),
+        error: format!("{error}; the dead letter topic rejects its content, which is on the topic of events only"),
     }
 }

@@ -3,6 +3,7 @@
 
 mod batches;
 mod compaction;
+mod dead_letters;
 mod harness;
 mod ingest;
 mod members;

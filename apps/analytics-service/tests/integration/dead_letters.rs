@@ -1,0 +1,83 @@
+//! Dead letters that their topic rejects.
+
+use std::time::Duration;
+
+use kafka::{Consumer, Record, testing::set_topic_setting};
+use serde_json::Value as Json;
+use testbed::{broker, until};
+
+use crate::harness::{Harness, Running, foreign, with_topic};
+
+// Nisshi accepts records of any size.
+testbed::on_each_kafka!(
+    dead_letters_wait_while_their_topic_rejects_everything,
+    a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content
+);
+
+/// A service with dead letters for a topic that takes records of so many bytes.
+async fn start(topic: &mut Harness, max_bytes: &str, records: Vec<Record>) -> Running {
+    kafka::create_topic(&topic.kafka, &topic.dead_letter_topic(), 1).await.unwrap();
+    set_topic_setting(&topic.kafka, &topic.dead_letter_topic(), "max.message.bytes", max_bytes).await.unwrap();
+    let count = records.len() as i64;
+    for record in records {
+        topic.send(0, vec![record]).await;
+    }
+    let service = topic.start(&[]).await;
+    service.until_applied(count).await;
+    service
+}
+
+/// Whether each dead letter is forwarded, by offset.
+async fn is_forwarded(service: &Running) -> Vec<bool> {
+    let letters = service.get("/analytics/dead-letters").await.json();
+    letters.as_array().unwrap().iter().rev().map(|letter| letter["forwarded"] == true).collect()
+}
+
+async fn status(service: &Running) -> Json {
+    service.get("/actuator/health/readiness").await.json()["components"]["deadLetters"].clone()
+}
+
+/// The value, and the error, of each dead letter on the topic.
+async fn forwarded(topic: &Harness) -> Vec<(Option<Vec<u8>>, String)> {
+    let mut consumer = Consumer::new(topic.kafka.clone(), topic.dead_letter_topic(), 0);
+    let fetched = consumer.fetch(0, 1 << 20, Duration::from_millis(100)).await.unwrap();
+    let record = |record: Record| {
+        (record.value, codec::headers::text(&record.headers, "dead-letter-error").unwrap_or_default().to_owned())
+    };
+    fetched.records.iter().map(|found| record(found.to_record().record)).collect()
+}
+
+fn dead_letters_wait_while_their_topic_rejects_everything(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        // As if it were in MiB.
+        let service = start(&mut topic, "1", vec![foreign("one"), foreign("two")]).await;
+        until("it is reported", async || status(&service).await["status"] == "DEGRADED").await;
+        assert!(status(&service).await.to_string().contains("MessageTooLarge"), "{}", status(&service).await);
+        assert_eq!(is_forwarded(&service).await, [false, false]);
+        set_topic_setting(&topic.kafka, &topic.dead_letter_topic(), "max.message.bytes", "1048588").await.unwrap();
+        until("they are forwarded", async || is_forwarded(&service).await == [true, true]).await;
+        let values: Vec<_> = forwarded(&topic).await.into_iter().map(|(value, _)| value.unwrap()).collect();
+        assert_eq!(values, [b"one", b"two"]);
+        until("it is over", async || status(&service).await["status"] == "UP").await;
+        service.stop().await;
+    });
+}
+
+fn a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let large = foreign(vec![0xff; 3_000]);
+        let large_key = Record { key: Some(vec![0xff; 3_000]), ..foreign("key") };
+        let service = start(&mut topic, "1000", vec![foreign("one"), large, large_key, foreign("two")]).await;
+        until("they are forwarded", async || is_forwarded(&service).await == [true; 4]).await;
+        let found = forwarded(&topic).await;
+        let values: Vec<_> = found.iter().map(|(value, _)| value.as_deref()).collect();
+        assert_eq!(values, [Some(&b"one"[..]), None, None, Some(b"two")]);
+        for (_, error) in &found[1..3] {
+            assert!(
+                error.contains("no PatientEvent") && error.ends_with("which is on the topic of events only"),
+                "{error}"
+            );
+        }
+        service.stop().await;
+    });
+}
