@@ -41,7 +41,7 @@ impl Settings {
         let about = "consumer group to which the progress is committed, and which assigns the partitions with PARTITIONS=group; none: no progress is committed";
         let group = reader.variable(&["KAFKA_CONSUMER_GROUP"], about).or("analytics-service");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
-        let membership = MembershipSettings::read(reader, http.address, (&group, &assignment));
+        let membership = MembershipSettings::read(reader, http.address, (&group, &assignment), kafka.deadline);
         let members = MemberSettings::read(reader, http.tls.is_some(), assignment == Assignment::Group);
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
         let about = "what to do when records were deleted before they were read, or the topic was recreated";
@@ -89,7 +89,12 @@ pub struct MembershipSettings {
 }
 
 impl MembershipSettings {
-    fn read(reader: &mut Reader, listening: SocketAddr, (group, assignment): (&ConsumerGroup, &Assignment)) -> Self {
+    fn read(
+        reader: &mut Reader,
+        listening: SocketAddr,
+        (group, assignment): (&ConsumerGroup, &Assignment),
+        deadline: Duration,
+    ) -> Self {
         let is_member = *assignment == Assignment::Group;
         let about = "with PARTITIONS=group, the name of this instance in the consumer group: with one, a restart moves no partition";
         let instance_id = reader.variable(&["KAFKA_GROUP_INSTANCE_ID"], about).used_if(is_member).optional();
@@ -101,6 +106,11 @@ impl MembershipSettings {
         let advertised: Option<HostPort> = reader.variable(&["ADVERTISED_HTTP"], about).used_if(is_member).optional();
         if is_member && group.0.is_none() {
             reader.reject("KAFKA_CONSUMER_GROUP", ConsumerGroup::EXPECTED, "PARTITIONS=group needs a group");
+        }
+        if is_member && deadline >= session_timeout {
+            let expected = "less than KAFKA_SESSION_TIMEOUT";
+            let why = "one call without an answer would cost the instance its partitions";
+            reader.reject("KAFKA_DEADLINE", expected, why);
         }
         if is_member && advertised.is_none() && listening.ip().is_unspecified() {
             let why = "it is not set, and SERVER_ADDRESS is no address that other instances could use";
@@ -229,6 +239,8 @@ mod tests {
             (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("KAFKA_CONSUMER_GROUP", "none")], "KAFKA_CONSUMER_GROUP"),
             (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("STANDBYS", "10")], "STANDBYS"),
             (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("STANDBYS", "-1")], "STANDBYS"),
+            (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("KAFKA_DEADLINE", "15s")], "KAFKA_DEADLINE"),
+            (&[group, ("SERVER_ADDRESS", "127.0.0.1"), ("KAFKA_SESSION_TIMEOUT", "5s")], "KAFKA_DEADLINE"),
         ] {
             let errors = read(wrong).unwrap_err().to_string();
             assert!(errors.contains(name), "{errors}");

@@ -191,9 +191,38 @@ fn revoke(ingest: &Ingest, partitions: &BTreeSet<i32>) {
     partitions.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
 }
 
-/// Sends heartbeats and commits progress until the generation is over, or this member as its leader has to assign added
-/// partitions.
+/// Keeps the membership until the generation is over, or this member as its leader has to assign added partitions.
 async fn keep_membership(
+    ingest: &Ingest,
+    member: &mut Member,
+    assignment: &Assignment,
+    gate: &Gate,
+    limits: &StandbyLimits,
+) {
+    let is_leader = member.is_leader();
+    // Beside the heartbeats: a bootstrap broker that does not respond may cost the poll the deadline of a call.
+    or(send_heartbeats(ingest, member, assignment, gate, limits), watch_partitions(ingest, is_leader, assignment))
+        .await;
+}
+
+/// Polls for added partitions, until the leader has to assign some.
+async fn watch_partitions(ingest: &Ingest, is_leader: bool, assignment: &Assignment) {
+    loop {
+        smol::Timer::after(PARTITION_POLL_INTERVAL).await;
+        // The fetchers report an unavailable broker.
+        let Ok(count) = ingest.partition_count().await else { continue };
+        if is_leader && count > partitions_of(assignment) {
+            tracing::warn!(count, "partitions were added to the topic: the consumer group assigns them");
+            if assignment.members.len() > 1 {
+                report_moved_keys();
+            }
+            return;
+        }
+    }
+}
+
+/// Sends heartbeats and commits progress until the generation is over.
+async fn send_heartbeats(
     ingest: &Ingest,
     member: &mut Member,
     assignment: &Assignment,
@@ -202,8 +231,7 @@ async fn keep_membership(
 ) {
     let mut committed = BTreeMap::new();
     let (mut heartbeat_failures, mut commit_failures, mut limit_failures) = (0, 0, 0);
-    let (mut committed_at, mut polled_at) = (Instant::now(), Instant::now());
-    let mut limits_at = None;
+    let (mut committed_at, mut limits_at) = (Instant::now(), None);
     loop {
         match member.heartbeat().await {
             Ok(Generation::Current { until }) => {
@@ -244,20 +272,6 @@ async fn keep_membership(
             ingest.report_standbys(&mut limit_failures, result.as_ref().err());
             if let Ok(committed) = result {
                 limits.set(committed);
-            }
-        }
-        if polled_at.elapsed() >= PARTITION_POLL_INTERVAL {
-            polled_at = Instant::now();
-            // The fetchers report an unavailable broker.
-            if let Ok(count) = ingest.partition_count().await
-                && member.is_leader()
-                && count > partitions_of(assignment)
-            {
-                tracing::warn!(count, "partitions were added to the topic: the consumer group assigns them");
-                if assignment.members.len() > 1 {
-                    report_moved_keys();
-                }
-                return;
             }
         }
         smol::Timer::after(HEARTBEAT_INTERVAL).await;
