@@ -21,8 +21,10 @@ use crate::members::Member;
 
 /// Time for an answer. Whoever asks waits for the slowest instance.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// After a failure an instance is not asked for this time, so that one that hangs does not delay each query.
+/// An instance that is unavailable is not asked for this time, so that one that hangs does not delay each query.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often it is logged at most that an instance rejects calls: which ones depends on their callers.
+const REJECTIONS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Calls at once, of all instances together.
 const MAX_CALLS: usize = 64;
 /// Idle connections that are kept for an instance.
@@ -87,8 +89,20 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Instance {
     idle: Vec<Client>,
-    failed: Option<Instant>,
+    unavailable_at: Option<Instant>,
     outage: Arc<Outage>,
+    rejection_logged_at: Option<Instant>,
+}
+
+/// Why an instance has no answer to a call.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    /// It cannot be reached, does not answer in time, or has a fault, whoever asks.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It rejects this call, such as for its caller's token. That says nothing about the calls of others.
+    #[error("it answers {0}")]
+    Rejected(StatusCode),
 }
 
 impl MemberClient {
@@ -119,7 +133,7 @@ impl MemberClient {
         for (call, member) in calls.into_iter().zip(members) {
             if let Some(call) = call {
                 let answer = call.await;
-                self.report(member, answer.as_ref().err().map(String::as_str));
+                self.report(member, answer.as_ref().err());
                 answers.extend(answer.ok());
             }
         }
@@ -132,8 +146,8 @@ impl MemberClient {
     }
 
     fn may_ask(&self, member: &Member) -> bool {
-        let failed = self.instances().get(&member.address).and_then(|instance| instance.failed);
-        failed.is_none_or(|at| at.elapsed() >= PAUSE)
+        let unavailable_at = self.instances().get(&member.address).and_then(|instance| instance.unavailable_at);
+        unavailable_at.is_none_or(|at| at.elapsed() >= PAUSE)
     }
 
     async fn get<T: DeserializeOwned>(
@@ -141,25 +155,30 @@ impl MemberClient {
         address: &str,
         target: &str,
         headers: Vec<(&'static str, String)>,
-    ) -> Result<T, String> {
+    ) -> Result<T, CallError> {
         let work = async {
             let _permit = self.0.permits.acquire().await;
             let body = self.body(address, target, &headers).await?;
-            serde_json::from_slice(&body).map_err(|_| "the answer is that of another version".to_owned())
+            serde_json::from_slice(&body).map_err(|_| unavailable("the answer is that of another version"))
         };
-        let answer = timeout(TIMEOUT, Box::pin(work)).await.unwrap_or_else(|elapsed| Err(elapsed.to_string()));
+        let answer = timeout(TIMEOUT, Box::pin(work)).await.unwrap_or_else(|elapsed| Err(unavailable(elapsed)));
         CALLS.with_label_values(&[if answer.is_ok() { "ok" } else { "failed" }]).inc();
         answer
     }
 
-    async fn body(&self, address: &str, target: &str, headers: &[(&'static str, String)]) -> Result<Vec<u8>, String> {
+    async fn body(
+        &self,
+        address: &str,
+        target: &str,
+        headers: &[(&'static str, String)],
+    ) -> Result<Vec<u8>, CallError> {
         let scheme = if self.0.tls.is_some() { "https" } else { "http" };
-        let url = surf::Url::parse(&format!("{scheme}://{address}{target}")).map_err(|error| error.to_string())?;
+        let url = surf::Url::parse(&format!("{scheme}://{address}{target}")).map_err(unavailable)?;
         let idle = self.instances().get_mut(address).and_then(|instance| instance.idle.pop());
         // The instance may have closed an idle connection meanwhile: then a new one is tried.
         let attempts = [idle, None];
         let first = usize::from(attempts[0].is_none());
-        let mut last = String::new();
+        let mut last = None;
         for client in attempts.into_iter().skip(first) {
             let client = client.unwrap_or_else(|| self.connection());
             let mut request = client.get(&url);
@@ -168,7 +187,7 @@ impl MemberClient {
             }
             match request.send().await {
                 Ok(mut response) => {
-                    let body = response.body_bytes().await.map_err(|error| error.to_string())?;
+                    let body = response.body_bytes().await.map_err(unavailable)?;
                     let mut instances = self.instances();
                     let idle = &mut instances.entry(address.to_owned()).or_default().idle;
                     if idle.len() < MAX_IDLE {
@@ -176,13 +195,14 @@ impl MemberClient {
                     }
                     return match response.status() {
                         StatusCode::Ok => Ok(body),
-                        status => Err(format!("it answers {status}")),
+                        status if status.is_client_error() => Err(CallError::Rejected(status)),
+                        status => Err(unavailable(format!("it answers {status}"))),
                     };
                 }
-                Err(error) => last = error.to_string(),
+                Err(error) => last = Some(unavailable(error)),
             }
         }
-        Err(last)
+        Err(last.expect("a new connection is always tried"))
     }
 
     fn connection(&self) -> Client {
@@ -193,37 +213,100 @@ impl MemberClient {
         })
     }
 
-    /// Logs when an instance stops answering, and when it answers again.
-    fn report(&self, member: &Member, error: Option<&str>) {
+    /// Logs when an instance becomes unavailable, when it answers again, and that it rejects calls.
+    fn report(&self, member: &Member, error: Option<&CallError>) {
         let Member { address, partitions, .. } = member;
-        let outage = {
+        let now = Instant::now();
+        let (outage, logs_rejection) = {
             let mut instances = self.instances();
             let instance = instances.entry(address.clone()).or_default();
-            instance.failed = error.map(|_| Instant::now());
-            instance.outage.clone()
+            instance.unavailable_at = matches!(error, Some(CallError::Unavailable(_))).then_some(now);
+            let is_due = instance.rejection_logged_at.is_none_or(|at| now - at >= REJECTIONS_LOG_INTERVAL);
+            let logs_rejection = is_due && matches!(error, Some(CallError::Rejected(_)));
+            if logs_rejection {
+                instance.rejection_logged_at = Some(now);
+            }
+            (instance.outage.clone(), logs_rejection)
         };
-        match error {
-            Some(error) => {
-                if outage.failed(error) {
-                    tracing::warn!(
-                        address,
-                        ?partitions,
-                        error,
-                        "another analytics-service does not answer; answers are without its partitions"
-                    );
-                }
+        if let Some(CallError::Unavailable(error)) = error {
+            if outage.failed(error) {
+                tracing::warn!(
+                    address,
+                    ?partitions,
+                    error,
+                    "another analytics-service does not answer; answers are without its partitions"
+                );
             }
-            None => {
-                if let Some(lasted) = outage.recovered() {
-                    let lasted_ms = lasted.as_millis() as u64;
-                    tracing::info!(lasted_ms, address, "the other analytics-service answers again");
-                }
-            }
+            return;
+        }
+        if let Some(lasted) = outage.recovered() {
+            let lasted_ms = lasted.as_millis() as u64;
+            tracing::info!(lasted_ms, address, "the other analytics-service answers again");
+        }
+        if let Some(error) = error.filter(|_| logs_rejection) {
+            tracing::warn!(
+                address,
+                ?partitions,
+                %error,
+                "another analytics-service rejects calls; answers to their callers are without its partitions"
+            );
         }
     }
 
     fn instances(&self) -> MutexGuard<'_, HashMap<String, Instance>> {
         // Nothing panics while it is held.
         self.0.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unavailable(error: impl ToString) -> CallError {
+    CallError::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use smol::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Answers each request on a connection of its own, with the status that is its token.
+    async fn instance() -> Member {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let serve = async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).await.unwrap();
+                    request.extend(byte);
+                }
+                let request = String::from_utf8(request).unwrap();
+                let (_, status) = request.split_once("authorization: ").unwrap();
+                let response =
+                    format!("HTTP/1.1 {} x\r\nContent-Length: 1\r\nConnection: close\r\n\r\n1", &status[..3]);
+                stream.write_all(response.as_bytes()).await.unwrap();
+            }
+        };
+        runtime::spawn(serve).detach();
+        Member { address, partitions: Vec::new(), is_self: false }
+    }
+
+    #[test]
+    fn a_rejected_caller_costs_no_other_its_answer() {
+        runtime::block_on(1, async {
+            let (client, instances) = (MemberClient::new(None), [instance().await]);
+            let ask = async |status: &'static str| client.get_all::<u32>(&instances, "/", Some(status)).await.len();
+            assert_eq!(ask("200").await, 1);
+            for rejection in ["400", "401", "403", "421", "431"] {
+                assert_eq!(ask(rejection).await, 0, "{rejection}");
+                assert_eq!(ask("200").await, 1, "after {rejection}");
+            }
+            assert_eq!(ask("503").await, 0);
+            assert_eq!(ask("200").await, 0, "one with a fault is not asked for a while");
+        });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -29,6 +29,7 @@ mod in_a_group {
 
 testbed::on_each_broker!(
     every_instance_answers_for_all_partitions,
+    a_header_that_nobody_has_checked_leaves_answers_whole,
     an_answer_without_an_instance_is_partial_until_it_is_back,
     a_stream_of_one_instance_has_the_changes_of_the_others,
 );
@@ -168,6 +169,34 @@ fn every_instance_answers_for_all_partitions(kind: broker::Kind) {
         }
         let wrong = instances.0[0].client().get("/analytics/summary?scope=all").await.unwrap();
         assert_eq!(wrong.status, 400, "{}", wrong.text());
+    });
+}
+
+fn a_header_that_nobody_has_checked_leaves_answers_whole(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let instances = Instances::start(&topic).await;
+        for partition in 0..PARTITIONS {
+            topic.send(partition, vec![record(Uuid::now_v7(), Created, 1)]).await;
+        }
+        instances.until(&[0, 1, 2], "all are whole", |summary| is_whole(summary, 3, 3)).await;
+        let address = instances.0[0].address();
+        // No HTTP client of ours would send it.
+        let request = [
+            &b"GET /analytics/summary HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: "[..],
+            b"\xff\r\n\r\n",
+        ]
+        .concat();
+        testbed::until("the answers to this caller and to the next one are whole", async || {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+            stream.write_all(&request).unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).unwrap();
+            let body = response.split_once("\r\n\r\n").unwrap().1;
+            is_whole(&serde_json::from_str(body).unwrap_or_default(), 3, 3)
+                && is_whole(&summary(&instances.0[0]).await, 3, 3)
+        })
+        .await;
     });
 }
 
