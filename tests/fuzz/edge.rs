@@ -19,12 +19,27 @@ pub(crate) const STREAMED: &str = "x-streamed";
 /// What `/echo` sends before the request's body, so that no body starts like a response.
 pub(crate) const ECHO: &str = ".";
 
-static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
+/// How much memory the server has for its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Enough.
+    Ample,
+    /// For one connection. It is always short, so hyper serves one request at a time and the server reads the heads itself.
+    Short,
+}
+
+static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| start(Memory::Ample, Shutdown::new()));
+
+/// Starts a server and returns its address.
+fn start(memory: Memory, shutdown: Shutdown) -> SocketAddr {
     let environment = Environment::empty().with("SERVER_PORT", "0");
     let mut settings = Settings::read(&mut Reader::new(environment), "0");
     let wait = Duration::from_secs(3);
     settings.limits =
         Limits { body: BODY_LIMIT, head: 8 * 1024, head_timeout: wait, body_timeout: wait, ..settings.limits };
+    if memory == Memory::Short {
+        settings.limits.buffers = 36 * 1024;
+    }
     let app = Router::new(settings.limits.clone())
         .get("/hello", hello)
         .get("/items/:id", item)
@@ -34,16 +49,22 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
         .build();
     let server = Server::bind(&settings).expect("loopback has a free port");
     let address = server.address();
-    runtime::spawn(server.serve(app, Shutdown::new())).detach();
+    runtime::spawn(server.serve(app, shutdown)).detach();
     address
-});
+}
 
 /// Sends the pieces, lets the server read after each, and returns its responses when it has closed the connection.
 ///
 /// With `end`, the client closes its side. The server then closes the connection, perhaps before its last response.
-pub(crate) fn exchange(pieces: &[&[u8]], end: bool) -> Vec<u8> {
+pub(crate) fn exchange(pieces: &[&[u8]], end: bool, memory: Memory) -> Vec<u8> {
     runtime::block_on(1, async {
-        let mut stream = TcpStream::connect(*SERVER).await.expect("the server accepts");
+        let shutdown = Shutdown::new();
+        let address = match memory {
+            Memory::Ample => *SERVER,
+            // Of its own, because the connection before may still hold its memory.
+            Memory::Short => start(memory, shutdown.clone()),
+        };
+        let mut stream = TcpStream::connect(address).await.expect("the server accepts");
         stream.set_nodelay(true).expect("it is TCP");
         for piece in pieces {
             // The server has closed the connection after an error response.
@@ -61,6 +82,7 @@ pub(crate) fn exchange(pieces: &[&[u8]], end: bool) -> Vec<u8> {
         let mut responses = Vec::new();
         // The connection is reset if the client sends more after the last response; the received bytes are still readable.
         let _ = stream.read_to_end(&mut responses).await;
+        shutdown.trigger();
         responses
     })
 }

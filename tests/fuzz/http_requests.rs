@@ -5,7 +5,7 @@ use arbitrary::Arbitrary;
 use serde_json::{Value as Json, json};
 
 use crate::{
-    edge::{self, BODY_LIMIT, ECHO},
+    edge::{self, BODY_LIMIT, ECHO, Memory},
     responses::{self, Response},
 };
 
@@ -20,6 +20,7 @@ const MAX_ITEMS: usize = 5;
 /// What a client sends on a connection.
 #[derive(Arbitrary, Debug)]
 pub struct Conversation<'a> {
+    short_memory: bool,
     requests: Vec<Request<'a>>,
     /// Sent after the requests.
     ambiguous: Option<Ambiguous>,
@@ -46,6 +47,16 @@ enum Call<'a> {
     UnknownMethod,
     Json(Content<'a>),
     Echo(Content<'a>),
+    Unread(Unread, Content<'a>),
+}
+
+/// What does not read its body.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Unread {
+    Hello,
+    Nowhere,
+    WrongMethod,
+    WrongType,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -95,14 +106,13 @@ enum Ambiguous {
 struct ExpectedResponse {
     status: u16,
     body: Option<Vec<u8>>,
-    /// Whether the server may close the connection, or has to.
-    may_end: bool,
+    /// Whether the server closes the connection.
     must_end: bool,
 }
 
 /// Sends the requests and compares the responses with the expected ones.
 pub fn check(conversation: Conversation<'_>) {
-    let Conversation { mut requests, ambiguous, pieces: lengths } = conversation;
+    let Conversation { short_memory, mut requests, ambiguous, pieces: lengths } = conversation;
     requests.truncate(MAX_ITEMS);
     if ambiguous.is_none() {
         requests.push(LAST);
@@ -120,7 +130,8 @@ pub fn check(conversation: Conversation<'_>) {
         rest = next;
     }
     pieces.push(rest);
-    compare(&requests, ambiguous, responses::read(&edge::exchange(&pieces, false)));
+    let memory = if short_memory { Memory::Short } else { Memory::Ample };
+    compare(&requests, ambiguous, responses::read(&edge::exchange(&pieces, false, memory)));
 }
 
 fn compare(requests: &[Request<'_>], ambiguous: Option<Ambiguous>, responses: Vec<Response>) {
@@ -140,7 +151,7 @@ fn compare(requests: &[Request<'_>], ambiguous: Option<Ambiguous>, responses: Ve
             assert_eq!(response.body.escape_ascii().to_string(), body.escape_ascii().to_string(), "{request:?}");
         }
         let ends = given.len() == 0;
-        if expected.must_end || (expected.may_end && ends) {
+        if expected.must_end {
             assert!(ends, "a response after the last one: {responses:?}");
             return;
         }
@@ -161,6 +172,7 @@ impl Request<'_> {
             Call::UnknownMethod => ("BREW /hello".to_owned(), None),
             Call::Json(content) => ("POST /json".to_owned(), Some(content)),
             Call::Echo(content) => ("POST /echo".to_owned(), Some(content)),
+            Call::Unread(unread, content) => (unread.line().to_owned(), Some(content)),
         };
         let version = if self.ending == Ending::Http10 { "1.0" } else { "1.1" };
         bytes.extend_from_slice(format!("{line} HTTP/{version}\r\n").as_bytes());
@@ -177,6 +189,9 @@ impl Request<'_> {
         }
         if self.ending == Ending::Close {
             bytes.extend_from_slice(b"connection: close\r\n");
+        }
+        if !matches!(self.call, Call::Unread(..)) && content.is_some() {
+            bytes.extend_from_slice(b"content-type: application/json\r\n");
         }
         match content {
             Some(content) => content.write(self.ending != Ending::Http10, bytes),
@@ -208,7 +223,9 @@ impl Request<'_> {
             (Call::Head, _) => (200, Some(Vec::new())),
             (Call::Item(id), _) if encoded(id).is_empty() => (404, None),
             (Call::Item(id), _) => (200, json(json!(encoded(id)))),
-            (Call::WrongMethod | Call::UnknownMethod, _) => (405, None),
+            (Call::WrongMethod | Call::UnknownMethod | Call::Unread(Unread::WrongMethod, _), _) => (405, None),
+            (Call::Unread(Unread::Hello, _), _) => (200, json(json!("hello"))),
+            (Call::Unread(Unread::WrongType, _), _) => (415, None),
             (Call::Json(_), Some(content)) if content.len() > BODY_LIMIT => (413, None),
             (Call::Json(_), Some(content)) => match serde_json::from_slice::<Json>(json_of(&content)) {
                 Ok(value) => (200, json(json!([value]))),
@@ -217,13 +234,18 @@ impl Request<'_> {
             (Call::Echo(_), Some(content)) => (200, Some([ECHO.as_bytes(), &content].concat())),
             _ => (404, None),
         };
-        // The server may close the connection instead of reading the body.
-        let unread = match &self.call {
-            Call::Json(content) => is_rejected || (content.expect && status == 413),
-            Call::Echo(_) => is_rejected,
-            _ => false,
-        };
-        ExpectedResponse { status, body, may_end: unread, must_end: self.ending != Ending::Open }
+        ExpectedResponse { status, body, must_end: self.ending != Ending::Open }
+    }
+}
+
+impl Unread {
+    fn line(self) -> &'static str {
+        match self {
+            Self::Hello => "GET /hello",
+            Self::Nowhere => "POST /nowhere",
+            Self::WrongMethod => "DELETE /hello",
+            Self::WrongType => "POST /json",
+        }
     }
 }
 
@@ -239,7 +261,6 @@ impl Content<'_> {
     /// The rest of the head, and the body.
     fn write(&self, may_chunk: bool, bytes: &mut Vec<u8>) {
         let content = self.bytes();
-        bytes.extend_from_slice(b"content-type: application/json\r\n");
         if self.expect {
             bytes.extend_from_slice(b"expect: 100-continue\r\n");
         }

@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use futures_lite::{AsyncBufReadExt as _, AsyncReadExt as _};
+use futures_lite::AsyncBufReadExt as _;
 use runtime::timeout;
 use serde::de::DeserializeOwned;
 use tide::{Body, Request, StatusCode};
@@ -12,9 +12,6 @@ use crate::{
     in_flight::{InFlightSlot, overloaded},
 };
 
-/// Bytes of a body above the limit that are read and discarded, and for how long.
-const MAX_DISCARDED: u64 = 4 * 1024 * 1024;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// The UTF-8 byte order mark, which editors put before a text. RFC 8259 lets a reader ignore it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -54,10 +51,6 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
     };
     let announced = request.len();
     if announced.is_some_and(|length| length > limits.body) {
-        // A client that waits for 100 Continue has sent nothing yet.
-        if request.header("expect").is_none() {
-            discard(request.take_body()).await;
-        }
         return Err(too_large());
     }
     let client = request.ext::<Client>().cloned();
@@ -73,10 +66,7 @@ pub async fn read_body<S>(request: &mut Request<S>, limits: &Limits) -> Result<V
         Ok(Err(_)) if client.is_some_and(|client| client.is_evicted()) => return Err(overloaded()),
         Ok(Err(BodyError::NoRoom)) => return Err(overloaded()),
         Ok(Err(BodyError::Incomplete)) => return Err(Problem::bad_request("The body ended before it was complete.")),
-        Ok(Err(BodyError::TooLarge)) => {
-            discard(body).await;
-            return Err(too_large());
-        }
+        Ok(Err(BodyError::TooLarge)) => return Err(too_large()),
     };
     if let Some(slot) = slot {
         slot.take()?;
@@ -127,14 +117,6 @@ fn reject_content_coding<S>(request: &Request<S>) -> Result<(), Problem> {
     }
     let problem = Problem::new(StatusCode::UnsupportedMediaType, "The body must be sent without a content coding.");
     Err(problem.kind("unsupported-content-coding").header("accept-encoding", "identity"))
-}
-
-/// Reads and discards some of the body: many clients read the response only after they have sent everything, and would
-/// not get it if the connection were closed before.
-async fn discard(body: Body) {
-    let rest = futures_lite::io::copy(body.take(MAX_DISCARDED), futures_lite::io::sink());
-    // The response is the same if this fails.
-    let _ = timeout(DISCARD_TIMEOUT, rest).await;
 }
 
 fn timed_out(limit: Duration) -> Problem {

@@ -7,6 +7,7 @@
 
 mod io;
 mod memory;
+mod request_body;
 
 use std::{
     collections::HashMap,
@@ -23,8 +24,12 @@ use event_listener::Event;
 use futures_util::task::AtomicWaker;
 use smol::net::TcpStream;
 
-use self::{io::ObservedIo, memory::MemoryBudget};
-pub(crate) use self::{io::Socket, memory::REQUEST_OVERHEAD};
+use self::{
+    io::ObservedIo,
+    memory::MemoryBudget,
+    request_body::{DISCARD_TIMEOUT, UnreadBody},
+};
+pub(crate) use self::{io::Socket, memory::REQUEST_OVERHEAD, request_body::RequestBody};
 use crate::{
     Limits,
     chunks::{BlockPool, ChunkedBuffer},
@@ -70,6 +75,9 @@ impl Connections {
             blocked_since: unset(),
             response_deadline: unset(),
             charged: AtomicUsize::new(0),
+            open_bodies: AtomicUsize::new(0),
+            unread_body: Mutex::default(),
+            is_read_blocked: AtomicBool::new(false),
             has_partial_head: AtomicBool::new(false),
             is_evicted: AtomicBool::new(false),
             must_release: AtomicBool::new(false),
@@ -110,6 +118,9 @@ impl Connections {
                 || is_over(&connection.response_deadline, Duration::ZERO)
             {
                 connection.close(Shutdown::Both);
+            } else if connection.is_idle() && is_over(&connection.body_since, DISCARD_TIMEOUT) {
+                // Only for reading, so that the response still reaches the client and TLS ends properly.
+                connection.close(Shutdown::Read);
             } else if connection.holds_idle_buffers() {
                 connection.release();
             }
@@ -198,6 +209,7 @@ impl ConnectionGuard {
         let connection = &self.client.connection;
         connection.head_since.store(UNSET, Ordering::Relaxed);
         connection.has_partial_head.store(false, Ordering::Relaxed);
+        connection.is_read_blocked.store(false, Ordering::Relaxed);
         // If there is no room, the request is rejected with 503 once its head is parsed.
         self.client.set_charge(REQUEST_OVERHEAD);
     }
@@ -209,18 +221,23 @@ impl ConnectionGuard {
 
     /// Whether the connection can be taken back from hyper: all complete requests are answered, the responses are
     /// written, and its buffers are needed elsewhere or hold an incomplete head.
+    ///
+    /// The next byte from the client must then be one of a head. So the last body must be complete, and hyper must have
+    /// parsed what it has read: it pauses after some pipelined requests, and reads on while there is more.
     pub(crate) fn can_hand_back(&self) -> bool {
         let Client { connection, all } = &self.client;
-        if connection.idle_since.load(Ordering::Relaxed) == UNSET || connection.is_write_blocked() {
+        let has_open_body = connection.open_bodies.load(Ordering::Relaxed) > 0;
+        if !connection.is_idle() || has_open_body || connection.is_write_blocked() {
             return false;
         }
         connection.response_deadline.store(UNSET, Ordering::Relaxed);
         if self.client.charged() > REQUEST_OVERHEAD {
             all.memory.set_charge(connection, REQUEST_OVERHEAD);
         }
-        connection.has_partial_head.load(Ordering::Relaxed)
+        let is_needed = connection.has_partial_head.load(Ordering::Relaxed)
             || connection.must_release.load(Ordering::Relaxed)
-            || all.memory.is_short()
+            || all.memory.is_short();
+        is_needed && connection.is_read_blocked.load(Ordering::Relaxed)
     }
 
     /// Notes that a complete head has arrived. The connection is idle again when the guard is dropped.
@@ -228,6 +245,7 @@ impl ConnectionGuard {
         let connection = &self.client.connection;
         connection.idle_since.store(UNSET, Ordering::Relaxed);
         connection.has_partial_head.store(false, Ordering::Relaxed);
+        connection.must_release.store(false, Ordering::Relaxed);
         // That was the deadline of the previous response.
         connection.response_deadline.store(UNSET, Ordering::Relaxed);
         RequestGuard(self.client.clone())
@@ -312,6 +330,12 @@ struct Connection {
     response_deadline: AtomicU64,
     /// Bytes of memory that it is charged for, see [`memory`].
     charged: AtomicUsize,
+    /// Bodies of requests that have not been received to their end.
+    open_bodies: AtomicUsize,
+    /// The rest of a body that its handler has left.
+    unread_body: Mutex<Option<UnreadBody>>,
+    /// Whether hyper has read all that has arrived.
+    is_read_blocked: AtomicBool,
     /// Whether hyper has read bytes of the next head.
     has_partial_head: AtomicBool,
     is_evicted: AtomicBool,
@@ -331,6 +355,11 @@ impl Connection {
         self.blocked_since.load(Ordering::Relaxed) != UNSET
     }
 
+    /// Whether no request is being handled.
+    fn is_idle(&self) -> bool {
+        self.request_awaited_since() != UNSET
+    }
+
     fn request_awaited_since(&self) -> u64 {
         self.idle_since.load(Ordering::Relaxed)
     }
@@ -343,8 +372,7 @@ impl Connection {
     }
 
     fn holds_idle_buffers(&self) -> bool {
-        let is_idle = self.idle_since.load(Ordering::Relaxed) != UNSET && self.client_awaited_since() == UNSET;
-        is_idle && self.charged.load(Ordering::Relaxed) > 0
+        self.is_idle() && self.client_awaited_since() == UNSET && self.charged.load(Ordering::Relaxed) > 0
     }
 
     fn release(&self) {

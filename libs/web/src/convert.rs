@@ -7,12 +7,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, Bytes};
-use futures_lite::{AsyncBufRead, AsyncRead};
+use bytes::Bytes;
+use futures_lite::AsyncBufRead;
 use http_types::headers::{HeaderName, HeaderValue};
 use hyper::{
     HeaderMap,
-    body::{Body as _, Frame, Incoming, SizeHint},
+    body::{Body as _, Frame, SizeHint},
     header,
     http::{request::Parts, uri::Authority},
 };
@@ -22,7 +22,7 @@ use tide::{
     http::{self, Method, Url},
 };
 
-use crate::Problem;
+use crate::{Problem, connections::RequestBody};
 
 /// Responses up to this many bytes are written together with their head.
 const MAX_INLINE_BODY: usize = 64 * 1024;
@@ -36,7 +36,7 @@ const OPAQUE: u8 = 0x7f;
 ///
 /// # Errors
 /// 400 for a well-formed but invalid request, such as two Host headers.
-pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Problem> {
+pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<http::Request, Problem> {
     check_host(parts)?;
     let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
     // tide supports no other methods. No route answers TRACE, so the request gets 404, or 405 with `Allow`.
@@ -47,9 +47,9 @@ pub(crate) fn request(parts: &Parts, body: Incoming) -> Result<http::Request, Pr
         .map_err(|_| Problem::bad_request("The request target is not a valid path."))?;
     let mut request = http::Request::new(method, url);
     copy_headers(&parts.headers, &mut request);
-    if !body.is_end_stream() {
-        let length = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        request.set_body(http::Body::from_reader(RequestBody { incoming: body, chunk: Bytes::new() }, length));
+    if let Some(body) = body {
+        let length = body.length();
+        request.set_body(http::Body::from_reader(body, length));
     }
     Ok(request)
 }
@@ -160,40 +160,6 @@ pub(crate) async fn response(mut response: http::Response) -> hyper::Response<Re
         }
     }
     converted
-}
-
-/// hyper's request body as a reader for tide.
-struct RequestBody {
-    incoming: Incoming,
-    chunk: Bytes,
-}
-
-impl AsyncBufRead for RequestBody {
-    fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        let this = self.get_mut();
-        while this.chunk.is_empty() {
-            match ready!(Pin::new(&mut this.incoming).poll_frame(context)) {
-                None => break,
-                Some(Ok(frame)) => this.chunk = frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
-            }
-        }
-        Poll::Ready(Ok(&this.chunk))
-    }
-
-    fn consume(mut self: Pin<&mut Self>, amount: usize) {
-        self.chunk.advance(amount);
-    }
-}
-
-impl AsyncRead for RequestBody {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let available = ready!(self.as_mut().poll_fill_buf(context))?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Poll::Ready(Ok(length))
-    }
 }
 
 /// tide's response body for hyper.

@@ -24,7 +24,7 @@ use telemetry::{
 use crate::{
     App, Limits, Settings, TrustedProxies,
     chunks::ChunkedBuffer,
-    connections::{ConnectionGuard, Connections, RequestGuard, Socket},
+    connections::{ConnectionGuard, Connections, RequestBody, RequestGuard, Socket},
     convert::{self, ResponseBody},
     edge::{ClientAddress, Linked},
     forwarded,
@@ -306,11 +306,11 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             .serve_connection(registered.io(head, stream), service_fn(respond));
         let served = poll_fn(|context| {
             registered.watch(context);
-            match Pin::new(&mut connection).poll(context) {
-                Poll::Ready(outcome) => Poll::Ready(SessionEnd::Closed(outcome)),
-                Poll::Pending if registered.can_hand_back() => Poll::Ready(SessionEnd::HandBack),
-                Poll::Pending => Poll::Pending,
+            if let Poll::Ready(outcome) = Pin::new(&mut connection).poll(context) {
+                return Poll::Ready(SessionEnd::Closed(outcome));
             }
+            registered.discard_unread_body(context);
+            if registered.can_hand_back() { Poll::Ready(SessionEnd::HandBack) } else { Poll::Pending }
         });
         let next = or(served, async {
             self.shutdown.wait().await;
@@ -324,7 +324,12 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             SessionEnd::Closed(outcome) => outcome,
             SessionEnd::Shutdown => {
                 Pin::new(&mut connection).graceful_shutdown();
-                connection.await
+                poll_fn(|context| {
+                    let served = Pin::new(&mut connection).poll(context);
+                    registered.abandon_unread_body();
+                    served
+                })
+                .await
             }
         };
         if let Err(error) = outcome {
@@ -342,6 +347,7 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
     ) -> Result<hyper::Response<GuardedBody>, Infallible> {
         let (busy, client) = (registered.busy(), registered.client());
         let (parts, body) = request.into_parts();
+        let body = RequestBody::new(body, client);
         let callers = convert::single_value(&parts.headers, TraceContext::HEADER);
         let continues_trace = self.trace_callers.contains(peer);
         // Anybody could have every request recorded otherwise, and mix into the traces of others.

@@ -107,7 +107,9 @@ impl hyper::rt::Read for ObservedIo {
             Pin::new(&mut this.inner).poll_read(context, buffer)
         };
         let connection = &this.client.connection;
-        if outcome.is_ready() && connection.idle_since.load(Ordering::Relaxed) != UNSET {
+        connection.is_read_blocked.store(outcome.is_pending(), Ordering::Relaxed);
+        let awaits_head = connection.is_idle() && connection.open_bodies.load(Ordering::Relaxed) == 0;
+        if outcome.is_ready() && awaits_head {
             // Bytes of the next head; reset at once if the head is complete.
             connection.has_partial_head.store(true, Ordering::Relaxed);
         }

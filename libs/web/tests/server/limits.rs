@@ -179,3 +179,18 @@ fn requests_in_any_pieces_are_answered_in_order_while_memory_is_short() {
     let endless = server.raw(format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(20_000)).as_bytes());
     assert!(endless.starts_with("HTTP/1.1 431"), "{endless}");
 }
+
+/// hyper pauses after some pipelined requests, with others in its buffer.
+#[test]
+fn many_pipelined_requests_are_all_answered_while_memory_is_short() {
+    for count in [15, 16, 17, 32, 40, 200] {
+        let server = TestServer::with(|limits| limits.buffers = 30 * 1024);
+        let mut client = server.connect();
+        client.send(HELLO.repeat(count).as_bytes());
+        for n in 0..count {
+            assert_eq!(client.response(false).map(|response| response.status).ok(), Some(200), "{n} of {count}");
+        }
+        client.send(b"GET /hello HTTP/1.1\r\nhost:");
+        assert_eq!(client.request(" x\r\n\r\n").status, 200);
+    }
+}

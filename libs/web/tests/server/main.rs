@@ -6,3 +6,4 @@ mod connections;
 mod limits;
 mod protocol;
 mod support;
+mod unread;
