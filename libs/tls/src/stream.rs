@@ -24,6 +24,14 @@ impl<T> Stream<T> {
         matches!(self, Self::Tls(_))
     }
 
+    /// The connection below TLS. Reading from it or writing to it would break TLS.
+    pub fn get_mut(&mut self) -> &mut T {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_mut().0,
+        }
+    }
+
     /// The DNS names and URIs in the subject alternative names of the peer's certificate; none if it has shown none. The
     /// handshake has verified the certificate.
     pub fn peer_names(&self) -> Vec<String> {

@@ -70,11 +70,13 @@ impl Connections {
         let connection = Connection {
             stream,
             idle_since: AtomicU64::new(self.now()),
+            record_since: unset(),
             head_since: unset(),
             body_since: unset(),
             blocked_since: unset(),
             response_deadline: unset(),
             charged: AtomicUsize::new(0),
+            records_charged: AtomicUsize::new(0),
             open_bodies: AtomicUsize::new(0),
             unread_body: Mutex::default(),
             is_read_blocked: AtomicBool::new(false),
@@ -114,6 +116,7 @@ impl Connections {
             let is_idle = connection.head_since.load(Ordering::Relaxed) == UNSET;
             if is_idle && is_over(&connection.idle_since, limits.idle_timeout)
                 || is_over(&connection.head_since, limits.head_timeout)
+                || is_over(&connection.record_since, limits.head_timeout)
                 || is_over(&connection.blocked_since, limits.write_timeout)
                 || is_over(&connection.response_deadline, Duration::ZERO)
             {
@@ -167,8 +170,8 @@ impl ConnectionGuard {
     }
 
     /// The connection's socket, for TLS or for [`io`](Self::io).
-    pub(crate) fn socket(&self) -> Socket {
-        Socket::new(self.client.clone())
+    pub(crate) fn socket(&self, is_tls: bool) -> Socket {
+        Socket::new(self.client.clone(), is_tls)
     }
 
     /// The connection's I/O for hyper, which reads the bytes of `prefix` first.
@@ -256,7 +259,7 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let Client { connection, all } = &self.client;
         all.lock().remove(&self.id);
-        all.memory.set_charge(connection, 0);
+        all.memory.discharge(connection);
         all.closed.notify(usize::MAX);
     }
 }
@@ -320,6 +323,8 @@ struct Connection {
     stream: TcpStream,
     /// Since when no request is being handled.
     idle_since: AtomicU64,
+    /// When the first bytes of an incomplete TLS record arrived.
+    record_since: AtomicU64,
     /// When the first bytes of an incomplete head arrived.
     head_since: AtomicU64,
     /// Since when the server waits for a body.
@@ -328,8 +333,10 @@ struct Connection {
     blocked_since: AtomicU64,
     /// When the client must have read the whole response.
     response_deadline: AtomicU64,
-    /// Bytes of memory that it is charged for, see [`memory`].
+    /// Bytes of memory that it is charged for, see [`memory`]: those of TLS records apart, because both change on their
+    /// own.
     charged: AtomicUsize,
+    records_charged: AtomicUsize,
     /// Bodies of requests that have not been received to their end.
     open_bodies: AtomicUsize,
     /// The rest of a body that its handler has left.
@@ -366,8 +373,8 @@ impl Connection {
 
     /// Since when the connection has held memory while it waits for its client.
     fn client_awaited_since(&self) -> u64 {
-        let since =
-            [&self.head_since, &self.body_since, &self.blocked_since].map(|since| since.load(Ordering::Relaxed));
+        let since = [&self.record_since, &self.head_since, &self.body_since, &self.blocked_since]
+            .map(|since| since.load(Ordering::Relaxed));
         since.into_iter().min().unwrap_or(UNSET)
     }
 
@@ -385,6 +392,8 @@ impl Connection {
         self.is_evicted.store(true, Ordering::Relaxed);
         // Once a response has been started nothing else can be sent; before that, writing stays open for a 503.
         self.close(if self.is_write_blocked() { Shutdown::Both } else { Shutdown::Read });
+        // At once, without a round of the reactor.
+        self.task.wake();
     }
 }
 

@@ -236,11 +236,14 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
 
     /// The connection, after the handshake if the server speaks TLS. `None` if that fails or the server stops.
     async fn handshake(&self, registered: &ConnectionGuard) -> Option<tls::Stream<Socket>> {
-        let Some(tls) = &self.tls else { return Some(tls::Stream::Plain(registered.socket())) };
+        let Some(tls) = &self.tls else { return Some(tls::Stream::Plain(registered.socket(false))) };
         // Boxed, because it is short and would be part of every idle connection.
-        let handshake = Box::pin(tls.accept(registered.socket()));
+        let handshake = Box::pin(tls.accept(registered.socket(true)));
         match self.shutdown.run_until_stopped(handshake).await? {
-            Ok(stream) => Some(stream),
+            Ok(mut stream) => {
+                stream.get_mut().decrypted();
+                Some(stream)
+            }
             Err(error) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 None
@@ -445,7 +448,8 @@ impl Head {
     /// Reads the next bytes; 0 is the end of the connection.
     fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut tls::Stream<Socket>) -> Poll<io::Result<usize>> {
         let mut piece = [0; READ_SIZE];
-        let read = ready!(Pin::new(stream).poll_read(context, &mut piece))?;
+        let read = ready!(Pin::new(&mut *stream).poll_read(context, &mut piece))?;
+        stream.get_mut().decrypted();
         self.scan(&piece[..read]);
         self.bytes.push(&piece[..read]);
         Poll::Ready(Ok(read))

@@ -209,3 +209,33 @@ fn settings_that_do_not_protect_end_a_service_with_exit_code_78() {
         assert!(text.contains(message) && !text.contains("hunter2"), "{service}: {text}");
     }
 }
+
+/// The memory limit of a service in docker-compose.yaml.
+const ALL_MEMORY: u64 = 64 << 20;
+
+/// Each connection holds most of the largest handshake message that rustls takes.
+#[test]
+fn handshakes_that_do_not_end_cost_bounded_memory_and_block_no_other_client() {
+    runtime::block_on(2, async {
+        let pki = Pki::new();
+        let mut service = service(&pki).await;
+        let port = service.launch().port;
+        let hello = [&[1, 0, 0xff, 0xfb][..], &[0; 64_000]].concat();
+        let records: Vec<u8> =
+            hello.chunks(16_000).flat_map(|part| [&[22, 3, 1, 62, 128][..], part].concat()).take(64_000).collect();
+        let mut held = Vec::new();
+        for _ in 0..1_800 {
+            let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+            // The server may have closed it for others.
+            let _ = stream.write_all(&records).await;
+            held.push(stream);
+            // So that not all of them are open at once.
+            if held.len() == 900 {
+                assert!(get(&connector(&pki.ca()), "localhost", port, LIVENESS).await.unwrap().contains("200 OK"));
+                held.clear();
+            }
+        }
+        let most = service.process().peak_memory();
+        assert!(most < ALL_MEMORY, "{} KiB", most >> 10);
+    });
+}

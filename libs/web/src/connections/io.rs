@@ -14,15 +14,25 @@ use smol_hyper::rt::FuturesIo;
 use super::{Client, UNSET};
 
 /// A connection's socket, which records since when a write has been blocked. It is below TLS, which takes some bytes
-/// although the socket takes none.
+/// although the socket takes none, and keeps those of a record until its last byte has come.
 pub(crate) struct Socket {
     inner: TcpStream,
     client: Client,
+    /// With TLS.
+    records: Option<Records>,
 }
 
 impl Socket {
-    pub(super) fn new(client: Client) -> Self {
-        Self { inner: client.connection.stream.clone(), client }
+    pub(super) fn new(client: Client, is_tls: bool) -> Self {
+        Self { inner: client.connection.stream.clone(), client, records: is_tls.then(Records::default) }
+    }
+
+    /// Notes that TLS has passed on plaintext, or completed the handshake.
+    pub(crate) fn decrypted(&mut self) {
+        if let Some(records) = self.records.as_mut().filter(|records| records.are_complete()) {
+            records.held = 0;
+            self.client.records_ended();
+        }
     }
 
     fn observe<T>(&self, write: Poll<T>) -> Poll<T> {
@@ -38,7 +48,75 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_read(context, buffer)
+        let Self { inner, client, records } = &mut *self;
+        let Some(records) = records else { return Pin::new(inner).poll_read(context, buffer) };
+        let read = if records.take_turns(client.is_memory_short()) {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        } else {
+            Pin::new(inner).poll_read(context, buffer)
+        };
+        match read {
+            Poll::Ready(Ok(length)) => records.read(&buffer[..length]),
+            Poll::Pending if records.held > 0 && !client.records_held(records.held, context) => {
+                return Poll::Ready(Err(io::Error::other("there is no memory for a TLS record")));
+            }
+            _ => {}
+        }
+        read
+    }
+}
+
+/// Which bytes TLS may still hold: those of a record until it is complete, those of a handshake message until all of its
+/// records have come. rustls does not say how many they are.
+#[derive(Default)]
+struct Records {
+    /// Bytes that were read since TLS held none.
+    held: usize,
+    /// Bytes of a record's header that were read, and the last two of them.
+    header: (u8, u16),
+    /// Bytes that the current record still lacks.
+    missing: usize,
+    /// How often the connection has given way to others since it last read.
+    waits: u8,
+}
+
+impl Records {
+    fn read(&mut self, mut bytes: &[u8]) {
+        /// Type, version and, in the last two bytes, the length.
+        const HEADER: u8 = 5;
+        self.held += bytes.len();
+        while let [first, rest @ ..] = bytes {
+            if self.missing > 0 {
+                let length = self.missing.min(bytes.len());
+                self.missing -= length;
+                bytes = &bytes[length..];
+                continue;
+            }
+            let (length, last) = self.header;
+            self.header = (length + 1, last << 8 | u16::from(*first));
+            if self.header.0 == HEADER {
+                self.missing = self.header.1.into();
+                self.header = (0, 0);
+            }
+            bytes = rest;
+        }
+    }
+
+    /// Whether to let other connections run before more is read: while memory is short, those that are evicted have to free
+    /// theirs first. rustls would read all that has arrived at once.
+    fn take_turns(&mut self, is_memory_short: bool) -> bool {
+        /// What rustls reads at once.
+        const TURN: usize = 4 * 1024;
+        // After the first time, futures-rustls reports a handshake's progress to itself and reads again.
+        const WAITS: u8 = 2;
+        let waits = is_memory_short && self.held >= TURN && self.waits < WAITS;
+        self.waits = if waits { self.waits + 1 } else { 0 };
+        waits
+    }
+
+    fn are_complete(&self) -> bool {
+        self.missing == 0 && self.header.0 == 0
     }
 }
 
@@ -104,7 +182,11 @@ impl hyper::rt::Read for ObservedIo {
             }
             Poll::Ready(Ok(()))
         } else {
-            Pin::new(&mut this.inner).poll_read(context, buffer)
+            let read = Pin::new(&mut this.inner).poll_read(context, buffer);
+            if read.is_ready() {
+                this.inner.get_mut().get_mut().decrypted();
+            }
+            read
         };
         let connection = &this.client.connection;
         connection.is_read_blocked.store(outcome.is_pending(), Ordering::Relaxed);

@@ -1,13 +1,16 @@
 //! The memory limit that all connections share.
 //!
-//! A connection is charged for what it holds: the bytes of an incomplete head, the buffers of the current request, its
-//! body, a response that its client has not read. When the charges exceed [`Limits::buffers`](crate::Limits::buffers),
+//! A connection is charged for what it holds: the bytes of an incomplete head or TLS record, the buffers of the current
+//! request, its body, a response that its client has not read. When the charges exceed [`Limits::buffers`](crate::Limits::buffers),
 //! first idle connections release their buffers, and then the connection is evicted whose client has been waited for
 //! longest.
 
-use std::sync::{
-    Arc, LazyLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Context,
 };
 
 use telemetry::metrics::{self, IntCounter, IntGauge};
@@ -37,9 +40,24 @@ impl MemoryBudget {
 
     /// Replaces the charge of a connection.
     pub(super) fn set_charge(&self, connection: &Connection, bytes: usize) {
+        self.replace(&connection.charged, bytes);
+    }
+
+    /// Replaces what a connection is charged for records of TLS.
+    fn set_record_charge(&self, connection: &Connection, bytes: usize) {
+        self.replace(&connection.records_charged, bytes);
+    }
+
+    /// Ends both charges of a connection.
+    pub(super) fn discharge(&self, connection: &Connection) {
+        self.set_charge(connection, 0);
+        self.set_record_charge(connection, 0);
+    }
+
+    fn replace(&self, charge: &AtomicUsize, bytes: usize) {
         // Not atomic together, which would need a lock; the sum is correct after both.
         self.charged.fetch_add(bytes, Ordering::Relaxed);
-        self.charged.fetch_sub(connection.charged.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
+        self.charged.fetch_sub(charge.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Whether more than half of the memory is in use; then idle connections release theirs at once.
@@ -70,15 +88,17 @@ impl Connections {
             self.memory.set_charge(connection, 0);
         }
         while self.memory.is_exceeded() {
-            let held = open.values().filter(|connection| connection.charged.load(Ordering::Relaxed) > 0);
+            let held = open.values().filter(|connection| connection.is_charged());
             let waiting = held.map(|connection| (connection.client_awaited_since(), connection));
-            let longest = waiting.filter(|(since, _)| *since != UNSET).min_by_key(|(since, _)| *since);
+            // Another one, of several that have been waited for equally long.
+            let order = |(since, connection): &(u64, &Arc<Connection>)| (*since, Arc::ptr_eq(connection, requester));
+            let longest = waiting.filter(|(since, _)| *since != UNSET).min_by_key(order);
             match longest {
                 // Not the requester: its request is rejected, and it can still get a response.
                 Some((_, connection)) if !Arc::ptr_eq(connection, requester) => {
                     connection.evict();
                     EVICTED.inc();
-                    self.memory.set_charge(connection, 0);
+                    self.memory.discharge(connection);
                 }
                 _ => return false,
             }
@@ -87,7 +107,44 @@ impl Connections {
     }
 }
 
+impl Connection {
+    fn is_charged(&self) -> bool {
+        self.charged.load(Ordering::Relaxed) > 0 || self.records_charged.load(Ordering::Relaxed) > 0
+    }
+}
+
 impl Client {
+    /// Charges the connection for this many bytes of incomplete TLS records, and notes since when it waits for the rest;
+    /// false if there is no room for them.
+    pub(super) fn records_held(&self, bytes: usize, context: &Context<'_>) -> bool {
+        if self.is_evicted() {
+            return false;
+        }
+        // Twice, because rustls keeps them in a `Vec`, which grows by doubling.
+        let charge = 2 * bytes;
+        if self.connection.records_charged.load(Ordering::Relaxed) == charge {
+            return true;
+        }
+        if self.connection.record_since.load(Ordering::Relaxed) == UNSET {
+            self.connection.record_since.store(self.all.now(), Ordering::Relaxed);
+        }
+        self.connection.task.register(context.waker());
+        self.all.memory.set_record_charge(&self.connection, charge);
+        self.all.make_room(&self.connection)
+    }
+
+    pub(super) fn is_memory_short(&self) -> bool {
+        self.all.memory.is_short()
+    }
+
+    /// Notes that TLS holds no incomplete record.
+    pub(super) fn records_ended(&self) {
+        if self.connection.record_since.load(Ordering::Relaxed) != UNSET {
+            self.connection.record_since.store(UNSET, Ordering::Relaxed);
+            self.all.memory.set_record_charge(&self.connection, 0);
+        }
+    }
+
     /// Charges the connection for a request with a head of this many bytes; false if there is no room for it.
     pub(crate) fn request_started(&self, head: usize) -> bool {
         // Three times: hyper's copy, tide's, and the overhead of both.

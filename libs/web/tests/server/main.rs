@@ -6,4 +6,5 @@ mod connections;
 mod limits;
 mod protocol;
 mod support;
+mod tls_records;
 mod unread;

@@ -89,6 +89,14 @@ impl TestServer {
     }
 
     pub(crate) fn behind(trusted_proxies: TrustedProxies, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::serve(trusted_proxies, None, change)
+    }
+
+    pub(crate) fn serve(
+        trusted_proxies: TrustedProxies,
+        tls: Option<tls::ServerSettings>,
+        change: impl FnOnce(&mut Limits),
+    ) -> Self {
         let mut limits = Limits {
             connections: 100,
             in_flight: 5,
@@ -103,8 +111,8 @@ impl TestServer {
         };
         change(&mut limits);
         let environment = Environment::empty().with("SERVER_PORT", "0");
-        let settings =
-            Settings { limits: limits.clone(), trusted_proxies, ..Settings::read(&mut Reader::new(environment), "0") };
+        let settings = Settings::read(&mut Reader::new(environment), "0");
+        let settings = Settings { limits: limits.clone(), trusted_proxies, tls, ..settings };
         let server = Server::bind(&settings).unwrap();
         let (address, shutdown) = (server.address(), Shutdown::new());
         let stop = shutdown.clone();
