@@ -3,7 +3,10 @@
 //! It is added to the paths in `Location` and `Link`. These have no host and scheme, so no other `X-Forwarded-*` header
 //! is used. Any client can send it, so it counts only from the proxies that the operator trusts.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use config::Value;
 use hyper::{
@@ -83,13 +86,20 @@ pub(crate) fn client(headers: &HeaderMap, proxy: IpAddr, trusted: &TrustedProxie
     let values: Vec<_> = convert::values(headers, "x-forwarded-for").flat_map(|value| value.split(',')).collect();
     let mut last = proxy;
     for value in values.into_iter().rev() {
-        let Ok(address) = value.trim().parse() else { return last };
+        let Some(address) = address(value.trim()) else { return last };
         last = address;
         if !trusted.contains(address) {
             return last;
         }
     }
     last
+}
+
+/// An address in `X-Forwarded-For`. Some proxies add the client's port, or put an IPv6 address in brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    text.parse().ok().or_else(with_port).or_else(in_brackets)
 }
 
 /// The stripped prefix; none if it is not a path. Each of several proxies in a row appends its own to the list.
@@ -166,6 +176,14 @@ mod tests {
             ("198.51.100.1, 192.0.2.7, 10.0.0.2", "192.0.2.7"),
             ("10.0.0.3, 10.0.0.2", "10.0.0.3"),
             ("192.0.2.7, nonsense", "10.0.0.1"),
+            ("192.0.2.7:51234", "192.0.2.7"),
+            ("192.0.2.7:51234, 10.0.0.2:80", "192.0.2.7"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("192.0.2.7:x", "10.0.0.1"),
+            ("[192.0.2.7]", "10.0.0.1"),
+            ("[2001:db8::1", "10.0.0.1"),
             ("", "10.0.0.1"),
         ] {
             let headers = HeaderMap::from_iter([("x-forwarded-for".parse().unwrap(), value.parse().unwrap())]);
