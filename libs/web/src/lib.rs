@@ -17,6 +17,7 @@ mod convert;
 mod edge;
 mod events;
 mod forwarded;
+mod head;
 mod health;
 mod in_flight;
 mod limits;

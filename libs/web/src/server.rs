@@ -5,12 +5,12 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     pin::Pin,
     sync::{Arc, LazyLock},
-    task::{Context, Poll, ready},
+    task::Poll,
     time::Duration,
 };
 
 use futures_lite::{
-    AsyncRead as _, AsyncWriteExt as _,
+    AsyncWriteExt as _,
     future::{or, poll_once},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -23,19 +23,17 @@ use telemetry::{
 
 use crate::{
     App, Limits, Settings, TrustedProxies,
-    chunks::ChunkedBuffer,
     connections::{ConnectionGuard, Connections, RequestBody, RequestGuard, Socket},
     convert::{self, ResponseBody},
     edge::{ClientAddress, Linked},
     forwarded,
+    head::Head,
 };
 
 /// How often connections are swept; the precision of every timeout of a client.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a failed `accept`, which fails again at once while file descriptors are exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of a head that are read at once.
-const READ_SIZE: usize = 4 * 1024;
 /// The smallest `max_buf_size` that hyper accepts.
 const MIN_BUFFER: usize = 8 * 1024;
 /// The response on a connection that there is no room for.
@@ -263,7 +261,6 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         begun: Vec<u8>,
     ) -> Option<Vec<u8>> {
         let mut head = Head::of(registered.client().chunks(Vec::new()), &begun);
-        head.bytes.push(&begun);
         drop(begun);
         if head.bytes.is_empty() {
             registered.mark_idle();
@@ -280,9 +277,9 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             match read {
                 // hyper answers an incomplete head.
                 Ok(0) => return (!head.bytes.is_empty()).then(|| head.bytes.take()),
-                Ok(_) if head.end == End::Whole || head.bytes.len() > self.limits.head => {
-                    return Some(head.bytes.take());
-                }
+                Ok(_) if head.is_whole() || head.bytes.len() > self.limits.head => return Some(head.bytes.take()),
+                // Only empty lines.
+                Ok(_) if head.bytes.is_empty() => {}
                 Ok(_) if registered.head_started(head.bytes.size()) => {}
                 Ok(_) => return reject(stream).await,
                 Err(_) => return None,
@@ -413,62 +410,6 @@ async fn reject(stream: &mut tls::Stream<Socket>) -> Option<Vec<u8>> {
     })
     .await;
     None
-}
-
-/// A head that arrives in chunks.
-struct Head {
-    bytes: ChunkedBuffer,
-    end: End,
-}
-
-/// How much of a head has been scanned.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Only empty lines, which are allowed before a head.
-    Before,
-    /// Within a line.
-    Line,
-    /// At the start of a line, possibly after a carriage return.
-    Break,
-    Whole,
-}
-
-impl Head {
-    /// A head that starts with these bytes.
-    fn of(begun: ChunkedBuffer, bytes: &[u8]) -> Self {
-        let mut head = Self { bytes: begun, end: End::Before };
-        head.scan(bytes);
-        // hyper has seen these bytes and handed them back, so the head is not complete for it.
-        if head.end == End::Whole {
-            head.end = End::Line;
-        }
-        head
-    }
-
-    /// Reads the next bytes; 0 is the end of the connection.
-    fn poll_read(&mut self, context: &mut Context<'_>, stream: &mut tls::Stream<Socket>) -> Poll<io::Result<usize>> {
-        let mut piece = [0; READ_SIZE];
-        let read = ready!(Pin::new(&mut *stream).poll_read(context, &mut piece))?;
-        stream.get_mut().decrypted();
-        self.scan(&piece[..read]);
-        self.bytes.push(&piece[..read]);
-        Poll::Ready(Ok(read))
-    }
-
-    /// Scans for the empty line that ends a head. What does not start like a method is complete at once, so that hyper
-    /// rejects it.
-    fn scan(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.end = match (self.end, byte) {
-                (End::Whole, _) => return,
-                (End::Before, b'\r' | b'\n') => End::Before,
-                (End::Before, byte) if !byte.is_ascii_graphic() => End::Whole,
-                (End::Break, b'\n') => End::Whole,
-                (End::Line, b'\n') | (End::Break, b'\r') => End::Break,
-                _ => End::Line,
-            };
-        }
-    }
 }
 
 /// The body of a response, which keeps its connection busy until it is written.

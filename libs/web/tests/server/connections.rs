@@ -61,6 +61,27 @@ fn idle_connections_outlive_the_timeout_of_a_started_head() {
 }
 
 #[test]
+fn an_empty_line_before_a_request_begins_no_head() {
+    for memory in [30 * 1024, 4 << 20] {
+        let server = TestServer::with(|limits| {
+            limits.buffers = memory;
+            (limits.idle_timeout, limits.head_timeout) = (Duration::from_secs(60), Duration::from_millis(100));
+        });
+        let (mut fresh, mut kept) = (server.connect(), server.connect());
+        assert_eq!(kept.request(HELLO).status, 200);
+        for client in [&mut fresh, &mut kept] {
+            client.send(b"\r\n\r");
+        }
+        // Long enough for two sweeps.
+        assert!(!kept.is_closed_within(Duration::from_millis(2_500)));
+        for client in [&mut fresh, &mut kept] {
+            client.reader.get_mut().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(client.request(&format!("\n{HELLO}")).status, 200);
+        }
+    }
+}
+
+#[test]
 fn keep_alive_outlasts_that_of_load_balancers() {
     // AWS and nginx: 60 s; Traefik: 90 s; Google: 600 s.
     let mut reader = Reader::new(Environment::empty());
