@@ -32,12 +32,20 @@ const MAX_FRAME: usize = 16 * 1024;
 /// so it cannot be confused with a byte that a client sent.
 const OPAQUE: u8 = 0x7f;
 
-/// Converts hyper's request to tide's.
+/// Converts hyper's request to tide's. `None` for `OPTIONS *`, which is about the server and has no route: a ping (RFC 9110,
+/// section 9.3.7).
 ///
 /// # Errors
 /// 400 for a well-formed but invalid request, such as two Host headers.
-pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<http::Request, Problem> {
+pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<Option<http::Request>, Problem> {
     check_host(parts)?;
+    match parts.uri.path() {
+        "*" if parts.method == hyper::Method::OPTIONS => return Ok(None),
+        // The target of CONNECT alone has no path (RFC 9112, section 3.2).
+        "" if parts.method == hyper::Method::CONNECT => {}
+        "*" | "" => return Err(Problem::bad_request("The request target is not a valid path.")),
+        _ => {}
+    }
     let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
     // tide supports no other methods. No route answers TRACE, so the request gets 404, or 405 with `Allow`.
     let method = method.unwrap_or(Method::Trace);
@@ -51,7 +59,7 @@ pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<http::
         let length = body.length();
         request.set_body(http::Body::from_reader(body, length));
     }
-    Ok(request)
+    Ok(Some(request))
 }
 
 /// Approximate size of a head in bytes.

@@ -364,7 +364,8 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
         }
         let mut response: tide::http::Response = match convert::request(&parts, body) {
             Err(problem) => problem.into_response(path, trace).into(),
-            Ok(mut request) => {
+            Ok(None) => crate::no_content().into(),
+            Ok(Some(mut request)) => {
                 request.ext_mut().insert(trace);
                 request.ext_mut().insert(client.clone());
                 let is_proxy = registered.is_trusted_proxy();

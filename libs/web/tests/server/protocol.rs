@@ -62,6 +62,20 @@ fn heads_and_options() {
 }
 
 #[test]
+fn options_for_the_server_as_a_whole_is_a_ping() {
+    let server = TestServer::start();
+    let mut client = server.connect();
+    let ping = client.request("OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!((ping.status, ping.header("content-type"), ping.body.as_str()), (204, None, ""));
+    assert!(ping.header("traceparent").is_some());
+    // These targets are for OPTIONS and CONNECT alone.
+    for target in ["*", "hello"] {
+        assert_eq!(client.request(&format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n")).status, 400, "{target}");
+    }
+    assert_eq!(client.request(HELLO).status, 200);
+}
+
+#[test]
 fn http_1_0_and_connection_close_are_honoured() {
     let server = TestServer::start();
     let old = server.raw(b"GET /hello HTTP/1.0\r\n\r\n");
