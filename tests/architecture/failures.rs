@@ -17,6 +17,7 @@ const FAULTS: &[&str] = &[
     "every connection to PostgreSQL is in use",
     "holder of the relay's lease frozen and thawed",
     "topic is deleted and created again",
+    "log of a partition loses its tail",
     "a value that is not an event",
     "an unrelated transaction stays open",
     "one `Idempotency-Key`",

@@ -23,3 +23,4 @@ mod retention;
 mod settings;
 mod settings_page;
 mod support;
+mod truncation;

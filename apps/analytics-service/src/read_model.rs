@@ -213,7 +213,10 @@ mod tests {
         let read_model = ReadModel::default();
         let mut delta = Delta::default();
         (delta.counts.of(Some(0)).created, delta.counts.of(Some(1)).created) = (1, 2);
-        delta.positions.insert(1, crate::state::SavedPosition { next: 7, last_timestamp: None, topic_id: None });
+        delta.positions.insert(
+            1,
+            crate::state::SavedPosition { next: 7, last_timestamp: None, topic_id: None, leader_epoch: None },
+        );
         read_model.change("t", |snapshot| {
             snapshot.assign([(0, Position::default())]);
             snapshot.standbys.insert(1, Position::default());

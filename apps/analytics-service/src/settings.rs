@@ -44,7 +44,8 @@ impl Settings {
         let membership = MembershipSettings::read(reader, http.address, (&group, &assignment), kafka.deadline);
         let members = MemberSettings::read(reader, http.tls.is_some(), assignment == Assignment::Group);
         let state: String = reader.variable(&["STATE_FILE"], "file of the state").or("analytics.sqlite");
-        let about = "what to do when records were deleted before they were read, or the topic was recreated";
+        let about = "what to do when records were deleted before they were read, the topic was recreated, or its log was \
+                     truncated";
         let on_offset_loss = reader.variable(&["ON_OFFSET_LOSS"], about).or("halt");
         let otlp = otlp::Settings::read(reader, "analytics-service");
         Self {
@@ -192,7 +193,8 @@ impl Value for Assignment {
     }
 }
 
-/// What to do when the next record does not exist any more: retention deleted it, or the topic was recreated.
+/// What to do when the next record does not exist any more: retention deleted it, the topic was recreated, or
+/// its log was truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnOffsetLoss {
     /// Halt the partition and report it until an operator acts.

@@ -77,6 +77,8 @@ pub struct SavedPosition {
     pub last_timestamp: Option<i64>,
     /// The id of the topic, if it is known.
     pub topic_id: Option<Uuid>,
+    /// The leader epoch of the batch before it, if it is known.
+    pub leader_epoch: Option<i32>,
 }
 
 /// The state cannot be used. It has to be opened again.
@@ -226,13 +228,14 @@ async fn load(connection: &mut SqliteConnection) -> Result<SavedState, sqlx::Err
         *registrations.entry(decode_date(row.try_get("date")?)).or_default() += row.try_get::<i64, _>("patients")?;
     }
     drop(rows);
-    let mut rows =
-        query("-- positions\nSELECT partition, next, last_timestamp, topic_id FROM positions").fetch(connection);
+    let positions = "-- positions\nSELECT partition, next, last_timestamp, topic_id, leader_epoch FROM positions";
+    let mut rows = query(positions).fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let position = SavedPosition {
             next: row.try_get("next")?,
             last_timestamp: row.try_get("last_timestamp")?,
             topic_id: row.try_get::<Option<&[u8]>, _>("topic_id")?.and_then(|id| Uuid::from_slice(id).ok()),
+            leader_epoch: row.try_get("leader_epoch")?,
         };
         saved.positions.insert(row.try_get("partition")?, position);
     }
@@ -305,7 +308,8 @@ mod tests {
             let (mut state, _) = State::open(&file).await.unwrap();
             let id = Uuid::from_u128(7);
             let known = PatientState { version: 3, active: true, partition: Some(2), ..PatientState::default() };
-            let position = SavedPosition { next: 5, last_timestamp: Some(6), topic_id: Some(Uuid::from_u128(8)) };
+            let topic_id = Some(Uuid::from_u128(8));
+            let position = SavedPosition { next: 5, last_timestamp: Some(6), topic_id, leader_epoch: Some(9) };
             let date = NaiveDate::from_ymd_opt(2024, 2, 29).unwrap();
             let mut counts = Counts { active: 1, created: 2, ..Counts::default() };
             counts.births.insert(Some(1990), 1);
@@ -360,7 +364,7 @@ mod tests {
                 ..Counts::default()
             };
             assert_eq!(state.unsplit, [1].into());
-            let position = SavedPosition { next: 7, last_timestamp: Some(8), topic_id: None };
+            let position = SavedPosition { next: 7, last_timestamp: Some(8), topic_id: None, leader_epoch: None };
             assert_eq!(saved.positions, BTreeMap::from([(1, position)]));
             assert_eq!(saved.counts.get(None), Some(&counted));
             assert_eq!(saved.counts.iter().count(), 1);

@@ -6,7 +6,7 @@ use crate::{Malformed, RecordRef, cursor::Cursor, decompress::decompress};
 const PREFIX: usize = 12;
 /// The length of a batch's header.
 const HEADER: usize = 61;
-/// Where the magic byte is, in every version of the format.
+/// Where the magic byte is, in every version of the format. The leader epoch is between both.
 const MAGIC: usize = 16;
 /// Where the bytes begin that the checksum covers.
 const CHECKED: usize = 21;
@@ -36,7 +36,9 @@ pub(crate) struct RawBatch {
 /// The header of a batch with magic 2. Offsets and timestamps of its records are deltas.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Header {
-    first_offset: i64,
+    pub(crate) first_offset: i64,
+    /// The epoch of the leader that has appended it. The checksum does not cover it.
+    leader_epoch: i32,
     first_timestamp: i64,
     last_timestamp: i64,
     attributes: i16,
@@ -89,6 +91,7 @@ impl RawBatch {
         }
         let header = Header {
             first_offset,
+            leader_epoch: i32::from_be_bytes(array(&whole[PREFIX..MAGIC])),
             attributes: i16::from_be_bytes(array(&whole[21..23])),
             last_offset_delta: i32::from_be_bytes(array(&whole[23..27])),
             first_timestamp: i64::from_be_bytes(array(&whole[27..35])),
@@ -129,6 +132,11 @@ impl Header {
         self.attributes & CONTROL != 0
     }
 
+    /// The epoch of the leader that has appended it; none where brokers do not write it.
+    pub(crate) fn leader_epoch(&self) -> Option<i32> {
+        Some(self.leader_epoch).filter(|epoch| *epoch >= 0)
+    }
+
     /// Whether it belongs to a transaction.
     pub(crate) fn is_transactional(&self) -> bool {
         self.attributes & TRANSACTIONAL != 0
@@ -143,7 +151,7 @@ impl Header {
 /// A batch with decompressed and validated records.
 #[derive(Debug)]
 pub(crate) struct DecodedBatch {
-    header: Header,
+    pub(crate) header: Header,
     records: Bytes,
     is_compressed: bool,
 }

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use kafka_protocol::{
     error::ParseResponseErrorCode as _,
     messages::{
-        FetchRequest, ListOffsetsRequest, ListOffsetsResponse, TopicName,
+        FetchRequest, ListOffsetsRequest, ListOffsetsResponse, OffsetForLeaderEpochRequest, TopicName,
         fetch_request::{FetchPartition, FetchTopic},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
+        offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic},
     },
     protocol::StrBytes,
 };
@@ -36,6 +37,8 @@ const THROTTLED_ATTEMPTS: u32 = 10;
 /// Timestamps that stand for the earliest and the latest offset in ListOffsets.
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
+/// The replica id of a consumer.
+const CONSUMER: i32 = -1;
 /// No leader epoch: the broker does not check it.
 const NO_EPOCH: i32 = -1;
 /// No fetch session.
@@ -54,6 +57,12 @@ const NO_SESSION: i32 = -1;
 ///
 /// Where brokers have no topic ids, compare the timestamp of the record before the stored offset. A
 /// [`leader_epoch`](Self::leader_epoch) below the stored one means another topic too; an equal or higher one proves nothing.
+///
+/// # Truncated logs
+///
+/// A log may lose its tail, which was read: a replica that lagged becomes the leader, or a broker loses what it has not written
+/// to disk. Then offsets are given again to other records. Store the [`leader_epoch`](Fetched::leader_epoch) of a fetch with the
+/// next offset, and after an error of any call compare the log by [`common_end`](Self::common_end).
 #[derive(Debug)]
 pub struct Consumer {
     settings: Settings,
@@ -79,6 +88,8 @@ pub struct Fetched {
     pub records: Records,
     /// The next fetch offset. It may be higher than the fetch offset although there are no records.
     pub next: i64,
+    /// The leader epoch of the last batch before `next`; none if `next` is the fetch offset, or the epoch is not known.
+    pub leader_epoch: Option<i32>,
     /// The offset after the last record or transaction marker. Of the fetch before, if a quota left this one empty.
     pub high_watermark: i64,
     /// The first offset of the oldest open transaction, or the high watermark. Later records are not returned: they may be
@@ -177,7 +188,8 @@ impl Consumer {
             }
             if let Some((high_watermark, last_stable_offset)) = self.watermarks {
                 let records = Records::default();
-                return Ok(Fetched { records, next: offset, high_watermark, last_stable_offset, unreadable: None });
+                let (next, leader_epoch, unreadable) = (offset, None, None);
+                return Ok(Fetched { records, next, leader_epoch, high_watermark, last_stable_offset, unreadable });
             }
         }
         Err(Malformed::NoRecordsReturned.into())
@@ -205,9 +217,10 @@ impl Consumer {
         };
         // Boxed, because a fetch with its connection is large, and would be part of every caller's future.
         let Some(fetched) = call("fetch", deadline, Box::pin(work)).await? else { return Ok(None) };
+        let is_corrupt = fetched.unreadable.is_some_and(|unreadable| unreadable.reason == Malformed::Checksum);
         let corrupt_batch = count_corrupt(&fetched, self.corrupt_batch);
         self.corrupt_batch = corrupt_batch.filter(|(_, attempts)| *attempts < CHECKSUM_ATTEMPTS);
-        if self.corrupt_batch.is_some() {
+        if is_corrupt && self.corrupt_batch.is_some() {
             self.connection = None;
             return Err(Malformed::Checksum.into());
         }
@@ -284,7 +297,7 @@ impl Consumer {
         if let Some(error) = error_code.err() {
             return Err(connection.broker_error::<FetchRequest>(error, None));
         }
-        let DecodedBatches { records, next, unreadable } = match truncated {
+        let DecodedBatches { records, next, leader_epoch, unreadable } = match truncated {
             Some(length) => DecodedBatches::too_large(
                 RawBatch::peek(&records).map_err(|_| Malformed::ResponseTooLarge(length))?,
                 offset,
@@ -295,7 +308,46 @@ impl Consumer {
         let last_stable_offset = if last_stable_offset < 0 { high_watermark } else { last_stable_offset };
         // The last offset of a corrupt batch may be wrong.
         let next = if unreadable.is_some() { next.min(high_watermark).max(offset + 1) } else { next };
-        Ok(Some(Fetched { records, next, high_watermark, last_stable_offset, unreadable }))
+        Ok(Some(Fetched { records, next, leader_epoch, high_watermark, last_stable_offset, unreadable }))
+    }
+
+    /// The end of what the leader's log has in common with what was read up to `next`, whose last batch has this leader epoch
+    /// (KIP-320): `next`, or less if the log was truncated since. Also `next` where brokers cannot tell: Nisshi, and Apache
+    /// Kafka before 2.3.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub async fn common_end(&mut self, next: i64, leader_epoch: i32) -> Result<i64, Error> {
+        self.wait_for_throttle().await;
+        let deadline = Deadline::new(self.settings.deadline);
+        let work = async {
+            let mut connection = self.connection(deadline).await?;
+            let end = self.end_of_epoch(&mut connection, next, leader_epoch).await;
+            self.keep_connection_if_usable(connection, end)
+        };
+        call("common_end", deadline, Box::pin(work)).await
+    }
+
+    async fn end_of_epoch(&self, connection: &mut Connection, next: i64, epoch: i32) -> Result<i64, Error> {
+        let Ok(version) = connection.version::<OffsetForLeaderEpochRequest>(i16::MAX) else { return Ok(next) };
+        let partition = OffsetForLeaderPartition::default()
+            .with_partition(self.partition)
+            .with_current_leader_epoch(self.leader_epoch.unwrap_or(NO_EPOCH))
+            .with_leader_epoch(epoch);
+        let topic = OffsetForLeaderTopic::default().with_topic(self.topic.clone()).with_partitions(vec![partition]);
+        let request = OffsetForLeaderEpochRequest::default().with_replica_id(CONSUMER.into()).with_topics(vec![topic]);
+        let response = connection.call_in(version, &request).await?;
+        let mut partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
+        let found = partitions.find(|found| found.partition == self.partition).ok_or(Malformed::Response)?;
+        match found.error_code.err() {
+            Some(error) => Err(connection.broker_error::<OffsetForLeaderEpochRequest>(error, None)),
+            // The end of this epoch, or of the one before it.
+            None if found.leader_epoch == epoch || (0..next).contains(&found.end_offset) => {
+                Ok(found.end_offset.clamp(0, next))
+            }
+            // The leader knows none of them, or has other records instead of those of this epoch.
+            None => Ok(0),
+        }
     }
 
     async fn list_offset(&self, connection: &mut Connection, timestamp: i64, deadline: Deadline) -> Result<i64, Error> {
@@ -305,7 +357,7 @@ impl Consumer {
             .with_timestamp(timestamp);
         let topic = ListOffsetsTopic::default().with_name(self.topic.clone()).with_partitions(vec![partition]);
         let request = ListOffsetsRequest::default()
-            .with_replica_id((-1).into())
+            .with_replica_id(CONSUMER.into())
             .with_isolation_level(READ_COMMITTED)
             .with_topics(vec![topic])
             .with_timeout_ms(millis(deadline.remaining()));
@@ -351,7 +403,9 @@ impl Consumer {
 
 /// The offset of a batch with a wrong checksum, and how often it was fetched, this fetch included.
 fn count_corrupt(fetched: &Fetched, before: Option<(i64, u32)>) -> Option<(i64, u32)> {
-    let corrupt = fetched.unreadable.filter(|unreadable| unreadable.reason == Malformed::Checksum)?;
+    let corrupt = fetched.unreadable.filter(|unreadable| unreadable.reason == Malformed::Checksum);
+    // A fetch of what is before it says nothing about it.
+    let Some(corrupt) = corrupt else { return before.filter(|(offset, _)| fetched.next <= *offset) };
     let before = before.filter(|(offset, _)| *offset == corrupt.first_offset);
     Some((corrupt.first_offset, before.map_or(0, |(_, attempts)| attempts) + 1))
 }

@@ -48,6 +48,8 @@ pub(crate) struct DecodedBatches {
     pub(crate) records: Records,
     /// The next fetch offset.
     pub(crate) next: i64,
+    /// The leader epoch of the last batch before it, if that is known.
+    pub(crate) leader_epoch: Option<i32>,
     /// A batch before it that is skipped; then there are no records.
     pub(crate) unreadable: Option<UnreadableBatch>,
 }
@@ -66,7 +68,7 @@ impl DecodedBatches {
             bytes: batch.length,
             reason,
         };
-        Self { records: Records::default(), next, unreadable: Some(unreadable) }
+        Self { records: Records::default(), next, leader_epoch: None, unreadable: Some(unreadable) }
     }
 }
 
@@ -89,6 +91,7 @@ impl Records {
         let mut aborted = AbortedTransactions::new(aborted);
         let mut records = Self { from, to: i64::MAX, ..Self::default() };
         let (mut next, mut room, mut count) = (from, MAX_DECOMPRESSED_BYTES, 0);
+        let mut leader_epoch = None;
         while let Some(raw) = RawBatch::take(&mut bytes)? {
             let is_first = records.batches.is_empty();
             let batch = match raw.header {
@@ -96,7 +99,7 @@ impl Records {
                     aborted.start_up_to(raw.next - 1);
                     let is_aborted = header.is_transactional() && aborted.contains(header.producer_id);
                     if !header.is_control() && (raw.next <= from || is_aborted) {
-                        next = next.max(raw.next);
+                        (next, leader_epoch) = (next.max(raw.next), header.leader_epoch());
                         continue;
                     }
                     match raw.decompress(if is_first { max_first_bytes } else { room }) {
@@ -104,7 +107,7 @@ impl Records {
                             if control.is_abort_marker() {
                                 aborted.end(header.producer_id);
                             }
-                            next = next.max(raw.next);
+                            (next, leader_epoch) = (next.max(raw.next), header.leader_epoch());
                             continue;
                         }
                         batch => batch,
@@ -117,7 +120,7 @@ impl Records {
             match batch {
                 Ok(batch) => {
                     room = room.saturating_sub(batch.decompressed_bytes());
-                    next = raw.next;
+                    (next, leader_epoch) = (raw.next, batch.header.leader_epoch());
                     count += batch.count();
                     records.batches.push(batch);
                 }
@@ -132,9 +135,12 @@ impl Records {
             let rest = records.iter().nth(MAX_RECORDS).map(|record| record.offset);
             if let Some(rest) = rest {
                 (records.to, next) = (rest, rest);
+                // The rest may begin with the last batch.
+                let before = records.batches.iter().rev().find(|batch| batch.header.first_offset < rest);
+                leader_epoch = before.and_then(|batch| batch.header.leader_epoch());
             }
         }
-        Ok(DecodedBatches { records, next, unreadable: None })
+        Ok(DecodedBatches { records, next, leader_epoch, unreadable: None })
     }
 
     /// The records, in order.

@@ -386,6 +386,8 @@ pub struct DecodedRecords {
     pub records: Records,
     /// The next fetch offset.
     pub next: i64,
+    /// The leader epoch of the last batch before it.
+    pub leader_epoch: Option<i32>,
     /// A batch that is skipped because it cannot be read.
     pub unreadable: Option<UnreadableBatch>,
 }
@@ -401,8 +403,9 @@ pub fn decode(
     aborted: Vec<(i64, i64)>,
     max_first_bytes: usize,
 ) -> Result<DecodedRecords, Malformed> {
-    let DecodedBatches { records, next, unreadable } = Records::decode(bytes, from, aborted, max_first_bytes)?;
-    Ok(DecodedRecords { records, next, unreadable })
+    let DecodedBatches { records, next, leader_epoch, unreadable } =
+        Records::decode(bytes, from, aborted, max_first_bytes)?;
+    Ok(DecodedRecords { records, next, leader_epoch, unreadable })
 }
 
 /// A decompression bomb: a batch of one record whose value has `length` zeros. They are all in memory only if the codec needs

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 use kafka_protocol::{
     messages::{
         ApiKey, ApiVersionsRequest, ApiVersionsResponse, FetchRequest, FetchResponse, ListOffsetsRequest,
-        ListOffsetsResponse, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
-        SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
+        ListOffsetsResponse, MetadataRequest, MetadataResponse, OffsetForLeaderEpochRequest,
+        OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse, SaslAuthenticateRequest,
+        SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
     },
     protocol::{Decodable, Encodable, HeaderVersion},
 };
@@ -49,6 +50,8 @@ requests! {
     FetchRequest => FetchResponse, Fetch, 4..=18;
     // Since version 2 the request has an isolation level.
     ListOffsetsRequest => ListOffsetsResponse, ListOffsets, 2..=10;
+    // Since version 3 a consumer needs no permission of its own for it.
+    OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse, OffsetForLeaderEpoch, 3..=4;
 }
 
 /// Implements [`Request`] for requests whose response has no throttle time.
@@ -146,6 +149,7 @@ mod tests {
         holds::<ProduceRequest>();
         holds::<FetchRequest>();
         holds::<ListOffsetsRequest>();
+        holds::<OffsetForLeaderEpochRequest>();
         holds::<SaslHandshakeRequest>();
         holds::<SaslAuthenticateRequest>();
     }

@@ -13,6 +13,8 @@ mod quotas;
 mod topics;
 #[path = "brokers/transactions.rs"]
 mod transactions;
+#[path = "brokers/truncation.rs"]
+mod truncation;
 
 use std::{
     collections::BTreeMap,

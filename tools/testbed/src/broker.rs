@@ -13,6 +13,7 @@ use config::{HostPort, HostPorts};
 use crate::{Error, Process, cache, ports, user::create_open_directory};
 
 mod apache_kafka;
+mod log;
 mod nisshi;
 mod secure_listener;
 

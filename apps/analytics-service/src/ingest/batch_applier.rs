@@ -197,7 +197,8 @@ mod tests {
             registered_date: None,
             birth_year: Some(1900 + (patient_id.as_u128() % 100) as i32),
         };
-        let mut batch = FetchedBatch::empty(0, SavedPosition { next: 0, last_timestamp: None, topic_id: None });
+        let position = SavedPosition { next: 0, last_timestamp: None, topic_id: None, leader_epoch: None };
+        let mut batch = FetchedBatch::empty(0, position);
         batch.events = events.map(event).collect();
         batch
     }

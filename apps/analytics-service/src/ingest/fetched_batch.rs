@@ -56,7 +56,9 @@ impl FetchedBatch {
     /// Decodes the records of a fetch, and waits until the budget has bytes for them.
     pub(super) async fn decode(settings: &Settings, source: Source, fetched: Fetched, budget: &Arc<Budget>) -> Self {
         let Source { topic_id, partition, standby_limit } = source;
-        let Fetched { records, next, .. } = fetched;
+        let Fetched { records, next, leader_epoch, .. } = fetched;
+        // That of an earlier batch is not known.
+        let leader_epoch = leader_epoch.filter(|_| source.limit(next) == next);
         let next = source.limit(next);
         let mut undecodable = Vec::new();
         let mut batch = Self {
@@ -64,7 +66,7 @@ impl FetchedBatch {
             spans: if standby_limit.is_none() { spans::start(settings, partition, &records) } else { Vec::new() },
             events: Vec::with_capacity(records.max_len()),
             is_standby: standby_limit.is_some(),
-            ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id })
+            ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id, leader_epoch })
         };
         for record in records.iter().take_while(|record| record.offset < next) {
             if (batch.events.len() + undecodable.len()) % YIELD_INTERVAL == YIELD_INTERVAL - 1 {
@@ -106,7 +108,8 @@ impl FetchedBatch {
     /// the offsets.
     pub(super) fn unreadable(source: Source, unreadable: UnreadableBatch, next: i64) -> Self {
         let Source { topic_id, partition, standby_limit } = source;
-        let position = SavedPosition { next: source.limit(next), last_timestamp: None, topic_id };
+        let next = source.limit(next);
+        let position = SavedPosition { next, last_timestamp: None, topic_id, leader_epoch: None };
         if standby_limit.is_some() {
             return Self { is_standby: true, ..Self::empty(partition, position) };
         }
@@ -190,9 +193,9 @@ mod tests {
     use super::*;
 
     fn fetched(records: &[Record]) -> Fetched {
-        let testing::DecodedRecords { records, next, unreadable } =
+        let testing::DecodedRecords { records, next, leader_epoch, unreadable } =
             testing::decode(testing::batch(Codec::None, records), 0, Vec::new(), 1 << 20).unwrap();
-        Fetched { records, next, high_watermark: next, last_stable_offset: next, unreadable }
+        Fetched { records, next, leader_epoch, high_watermark: next, last_stable_offset: next, unreadable }
     }
 
     #[test]

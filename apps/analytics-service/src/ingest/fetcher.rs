@@ -93,6 +93,10 @@ enum Loss {
     Gap { records: i64 },
     /// The topic was recreated.
     TopicRecreated,
+    /// The log lost its tail, which was read, and may have other records there: from `end` on, if that is known.
+    LogTruncated { next: i64, end: Option<i64> },
+    /// One of both: brokers without topic ids do not tell.
+    LogReplaced,
 }
 
 /// Removes what is reported of a partition that another instance has now.
@@ -164,10 +168,8 @@ impl Fetcher {
                 Err(error) => {
                     self.report_kafka(Some(error.to_string()));
                     backoff.pause().await;
-                    // The consumer compares topic ids when it reconnects. Without ids, compare offset and timestamp.
-                    if self.consumer.topic_id().is_none() {
-                        next = self.start_offset(&mut backoff).await;
-                    }
+                    // While it was not connected, the log may have lost its tail and got other records there.
+                    next = self.start_offset(&mut backoff).await;
                 }
             }
         }
@@ -187,10 +189,13 @@ impl Fetcher {
 
     /// The offset to fetch from, once it is known to belong to the topic.
     async fn start_offset(&mut self, backoff: &mut Backoff) -> i64 {
+        let mut halted_by = None;
         loop {
             let known = *self.topic_id();
             self.consumer.expect_topic_id(self.position.and_then(|position| position.topic_id).or(known));
-            match self.check_position().await {
+            // What was lost does not come back, although other records may fill its place.
+            let checked = self.check_position().await.map(|(next, loss)| (next, loss.or(halted_by)));
+            match checked {
                 Ok((next, None)) => {
                     self.set_halted(None);
                     self.save_topic_id(next).await;
@@ -205,6 +210,7 @@ impl Fetcher {
                         // The broker is available, and a halted partition does not fetch.
                         self.report_kafka(None);
                         self.set_halted(Some(loss));
+                        halted_by = Some(loss);
                         smol::Timer::after(HALTED_POLL_INTERVAL).await;
                     }
                 },
@@ -222,7 +228,8 @@ impl Fetcher {
         }
     }
 
-    /// The offset to fetch from; after a loss, the earliest offset.
+    /// The offset to fetch from. After a loss it is the earliest offset, or if the log was truncated, the first that may have
+    /// another record.
     async fn check_position(&mut self) -> Result<(i64, Option<Loss>), kafka::Error> {
         let offsets = match self.consumer.offsets().await {
             Err(kafka::Error::TopicChanged { .. }) => return self.topic_recreated().await,
@@ -230,19 +237,28 @@ impl Fetcher {
         };
         self.report_end(offsets.end);
         let first = offsets.start;
-        let Some(SavedPosition { next, last_timestamp, .. }) = self.position else { return Ok((first, None)) };
+        let Some(position) = self.position else { return Ok((first, None)) };
+        let SavedPosition { next, last_timestamp, topic_id, leader_epoch } = position;
         if next < first {
             return Ok((first, Some(Loss::Gap { records: first - next })));
         }
+        // The consumer reads no other topic than the one with this id.
+        let replaced = |end| topic_id.map_or(Loss::LogReplaced, |_| Loss::LogTruncated { next, end });
+        if let Some(epoch) = leader_epoch {
+            let common = self.consumer.common_end(next, epoch).await?;
+            if common < next {
+                return Ok((common.max(first), Some(replaced(Some(common)))));
+            }
+        }
         if next > offsets.end {
-            return Ok((first, Some(Loss::TopicRecreated)));
+            return Ok((first, Some(replaced(None))));
         }
         if let Some(expected) = last_timestamp.filter(|_| next > first) {
             // The record before must be the last applied one. After compaction it may be missing.
             let fetched = self.consumer.fetch(next - 1, FETCH_BYTES.1, FETCH_WAIT).await?;
             let before = fetched.records.iter().next().filter(|record| record.offset == next - 1);
             if before.is_some_and(|record| record.timestamp != expected) {
-                return Ok((first, Some(Loss::TopicRecreated)));
+                return Ok((first, Some(replaced(None))));
             }
         }
         Ok((next, None))
@@ -255,8 +271,9 @@ impl Fetcher {
         let Some(known) = topic_id else { return };
         self.topic_id().get_or_insert(known);
         if self.position.is_none_or(|position| position.topic_id != topic_id) {
-            let last_timestamp = self.position.and_then(|position| position.last_timestamp);
-            self.enqueue_position(SavedPosition { next, last_timestamp, topic_id }).await;
+            let unread = SavedPosition { next, last_timestamp: None, topic_id, leader_epoch: None };
+            let position = self.position.unwrap_or(unread);
+            self.enqueue_position(SavedPosition { topic_id, ..position }).await;
         }
     }
 
@@ -282,7 +299,11 @@ impl Fetcher {
 
     async fn resume_after_loss(&mut self, first: i64, loss: Loss) {
         let partition = self.partition;
-        tracing::warn!(partition, ?loss, first, "records lost; resuming at the earliest offset");
+        if let Loss::LogTruncated { end: Some(_), .. } = loss {
+            tracing::warn!(partition, ?loss, first, "records lost; resuming where the log was truncated");
+        } else {
+            tracing::warn!(partition, ?loss, first, "records lost; resuming at the earliest offset");
+        }
         if let Loss::Gap { records } = loss
             && self.standby.is_none()
         {
@@ -291,7 +312,8 @@ impl Fetcher {
         self.set_halted(None);
         // Save the position, also if the partition stays empty.
         let topic_id = self.consumer.topic_id();
-        self.enqueue_position(SavedPosition { next: first, last_timestamp: None, topic_id }).await;
+        let (last_timestamp, leader_epoch) = (None, None);
+        self.enqueue_position(SavedPosition { next: first, last_timestamp, topic_id, leader_epoch }).await;
     }
 
     fn set_halted(&self, loss: Option<Loss>) {
@@ -302,6 +324,12 @@ impl Fetcher {
         let why = loss.map(|loss| match loss {
             Loss::Gap { records } => format!("{records} records were deleted before they were read"),
             Loss::TopicRecreated => "the topic was deleted and created again since it was read".to_owned(),
+            Loss::LogTruncated { next, .. } => {
+                format!("the log was truncated: it lost records before offset {next} that were read")
+            }
+            Loss::LogReplaced => {
+                "the topic was deleted and created again, or its log was truncated, since it was read".to_owned()
+            }
         });
         let halted = |snapshot: &crate::read_model::Snapshot| snapshot.position(partition)?.halted.clone();
         if self.shared.ingest.read_model.read(halted) == why {

@@ -151,7 +151,7 @@ mod tests {
             counts.count(&mut patient, &event);
             patients.push((*id, patient));
         }
-        let position = SavedPosition { next: 7, last_timestamp: None, topic_id: None };
+        let position = SavedPosition { next: 7, last_timestamp: None, topic_id: None, leader_epoch: None };
         let mut delta = Delta { positions: (0..COUNT).map(|n| (n, position)).collect(), ..Delta::default() };
         *delta.counts.of(None) = counts.clone();
         let mut transaction = state.begin().await.unwrap();

@@ -214,11 +214,13 @@ fn add_delta(script: &mut Script, delta: &Delta) -> Result<(), sqlx::Error> {
     for (partition, position) in positions {
         script.add(
             "-- upsert position
-            INSERT INTO positions (partition, next, last_timestamp, topic_id) VALUES (?1, ?2, ?3, ?4)
+            INSERT INTO positions (partition, next, last_timestamp, leader_epoch, topic_id) VALUES (?1, ?2, ?3, ?4, ?5)
             ON CONFLICT (partition) DO UPDATE
-            SET next = excluded.next, last_timestamp = excluded.last_timestamp, topic_id = excluded.topic_id",
+            SET next = excluded.next, last_timestamp = excluded.last_timestamp, leader_epoch = excluded.leader_epoch,
+                topic_id = excluded.topic_id",
         );
-        script.bind([Some(i64::from(*partition)), Some(position.next), position.last_timestamp])?;
+        let leader_epoch = position.leader_epoch.map(i64::from);
+        script.bind([Some(i64::from(*partition)), Some(position.next), position.last_timestamp, leader_epoch])?;
         script.bind([position.topic_id.map(|id| id.into_bytes().to_vec())])?;
     }
     Ok(())

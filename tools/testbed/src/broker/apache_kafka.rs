@@ -20,7 +20,7 @@ const JAVA_VERSION: u32 = 17;
 const FORMAT_TIMEOUT: Duration = Duration::from_secs(60);
 /// In the directory of a Kafka broker: its settings and its data.
 const PROPERTIES: &str = "server.properties";
-const DATA: &str = "data";
+pub(super) const DATA: &str = "data";
 /// A cluster of one node can have any cluster id.
 const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
 
