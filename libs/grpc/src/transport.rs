@@ -47,7 +47,7 @@ impl Service<Uri> for Connector {
     fn call(&mut self, _: Uri) -> Self::Future {
         let Self { address: HostPort { host, port }, tls } = self.clone();
         Box::pin(async move {
-            let stream = TcpStream::connect((host, port)).await?;
+            let stream = runtime::connect(&host, port).await?;
             // A request's head and body are two frames, and the second one would wait for an acknowledgement.
             stream.set_nodelay(true)?;
             Ok(FuturesIo::new(match tls {

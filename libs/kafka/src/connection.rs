@@ -14,7 +14,7 @@ use kafka_protocol::{
     },
     protocol::{Decodable, Encodable as _, HeaderVersion as _, StrBytes},
 };
-use runtime::timeout;
+use runtime::{connect_to, timeout};
 use smol::{
     Timer,
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -364,11 +364,19 @@ async fn connect(
     let resolved = smol::net::resolve((address.broker.host.as_str(), address.broker.port));
     let resolved = io_timeout(deadline, resolved).await.map_err(|error| unreachable(Cause::Resolve(error)))?;
     let connected = async {
-        let stream = TcpStream::connect(&resolved[..]).await?;
+        let stream = connect_to(&resolved).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     };
-    let stream = io_timeout(deadline, connected).await.map_err(|error| unreachable(Cause::Connect(error)))?;
+    let stream = io_timeout(deadline, connected).await.map_err(|error| match error.kind() {
+        // It does not say which addresses were tried.
+        io::ErrorKind::TimedOut => {
+            let tried: Vec<_> = resolved.iter().map(ToString::to_string).collect();
+            let text = format!("{error} from {}", tried.join(" and "));
+            unreachable(Cause::Connect(io::Error::new(error.kind(), text)))
+        }
+        _ => unreachable(Cause::Connect(error)),
+    })?;
     let Some(tls) = tls else { return Ok(tls::Stream::Plain(stream)) };
     let handshake = io_timeout(deadline, tls.connect(&address.broker.host, stream));
     handshake.await.map_err(|error| unreachable(Cause::Handshake(error)))

@@ -4,11 +4,13 @@
 //! - [`spawn`] and [`block_on`]: our own executor threads, apart from those that libraries spawn on;
 //! - [`Shutdown`]: the cancellation token of the service, triggered by SIGTERM or SIGINT;
 //! - [`TaskGroup`]: the long-running tasks of a service, joined within a deadline;
+//! - [`connect()`]: connects to whichever address of a host answers;
 //! - [`listen()`]: binds a listener before it is served;
 //! - [`Notify`]: wakes a task;
 //! - [`timeout()`] and [`Backoff`]: a bound for every wait, and pauses between retries.
 
 mod backoff;
+mod connect;
 mod deadlines;
 mod executor;
 mod listen;
@@ -19,6 +21,7 @@ mod task_group;
 mod timeout;
 
 pub use backoff::Backoff;
+pub use connect::{connect, connect_to};
 pub use executor::{block_on, spawn};
 pub use listen::listen;
 pub use notify::Notify;

@@ -8,7 +8,7 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
     header::HOST,
 };
-use smol::{lock::Mutex, net::TcpStream};
+use smol::lock::Mutex;
 use smol_hyper::rt::FuturesIo;
 use surf::{
     HttpClient, StatusCode, Url,
@@ -108,7 +108,7 @@ fn message(request: &Request, body: Vec<u8>) -> Result<hyper::Request<Full<Bytes
 
 async fn connect(url: &Url, tls: Option<&tls::Connector>) -> Result<SendRequest<Full<Bytes>>, Error> {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, url.port_or_known_default().unwrap_or(80))).await?;
+    let stream = runtime::connect(host, url.port_or_known_default().unwrap_or(80)).await?;
     stream.set_nodelay(true)?;
     let stream = match (url.scheme(), tls) {
         ("https", Some(tls)) => tls.connect(host, stream).await?,
