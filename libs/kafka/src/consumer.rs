@@ -1,4 +1,7 @@
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use kafka_protocol::{
@@ -21,7 +24,7 @@ use crate::{
     connection::{Connection, Response},
     fetch_response::{DecodedFetchResponse, DecodedPartition},
     large_batch,
-    metadata::{self, Leader},
+    metadata::{self, Known, Leader},
     records::{DecodedBatches, MAX_BATCH_BYTES, MAX_DECOMPRESSED_BYTES},
     versions::FETCH_BY_NAME,
 };
@@ -46,7 +49,9 @@ const NO_SESSION: i32 = -1;
 
 /// Fetches one partition of a topic, from offsets that the caller chooses.
 ///
-/// It has a connection of its own to the partition's leader. After an error it refreshes the metadata and connects again.
+/// It has a connection of its own to the partition's leader. After an error it refreshes the metadata and connects again. It also
+/// refreshes them every five minutes, from another bootstrap broker each time, and then follows a leader with a higher epoch: one
+/// that is cut off from the other brokers takes itself for the leader as before.
 ///
 /// # Topic ids
 ///
@@ -69,6 +74,10 @@ pub struct Consumer {
     topic: TopicName,
     partition: i32,
     connection: Option<Connection>,
+    /// When it connected, or refreshed the metadata.
+    refreshed_at: Instant,
+    max_metadata_age: Duration,
+    known: Known,
     /// The id of the topic to read; none until it is known.
     topic_id: Option<Uuid>,
     /// The id in the current metadata; none if the brokers have none.
@@ -116,6 +125,9 @@ impl Consumer {
             topic,
             partition,
             connection: None,
+            refreshed_at: Instant::now(),
+            max_metadata_age: metadata::MAX_AGE,
+            known: Known::default(),
             topic_id: None,
             fetch_topic_id: None,
             leader_epoch: None,
@@ -146,8 +158,15 @@ impl Consumer {
     pub fn expect_topic_id(&mut self, topic_id: Option<Uuid>) {
         if self.topic_id != topic_id {
             (self.topic_id, self.leader_epoch, self.connection) = (topic_id, None, None);
-            self.watermarks = None;
+            (self.watermarks, self.known) = (None, Known::default());
         }
+    }
+
+    /// Refreshes the metadata when they are so old.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn with_max_metadata_age(self, max_metadata_age: Duration) -> Self {
+        Self { max_metadata_age, ..self }
     }
 
     /// The earliest and the latest offset. The latest is the one after the last record.
@@ -372,24 +391,47 @@ impl Consumer {
     }
 
     async fn connection(&mut self, deadline: Deadline) -> Result<Connection, Error> {
-        if let Some(connection) = self.connection.take() {
+        let Some(connection) = self.connection.take() else {
+            let connect = async {
+                let leader = self.leader(deadline).await?;
+                self.connect(leader, deadline).await
+            };
+            return call("connect", deadline, Box::pin(connect)).await;
+        };
+        if self.refreshed_at.elapsed() < self.max_metadata_age {
             return connection.reuse(&self.settings, deadline).await;
         }
-        let connect = async {
-            // Some brokers return an empty result for an unknown topic; the metadata have the error.
-            let Leader { broker, epoch, topic_id } =
-                metadata::leader(&self.settings, deadline, &self.topic, self.partition).await?;
-            if let (Some(expected), Some(found)) = (self.topic_id, topic_id)
-                && expected != found
-            {
-                return Err(Error::TopicChanged { expected, found });
+        // If no bootstrap broker is available, the connection is used on.
+        let part = deadline.split(2);
+        let leader = call("refresh_metadata", part, Box::pin(self.leader(part))).await;
+        self.refreshed_at = Instant::now();
+        match leader {
+            Ok(leader) if leader.epoch > self.leader_epoch => {
+                call("connect", deadline, Box::pin(self.connect(leader, deadline))).await
             }
-            let connection = Connection::open(&broker, &self.settings, deadline).await?;
-            Ok((connection, epoch, topic_id))
-        };
-        let (connection, epoch, topic_id) = call("connect", deadline, Box::pin(connect)).await?;
+            Err(error @ Error::TopicChanged { .. }) => Err(error),
+            _ => connection.reuse(&self.settings, deadline).await,
+        }
+    }
+
+    /// The leader of the partition.
+    async fn leader(&mut self, deadline: Deadline) -> Result<Leader, Error> {
+        // Some brokers return an empty result for an unknown topic; the metadata have the error.
+        let leader =
+            metadata::leader(&self.settings, deadline, &self.topic, self.partition, &mut self.known).await?;
+        match (self.topic_id, leader.topic_id) {
+            (Some(expected), Some(found)) if expected != found => Err(Error::TopicChanged { expected, found }),
+            _ => Ok(leader),
+        }
+    }
+
+    async fn connect(&mut self, leader: Leader, deadline: Deadline) -> Result<Connection, Error> {
+        let Leader { broker, epoch, topic_id, .. } = leader;
+        let connection = Connection::open(&broker, &self.settings, deadline).await?;
         (self.leader_epoch, self.fetch_topic_id) = (epoch, topic_id);
         self.topic_id = self.topic_id.or(topic_id);
+        self.known.learn(topic_id, epoch.map(|epoch| (self.partition, epoch)).into_iter());
+        self.refreshed_at = Instant::now();
         Ok(connection)
     }
 

@@ -130,6 +130,11 @@ impl Error {
         matches!(code, Some(ResponseError::NotLeaderOrFollower | ResponseError::LeaderNotAvailable))
     }
 
+    /// Whether the broker is available and knows that the request cannot succeed now, as far as it knows.
+    pub(crate) fn is_rejection(&self) -> bool {
+        matches!(self, Self::UnknownTopic | Self::RequestRejected(_)) || self.is_leader_election()
+    }
+
     /// What the broker has answered, unless the kind of this error says it.
     pub fn broker_error(&self) -> Option<&BrokerError> {
         match self {

@@ -17,7 +17,7 @@ use crate::{
     Error, Settings,
     call::{Deadline, call, text},
     connection::Connection,
-    metadata::{host_port, of_bootstrap_broker},
+    metadata::{Answer, Known, host_port, of_bootstrap_broker},
     unreachable::Address,
     versions::requests,
 };
@@ -45,12 +45,19 @@ pub struct GroupProgress {
     topic: TopicName,
     /// To the group's coordinator.
     connection: Option<Connection>,
+    known: Known,
 }
 
 impl GroupProgress {
     /// Connects at its first commit, and again after an error.
     pub fn new(settings: Settings, group: &str, topic: &str) -> Self {
-        Self { settings, group: GroupId(text(group)), topic: TopicName(text(topic)), connection: None }
+        Self {
+            settings,
+            group: GroupId(text(group)),
+            topic: TopicName(text(topic)),
+            connection: None,
+            known: Known::default(),
+        }
     }
 
     /// Commits the offset of the next record of each partition.
@@ -68,7 +75,7 @@ impl GroupProgress {
         let work = async {
             let mut connection = match self.connection.take() {
                 Some(connection) => connection.reuse(&self.settings, deadline).await?,
-                None => connect_to_coordinator(&self.settings, &self.group, deadline).await?,
+                None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.known).await?,
             };
             let response = connection.call(&request).await?;
             let committed = response.topics.iter().flat_map(|topic| &topic.partitions);
@@ -113,6 +120,7 @@ pub(crate) async fn connect_to_coordinator(
     settings: &Settings,
     group: &GroupId,
     deadline: Deadline,
+    known: &mut Known,
 ) -> Result<Connection, Error> {
     let request = FindCoordinatorRequest::default().with_key(group.0.clone()).with_key_type(GROUP);
     let request = &request;
@@ -125,9 +133,10 @@ pub(crate) async fn connect_to_coordinator(
                 let message = response.error_message.as_deref();
                 return Err(connection.broker_error::<FindCoordinatorRequest>(error, message));
             }
-            Ok(Address { broker: host_port(&response.host, response.port)?, advertised_by: Some(broker) })
+            let address = Address { broker: host_port(&response.host, response.port)?, advertised_by: Some(broker) };
+            Ok(Answer::Certain(address))
         }
     };
-    let coordinator = of_bootstrap_broker(settings, deadline, find).await?;
+    let coordinator = of_bootstrap_broker(settings, deadline, known.next_bootstrap(), find).await?;
     Connection::open(&coordinator, settings, deadline).await
 }

@@ -1,6 +1,9 @@
 //! Metadata of brokers and topics, from the bootstrap brokers.
+//!
+//! A bootstrap broker that is cut off from the others, or has just been started, answers with outdated metadata, or that there is
+//! no such topic. So what contradicts what a client [knows](Known) is believed only if no other bootstrap broker knows better.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, mem::discriminant, sync::Arc, time::Duration};
 
 use config::HostPort;
 use kafka_protocol::{
@@ -22,11 +25,57 @@ use crate::{
     unreachable::Address,
 };
 
+/// How old the metadata of a connected client may become: the broker that it is connected to may be cut off from the others
+/// without knowing. That of Kafka's Java client (`metadata.max.age.ms`).
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(5 * 60);
+
+/// What a client knows of its topic.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// The number of the bootstrap broker to ask first: another one each time, because the one before may have been wrong.
+    next_bootstrap: usize,
+    /// None where brokers have no topic ids. Then nothing is known.
+    topic_id: Option<Uuid>,
+    /// By partition.
+    leader_epochs: BTreeMap<i32, i32>,
+}
+
+impl Known {
+    /// The number of the bootstrap broker to ask first.
+    pub(crate) fn next_bootstrap(&mut self) -> usize {
+        let next = self.next_bootstrap;
+        self.next_bootstrap = next.wrapping_add(1);
+        next
+    }
+
+    /// Whether metadata with these leader epochs are older than what is known, or of another topic.
+    fn is_contradicted(&self, topic_id: Option<Uuid>, mut epochs: impl Iterator<Item = (i32, i32)>) -> bool {
+        let (Some(known), Some(found)) = (self.topic_id, topic_id) else { return false };
+        let is_older = |(partition, epoch)| self.leader_epochs.get(&partition).is_some_and(|known| epoch < *known);
+        known != found || epochs.any(is_older)
+    }
+
+    /// Adds leader epochs, or replaces what is known if it is another topic.
+    pub(crate) fn learn(&mut self, topic_id: Option<Uuid>, epochs: impl Iterator<Item = (i32, i32)>) {
+        if self.topic_id != topic_id {
+            (self.topic_id, self.leader_epochs) = (topic_id, BTreeMap::new());
+        }
+        for (partition, epoch) in epochs {
+            let known = self.leader_epochs.entry(partition).or_insert(epoch);
+            *known = epoch.max(*known);
+        }
+    }
+}
+
 /// Metadata of a topic.
 #[derive(Debug)]
 pub(crate) struct Topic {
     /// None where brokers have no topic ids.
     pub(crate) id: Option<Uuid>,
+    /// By partition, where brokers send them.
+    pub(crate) leader_epochs: BTreeMap<i32, i32>,
+    /// Whether it contradicts what is known, and no bootstrap broker knew better.
+    pub(crate) is_doubtful: bool,
     /// The leader of each partition, by number; none while it has none.
     pub(crate) leaders: Vec<Option<Address>>,
 }
@@ -39,6 +88,22 @@ pub(crate) struct Leader {
     pub(crate) epoch: Option<i32>,
     /// None where brokers have no topic ids.
     pub(crate) topic_id: Option<Uuid>,
+    /// As [`Topic::is_doubtful`].
+    pub(crate) is_doubtful: bool,
+}
+
+/// What a bootstrap broker has answered.
+#[derive(Debug)]
+pub(crate) enum Answer<T> {
+    Certain(T),
+    /// Believed if no other broker answers with something certain.
+    Doubtful(T),
+}
+
+impl<T> Answer<T> {
+    fn new(value: T, is_doubtful: impl Fn(&T) -> bool) -> Self {
+        if is_doubtful(&value) { Self::Doubtful(value) } else { Self::Certain(value) }
+    }
 }
 
 /// The brokers of the cluster.
@@ -48,9 +113,10 @@ pub(crate) struct Leader {
 pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
     let deadline = Deadline::new(settings.deadline);
     let read = |metadata: &Metadata<'_>| {
-        metadata.response.brokers.iter().map(|broker| host_port(&broker.host, broker.port)).collect()
+        let brokers = metadata.response.brokers.iter().map(|broker| host_port(&broker.host, broker.port));
+        brokers.collect::<Result<_, _>>().map(Answer::Certain)
     };
-    call("brokers", deadline, query(settings, deadline, None, read)).await
+    call("brokers", deadline, query(settings, deadline, 0, None, read)).await
 }
 
 /// The number of partitions of a topic.
@@ -59,7 +125,7 @@ pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
 pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Error> {
     let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
-    let topic = call("partitions", deadline, topic(settings, deadline, &name)).await?;
+    let topic = call("partitions", deadline, topic(settings, deadline, &name, &mut Known::default())).await?;
     i32::try_from(topic.leaders.len()).map_err(|_| Malformed::Response.into())
 }
 
@@ -69,7 +135,7 @@ pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Er
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
 pub async fn leaders(settings: &Settings, topic_name: &str) -> Result<Vec<Option<HostPort>>, Error> {
     let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
-    let topic = call("leaders", deadline, topic(settings, deadline, &name)).await?;
+    let topic = call("leaders", deadline, topic(settings, deadline, &name, &mut Known::default())).await?;
     Ok(topic.leaders.into_iter().map(|leader| leader.map(|leader| leader.broker)).collect())
 }
 
@@ -79,36 +145,53 @@ pub(crate) async fn leader(
     deadline: Deadline,
     name: &TopicName,
     partition: i32,
+    known: &mut Known,
 ) -> Result<Leader, Error> {
-    let leader = query(settings, deadline, Some(name), |metadata| {
+    let (first, known) = (known.next_bootstrap(), &*known);
+    let leader = query(settings, deadline, first, Some(name), |metadata| {
         let topic = metadata.topic(name)?;
         let found = topic.partitions.iter().find(|found| found.partition_index == partition);
         let found = found.ok_or(Error::UnknownTopic)?;
         let broker = metadata.leader(found)?;
-        Ok(Leader { broker, epoch: (found.leader_epoch >= 0).then_some(found.leader_epoch), topic_id: id(topic) })
+        let (epoch, topic_id) = ((found.leader_epoch >= 0).then_some(found.leader_epoch), id(topic));
+        let is_doubtful = known.is_contradicted(topic_id, epoch.map(|epoch| (partition, epoch)).into_iter());
+        Ok(Answer::new(Leader { broker, epoch, topic_id, is_doubtful }, |leader| leader.is_doubtful))
     });
     leader.await
 }
 
 /// A topic with the leaders of its partitions. Call it inside [`call`].
-pub(crate) async fn topic(settings: &Settings, deadline: Deadline, name: &TopicName) -> Result<Topic, Error> {
-    let topic = query(settings, deadline, Some(name), |metadata| {
+pub(crate) async fn topic(
+    settings: &Settings,
+    deadline: Deadline,
+    name: &TopicName,
+    known: &mut Known,
+) -> Result<Topic, Error> {
+    let (first, known) = (known.next_bootstrap(), &*known);
+    let topic = query(settings, deadline, first, Some(name), |metadata| {
         let topic = metadata.topic(name)?;
         let leader_of = |number: usize| {
             let is_it = |found: &&MetadataResponsePartition| usize::try_from(found.partition_index) == Ok(number);
             metadata.leader(topic.partitions.iter().find(is_it)?).ok()
         };
-        Ok(Topic { id: id(topic), leaders: (0..topic.partitions.len()).map(leader_of).collect() })
+        let id = id(topic);
+        let epochs = topic.partitions.iter().filter(|partition| partition.leader_epoch >= 0);
+        let leader_epochs: BTreeMap<_, _> =
+            epochs.map(|partition| (partition.partition_index, partition.leader_epoch)).collect();
+        let is_doubtful =
+            known.is_contradicted(id, leader_epochs.iter().map(|(partition, epoch)| (*partition, *epoch)));
+        let leaders = (0..topic.partitions.len()).map(leader_of).collect();
+        Ok(Answer::new(Topic { id, leader_epochs, is_doubtful, leaders }, |topic| topic.is_doubtful))
     });
     topic.await
 }
 
 /// The controller, which creates and deletes topics. Call it inside [`call`].
 pub(crate) async fn controller(settings: &Settings, deadline: Deadline) -> Result<Address, Error> {
-    let controller = query(settings, deadline, None, |metadata| {
+    let controller = query(settings, deadline, 0, None, |metadata| {
         let response = &metadata.response;
         let found = response.brokers.iter().find(|broker| broker.node_id == response.controller_id);
-        metadata.address(found.ok_or(ResponseError::LeaderNotAvailable)?)
+        metadata.address(found.ok_or(ResponseError::LeaderNotAvailable)?).map(Answer::Certain)
     });
     controller.await
 }
@@ -144,43 +227,54 @@ impl Metadata<'_> {
     }
 }
 
-/// Requests metadata from one bootstrap broker after the other, until `read` succeeds.
+/// Requests metadata from one bootstrap broker after the other, from this one on, until `read` is certain.
 async fn query<T>(
     settings: &Settings,
     deadline: Deadline,
+    first: usize,
     topic: Option<&TopicName>,
-    read: impl Fn(&Metadata<'_>) -> Result<T, Error>,
+    read: impl Fn(&Metadata<'_>) -> Result<Answer<T>, Error>,
 ) -> Result<T, Error> {
     let read = &read;
     let query = |broker, part| async move {
         let response = request(settings, broker, topic, part).await?;
         read(&Metadata { response, sent_by: broker })
     };
-    of_bootstrap_broker(settings, deadline, query).await
+    of_bootstrap_broker(settings, deadline, first, query).await
 }
 
-/// Makes a request to one bootstrap broker after the other, each with its part of the time, until one succeeds or rejects it.
-pub(crate) async fn of_bootstrap_broker<'a, T, F: Future<Output = Result<T, Error>>>(
+/// Makes a request to one bootstrap broker after the other, from this one on, each with its part of the time, until one is
+/// certain or two of them reject it alike.
+pub(crate) async fn of_bootstrap_broker<'a, T, F: Future<Output = Result<Answer<T>, Error>>>(
     settings: &'a Settings,
     deadline: Deadline,
+    first: usize,
     request: impl Fn(&'a HostPort, Deadline) -> F,
 ) -> Result<T, Error> {
     let brokers = &settings.bootstrap.0;
-    let mut errors = Vec::new();
-    for (number, broker) in brokers.iter().enumerate() {
+    let (mut doubtful, mut rejection, mut errors) = (None, None, Vec::new());
+    let in_turn = brokers.iter().cycle().skip(first % brokers.len().max(1)).take(brokers.len());
+    for (number, broker) in in_turn.enumerate() {
         // A broker that hangs leaves the others their part of the time.
         let part = deadline.split(brokers.len() - number);
         // Boxed, because a response with its connection is large, and would be part of every caller's future.
         match Box::pin(request(broker, part)).await {
-            Err(error @ (Error::UnknownTopic | Error::RequestRejected(_))) => return Err(error),
+            Ok(Answer::Certain(answer)) => return Ok(answer),
+            Ok(Answer::Doubtful(answer)) => doubtful = doubtful.or(Some(answer)),
+            Err(error) if error.is_rejection() => match &rejection {
+                Some(before) if discriminant(before) == discriminant(&error) => return Err(error),
+                Some(_) => {}
+                None => rejection = Some(error),
+            },
             Err(error) => errors.push(error),
-            ok => return ok,
         }
     }
-    match errors.len() {
-        0 => Err(Error::UnknownTopic),
-        1 => Err(errors.remove(0)),
-        _ => Err(Error::Unavailable(Arc::new(NoBootstrapBroker(errors)))),
+    match (doubtful, rejection, errors.len()) {
+        (Some(answer), _, _) => Ok(answer),
+        (None, Some(rejection), _) => Err(rejection),
+        (None, None, 0) => Err(Error::UnknownTopic),
+        (None, None, 1) => Err(errors.remove(0)),
+        (None, None, _) => Err(Error::Unavailable(Arc::new(NoBootstrapBroker(errors)))),
     }
 }
 

@@ -20,7 +20,8 @@ use crate::{
     BrokerError, Error, Malformed, Record, Settings,
     call::{Deadline, call, millis},
     connection::Connection,
-    encode, metadata,
+    encode,
+    metadata::{self, Known},
     unreachable::Address,
     versions::PRODUCE_BY_NAME,
 };
@@ -42,11 +43,13 @@ pub struct Producer {
     settings: Settings,
     topic: TopicName,
     cluster: Option<Cluster>,
+    known: Known,
 }
 
 /// The leaders of the partitions, and usable connections to them.
 #[derive(Debug)]
 struct Cluster {
+    read_at: Instant,
     topic_id: Option<Uuid>,
     leaders: Vec<Option<Address>>,
     connections: HashMap<Address, (Connection, Instant)>,
@@ -64,7 +67,7 @@ type Results = BTreeMap<i32, Result<Vec<i64>, Error>>;
 impl Producer {
     /// A producer that connects at its first call, and again after an error.
     pub fn new(settings: Settings, topic: impl Into<String>) -> Self {
-        Self { settings, topic: TopicName(StrBytes::from_string(topic.into())), cluster: None }
+        Self { settings, topic: TopicName(StrBytes::from_string(topic.into())), cluster: None, known: Known::default() }
     }
 
     /// The number of partitions of the topic.
@@ -86,14 +89,23 @@ impl Producer {
 
     async fn cluster(&mut self, deadline: Deadline) -> Result<&mut Cluster, Error> {
         let cluster = match self.cluster.take() {
-            Some(cluster) => cluster,
-            None => {
-                let topic = metadata::topic(&self.settings, deadline, &self.topic);
-                let topic = call("connect", deadline, topic).await?;
-                Cluster { topic_id: topic.id, leaders: topic.leaders, connections: HashMap::new() }
-            }
+            Some(cluster) if cluster.read_at.elapsed() < metadata::MAX_AGE => cluster,
+            // If no bootstrap broker is available, or none knows as much, the metadata are used on.
+            Some(cluster) => match self.read_metadata("refresh_metadata", deadline.split(2)).await {
+                Ok((read, false)) => read,
+                _ => Cluster { read_at: Instant::now(), ..cluster },
+            },
+            None => self.read_metadata("connect", deadline).await?.0,
         };
         Ok(self.cluster.insert(cluster))
+    }
+
+    /// The metadata of a bootstrap broker, and whether they contradict what is known.
+    async fn read_metadata(&mut self, name: &'static str, deadline: Deadline) -> Result<(Cluster, bool), Error> {
+        let topic = metadata::topic(&self.settings, deadline, &self.topic, &mut self.known);
+        let metadata::Topic { id, leader_epochs, is_doubtful, leaders } = call(name, deadline, topic).await?;
+        self.known.learn(id, leader_epochs.into_iter());
+        Ok((Cluster { read_at: Instant::now(), topic_id: id, leaders, connections: HashMap::new() }, is_doubtful))
     }
 
     /// Sends one batch to each of several partitions, with one request to each leader. Returns the offsets or the error of

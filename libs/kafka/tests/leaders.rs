@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -9,8 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{Consumer, Producer, Record, Settings, create_topic};
-use testbed::{Scratch, Signal, kafka_cluster::KafkaCluster, until};
+use config::HostPorts;
+use kafka::{Consumer, Producer, Record, Settings, create_topic, leaders};
+use testbed::{
+    Scratch, Signal,
+    kafka_cluster::KafkaCluster,
+    proxy::{Mode, Proxy},
+    until,
+};
 
 /// The deadline of a call, and slack for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -68,6 +75,47 @@ mod on_kafka_alone {
                 assert!(longest < DEADLINE + WAIT + SLACK, "connecting, fetching: {longest:?}");
             }
         });
+    }
+}
+
+mod with_a_node_cut_off_on_kafka_alone {
+    use super::*;
+
+    /// The node takes itself for the leader as before, and says so to whoever asks it first.
+    #[test]
+    fn clients_leave_a_leader_that_is_cut_off_from_the_controller() {
+        runtime::block_on(2, async {
+            let scratch = Scratch::new().unwrap();
+            let proxy = Proxy::start().await.unwrap();
+            let cluster = KafkaCluster::start_behind_proxy(&scratch, &proxy).await.unwrap();
+            let [elected, cut_off] = [&cluster.first, &cluster.second].map(|node| node.settings("test"));
+            create_topic(&cluster.settings("test"), "moving", PARTITIONS).await.unwrap();
+            until("it leads one", async || cluster.led_by_second("moving").await.unwrap() == 1).await;
+            let led_by = |settings: Settings, port| async move {
+                let leaders = leaders(&settings, "moving").await.unwrap();
+                leaders.iter().position(|leader| leader.as_ref().is_some_and(|leader| leader.port == port))
+            };
+            let partition = led_by(elected.clone(), cluster.second.port()).await.unwrap() as i32;
+            let both = [&cut_off, &elected].iter().flat_map(|node| node.bootstrap.0.clone()).collect();
+            let settings = Settings { deadline: DEADLINE, bootstrap: HostPorts(both), ..elected };
+            let mut producer = Producer::new(settings.clone(), "moving");
+            let mut consumer =
+                Consumer::new(settings, "moving", partition).with_max_metadata_age(Duration::from_secs(1));
+            until("it is written to", async || send(&mut producer, partition).await).await;
+            until("it is read", async || consumer.fetch(0, 1 << 20, WAIT).await.is_ok_and(|read| read.next == 1)).await;
+
+            proxy.set(Mode::Stall);
+            until("the other node leads", async || cluster.led_by_second("moving").await.unwrap() == 0).await;
+            assert_eq!(led_by(cut_off, cluster.second.port()).await, Some(partition as usize), "it does not know");
+            until("the other node is written to", async || send(&mut producer, partition).await).await;
+            until("it is read", async || consumer.fetch(1, 1 << 20, WAIT).await.is_ok_and(|read| read.next > 1)).await;
+            assert_eq!(consumer.fetch(1, 1 << 20, WAIT).await.unwrap().records.iter().next().unwrap().offset, 1);
+        });
+    }
+
+    async fn send(producer: &mut Producer, partition: i32) -> bool {
+        let record = Record { key: None, value: None, headers: Vec::new(), timestamp: chrono::Utc::now() };
+        producer.send(BTreeMap::from([(partition, vec![record])])).await[&partition].is_ok()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     Error, Scratch,
     broker::{Broker, Kind, Size},
     ports,
+    proxy::{Proxy, Target},
 };
 
 /// Settings of both nodes. A node without a heartbeat for three seconds loses its leaderships, and gets them back one second
@@ -38,12 +39,31 @@ impl KafkaCluster {
     /// # Errors
     /// If Apache Kafka is not installed, or a node does not come up.
     pub async fn start(scratch: &Scratch) -> Result<Self, Error> {
+        Self::start_nodes(scratch, None).await
+    }
+
+    /// As [`start`](Self::start), with this proxy between the second node and the controller.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_behind_proxy(scratch: &Scratch, proxy: &Proxy) -> Result<Self, Error> {
+        Self::start_nodes(scratch, Some(proxy)).await
+    }
+
+    async fn start_nodes(scratch: &Scratch, proxy: Option<&Proxy>) -> Result<Self, Error> {
         let [first, second, controller] = [ports::free(), ports::free(), ports::free()];
-        let quorum = format!("{COMMON}\ncontroller.quorum.voters=1@127.0.0.1:{controller}");
-        let controller_settings =
-            format!("{quorum}\nlisteners=PLAINTEXT://127.0.0.1:{first},CONTROLLER://127.0.0.1:{controller}");
-        let broker_settings =
-            format!("{quorum}\nlisteners=PLAINTEXT://127.0.0.1:{second}\nprocess.roles=broker\nnode.id={SECOND}");
+        let quorum = |port: u16| format!("{COMMON}\ncontroller.quorum.voters=1@127.0.0.1:{port}");
+        let controller_settings = format!(
+            "{}\nlisteners=PLAINTEXT://127.0.0.1:{first},CONTROLLER://127.0.0.1:{controller}",
+            quorum(controller)
+        );
+        if let Some(proxy) = proxy {
+            proxy.set_target(Target::Port(controller));
+        }
+        let broker_settings = format!(
+            "{}\nlisteners=PLAINTEXT://127.0.0.1:{second}\nprocess.roles=broker\nnode.id={SECOND}",
+            quorum(proxy.map_or(controller, Proxy::port))
+        );
         let directories = ["first", "second"].map(|name| scratch.path().join(name));
         let (mut first, mut second) =
             zip(node(&directories[0], first, &controller_settings), node(&directories[1], second, &broker_settings))

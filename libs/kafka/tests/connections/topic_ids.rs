@@ -21,22 +21,22 @@ use super::{
 
 /// The topic of a broker, and the error code of its fetch responses.
 #[derive(Clone, Default)]
-struct TopicState {
-    topic_id: Uuid,
-    leader_epoch: i32,
-    error: Option<ResponseError>,
+pub(crate) struct TopicState {
+    pub(crate) topic_id: Uuid,
+    pub(crate) leader_epoch: i32,
+    pub(crate) error: Option<ResponseError>,
 }
 
-struct Leading {
-    address: HostPort,
-    topic: Arc<Mutex<TopicState>>,
+pub(crate) struct Leading {
+    pub(crate) address: HostPort,
+    pub(crate) topic: Arc<Mutex<TopicState>>,
     /// The topic's id, name and leader epoch of each fetch.
-    fetches: Arc<Mutex<Vec<(Uuid, String, i32)>>>,
+    pub(crate) fetches: Arc<Mutex<Vec<(Uuid, String, i32)>>>,
     _task: Task<()>,
 }
 
 /// A broker that leads the partition and supports current versions, up to this one of Fetch.
-async fn leading(fetch: i16) -> Leading {
+pub(crate) async fn leading(fetch: i16) -> Leading {
     let (topic, fetches, port) =
         (Arc::<Mutex<TopicState>>::default(), Arc::<Mutex<Vec<_>>>::default(), AtomicU16::new(0));
     let port = Arc::new(port);
@@ -69,7 +69,7 @@ async fn leading(fetch: i16) -> Leading {
     Leading { address, topic, fetches, _task: task }
 }
 
-fn metadata(state: &TopicState, port: u16) -> MetadataResponse {
+pub(crate) fn metadata(state: &TopicState, port: u16) -> MetadataResponse {
     let broker = MetadataResponseBroker::default()
         .with_node_id(BrokerId(7))
         .with_host(StrBytes::from_static_str("127.0.0.1"))

@@ -1,0 +1,131 @@
+//! Bootstrap brokers that are cut off from the others, or have just been started.
+
+use kafka::partitions;
+use kafka_protocol::error::ResponseError;
+use smol::Task;
+use uuid::Uuid;
+
+use crate::{
+    broker::{any_broker, supporting},
+    topic_ids::{Leading, TopicState, leading, metadata},
+    *,
+};
+
+/// A broker that takes itself for the leader, with this epoch.
+async fn leader(topic_id: Uuid, leader_epoch: i32, error: Option<ResponseError>) -> Leading {
+    let leading = leading(18).await;
+    *leading.topic.lock().unwrap() = TopicState { topic_id, leader_epoch, error };
+    leading
+}
+
+fn fetches(leading: &Leading) -> usize {
+    leading.fetches.lock().unwrap().len()
+}
+
+#[test]
+fn a_leader_that_is_cut_off_is_left_for_the_one_with_a_higher_epoch() {
+    runtime::block_on(2, async {
+        let id = Uuid::from_u128(1);
+        let (cut_off, elected) = (leader(id, 5, None).await, leader(id, 6, None).await);
+        let brokers = vec![cut_off.address.clone(), elected.address.clone()];
+        let mut consumer = consumer(brokers.clone());
+        for _ in 0..3 {
+            fetch(&mut consumer).await.unwrap();
+        }
+        assert_eq!((fetches(&cut_off), fetches(&elected)), (3, 0), "nothing says that it is not the leader");
+        let mut consumer = consumer.with_max_metadata_age(Duration::ZERO);
+        for _ in 0..3 {
+            fetch(&mut consumer).await.unwrap();
+        }
+        assert_eq!((fetches(&cut_off), fetches(&elected)), (3, 3), "another bootstrap broker knew it");
+        // Whichever is asked first.
+        for _ in 0..4 {
+            elected.topic.lock().unwrap().error = Some(ResponseError::RequestTimedOut);
+            fetch(&mut consumer).await.unwrap_err();
+            elected.topic.lock().unwrap().error = None;
+            fetch(&mut consumer).await.unwrap();
+        }
+        assert_eq!((fetches(&cut_off), consumer.leader_epoch()), (3, Some(6)));
+        // Nobody knows better: the metadata may be of a cluster that was restored from a backup.
+        elected.topic.lock().unwrap().leader_epoch = 4;
+        elected.topic.lock().unwrap().error = Some(ResponseError::FencedLeaderEpoch);
+        fetch(&mut consumer).await.unwrap_err();
+        elected.topic.lock().unwrap().error = None;
+        fetch(&mut consumer).await.unwrap();
+    });
+}
+
+#[test]
+fn a_connection_is_used_on_while_no_bootstrap_broker_is_available() {
+    runtime::block_on(2, async {
+        let leader = leader(Uuid::from_u128(1), 5, None).await;
+        let port = leader.address.port;
+        let (bootstrap, serving) = any_broker(move |received| match received.key {
+            ApiKey::ApiVersions => received.response(&supporting(&[(ApiKey::Metadata, 0..=13)])),
+            _ => {
+                let state = TopicState { topic_id: Uuid::from_u128(1), leader_epoch: 5, error: None };
+                received.response(&metadata(&state, port))
+            }
+        })
+        .await;
+        let mut consumer = consumer(vec![bootstrap]).with_max_metadata_age(Duration::ZERO);
+        fetch(&mut consumer).await.unwrap();
+        serving.cancel().await;
+        fetch(&mut consumer).await.unwrap();
+        assert_eq!(fetches(&leader), 2);
+    });
+}
+
+/// Without topic ids, leader epochs of two topics with one name would be compared.
+#[test]
+fn after_a_failed_call_another_bootstrap_broker_is_asked_first() {
+    runtime::block_on(2, async {
+        let cut_off = leader(Uuid::nil(), 6, Some(ResponseError::RequestTimedOut)).await;
+        let elected = leader(Uuid::nil(), 5, None).await;
+        let mut consumer = consumer(vec![cut_off.address.clone(), elected.address.clone()]);
+        fetch(&mut consumer).await.unwrap_err();
+        fetch(&mut consumer).await.unwrap();
+        assert_eq!((fetches(&cut_off), fetches(&elected)), (1, 1));
+    });
+}
+
+/// A bootstrap broker that answers metadata with this error of the topic, or of its partition.
+async fn knowing_nothing(of_topic: Option<ResponseError>, of_partition: Option<ResponseError>) -> (HostPort, Task<()>) {
+    let code = |error: Option<ResponseError>| error.map_or(0, |error| error.code());
+    any_broker(move |received| match received.key {
+        ApiKey::ApiVersions => received.response(&supporting(&[(ApiKey::Metadata, 0..=13)])),
+        _ => {
+            let mut response = metadata(&TopicState::default(), 1);
+            response.topics[0].error_code = code(of_topic);
+            response.topics[0].partitions[0].error_code = code(of_partition);
+            received.response(&response)
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_topic_is_missing_only_if_no_other_bootstrap_broker_has_it() {
+    runtime::block_on(2, async {
+        let (first, _first) = knowing_nothing(Some(ResponseError::UnknownTopicOrPartition), None).await;
+        let (second, _second) = knowing_nothing(Some(ResponseError::UnknownTopicOrPartition), None).await;
+        let leader = leader(Uuid::from_u128(1), 5, None).await;
+        assert_eq!(partitions(&settings(vec![first.clone(), leader.address.clone()]), "topic").await.unwrap(), 1);
+        fetch(&mut consumer(vec![first.clone(), leader.address.clone()])).await.unwrap();
+        for brokers in [vec![first.clone()], vec![first.clone(), second], vec![first, loopback(testbed::ports::free())]]
+        {
+            let missing = partitions(&settings(brokers), "topic").await;
+            assert!(matches!(missing, Err(Error::UnknownTopic)), "{missing:?}");
+        }
+    });
+}
+
+#[test]
+fn a_partition_without_a_leader_is_no_outage_of_the_bootstrap_brokers() {
+    runtime::block_on(2, async {
+        let leaderless = || knowing_nothing(None, Some(ResponseError::LeaderNotAvailable));
+        let ((first, _first), (second, _second)) = (leaderless().await, leaderless().await);
+        let error = fetch(&mut consumer(vec![first, second])).await.unwrap_err();
+        assert_eq!(error.to_string(), "the broker is unavailable: LeaderNotAvailable");
+    });
+}
