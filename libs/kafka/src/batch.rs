@@ -24,7 +24,8 @@ const ABORT: [u8; 2] = [0, 0];
 #[derive(Debug)]
 pub(crate) struct RawBatch {
     pub(crate) first_offset: i64,
-    /// The offset after the last one. A producer may write anything into a header, but the broker assigns the offsets.
+    /// The offset after the last one. A producer may write anything into a header, but the broker assigns the offsets. If the
+    /// checksum is wrong, the one after the first, unless two fields of the header agree on another one.
     pub(crate) next: i64,
     /// Its bytes on the wire.
     pub(crate) length: usize,
@@ -99,15 +100,23 @@ impl RawBatch {
             producer_id: i64::from_be_bytes(array(&whole[43..51])),
             count: i32::from_be_bytes(array(&whole[57..HEADER])),
         };
-        let next = after(first_offset, header.last_offset_delta.max(0))?;
         if crc32c::crc32c(&whole[CHECKED..]) != u32::from_be_bytes(array(&whole[17..21])) {
-            return unreadable(next, Malformed::Checksum);
+            // What is damaged may be the delta itself. Without compaction, each offset has a record.
+            let is_credible = header.last_offset_delta.checked_add(1) == Some(header.count);
+            let delta = if is_credible { header.last_offset_delta.max(0) } else { 0 };
+            return unreadable(after(first_offset, delta)?, Malformed::Checksum);
         }
+        let next = after(first_offset, header.last_offset_delta.max(0))?;
         if header.last_offset_delta < 0 || header.count < 0 {
             return unreadable(next, Malformed::Batch);
         }
         let payload = whole.slice(HEADER..);
         Ok(Self { first_offset, next, length: whole.len(), header: Ok(header), payload })
+    }
+
+    /// The first offset of the batch that begins with these bytes, which may be incomplete.
+    pub(crate) fn peek_first_offset(bytes: &Bytes) -> Option<i64> {
+        bytes.first_chunk().map(|bytes| i64::from_be_bytes(*bytes))
     }
 
     /// Decompresses up to `limit` bytes and validates the records.

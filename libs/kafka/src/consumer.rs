@@ -34,6 +34,8 @@ const READ_COMMITTED: i8 = 1;
 /// Fetches of a batch with a wrong checksum, each on a new connection to the leader of then, before it is skipped as
 /// unreadable: damage on the network does not repeat, and another replica may have the batch undamaged.
 const CHECKSUM_ATTEMPTS: u32 = 5;
+/// Bytes beside a corrupt batch that are fetched to see where the next one begins.
+const ROOM_FOR_NEXT: i32 = 4096;
 /// Attempts of a fetch whose responses are empty because of a quota, before the watermarks of the partition are known. Each
 /// attempt waits for the throttle time of the one before.
 const THROTTLED_ATTEMPTS: u32 = 10;
@@ -113,6 +115,11 @@ impl Fetched {
     /// minute, at most after 15.
     pub fn is_blocked_by_transaction(&self) -> bool {
         self.next >= self.last_stable_offset && self.last_stable_offset < self.high_watermark
+    }
+
+    /// The unreadable batch, if its checksum is wrong.
+    fn corrupt(&self) -> Option<UnreadableBatch> {
+        self.unreadable.filter(|unreadable| unreadable.reason == Malformed::Checksum)
     }
 }
 
@@ -236,18 +243,22 @@ impl Consumer {
         };
         // Boxed, because a fetch with its connection is large, and would be part of every caller's future.
         let Some(fetched) = call("fetch", deadline, Box::pin(work)).await? else { return Ok(None) };
-        let is_corrupt = fetched.unreadable.is_some_and(|unreadable| unreadable.reason == Malformed::Checksum);
-        let corrupt_batch = count_corrupt(&fetched, self.corrupt_batch);
-        self.corrupt_batch = corrupt_batch.filter(|(_, attempts)| *attempts < CHECKSUM_ATTEMPTS);
-        if is_corrupt && self.corrupt_batch.is_some() {
-            self.connection = None;
-            return Err(Malformed::Checksum.into());
+        self.corrupt_batch = count_corrupt(&fetched, self.corrupt_batch);
+        if let Some(corrupt) = fetched.corrupt() {
+            let is_to_be_fetched_again = |(_, attempts)| attempts < CHECKSUM_ATTEMPTS;
+            if self.corrupt_batch.is_some_and(is_to_be_fetched_again) {
+                self.connection = None;
+                return Err(Malformed::Checksum.into());
+            }
+            // If its end is not known, the next fetch begins in the same batch.
+            let rest = (fetched.next, CHECKSUM_ATTEMPTS - 1);
+            self.corrupt_batch = Some(rest).filter(|_| corrupt.first_offset == corrupt.last_offset);
         }
         self.watermarks = Some((fetched.high_watermark, fetched.last_stable_offset));
         Ok(Some(fetched))
     }
 
-    /// As [`fetch_once`](Self::fetch_once), and again with the largest size if the next batch does not fit.
+    /// As [`fetch_once`](Self::fetch_once), and again with a larger size if the next batch does not fit.
     async fn fetch_any_size(
         &self,
         connection: &mut Connection,
@@ -256,9 +267,18 @@ impl Consumer {
         wait: Duration,
     ) -> Result<Option<Fetched>, Error> {
         let is_stuck = |fetched: &Fetched| fetched.next == offset && fetched.last_stable_offset > offset;
+        // The batch after it shows where a corrupt one ends.
+        let room_for_next = |fetched: &Fetched| {
+            let corrupt = fetched.corrupt()?;
+            let room = i32::try_from(corrupt.bytes).ok()?.saturating_add(ROOM_FOR_NEXT);
+            (corrupt.first_offset == corrupt.last_offset && room > max_bytes).then_some(room)
+        };
         let throttled_before = connection.throttled_until();
         let is_throttled = |connection: &Connection| connection.throttled_until() > throttled_before;
         let Some(fetched) = self.fetch_once(connection, offset, max_bytes, wait).await? else { return Ok(None) };
+        if let Some(room) = room_for_next(&fetched) {
+            return self.fetch_once(connection, offset, room, wait).await;
+        }
         if !is_stuck(&fetched) {
             return Ok(Some(fetched));
         }
@@ -325,7 +345,7 @@ impl Consumer {
         };
         // Some brokers have no transactions.
         let last_stable_offset = if last_stable_offset < 0 { high_watermark } else { last_stable_offset };
-        // The last offset of a corrupt batch may be wrong.
+        // Before the next batch, or after the first offset.
         let next = if unreadable.is_some() { next.min(high_watermark).max(offset + 1) } else { next };
         Ok(Some(Fetched { records, next, leader_epoch, high_watermark, last_stable_offset, unreadable }))
     }
@@ -417,8 +437,7 @@ impl Consumer {
     /// The leader of the partition.
     async fn leader(&mut self, deadline: Deadline) -> Result<Leader, Error> {
         // Some brokers return an empty result for an unknown topic; the metadata have the error.
-        let leader =
-            metadata::leader(&self.settings, deadline, &self.topic, self.partition, &mut self.known).await?;
+        let leader = metadata::leader(&self.settings, deadline, &self.topic, self.partition, &mut self.known).await?;
         match (self.topic_id, leader.topic_id) {
             (Some(expected), Some(found)) if expected != found => Err(Error::TopicChanged { expected, found }),
             _ => Ok(leader),
@@ -445,9 +464,8 @@ impl Consumer {
 
 /// The offset of a batch with a wrong checksum, and how often it was fetched, this fetch included.
 fn count_corrupt(fetched: &Fetched, before: Option<(i64, u32)>) -> Option<(i64, u32)> {
-    let corrupt = fetched.unreadable.filter(|unreadable| unreadable.reason == Malformed::Checksum);
     // A fetch of what is before it says nothing about it.
-    let Some(corrupt) = corrupt else { return before.filter(|(offset, _)| fetched.next <= *offset) };
+    let Some(corrupt) = fetched.corrupt() else { return before.filter(|(offset, _)| fetched.next <= *offset) };
     let before = before.filter(|(offset, _)| *offset == corrupt.first_offset);
     Some((corrupt.first_offset, before.map_or(0, |(_, attempts)| attempts) + 1))
 }

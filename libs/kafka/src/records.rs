@@ -92,7 +92,16 @@ impl Records {
         let mut records = Self { from, to: i64::MAX, ..Self::default() };
         let (mut next, mut room, mut count) = (from, MAX_DECOMPRESSED_BYTES, 0);
         let mut leader_epoch = None;
-        while let Some(raw) = RawBatch::take(&mut bytes)? {
+        while let Some(mut raw) = RawBatch::take(&mut bytes)? {
+            if let Err(Malformed::Checksum) = raw.header {
+                // Its own fields may be damaged; those of the next batch are not.
+                let following = RawBatch::peek_first_offset(&bytes).filter(|offset| *offset > raw.first_offset);
+                raw.next = following.unwrap_or(raw.next);
+                // Brokers find batches by these fields too, and return it for offsets after it.
+                if following.is_some_and(|following| following <= next) {
+                    continue;
+                }
+            }
             let is_first = records.batches.is_empty();
             let batch = match raw.header {
                 Ok(header) => {
@@ -113,7 +122,7 @@ impl Records {
                         batch => batch,
                     }
                 }
-                // The offset of an older format is right, that of a corrupt batch may be anything.
+                // The offset of an older format is right.
                 Err(Malformed::UnsupportedMagic(_)) if raw.next <= from => continue,
                 Err(reason) => Err(reason),
             };

@@ -3,6 +3,8 @@
 
 #[path = "brokers/bombs.rs"]
 mod bombs;
+#[path = "brokers/damage.rs"]
+mod damage;
 #[path = "brokers/members.rs"]
 mod members;
 #[path = "brokers/progress.rs"]

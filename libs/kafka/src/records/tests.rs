@@ -59,7 +59,7 @@ fn fix_checksum(batch: &mut [u8]) {
 
 /// Decodes without aborted transactions. An unreadable batch is an error.
 fn decode(bytes: &[u8], from: i64) -> Result<(Records, i64), Malformed> {
-    let DecodedBatches { records, next, unreadable } = decode_without(bytes, from, &[])?;
+    let DecodedBatches { records, next, unreadable, .. } = decode_without(bytes, from, &[])?;
     unreadable.map_or(Ok((records, next)), |unreadable| Err(unreadable.reason))
 }
 
@@ -432,4 +432,35 @@ fn each_malformation_has_its_error() {
     assert_eq!(changed(23, &1_i32.to_be_bytes()), Some(Malformed::Record), "a record after the last");
     assert_eq!(changed(57, &2_i32.to_be_bytes()), Some(Malformed::Record), "more than the header says");
     assert_eq!(changed(57, &4_i32.to_be_bytes()), Some(Malformed::Record), "less than the header says");
+}
+
+/// The last offset delta of the damaged batch is among what is damaged.
+#[test]
+fn a_corrupt_batch_ends_where_the_next_one_begins() {
+    let ends = |bytes: &[u8], from| {
+        let decoded = decode_without(bytes, from, &[]).unwrap();
+        (decoded.records.iter().map(|record| record.offset).collect::<Vec<_>>(), decoded.next, decoded.unreadable)
+    };
+    let lengths = [3, 4, 2];
+    let start: usize = batches(&lengths[..1], Compression::None).len();
+    for damaged in 23..27 {
+        let mut bytes = batches(&lengths, Compression::None);
+        bytes[start + damaged] ^= 1;
+        assert_eq!(ends(&bytes, 0), (vec![0, 1, 2], 3, None));
+        for from in [3, 5] {
+            let (records, next, unreadable) = ends(&bytes[start..], from);
+            let unreadable = unreadable.unwrap();
+            assert_eq!((records, next), (vec![], 7), "{damaged}");
+            assert_eq!((unreadable.first_offset, unreadable.last_offset), (from, 6));
+        }
+        // As a broker that finds it by its damaged header responds.
+        assert_eq!(ends(&bytes[start..], 7), (vec![7, 8], 9, None));
+        let alone = &bytes[start..bytes.len() - batches(&lengths[2..], Compression::None).len()];
+        assert_eq!(ends(alone, 3).1, 4, "its end is not known");
+        // If something else is damaged, its header is believed.
+        let mut elsewhere = alone.to_vec();
+        elsewhere[damaged] ^= 1;
+        elsewhere[40] ^= 1;
+        assert_eq!(ends(&elsewhere, 3).1, 7);
+    }
 }
