@@ -90,13 +90,34 @@ impl Value for Credentials {
     const SECRET: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {
-        let option = |name: &str| {
-            let (_, rest) = text.split_once(&format!(" {name}=\""))?;
-            rest.split_once('"').map(|(value, _)| value.to_owned())
-        };
-        match (option("username"), option("password")) {
+        let (mut username, mut password, mut rest) = (None, None, text);
+        while let Some((before, quoted)) = rest.split_once('"') {
+            // Before the first option are the name of the module and its flag.
+            let name = before.trim_end().trim_end_matches('=').trim_end();
+            let name = name.rsplit(char::is_whitespace).next().unwrap_or_default();
+            let (value, after) = unquote(quoted).ok_or("a value has no closing quote")?;
+            match name {
+                "username" => username = Some(value),
+                "password" => password = Some(value),
+                _ => {}
+            }
+            rest = after;
+        }
+        match (username, password) {
             (Some(username), Some(password)) => Ok(Self { username, password }),
             _ => Err("it has no username=\"...\" or no password=\"...\"".to_owned()),
+        }
+    }
+}
+
+/// The text up to the closing quote, and what follows. A backslash quotes the next character.
+fn unquote(quoted: &str) -> Option<(String, &str)> {
+    let (mut text, mut characters) = (String::new(), quoted.chars());
+    loop {
+        match characters.next()? {
+            '"' => return Some((text, characters.as_str())),
+            '\\' => text.push(characters.next()?),
+            character => text.push(character),
         }
     }
 }
@@ -246,6 +267,26 @@ mod tests {
                 assert!(*sasl.credentials.expose() == expected);
                 assert!(!format!("{security:?}{:?}", sasl.credentials.expose()).contains("hunter2"));
             }
+        }
+    }
+
+    #[test]
+    fn options_of_a_login_module_may_be_on_lines_of_their_own_and_have_quotes() {
+        let module = "org.apache.kafka.common.security.scram.ScramLoginModule required";
+        for (options, username, password) in [
+            ("\n\tusername=\"jane\"\r\n\tpassword=\"hunter2\";\n", "jane", "hunter2"),
+            ("  password=\"hun\\\"ter\\\\2\"  username = \"jane doe\" ;", "jane doe", "hun\"ter\\2"),
+            (" tokenauth=\"true\" username=\"a=b\" password=\" username=\";", "a=b", " username="),
+            (" username=\"\" my-password=\"none\" password=\"p\";", "", "p"),
+        ] {
+            let expected = Credentials { username: username.to_owned(), password: password.to_owned() };
+            assert!(Credentials::parse(&format!("{module}{options}")) == Ok(expected), "{options:?}");
+        }
+        for options in
+            [" username=\"jane\"", " username=\"jane\" password=\"hunter2", " username=\"jane\" password=\"hunter2\\\""]
+        {
+            let error = Credentials::parse(&format!("{module}{options}")).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 
