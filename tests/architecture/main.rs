@@ -191,6 +191,7 @@ fn sql_is_in_stores_alone() {
         "apps/billing-service/src/store.rs",
         "apps/billing-service/src/store/close.rs",
         "apps/billing-service/src/store/open.rs",
+        "apps/billing-service/src/store/record.rs",
         "apps/analytics-service/src/state.rs",
         "apps/analytics-service/src/state/columns.rs",
         "apps/analytics-service/src/state/dead_letters.rs",
