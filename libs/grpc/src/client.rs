@@ -21,7 +21,7 @@ use crate::{
     Breaker, CallError, FailureKind,
     breaker::Admission,
     retry_budget::RetryBudget,
-    transport::{Connector, OurExecutor},
+    transport::{Connector, SequentialExecutor},
 };
 
 /// Attempts at one call, the first one included.
@@ -115,7 +115,7 @@ impl Client {
             endpoint = endpoint.origin(Uri::from_parts(parts).expect("it has an authority and a path"));
         }
         let endpoint = endpoint
-            .executor(OurExecutor)
+            .executor(SequentialExecutor::new())
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1);

@@ -26,6 +26,8 @@ use runtime::Shutdown;
 use telemetry::{Propagated, TraceContext};
 
 const DEADLINE: Duration = Duration::from_millis(500);
+/// Calls of a test that waits for what happens seldom.
+const CALLS: u32 = 100;
 
 /// Responds by the name in the request.
 #[derive(Clone, Default)]
@@ -88,8 +90,12 @@ impl BillingService for Scripted {
 }
 
 fn client(address: SocketAddr) -> Client {
+    client_until(address, DEADLINE)
+}
+
+fn client_until(address: SocketAddr, deadline: Duration) -> Client {
     let address = HostPort { host: address.ip().to_string(), port: address.port() };
-    Client::new(ClientSettings { peer: "test", service: "Test", address, deadline: DEADLINE, tls: None }).unwrap()
+    Client::new(ClientSettings { peer: "test", service: "Test", address, deadline, tls: None }).unwrap()
 }
 
 async fn create(client: &Client, name: &str, trace: TraceContext) -> Result<BillingResponse, CallError> {
@@ -197,6 +203,35 @@ fn a_peer_that_hangs_costs_the_deadline_and_no_more() {
         let error = create(&client, "hang", TraceContext::root()).await.unwrap_err();
         assert!(error.is_outage());
         assert!((DEADLINE..DEADLINE * 3).contains(&started.elapsed()), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
+fn a_call_whose_connection_is_closed_ends_at_once() {
+    runtime::block_on(2, async {
+        let listener = smol::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicU32::new(0));
+        let count = accepted.clone();
+        runtime::spawn(async move {
+            while listener.accept().await.is_ok() {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+        .detach();
+        let calls = (0..CALLS).map(|_| {
+            runtime::spawn(async move {
+                let client = client_until(address, Duration::from_secs(60));
+                let error = create(&client, "", TraceContext::root()).await.unwrap_err();
+                assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.await;
+        }
+        // An attempt has one connection: without a pause the client would make as many as it can.
+        let accepted = accepted.load(Ordering::SeqCst);
+        assert!((CALLS..=3 * CALLS).contains(&accepted), "{accepted}");
     });
 }
 
