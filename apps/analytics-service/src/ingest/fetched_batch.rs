@@ -198,28 +198,46 @@ mod tests {
         Fetched { records, next, leader_epoch, high_watermark: next, last_stable_offset: next, unreadable }
     }
 
+    fn event(milliseconds: i64, value: Option<Vec<u8>>) -> Record {
+        let timestamp = DateTime::from_timestamp_millis(milliseconds).unwrap();
+        Record { key: None, value, headers: Vec::new(), timestamp }
+    }
+
+    fn created() -> Option<Vec<u8>> {
+        let event = Event {
+            id: Uuid::now_v7(),
+            patient_id: Uuid::now_v7(),
+            kind: EventKind::Created,
+            version: 1,
+            time: Utc::now(),
+            name: "Jane Doe",
+            email: "jane@example.org",
+            registered_date: "2024-02-29".parse().unwrap(),
+            date_of_birth: "1990-12-31".parse().unwrap(),
+        };
+        Some(event.encode())
+    }
+
+    #[test]
+    fn records_are_freed_while_their_events_wait_for_the_budget() {
+        let bytes = testing::batch(Codec::None, &[event(10, created())]);
+        let decoded = testing::decode(bytes.clone(), 0, Vec::new(), 1 << 20).unwrap();
+        let fetched = Fetched { records: decoded.records, ..fetched(&[]) };
+        let settings = Settings::read(&mut Reader::new(Environment::empty()));
+        let source = Source { topic_id: None, partition: 0, standby_limit: None };
+        smol::block_on(async {
+            let budget = Budget::new(1);
+            let others = budget.acquire(1).await;
+            let mut decode = Box::pin(FetchedBatch::decode(&settings, source, fetched, &budget));
+            assert!(smol::future::poll_once(&mut decode).await.is_none(), "others have the budget");
+            assert!(bytes.is_unique());
+            drop(others);
+            assert_eq!(decode.await.events.len(), 1);
+        });
+    }
+
     #[test]
     fn a_copy_ends_at_its_limit_and_has_no_dead_letters() {
-        let event = |milliseconds: i64, value: Option<Vec<u8>>| Record {
-            key: None,
-            value,
-            headers: Vec::new(),
-            timestamp: DateTime::from_timestamp_millis(milliseconds).unwrap(),
-        };
-        let created = || {
-            let event = Event {
-                id: Uuid::now_v7(),
-                patient_id: Uuid::now_v7(),
-                kind: EventKind::Created,
-                version: 1,
-                time: Utc::now(),
-                name: "Jane Doe",
-                email: "jane@example.org",
-                registered_date: "2024-02-29".parse().unwrap(),
-                date_of_birth: "1990-12-31".parse().unwrap(),
-            };
-            Some(event.encode())
-        };
         let records = [event(10, created()), event(11, None), event(12, created()), event(13, created())];
         let settings = Settings::read(&mut Reader::new(Environment::empty()));
         let decode = |standby_limit| {
