@@ -71,7 +71,8 @@ pub(crate) fn exchange(pieces: &[&[u8]], end: bool, memory: Memory) -> Vec<u8> {
             if stream.write_all(piece).await.is_err() {
                 break;
             }
-            for _ in 0..4 {
+            // Long enough for a response, so that the next piece can arrive after it.
+            for _ in 0..40 {
                 yield_now().await;
             }
         }

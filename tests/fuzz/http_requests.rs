@@ -16,6 +16,8 @@ const LAST: Request<'_> =
     Request { call: Call::Hello, hosts: HostHeaders::One, headers: Vec::new(), ending: Ending::Close };
 /// The maximum number of requests, headers of a request, and pieces.
 const MAX_ITEMS: usize = 5;
+/// The length of a piece is below this, so that most ends of a piece are within the requests.
+const MAX_PIECE: u16 = 300;
 
 /// What a client sends on a connection.
 #[derive(Arbitrary, Debug)]
@@ -125,7 +127,7 @@ pub fn check(conversation: Conversation<'_>) {
     let mut pieces = Vec::new();
     let mut rest = bytes.as_slice();
     for length in lengths.iter().take(MAX_ITEMS) {
-        let (piece, next) = rest.split_at(usize::from(*length).min(rest.len()));
+        let (piece, next) = rest.split_at(usize::from(length % MAX_PIECE).min(rest.len()));
         pieces.push(piece);
         rest = next;
     }
