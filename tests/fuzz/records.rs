@@ -160,7 +160,7 @@ pub fn check(input: Input) -> BTreeSet<ReadOutcome> {
     let sent = Bytes::copy_from_slice(&log.bytes[..cut]);
 
     let mut outcomes = BTreeSet::new();
-    let Ok(DecodedRecords { records, next, unreadable }) = decode(sent.clone(), from, log.aborted.clone(), largest)
+    let Ok(DecodedRecords { records, next, unreadable, .. }) = decode(sent.clone(), from, log.aborted.clone(), largest)
     else {
         assert!(log.is_uncertain, "these are valid batches");
         return [ReadOutcome::Malformed].into();
