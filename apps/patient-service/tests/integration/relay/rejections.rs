@@ -62,7 +62,6 @@ fn acknowledgements_of_other_partitions_count_although_a_dead_letter_fails() {
     });
 }
 
-/// Nisshi takes records of any size.
 /// As with a clock that is wrong. Nothing of it is the events' fault.
 #[test]
 fn events_with_a_timestamp_that_the_topic_rejects_stay_pending_until_it_accepts_them() {
@@ -148,6 +147,7 @@ fn a_producer_quota_delays_events_and_repeats_none() {
     });
 }
 
+/// Nisshi takes records of any size.
 #[test]
 fn an_event_that_is_too_large_is_dead_lettered_and_blocks_no_other() {
     runtime::block_on(2, async {
@@ -165,7 +165,7 @@ fn an_event_that_is_too_large_is_dead_lettered_and_blocks_no_other() {
         for n in 0..10 {
             service.client.put(&path(&jane), &patient(&format!("Jane {n}"))).await.unwrap();
         }
-        let mut relay = relay(&service, settings(kafka.clone(), &topic));
+        let mut relay = relay_with_lease(&service, settings(kafka.clone(), &topic)).await;
         let mut published = 0;
         let her_first = async || {
             take_lease(&service, &relay).await;
