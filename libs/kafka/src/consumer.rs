@@ -1,16 +1,13 @@
-use std::{
-    ops::Range,
-    time::{Duration, Instant},
-};
+mod log;
+
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kafka_protocol::{
     error::ParseResponseErrorCode as _,
     messages::{
-        FetchRequest, ListOffsetsRequest, ListOffsetsResponse, OffsetForLeaderEpochRequest, TopicName,
+        FetchRequest, TopicName,
         fetch_request::{FetchPartition, FetchTopic},
-        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
-        offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic},
     },
     protocol::StrBytes,
 };
@@ -39,11 +36,6 @@ const ROOM_FOR_NEXT: i32 = 4096;
 /// Attempts of a fetch whose responses are empty because of a quota, before the watermarks of the partition are known. Each
 /// attempt waits for the throttle time of the one before.
 const THROTTLED_ATTEMPTS: u32 = 10;
-/// Timestamps that stand for the earliest and the latest offset in ListOffsets.
-const EARLIEST: i64 = -2;
-const LATEST: i64 = -1;
-/// The replica id of a consumer.
-const CONSUMER: i32 = -1;
 /// No leader epoch: the broker does not check it.
 const NO_EPOCH: i32 = -1;
 /// No fetch session.
@@ -174,28 +166,6 @@ impl Consumer {
     #[must_use]
     pub fn with_max_metadata_age(self, max_metadata_age: Duration) -> Self {
         Self { max_metadata_age, ..self }
-    }
-
-    /// The earliest and the latest offset. The latest is the one after the last record.
-    ///
-    /// # Errors
-    /// As [`fetch`](Self::fetch).
-    pub async fn offsets(&mut self) -> Result<Range<i64>, Error> {
-        self.wait_for_throttle().await;
-        let deadline = Deadline::new(self.settings.deadline);
-        let work = async {
-            let mut connection = self.connection(deadline).await?;
-            let earliest = self.list_offset(&mut connection, EARLIEST, deadline).await;
-            let offsets = match earliest {
-                Ok(earliest) => {
-                    let latest = self.list_offset(&mut connection, LATEST, deadline).await;
-                    latest.map(|latest| earliest..latest)
-                }
-                Err(error) => Err(error),
-            };
-            self.keep_connection_if_usable(connection, offsets)
-        };
-        call("offsets", deadline, Box::pin(work)).await
     }
 
     /// Fetches about `max_bytes` from `offset` on. The broker waits up to `wait` for the first record.
@@ -348,66 +318,6 @@ impl Consumer {
         // Before the next batch, or after the first offset.
         let next = if unreadable.is_some() { next.min(high_watermark).max(offset + 1) } else { next };
         Ok(Some(Fetched { records, next, leader_epoch, high_watermark, last_stable_offset, unreadable }))
-    }
-
-    /// The end of what the leader's log has in common with what was read up to `next`, whose last batch has this leader epoch
-    /// (KIP-320): `next`, or less if the log was truncated since. Also `next` where brokers cannot tell: Nisshi, and Apache
-    /// Kafka before 2.3.
-    ///
-    /// # Errors
-    /// As [`fetch`](Self::fetch).
-    pub async fn common_end(&mut self, next: i64, leader_epoch: i32) -> Result<i64, Error> {
-        self.wait_for_throttle().await;
-        let deadline = Deadline::new(self.settings.deadline);
-        let work = async {
-            let mut connection = self.connection(deadline).await?;
-            let end = self.end_of_epoch(&mut connection, next, leader_epoch).await;
-            self.keep_connection_if_usable(connection, end)
-        };
-        call("common_end", deadline, Box::pin(work)).await
-    }
-
-    async fn end_of_epoch(&self, connection: &mut Connection, next: i64, epoch: i32) -> Result<i64, Error> {
-        let Ok(version) = connection.version::<OffsetForLeaderEpochRequest>(i16::MAX) else { return Ok(next) };
-        let partition = OffsetForLeaderPartition::default()
-            .with_partition(self.partition)
-            .with_current_leader_epoch(self.leader_epoch.unwrap_or(NO_EPOCH))
-            .with_leader_epoch(epoch);
-        let topic = OffsetForLeaderTopic::default().with_topic(self.topic.clone()).with_partitions(vec![partition]);
-        let request = OffsetForLeaderEpochRequest::default().with_replica_id(CONSUMER.into()).with_topics(vec![topic]);
-        let response = connection.call_in(version, &request).await?;
-        let mut partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
-        let found = partitions.find(|found| found.partition == self.partition).ok_or(Malformed::Response)?;
-        match found.error_code.err() {
-            Some(error) => Err(connection.broker_error::<OffsetForLeaderEpochRequest>(error, None)),
-            // The end of this epoch, or of the one before it.
-            None if found.leader_epoch == epoch || (0..next).contains(&found.end_offset) => {
-                Ok(found.end_offset.clamp(0, next))
-            }
-            // The leader knows none of them, or has other records instead of those of this epoch.
-            None => Ok(0),
-        }
-    }
-
-    async fn list_offset(&self, connection: &mut Connection, timestamp: i64, deadline: Deadline) -> Result<i64, Error> {
-        let partition = ListOffsetsPartition::default()
-            .with_partition_index(self.partition)
-            .with_current_leader_epoch(self.leader_epoch.unwrap_or(NO_EPOCH))
-            .with_timestamp(timestamp);
-        let topic = ListOffsetsTopic::default().with_name(self.topic.clone()).with_partitions(vec![partition]);
-        let request = ListOffsetsRequest::default()
-            .with_replica_id(CONSUMER.into())
-            .with_isolation_level(READ_COMMITTED)
-            .with_topics(vec![topic])
-            .with_timeout_ms(millis(deadline.remaining()));
-        let response: ListOffsetsResponse = connection.call(&request).await?;
-        let topic = response.topics.into_iter().find(|found| found.name == self.topic);
-        let mut partitions = topic.into_iter().flat_map(|topic| topic.partitions);
-        let found = partitions.find(|found| found.partition_index == self.partition).ok_or(Malformed::Response)?;
-        match found.error_code.err() {
-            Some(error) => Err(connection.broker_error::<ListOffsetsRequest>(error, None)),
-            None => Ok(found.offset),
-        }
     }
 
     async fn connection(&mut self, deadline: Deadline) -> Result<Connection, Error> {

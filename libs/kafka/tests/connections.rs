@@ -7,6 +7,8 @@ mod broker;
 mod checksums;
 #[path = "connections/deadlines.rs"]
 mod deadlines;
+#[path = "connections/epochs.rs"]
+mod epochs;
 #[path = "connections/outdated.rs"]
 mod outdated;
 #[path = "connections/topic_ids.rs"]
