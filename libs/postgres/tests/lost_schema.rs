@@ -100,3 +100,23 @@ fn a_table_that_no_migration_brings_back_concerns_no_other() {
         assert_eq!(count(&database, "SELECT count(*) FROM tags").await.unwrap(), 0);
     });
 }
+
+/// In a rolling update the new version was the first to migrate the schema again, or its migrations were there before.
+#[test]
+fn migrations_of_a_newer_version_do_not_keep_a_running_one_from_its_schema() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let (database, _keeping) = open(&url).await;
+        let newer = "INSERT INTO _sqlx_migrations SELECT 99, 'newer', now(), true, 'x', 1; \
+                     ALTER TABLE notes DROP COLUMN text; DELETE FROM _sqlx_migrations WHERE version = 2";
+        sql::execute(&url, newer).await.unwrap();
+        count(&database, COUNT).await.unwrap_err();
+        until("it is migrated again", async || count(&database, COUNT).await.is_ok()).await;
+        database.ping().await.unwrap();
+        // Nothing is to migrate, and only what needs the table is unavailable.
+        sql::execute(&url, "DROP TABLE tags").await.unwrap();
+        count(&database, "SELECT count(*) FROM tags").await.unwrap_err();
+        assert_eq!(count(&database, COUNT).await.unwrap(), 0);
+        database.ping().await.unwrap();
+    });
+}

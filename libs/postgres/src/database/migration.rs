@@ -44,9 +44,12 @@ impl Database {
         self.migrate_until_done(migrator, &[], shutdown, true).await
     }
 
-    /// As [`migrate`](Self::migrate) for a service with requirements of its own, and again until the shutdown when a statement finds no table or column of a name in it: the
-    /// database was made anew, or restored from a dump of before the last migration. If that is not possible, work returns
-    /// [`Error::Unavailable`] until it is: whoever restores the database may not be done yet.
+    /// As [`migrate`](Self::migrate) for a service with requirements of its own, and again until the shutdown when a statement
+    /// finds no table or column of a name in it: the database was made anew, or restored from a dump of before the last migration.
+    /// If that is not possible, work returns [`Error::Unavailable`] until it is: whoever restores the database may not be done yet.
+    ///
+    /// Migrations of a newer version are an error at the start alone. While this version runs, they are those of a rolling update,
+    /// whose new replica may be the first to migrate the schema again; they only add to it.
     ///
     /// # Errors
     /// As those of [`migrate`](Self::migrate), or if a requirement is not met; for the first time alone.
@@ -57,9 +60,12 @@ impl Database {
         shutdown: &Shutdown,
     ) -> Result<(), MigrationError> {
         self.migrate_until_done(migrator, requirements, shutdown, true).await?;
+        let (migrations, table_name) = (migrator.migrations.clone(), migrator.table_name.clone());
+        let create_schemas = migrator.create_schemas.clone();
+        let again = Migrator { migrations, table_name, create_schemas, ignore_missing: true, ..*migrator };
         while shutdown.run_until_stopped(self.inner.schema_lost.wait()).await.is_some() {
             tracing::warn!("the schema is not complete; it is migrated again");
-            self.migrate_until_done(migrator, requirements, shutdown, false).await?;
+            self.migrate_until_done(&again, requirements, shutdown, false).await?;
             shutdown.run_until_stopped(smol::Timer::after(REPEAT_INTERVAL)).await;
         }
         Ok(())
