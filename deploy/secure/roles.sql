@@ -21,7 +21,7 @@ GRANT CONNECT ON DATABASE "{database}" TO "{service}";
 ALTER SCHEMA public OWNER TO "{owner}";
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO "{service}";
--- Of the tables and sequences that migrations will create. patient-service moves a sequence
--- forward that went back in a failover.
+-- Of the tables and sequences that migrations will create. patient-service and billing-service
+-- move a sequence forward that went back in a failover.
 ALTER DEFAULT PRIVILEGES FOR ROLE "{owner}" IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO "{service}";
 ALTER DEFAULT PRIVILEGES FOR ROLE "{owner}" IN SCHEMA public GRANT SELECT, UPDATE ON SEQUENCES TO "{service}";

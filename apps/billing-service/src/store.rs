@@ -121,7 +121,7 @@ impl Store {
         // The last byte of a UUID is random in every version in use.
         let lock = &self.account_locks[patient_id.as_bytes()[15] as usize % self.account_locks.len()];
         // Whoever has it waits for the account's row, or for the database; if that is unavailable, it finds out.
-        timeout(lock_timeout(until), lock.lock()).await.map_err(|_| Error::Locked)
+        timeout(remaining_lock_timeout(until), lock.lock()).await.map_err(|_| Error::Locked)
     }
 
     /// Until when a call may wait for what others have locked: for most of the time until its caller gives up. A caller that has
@@ -154,7 +154,7 @@ impl Store {
 }
 
 /// The `lock_timeout` of a statement that may wait until then. Zero would be no limit.
-fn lock_timeout(wait_until: Instant) -> Duration {
+fn remaining_lock_timeout(wait_until: Instant) -> Duration {
     wait_until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 

@@ -48,7 +48,8 @@ impl Environment {
         !self.not_unicode.contains(name)
     }
 
-    /// The value of a variable, with U+FFFD for what is not valid UTF-8. An empty value counts as not set, because compose files pass unset variables as empty.
+    /// The value of a variable, with U+FFFD for what is not valid UTF-8. An empty value counts as not set, because compose files pass
+    /// unset variables as empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }

@@ -8,7 +8,7 @@ use std::{
 use postgres::{BatchStatement, Database, Error, Row as _, query};
 use uuid::Uuid;
 
-use super::{account, lock_timeout};
+use super::{account, remaining_lock_timeout};
 use crate::account::Account;
 
 /// A shared statement waits no longer for a row that a transaction has locked. Then each call is executed by itself.
@@ -38,7 +38,7 @@ impl BatchStatement for Close {
         ids.dedup();
         let wait_until = calls.iter().map(|call| call.wait_until).min().unwrap_or_else(Instant::now);
         let close = database.run_idempotent(async |connection| {
-            let limit = lock_timeout(wait_until);
+            let limit = remaining_lock_timeout(wait_until);
             let limit = if ids.len() > 1 { limit.min(SHARED_LOCK_TIMEOUT) } else { limit };
             let rows = query(
                 "-- close accounts

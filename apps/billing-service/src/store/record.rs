@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use postgres::{Database, Error, Row as _, query};
 
-use super::{RecordOutcome, lock_timeout, recorded};
+use super::{RecordOutcome, recorded, remaining_lock_timeout};
 use crate::ledger::NewEntry;
 
 /// PostgreSQL's `numeric_value_out_of_range`.
@@ -57,7 +57,7 @@ pub(super) async fn insert(database: &Database, entry: &NewEntry, wait_until: In
         .bind(amount.amount)
         .bind(&amount.currency)
         .bind(entry_type.sign() * amount.amount)
-        .bind(lock_timeout(wait_until).as_millis().to_string())
+        .bind(remaining_lock_timeout(wait_until).as_millis().to_string())
         .fetch_optional(connection)
         .await;
         let row = match row {
