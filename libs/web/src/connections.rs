@@ -323,7 +323,7 @@ struct Connection {
     stream: TcpStream,
     /// Since when no request is being handled.
     idle_since: AtomicU64,
-    /// When the first bytes of an incomplete TLS record arrived.
+    /// Since when the rest of an incomplete TLS record is waited for.
     record_since: AtomicU64,
     /// When the first bytes of an incomplete head arrived.
     head_since: AtomicU64,

@@ -27,11 +27,11 @@ impl Socket {
         Self { inner: client.connection.stream.clone(), client, records: is_tls.then(Records::default) }
     }
 
-    /// Notes that TLS has passed on plaintext, or completed the handshake.
+    /// Notes that TLS has passed on plaintext, or completed the handshake: it holds at most the beginning of the next record.
     pub(crate) fn decrypted(&mut self) {
-        if let Some(records) = self.records.as_mut().filter(|records| records.are_complete()) {
-            records.held = 0;
-            self.client.records_ended();
+        if let Some(records) = self.records.as_mut().filter(|records| records.held > records.incomplete) {
+            records.held = records.incomplete;
+            self.client.records_ended(records.held);
         }
     }
 
@@ -71,11 +71,13 @@ impl AsyncRead for Socket {
 /// records have come. rustls does not say how many they are.
 #[derive(Default)]
 struct Records {
-    /// Bytes that were read since TLS held none.
+    /// Bytes that were read and that TLS has not passed on.
     held: usize,
-    /// Bytes of a record's header that were read, and the last two of them.
-    header: (u8, u16),
-    /// Bytes that the current record still lacks.
+    /// Bytes of an incomplete record that were read, its header among them.
+    incomplete: usize,
+    /// The last two of them within the header.
+    length: u16,
+    /// Bytes that the record lacks after its header.
     missing: usize,
     /// How often the connection has given way to others since it last read.
     waits: u8,
@@ -84,22 +86,25 @@ struct Records {
 impl Records {
     fn read(&mut self, mut bytes: &[u8]) {
         /// Type, version and, in the last two bytes, the length.
-        const HEADER: u8 = 5;
+        const HEADER: usize = 5;
         self.held += bytes.len();
         while let [first, rest @ ..] = bytes {
             if self.missing > 0 {
                 let length = self.missing.min(bytes.len());
                 self.missing -= length;
+                self.incomplete += length;
                 bytes = &bytes[length..];
-                continue;
+            } else {
+                self.incomplete += 1;
+                self.length = self.length << 8 | u16::from(*first);
+                if self.incomplete == HEADER {
+                    self.missing = self.length.into();
+                }
+                bytes = rest;
             }
-            let (length, last) = self.header;
-            self.header = (length + 1, last << 8 | u16::from(*first));
-            if self.header.0 == HEADER {
-                self.missing = self.header.1.into();
-                self.header = (0, 0);
+            if self.missing == 0 && self.incomplete >= HEADER {
+                self.incomplete = 0;
             }
-            bytes = rest;
         }
     }
 
@@ -113,10 +118,6 @@ impl Records {
         let waits = is_memory_short && self.held >= TURN && self.waits < WAITS;
         self.waits = if waits { self.waits + 1 } else { 0 };
         waits
-    }
-
-    fn are_complete(&self) -> bool {
-        self.missing == 0 && self.header.0 == 0
     }
 }
 

@@ -122,11 +122,10 @@ impl Client {
         }
         // Twice, because rustls keeps them in a `Vec`, which grows by doubling.
         let charge = 2 * bytes;
-        if self.connection.records_charged.load(Ordering::Relaxed) == charge {
-            return true;
-        }
         if self.connection.record_since.load(Ordering::Relaxed) == UNSET {
             self.connection.record_since.store(self.all.now(), Ordering::Relaxed);
+        } else if self.connection.records_charged.load(Ordering::Relaxed) == charge {
+            return true;
         }
         self.connection.task.register(context.waker());
         self.all.memory.set_record_charge(&self.connection, charge);
@@ -137,11 +136,14 @@ impl Client {
         self.all.memory.is_short()
     }
 
-    /// Notes that TLS holds no incomplete record.
-    pub(super) fn records_ended(&self) {
-        if self.connection.record_since.load(Ordering::Relaxed) != UNSET {
-            self.connection.record_since.store(UNSET, Ordering::Relaxed);
-            self.all.memory.set_record_charge(&self.connection, 0);
+    /// Notes that TLS has passed on what it held, up to this many bytes of the next record. The time for those starts when the
+    /// connection waits for the rest.
+    pub(super) fn records_ended(&self, bytes: usize) {
+        self.connection.record_since.store(UNSET, Ordering::Relaxed);
+        let charge = 2 * bytes;
+        // It is not raised before the connection waits.
+        if self.connection.records_charged.load(Ordering::Relaxed) > charge {
+            self.all.memory.set_record_charge(&self.connection, charge);
         }
     }
 

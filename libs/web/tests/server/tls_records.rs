@@ -93,9 +93,52 @@ impl TlsClient {
         response.starts_with(b"HTTP/1.1 200")
     }
 
+    /// Begins a request with one long chunk as its body, which is streamed back.
+    fn upload(mut self) -> Upload {
+        let head = self.encrypt("POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n40000000\r\n");
+        self.stream.write_all(&head).unwrap();
+        Upload { client: self, begun: Vec::new() }
+    }
+
     fn greets(&mut self) -> bool {
         let bytes = self.encrypt(HELLO);
         self.stream.write_all(&bytes).is_ok() && self.is_greeted()
+    }
+}
+
+/// A body that is streamed back. Each time the server waits, it has the beginning of a record.
+struct Upload {
+    client: TlsClient,
+    /// The record whose beginning is sent.
+    begun: Vec<u8>,
+}
+
+impl Upload {
+    const BEGINNING: usize = 100;
+
+    /// Sends the rest of one record and the beginning of the next, each with as much content; false if the server closes.
+    fn goes_on(&mut self, content: usize) -> bool {
+        let rest = if self.begun.is_empty() { self.record(content) } else { self.begun.split_off(Self::BEGINNING) };
+        self.begun = self.record(content);
+        let bytes = [&rest, &self.begun[..Self::BEGINNING]].concat();
+        self.client.stream.write_all(&bytes).is_ok() && self.receives(content)
+    }
+
+    fn record(&mut self, content: usize) -> Vec<u8> {
+        self.client.encrypt(&"y".repeat(content))
+    }
+
+    /// Reads as much of the body as was sent; there is no `y` in the head of the response.
+    fn receives(&mut self, content: usize) -> bool {
+        let mut stream = Stream::new(&mut self.client.session, &mut self.client.stream);
+        let (mut received, mut piece) = (0, [0; RECORD]);
+        while received < content {
+            match stream.read(&mut piece) {
+                Ok(length @ 1..) => received += piece[..length].iter().filter(|byte| **byte == b'y').count(),
+                _ => return false,
+            }
+        }
+        true
     }
 }
 
@@ -160,6 +203,36 @@ fn a_record_has_to_be_complete_within_the_timeout_of_a_head() {
     assert!(later.is_greeted());
     for client in [first, later] {
         assert!(ends_within(&client.stream, Duration::from_secs(5)));
+    }
+}
+
+#[test]
+fn an_upload_is_charged_for_one_record_and_not_for_all_of_them() {
+    let server = TlsServer::with(|limits| {
+        limits.buffers = 1 << 20;
+        (limits.head_timeout, limits.idle_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
+    });
+    let mut waiting = server.client();
+    let request = waiting.encrypt(HELLO);
+    waiting.stream.write_all(&request[..20]).unwrap();
+    // The server has read those.
+    assert!(server.client().greets());
+    let mut upload = server.client().upload();
+    for record in 0..(3 << 20) / RECORD {
+        assert!(upload.goes_on(RECORD), "record {record}");
+    }
+    waiting.stream.write_all(&request[20..]).unwrap();
+    assert!(waiting.is_greeted(), "the upload has not evicted it");
+}
+
+#[test]
+fn an_upload_may_take_longer_than_the_timeout_of_a_record() {
+    let server = TlsServer::with(|limits| (limits.head_timeout, limits.buffers) = (Duration::from_secs(1), 1 << 30));
+    let mut upload = server.client().upload();
+    let started = Instant::now();
+    // Long enough for a sweep after the timeout.
+    while started.elapsed() < Duration::from_secs(3) {
+        assert!(upload.goes_on(1_000), "after {:?}", started.elapsed());
     }
 }
 
