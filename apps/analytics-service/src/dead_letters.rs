@@ -7,11 +7,12 @@ use codec::dead_letter::{self, Origin};
 use kafka::{Producer, Record};
 use runtime::{Backoff, Notify, Shutdown, timeout};
 use telemetry::Outage;
+use thiserror::Error;
 
 use crate::{
     read_model::ReadModel,
     settings::Settings,
-    state::{DeadLetter, SharedState, State, StoredDeadLetter},
+    state::{DeadLetter, SharedState, State, StateError, StoredDeadLetter},
 };
 
 /// The largest number of dead letters in one batch.
@@ -24,6 +25,17 @@ const MAX_KEY_BYTES: usize = 1024;
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Pauses after failures.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Why dead letters are not forwarded, or will be again.
+#[derive(Debug, Error)]
+pub enum ForwardError {
+    /// The broker is unavailable or rejects the request.
+    #[error(transparent)]
+    Kafka(#[from] kafka::Error),
+    /// They are on their topic, and the state cannot be told so.
+    #[error("forwarded dead letters cannot be marked: {0}")]
+    State(#[source] StateError),
+}
 
 /// Forwards dead letters.
 #[derive(Debug)]
@@ -59,8 +71,14 @@ impl Forwarder {
                         backoff.reset();
                     }
                     Err(error) => {
-                        if outage.failed("not forwarded") {
-                            tracing::warn!(%error, "dead letters cannot be forwarded; they wait in the state");
+                        match &error {
+                            ForwardError::Kafka(error) if outage.failed("not forwarded") => {
+                                tracing::warn!(%error, "dead letters cannot be forwarded; they wait in the state");
+                            }
+                            ForwardError::State(error) if outage.failed("not marked") => {
+                                tracing::warn!(%error, "forwarded dead letters cannot be marked in the state; they are sent again until they can");
+                            }
+                            _ => {}
                         }
                         backoff.pause().await;
                     }
@@ -71,7 +89,7 @@ impl Forwarder {
     }
 
     /// Reports the outcome of a step in the read model, which also wakes ingest when it waits for space in the state.
-    fn report(&self, step: &Result<usize, kafka::Error>) {
+    fn report(&self, step: &Result<usize, ForwardError>) {
         let error = step.as_ref().err().map(ToString::to_string);
         if matches!(step, Ok(1..)) || self.read_model.read(|snapshot| snapshot.dead_letters.error != error) {
             self.read_model.change(&self.settings.topic, |snapshot| snapshot.dead_letters.error = error);
@@ -81,8 +99,8 @@ impl Forwarder {
     /// Forwards the oldest dead letters. Returns their number.
     ///
     /// # Errors
-    /// If the broker is unavailable or rejects the request.
-    pub async fn step(&mut self) -> Result<usize, kafka::Error> {
+    /// If the broker is unavailable or rejects the request, or the state does not take that they are forwarded.
+    pub async fn step(&mut self) -> Result<usize, ForwardError> {
         // Ingest opens a closed state and reports the error.
         let waiting = async |state: &mut State| state.waiting_dead_letters(MAX_BATCH, MAX_BATCH_BYTES).await;
         let Ok(dead_letters) = self.state.with(waiting).await else { return Ok(0) };
@@ -98,13 +116,15 @@ impl Forwarder {
                     kafka::create_topic(&self.settings.kafka, &self.settings.dead_letter_topic, 1).await?;
                     return Ok(0);
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
         if let Some(last) = dead_letters[..forwarded].last() {
-            // If this fails, they are forwarded again.
-            let _ = self.state.with(async |state| state.mark_forwarded(last.id).await).await;
+            // If this fails, they are forwarded again, after a pause: else a full disk would fill their topic.
+            let mark = async |state: &mut State| state.mark_forwarded(last.id).await;
+            self.state.with(mark).await.map_err(ForwardError::State)?;
         }
-        outcome.map(|()| forwarded)
+        outcome?;
+        Ok(forwarded)
     }
 
     /// Sends each dead letter alone. Of one that the topic rejects, it sends what is known of it without its content: if the topic

@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use chrono::{DateTime, Utc};
 use codec::headers::Headers;
 use runtime::timeout;
-use sqlx::{AssertSqlSafe, Row as _, query, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _, query, sqlite::SqliteRow};
 use telemetry::metrics::{self, IntGauge};
 
 use super::{STEP_TIMEOUT, State, StateError, encoding::decode_headers};
@@ -156,26 +156,28 @@ impl State {
         rows.iter().map(summary).collect()
     }
 
-    /// Marks the dead letters up to an id as forwarded, and deletes their content and the oldest of them.
+    /// Marks the dead letters up to an id as forwarded, and deletes their content and the oldest of them, in one transaction.
     ///
     /// # Errors
-    /// If the state cannot be written. They will be forwarded again.
+    /// If the state cannot be written. They still wait and will be forwarded again.
     pub async fn mark_forwarded(&mut self, up_to: i64) -> Result<(), StateError> {
         let (forwarded, _) = self.count_waiting("id <= ?", up_to).await?;
         let work = async {
+            let mut transaction = self.connection.begin().await?;
             query(
                 "-- dead letters forwarded
                 UPDATE dead_letters SET forwarded = 1, key = NULL, value = NULL, headers = '[]'
                 WHERE forwarded = 0 AND id <= ?",
             )
             .bind(up_to)
-            .execute(&mut self.connection)
+            .execute(&mut *transaction)
             .await?;
             query("-- delete dead letters\nDELETE FROM dead_letters WHERE forwarded = 1 AND id <= ? - ?")
                 .bind(up_to)
                 .bind(KEPT_DEAD_LETTERS)
-                .execute(&mut self.connection)
-                .await
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await
         };
         timeout(STEP_TIMEOUT, work).await??;
         self.set_waiting(self.waiting.count - forwarded.count, self.waiting.bytes - forwarded.bytes);
@@ -213,6 +215,7 @@ fn summary(row: &SqliteRow) -> Result<DeadLetterSummary, StateError> {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::Executor as _;
     use testbed::Scratch;
 
     use super::*;
@@ -257,6 +260,38 @@ mod tests {
             let kept = "SELECT sum(octet_length(value)) FROM dead_letters";
             let kept: i64 = sqlx::query_scalar(kept).fetch_one(&mut state.connection).await.unwrap();
             assert_eq!(kept, 910, "the content of forwarded ones is deleted");
+        });
+    }
+
+    #[test]
+    fn dead_letters_still_wait_if_the_oldest_cannot_be_deleted() {
+        let directory = Scratch::new().unwrap();
+        smol::block_on(async {
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            let dead_letter = |offset| DeadLetter {
+                partition: 0,
+                offset,
+                key: None,
+                value: Some(b"content".to_vec()),
+                headers: Headers::new(),
+                error: String::new(),
+            };
+            let last = KEPT_DEAD_LETTERS + 1;
+            let delta = Delta { dead_letters: (0..last).map(dead_letter).collect(), ..Delta::default() };
+            state.begin().await.unwrap().commit(&delta).await.unwrap();
+            state.count_new_dead_letters().await.unwrap();
+            let (counted, oldest) = (state.waiting(), state.waiting_dead_letters(20, i64::MAX).await.unwrap());
+            let fail = "CREATE TEMP TRIGGER fail BEFORE DELETE ON main.dead_letters
+                BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
+            state.connection.execute(fail).await.unwrap();
+            let error = state.mark_forwarded(last).await.unwrap_err();
+            assert!(error.to_string().contains("as the test wants it"), "{error}");
+            assert_eq!(state.waiting(), counted);
+            assert!(state.waiting_dead_letters(20, i64::MAX).await.unwrap() == oldest, "with their content");
+            state.connection.execute("DROP TRIGGER fail").await.unwrap();
+            state.mark_forwarded(last).await.unwrap();
+            assert_eq!(state.waiting(), WaitingDeadLetters::default());
+            assert!(state.waiting_dead_letters(20, i64::MAX).await.unwrap().is_empty());
         });
     }
 

@@ -1,9 +1,10 @@
-//! Dead letters that their topic rejects.
+//! Dead letters that their topic rejects, or that the state does not take as forwarded.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kafka::{Consumer, Record, testing::set_topic_setting};
 use serde_json::Value as Json;
+use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use testbed::{broker, until};
 
 use crate::harness::{Harness, Running, foreign, with_topic};
@@ -11,7 +12,8 @@ use crate::harness::{Harness, Running, foreign, with_topic};
 // Nisshi accepts records of any size.
 testbed::on_each_kafka!(
     dead_letters_wait_while_their_topic_rejects_everything,
-    a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content
+    a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content,
+    dead_letters_that_cannot_be_marked_as_forwarded_are_reported_and_sent_again_after_pauses
 );
 
 /// A service with dead letters for a topic that takes records of so many bytes.
@@ -78,6 +80,43 @@ fn a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content(kind: b
                 "{error}"
             );
         }
+        service.stop().await;
+    });
+}
+
+/// Executes a statement in the state of a service that does not run.
+async fn execute(topic: &Harness, statement: &'static str) {
+    let mut state = SqliteConnectOptions::new().filename(&topic.state).connect().await.unwrap();
+    sqlx::query(statement).execute(&mut state).await.unwrap();
+    state.close().await.unwrap();
+}
+
+/// As on a full disk.
+fn dead_letters_that_cannot_be_marked_as_forwarded_are_reported_and_sent_again_after_pauses(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let service = start(&mut topic, "1048588", vec![foreign("one")]).await;
+        until("the first one is forwarded", async || is_forwarded(&service).await == [true]).await;
+        service.stop().await;
+        let fail = "CREATE TRIGGER fail BEFORE UPDATE ON dead_letters
+            BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
+        execute(&topic, fail).await;
+        topic.send(0, vec![foreign("two")]).await;
+        let service = topic.start(&[]).await;
+        until("it is reported", async || status(&service).await["status"] == "DEGRADED").await;
+        let status_now = status(&service).await.to_string();
+        assert!(status_now.contains("cannot be marked: as the test wants it"), "{status_now}");
+        let sent_before = forwarded(&topic).await.len();
+        let begun = Instant::now();
+        until("it is sent again", async || forwarded(&topic).await.len() >= sent_before + 3).await;
+        // Of 200 ms, 400 ms and so on, at least half; the first one may be nearly over.
+        assert!(begun.elapsed() > Duration::from_millis(300), "{:?}", begun.elapsed());
+        assert_eq!(is_forwarded(&service).await, [true, false]);
+        service.stop().await;
+
+        execute(&topic, "DROP TRIGGER fail").await;
+        let service = topic.start(&[]).await;
+        until("it is marked", async || is_forwarded(&service).await == [true, true]).await;
+        assert_eq!(status(&service).await["status"], "UP");
         service.stop().await;
     });
 }
