@@ -33,6 +33,8 @@ const READ_COMMITTED: i8 = 1;
 const CHECKSUM_ATTEMPTS: u32 = 5;
 /// Bytes beside a corrupt batch that are fetched to see where the next one begins.
 const ROOM_FOR_NEXT: i32 = 4096;
+/// The size of a fetch for the timestamp of one record.
+const TIMESTAMP_FETCH_BYTES: i32 = 16 * 1024;
 /// Attempts of a fetch whose responses are empty because of a quota, before the watermarks of the partition are known. Each
 /// attempt waits for the throttle time of the one before.
 const THROTTLED_ATTEMPTS: u32 = 10;
@@ -176,6 +178,34 @@ impl Consumer {
     /// precede it. [`Error::Malformed`] if the response cannot be decoded or a batch has a wrong checksum. Otherwise if the
     /// broker is unavailable.
     pub async fn fetch(&mut self, offset: i64, max_bytes: i32, wait: Duration) -> Result<Fetched, Error> {
+        let fetched = self.fetch_uncounted(offset, max_bytes, wait).await?;
+        self.corrupt_batch = count_corrupt(&fetched, self.corrupt_batch);
+        if let Some(corrupt) = fetched.corrupt() {
+            let is_to_be_fetched_again = |(_, attempts)| attempts < CHECKSUM_ATTEMPTS;
+            if self.corrupt_batch.is_some_and(is_to_be_fetched_again) {
+                self.connection = None;
+                return Err(Malformed::Checksum.into());
+            }
+            // If its end is not known, the next fetch begins in the same batch.
+            let rest = (fetched.next, CHECKSUM_ATTEMPTS - 1);
+            self.corrupt_batch = Some(rest).filter(|_| corrupt.first_offset == corrupt.last_offset);
+        }
+        Ok(fetched)
+    }
+
+    /// The timestamp of the record at an offset; none if there is no such record, as after compaction, or it cannot be read. It
+    /// does not count as a fetch of a batch with a wrong checksum.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub async fn timestamp_at(&mut self, offset: i64, wait: Duration) -> Result<Option<i64>, Error> {
+        let fetched = self.fetch_uncounted(offset, TIMESTAMP_FETCH_BYTES, wait).await?;
+        let first = fetched.records.iter().next().filter(|record| record.offset == offset);
+        Ok(first.map(|record| record.timestamp))
+    }
+
+    /// As [`fetch`](Self::fetch), with a batch that has a wrong checksum as unreadable at once.
+    async fn fetch_uncounted(&mut self, offset: i64, max_bytes: i32, wait: Duration) -> Result<Fetched, Error> {
         for _ in 0..THROTTLED_ATTEMPTS {
             // Before the deadline begins: a throttled broker is not unavailable.
             self.wait_for_throttle().await;
@@ -213,17 +243,6 @@ impl Consumer {
         };
         // Boxed, because a fetch with its connection is large, and would be part of every caller's future.
         let Some(fetched) = call("fetch", deadline, Box::pin(work)).await? else { return Ok(None) };
-        self.corrupt_batch = count_corrupt(&fetched, self.corrupt_batch);
-        if let Some(corrupt) = fetched.corrupt() {
-            let is_to_be_fetched_again = |(_, attempts)| attempts < CHECKSUM_ATTEMPTS;
-            if self.corrupt_batch.is_some_and(is_to_be_fetched_again) {
-                self.connection = None;
-                return Err(Malformed::Checksum.into());
-            }
-            // If its end is not known, the next fetch begins in the same batch.
-            let rest = (fetched.next, CHECKSUM_ATTEMPTS - 1);
-            self.corrupt_batch = Some(rest).filter(|_| corrupt.first_offset == corrupt.last_offset);
-        }
         self.watermarks = Some((fetched.high_watermark, fetched.last_stable_offset));
         Ok(Some(fetched))
     }

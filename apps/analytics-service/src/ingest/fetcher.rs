@@ -255,9 +255,8 @@ impl Fetcher {
         }
         if let Some(expected) = last_timestamp.filter(|_| next > first) {
             // The record before must be the last applied one. After compaction it may be missing.
-            let fetched = self.consumer.fetch(next - 1, FETCH_BYTES.1, FETCH_WAIT).await?;
-            let before = fetched.records.iter().next().filter(|record| record.offset == next - 1);
-            if before.is_some_and(|record| record.timestamp != expected) {
+            let before = self.consumer.timestamp_at(next - 1, FETCH_WAIT).await?;
+            if before.is_some_and(|timestamp| timestamp != expected) {
                 return Ok((first, Some(replaced(None))));
             }
         }

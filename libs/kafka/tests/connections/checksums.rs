@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use kafka::testing::{Codec, batch};
+use kafka::testing::{Codec, at_offset, batch, transaction_marker};
 use kafka_protocol::{
     messages::{
         FetchResponse, TopicName,
@@ -72,5 +72,29 @@ fn damage_on_the_network_loses_no_record() {
             assert_eq!(fetched.is_err(), damaged);
             assert!(fetched.is_err() || fetched.unwrap().records.iter().count() == 1);
         }
+    });
+}
+
+/// After each error analytics compares the record before its position, which may be none, as that of a transaction marker.
+#[test]
+fn a_batch_with_a_wrong_checksum_is_skipped_although_the_offset_before_it_is_looked_at_in_between() {
+    runtime::block_on(2, async {
+        let marker = at_offset(&transaction_marker(1, true, chrono::Utc::now()), 0).to_vec();
+        let batches = Arc::new(Mutex::new(vec![marker, batch_at(1, true), batch_at(2, false)]));
+        let (mut consumer, _leading) = leading(batches.clone()).await;
+        let wait = Duration::from_millis(10);
+        for _ in 0..4 {
+            assert_eq!(consumer.timestamp_at(0, wait).await.unwrap(), None);
+            let damaged = consumer.fetch(1, 1 << 20, wait).await;
+            assert!(matches!(damaged, Err(Error::Malformed(Malformed::Checksum))), "{damaged:?}");
+        }
+        assert_eq!(consumer.timestamp_at(0, wait).await.unwrap(), None);
+        let skipped = consumer.fetch(1, 1 << 20, wait).await.unwrap();
+        assert_eq!((skipped.next, skipped.unreadable.is_some()), (2, true));
+        let record = batch_at(5, false);
+        let timestamp = i64::from_be_bytes(record[27..35].try_into().unwrap());
+        *batches.lock().unwrap() = vec![record];
+        assert_eq!(consumer.timestamp_at(5, wait).await.unwrap(), Some(timestamp));
+        assert_eq!(consumer.timestamp_at(4, wait).await.unwrap(), None, "the first one after it is another one");
     });
 }
