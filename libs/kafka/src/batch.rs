@@ -114,9 +114,12 @@ impl RawBatch {
         Ok(Self { first_offset, next, length: whole.len(), header: Ok(header), payload })
     }
 
-    /// The first offset of the batch that begins with these bytes, which may be incomplete.
-    pub(crate) fn peek_first_offset(bytes: &Bytes) -> Option<i64> {
-        bytes.first_chunk().map(|bytes| i64::from_be_bytes(*bytes))
+    /// The first offset of the batch that begins with these bytes, which may be incomplete. None if they cannot follow a batch
+    /// with this first offset: where its length is damaged, which the checksum does not cover, they are any bytes of a batch.
+    pub(crate) fn peek_following_offset(bytes: &Bytes, first_offset: i64) -> Option<i64> {
+        let offset = bytes.first_chunk().map(|bytes| i64::from_be_bytes(*bytes))?;
+        let distance = offset.checked_sub(first_offset)?;
+        (bytes.get(MAGIC) == Some(&2) && (1..=i64::from(i32::MAX)).contains(&distance)).then_some(offset)
     }
 
     /// Decompresses up to `limit` bytes and validates the records.

@@ -95,7 +95,7 @@ impl Records {
         while let Some(mut raw) = RawBatch::take(&mut bytes)? {
             if let Err(Malformed::Checksum) = raw.header {
                 // Its own fields may be damaged; those of the next batch are not.
-                let following = RawBatch::peek_first_offset(&bytes).filter(|offset| *offset > raw.first_offset);
+                let following = RawBatch::peek_following_offset(&bytes, raw.first_offset);
                 raw.next = following.unwrap_or(raw.next);
                 // Brokers find batches by these fields too, and return it for offsets after it.
                 if following.is_some_and(|following| following <= next) {

@@ -464,3 +464,24 @@ fn a_corrupt_batch_ends_where_the_next_one_begins() {
         assert_eq!(ends(&elsewhere, 3).1, 7);
     }
 }
+
+/// The checksum does not cover the length, so the bytes after the damaged batch are any bytes.
+#[test]
+fn a_batch_whose_length_is_damaged_costs_no_record_of_another_one() {
+    let lengths = [3, 4, 2];
+    let start: usize = batches(&lengths[..1], Compression::None).len();
+    let bytes = batches(&lengths, Compression::None)[start..].to_vec();
+    let length = i32::from_be_bytes(bytes[8..12].try_into().unwrap());
+    let all = bytes.len() as i32 - 12;
+    for damaged in (49..=all).filter(|damaged| *damaged != length) {
+        let mut bytes = bytes.clone();
+        bytes[8..12].copy_from_slice(&damaged.to_be_bytes());
+        let decoded = decode_without(&bytes, 3, &[]).unwrap();
+        let unreadable = decoded.unreadable.unwrap();
+        assert!(decoded.records.is_empty());
+        assert_eq!((unreadable.first_offset, unreadable.last_offset, decoded.next), (3, 6, 7), "{damaged}");
+        // As after compaction: the header does not tell the end.
+        bytes[60] ^= 1;
+        assert_eq!(decode_without(&bytes, 3, &[]).unwrap().next, 4, "{damaged}");
+    }
+}
