@@ -2,7 +2,9 @@
 //! system.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
     path::{self, Path, PathBuf},
@@ -61,7 +63,7 @@ pub(crate) fn directory() -> Result<PathBuf> {
     let directory = of_checkout()?;
     match Mode::of_checkout()? {
         Mode::Open => Ok(directory),
-        Mode::Secure => created(secure(&directory)),
+        Mode::Secure => created(secure(&directory), chosen().is_none()),
     }
 }
 
@@ -77,7 +79,9 @@ fn secure(directory: &Path) -> PathBuf {
 ///
 /// For root it is not below root's home, which PostgreSQL, as another user, cannot enter.
 pub(crate) fn of_checkout() -> Result<PathBuf> {
-    let directory = match env::var_os("STACK_HOME").filter(|path| !path.is_empty()) {
+    let chosen = chosen();
+    let is_default = chosen.is_none();
+    let directory = match chosen {
         Some(path) => path::absolute(path)?,
         None => base()?.join(checkout_name()?),
     };
@@ -85,13 +89,21 @@ pub(crate) fn of_checkout() -> Result<PathBuf> {
     if directory.to_str().is_none_or(|text| text.contains(char::is_control)) {
         return Err(anyhow!("The path of the data directory must be UTF-8 without control characters: {directory:?}"));
     }
-    created(directory)
+    created(directory, is_default)
+}
+
+/// What `STACK_HOME` says.
+fn chosen() -> Option<OsString> {
+    env::var_os("STACK_HOME").filter(|path| !path.is_empty())
 }
 
 /// # Errors
-/// If it cannot be created, or has files of others: PostgreSQL would get some of them, and nobody expects them there.
-fn created(directory: PathBuf) -> Result<PathBuf> {
-    let claimed = create_open_directory(&directory).and_then(|()| entries::claim(&directory));
+/// If it cannot be created, or `STACK_HOME` names a directory with files of others: PostgreSQL would get some of them, and nobody
+/// expects them there.
+fn created(directory: PathBuf, is_default: bool) -> Result<PathBuf> {
+    let claimed = create_open_directory(&directory).and_then(|()| {
+        if is_default { entries::claim_default(&directory).map(|()| true) } else { entries::claim(&directory) }
+    });
     match claimed {
         Ok(true) => Ok(directory),
         Ok(false) => Err(anyhow!(

@@ -1,4 +1,4 @@
-//! Whose a directory is, and what `reset` deletes of it: `STACK_HOME` may name any directory.
+//! Whose a directory is, and what `reset` deletes of it: `STACK_HOME` may name any directory, the default one is ours.
 
 use std::{fs, io, path::Path};
 
@@ -49,16 +49,28 @@ const SIGNING_KEY: &str = "signing-key.";
 
 /// Marks an empty directory as ours. Returns false if it has anything in it, and no `up` made it.
 pub(super) fn claim(directory: &Path) -> io::Result<bool> {
-    let marker = directory.join(MARKER_FILE);
-    if marker.is_file() || is_of_earlier_version(directory) {
+    if is_ours(directory) {
         return Ok(true);
     }
     if fs::read_dir(directory)?.next().is_some() {
         // Another command may have marked it meanwhile.
-        return Ok(marker.is_file());
+        return Ok(is_ours(directory));
     }
-    fs::write(marker, MARKER_TEXT)?;
+    mark(directory)?;
     Ok(true)
+}
+
+/// Marks the default directory, whatever is in it: an `up` of an earlier version that failed early has left no more than a log.
+pub(super) fn claim_default(directory: &Path) -> io::Result<()> {
+    if is_ours(directory) { Ok(()) } else { mark(directory) }
+}
+
+fn is_ours(directory: &Path) -> bool {
+    directory.join(MARKER_FILE).is_file() || is_of_earlier_version(directory)
+}
+
+fn mark(directory: &Path) -> io::Result<()> {
+    fs::write(directory.join(MARKER_FILE), MARKER_TEXT)
 }
 
 /// Whether an `up` that wrote no marker has used it.
@@ -111,7 +123,7 @@ pub(crate) fn delete(directory: &Path, mode: Mode) -> io::Result<Vec<String>> {
 mod tests {
     use testbed::Scratch;
 
-    use super::*;
+    use super::{super::created, *};
 
     #[test]
     fn only_an_empty_directory_or_one_of_ours_is_used() {
@@ -140,6 +152,17 @@ mod tests {
             assert_eq!(claim(&directory).unwrap(), expected, "{file} {text}");
             assert!(!directory.join(MARKER_FILE).exists());
         }
+    }
+
+    #[test]
+    fn the_default_directory_is_used_whatever_an_earlier_up_has_left_in_it() {
+        let scratch = Scratch::new().unwrap();
+        let home = scratch.path().join("home");
+        fs::create_dir(&home).unwrap();
+        fs::write(home.join("docker.log"), "a build that failed").unwrap();
+        assert!(created(home.clone(), false).is_err());
+        created(home.clone(), true).unwrap();
+        assert!(delete(&home, Mode::Open).unwrap().is_empty() && !home.exists());
     }
 
     #[test]
