@@ -46,8 +46,9 @@ const NO_SESSION: i32 = -1;
 /// Fetches one partition of a topic, from offsets that the caller chooses.
 ///
 /// It has a connection of its own to the partition's leader. After an error it refreshes the metadata and connects again. It also
-/// refreshes them every five minutes, from another bootstrap broker each time, and then follows a leader with a higher epoch: one
-/// that is cut off from the other brokers takes itself for the leader as before.
+/// refreshes them every five minutes, from another bootstrap broker each time, because a leader that is cut off from the other
+/// brokers takes itself for the leader as before. If there is one with a higher epoch, the call fails, and the next one connects
+/// to it: no call of a consumer has another leader than the one before unless there was an error in between.
 ///
 /// # Topic ids
 ///
@@ -355,8 +356,10 @@ impl Consumer {
         let leader = call("refresh_metadata", part, Box::pin(self.leader(part))).await;
         self.refreshed_at = Instant::now();
         match leader {
+            // Its log may not have what was read of the one before, and a fetch from it would not notice that.
             Ok(leader) if leader.epoch > self.leader_epoch => {
-                call("connect", deadline, Box::pin(self.connect(leader, deadline))).await
+                self.known.learn(leader.topic_id, leader.epoch.map(|epoch| (self.partition, epoch)).into_iter());
+                Err(Error::FencedLeaderEpoch)
             }
             Err(error @ Error::TopicChanged { .. }) => Err(error),
             _ => connection.reuse(&self.settings, deadline).await,

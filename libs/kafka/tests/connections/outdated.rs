@@ -34,6 +34,8 @@ fn a_leader_that_is_cut_off_is_left_for_the_one_with_a_higher_epoch() {
         }
         assert_eq!((fetches(&cut_off), fetches(&elected)), (3, 0), "nothing says that it is not the leader");
         let mut consumer = consumer.with_max_metadata_age(Duration::ZERO);
+        let found = fetch(&mut consumer).await;
+        assert!(matches!(found, Err(Error::FencedLeaderEpoch)), "its log may be another one: {found:?}");
         for _ in 0..3 {
             fetch(&mut consumer).await.unwrap();
         }
