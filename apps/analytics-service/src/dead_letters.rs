@@ -19,8 +19,6 @@ use crate::{
 const MAX_BATCH: i64 = 20;
 /// The largest size of a batch, unless its first dead letter alone is larger: about the default `max.message.bytes`.
 const MAX_BATCH_BYTES: i64 = 1024 * 1024;
-/// The longest key of a dead letter whose content its topic rejects.
-const MAX_KEY_BYTES: usize = 1024;
 /// Poll interval for dead letters of an earlier run, which notify nobody.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Pauses after failures.
@@ -164,12 +162,13 @@ impl Forwarder {
 
 /// What a topic can take that rejects the content.
 fn without_content(dead_letter: &DeadLetter) -> DeadLetter {
-    let DeadLetter { partition, offset, key, error, .. } = dead_letter;
+    let DeadLetter { partition, offset, error, .. } = dead_letter;
     DeadLetter {
         partition: *partition,
         offset: *offset,
-        // A compacted topic needs one.
-        key: key.clone().filter(|key| key.len() <= MAX_KEY_BYTES),
+        // A compacted topic needs a key. With the original's, which may have none, a record without a value would delete that
+        // key's other dead letters, and the patient's events if it is sent again.
+        key: Some(format!("{partition}-{offset}").into_bytes()),
         value: None,
         headers: Vec::new(),
         error: format!("{error}; the dead letter topic rejects its content, which is on the topic of events only"),

@@ -13,13 +13,19 @@ use crate::harness::{Harness, Running, foreign, with_topic};
 testbed::on_each_kafka!(
     dead_letters_wait_while_their_topic_rejects_everything,
     a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content,
+    a_dead_letter_without_a_key_blocks_no_other_if_its_topic_is_compacted,
     dead_letters_that_cannot_be_marked_as_forwarded_are_reported_and_sent_again_after_pauses
 );
 
 /// A service with dead letters for a topic that takes records of so many bytes.
 async fn start(topic: &mut Harness, max_bytes: &str, records: Vec<Record>) -> Running {
+    start_with(topic, ("max.message.bytes", max_bytes), records).await
+}
+
+/// A service with dead letters for a topic with this setting.
+async fn start_with(topic: &mut Harness, (name, value): (&str, &str), records: Vec<Record>) -> Running {
     kafka::create_topic(&topic.kafka, &topic.dead_letter_topic(), 1).await.unwrap();
-    set_topic_setting(&topic.kafka, &topic.dead_letter_topic(), "max.message.bytes", max_bytes).await.unwrap();
+    set_topic_setting(&topic.kafka, &topic.dead_letter_topic(), name, value).await.unwrap();
     let count = records.len() as i64;
     for record in records {
         topic.send(0, vec![record]).await;
@@ -39,12 +45,13 @@ async fn status(service: &Running) -> Json {
     service.get("/actuator/health/readiness").await.json()["components"]["deadLetters"].clone()
 }
 
-/// The value, and the error, of each dead letter on the topic.
-async fn forwarded(topic: &Harness) -> Vec<(Option<Vec<u8>>, String)> {
+/// The key, the value, and the error, of each dead letter on the topic.
+async fn forwarded(topic: &Harness) -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>, String)> {
     let mut consumer = Consumer::new(topic.kafka.clone(), topic.dead_letter_topic(), 0);
     let fetched = consumer.fetch(0, 1 << 20, Duration::from_millis(100)).await.unwrap();
     let record = |record: Record| {
-        (record.value, codec::headers::text(&record.headers, "dead-letter-error").unwrap_or_default().to_owned())
+        let error = codec::headers::text(&record.headers, "dead-letter-error").unwrap_or_default().to_owned();
+        (record.key, record.value, error)
     };
     fetched.records.iter().map(|found| record(found.to_record().record)).collect()
 }
@@ -58,7 +65,7 @@ fn dead_letters_wait_while_their_topic_rejects_everything(kind: broker::Kind) {
         assert_eq!(is_forwarded(&service).await, [false, false]);
         set_topic_setting(&topic.kafka, &topic.dead_letter_topic(), "max.message.bytes", "1048588").await.unwrap();
         until("they are forwarded", async || is_forwarded(&service).await == [true, true]).await;
-        let values: Vec<_> = forwarded(&topic).await.into_iter().map(|(value, _)| value.unwrap()).collect();
+        let values: Vec<_> = forwarded(&topic).await.into_iter().map(|(_, value, _)| value.unwrap()).collect();
         assert_eq!(values, [b"one", b"two"]);
         until("it is over", async || status(&service).await["status"] == "UP").await;
         service.stop().await;
@@ -72,14 +79,30 @@ fn a_dead_letter_that_its_topic_rejects_is_forwarded_without_its_content(kind: b
         let service = start(&mut topic, "1000", vec![foreign("one"), large, large_key, foreign("two")]).await;
         until("they are forwarded", async || is_forwarded(&service).await == [true; 4]).await;
         let found = forwarded(&topic).await;
-        let values: Vec<_> = found.iter().map(|(value, _)| value.as_deref()).collect();
+        let values: Vec<_> = found.iter().map(|(_, value, _)| value.as_deref()).collect();
         assert_eq!(values, [Some(&b"one"[..]), None, None, Some(b"two")]);
-        for (_, error) in &found[1..3] {
+        for (.., error) in &found[1..3] {
             assert!(
                 error.contains("no PatientEvent") && error.ends_with("which is on the topic of events only"),
                 "{error}"
             );
         }
+        service.stop().await;
+    });
+}
+
+fn a_dead_letter_without_a_key_blocks_no_other_if_its_topic_is_compacted(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        let with_key = |value: &str| Record { key: Some(b"key".to_vec()), ..foreign(value) };
+        let records = vec![with_key("one"), foreign("no key"), with_key("two")];
+        let service = start_with(&mut topic, ("cleanup.policy", "compact"), records).await;
+        until("they are forwarded", async || is_forwarded(&service).await == [true; 3]).await;
+        let found = forwarded(&topic).await;
+        let (key, keyless) = (Some(&b"key"[..]), Some(&b"0-1"[..]));
+        let contents: Vec<_> = found.iter().map(|(key, value, _)| (key.as_deref(), value.as_deref())).collect();
+        assert_eq!(contents, [(key, Some(&b"one"[..])), (keyless, None), (key, Some(b"two"))]);
+        assert!(found[1].2.ends_with("which is on the topic of events only"), "{}", found[1].2);
+        assert_eq!(status(&service).await["status"], "UP");
         service.stop().await;
     });
 }
