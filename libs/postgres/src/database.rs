@@ -219,14 +219,31 @@ impl Database {
     /// Checks that the server answers. An answer to other work within the last second counts: under load a ping would
     /// only wait for a connection.
     ///
+    /// It also finds out which of the sessions that were given up have ended, of all pools, as no work does while they are few.
+    ///
     /// # Errors
     /// Why the database is unavailable.
     pub async fn ping(&self) -> Result<(), Error> {
         let is_migrated = self.inner.migrated.load(Ordering::Acquire);
-        if is_migrated && !self.inner.outage.is_ongoing() && self.inner.has_just_answered() {
+        let abandoning = self.inner.abandoning();
+        let is_available = is_migrated && !self.inner.outage.is_ongoing() && self.inner.has_just_answered();
+        if is_available && abandoning.is_empty() {
             return Ok(());
         }
-        self.read(async |connection: &mut PgConnection| connection.ping().await).await
+        let ping = self.read(async |connection: &mut PgConnection| {
+            connection.ping().await?;
+            for pool in &abandoning {
+                match pool.abandoned().forget_ended(connection).await {
+                    // The server answers; that is what the ping is for.
+                    Ok(()) | Err(sqlx::Error::Database(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+        ping.await?;
+        abandoning.iter().for_each(|pool| self.inner.report_abandoned(pool));
+        Ok(())
     }
 
     /// How long work waits for a free connection: `DATABASE_ACQUIRE_DEADLINE`.
@@ -264,6 +281,22 @@ impl Inner {
                     tracing::info!(lasted_ms = lasted.as_millis() as u64, "the database is available again");
                 }
             }
+        }
+    }
+
+    /// The pools with sessions that were given up, or whose changes wait for such sessions.
+    fn abandoning(&self) -> Vec<Arc<Pool>> {
+        let is_waiting = self.commits.is_ongoing();
+        let mut pools = self.pools.members();
+        pools.retain(|pool| is_waiting || pool.abandoned().count(true) > 0);
+        pools
+    }
+
+    /// Reports how many sessions of a pool are given up, and logs it if changes are sent again.
+    fn report_abandoned(&self, pool: &Pool) {
+        pool.report_abandoned();
+        if pool.too_many_abandoned(false).is_none() && self.commits.recovered_for(&pool.name()).is_some() {
+            tracing::info!(pool = pool.name(), "changes are sent to the database again");
         }
     }
 

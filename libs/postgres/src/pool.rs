@@ -201,7 +201,7 @@ impl Pools {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn members(&self) -> Vec<Arc<Pool>> {
+    pub(crate) fn members(&self) -> Vec<Arc<Pool>> {
         let mut members = self.lock();
         members.retain(|pool| pool.strong_count() > 0);
         members.iter().filter_map(Weak::upgrade).collect()
@@ -231,6 +231,11 @@ impl Pool {
     /// Its label in metrics.
     pub(crate) fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The sessions that were given up.
+    pub(crate) fn abandoned(&self) -> &Abandoned {
+        &self.abandoned
     }
 
     /// The sessions that were given up, if there are too many for work to begin.
@@ -339,6 +344,11 @@ impl PooledConnection<'_> {
         // Read before connecting: an invalidation meanwhile applies to this connection too.
         let generation = pools.generation();
         let (connection, session) = pools.connect_session(until, Purpose::Work).await?;
+        // If a pooler handed it on to us, the server does not work any more for whoever gave it up.
+        for pool in pools.members() {
+            pool.abandoned.remove(&session);
+            pool.report_abandoned();
+        }
         let now = Instant::now();
         self.open = Some(OpenConnection { connection, session, since: now, idle_since: now, generation });
         Ok(())
@@ -349,7 +359,8 @@ impl PooledConnection<'_> {
         self.open = None;
     }
 
-    /// Closes the connection, for whose session the server may still work.
+    /// Closes the connection, for whose session the server may still work: nobody waits for it any more, or the connection to it
+    /// broke, which the server does not notice while it commits.
     pub(crate) fn abandon(&mut self) {
         if let Some(OpenConnection { session, .. }) = self.open.take() {
             self.pool.abandoned.add(session, self.is_read, self.pool.connections);

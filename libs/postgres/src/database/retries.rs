@@ -87,17 +87,15 @@ impl Database {
             Ok(Err(_)) => return Ok(connection),
             Err(late) => return Err(unavailable(late.to_string())),
         }
-        self.pool.report_abandoned();
-        let (pool, sessions) = (self.pool.name(), abandoned.count(is_read));
-        let why = format!("the server has not finished {sessions} statements that were given up");
+        self.inner.report_abandoned(&self.pool);
         if self.pool.too_many_abandoned(is_read).is_none() {
-            if !is_read && self.inner.commits.recovered_for(&pool).is_some() {
-                tracing::info!(pool, "changes are sent to the database again");
-            }
             return Ok(connection);
         }
         connection.release();
-        if self.inner.commits.failed_for(pool, "abandoned", &*why) {
+        let (pool, sessions) = (self.pool.name(), abandoned.count(is_read));
+        let why = format!("the server has not finished {sessions} statements that were given up");
+        // Reads that do not end keep no change from being sent.
+        if !is_read && self.inner.commits.failed_for(pool, "abandoned", &*why) {
             let message = "statements that were given up do not end, as commits while a synchronous standby or the storage does not \
                            answer; no change is sent to the database meanwhile";
             tracing::warn!(pool, sessions, "{message}");
@@ -134,7 +132,12 @@ impl Database {
         if is_healthy {
             self.inner.record_answer();
         } else {
-            connection.close();
+            if cause == Cause::Disconnected {
+                // A proxy or pooler may have cut it while the server commits. If its session has ended, that is soon found out.
+                connection.abandon();
+            } else {
+                connection.close();
+            }
             self.inner.invalidate_connections(cause);
         }
         // An attempt that the deadline cut off would leave its outcome unknown.

@@ -56,6 +56,15 @@ impl Abandoned {
         self.update(&sessions);
     }
 
+    /// Forgets a session.
+    pub(super) fn remove(&self, id: &str) {
+        if self.count(true) > 0 {
+            let mut sessions = self.lock();
+            sessions.retain(|session| &*session.id != id);
+            self.update(&sessions);
+        }
+    }
+
     /// Forgets the sessions for which the server does not work any more, and those that wait for a lock, which `lock_timeout` ends.
     pub(crate) async fn forget_ended(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let before: Vec<String> = self.lock().iter().map(|session| session.id.to_string()).collect();
