@@ -47,6 +47,18 @@ pub enum Error {
     /// The leader epoch is outdated: another leader was elected. The next call refreshes the metadata.
     #[error("another leader of the partition was elected")]
     FencedLeaderEpoch,
+    /// The leader epoch is lower than one of which records were read: the broker is cut off from the others and takes itself for
+    /// the leader as before, or the cluster was restored from a backup. The next call asks another bootstrap broker.
+    #[error(
+        "the partition's leader has epoch {found}, and records of epoch {read} were read: it is cut off from the other brokers, \
+         or the cluster was restored from a backup"
+    )]
+    OutdatedLeader {
+        /// The leader epoch.
+        found: i32,
+        /// The epoch of what was read.
+        read: i32,
+    },
     /// The broker cannot be reached or cannot serve now. Retry later.
     #[error("the broker is unavailable: {0}")]
     Unavailable(#[source] Arc<dyn StdError + Send + Sync>),
@@ -155,6 +167,7 @@ impl Error {
             Self::UnknownTopicId => "unknown_topic_id",
             Self::InconsistentTopicId => "inconsistent_topic_id",
             Self::FencedLeaderEpoch => "fenced_leader_epoch",
+            Self::OutdatedLeader { .. } => "outdated_leader",
             Self::Unavailable(_) => "unavailable",
             Self::Malformed(_) => "malformed",
             Self::Timeout(_) => "timeout",

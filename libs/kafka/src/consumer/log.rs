@@ -52,13 +52,20 @@ impl Consumer {
     /// Kafka before 2.3.
     ///
     /// # Errors
-    /// As [`fetch`](Self::fetch).
+    /// [`Error::OutdatedLeader`] if the leader cannot know what was read. Otherwise as [`fetch`](Self::fetch).
     pub async fn common_end(&mut self, next: i64, leader_epoch: i32) -> Result<i64, Error> {
         self.wait_for_throttle().await;
         let deadline = Deadline::new(self.settings.deadline);
         let work = async {
             let mut connection = self.connection(deadline).await?;
-            let end = self.end_of_epoch(&mut connection, next, leader_epoch).await;
+            let end = match self.leader_epoch {
+                // Without topic ids it may be another topic, whose epochs begin anew.
+                Some(found) if found < leader_epoch && self.fetch_topic_id.is_some() => {
+                    self.known.learn(self.fetch_topic_id, std::iter::once((self.partition, leader_epoch)));
+                    Err(Error::OutdatedLeader { found, read: leader_epoch })
+                }
+                _ => self.end_of_epoch(&mut connection, next, leader_epoch).await,
+            };
             self.keep_connection_if_usable(connection, end)
         };
         call("common_end", deadline, Box::pin(work)).await

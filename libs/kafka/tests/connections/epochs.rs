@@ -61,3 +61,23 @@ fn an_epoch_without_a_record_after_compaction_is_no_truncation() {
         }
     });
 }
+
+#[test]
+fn a_leader_that_is_older_than_what_was_read_proves_no_truncation() {
+    runtime::block_on(2, async {
+        let nothing = Arc::new(Mutex::new((-1, -1)));
+        let (cut_off, _cut_off) = leader(5, nothing.clone()).await;
+        let (elected, _elected) = leader(6, Arc::new(Mutex::new((6, 130)))).await;
+        // As after a restart: nothing is known of epochs yet.
+        let mut restarted = consumer(vec![cut_off.clone(), elected]);
+        let outdated = restarted.common_end(110, 6).await;
+        assert!(matches!(outdated, Err(Error::OutdatedLeader { found: 5, read: 6 })), "{outdated:?}");
+        assert_eq!(restarted.common_end(110, 6).await.unwrap(), 110);
+        // The other one is down.
+        let mut alone = consumer(vec![cut_off, loopback(testbed::ports::free())]);
+        for _ in 0..3 {
+            let outdated = alone.common_end(110, 6).await;
+            assert!(matches!(outdated, Err(Error::OutdatedLeader { found: 5, read: 6 })), "{outdated:?}");
+        }
+    });
+}
