@@ -43,6 +43,7 @@ pub struct Producer {
     settings: Settings,
     topic: TopicName,
     cluster: Option<Cluster>,
+    max_metadata_age: Duration,
     known: Known,
 }
 
@@ -67,7 +68,20 @@ type Results = BTreeMap<i32, Result<Vec<i64>, Error>>;
 impl Producer {
     /// A producer that connects at its first call, and again after an error.
     pub fn new(settings: Settings, topic: impl Into<String>) -> Self {
-        Self { settings, topic: TopicName(StrBytes::from_string(topic.into())), cluster: None, known: Known::default() }
+        Self {
+            settings,
+            topic: TopicName(StrBytes::from_string(topic.into())),
+            cluster: None,
+            max_metadata_age: metadata::MAX_AGE,
+            known: Known::default(),
+        }
+    }
+
+    /// Refreshes the metadata when they are so old.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn with_max_metadata_age(self, max_metadata_age: Duration) -> Self {
+        Self { max_metadata_age, ..self }
     }
 
     /// The number of partitions of the topic.
@@ -89,23 +103,30 @@ impl Producer {
 
     async fn cluster(&mut self, deadline: Deadline) -> Result<&mut Cluster, Error> {
         let cluster = match self.cluster.take() {
-            Some(cluster) if cluster.read_at.elapsed() < metadata::MAX_AGE => cluster,
+            Some(cluster) if cluster.read_at.elapsed() < self.max_metadata_age => cluster,
             // If no bootstrap broker is available, or none knows as much, the metadata are used on.
             Some(cluster) => match self.read_metadata("refresh_metadata", deadline.split(2)).await {
-                Ok((read, false)) => read,
+                Ok(read) if !read.is_doubtful => self.use_metadata(read),
                 _ => Cluster { read_at: Instant::now(), ..cluster },
             },
-            None => self.read_metadata("connect", deadline).await?.0,
+            None => {
+                let read = self.read_metadata("connect", deadline).await?;
+                self.use_metadata(read)
+            }
         };
         Ok(self.cluster.insert(cluster))
     }
 
-    /// The metadata of a bootstrap broker, and whether they contradict what is known.
-    async fn read_metadata(&mut self, name: &'static str, deadline: Deadline) -> Result<(Cluster, bool), Error> {
+    async fn read_metadata(&mut self, name: &'static str, deadline: Deadline) -> Result<metadata::Topic, Error> {
         let topic = metadata::topic(&self.settings, deadline, &self.topic, &mut self.known);
-        let metadata::Topic { id, leader_epochs, is_doubtful, leaders } = call(name, deadline, topic).await?;
+        call(name, deadline, topic).await
+    }
+
+    /// The cluster of these metadata, which are known from now on.
+    fn use_metadata(&mut self, read: metadata::Topic) -> Cluster {
+        let metadata::Topic { id, leader_epochs, leaders, .. } = read;
         self.known.learn(id, leader_epochs.into_iter());
-        Ok((Cluster { read_at: Instant::now(), topic_id: id, leaders, connections: HashMap::new() }, is_doubtful))
+        Cluster { read_at: Instant::now(), topic_id: id, leaders, connections: HashMap::new() }
     }
 
     /// Sends one batch to each of several partitions, with one request to each leader. Returns the offsets or the error of

@@ -1,5 +1,7 @@
 //! Bootstrap brokers that are cut off from the others, or have just been started.
 
+use std::sync::atomic::AtomicBool;
+
 use kafka::partitions;
 use kafka_protocol::error::ResponseError;
 use smol::Task;
@@ -130,5 +132,44 @@ fn a_partition_without_a_leader_is_no_outage_of_the_bootstrap_brokers() {
         let ((first, _first), (second, _second)) = (leaderless().await, leaderless().await);
         let error = fetch(&mut consumer(vec![first, second])).await.unwrap_err();
         assert_eq!(error.to_string(), "the broker is unavailable: LeaderNotAvailable");
+    });
+}
+
+/// A bootstrap broker that knows the topic with this id and this number of partitions, while it is available.
+async fn knowing(topic_id: u128, partitions: usize, is_available: Arc<AtomicBool>) -> (HostPort, Task<()>) {
+    any_broker(move |received| match received.key {
+        ApiKey::ApiVersions => received.response(&supporting(&[(ApiKey::Metadata, 0..=13)])),
+        _ => {
+            let state = TopicState { topic_id: Uuid::from_u128(topic_id), leader_epoch: 5, error: None };
+            let mut response = metadata(&state, 1);
+            let partition = response.topics[0].partitions[0].clone();
+            response.topics[0].partitions = vec![partition; partitions];
+            if !is_available.load(SeqCst) {
+                response.topics[0].error_code = ResponseError::LeaderNotAvailable.code();
+            }
+            received.response(&response)
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_producer_remembers_no_topic_of_metadata_that_it_does_not_use() {
+    runtime::block_on(2, async {
+        let is_available = Arc::new(AtomicBool::new(true));
+        let (current, _current) = knowing(2, 2, is_available.clone()).await;
+        // The topic was recreated while it was cut off.
+        let (cut_off, _cut_off) = knowing(1, 1, Arc::new(AtomicBool::new(true))).await;
+        let mut producer =
+            Producer::new(settings(vec![current, cut_off]), "topic").with_max_metadata_age(Duration::ZERO);
+        assert_eq!(producer.partitions().await.unwrap(), 2);
+        is_available.store(false, SeqCst);
+        for _ in 0..2 {
+            assert_eq!(producer.partitions().await.unwrap(), 2, "what contradicts it is not used");
+        }
+        is_available.store(true, SeqCst);
+        for _ in 0..4 {
+            assert_eq!(producer.partitions().await.unwrap(), 2, "nor is it believed later");
+        }
     });
 }
