@@ -48,12 +48,15 @@ fn find(passwd: &str, name: &str) -> Option<User> {
     Some(User { uid: fields.nth(2)?.parse().ok()?, gid: fields.next()?.parse().ok()? })
 }
 
-/// Creates a directory unless it exists, and those above it that are missing. Every user can enter them, whatever the umask is:
-/// PostgreSQL runs as another user if we are root.
+/// Creates a directory unless it exists, and those above it that are missing. If we are root, every user can enter them, whatever
+/// the umask is: PostgreSQL runs as another user. Otherwise it does not, and the umask decides.
 ///
 /// # Errors
 /// If one of them cannot be created.
 pub fn create_open_directory(path: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return fs::create_dir_all(path);
+    }
     match fs::create_dir(path) {
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
