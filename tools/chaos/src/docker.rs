@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     env,
-    path::Path,
     process::Output,
     time::{Duration, Instant},
 };
@@ -11,10 +10,13 @@ use std::{
 use runtime::timeout;
 use serde_json::Value as Json;
 use smol::process::Command;
-use testbed::{Error, audit::Auditor, http::Client};
+use testbed::{
+    Error,
+    audit::Auditor,
+    compose::{CHECKOUT_LABEL, is_directory},
+    http::Client,
+};
 
-/// Compose's label with the directory of the compose files.
-const CHECKOUT_LABEL: &str = "com.docker.compose.project.working_dir";
 /// Timeout of a `docker` command, including the wait of `docker stop`.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds until `docker stop` kills the container.
@@ -118,9 +120,8 @@ pub(crate) async fn all() -> Result<Vec<Inspected>, Error> {
     let format = format!("{{{{.ID}}}} {{{{.Label \"{CHECKOUT_LABEL}\"}}}}");
     let found = docker(&["ps", "-a", "--filter", &format!("label={CHECKOUT_LABEL}"), "--format", &format]).await?;
     let found = text(&found);
-    // Compose takes the directory from PWD, which may lead through a symbolic link.
-    let is_here = |label: &str| Path::new(label).canonicalize().is_ok_and(|directory| directory == checkout);
-    let ids = found.lines().filter_map(|line| line.split_once(' ')).filter(|(_, label)| is_here(label));
+    let ids = found.lines().filter_map(|line| line.split_once(' '));
+    let ids = ids.filter(|(_, label)| is_directory(label, &checkout));
     let ids: Vec<_> = ids.map(|(id, _)| id).collect();
     if ids.is_empty() {
         return Ok(Vec::new());

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use testbed::Process;
+use testbed::{
+    Process,
+    compose::{CHECKOUT_LABEL, is_directory},
+};
 
 use crate::{
     addresses::Addresses,
@@ -34,7 +37,7 @@ mod mounts;
 mod settings_file;
 
 use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with};
-use containers::{Container, inspect, is_directory};
+use containers::{Container, inspect};
 pub(crate) use engine::{EngineError, check_engine};
 
 /// Time for a subcommand of patient-service, which waits for the outcome of what it resubmits.
@@ -48,11 +51,12 @@ const HEALTHY_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The endpoint to which the console forwards telemetry with the profile `observability`.
 const COLLECTOR_OF_PROFILE: &str = "http://observability:4318";
-/// The filter for patient-service's containers, and the format of their ids with the directories of their compose files.
+/// The filter for patient-service's containers.
 const SERVICE_LABEL: &str = "label=com.docker.compose.service=patient-service";
-const CHECKOUT_FORMAT: &str = "{{.ID}} {{.Label \"com.docker.compose.project.working_dir\"}}";
 /// The variable with the project name of Compose.
 const PROJECT: &str = "COMPOSE_PROJECT_NAME";
+/// The variable with the active profiles of Compose.
+const PROFILES: &str = "COMPOSE_PROFILES";
 /// The name of analytics-service, and the prefix of the name of the second one.
 const ANALYTICS: &str = "analytics-service";
 
@@ -285,7 +289,8 @@ impl Docker {
     /// Runs a subcommand of patient-service in one of its containers.
     pub(crate) async fn run_patient_service(&self, arguments: &[&str]) -> Result<Output> {
         // The engine finds it at once, Compose after seconds.
-        let running = run("docker", &["ps", "--filter", SERVICE_LABEL, "--format", CHECKOUT_FORMAT]).await?;
+        let format = format!("{{{{.ID}}}} {{{{.Label \"{CHECKOUT_LABEL}\"}}}}");
+        let running = run("docker", &["ps", "--filter", SERVICE_LABEL, "--format", &format]).await?;
         let here = env::current_dir()?.canonicalize()?;
         let mut found = running.lines().filter_map(|line| line.split_once(' '));
         if let Some((container, _)) = found.find(|(_, checkout)| is_directory(checkout, &here)) {
@@ -409,8 +414,7 @@ impl Docker {
 
     /// The active profiles of Compose.
     fn profiles(&self) -> String {
-        const NAME: &str = "COMPOSE_PROFILES";
-        self.environment.get(NAME).cloned().or_else(|| env::var(NAME).ok()).unwrap_or_default()
+        self.environment.get(PROFILES).cloned().or_else(|| env::var(PROFILES).ok()).unwrap_or_default()
     }
 
     /// The output of a Compose command.
@@ -422,12 +426,11 @@ impl Docker {
 
     /// Runs a Compose command. Its output goes to a log, whose end is part of the error.
     async fn run_compose(&self, command: &[&str], limit: Duration) -> Result<()> {
-        let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
         let mut environment =
             vec![("BUILDKIT_PROGRESS", "plain".to_owned()), (agent_process::TOKEN, agent_process::token()?)];
         if command.contains(&"down") {
-            environment.push(("COMPOSE_PROFILES", "gateway,tools,observability".to_owned()));
-        } else if profiles.split(',').any(|profile| profile == "observability")
+            environment.push((PROFILES, "gateway,tools,observability".to_owned()));
+        } else if self.profiles().split(',').any(|profile| profile == "observability")
             && env::var(COLLECTOR).unwrap_or_default().is_empty()
         {
             environment.push((COLLECTOR, COLLECTOR_OF_PROFILE.to_owned()));

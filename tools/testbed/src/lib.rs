@@ -13,6 +13,7 @@
 //! - [`certificates`]: a certificate authority, and certificates for servers and clients; [`identities`]: all that a secure
 //!   system has;
 //! - [`patient`]: request bodies of patients; [`permissions`]: what the services need on a broker;
+//! - [`compose`]: which containers belong to a checkout;
 //! - [`proxy`]: a TCP proxy that injects faults; [`clock`]: a clock that can be set; [`sql`]: queries on a service's database;
 //!   [`roles`]: who may do what in it;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
@@ -26,6 +27,7 @@ pub mod broker;
 pub mod cache;
 pub mod certificates;
 pub mod clock;
+pub mod compose;
 mod error;
 pub mod failover;
 mod guard;

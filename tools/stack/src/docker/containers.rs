@@ -1,9 +1,10 @@
 //! The containers of the system, by `docker inspect`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use serde_json::Value as Json;
+use testbed::compose::CHECKOUT_LABEL;
 
 use super::command::run;
 
@@ -41,12 +42,6 @@ impl Container {
     }
 }
 
-/// Whether the directory of compose files in a label is this one. Compose takes it from `PWD`, which may lead through a symbolic
-/// link.
-pub(super) fn is_directory(label: &str, canonical: &Path) -> bool {
-    Path::new(label).canonicalize().is_ok_and(|directory| directory == canonical)
-}
-
 /// The containers with these ids.
 pub(super) async fn inspect(ids: &[&str]) -> Result<Vec<Container>> {
     if ids.is_empty() {
@@ -79,7 +74,7 @@ fn container(json: &Json) -> Container {
         id: text(&json["Id"]).chars().take(12).collect(),
         service: label("service"),
         number: label("container-number").parse().unwrap_or(1),
-        checkout: label("project.working_dir"),
+        checkout: text(&json["Config"]["Labels"][CHECKOUT_LABEL]),
         status: text(&json["State"]["Status"]),
         health: json["State"]["Health"]["Status"].as_str().map(str::to_owned),
         published: published.collect(),
@@ -89,25 +84,7 @@ fn container(json: &Json) -> Container {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
-
-    use testbed::Scratch;
-
     use super::*;
-
-    #[test]
-    fn a_checkout_is_the_same_through_a_symbolic_link() {
-        let scratch = Scratch::new().unwrap();
-        let (checkout, other, link) =
-            (scratch.path().join("checkout"), scratch.path().join("other"), scratch.path().join("link"));
-        fs::create_dir(&checkout).unwrap();
-        fs::create_dir(&other).unwrap();
-        symlink(&checkout, &link).unwrap();
-        let here = link.canonicalize().unwrap();
-        let is_here = |label: &Path| is_directory(label.to_str().unwrap(), &here);
-        assert!(is_here(&checkout) && is_here(&link));
-        assert!(!is_here(&other) && !is_here(&scratch.path().join("removed")) && !is_here(Path::new("")));
-    }
 
     #[test]
     fn the_output_of_docker_inspect_is_parsed() {

@@ -1,0 +1,33 @@
+//! Which containers of Docker Compose belong to a checkout.
+
+use std::path::Path;
+
+/// Compose's label with the directory of the compose files.
+pub const CHECKOUT_LABEL: &str = "com.docker.compose.project.working_dir";
+
+/// Whether the directory in such a label is this one. Compose takes it from `PWD`, which may lead through a symbolic link.
+pub fn is_directory(label: &str, canonical: &Path) -> bool {
+    Path::new(label).canonicalize().is_ok_and(|directory| directory == canonical)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+    use crate::Scratch;
+
+    #[test]
+    fn a_checkout_is_the_same_through_a_symbolic_link() {
+        let scratch = Scratch::new().unwrap();
+        let (checkout, other, link) =
+            (scratch.path().join("checkout"), scratch.path().join("other"), scratch.path().join("link"));
+        fs::create_dir(&checkout).unwrap();
+        fs::create_dir(&other).unwrap();
+        symlink(&checkout, &link).unwrap();
+        let here = link.canonicalize().unwrap();
+        let is_here = |label: &Path| is_directory(label.to_str().unwrap(), &here);
+        assert!(is_here(&checkout) && is_here(&link));
+        assert!(!is_here(&other) && !is_here(&scratch.path().join("removed")) && !is_here(Path::new("")));
+    }
+}
