@@ -7,7 +7,7 @@ use std::{
 
 use billing_api::TransactionType::{Charge, Payment, Refund};
 use grpc::Code;
-use testbed::sql;
+use testbed::{sql, until};
 use uuid::Uuid;
 
 use crate::harness::{CHARGE_5_000, CHARGE_30_000, Harness, LedgerReader, with_service};
@@ -242,6 +242,41 @@ fn positions_go_on_when_their_sequence_is_behind() {
         }
     });
 }
+
+/// As right after a switchover, when several replicas find the sequence behind the positions of different accounts.
+#[test]
+fn the_sequence_of_positions_is_not_moved_back_behind_another_replica() {
+    with_service(|billing| async move {
+        let patient = Uuid::now_v7();
+        billing.create(patient, "Jane Doe").await.unwrap();
+        for n in 0..3 {
+            billing.record(patient, &format!("t-{n}"), Charge, 10, "EUR").await.unwrap();
+        }
+        sql::execute(&billing.database, "SELECT setval('transactions_position_seq', 1, false)").await.unwrap();
+        let mut other = sql::Session::open(&billing.database).await.unwrap();
+        other.execute("SELECT pg_advisory_lock('transactions_position_seq'::regclass::oid::bigint)").await.unwrap();
+        let one = billing.clone();
+        let recording = runtime::spawn(async move {
+            // It may be late.
+            loop {
+                if let Ok(entered) = one.record(patient, "t-3", Charge, 10, "EUR").await {
+                    break entered;
+                }
+            }
+        });
+        until("it waits for the other one", async || {
+            recording.is_finished() || sql::number(&billing.database, WAITING).await.unwrap() > 0
+        })
+        .await;
+        other.execute("SELECT setval('transactions_position_seq', 5000)").await.unwrap();
+        drop(other);
+        let entered = recording.await;
+        assert!(entered.position > 5000, "{}", entered.position);
+    });
+}
+
+const WAITING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()";
 
 #[test]
 fn a_long_ledger_is_listed_completely_and_in_parts() {
