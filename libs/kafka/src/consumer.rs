@@ -21,7 +21,7 @@ use crate::{
     connection::{Connection, Response},
     fetch_response::{DecodedFetchResponse, DecodedPartition},
     large_batch,
-    metadata::{self, Known, Leader},
+    metadata::{self, Leader, MetadataCache},
     records::{DecodedBatches, MAX_BATCH_BYTES, MAX_DECOMPRESSED_BYTES},
     versions::FETCH_BY_NAME,
 };
@@ -74,7 +74,7 @@ pub struct Consumer {
     /// When it connected, or refreshed the metadata.
     refreshed_at: Instant,
     max_metadata_age: Duration,
-    known: Known,
+    metadata_cache: MetadataCache,
     /// The id of the topic to read; none until it is known.
     topic_id: Option<Uuid>,
     /// The id in the current metadata; none if the brokers have none.
@@ -129,7 +129,7 @@ impl Consumer {
             connection: None,
             refreshed_at: Instant::now(),
             max_metadata_age: metadata::MAX_AGE,
-            known: Known::default(),
+            metadata_cache: MetadataCache::default(),
             topic_id: None,
             fetch_topic_id: None,
             leader_epoch: None,
@@ -160,7 +160,7 @@ impl Consumer {
     pub fn expect_topic_id(&mut self, topic_id: Option<Uuid>) {
         if self.topic_id != topic_id {
             (self.topic_id, self.leader_epoch, self.connection) = (topic_id, None, None);
-            (self.watermarks, self.known) = (None, Known::default());
+            (self.watermarks, self.metadata_cache) = (None, MetadataCache::default());
         }
     }
 
@@ -358,7 +358,8 @@ impl Consumer {
         match leader {
             // Its log may not have what was read of the one before, and a fetch from it would not notice that.
             Ok(leader) if leader.epoch > self.leader_epoch => {
-                self.known.learn(leader.topic_id, leader.epoch.map(|epoch| (self.partition, epoch)).into_iter());
+                self.metadata_cache
+                    .update(leader.topic_id, leader.epoch.map(|epoch| (self.partition, epoch)).into_iter());
                 Err(Error::FencedLeaderEpoch)
             }
             Err(error @ Error::TopicChanged { .. }) => Err(error),
@@ -369,7 +370,8 @@ impl Consumer {
     /// The leader of the partition.
     async fn leader(&mut self, deadline: Deadline) -> Result<Leader, Error> {
         // Some brokers return an empty result for an unknown topic; the metadata have the error.
-        let leader = metadata::leader(&self.settings, deadline, &self.topic, self.partition, &mut self.known).await?;
+        let leader =
+            metadata::leader(&self.settings, deadline, &self.topic, self.partition, &mut self.metadata_cache).await?;
         match (self.topic_id, leader.topic_id) {
             (Some(expected), Some(found)) if expected != found => Err(Error::TopicChanged { expected, found }),
             _ => Ok(leader),
@@ -381,7 +383,7 @@ impl Consumer {
         let connection = Connection::open(&broker, &self.settings, deadline).await?;
         (self.leader_epoch, self.fetch_topic_id) = (epoch, topic_id);
         self.topic_id = self.topic_id.or(topic_id);
-        self.known.learn(topic_id, epoch.map(|epoch| (self.partition, epoch)).into_iter());
+        self.metadata_cache.update(topic_id, epoch.map(|epoch| (self.partition, epoch)).into_iter());
         self.refreshed_at = Instant::now();
         Ok(connection)
     }

@@ -17,7 +17,7 @@ use crate::{
     Error, Settings,
     call::{Deadline, call, text},
     connection::Connection,
-    metadata::{Answer, Known, host_port, of_bootstrap_broker},
+    metadata::{Answer, MetadataCache, host_port, of_bootstrap_broker},
     unreachable::Address,
     versions::requests,
 };
@@ -45,7 +45,7 @@ pub struct GroupProgress {
     topic: TopicName,
     /// To the group's coordinator.
     connection: Option<Connection>,
-    known: Known,
+    metadata_cache: MetadataCache,
 }
 
 impl GroupProgress {
@@ -56,7 +56,7 @@ impl GroupProgress {
             group: GroupId(text(group)),
             topic: TopicName(text(topic)),
             connection: None,
-            known: Known::default(),
+            metadata_cache: MetadataCache::default(),
         }
     }
 
@@ -75,7 +75,7 @@ impl GroupProgress {
         let work = async {
             let mut connection = match self.connection.take() {
                 Some(connection) => connection.reuse(&self.settings, deadline).await?,
-                None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.known).await?,
+                None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.metadata_cache).await?,
             };
             let response = connection.call(&request).await?;
             let committed = response.topics.iter().flat_map(|topic| &topic.partitions);
@@ -120,7 +120,7 @@ pub(crate) async fn connect_to_coordinator(
     settings: &Settings,
     group: &GroupId,
     deadline: Deadline,
-    known: &mut Known,
+    cache: &mut MetadataCache,
 ) -> Result<Connection, Error> {
     let request = FindCoordinatorRequest::default().with_key(group.0.clone()).with_key_type(GROUP);
     let request = &request;
@@ -137,6 +137,6 @@ pub(crate) async fn connect_to_coordinator(
             Ok(Answer::Certain(address))
         }
     };
-    let coordinator = of_bootstrap_broker(settings, deadline, known.next_bootstrap(), find).await?;
+    let coordinator = of_bootstrap_broker(settings, deadline, cache.next_bootstrap(), find).await?;
     Connection::open(&coordinator, settings, deadline).await
 }

@@ -29,7 +29,7 @@ use crate::{
     call::{Deadline, call, millis, text},
     connection::Connection,
     group::{committed_in, committed_topic, connect_to_coordinator, requested_topic},
-    metadata::{self, Known},
+    metadata::{self, MetadataCache},
     versions::{Request, requests},
 };
 
@@ -62,7 +62,7 @@ pub struct Member {
     standbys: usize,
     /// To the group's coordinator.
     connection: Option<Connection>,
-    known: Known,
+    metadata_cache: MetadataCache,
     /// From the coordinator; empty before it is known.
     id: StrBytes,
     generation: i32,
@@ -137,7 +137,7 @@ impl Member {
             session_timeout,
             standbys: 0,
             connection: None,
-            known: Known::default(),
+            metadata_cache: MetadataCache::default(),
             id: StrBytes::default(),
             generation: -1,
             is_leader: false,
@@ -184,7 +184,8 @@ impl Member {
         (self.is_leader, self.generation) = (false, -1);
         // Before it joins, because the others wait for the leader.
         let connecting = Deadline::new(self.settings.deadline);
-        let partitions = metadata::topic(&self.settings, connecting, &self.topic, &mut self.known).await?.leaders.len();
+        let partitions =
+            metadata::topic(&self.settings, connecting, &self.topic, &mut self.metadata_cache).await?.leaders.len();
         let partitions = i32::try_from(partitions).map_err(|_| Malformed::Response)?;
         let mut connection = self.connect(connecting).await?.reuse(&self.settings, deadline).await?;
         let joined = self.join_generation(&mut connection, subscription).await?;
@@ -374,7 +375,7 @@ impl Member {
     async fn connect(&mut self, deadline: Deadline) -> Result<Connection, Error> {
         match self.connection.take() {
             Some(connection) => connection.reuse(&self.settings, deadline).await,
-            None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.known).await,
+            None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.metadata_cache).await,
         }
     }
 

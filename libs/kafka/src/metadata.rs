@@ -1,7 +1,7 @@
 //! Metadata of brokers and topics, from the bootstrap brokers.
 //!
 //! A bootstrap broker that is cut off from the others, or has just been started, answers with outdated metadata, or that there is
-//! no such topic. So what contradicts what a client [knows](Known) is believed only if no other bootstrap broker knows better.
+//! no such topic. So what contradicts what a client has [read before](MetadataCache) is believed only if no other bootstrap broker knows better.
 
 use std::{collections::BTreeMap, mem::discriminant, sync::Arc, time::Duration};
 
@@ -29,18 +29,18 @@ use crate::{
 /// without knowing. That of Kafka's Java client (`metadata.max.age.ms`).
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(5 * 60);
 
-/// What a client knows of its topic.
+/// What a client keeps of the metadata of its topic, to recognize outdated ones.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct MetadataCache {
     /// The number of the bootstrap broker to ask first: another one each time, because the one before may have been wrong.
     next_bootstrap: usize,
-    /// None where brokers have no topic ids. Then nothing is known.
+    /// None where brokers have no topic ids. Then nothing is recognized.
     topic_id: Option<Uuid>,
     /// By partition.
     leader_epochs: BTreeMap<i32, i32>,
 }
 
-impl Known {
+impl MetadataCache {
     /// The number of the bootstrap broker to ask first.
     pub(crate) fn next_bootstrap(&mut self) -> usize {
         let next = self.next_bootstrap;
@@ -48,15 +48,15 @@ impl Known {
         next
     }
 
-    /// Whether metadata with these leader epochs are older than what is known, or of another topic.
+    /// Whether metadata with these leader epochs are older, or of another topic.
     fn is_contradicted(&self, topic_id: Option<Uuid>, mut epochs: impl Iterator<Item = (i32, i32)>) -> bool {
         let (Some(known), Some(found)) = (self.topic_id, topic_id) else { return false };
         let is_older = |(partition, epoch)| self.leader_epochs.get(&partition).is_some_and(|known| epoch < *known);
         known != found || epochs.any(is_older)
     }
 
-    /// Adds leader epochs, or replaces what is known if it is another topic.
-    pub(crate) fn learn(&mut self, topic_id: Option<Uuid>, epochs: impl Iterator<Item = (i32, i32)>) {
+    /// Adds leader epochs, or replaces everything if it is another topic.
+    pub(crate) fn update(&mut self, topic_id: Option<Uuid>, epochs: impl Iterator<Item = (i32, i32)>) {
         if self.topic_id != topic_id {
             (self.topic_id, self.leader_epochs) = (topic_id, BTreeMap::new());
         }
@@ -74,7 +74,7 @@ pub(crate) struct Topic {
     pub(crate) id: Option<Uuid>,
     /// By partition, where brokers send them.
     pub(crate) leader_epochs: BTreeMap<i32, i32>,
-    /// Whether it contradicts what is known, and no bootstrap broker knew better.
+    /// Whether it contradicts the cache, and no bootstrap broker knew better.
     pub(crate) is_doubtful: bool,
     /// The leader of each partition, by number; none while it has none.
     pub(crate) leaders: Vec<Option<Address>>,
@@ -125,7 +125,7 @@ pub async fn brokers(settings: &Settings) -> Result<Vec<HostPort>, Error> {
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
 pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Error> {
     let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
-    let topic = call("partitions", deadline, topic(settings, deadline, &name, &mut Known::default())).await?;
+    let topic = call("partitions", deadline, topic(settings, deadline, &name, &mut MetadataCache::default())).await?;
     i32::try_from(topic.leaders.len()).map_err(|_| Malformed::Response.into())
 }
 
@@ -135,7 +135,7 @@ pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Er
 /// [`Error::UnknownTopic`] if there is no such topic; otherwise if no bootstrap broker is available.
 pub async fn leaders(settings: &Settings, topic_name: &str) -> Result<Vec<Option<HostPort>>, Error> {
     let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
-    let topic = call("leaders", deadline, topic(settings, deadline, &name, &mut Known::default())).await?;
+    let topic = call("leaders", deadline, topic(settings, deadline, &name, &mut MetadataCache::default())).await?;
     Ok(topic.leaders.into_iter().map(|leader| leader.map(|leader| leader.broker)).collect())
 }
 
@@ -145,16 +145,16 @@ pub(crate) async fn leader(
     deadline: Deadline,
     name: &TopicName,
     partition: i32,
-    known: &mut Known,
+    cache: &mut MetadataCache,
 ) -> Result<Leader, Error> {
-    let (first, known) = (known.next_bootstrap(), &*known);
+    let (first, cache) = (cache.next_bootstrap(), &*cache);
     let leader = query(settings, deadline, first, Some(name), |metadata| {
         let topic = metadata.topic(name)?;
         let found = topic.partitions.iter().find(|found| found.partition_index == partition);
         let found = found.ok_or(Error::UnknownTopic)?;
         let broker = metadata.leader(found)?;
         let (epoch, topic_id) = ((found.leader_epoch >= 0).then_some(found.leader_epoch), id(topic));
-        let is_doubtful = known.is_contradicted(topic_id, epoch.map(|epoch| (partition, epoch)).into_iter());
+        let is_doubtful = cache.is_contradicted(topic_id, epoch.map(|epoch| (partition, epoch)).into_iter());
         Ok(Answer::new(Leader { broker, epoch, topic_id, is_doubtful }, |leader| leader.is_doubtful))
     });
     leader.await
@@ -165,9 +165,9 @@ pub(crate) async fn topic(
     settings: &Settings,
     deadline: Deadline,
     name: &TopicName,
-    known: &mut Known,
+    cache: &mut MetadataCache,
 ) -> Result<Topic, Error> {
-    let (first, known) = (known.next_bootstrap(), &*known);
+    let (first, cache) = (cache.next_bootstrap(), &*cache);
     let topic = query(settings, deadline, first, Some(name), |metadata| {
         let topic = metadata.topic(name)?;
         let leader_of = |number: usize| {
@@ -179,7 +179,7 @@ pub(crate) async fn topic(
         let leader_epochs: BTreeMap<_, _> =
             epochs.map(|partition| (partition.partition_index, partition.leader_epoch)).collect();
         let is_doubtful =
-            known.is_contradicted(id, leader_epochs.iter().map(|(partition, epoch)| (*partition, *epoch)));
+            cache.is_contradicted(id, leader_epochs.iter().map(|(partition, epoch)| (*partition, *epoch)));
         let leaders = (0..topic.partitions.len()).map(leader_of).collect();
         Ok(Answer::new(Topic { id, leader_epochs, is_doubtful, leaders }, |topic| topic.is_doubtful))
     });

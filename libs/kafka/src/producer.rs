@@ -21,7 +21,7 @@ use crate::{
     call::{Deadline, call, millis},
     connection::Connection,
     encode,
-    metadata::{self, Known},
+    metadata::{self, MetadataCache},
     unreachable::Address,
     versions::PRODUCE_BY_NAME,
 };
@@ -44,7 +44,7 @@ pub struct Producer {
     topic: TopicName,
     cluster: Option<Cluster>,
     max_metadata_age: Duration,
-    known: Known,
+    metadata_cache: MetadataCache,
 }
 
 /// The leaders of the partitions, and usable connections to them.
@@ -73,7 +73,7 @@ impl Producer {
             topic: TopicName(StrBytes::from_string(topic.into())),
             cluster: None,
             max_metadata_age: metadata::MAX_AGE,
-            known: Known::default(),
+            metadata_cache: MetadataCache::default(),
         }
     }
 
@@ -118,14 +118,14 @@ impl Producer {
     }
 
     async fn read_metadata(&mut self, name: &'static str, deadline: Deadline) -> Result<metadata::Topic, Error> {
-        let topic = metadata::topic(&self.settings, deadline, &self.topic, &mut self.known);
+        let topic = metadata::topic(&self.settings, deadline, &self.topic, &mut self.metadata_cache);
         call(name, deadline, topic).await
     }
 
-    /// The cluster of these metadata, which are known from now on.
+    /// The cluster of these metadata, which the cache has from now on.
     fn use_metadata(&mut self, read: metadata::Topic) -> Cluster {
         let metadata::Topic { id, leader_epochs, leaders, .. } = read;
-        self.known.learn(id, leader_epochs.into_iter());
+        self.metadata_cache.update(id, leader_epochs.into_iter());
         Cluster { read_at: Instant::now(), topic_id: id, leaders, connections: HashMap::new() }
     }
 

@@ -33,7 +33,7 @@ use crate::{
     call::{Deadline, call, millis},
     connection::Connection,
     encode::{Sender, frame, put_record, put_varint},
-    metadata::{self, Known},
+    metadata::{self, MetadataCache},
     records::DecodedBatches,
     versions::{PRODUCE_BY_NAME, requests},
 };
@@ -148,7 +148,7 @@ pub async fn send_batch(settings: &Settings, topic: &str, partition: i32, batch:
     let name = TopicName(text(topic));
     let deadline = Deadline::new(settings.deadline);
     let work = async {
-        let leader = metadata::leader(settings, deadline, &name, partition, &mut Known::default()).await?;
+        let leader = metadata::leader(settings, deadline, &name, partition, &mut MetadataCache::default()).await?;
         let mut connection = Connection::open(&leader.broker, settings, deadline).await?;
         produce(&mut connection, settings, None, &name, partition, batch).await
     };

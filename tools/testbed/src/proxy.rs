@@ -71,7 +71,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Generation {
     /// What their clients receive before the connections are closed; without it they are reset.
-    farewell: OnceLock<Vec<u8>>,
+    final_bytes: OnceLock<Vec<u8>>,
 }
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -122,17 +122,17 @@ impl Proxy {
         self.end_open(None).await;
     }
 
-    /// Sends `farewell` to the clients of the open connections and closes these, as a proxy does that has lost its server;
+    /// Sends `final_bytes` to the clients of the open connections and closes these, as a proxy does that has lost its server;
     /// responses that were stalled are dropped. Waits until they are closed. The mode of new ones does not change.
-    pub async fn close_open_with(&self, farewell: &[u8]) {
-        self.end_open(Some(farewell)).await;
+    pub async fn close_open_with(&self, final_bytes: &[u8]) {
+        self.end_open(Some(final_bytes)).await;
     }
 
-    async fn end_open(&self, farewell: Option<&[u8]>) {
+    async fn end_open(&self, final_bytes: Option<&[u8]>) {
         let before = {
             let mut generation = self.shared.generation();
-            if let Some(farewell) = farewell {
-                let _ = generation.farewell.set(farewell.to_vec());
+            if let Some(final_bytes) = final_bytes {
+                let _ = generation.final_bytes.set(final_bytes.to_vec());
             }
             std::mem::take(&mut *generation)
         };
@@ -208,8 +208,8 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
         Err(io::Error::other("reset"))
     };
     if or(reset, pass).await.is_err() {
-        if let Some(farewell) = generation.farewell.get() {
-            let _ = client.clone().write_all(farewell).await;
+        if let Some(final_bytes) = generation.final_bytes.get() {
+            let _ = client.clone().write_all(final_bytes).await;
         } else {
             // Without lingering, closing sends a reset.
             let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
@@ -281,10 +281,10 @@ mod tests {
             assert_eq!(byte, *b"f");
             proxy.set(Mode::StallResponses);
             peer.write_all(b"lost").await.unwrap();
-            proxy.close_open_with(b"farewell").await;
+            proxy.close_open_with(b"last bytes").await;
             let mut received = Vec::new();
             timeout(Duration::from_secs(5), client.read_to_end(&mut received)).await.unwrap().unwrap();
-            assert_eq!(received, b"farewell");
+            assert_eq!(received, b"last bytes");
         });
     }
 }

@@ -61,7 +61,7 @@ impl Consumer {
             let end = match self.leader_epoch {
                 // Without topic ids it may be another topic, whose epochs begin anew.
                 Some(found) if found < leader_epoch && self.fetch_topic_id.is_some() => {
-                    self.known.learn(self.fetch_topic_id, std::iter::once((self.partition, leader_epoch)));
+                    self.metadata_cache.update(self.fetch_topic_id, std::iter::once((self.partition, leader_epoch)));
                     Err(Error::OutdatedLeader { found, read: leader_epoch })
                 }
                 _ => self.end_of_epoch(&mut connection, next, leader_epoch).await,
