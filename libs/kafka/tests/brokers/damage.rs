@@ -9,6 +9,8 @@ use super::{WAIT, numbered, own_broker, send};
 
 /// The third and the highest byte of a batch's last offset delta, and one of its timestamps.
 const DAMAGED: [u64; 3] = [25, 23, 40];
+/// The two low bytes of a batch's length.
+const DAMAGED_LENGTH: [u64; 2] = [10, 11];
 
 /// Nisshi's log is a database.
 mod on_kafka_alone {
@@ -18,6 +20,11 @@ mod on_kafka_alone {
     fn a_damaged_batch_costs_no_record_of_another_one() {
         read_around_damage(Kind::Kafka);
     }
+
+    #[test]
+    fn a_damaged_length_skips_no_other_batch() {
+        read_up_to_damage(Kind::Kafka);
+    }
 }
 
 mod on_older_kafka_alone {
@@ -26,6 +33,11 @@ mod on_older_kafka_alone {
     #[test]
     fn a_damaged_batch_costs_no_record_of_another_one() {
         read_around_damage(Kind::OlderKafka);
+    }
+
+    #[test]
+    fn a_damaged_length_skips_no_other_batch() {
+        read_up_to_damage(Kind::OlderKafka);
     }
 }
 
@@ -50,6 +62,34 @@ fn read_around_damage(kind: Kind) {
                 }
                 flip(&broker, &topic, start + byte);
             }
+        }
+    });
+}
+
+fn read_up_to_damage(kind: Kind) {
+    runtime::block_on(2, async move {
+        let (_scratch, broker, settings, topic) = own_broker(kind, "").await;
+        let mut producer = Producer::new(settings.clone(), &topic);
+        let mut ends = Vec::new();
+        for batch in 0..4 {
+            send(&mut producer, 0, numbered(batch * 3..(batch + 1) * 3)).await.unwrap();
+            ends.push(fs::metadata(broker.log_segment(&topic, 0)).unwrap().len());
+        }
+        for byte in DAMAGED_LENGTH {
+            flip(&broker, &topic, ends[0] + byte);
+            let mut consumer = Consumer::new(settings.clone(), &topic, 0);
+            let skipped = loop {
+                match consumer.fetch(3, 1 << 20, WAIT).await {
+                    Err(Error::Malformed(Malformed::Checksum)) => {}
+                    fetched => break fetched.unwrap(),
+                }
+            };
+            assert_eq!((skipped.next, skipped.unreadable.unwrap().first_offset), (6, 3), "byte {byte}");
+            // The broker looks for it from the damaged batch on.
+            let lost = consumer.fetch(6, 1 << 20, WAIT).await;
+            assert!(matches!(lost, Err(Error::Malformed(Malformed::NoRecordsReturned))), "{lost:?}");
+            flip(&broker, &topic, ends[0] + byte);
+            assert_eq!(consumer.fetch(6, 1 << 20, WAIT).await.unwrap().next, 12);
         }
     });
 }
