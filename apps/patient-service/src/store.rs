@@ -29,9 +29,11 @@ const KEY_CONSTRAINT: &str = "idempotency_keys_pkey";
 
 /// Letters of every script have a lower case and are part of trigrams. With LC_CTYPE C only those of ASCII are: a search for
 /// "дмитрий" would scan the table and not find "Дмитрий", and emails could differ in their case alone. The database's provider of
-/// locales decides about the first, its LC_CTYPE about the second, so both are tried.
+/// locales decides about the first, its LC_CTYPE about the second, so both are tried. An empty database has no function for trigrams.
 pub(crate) const LOCALE: Requirement = Requirement {
-    statement: "-- check the locale\nSELECT lower('Ä') = 'ä' AND show_trgm('дми') <> '{}'",
+    before: "-- check the locale
+        SELECT lower('Ä') = 'ä' AND datctype NOT IN ('C', 'POSIX') FROM pg_database WHERE datname = current_database()",
+    after: "-- check the locale\nSELECT lower('Ä') = 'ä' AND show_trgm('дми') <> '{}'",
     remedy: "the locale of the database (LC_CTYPE) knows the letters of ASCII alone, so that a search does not find other names: make \
              a database with CREATE DATABASE ... ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0, and move the data with pg_dump \
              and pg_restore",

@@ -13,24 +13,49 @@ use crate::{
 /// How often it is checked whether two concurrent connections share a server session.
 const SESSION_CHECKS: usize = 3;
 
-/// What a service requires of its database besides sessions of its own and the encoding UTF8. It is checked after each migration.
+/// What a service requires of its database besides sessions of its own and the encoding UTF8.
+///
+/// Without it, the service refuses an empty database, before it migrates it. On one that it has served before, by an earlier version
+/// for instance, it logs a warning at each start and works as well as it can: an upgrade is no outage.
 #[derive(Clone, Copy, Debug)]
 pub struct Requirement {
-    /// A statement that returns whether it is met.
-    pub statement: &'static str,
+    /// A statement that returns whether an empty database meets it.
+    pub before: &'static str,
+    /// A statement that returns whether a database does that is migrated. If it cannot be executed, nothing is known.
+    pub after: &'static str,
     /// What the database lacks otherwise, and what an administrator has to do.
     pub remedy: &'static str,
 }
 
 impl Requirement {
+    /// Checks a database that is not migrated yet.
     pub(crate) async fn check(&self, connection: &mut PgConnection) -> Result<(), MigrationFailure> {
         let failed = |error: sqlx::Error| match Error::from(error) {
             error @ Error::Query(_) => MigrationFailure::Permanent(error.to_string()),
             error => MigrationFailure::Transient(error),
         };
-        let row = query(self.statement).persistent(false).fetch_one(connection).await.map_err(failed)?;
-        if row.try_get(0).map_err(failed)? { Ok(()) } else { Err(MigrationFailure::Permanent(self.remedy.to_owned())) }
+        let is_met = is_true(connection, self.before).await.map_err(failed)?;
+        if is_met { Ok(()) } else { Err(MigrationFailure::Permanent(self.remedy.to_owned())) }
     }
+
+    /// Warns if a database that is migrated does not meet it.
+    pub(crate) async fn warn(&self, connection: &mut PgConnection) {
+        if matches!(is_true(connection, self.after).await, Ok(false)) {
+            tracing::warn!("the database does not meet a requirement: {}", self.remedy);
+        }
+    }
+}
+
+async fn is_true(connection: &mut PgConnection, statement: &'static str) -> Result<bool, sqlx::Error> {
+    query(statement).persistent(false).fetch_one(connection).await?.try_get(0)
+}
+
+/// Whether no migration was ever executed.
+pub(crate) async fn is_empty(connection: &mut PgConnection) -> bool {
+    let absent = "-- migration history exists\nSELECT to_regclass('_sqlx_migrations') IS NULL";
+    let empty = "-- migration history is empty\nSELECT NOT EXISTS (SELECT FROM _sqlx_migrations)";
+    // What is wrong with the connection or the history, the migrations find out.
+    matches!(is_true(connection, absent).await, Ok(true)) || matches!(is_true(connection, empty).await, Ok(true))
 }
 
 /// Checks the requirements of every service: sessions of our own, and the encoding UTF8.

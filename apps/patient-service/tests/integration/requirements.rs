@@ -96,6 +96,31 @@ fn an_unsuitable_database_is_reported_in_one_line_with_the_remedy() {
     });
 }
 
+/// The version before served them. Searches may not find everything there, and nothing else is wrong.
+#[test]
+fn a_database_that_was_served_before_is_served_whatever_its_locale_and_the_schema_of_its_extension() {
+    runtime::block_on(2, async {
+        let url = database("ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0").await;
+        let jane = {
+            let service = Harness::start(&url, &[]).await;
+            let jane = path(&service.register("Jane Doe").await);
+            service.stop().await;
+            jane
+        };
+        let is_served = async || {
+            let service = Harness::start(&url, &[]).await;
+            assert_eq!(service.get(&jane).await.status, 200);
+            assert_eq!(service.get("/patients?search=doe").await.json().as_array().unwrap().len(), 1);
+            service.stop().await;
+        };
+        sql::execute(&url, "UPDATE pg_database SET datctype = 'C' WHERE datname = current_database()").await.unwrap();
+        assert_eq!(sql::number(&url, "SELECT cardinality(show_trgm('дми'))::bigint").await.unwrap(), 0);
+        is_served().await;
+        sql::execute(&url, "CREATE SCHEMA elsewhere; ALTER EXTENSION pg_trgm SET SCHEMA elsewhere").await.unwrap();
+        is_served().await;
+    });
+}
+
 #[test]
 fn missing_privileges_are_reported_with_the_grant() {
     runtime::block_on(2, async {

@@ -52,7 +52,7 @@ impl Database {
     /// whose new replica may be the first to migrate the schema again; they only add to it.
     ///
     /// # Errors
-    /// As those of [`migrate`](Self::migrate), or if a requirement is not met; for the first time alone.
+    /// As those of [`migrate`](Self::migrate), or if an empty database does not meet a requirement; for the first time alone.
     pub async fn keep_migrated(
         &self,
         migrator: &Migrator,
@@ -121,13 +121,18 @@ impl Database {
         // A connection of its own without timeouts: a statement of a migration may take longer than any other.
         let mut connection = pools.connect(until, Purpose::Migration).await.map_err(failed)?;
         requirements::check(&mut connection, pools, Purpose::Migration, until).await?;
+        if requirements::is_empty(&mut connection).await {
+            for requirement in requirements {
+                requirement.check(&mut connection).await?;
+            }
+        }
         match migrator.run_direct(None, &mut connection, false).await {
             Ok(()) => {
-                for requirement in requirements {
-                    requirement.check(&mut connection).await?;
-                }
                 if settings.owner.is_some() {
                     runtime_role::check(&mut connection, pools).await?;
+                }
+                for requirement in requirements {
+                    requirement.warn(&mut connection).await;
                 }
                 let _ = connection.close().await;
                 Ok(())
