@@ -12,7 +12,6 @@ use patient_service::{
     relay::{BrokerState, CleanupPolicy, Relay, Settings, Step, StepError},
 };
 use postgres::PgConnection;
-use serde_json::json;
 use testbed::{
     Scratch,
     broker::{self, Broker},
