@@ -301,14 +301,7 @@ impl Outbox {
     /// # Errors
     /// If the database fails.
     pub async fn move_ids_past(&self, id: i64) -> Result<(), Error> {
-        let advance = self.database.run_idempotent(async |connection| {
-            // Further than necessary, because others may take ids between the check and the update.
-            query("-- move outbox ids\nSELECT setval('outbox_id_seq', $1) FROM outbox_id_seq WHERE last_value < $1")
-                .bind(id.saturating_add(1000))
-                .execute(connection)
-                .await
-        });
-        advance.await.map(drop)
+        self.database.move_sequence_past("outbox_id_seq", id).await
     }
 
     /// Size and age of a shard, from the id `from` on.

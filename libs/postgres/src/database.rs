@@ -1,5 +1,6 @@
 mod migration;
 mod retries;
+mod sequences;
 
 use std::{
     collections::BTreeMap,

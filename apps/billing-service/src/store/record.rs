@@ -80,15 +80,6 @@ pub(super) async fn insert(database: &Database, entry: &NewEntry, wait_until: In
 /// Advances the sequence of positions past `last`, if it is behind.
 pub(super) async fn move_positions_past(database: &Database, last: i64) -> Result<(), Error> {
     tracing::warn!(last, "the sequence of the ledger's positions is behind them; it is moved past them");
-    let advance = database.transaction(async |transaction| {
-        // Another replica may move it further between the comparison and the update, which would then move it back.
-        let lock = "-- lock ledger positions
-            SELECT pg_advisory_xact_lock('transactions_position_seq'::regclass::oid::bigint)";
-        query(lock).execute(&mut *transaction).await?;
-        // Further than necessary: another account may have later positions, and others may take some before the update.
-        let advance = "-- move ledger positions
-            SELECT setval('transactions_position_seq', $1) FROM transactions_position_seq WHERE last_value < $1";
-        query(advance).bind(last.saturating_add(1000)).execute(&mut *transaction).await
-    });
-    advance.await.map(drop)
+    // Another account may have later positions, for which this happens again.
+    database.move_sequence_past("transactions_position_seq", last).await
 }
