@@ -75,18 +75,18 @@ fn only_changes_that_are_not_sent_are_logged_and_their_end_without_another_chang
         database.migrate(&Migrator::DEFAULT, &Shutdown::new()).await.unwrap();
         let read = async || database.read(async |connection| query("SELECT 1").execute(connection).await).await;
         let write = async || database.run(async |connection| query("SELECT 1").execute(connection).await).await;
-        let patience = Duration::from_millis(200);
+        let given_up_after = Duration::from_millis(200);
 
         // As many as make reads fail.
         for _ in 0..4 {
             let reading = database.read(async |connection| query("SELECT pg_sleep(5)").execute(connection).await);
-            assert!(timeout(patience, reading).await.is_err());
+            assert!(timeout(given_up_after, reading).await.is_err());
         }
         assert!(matches!(read().await, Err(Error::Unavailable(_))));
         assert!(write().await.is_ok() && !is_logged(BEGIN), "changes are sent");
 
         let writing = database.run(async |connection| query("SELECT pg_sleep(5)").execute(connection).await);
-        assert!(timeout(patience, writing).await.is_err());
+        assert!(timeout(given_up_after, writing).await.is_err());
         assert!(matches!(write().await, Err(Error::Unavailable(_))));
         assert!(is_logged(BEGIN) && !is_logged(END));
         until("its end is logged", async || {
