@@ -77,8 +77,8 @@ pub(super) async fn launch(
             jars.display()
         )));
     }
-    // The controller, on the next free port. Only this node connects to it.
-    let controller = (port + 1..).find(|&port| ports::is_free(port)).unwrap_or_else(ports::free);
+    // Only this node connects to the controller.
+    let controller = ports::free();
     // With a secure listener, it has passwords.
     write_private(&directory.join(PROPERTIES), &server_properties(port, controller, options))?;
     if let Some(secure) = &options.secure {
