@@ -326,7 +326,8 @@ impl Inner {
             Error::Query(_) => "a statement failed",
             _ => return,
         };
-        let failed = if matches!(error, Error::Query(_)) { statement } else { "" };
+        let is_statements_fault = matches!(error, Error::Query(_));
+        let failed = if is_statements_fault { statement } else { "" };
         {
             // Nothing panics while it is held.
             let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -337,7 +338,7 @@ impl Inner {
             }
             reported.insert(key, Instant::now());
         }
-        if matches!(error, Error::Query(_)) {
+        if is_statements_fault {
             tracing::error!(statement, %error, "{what}");
         } else {
             tracing::warn!(statement, %error, "{what}");

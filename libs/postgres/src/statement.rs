@@ -14,9 +14,9 @@ pub(crate) const DEFAULT_SPAN_NAME: &str = "PostgreSQL";
 /// piece of work names its span, each further one is an event of the span.
 pub fn query<'q>(statement: impl SqlSafeStr) -> Query<'q, Postgres, <Postgres as Database>::Arguments> {
     let statement = statement.into_sql_str();
-    CURRENT.set(StatementName::new(name(statement.as_str())));
+    let name = name(statement.as_str());
+    CURRENT.set(StatementName::new(name));
     Span::with_current(|span| {
-        let name = name(statement.as_str());
         if span.name() == DEFAULT_SPAN_NAME {
             span.set("db.query.summary", name.to_owned());
             span.rename(|| name.to_owned());
