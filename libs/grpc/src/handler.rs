@@ -74,10 +74,10 @@ impl Handler {
         pending: PendingRequest,
         connection: Arc<Connection>,
     ) -> Response<tonic::body::Body> {
-        let timeout = grpc_timeout(request.headers());
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let (now, timeout) = (Instant::now(), grpc_timeout(request.headers()));
+        let deadline = timeout.and_then(|timeout| now.checked_add(timeout));
         let limit = timeout.map_or(self.limits.call, |timeout| timeout.min(self.limits.call));
-        if let Some(end) = Instant::now().checked_add(limit) {
+        if let Some(end) = now.checked_add(limit) {
             request.extensions_mut().insert(Deadline(end));
         }
         let work = runtime::timeout(limit, self.handle(request, &call, pending, &connection));
