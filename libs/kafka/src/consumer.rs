@@ -379,7 +379,7 @@ impl Consumer {
     }
 
     async fn connect(&mut self, leader: Leader, deadline: Deadline) -> Result<Connection, Error> {
-        let Leader { broker, epoch, topic_id, .. } = leader;
+        let Leader { broker, epoch, topic_id } = leader;
         let connection = Connection::open(&broker, &self.settings, deadline).await?;
         (self.leader_epoch, self.fetch_topic_id) = (epoch, topic_id);
         self.topic_id = self.topic_id.or(topic_id);

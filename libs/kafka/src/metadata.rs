@@ -88,8 +88,6 @@ pub(crate) struct Leader {
     pub(crate) epoch: Option<i32>,
     /// None where brokers have no topic ids.
     pub(crate) topic_id: Option<Uuid>,
-    /// As [`Topic::is_doubtful`].
-    pub(crate) is_doubtful: bool,
 }
 
 /// What a bootstrap broker has answered.
@@ -101,8 +99,8 @@ pub(crate) enum Answer<T> {
 }
 
 impl<T> Answer<T> {
-    fn new(value: T, is_doubtful: impl Fn(&T) -> bool) -> Self {
-        if is_doubtful(&value) { Self::Doubtful(value) } else { Self::Certain(value) }
+    fn new(value: T, is_doubtful: bool) -> Self {
+        if is_doubtful { Self::Doubtful(value) } else { Self::Certain(value) }
     }
 }
 
@@ -155,7 +153,7 @@ pub(crate) async fn leader(
         let broker = metadata.leader(found)?;
         let (epoch, topic_id) = ((found.leader_epoch >= 0).then_some(found.leader_epoch), id(topic));
         let is_doubtful = cache.is_contradicted(topic_id, epoch.map(|epoch| (partition, epoch)).into_iter());
-        Ok(Answer::new(Leader { broker, epoch, topic_id, is_doubtful }, |leader| leader.is_doubtful))
+        Ok(Answer::new(Leader { broker, epoch, topic_id }, is_doubtful))
     });
     leader.await
 }
@@ -181,7 +179,7 @@ pub(crate) async fn topic(
         let is_doubtful =
             cache.is_contradicted(id, leader_epochs.iter().map(|(partition, epoch)| (*partition, *epoch)));
         let leaders = (0..topic.partitions.len()).map(leader_of).collect();
-        Ok(Answer::new(Topic { id, leader_epochs, is_doubtful, leaders }, |topic| topic.is_doubtful))
+        Ok(Answer::new(Topic { id, leader_epochs, is_doubtful, leaders }, is_doubtful))
     });
     topic.await
 }
