@@ -11,6 +11,8 @@ use futures_lite::{AsyncBufRead, AsyncRead, Stream};
 use smol::channel::{self, Receiver, Sender};
 use tide::{Body, Response, StatusCode};
 
+use crate::buffered_read;
+
 /// Events queued for a slow client; then sending waits.
 const MAX_PENDING_EVENTS: usize = 16;
 
@@ -66,11 +68,7 @@ impl AsyncBufRead for Events {
 }
 
 impl AsyncRead for Events {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let available = ready!(self.as_mut().poll_fill_buf(context))?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Poll::Ready(Ok(length))
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        buffered_read::poll_read(self, context, buffer)
     }
 }

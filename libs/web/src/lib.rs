@@ -11,6 +11,7 @@
 //! - [`Health`], [`metrics_page`], [`events`](mod@events): what each service serves besides its own routes.
 
 mod body;
+mod buffered_read;
 mod chunks;
 mod connections;
 mod convert;

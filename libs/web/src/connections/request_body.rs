@@ -18,6 +18,7 @@ use futures_lite::{AsyncBufRead, AsyncRead};
 use hyper::body::{Body as _, Incoming};
 
 use super::{Client, Connection, ConnectionGuard, Shutdown, UNSET};
+use crate::buffered_read;
 
 /// Bytes of a body that are discarded, and for how long. After that the connection is closed.
 const MAX_DISCARDED: usize = 4 * 1024 * 1024;
@@ -74,12 +75,8 @@ impl AsyncBufRead for RequestBody {
 }
 
 impl AsyncRead for RequestBody {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let available = ready!(self.as_mut().poll_fill_buf(context))?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Poll::Ready(Ok(length))
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        buffered_read::poll_read(self, context, buffer)
     }
 }
 
