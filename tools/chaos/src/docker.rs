@@ -13,7 +13,7 @@ use smol::process::Command;
 use testbed::{
     Error,
     audit::Auditor,
-    compose::{CHECKOUT_LABEL, is_directory},
+    compose::{CHECKOUT_LABEL, id_and_checkout, ids_in},
     http::Client,
 };
 
@@ -117,12 +117,9 @@ pub(crate) fn address_of(all: &[Inspected], service: &str, port: &str) -> Result
 /// The containers of this checkout, in the order of their names.
 pub(crate) async fn all() -> Result<Vec<Inspected>, Error> {
     let checkout = env::current_dir()?.canonicalize()?;
-    let format = format!("{{{{.ID}}}} {{{{.Label \"{CHECKOUT_LABEL}\"}}}}");
-    let found = docker(&["ps", "-a", "--filter", &format!("label={CHECKOUT_LABEL}"), "--format", &format]).await?;
-    let found = text(&found);
-    let ids = found.lines().filter_map(|line| line.split_once(' '));
-    let ids = ids.filter(|(_, label)| is_directory(label, &checkout));
-    let ids: Vec<_> = ids.map(|(id, _)| id).collect();
+    let (label, format) = (format!("label={CHECKOUT_LABEL}"), id_and_checkout());
+    let listed = text(&docker(&["ps", "-a", "--filter", &label, "--format", &format]).await?);
+    let ids: Vec<_> = ids_in(&listed, &checkout).collect();
     if ids.is_empty() {
         return Ok(Vec::new());
     }

@@ -10,10 +10,12 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use smol::lock::OnceCell;
 use testbed::{
     Process,
-    compose::{CHECKOUT_LABEL, is_directory},
+    compose::{id_and_checkout, ids_in, is_directory},
 };
+use yaml_rust2::Yaml;
 
 use crate::{
     addresses::Addresses,
@@ -37,6 +39,7 @@ mod mounts;
 mod settings_file;
 
 use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with};
+use compose_config::active_services;
 use containers::{Container, inspect};
 pub(crate) use engine::{EngineError, check_engine};
 
@@ -70,13 +73,15 @@ pub(crate) enum Layout {
 }
 
 /// A Docker engine with Compose.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Docker {
     /// `docker compose`, or `docker-compose`.
     compose: &'static [&'static str],
     layout: Layout,
     /// Variables for Compose besides our own environment.
     environment: BTreeMap<String, String>,
+    /// See [`services`](Self::services).
+    services: OnceCell<Vec<Yaml>>,
 }
 
 impl Docker {
@@ -110,7 +115,8 @@ impl Docker {
             let arguments: Vec<_> = compose[1..].iter().copied().chain(["version", "--short"]).collect();
             let reason = match run(compose[0], &arguments).await {
                 Ok(version) if compose_version(&version) >= Some(OLDEST_COMPOSE) => {
-                    return Ok(Self { compose, layout, environment: in_containers::variables()? });
+                    let (environment, services) = (in_containers::variables()?, OnceCell::new());
+                    return Ok(Self { compose, layout, environment, services });
                 }
                 Ok(version) => format!("{} has version {}", compose.join(" "), version.trim()),
                 Err(error) => error.to_string(),
@@ -123,8 +129,7 @@ impl Docker {
     /// Pulls the images that are missing and not built by us.
     pub(crate) async fn fetch_images(&self) -> Result<()> {
         let mut images = images::bases(|name| env::var(name).ok())?;
-        let profiles = self.profiles();
-        images.extend(images::of_config(&self.query(&["config"]).await?, &profiles.split(',').collect::<Vec<_>>())?);
+        images.extend(images::of_services(self.services().await?));
         images::fetch(&images).await
     }
 
@@ -139,7 +144,7 @@ impl Docker {
         let before = self.containers().await?;
         self.reject_other_checkout(&before)?;
         self.check_ports(settings, &before)?;
-        mounts::check(&self.query(&["config"]).await?, &self.profiles().split(',').collect::<Vec<_>>())?;
+        mounts::check(self.services().await?)?;
         if build {
             let work = self.run_compose(&["build"], BUILD_TIMEOUT);
             step("Building the images", "(the first time it compiles everything)", work).await?;
@@ -289,11 +294,9 @@ impl Docker {
     /// Runs a subcommand of patient-service in one of its containers.
     pub(crate) async fn run_patient_service(&self, arguments: &[&str]) -> Result<Output> {
         // The engine finds it at once, Compose after seconds.
-        let format = format!("{{{{.ID}}}} {{{{.Label \"{CHECKOUT_LABEL}\"}}}}");
-        let running = run("docker", &["ps", "--filter", SERVICE_LABEL, "--format", &format]).await?;
+        let running = run("docker", &["ps", "--filter", SERVICE_LABEL, "--format", &id_and_checkout()]).await?;
         let here = env::current_dir()?.canonicalize()?;
-        let mut found = running.lines().filter_map(|line| line.split_once(' '));
-        if let Some((container, _)) = found.find(|(_, checkout)| is_directory(checkout, &here)) {
+        if let Some(container) = ids_in(&running, &here).next() {
             let arguments = [&["exec", container, "patient-service"], arguments].concat();
             return output_within(SUBCOMMAND_TIMEOUT, "docker", &arguments, &BTreeMap::new()).await;
         }
@@ -412,9 +415,16 @@ impl Docker {
         Ok(compose.chain(files).chain(command.iter().map(|word| (*word).to_owned())).collect())
     }
 
-    /// The active profiles of Compose.
+    /// The active profiles of Compose, separated by commas.
     fn profiles(&self) -> String {
         self.environment.get(PROFILES).cloned().or_else(|| env::var(PROFILES).ok()).unwrap_or_default()
+    }
+
+    /// The services of the compose files, without those of inactive profiles. Compose is asked once: `up` needs them twice before
+    /// it adds settings, which are in no file of the checkout.
+    async fn services(&self) -> Result<&[Yaml]> {
+        let read = async || active_services(&self.query(&["config"]).await?, &self.profiles());
+        Ok(self.services.get_or_try_init(read).await?.as_slice())
     }
 
     /// The output of a Compose command.

@@ -4,10 +4,11 @@ use std::{fs, time::Duration};
 
 use anyhow::{Result, anyhow};
 use testbed::Process;
+use yaml_rust2::Yaml;
 
 use crate::{home, terminal::step};
 
-use super::{command::run, compose_config::active_services};
+use super::command::run;
 
 /// Time for an image to be pulled.
 const PULL_TIMEOUT: Duration = Duration::from_secs(900);
@@ -53,19 +54,19 @@ fn base_images(dockerfile: &str, variable: impl Fn(&str) -> Option<String>) -> V
     known.into_iter().filter(|(name, _)| name.ends_with("_IMAGE")).map(|(_, image)| image).collect()
 }
 
-/// The images in the output of `docker compose config`.
-pub(super) fn of_config(config: &str, profiles: &[&str]) -> Result<Vec<String>> {
-    let services = active_services(config, profiles)?;
+/// The images of these services.
+pub(super) fn of_services(services: &[Yaml]) -> Vec<String> {
     let mut images: Vec<_> =
         services.iter().filter_map(|service| service["image"].as_str().map(str::to_owned)).collect();
     images.sort_unstable();
     images.dedup();
-    Ok(images)
+    images
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::docker::compose_config::active_services;
 
     #[test]
     fn base_images_are_found_in_the_dockerfile() {
@@ -77,13 +78,14 @@ mod tests {
 
     #[test]
     fn images_are_found_in_the_compose_file() {
+        let of_config = |config, profiles| active_services(config, profiles).map(|services| of_services(&services));
         let config = "services:\n  b:\n    image: b:1\n  c:\n    build:\n      context: .\n    ports:\n    - 1:1\n  t:\n    image: t:1\n    \
                       profiles:\n    - tools\n    restart: always\n  a:\n    image: a:2\n  d:\n    image: b:1\nvolumes:\n  v: {}\n";
-        assert_eq!(of_config(config, &[]).unwrap(), ["a:2", "b:1"]);
-        assert_eq!(of_config(config, &["tools"]).unwrap(), ["a:2", "b:1", "t:1"]);
+        assert_eq!(of_config(config, "").unwrap(), ["a:2", "b:1"]);
+        assert_eq!(of_config(config, "tools").unwrap(), ["a:2", "b:1", "t:1"]);
         let otherwise =
             "name: x\nservices:\n    b: {profiles: [tools], image: \"b:1\"}\n    a:\n        image: 'a:2'\n";
-        assert_eq!(of_config(otherwise, &[]).unwrap(), ["a:2"], "another style of the same YAML");
-        assert!(of_config("not a compose file", &[]).is_err());
+        assert_eq!(of_config(otherwise, "").unwrap(), ["a:2"], "another style of the same YAML");
+        assert!(of_config("not a compose file", "").is_err());
     }
 }

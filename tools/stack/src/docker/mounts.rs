@@ -10,14 +10,14 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use yaml_rust2::Yaml;
 
-use super::compose_config::active_services;
 use crate::secure::quoted;
 
 /// # Errors
 /// If there are files that containers cannot read; the error says how to open them.
-pub(super) fn check(config: &str, profiles: &[&str]) -> Result<()> {
-    let mut closed: Vec<_> = sources(config, profiles)?.into_iter().filter(|source| !is_open(source)).collect();
+pub(super) fn check(services: &[Yaml]) -> Result<()> {
+    let mut closed: Vec<_> = sources(services).into_iter().filter(|source| !is_open(source)).collect();
     closed.sort_unstable();
     closed.dedup();
     if closed.is_empty() {
@@ -28,9 +28,9 @@ pub(super) fn check(config: &str, profiles: &[&str]) -> Result<()> {
 }
 
 /// What the services mount of this machine.
-fn sources(config: &str, profiles: &[&str]) -> Result<Vec<PathBuf>> {
+fn sources(services: &[Yaml]) -> Vec<PathBuf> {
     let mut sources = Vec::new();
-    for service in active_services(config, profiles)? {
+    for service in services {
         for volume in service["volumes"].as_vec().into_iter().flatten() {
             let source = match volume.as_str() {
                 // The form of Compose v1: source:target:mode. A volume has a name and no path.
@@ -40,7 +40,7 @@ fn sources(config: &str, profiles: &[&str]) -> Result<Vec<PathBuf>> {
             sources.extend(source.map(PathBuf::from));
         }
     }
-    Ok(sources)
+    sources
 }
 
 /// Whether everybody can read it. What is missing is left to Compose.
@@ -56,6 +56,7 @@ mod tests {
     use testbed::Scratch;
 
     use super::*;
+    use crate::docker::compose_config::active_services;
 
     #[test]
     fn files_that_containers_cannot_read_are_named_with_the_command_that_opens_them() {
@@ -79,15 +80,16 @@ mod tests {
             folder = folder.display(),
             other = other.display(),
         );
-        let command = |profiles: &[&str]| {
+        let check = |config, profiles| check(&active_services(config, profiles).unwrap());
+        let command = |profiles| {
             let error = check(&config, profiles).unwrap_err().to_string();
             error.split_once("chmod go+rX ").unwrap().1.to_owned()
         };
         let (closed, folder) = (closed.display(), folder.display());
-        assert_eq!(command(&[]), format!("{closed} {folder}"));
+        assert_eq!(command(""), format!("{closed} {folder}"));
         let other = other.display().to_string().replace('\'', r"'\''");
-        assert_eq!(command(&["tools"]), format!("{closed} {folder} '{other}'"));
+        assert_eq!(command("tools"), format!("{closed} {folder} '{other}'"));
         let readable = format!("services: {{a: {{volumes: ['{}:/x', 'data:/y']}}}}", open.display());
-        assert!(check(&readable, &[]).is_ok());
+        assert!(check(&readable, "").is_ok());
     }
 }
