@@ -99,12 +99,7 @@ fn lost_acknowledgements_duplicate_events_and_lose_none(kind: Kind) {
         let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
         scratch.guard(broker.process()).unwrap();
         proxy.set_target(Target::Port(broker.port()));
-        let backing_services = BackingServices {
-            patients_database: testbed::shared_database().await,
-            billing_database: testbed::shared_database().await,
-            kafka: format!("127.0.0.1:{}", proxy.port()),
-            topic: "patient".to_owned(),
-        };
+        let backing_services = BackingServices::on_broker(format!("127.0.0.1:{}", proxy.port())).await;
         let system = start(backing_services, 1, &SETTINGS).await;
         let (client, acknowledged) = (system.patient_client(), Acknowledged::default());
         // Every partition's leader has a connection.

@@ -13,12 +13,7 @@ mod on_kafka_alone {
         runtime::block_on(2, async {
             let scratch = Scratch::new().unwrap();
             let mut cluster = KafkaCluster::start(&scratch).await.unwrap_or_else(|error| panic!("{error}"));
-            let backing_services = BackingServices {
-                patients_database: testbed::shared_database().await,
-                billing_database: testbed::shared_database().await,
-                kafka: cluster.addresses(),
-                topic: "patient".to_owned(),
-            };
+            let backing_services = BackingServices::on_broker(cluster.addresses()).await;
             let system = start(backing_services, 1, &[("KAFKA_DEADLINE", "2s")]).await;
             let writers = Writers::start(&[system.patients[0].address()], 4);
             let events_are_applied = async || {

@@ -6,14 +6,15 @@ use chrono::Utc;
 use kafka::{Consumer, Producer, Record};
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use testbed::{
-    Scratch,
     audit::{Acknowledged, Auditor},
-    broker::{Broker, Kind},
+    broker::Kind,
     system::BackingServices,
     until,
 };
 
-use crate::support::{TIMEOUT, analytics, audit, logged, metric, register_many, start, until_metric, until_readiness};
+use crate::support::{
+    TIMEOUT, analytics, audit, logged, metric, own_broker, register_many, start, until_metric, until_readiness,
+};
 
 testbed::on_each_broker!(records_deleted_unread_halt_analytics_until_it_may_continue);
 
@@ -27,17 +28,8 @@ const PARTITION: i32 = 1;
 
 fn records_deleted_unread_halt_analytics_until_it_may_continue(kind: Kind) {
     runtime::block_on(2, async {
-        let scratch = Scratch::new().unwrap();
-        let directory = scratch.path().join("broker");
-        let started = Broker::start_on_free_port(kind, &directory, FAST_RETENTION).await;
-        let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
-        scratch.guard(broker.process()).unwrap();
-        let backing_services = BackingServices {
-            patients_database: testbed::shared_database().await,
-            billing_database: testbed::shared_database().await,
-            kafka: broker.address(),
-            topic: "patient".to_owned(),
-        };
+        let (scratch, mut broker) = own_broker(kind, FAST_RETENTION).await;
+        let backing_services = BackingServices::on_broker(broker.address()).await;
         // Of a compacted topic, retention deletes nothing.
         let mut system = start(backing_services, 1, &[("KAFKA_TOPIC_CLEANUP_POLICY", "delete")]).await;
         let acknowledged = Acknowledged::default();
@@ -54,7 +46,7 @@ fn records_deleted_unread_halt_analytics_until_it_may_continue(kind: Kind) {
         }
         if kind == Kind::Nisshi {
             broker.stop().await;
-            expire_records_at_start(&directory.join("broker.db")).await;
+            expire_records_at_start(&scratch.path().join("broker/broker.db")).await;
             broker.restart().await.unwrap();
             scratch.guard(broker.process()).unwrap();
         }

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 use testbed::{
+    Scratch,
     audit::{Acknowledged, Auditor, Report},
-    broker::Kind,
+    broker::{Broker, Kind},
     http::{Client, Response},
     service::Service,
     system::{BackingServices, System},
@@ -25,6 +26,15 @@ pub(crate) async fn system(kind: Kind, replicas: usize, extra: &[(&str, &str)]) 
 /// A system with these databases, broker and topic.
 pub(crate) async fn start(backing_services: BackingServices, replicas: usize, extra: &[(&str, &str)]) -> System {
     System::start(backing_services, replicas, extra).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A broker of the test's own, with these settings in addition.
+pub(crate) async fn own_broker(kind: Kind, settings: &str) -> (Scratch, Broker) {
+    let scratch = Scratch::new().unwrap();
+    let started = Broker::start_on_free_port(kind, &scratch.path().join("broker"), settings).await;
+    let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
+    scratch.guard(broker.process()).unwrap();
+    (scratch, broker)
 }
 
 /// The broker for a test that does not depend on the kind of broker: the one that starts fastest.

@@ -3,14 +3,16 @@
 use kafka::Consumer;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use testbed::{
-    Scratch, Signal,
+    Signal,
     audit::{Acknowledged, Auditor},
-    broker::{Broker, Kind},
+    broker::Kind,
     system::{BackingServices, System},
     until,
 };
 
-use crate::support::{TIMEOUT, analytics, audit, logged, register_many, start, until_metric, until_readiness};
+use crate::support::{
+    TIMEOUT, analytics, audit, logged, own_broker, register_many, start, until_metric, until_readiness,
+};
 
 /// Nisshi has no leader epochs, and its log is a database.
 mod on_kafka_alone {
@@ -34,17 +36,8 @@ mod on_older_kafka_alone {
 
 fn truncate_and_refill(kind: Kind) {
     runtime::block_on(2, async {
-        let scratch = Scratch::new().unwrap();
-        let directory = scratch.path().join("broker");
-        let started = Broker::start_on_free_port(kind, &directory, "").await;
-        let mut broker = started.unwrap_or_else(|error| panic!("{error}"));
-        scratch.guard(broker.process()).unwrap();
-        let backing_services = BackingServices {
-            patients_database: testbed::shared_database().await,
-            billing_database: testbed::shared_database().await,
-            kafka: broker.address(),
-            topic: "patient".to_owned(),
-        };
+        let (scratch, mut broker) = own_broker(kind, "").await;
+        let backing_services = BackingServices::on_broker(broker.address()).await;
         let settings = [("KAFKA_DEADLINE", "2s"), ("KAFKA_TOPIC_PARTITIONS", "1")];
         let mut system = start(backing_services, 1, &settings).await;
         let (client, acknowledged) = (system.patient_client(), Acknowledged::default());

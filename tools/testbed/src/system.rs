@@ -73,6 +73,19 @@ impl BackingServices {
             topic: format!("patient-{:016x}", fastrand::u64(..)),
         }
     }
+
+    /// New databases on the shared server, and the topic `patient` on a test's own broker at this address.
+    ///
+    /// # Panics
+    /// If PostgreSQL cannot be started.
+    pub async fn on_broker(address: String) -> Self {
+        Self {
+            patients_database: crate::shared_database().await,
+            billing_database: crate::shared_database().await,
+            kafka: address,
+            topic: "patient".to_owned(),
+        }
+    }
 }
 
 impl DedicatedServers {

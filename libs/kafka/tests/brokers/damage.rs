@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::FileExt as _};
 
-use kafka::{Consumer, Error, Malformed, Producer};
+use kafka::{Consumer, Error, Malformed, Producer, Settings};
 use testbed::broker::{Broker, Kind};
 
 use super::{WAIT, numbered, own_broker, send};
@@ -44,12 +44,7 @@ mod on_older_kafka_alone {
 fn read_around_damage(kind: Kind) {
     runtime::block_on(2, async move {
         let (_scratch, broker, settings, topic) = own_broker(kind, "").await;
-        let mut producer = Producer::new(settings.clone(), &topic);
-        let mut ends = Vec::new();
-        for batch in 0..4 {
-            send(&mut producer, 0, numbered(batch * 3..(batch + 1) * 3)).await.unwrap();
-            ends.push(fs::metadata(broker.log_segment(&topic, 0)).unwrap().len());
-        }
+        let ends = send_four_batches(&broker, &settings, &topic).await;
         for byte in DAMAGED {
             // The first of the two has another one after it, the second is the last one.
             for (start, first_offset) in [(ends[0], 3), (ends[2], 9)] {
@@ -69,12 +64,7 @@ fn read_around_damage(kind: Kind) {
 fn read_up_to_damage(kind: Kind) {
     runtime::block_on(2, async move {
         let (_scratch, broker, settings, topic) = own_broker(kind, "").await;
-        let mut producer = Producer::new(settings.clone(), &topic);
-        let mut ends = Vec::new();
-        for batch in 0..4 {
-            send(&mut producer, 0, numbered(batch * 3..(batch + 1) * 3)).await.unwrap();
-            ends.push(fs::metadata(broker.log_segment(&topic, 0)).unwrap().len());
-        }
+        let ends = send_four_batches(&broker, &settings, &topic).await;
         for byte in DAMAGED_LENGTH {
             flip(&broker, &topic, ends[0] + byte);
             let mut consumer = Consumer::new(settings.clone(), &topic, 0);
@@ -92,6 +82,17 @@ fn read_up_to_damage(kind: Kind) {
             assert_eq!(consumer.fetch(6, 1 << 20, WAIT).await.unwrap().next, 12);
         }
     });
+}
+
+/// Sends four batches of three records; returns where each ends in the log.
+async fn send_four_batches(broker: &Broker, settings: &Settings, topic: &str) -> Vec<u64> {
+    let mut producer = Producer::new(settings.clone(), topic);
+    let mut ends = Vec::new();
+    for batch in 0..4 {
+        send(&mut producer, 0, numbered(batch * 3..(batch + 1) * 3)).await.unwrap();
+        ends.push(fs::metadata(broker.log_segment(topic, 0)).unwrap().len());
+    }
+    ends
 }
 
 /// Flips a bit of a byte in the log of the running broker.
