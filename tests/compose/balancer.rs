@@ -77,7 +77,8 @@ fn balance(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
 fn send(port: u16, method: &str, body: &str) -> u16 {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = "Host: example.org\r\nX-Forwarded-Prefix: /forged\r\nConnection: close\r\n";
-    nginx::status_of(port, &format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n{head}{length}\r\n{body}"))
+    let request = format!("{method} /patients/1?a=b%20c HTTP/1.1\r\n{head}{length}\r\n{body}");
+    nginx::status(&nginx::response_to(port, &request))
 }
 
 const REQUESTS: [(&str, usize); 5] = [("GET", 0), ("DELETE", 0), ("PUT", 10), ("PUT", 60_000), ("POST", 10)];

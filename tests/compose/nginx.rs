@@ -50,11 +50,15 @@ pub(crate) fn read_head(stream: &mut BufReader<TcpStream>) -> Option<String> {
     Some(head)
 }
 
-/// Sends a complete request and returns the status of the response.
-pub(crate) fn status_of(port: u16, request: &str) -> u16 {
+/// Sends a complete request and returns the response.
+pub(crate) fn response_to(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
-    let response = io::read_to_string(stream).unwrap();
+    io::read_to_string(stream).unwrap()
+}
+
+/// The status of a response.
+pub(crate) fn status(response: &str) -> u16 {
     response.split(' ').nth(1).unwrap().parse().unwrap()
 }
