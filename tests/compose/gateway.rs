@@ -94,6 +94,8 @@ fn the_gateway_lets_the_api_through_for_a_valid_token_and_says_nothing_that_a_cl
         ("POST", "/api/patients", "right", 200, &patients, "POST /patients HTTP"),
         ("PUT", "/api/patients/7?a=b%20c", "right", 200, &patients, "PUT /patients/7?a=b%20c HTTP"),
         ("GET", "/api/analytics/summary", "right", 200, &analytics, "GET /analytics/summary HTTP"),
+        // A browser sends no token with it.
+        ("OPTIONS", "/api/patients", "none", 200, &patients, "OPTIONS /patients HTTP"),
         ("GET", "/api-docs/patients", "none", 200, &patients, "GET /v3/api-docs HTTP"),
         ("POST", "/auth/login", "none", 200, &auth, "POST /auth/login HTTP"),
         ("GET", "/auth/validate", "right", 200, &auth, "GET /auth/validate HTTP"),
