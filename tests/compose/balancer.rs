@@ -6,8 +6,13 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
+use billing_api::{BillingRequest, billing_service_client::BillingServiceClient};
+use config::HostPort;
+use grpc::{Attempt, Client, ClientSettings, Code};
+use telemetry::TraceContext;
 use testbed::Scratch;
 
 use crate::nginx;
@@ -59,7 +64,7 @@ fn request(stream: &mut BufReader<TcpStream>) -> Option<String> {
 /// nginx in front of these replicas; none if it is not installed.
 fn balance(replicas: [u16; 2]) -> Option<(Scratch, u16)> {
     let configuration = fs::read_to_string("../../deploy/balancer/nginx.conf").unwrap();
-    // Without gRPC, whose directives older versions of nginx lack, and without Docker's DNS.
+    // Without gRPC, and without Docker's DNS.
     let (http, _) = configuration.split_once("    server {\n        listen 9001;").unwrap();
     let (before, rest) = http.split_once("    upstream billing {").unwrap();
     let (_, after) = rest.split_once("    }\n").unwrap();
@@ -125,4 +130,41 @@ fn a_request_that_was_not_sent_is_sent_to_another_replica() {
         assert_eq!(answered.len(), 4);
         assert!(answered.iter().all(|request| request.ends_with(&format!("\r\n\r\n{}", "x".repeat(length)))));
     }
+}
+
+#[test]
+fn a_call_that_no_replica_answers_is_unavailable() {
+    let configuration = fs::read_to_string("../../deploy/balancer/nginx.conf").unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let configured = |port, temporary: &str| {
+        configuration
+            .replace("resolver 127.0.0.11 valid=2s ipv6=off;", "")
+            .replace("server patient-service:4000 resolve max_fails=1 fail_timeout=2s;", "server 127.0.0.1:9;")
+            .replace(
+                "server billing-service:9001 resolve max_fails=1 fail_timeout=2s;",
+                &format!("server 127.0.0.1:{closed};"),
+            )
+            // As versions before 1.25.1 have it.
+            .replace("listen 9001;\n        http2 on;", &format!("listen 127.0.0.1:{port} http2;"))
+            .replace("/tmp/", temporary)
+            .replace("listen 4000;", &format!("listen unix:{temporary}http;"))
+    };
+    let Some((_scratch, port)) = nginx::start(configured) else {
+        nginx::skipped("balancer");
+        return;
+    };
+    let settings = ClientSettings {
+        peer: "balancer",
+        service: billing_api::SERVICE,
+        address: HostPort { host: "127.0.0.1".to_owned(), port },
+        deadline: Duration::from_secs(20),
+        tls: None,
+    };
+    let call = |attempt: Attempt| async move {
+        let request = attempt.request(BillingRequest::default());
+        BillingServiceClient::new(attempt.channel()).create_billing_account(request).await
+    };
+    let client = Client::new(settings).unwrap();
+    let error = runtime::block_on(1, client.call("CreateBillingAccount", TraceContext::root(), call)).unwrap_err();
+    assert_eq!(error.code(), Some(Code::Unavailable), "{error}");
 }

@@ -105,7 +105,7 @@ impl Reconciler {
                 tracing::info!(trace_id, %patient_id, ?action, attempts, "billing reconciled");
                 Ok(())
             }
-            Err(error) if is_final(error) && task.rejections + 1 >= MAX_REJECTIONS => {
+            Err(error) if is_final(error, task.action) && task.rejections + 1 >= MAX_REJECTIONS => {
                 let moved = self.tasks.dead_letter(task, &error.to_string()).await;
                 if moved.is_ok() {
                     RECONCILED.with_label_values(&["dead_lettered"]).inc();
@@ -166,11 +166,17 @@ impl Reconciler {
 
 /// Whether billing answered and rejected the call.
 fn is_rejection(error: &CallError) -> bool {
-    is_final(error) || matches!(error.code(), Some(Code::PermissionDenied | Code::Unauthenticated))
+    let lacks_permission = matches!(error.code(), Some(Code::PermissionDenied | Code::Unauthenticated));
+    lacks_permission || matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
 }
 
-/// Whether billing rejects this very task: it has no such method, as an original's billing service, or rejects the content.
-/// Missing permissions concern all tasks and end with a change of configuration, so they are retried.
-fn is_final(error: &CallError) -> bool {
-    matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
+/// Whether billing rejects this very task: it cannot close accounts, as an original's billing service, or rejects the content.
+/// Every billing service can open accounts: if it lacks that, a proxy has answered for it. That and missing permissions concern
+/// all tasks and end with a change of configuration, so they are retried.
+fn is_final(error: &CallError, action: Action) -> bool {
+    match error.kind() {
+        FailureKind::Rejected | FailureKind::Invalid => true,
+        FailureKind::Unsupported => action == Action::Close,
+        FailureKind::Unavailable | FailureKind::Transient => false,
+    }
 }

@@ -4,7 +4,7 @@ use std::{error::Error as _, time::Duration};
 
 use tonic::{Code, Status};
 
-use crate::client::code_name;
+use crate::{client::code_name, response::Received};
 
 /// What a failed call says about the peer and the request.
 ///
@@ -59,8 +59,8 @@ pub enum CallError {
     /// data.
     #[error("the peer answered {}", code_name(.0.code()))]
     Status(Box<Status>),
-    /// The peer could not be reached, or the connection broke before the response was complete; with the cause, as far as it
-    /// is known.
+    /// The peer could not be reached, the connection broke before the response was complete, or the response is none of a gRPC
+    /// server, such as a proxy's; with the cause, as far as it is known.
     #[error("the peer cannot be reached: {0}")]
     Unreachable(String),
     /// The deadline passed. The peer may have executed the call, or may still do so.
@@ -72,10 +72,13 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Distinguishes a status that the peer has sent from one that tonic makes of a broken connection: a reset may show as
-    /// UNKNOWN, INTERNAL or CANCELLED.
+    /// Distinguishes a status that the peer has sent from one that was made on this side, of a broken connection or of a
+    /// response that is none of gRPC: that may be UNKNOWN, INTERNAL, UNIMPLEMENTED or any other.
     pub(crate) fn from_status(status: Status) -> Self {
-        let Some(mut cause) = status.source() else { return Self::Status(Box::new(status)) };
+        let Some(mut cause) = status.source() else { return Self::Unreachable(status.message().to_owned()) };
+        if cause.is::<Received>() {
+            return Self::Status(Box::new(status));
+        }
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }

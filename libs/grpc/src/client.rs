@@ -14,11 +14,11 @@ use telemetry::{
 use tonic::{
     Code, Request, Status,
     codegen::http::{Uri, uri::Scheme},
-    transport::{Channel, Endpoint},
+    transport::Endpoint,
 };
 
 use crate::{
-    Breaker, CallError, FailureKind,
+    Breaker, CallError, Channel, FailureKind,
     breaker::Admission,
     retry_budget::RetryBudget,
     transport::{Connector, SequentialExecutor},
@@ -119,7 +119,8 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1);
-        let channel = endpoint.connect_with_connector_lazy(Connector { address: settings.address.clone(), tls });
+        let connector = Connector { address: settings.address.clone(), tls };
+        let channel = Channel(endpoint.connect_with_connector_lazy(connector));
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
         Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: RetryBudget::full(), settings })
     }

@@ -17,6 +17,7 @@ mod connections;
 mod handler;
 mod limits;
 mod observe;
+mod response;
 mod retry_budget;
 mod server;
 mod target;
@@ -27,9 +28,10 @@ pub use breaker::{Admission, Breaker};
 pub use call_error::{CallError, FailureKind};
 pub use client::{Attempt, Client, ClientError, ClientSettings, ClientTls};
 pub use limits::Limits;
+pub use response::Channel;
 pub use server::{BindError, ClientNames, Health, Server, ServerSettings, ServerTls};
 pub use target::Target;
-pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes, transport::Channel};
+pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes};
 
 /// Who makes a call.
 pub fn caller<T>(request: &Request<T>) -> auth::Caller {

@@ -65,6 +65,25 @@ fn a_task_that_can_never_succeed_is_dead_lettered() {
 }
 
 #[test]
+fn an_account_is_opened_however_often_a_proxy_has_no_route_to_billing() {
+    with_service(|service| async move {
+        service.billing.set(Behaviour::Unrouted);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(jane["billing"]["status"], "PENDING");
+        let is_rejected_often = async || {
+            execute(&service, "UPDATE billing_tasks SET next_attempt_at = now()").await;
+            service.number("SELECT coalesce(max(rejections), 9)::bigint FROM billing_tasks").await > 6
+        };
+        until("billing has rejected it", is_rejected_often).await;
+        assert_eq!(service.number("SELECT count(*) FROM billing_tasks WHERE action = 'OPEN'").await, 1);
+        service.billing.set(Behaviour::Normal);
+        execute(&service, "UPDATE billing_tasks SET next_attempt_at = now()").await;
+        let is_open = async || service.billing.status(&id(&jane)).as_deref() == Some("ACTIVE");
+        until("the account is open", is_open).await;
+    });
+}
+
+#[test]
 fn a_deletion_supersedes_a_task_that_billing_rejected() {
     with_service(|service| async move {
         service.billing.set(Behaviour::Unavailable);

@@ -31,18 +31,21 @@ pub(crate) enum Behaviour {
     HangsAfterExecution,
     /// It is an original's, which opens accounts and has no other method.
     Original,
+    /// It answers UNIMPLEMENTED to everything, as a proxy without a route to it.
+    Unrouted,
     /// Its lists end with an error after the first entry.
     BreaksOff,
     /// Its lists stall after the first entry.
     Stalls,
 }
 
-const BEHAVIOURS: [Behaviour; 7] = [
+const BEHAVIOURS: [Behaviour; 8] = [
     Behaviour::Normal,
     Behaviour::Unavailable,
     Behaviour::Hangs,
     Behaviour::HangsAfterExecution,
     Behaviour::Original,
+    Behaviour::Unrouted,
     Behaviour::BreaksOff,
     Behaviour::Stalls,
 ];
@@ -93,6 +96,9 @@ impl TestBilling {
         let behaviour = self.behaviour();
         if behaviour == Behaviour::Unavailable {
             return Err(Status::unavailable("simulated by the test"));
+        }
+        if behaviour == Behaviour::Unrouted {
+            return Err(Status::unimplemented("simulated by the test"));
         }
         if behaviour == Behaviour::Hangs {
             std::future::pending::<()>().await;
