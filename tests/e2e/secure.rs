@@ -153,6 +153,26 @@ async fn the_gateway_has_the_paths_of_the_original(stack: &Stack) {
     for path in ["/auth/validate", "/api/patients", "/api/analytics/summary"] {
         assert_eq!(gateway.get(path).await.unwrap().status, 401, "{path}");
     }
+    let send = async |method, path: &str, more: &[(&str, &str)], body: Option<&serde_json::Value>| {
+        let headers = [&[("authorization", authorization.as_str())], more].concat();
+        gateway.send(method, path, &headers, body).await.unwrap()
+    };
+    let page = send(Method::Get, "/api/patients?limit=1", &[], None).await;
+    let next = page.next().unwrap();
+    assert!(next.starts_with("/api/patients?"), "{next}");
+    assert_eq!(send(Method::Get, &next, &[], None).await.status, 200, "{next}");
+    let created = send(Method::Post, "/api/patients", &[], Some(&patient("Jane Doe"))).await;
+    let location = created.header("location").unwrap();
+    assert!(location.starts_with("/api/patients/"), "{location}");
+    // Preconditions are for patient-service.
+    let read = send(Method::Get, location, &[], None).await;
+    let tag = read.header("etag").unwrap();
+    assert_eq!(send(Method::Get, location, &[("if-none-match", tag)], None).await.status, 304);
+    let changed = patient("Jane Roe");
+    for expected in [200, 412] {
+        let answer = send(Method::Put, location, &[("if-match", tag)], Some(&changed)).await;
+        assert_eq!(answer.status, expected, "{}", answer.text());
+    }
 }
 
 /// The console shows nothing without a login, and what a person writes through it is written as that person.

@@ -202,7 +202,7 @@ impl Secure {
             certificates: self.directory(),
             auth_service: settings.auth_address(),
             billing_service: format!("localhost:{}", settings.billing_grpc_port),
-            trace_callers: "127.0.0.1".to_owned(),
+            local_networks: "127.0.0.1".to_owned(),
             kafka_mechanism: "SCRAM-SHA-512",
             operations_ports: [
                 ("patient-service", settings.patient_operations_port),

@@ -144,8 +144,8 @@ impl Secure {
             certificates: INSIDE.into(),
             auth_service: "auth-service:4005".to_owned(),
             billing_service: "billing-service:9001".to_owned(),
-            // The networks of Docker, in which the console is.
-            trace_callers: "172.16.0.0/12,192.168.0.0/16".to_owned(),
+            // Those of Docker.
+            local_networks: "172.16.0.0/12,192.168.0.0/16".to_owned(),
             operations_ports: [("patient-service", 4100), ("billing-service", 4101), ("analytics-service", 4102)],
             kafka_mechanism: "PLAIN",
             users: Path::new(INSIDE).join("users.json"),

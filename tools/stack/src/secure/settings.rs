@@ -16,8 +16,9 @@ pub(crate) struct Locations {
     pub(crate) auth_service: String,
     /// Host and port of billing-service's gRPC.
     pub(crate) billing_service: String,
-    /// The callers whose traces are continued, which are the networks of the console.
-    pub(crate) trace_callers: String,
+    /// The networks of the console, whose traces are continued, and of the gateway, which says for whom it calls and under which
+    /// prefix.
+    pub(crate) local_networks: String,
     /// The mechanism of SASL to Kafka.
     pub(crate) kafka_mechanism: &'static str,
     /// The operations ports of the services.
@@ -41,6 +42,7 @@ pub(super) fn of(
     let mut settings = vec![
         ("SERVER_TLS_CERTIFICATE", path(identity.certificate.clone())),
         ("SERVER_TLS_KEY", path(identity.key.clone())),
+        ("HTTP_TRUSTED_PROXIES", locations.local_networks.clone()),
     ];
     if service == AUTH_SERVICE {
         settings.extend([
@@ -57,7 +59,7 @@ pub(super) fn of(
         ("AUTH_ISSUER", issuer),
         ("AUTH_AUDIENCE", service.to_owned()),
         // The console begins the journeys of what it writes, and has what it reads not recorded.
-        ("HTTP_TRACE_CALLERS", locations.trace_callers.clone()),
+        ("HTTP_TRACE_CALLERS", locations.local_networks.clone()),
     ]);
     let operations = locations.operations_ports.iter().find(|(name, _)| *name == service);
     settings.extend(operations.map(|(_, port)| ("OPERATIONS_PORT", port.to_string())));
