@@ -73,6 +73,7 @@ struct Content<'a> {
 enum Bytes<'a> {
     Any(&'a [u8]),
     Text(&'a str),
+    Array(&'a str),
     Smuggled(u8),
 }
 
@@ -230,8 +231,8 @@ impl Request<'_> {
             (Call::Unread(Unread::WrongType, _), _) => (415, None),
             (Call::Json(_), Some(content)) if content.len() > BODY_LIMIT => (413, None),
             (Call::Json(_), Some(content)) => match serde_json::from_slice::<Json>(json_of(&content)) {
-                Ok(value) => (200, json(json!([value]))),
-                Err(_) => (400, None),
+                Ok(value) if value.is_object() => (200, json(json!([value]))),
+                _ => (400, None),
             },
             (Call::Echo(_), Some(content)) => (200, Some([ECHO.as_bytes(), &content].concat())),
             _ => (404, None),
@@ -255,7 +256,8 @@ impl Content<'_> {
     fn bytes(&self) -> Vec<u8> {
         match self.bytes {
             Bytes::Any(bytes) => bytes.to_vec(),
-            Bytes::Text(text) => Json::from(text).to_string().into_bytes(),
+            Bytes::Text(text) => json!({ "text": text }).to_string().into_bytes(),
+            Bytes::Array(text) => json!([text]).to_string().into_bytes(),
             Bytes::Smuggled(times) => SMUGGLED.repeat(usize::from(times % 8)).into_bytes(),
         }
     }

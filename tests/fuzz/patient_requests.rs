@@ -102,7 +102,8 @@ enum Call {
     Delete(Id),
     Account(Id),
     Transactions(Id, Vec<(u8, Text)>),
-    Record(Id, Vec<(u8, Text)>, i64),
+    /// The last field: as an array, which is no transaction.
+    Record(Id, Vec<(u8, Text)>, i64, bool),
 }
 
 #[derive(Arbitrary, Debug)]
@@ -129,6 +130,8 @@ enum Text {
 
 #[derive(Arbitrary, Debug)]
 struct Body {
+    /// Whether its values are sent as an array, which is no patient.
+    is_array: bool,
     /// Invalid values of fields; none is a value of another type.
     wrong: Vec<(u8, Option<Text>)>,
     /// Part of the email.
@@ -190,8 +193,14 @@ impl Body {
             let field = FIELDS[usize::from(*field) % FIELDS.len()];
             body[field] = text.as_ref().map_or_else(|| json!([1, {}]), |text| Json::from(text.text()));
         }
-        body.to_string().into_bytes()
+        shaped(&body, &FIELDS, self.is_array)
     }
+}
+
+/// The object, or an array of its values in the order of the fields.
+fn shaped(object: &Json, fields: &[&str], is_array: bool) -> Vec<u8> {
+    let values: Vec<_> = fields.iter().filter_map(|field| object.get(field)).collect();
+    if is_array { json!(values) } else { object.clone() }.to_string().into_bytes()
 }
 
 fn query(names: &[&str], parameters: &[(u8, Text)]) -> String {
@@ -226,7 +235,7 @@ impl Call {
                 let query = query(&["limit", "cursor"], parameters);
                 ("GET", format!("/patients/{}/billing/transactions?{query}", id.segment(patient)), Vec::new())
             }
-            Self::Record(id, fields, amount) => {
+            Self::Record(id, fields, amount, is_array) => {
                 let mut body =
                     json!({ "transactionId": "visit-1", "type": "CHARGE", "amount": amount, "currency": "EUR" });
                 for (field, text) in fields {
@@ -235,7 +244,7 @@ impl Call {
                 (
                     "POST",
                     format!("/patients/{}/billing/transactions", id.segment(patient)),
-                    body.to_string().into_bytes(),
+                    shaped(&body, &["transactionId", "type", "amount", "currency"], *is_array),
                 )
             }
         }
@@ -259,12 +268,13 @@ pub fn check(input: Input) {
         request.extend(format!("content-type: application/json\r\ncontent-length: {length}\r\n").into_bytes());
     }
     request.extend_from_slice(b"\r\n");
-    request.extend(body);
+    request.extend(&body);
     let response = runtime::block_on(1, send(*address, &request));
     let status = response.get(9..12).and_then(|status| status.parse().ok());
     let is_known = status.is_some_and(|status| STATUSES.contains(&status));
     let is_of_billing = target.contains("/billing");
     assert!(is_known && (status != Some(503) || is_of_billing), "{method} {target}: {response}");
+    assert!(!body.starts_with(b"[") || status >= Some(400) && status < Some(500), "{method} {target}: {response}");
 }
 
 async fn send(address: SocketAddr, request: &[u8]) -> String {
@@ -298,7 +308,7 @@ async fn start() -> (SocketAddr, String) {
     timeout(START_TIMEOUT, ready).await.expect("the service is ready");
     let mut patient = String::new();
     for number in 0..30 {
-        let body = Body { wrong: Vec::new(), number: u32::MAX - number }.json();
+        let body = Body { is_array: false, wrong: Vec::new(), number: u32::MAX - number }.json();
         let head = "POST /patients HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json";
         let head = format!("{head}\r\ncontent-length: {}\r\n\r\n", body.len());
         let response = send(address, &[head.as_bytes(), &body].concat()).await;

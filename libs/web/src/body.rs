@@ -15,11 +15,11 @@ use crate::{
 /// The UTF-8 byte order mark, which editors put before a text. RFC 8259 lets a reader ignore it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Reads a JSON body of the media type `application/json`, perhaps with a byte order mark before it.
+/// Reads a JSON object of the media type `application/json`, perhaps with a byte order mark before it.
 ///
 /// # Errors
 /// 415 for another media type or a content coding, 413 for too many bytes (by `Content-Length`, or as they come), 408
-/// when they do not come in time, 400 for what is not JSON or not a `T`.
+/// when they do not come in time, 400 for what is not a JSON object or not a `T`.
 pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits: &Limits) -> Result<T, Problem> {
     let mut media_types = request.header("content-type").into_iter().flatten().map(|value| value.as_str());
     let essence = |media_type: &str| media_type.split(';').next().unwrap_or_default().trim().to_owned();
@@ -30,7 +30,12 @@ pub async fn read_json<T: DeserializeOwned, S>(request: &mut Request<S>, limits:
         return Err(problem.header("accept", "application/json"));
     }
     let bytes = read_body(request, limits).await?;
-    serde_json::from_slice(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes)).map_err(|error| {
+    let json = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
+    // A struct that derives `Deserialize` also takes an array, whose items it reads as its fields.
+    if !json.trim_ascii_start().starts_with(b"{") {
+        return Err(Problem::bad_request("The body is not a JSON object.").kind("malformed-body"));
+    }
+    serde_json::from_slice(json).map_err(|error| {
         // serde_json's own message can quote the body, and bodies are personal data.
         let (line, column) = (error.line(), error.column());
         let what = if error.is_data() { "does not have the expected form" } else { "is not valid JSON" };

@@ -3,7 +3,7 @@
 use serde_json::json;
 use surf::http::Method;
 
-use crate::harness::{patient, with_service};
+use crate::harness::{path, patient, with_service};
 
 #[test]
 fn every_error_is_a_problem() {
@@ -91,6 +91,30 @@ fn bodies_must_be_json_of_a_bounded_size() {
         assert_eq!(send("application/json", br#"{"name":"\ud800"}"#.to_vec()).await, 400);
         assert_eq!(send("application/json", vec![b' '; 100_000]).await, 413);
         assert_eq!(send("Application/JSON; charset=utf-8", jane).await, 201);
+    });
+}
+
+#[test]
+fn an_array_of_the_right_values_is_no_patient_and_no_transaction() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        let values = json!(["John Doe", "john@example.org", "1 Main Street", "1990-12-31", "2024-02-29"]);
+        let charge = json!(["t-1", "CHARGE", 100, "EUR"]);
+        let typed = json!({"transactionId": "t-1", "type": {"CHARGE": null}, "amount": 100, "currency": "EUR"});
+        let transactions = format!("{}/billing/transactions", path(&jane));
+        for (method, path, body) in [
+            (Method::Post, "/patients", &values),
+            (Method::Put, &path(&jane), &values),
+            (Method::Post, &transactions, &charge),
+            (Method::Post, &transactions, &typed),
+        ] {
+            let response = service.client.send(method, path, &[], Some(body)).await.unwrap();
+            assert_eq!(response.status, 400, "{method} {path} {body}");
+            assert_eq!(response.json()["type"], "urn:problem-type:malformed-body", "{method} {path} {body}");
+        }
+        assert_eq!(service.get("/patients").await.json().as_array().unwrap().len(), 1);
+        assert_eq!(service.get(&path(&jane)).await.json()["name"], "Jane Doe");
+        assert_eq!(service.get(&transactions).await.json(), json!([]));
     });
 }
 

@@ -21,7 +21,7 @@ fn slow_clients_are_disconnected() {
     slow_head.send(b"GET /hello HTTP/1.1\r\nhost: ");
     let mut slow_body = server.connect();
     slow_body
-        .send(b"POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n[1,");
+        .send(b"POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{\"a");
     assert_eq!(slow_body.response(false).unwrap().status, 408);
     assert!(!silent.is_closed_within(Duration::from_millis(500)), "not yet");
     for (name, client) in [("silent", &mut silent), ("slow head", &mut slow_head)] {

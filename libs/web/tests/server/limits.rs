@@ -38,7 +38,7 @@ fn beyond_the_limit_requests_get_503_and_health_is_answered() {
 
 /// The head of a request with a JSON body, and the beginning of the body.
 const BODY_BEGUN: &str =
-    "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n[";
+    "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
 
 #[test]
 fn unfinished_bodies_take_no_place_among_requests_in_flight() {
@@ -51,10 +51,10 @@ fn unfinished_bodies_take_no_place_among_requests_in_flight() {
     for _ in 0..25 {
         assert_eq!(server.get("/hello").status, 200);
         let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n";
-        assert_eq!(server.connect().request(&format!("{head}[]")).status, 200);
+        assert_eq!(server.connect().request(&format!("{head}{{}}")).status, 200);
     }
     for client in &mut held {
-        client.send(format!("{}]", " ".repeat(98)).as_bytes());
+        client.send(format!("{}}}", " ".repeat(98)).as_bytes());
     }
     for mut client in held {
         client.reader.get_mut().set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -71,12 +71,12 @@ fn requests_count_as_in_flight_once_their_body_is_read() {
     // All heads arrive before any body, so that no request is rejected because of its head.
     clients.iter_mut().for_each(|client| client.send(head.as_bytes()));
     assert_eq!(server.get("/hello").status, 200);
-    clients.iter_mut().for_each(|client| client.send(b"[]"));
+    clients.iter_mut().for_each(|client| client.send(b"{}"));
     let statuses: Vec<_> = clients.iter_mut().map(|client| client.response(false).unwrap().status).collect();
     let served = statuses.iter().filter(|status| **status == 200).count();
     assert!((5..20).contains(&served), "{statuses:?}");
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
-    assert_eq!(server.connect().request(&format!("{head}[]")).status, 200, "and recovers at once");
+    assert_eq!(server.connect().request(&format!("{head}{{}}")).status, 200, "and recovers at once");
 }
 
 #[test]
@@ -121,14 +121,14 @@ fn slow_bodies_share_a_memory_limit_and_the_longest_waiting_is_evicted() {
         // The response shows that the server waits for this body, before it waits for the next one.
         client.send(format!("{head}expect: 100-continue\r\n\r\n").as_bytes());
         assert_eq!(client.response(true).unwrap().status, 100);
-        client.send(format!("[{}", " ".repeat(9_000)).as_bytes());
+        client.send(format!("{{{}", " ".repeat(9_000)).as_bytes());
         client
     };
     let mut held: Vec<_> = (0..40).map(|_| begin()).collect();
     assert_eq!(held[0].response(false).unwrap().status, 503);
     let mut last = begin();
     assert_eq!(server.get("/hello").status, 200);
-    last.send(format!("{}]", " ".repeat(998)).as_bytes());
+    last.send(format!("{}}}", " ".repeat(998)).as_bytes());
     assert_eq!(last.response(false).unwrap().status, 200);
 }
 
@@ -165,8 +165,12 @@ fn requests_in_any_pieces_are_answered_in_order_while_memory_is_short() {
         let head = "POST /json HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
         format!("{head} {}\r\n\r\n{body}", body.len())
     };
-    let requests =
-        format!("\r\n{}{}\n\n{HELLO}GET /hello HTTP/1.1\nhost: x\n\n{}", post("[1]"), post("[2]"), post("[3]"));
+    let requests = format!(
+        "\r\n{}{}\n\n{HELLO}GET /hello HTTP/1.1\nhost: x\n\n{}",
+        post(r#"{"a":1}"#),
+        post(r#"{"a":2}"#),
+        post(r#"{"a":3}"#)
+    );
     for size in [1, 2, 3, 7, 50, 1_000] {
         let mut client = server.connect();
         for piece in requests.as_bytes().chunks(size) {
@@ -174,7 +178,7 @@ fn requests_in_any_pieces_are_answered_in_order_while_memory_is_short() {
             thread::yield_now();
         }
         let bodies: Vec<_> = (0..5).map(|_| client.response(false).unwrap().body).collect();
-        assert_eq!(bodies, ["[1]", "[2]", "\"hello\"", "\"hello\"", "[3]"], "{size}");
+        assert_eq!(bodies, [r#"{"a":1}"#, r#"{"a":2}"#, "\"hello\"", "\"hello\"", r#"{"a":3}"#], "{size}");
     }
     let endless = server.raw(format!("GET /hello HTTP/1.1\r\nhost: x\r\nlarge: {}", "x".repeat(20_000)).as_bytes());
     assert!(endless.starts_with("HTTP/1.1 431"), "{endless}");

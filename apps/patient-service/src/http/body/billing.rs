@@ -2,7 +2,7 @@
 
 use billing_api::{Money, Transaction, TransactionType};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer as _};
 use utoipa::ToSchema;
 
 use crate::billing::Account;
@@ -76,6 +76,11 @@ impl From<TransactionTypeBody> for TransactionType {
     }
 }
 
+/// Only a string is a type: an enum that derives `Deserialize` also takes `{"CHARGE": null}`.
+fn of_string<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TransactionTypeBody, D::Error> {
+    TransactionTypeBody::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
 /// A transaction as a client sends it.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -84,6 +89,7 @@ pub(crate) struct TransactionInput {
     /// Chosen by the client, unique within the account. A repeated transaction is entered once.
     #[schema(example = "visit-2024-02-29", min_length = 1, max_length = 64, pattern = "^[!-~]+$")]
     pub(crate) transaction_id: String,
+    #[serde(deserialize_with = "of_string")]
     pub(crate) r#type: TransactionTypeBody,
     /// In minor units of the currency, such as cents.
     #[schema(example = 2500, minimum = 1, maximum = 1_000_000_000_000_i64)]
