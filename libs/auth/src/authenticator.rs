@@ -70,7 +70,7 @@ struct Tokens {
     keys: RwLock<Option<Current>>,
     cache: TokenCache,
     /// Held during a fetch. The time is that of the last fetch for an unknown key id.
-    fetching: Mutex<Option<Instant>>,
+    fetching: Arc<Mutex<Option<Instant>>>,
     /// Fetches that have ended.
     fetches: AtomicU64,
     outage: Outage,
@@ -107,7 +107,7 @@ impl Authenticator {
             intervals,
             keys: RwLock::default(),
             cache: TokenCache::default(),
-            fetching: Mutex::default(),
+            fetching: Arc::default(),
             fetches: AtomicU64::new(0),
             outage: Outage::new(),
         };
@@ -183,7 +183,7 @@ impl Authenticator {
 
 impl Tokens {
     /// The identity of a token, from the cache or verified.
-    async fn identity(&self, token: &str) -> Result<Arc<Identity>, Rejection> {
+    async fn identity(self: &Arc<Self>, token: &str) -> Result<Arc<Identity>, Rejection> {
         if token.len() > MAX_TOKEN {
             return Err(Rejection::Invalid("it is too long"));
         }
@@ -232,13 +232,22 @@ impl Tokens {
 
     /// Fetches the keys for an unknown key id, unless that was done recently. If somebody else is fetching them, waits for
     /// that.
-    async fn fetch_on_demand(&self) {
+    ///
+    /// The fetch is a task of its own: the call is dropped when its client disconnects, and another fetch is not due then.
+    async fn fetch_on_demand(self: &Arc<Self>) {
         let fetches = self.fetches.load(Ordering::Acquire);
-        let mut last = self.fetching.lock().await;
+        let mut last = self.fetching.lock_arc().await;
         let is_due = last.is_none_or(|last| last.elapsed() >= self.intervals.on_demand);
         if is_due && self.fetches.load(Ordering::Acquire) == fetches {
             *last = Some(Instant::now());
-            self.fetch().await;
+            let tokens = self.clone();
+            let fetch = async move {
+                tokens.fetch().await;
+                drop(last);
+            };
+            runtime::spawn(fetch).detach();
+            // Held until the fetch has ended.
+            drop(self.fetching.lock().await);
         }
     }
 

@@ -250,6 +250,22 @@ fn many_tokens_with_unknown_keys_cost_one_fetch() {
 }
 
 #[test]
+fn a_client_that_disconnects_does_not_cancel_the_fetch_for_others() {
+    run(async {
+        let (old, new) = (SigningKey::es256("old"), SigningKey::es256("new"));
+        let issuer = Issuer::start(&[&old]);
+        let authenticator = issuer.authenticator(INTERVALS);
+        authenticator.tokens.as_ref().unwrap().fetch().await;
+        issuer.publish(&[&new]);
+        let token = new.token(&claims());
+        assert_eq!(smol::future::poll_once(check(&authenticator, &token)).await, None, "it waits for the keys");
+        assert_eq!(status(&authenticator, &token).await, 200);
+        assert_eq!(issuer.requests(), 2, "at the start, and once for both");
+        issuer.shutdown.trigger();
+    });
+}
+
+#[test]
 fn an_issuer_that_is_down_costs_new_keys_alone_for_as_long_as_the_old_are_kept() {
     run(async {
         let key = SigningKey::es256("e");
