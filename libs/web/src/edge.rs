@@ -156,7 +156,7 @@ fn check_host<S>(request: &Request<S>, hosts: &Hosts) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::MisdirectedRequest, detail).kind("foreign-host"))
 }
 
-/// Names under which clients reach the service, besides `localhost` and its addresses.
+/// Names under which clients reach the service, besides `localhost` and its addresses; without the dot that may end a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(Vec<String>);
 
@@ -184,7 +184,11 @@ impl Value for Hosts {
         }
         let names = text.split(',').map(|name| {
             let config::Authority { host, port } = config::Authority::parse(name.trim())?;
-            if port.is_some() { Err("one of them has a port".to_owned()) } else { Ok(host) }
+            match host.strip_suffix('.').unwrap_or(&host) {
+                _ if port.is_some() => Err("one of them has a port".to_owned()),
+                "none" => Err("none is one of several".to_owned()),
+                name => Ok(name.to_owned()),
+            }
         });
         names.collect::<Result<_, _>>().map(Self)
     }
@@ -220,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_host_is_ours_by_name_or_is_an_address() {
-        let hosts = Hosts::parse("patient-service, Gateway.example.org").unwrap();
+        let hosts = Hosts::parse("patient-service, Gateway.example.org,patients.svc.cluster.local.").unwrap();
         for own in [
             "",
             "localhost",
@@ -233,6 +237,8 @@ mod tests {
             "patient-service:4000",
             "gateway.example.org",
             "gateway.example.org.:80",
+            "patients.svc.cluster.local",
+            "patients.svc.cluster.local.:4000",
         ] {
             assert!(hosts.contain(own), "{own}");
         }
@@ -241,7 +247,9 @@ mod tests {
         {
             assert!(!hosts.contain(foreign), "{foreign}");
         }
-        assert!(Hosts::parse("a:80").is_err() && Hosts::parse("a b").is_err());
+        for wrong in ["a:80", "a b", "a,none", "none,a"] {
+            assert!(Hosts::parse(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(Hosts::parse("none"), Ok(Hosts::default()));
     }
 
