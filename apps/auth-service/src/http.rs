@@ -93,10 +93,9 @@ async fn login(mut request: Request) -> Result<Response, Problem> {
     let account = users::key(&email);
     if let Err(wait) = app.limiter.begin(&account, address, Instant::now()) {
         count("limited");
-        let seconds = wait.as_secs().max(1).to_string();
         let detail = "There were too many logins for this account or from this address. Try again later.";
         let problem = Problem::new(StatusCode::TooManyRequests, detail).kind("too-many-logins");
-        return Err(problem.header("retry-after", seconds));
+        return Err(problem.retry_after(wait));
     }
     let user = app.users.check(&email, password).await.map_err(|busy| {
         count("busy");

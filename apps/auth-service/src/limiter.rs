@@ -33,10 +33,21 @@ impl Limiter {
     /// Counts a try at `now`.
     ///
     /// # Errors
-    /// After which time the next one is allowed. This one then counts for nothing.
+    /// After which time the next one is allowed. This one then counts for nothing: one account with too many tries does not
+    /// use up those of its address, which other people share.
     pub fn begin(&self, account: &str, address: IpAddr, now: Instant) -> Result<(), Duration> {
-        self.addresses.take(network(address), ADDRESS, now)?;
-        self.accounts.take(account.to_owned(), ACCOUNT, now)
+        let (address, account) = (network(address), account.to_owned());
+        let (mut addresses, mut accounts) = (self.addresses.lock(), self.accounts.lock());
+        match (next(&mut addresses, &address, ADDRESS, now), next(&mut accounts, &account, ACCOUNT, now)) {
+            (Ok(of_address), Ok(of_account)) => {
+                addresses.insert(address, of_address);
+                accounts.insert(account, of_account);
+                Ok(())
+            }
+            (of_address, of_account) => {
+                Err(of_address.err().unwrap_or_default().max(of_account.err().unwrap_or_default()))
+            }
+        }
     }
 
     /// The try has succeeded: the account begins anew. The address does not, or one account of an attacker would let it
@@ -64,25 +75,26 @@ impl<K> Default for Table<K> {
     }
 }
 
-impl<K: Eq + Hash> Table<K> {
-    fn take(&self, key: K, rate: Rate, now: Instant) -> Result<(), Duration> {
-        let mut entries = self.lock();
-        if entries.len() >= MAX_ENTRIES && !entries.contains_key(&key) {
-            entries.retain(|_, paid_back| *paid_back > now);
-            // None is forgotten early: whoever fills the table would have its own count forgotten.
-            if entries.len() >= MAX_ENTRIES {
-                return Err(rate.interval);
-            }
+/// When all tries of a key are paid back after one more; else, how long that is to wait.
+fn next<K: Eq + Hash>(
+    entries: &mut HashMap<K, Instant>,
+    key: &K,
+    rate: Rate,
+    now: Instant,
+) -> Result<Instant, Duration> {
+    if entries.len() >= MAX_ENTRIES && !entries.contains_key(key) {
+        entries.retain(|_, paid_back| *paid_back > now);
+        // None is forgotten early: whoever fills the table would have its own count forgotten.
+        if entries.len() >= MAX_ENTRIES {
+            return Err(rate.interval);
         }
-        let paid_back = entries.get(&key).copied().map_or(now, |time| time.max(now)) + rate.interval;
-        let wait = paid_back.saturating_duration_since(now + rate.interval * rate.burst);
-        if !wait.is_zero() {
-            return Err(wait);
-        }
-        entries.insert(key, paid_back);
-        Ok(())
     }
+    let paid_back = entries.get(key).copied().map_or(now, |time| time.max(now)) + rate.interval;
+    let wait = paid_back.saturating_duration_since(now + rate.interval * rate.burst);
+    if wait.is_zero() { Ok(paid_back) } else { Err(wait) }
+}
 
+impl<K> Table<K> {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,6 +139,21 @@ mod tests {
         assert_eq!(tries("2001:db8::1".parse().unwrap()), ADDRESS.burst);
         assert_eq!(tries("2001:db8::2".parse().unwrap()), 0, "the same network");
         assert_eq!(tries("2001:db8:0:1::2".parse().unwrap()), ADDRESS.burst);
+    }
+
+    #[test]
+    fn a_rejected_try_counts_neither_for_the_account_nor_for_the_address() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        for _ in 0..10 * ADDRESS.burst {
+            let _ = limiter.begin("ann", address(1), now);
+        }
+        for number in 0..ADDRESS.burst - ACCOUNT.burst {
+            assert_eq!(limiter.begin(&number.to_string(), address(1), now), Ok(()), "ann has used up her own alone");
+        }
+        assert_eq!(limiter.begin("ann", address(1), now), Err(ACCOUNT.interval), "the longer of both times");
+        assert_eq!(limiter.begin("bob", address(1), now), Err(ADDRESS.interval));
+        assert_eq!(limiter.begin("bob", address(2), now), Ok(()));
+        assert_eq!(limiter.accounts.lock()["bob"], now + ACCOUNT.interval, "once");
     }
 
     #[test]

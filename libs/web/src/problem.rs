@@ -47,11 +47,16 @@ impl Problem {
         Self::new(StatusCode::InternalServerError, "The service failed to answer; the trace id leads to the cause.")
     }
 
-    /// 503: a dependency is unavailable or the service overloaded; the client may retry after `retry_after`, at least a
-    /// second.
+    /// 503: a dependency is unavailable or the service overloaded; the client may retry after `retry_after`.
     pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
-        let seconds = retry_after.as_secs().max(1).to_string();
-        Self::new(StatusCode::ServiceUnavailable, detail).header("retry-after", seconds)
+        Self::new(StatusCode::ServiceUnavailable, detail).retry_after(retry_after)
+    }
+
+    /// Says after which time the client may retry, in whole seconds: rounded up, so that it is not too early, and at least one.
+    #[must_use]
+    pub fn retry_after(self, time: Duration) -> Self {
+        let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+        self.header("retry-after", seconds.max(1).to_string())
     }
 
     /// Sets the kind of the problem for programs: the last part of `type`.
@@ -167,10 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn unavailable_has_a_retry_after() {
-        let (response, body) = body_of(Problem::unavailable("Later.", Duration::from_millis(1)));
-        assert_eq!(response.header("retry-after").unwrap().as_str(), "1");
-        assert_eq!(body["type"], "about:blank");
-        assert!(body.get("errors").is_none());
+    fn unavailable_has_a_retry_after_that_is_not_too_early() {
+        for (milliseconds, seconds) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2"), (29_900, "30")] {
+            let (response, body) = body_of(Problem::unavailable("Later.", Duration::from_millis(milliseconds)));
+            assert_eq!(response.header("retry-after").unwrap().as_str(), seconds);
+            assert_eq!(body["type"], "about:blank");
+            assert!(body.get("errors").is_none());
+        }
     }
 }
