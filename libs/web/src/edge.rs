@@ -91,17 +91,38 @@ impl Edge {
     /// The request's origin, if its scripts may call.
     pub(crate) fn origin<S>(&self, request: &Request<S>) -> Option<String> {
         let origin = request.header("origin")?.last().as_str();
-        self.origins.0.iter().any(|one| one == origin).then(|| origin.to_owned())
+        self.allows(origin).then(|| origin.to_owned())
+    }
+
+    fn allows(&self, origin: &str) -> bool {
+        self.origins.0.iter().any(|one| one == origin)
+    }
+
+    /// What lets the scripts of `origin` read a response, and tells caches that it depends on the origin.
+    fn sharing<'a>(&self, origin: Option<&'a str>) -> impl Iterator<Item = (&'static str, &'a str)> + use<'a> {
+        let vary = (!self.origins.0.is_empty()).then_some(("vary", "origin"));
+        let shared = origin.map(|origin| {
+            [("access-control-allow-origin", origin), ("access-control-expose-headers", CORS_RESPONSE_HEADERS)]
+        });
+        vary.into_iter().chain(shared.into_iter().flatten())
+    }
+
+    /// A problem that no route has answered with, as the scripts of its `Origin` may read it, and for nobody's cache.
+    pub(crate) fn share_problem(&self, problem: Problem, origin: Option<&str>) -> Problem {
+        let headers = self.sharing(origin.filter(|origin| self.allows(origin)));
+        headers
+            .chain([("cache-control", "no-store")])
+            .fold(problem, |problem, (name, value)| problem.header(name, value))
     }
 
     /// Lets the scripts of `origin` read the response.
     pub(crate) fn share(&self, response: &mut Response, origin: Option<&str>) {
-        if !self.origins.0.is_empty() {
-            response.append_header("vary", "origin");
+        for (name, value) in self.sharing(origin) {
+            response.append_header(name, value);
         }
-        let Some(origin) = origin else { return };
-        response.insert_header("access-control-allow-origin", origin);
-        response.insert_header("access-control-expose-headers", CORS_RESPONSE_HEADERS);
+        if origin.is_none() {
+            return;
+        }
         // Only the response to OPTIONS has it, besides 405, which is none to a preflight.
         if let Some(methods) = response.header("allow").map(|allow| allow.as_str().to_owned()) {
             response.insert_header("access-control-allow-methods", methods);

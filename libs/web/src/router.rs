@@ -238,7 +238,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
             let not_found = boxed(move |_| async move { Err::<Response, _>(Problem::not_found(detail)) });
             tide.at(path).all(Route::unlimited(NO_ROUTE, not_found, access, &everywhere));
         }
-        App { tide, in_flight, unlimited }
+        App { tide, in_flight, unlimited, everywhere }
     }
 }
 
@@ -249,6 +249,7 @@ pub struct App<S> {
     in_flight: Arc<InFlight>,
     /// Paths without the limit of requests in flight.
     unlimited: Arc<[&'static str]>,
+    everywhere: Arc<Everywhere<S>>,
 }
 
 impl<S: Clone + Send + Sync + 'static> App<S> {
@@ -271,6 +272,16 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
         }
         REJECTED.inc();
         Some(if has_room { self.in_flight.reject() } else { overloaded() })
+    }
+
+    /// A problem that no route has answered with, and what every response of this application has.
+    pub(crate) fn complete(&self, problem: Problem, origin: Option<&str>) -> Problem {
+        let Everywhere { headers, edge, .. } = &*self.everywhere;
+        let problem = headers.iter().fold(problem, |problem, (name, value)| problem.header(name, *value));
+        match edge {
+            Some(edge) => edge.share_problem(problem, origin),
+            None => problem,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod bodies;
 mod connections;
+mod cors;
 mod limits;
 mod protocol;
 mod support;
