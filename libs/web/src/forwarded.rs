@@ -11,12 +11,13 @@ use std::{
 use config::Value;
 use hyper::{
     HeaderMap,
-    header::{HeaderValue, LINK, LOCATION},
+    header::{HeaderName, HeaderValue, LINK, LOCATION},
 };
 
 use crate::convert;
 
 const HEADER: &str = "x-forwarded-prefix";
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Bytes of a prefix at most.
 const MAX_LENGTH: usize = 200;
 
@@ -83,10 +84,12 @@ impl Network {
 /// The address of the client of a trusted proxy: the last one in `X-Forwarded-For` that no trusted proxy has. Whatever is
 /// before it, anybody can have written.
 pub(crate) fn client(headers: &HeaderMap, proxy: IpAddr, trusted: &TrustedProxies) -> IpAddr {
-    let values: Vec<_> = convert::values(headers, "x-forwarded-for").flat_map(|value| value.split(',')).collect();
+    // As bytes, because a client may have written what is no text before the proxy's part of the same value.
+    let values = headers.get_all(FORWARDED_FOR).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let values: Vec<_> = values.collect();
     let mut last = proxy;
     for value in values.into_iter().rev() {
-        let Some(address) = address(value.trim()) else { return last };
+        let Some(address) = str::from_utf8(value.trim_ascii()).ok().and_then(address) else { return last };
         last = address;
         if !trusted.contains(address) {
             return last;
@@ -171,6 +174,10 @@ mod tests {
         let trusted = TrustedProxies::parse("10.0.0.0/8").unwrap();
         let proxy: IpAddr = "10.0.0.1".parse().unwrap();
         for (value, expected) in [
+            ("é, 192.0.2.7", "192.0.2.7"),
+            ("\u{fffd}, 192.0.2.7, 10.0.0.2", "192.0.2.7"),
+            ("192.0.2.7, é", "10.0.0.1"),
+            ("192.0.2.7, é, 10.0.0.2", "10.0.0.2"),
             ("192.0.2.7", "192.0.2.7"),
             ("198.51.100.1, 192.0.2.7", "192.0.2.7"),
             ("198.51.100.1, 192.0.2.7, 10.0.0.2", "192.0.2.7"),
@@ -186,7 +193,7 @@ mod tests {
             ("[2001:db8::1", "10.0.0.1"),
             ("", "10.0.0.1"),
         ] {
-            let headers = HeaderMap::from_iter([("x-forwarded-for".parse().unwrap(), value.parse().unwrap())]);
+            let headers = HeaderMap::from_iter([(FORWARDED_FOR, HeaderValue::from_bytes(value.as_bytes()).unwrap())]);
             assert_eq!(client(&headers, proxy, &trusted), expected.parse::<IpAddr>().unwrap(), "{value}");
         }
     }
