@@ -7,6 +7,7 @@ mod collector;
 mod command_line;
 mod commands;
 mod console;
+mod containers;
 mod contract;
 mod fresh_system;
 mod journey;

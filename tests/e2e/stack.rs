@@ -140,8 +140,12 @@ impl Stack {
     }
 
     pub(crate) fn client(&self, port: &str) -> Client {
-        let (_, port) = self.ports.iter().find(|(name, _)| *name == port).unwrap();
-        Client::new(format!("127.0.0.1:{port}"))
+        Client::new(format!("127.0.0.1:{}", self.port(port)))
+    }
+
+    pub(crate) fn port(&self, variable: &str) -> u16 {
+        let (_, port) = self.ports.iter().find(|(name, _)| *name == variable).unwrap();
+        port.parse().unwrap()
     }
 
     /// An environment variable of a running component.

@@ -247,7 +247,7 @@ fn failing(folder: PathBuf, names: &[&str], message: &str) -> PathBuf {
     folder
 }
 
-fn prepend_to_path(folder: &Path) -> String {
+pub(crate) fn prepend_to_path(folder: &Path) -> String {
     format!("{}:{}", folder.display(), env::var("PATH").unwrap())
 }
 

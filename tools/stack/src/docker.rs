@@ -72,6 +72,17 @@ pub(crate) enum Layout {
     Scaled,
 }
 
+impl Layout {
+    /// The analytics-services.
+    fn analytics_services(self) -> &'static [&'static str] {
+        const ALL: [&str; 3] = [ANALYTICS, "analytics-service-2", "analytics-service-3"];
+        match self {
+            Self::Single => &ALL[..1],
+            Self::Scaled => &ALL,
+        }
+    }
+}
+
 /// A Docker engine with Compose.
 #[derive(Debug)]
 pub(crate) struct Docker {
@@ -91,13 +102,11 @@ impl Docker {
     /// # Errors
     /// If one is missing.
     pub(crate) async fn find(layout: Layout) -> Result<Self> {
-        let mut environment = settings::saved()?.unwrap_or_default();
+        let mut saved = settings::saved()?.unwrap_or_default();
         if env::var(PROJECT).is_ok_and(|name| !name.is_empty()) {
-            environment.remove(PROJECT);
+            saved.remove(PROJECT);
         }
-        let mut found = Self::find_for_up(layout).await?;
-        found.environment.extend(environment);
-        Ok(found)
+        Self::find_with(layout, saved).await
     }
 
     /// Finds the engine and Compose, for `up`: with the settings in our environment.
@@ -105,6 +114,10 @@ impl Docker {
     /// # Errors
     /// If one is missing.
     pub(crate) async fn find_for_up(layout: Layout) -> Result<Self> {
+        Self::find_with(layout, BTreeMap::new()).await
+    }
+
+    async fn find_with(layout: Layout, mut environment: BTreeMap<String, String>) -> Result<Self> {
         match check_engine().await {
             Ok(()) => {}
             Err(EngineError::NotInstalled) => return Err(anyhow!("Docker is not installed.")),
@@ -115,8 +128,8 @@ impl Docker {
             let arguments: Vec<_> = compose[1..].iter().copied().chain(["version", "--short"]).collect();
             let reason = match run(compose[0], &arguments).await {
                 Ok(version) if compose_version(&version) >= Some(OLDEST_COMPOSE) => {
-                    let (environment, services) = (in_containers::variables()?, OnceCell::new());
-                    return Ok(Self { compose, layout, environment, services });
+                    environment.extend(in_containers::variables(&variable(&environment, PROFILES))?);
+                    return Ok(Self { compose, layout, environment, services: OnceCell::new() });
                 }
                 Ok(version) => format!("{} has version {}", compose.join(" "), version.trim()),
                 Err(error) => error.to_string(),
@@ -280,9 +293,11 @@ impl Docker {
         step("Moving the state", "", take).await
     }
 
-    /// Starts the missing containers, which may not be ready afterwards.
-    pub(crate) async fn start_containers(&self) -> Result<()> {
-        step("Starting the containers", "", self.start_missing()).await
+    /// Starts the analytics-services whose state was deleted. They may not be ready afterwards. Nothing else is touched: Compose
+    /// would replace a container whose settings are other ones by our environment.
+    pub(crate) async fn start_analytics(&self) -> Result<()> {
+        let command = [&["up", "-d", "--no-build", "--no-deps"], self.layout.analytics_services()].concat();
+        step("Starting the containers", "", self.run_compose(&command, COMPOSE_TIMEOUT)).await
     }
 
     async fn start_missing(&self) -> Result<()> {
@@ -403,9 +418,11 @@ impl Docker {
         let files: Vec<String> = match self.layout {
             // Compose finds docker-compose.yaml and the override file by itself if no `-f` is given.
             Layout::Single if settings.is_none() && Mode::of_checkout()? == Mode::Open => Vec::new(),
-            Layout::Single => match env::var("COMPOSE_FILE") {
-                Ok(files) if !files.is_empty() => files.split(':').map(str::to_owned).collect(),
-                _ => vec!["docker-compose.yaml".to_owned(), "docker-compose.override.yaml".to_owned()],
+            Layout::Single => match variable(&self.environment, "COMPOSE_FILE") {
+                files if files.is_empty() => {
+                    vec!["docker-compose.yaml".to_owned(), "docker-compose.override.yaml".to_owned()]
+                }
+                files => files.split(':').map(str::to_owned).collect(),
             },
             Layout::Scaled => vec!["docker-compose.yaml".to_owned(), "docker-compose.scale.yaml".to_owned()],
         };
@@ -417,7 +434,11 @@ impl Docker {
 
     /// The active profiles of Compose, separated by commas.
     fn profiles(&self) -> String {
-        self.environment.get(PROFILES).cloned().or_else(|| env::var(PROFILES).ok()).unwrap_or_default()
+        variable(&self.environment, PROFILES)
+    }
+
+    fn has_profile(&self, name: &str) -> bool {
+        self.profiles().split(',').any(|profile| profile == name)
     }
 
     /// The services of the compose files, without those of inactive profiles. Compose is asked once: `up` needs them twice before
@@ -440,9 +461,7 @@ impl Docker {
             vec![("BUILDKIT_PROGRESS", "plain".to_owned()), (agent_process::TOKEN, agent_process::token()?)];
         if command.contains(&"down") {
             environment.push((PROFILES, "gateway,tools,observability".to_owned()));
-        } else if self.profiles().split(',').any(|profile| profile == "observability")
-            && env::var(COLLECTOR).unwrap_or_default().is_empty()
-        {
+        } else if self.has_profile("observability") && variable(&self.environment, COLLECTOR).is_empty() {
             environment.push((COLLECTOR, COLLECTOR_OF_PROFILE.to_owned()));
         }
         let name = format!("{} {}", self.compose.join(" "), command[0]);
@@ -453,6 +472,11 @@ impl Docker {
             .run(limit)
             .await?)
     }
+}
+
+/// A variable as Compose gets it: these, or else our environment. Empty if it is not set.
+fn variable(environment: &BTreeMap<String, String>, name: &str) -> String {
+    environment.get(name).cloned().or_else(|| env::var(name).ok()).unwrap_or_default()
 }
 
 /// The name of a container in messages: its service, with a number if there are several replicas.

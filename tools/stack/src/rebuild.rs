@@ -126,7 +126,7 @@ impl Runner {
     async fn start(&self, settings: &Settings) -> Result<()> {
         match self {
             Self::Native => native::start_analytics(settings, &home::directory()?).await,
-            Self::Docker(docker) => docker.start_containers().await,
+            Self::Docker(docker) => docker.start_analytics().await,
         }
     }
 }

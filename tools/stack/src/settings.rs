@@ -13,8 +13,24 @@ use crate::{home, private_file};
 
 /// In the data directory: the environment variables of `up`.
 const FILE: &str = "settings.json";
-/// A variable that is saved besides our own settings: the project name of Docker Compose.
-const COMPOSE_VARIABLES: [&str; 1] = ["COMPOSE_PROJECT_NAME"];
+/// The variables that are saved besides our own settings: those of Docker Compose and those of the compose files. With other ones,
+/// Compose would replace containers.
+const COMPOSE_VARIABLES: [&str; 14] = [
+    "COMPOSE_FILE",
+    "COMPOSE_PROFILES",
+    "COMPOSE_PROJECT_NAME",
+    "BILLING_DB_PASSWORD",
+    "DOCKER_HUB",
+    "GCR",
+    "GIT_REVISION",
+    "GRAFANA_PORT",
+    "GRPCUI_PORT",
+    "KAFKA_CONSOLE_PORT",
+    "OTEL_BLRP_SCHEDULE_DELAY",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "PATIENT_DB_PASSWORD",
+];
 
 /// The settings of the stack.
 #[derive(Clone, Debug)]
@@ -77,7 +93,7 @@ impl Settings {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let saved: BTreeMap<_, _> =
             names.into_iter().chain(COMPOSE_VARIABLES).filter_map(|name| Some((name, set(name)?))).collect();
-        // The URL of a database may contain a password.
+        // Some are passwords.
         private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(&saved)?)
     }
 
@@ -179,5 +195,28 @@ pub(crate) fn saved() -> Result<Option<BTreeMap<String, String>>> {
             .map(Some)
             .map_err(|error| anyhow!("{} is damaged ({error}). Remove it, and then: just up", file.display())),
         Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variable_of_the_compose_files_is_saved() {
+        let files = [
+            include_str!("../../../docker-compose.yaml"),
+            include_str!("../../../docker-compose.override.yaml"),
+            include_str!("../../../docker-compose.scale.yaml"),
+            include_str!("../../../docker-compose.secure.yaml"),
+        ];
+        // `up` sets them itself, each time.
+        let own = ["CONSOLE_AGENT_TOKEN", "SECURE_FILES"];
+        let (_, names) = Settings::read(Environment::empty()).unwrap();
+        let saved: Vec<_> = names.into_iter().chain(COMPOSE_VARIABLES).chain(own).collect();
+        let mentioned = files.iter().flat_map(|file| file.split("${").skip(1));
+        for name in mentioned.map(|rest| rest.split([':', '}']).next().unwrap()) {
+            assert!(saved.contains(&name), "{name}");
+        }
     }
 }

@@ -74,9 +74,9 @@ fn overlay(passed: &service_settings::ByService, layout: Layout, own: Map<String
         let environment: Map<_, _> =
             settings.iter().map(|(name, value)| (name.clone(), value.replace('$', "$$").into())).collect();
         let environment = json!({ "environment": environment });
-        if layout == Layout::Scaled && service == ANALYTICS {
-            for number in [2, 3] {
-                services.insert(format!("{ANALYTICS}-{number}"), environment.clone());
+        if service == ANALYTICS {
+            for other in &layout.analytics_services()[1..] {
+                services.insert((*other).to_owned(), environment.clone());
             }
         }
         match services.get_mut(service).and_then(|own| own["environment"].as_object_mut()) {

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     fs::{self, DirBuilder, Permissions},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -30,10 +29,9 @@ const INSIDE: &str = "/etc/tls";
 /// The containers of the databases, each with the service that it is for.
 const DATABASES: [(&str, &str); 2] = [("patient-db", "patient-service"), ("billing-db", "billing-service")];
 
-/// The variables of Compose for a secure system; none for another one.
-pub(crate) fn variables() -> Result<BTreeMap<String, String>> {
+/// The variables of Compose for a secure system; none for another one. `profiles`: those of the user, separated by commas.
+pub(crate) fn variables(profiles: &str) -> Result<BTreeMap<String, String>> {
     let Some(secure) = Secure::of_checkout()? else { return Ok(BTreeMap::new()) };
-    let profiles = env::var("COMPOSE_PROFILES").unwrap_or_default();
     let profiles = profiles.split(',').filter(|profile| !profile.is_empty()).chain([PROFILE]);
     let profiles: Vec<_> = profiles.collect();
     let files = secure.container_files().display().to_string();

@@ -1,0 +1,80 @@
+//! `up --docker`, and the recipes after it in another shell, with a Docker engine that accepts commands and runs no container.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use testbed::{
+    broker::{Broker, Size},
+    service::binaries,
+};
+
+use crate::{
+    stack::{Stack, printed},
+    up::{broker, prepend_to_path},
+};
+
+/// It writes a line for each command: its arguments, and variables that Compose puts into the compose files. Services say what
+/// their settings are. Containers cannot be started, so that `up` ends there.
+const DOCKER: &str = r#"#!/bin/sh
+echo "$* | $PATIENT_DB_PASSWORD $COMPOSE_PROFILES" >> "$CALLS"
+case "$*" in
+    "compose version --short") echo 2.40.3 ;;
+    *" config") echo "services: {}" ;;
+    *" --help") eval "service=\${$(($# - 1))}"; exec "$BINARIES/$service" --help ;;
+    *" up "*) echo "there are no containers here" >&2; exit 1 ;;
+esac
+"#;
+
+struct System {
+    stack: Stack,
+}
+
+impl System {
+    fn new() -> Self {
+        let mut stack = Stack::new(broker(), "stack");
+        let folder = stack.scratch.path().join("bin");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("docker"), DOCKER).unwrap();
+        fs::set_permissions(folder.join("docker"), fs::Permissions::from_mode(0o755)).unwrap();
+        stack.environment.extend([
+            ("PATH", prepend_to_path(&folder)),
+            ("BINARIES", binaries().unwrap().display().to_string()),
+            ("CALLS", stack.scratch.path().join("calls").display().to_string()),
+        ]);
+        Self { stack }
+    }
+
+    /// What `up` prints until it starts the containers.
+    fn up(&self, variables: &[(&str, &str)], arguments: &[&str]) -> String {
+        let output = self.stack.try_up(variables, &[&["--docker", "--no-build"], arguments].concat());
+        let printed = printed(&output);
+        assert!(printed.contains("there are no containers here"), "{printed}");
+        printed
+    }
+
+    /// The last command that Compose got, with the variables.
+    fn last_call(&self) -> String {
+        let calls = fs::read_to_string(self.stack.scratch.path().join("calls")).unwrap();
+        calls.lines().last().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn other_recipes_give_compose_what_up_was_given_and_a_rebuild_starts_analytics_alone() {
+    runtime::block_on(2, async {
+        let system = System::new();
+        system.up(&[("PATIENT_DB_PASSWORD", "other"), ("COMPOSE_PROFILES", "tools")], &[]);
+        system.stack.print(&["ps"]);
+        let call = system.last_call();
+        assert!(call.ends_with(" ps -a -q | other tools"), "{call}");
+
+        let directory = system.stack.scratch.path().join("broker");
+        let mut kafka =
+            Broker::start(broker(), &directory, system.stack.port("KAFKA_PORT"), Size::Small, "").await.unwrap();
+        system.stack.scratch.guard(kafka.process()).unwrap();
+        kafka::create_topic(&system.stack.kafka, "patient", 1).await.unwrap();
+        let rebuild = printed(&system.stack.run(&["rebuild-analytics"]));
+        assert!(rebuild.contains("there are no containers here"), "{rebuild}");
+        let call = system.last_call();
+        assert!(call.ends_with(" up -d --no-build --no-deps analytics-service | other tools"), "{call}");
+    });
+}
