@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use chrono::Utc;
-use kafka::{Producer, Record, testing::set_topic_setting};
+use kafka::{
+    Producer, Record,
+    testing::{Codec, batch, send_batch, set_topic_setting},
+};
 use serde_json::Value as Json;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, sqlite::SqliteConnectOptions};
 use testbed::{
@@ -15,7 +18,11 @@ use testbed::{
 
 use crate::support::{TIMEOUT, logged, metric, until_readiness};
 
-testbed::on_each_broker!(undecodable_records_cost_little_memory, a_state_with_many_dates_is_opened_in_little_memory);
+testbed::on_each_broker!(
+    undecodable_records_cost_little_memory,
+    headers_that_are_compressed_cost_little_memory,
+    a_state_with_many_dates_is_opened_in_little_memory
+);
 
 /// An invalid name of a topic.
 const NO_TOPIC: &str = "no topic";
@@ -35,20 +42,19 @@ struct Fixture {
 
 impl Fixture {
     /// An empty topic.
-    async fn empty(kind: Kind) -> Self {
+    async fn empty(kind: Kind, partitions: i32) -> Self {
         let kafka = kafka::Settings { deadline: TIMEOUT, ..testbed::shared_broker(kind).await };
         let topic = format!("patient-{:016x}", fastrand::u64(..));
-        kafka::create_topic(&kafka, &topic, PARTITIONS).await.unwrap();
+        kafka::create_topic(&kafka, &topic, partitions).await.unwrap();
         Self { kafka, topic, scratch: Scratch::new().unwrap() }
     }
 
     /// A topic with many large undecodable records.
     async fn new(kind: Kind) -> Self {
-        let fixture = Self::empty(kind).await;
+        let fixture = Self::empty(kind, PARTITIONS).await;
         let mut producer = Producer::new(fixture.kafka.clone(), &fixture.topic);
         for number in 0..RECORDS {
-            let record =
-                Record { key: None, value: Some(vec![0xff; RECORD_BYTES]), headers: Vec::new(), timestamp: Utc::now() };
+            let record = undecodable(vec![0xff; RECORD_BYTES], 0);
             let partition = number as i32 % PARTITIONS;
             producer.send(BTreeMap::from([(partition, vec![record])])).await.remove(&partition).unwrap().unwrap();
         }
@@ -80,15 +86,21 @@ impl Fixture {
     }
 }
 
+/// A record with this value, and with empty headers.
+fn undecodable(value: Vec<u8>, headers: usize) -> Record {
+    let headers = vec![(Vec::new(), None); headers];
+    Record { key: None, value: Some(value), headers, timestamp: Utc::now() }
+}
+
 /// All dead letters.
 async fn letters(service: &Service) -> Vec<Json> {
     service.client().get("/analytics/dead-letters?limit=1000").await.unwrap().json().as_array().unwrap().clone()
 }
 
-async fn until_forwarded(service: &Service) {
+async fn until_forwarded(service: &Service, records: usize) {
     let forwarded = async || {
         let letters = letters(service).await;
-        letters.len() == RECORDS && letters.iter().all(|letter| letter["forwarded"] == true)
+        letters.len() == records && letters.iter().all(|letter| letter["forwarded"] == true)
     };
     until("every record is a forwarded dead letter", forwarded).await;
 }
@@ -102,9 +114,23 @@ fn undecodable_records_cost_little_memory(kind: Kind) {
     runtime::block_on(2, async {
         let fixture = Fixture::new(kind).await;
         let mut service = fixture.start().await;
-        until_forwarded(&service).await;
+        until_forwarded(&service, RECORDS).await;
         let letters = letters(&service).await;
         assert!(letters.iter().all(|letter| letter["valueBytes"] == RECORD_BYTES), "{letters:?}");
+        assert_little_memory(&mut service);
+    });
+}
+
+/// A batch of a few kilobytes, each of whose records takes two megabytes.
+fn headers_that_are_compressed_cost_little_memory(kind: Kind) {
+    const HEADERS: usize = 43_600;
+    const COMPRESSED: usize = 20;
+    runtime::block_on(2, async {
+        let fixture = Fixture::empty(kind, 1).await;
+        let batch = batch(Codec::Zstd, &vec![undecodable(b"no event".to_vec(), HEADERS); COMPRESSED]);
+        send_batch(&fixture.kafka, &fixture.topic, 0, batch).await.unwrap();
+        let mut service = fixture.start().await;
+        until_forwarded(&service, COMPRESSED).await;
         assert_little_memory(&mut service);
     });
 }
@@ -151,7 +177,7 @@ fn dead_letters_without_a_topic_are_bounded_and_reported() {
 
         // With a valid topic, they are forwarded, and the remaining records are read.
         let mut service = fixture.start().await;
-        until_forwarded(&service).await;
+        until_forwarded(&service, RECORDS).await;
         assert_eq!(metric(&service, "dead_letters_waiting_bytes").await, Some(0.0));
         until_readiness(&service, "deadLetters", 200, "UP").await;
         assert_little_memory(&mut service);
@@ -160,7 +186,7 @@ fn dead_letters_without_a_topic_are_bounded_and_reported() {
 
 fn a_state_with_many_dates_is_opened_in_little_memory(kind: Kind) {
     runtime::block_on(2, async {
-        let fixture = Fixture::empty(kind).await;
+        let fixture = Fixture::empty(kind, PARTITIONS).await;
         let is_open = async |service: &Service| {
             let summary = service.client().get("/analytics/summary").await.unwrap().json();
             summary["partitions"].as_array().is_some_and(|partitions| partitions.len() == PARTITIONS as usize)

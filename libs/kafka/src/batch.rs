@@ -149,6 +149,11 @@ impl Header {
         Some(self.leader_epoch).filter(|epoch| *epoch >= 0)
     }
 
+    /// The offset after the last one.
+    pub(crate) fn next(&self) -> i64 {
+        self.first_offset.saturating_add(i64::from(self.last_offset_delta) + 1)
+    }
+
     /// Whether it belongs to a transaction.
     pub(crate) fn is_transactional(&self) -> bool {
         self.attributes & TRANSACTIONAL != 0

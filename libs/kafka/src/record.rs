@@ -101,11 +101,13 @@ impl<'a> RecordRef<'a> {
 
     /// A copy in memory of its own.
     pub fn to_record(&self) -> RecordAndOffset {
-        let headers = self.headers().map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)));
+        // Of the exact size: there may be tens of thousands.
+        let mut headers = Headers::with_capacity(self.headers().count());
+        headers.extend(self.headers().map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec))));
         let record = Record {
             key: self.key.map(<[u8]>::to_vec),
             value: self.value.map(<[u8]>::to_vec),
-            headers: headers.collect(),
+            headers,
             // A timestamp out of range becomes 1970.
             timestamp: DateTime::from_timestamp_millis(self.timestamp).unwrap_or_default(),
         };

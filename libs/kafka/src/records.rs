@@ -144,9 +144,7 @@ impl Records {
             let rest = records.iter().nth(MAX_RECORDS).map(|record| record.offset);
             if let Some(rest) = rest {
                 (records.to, next) = (rest, rest);
-                // The rest may begin with the last batch.
-                let before = records.batches.iter().rev().find(|batch| batch.header.first_offset < rest);
-                leader_epoch = before.and_then(|batch| batch.header.leader_epoch());
+                leader_epoch = records.leader_epoch_before(rest);
             }
         }
         Ok(DecodedBatches { records, next, leader_epoch, unreadable: None })
@@ -161,6 +159,14 @@ impl Records {
     /// An upper bound of their number: records before the fetch offset may be counted.
     pub fn max_len(&self) -> usize {
         self.batches.iter().map(DecodedBatch::count).sum::<usize>().min(MAX_RECORDS)
+    }
+
+    /// The leader epoch of the record or batch right before an offset within these records, if that is known: whoever goes on from there
+    /// stores both.
+    pub fn leader_epoch_before(&self, offset: i64) -> Option<i32> {
+        let before = self.batches.iter().rev().find(|batch| batch.header.first_offset < offset)?;
+        // Between them there may have been another epoch: the end of this one would look like a truncated log.
+        before.header.leader_epoch().filter(|_| offset <= before.header.next())
     }
 
     /// Whether there is no record.

@@ -21,8 +21,11 @@ use crate::{
 
 /// Records after which decoding yields to other tasks, such as the one with the next statement for SQLite.
 const YIELD_INTERVAL: usize = 256;
-/// The largest record whose content a dead letter keeps: twice the default `max.message.bytes`.
+/// The largest record whose content a dead letter keeps: twice the default `max.message.bytes`. Also what all dead letters of a fetch may
+/// take: a few kilobytes that are compressed may stand for hundreds of records of nearly that size.
 const MAX_DEAD_LETTER_BYTES: usize = 2 * 1024 * 1024;
+/// What the allocator takes at most beside the bytes of a header's name or value.
+const ALLOCATION_BYTES: usize = 32;
 /// Bytes of a span with its attributes.
 const SPAN_BYTES: usize = 1024;
 
@@ -53,26 +56,23 @@ pub(super) struct Source {
 }
 
 impl FetchedBatch {
-    /// Decodes the records of a fetch, and waits until the budget has bytes for them.
+    /// Decodes the records of a fetch, and waits until the budget has bytes for them. It ends before a record whose dead letter would
+    /// make those of the batch too large: that record is fetched again.
     pub(super) async fn decode(settings: &Settings, source: Source, fetched: Fetched, budget: &Arc<Budget>) -> Self {
         let Source { topic_id, partition, standby_limit } = source;
-        let Fetched { records, next, leader_epoch, .. } = fetched;
-        // That of an earlier batch is not known.
-        let leader_epoch = leader_epoch.filter(|_| source.limit(next) == next);
-        let next = source.limit(next);
-        let mut undecodable = Vec::new();
+        let Fetched { records, next: end, leader_epoch, .. } = fetched;
+        let limit = source.limit(end);
+        let (mut undecodable, mut dead_letter_bytes) = (Vec::new(), 0);
+        let position = SavedPosition { next: limit, last_timestamp: None, topic_id, leader_epoch };
         let mut batch = Self {
-            // The owner's is the one that counts the record.
-            spans: if standby_limit.is_none() { spans::start(settings, partition, &records) } else { Vec::new() },
             events: Vec::with_capacity(records.max_len()),
             is_standby: standby_limit.is_some(),
-            ..Self::empty(partition, SavedPosition { next, last_timestamp: None, topic_id, leader_epoch })
+            ..Self::empty(partition, position)
         };
-        for record in records.iter().take_while(|record| record.offset < next) {
+        for record in records.iter().take_while(|record| record.offset < limit) {
             if (batch.events.len() + undecodable.len()) % YIELD_INTERVAL == YIELD_INTERVAL - 1 {
                 yield_now().await;
             }
-            batch.position.last_timestamp = Some(record.timestamp);
             match ReceivedEvent::decode(record.value.unwrap_or_default()) {
                 Ok(mut event) => {
                     if event.version.is_none() {
@@ -84,13 +84,28 @@ impl FetchedBatch {
                 }
                 // The owner has it.
                 Err(_) if batch.is_standby => {}
-                Err(error) => undecodable.push((record, error.to_string())),
+                Err(error) => {
+                    let error = error.to_string();
+                    let bytes = size_of::<DeadLetter>() + error.len() + kept_bytes(&record);
+                    if !undecodable.is_empty() && dead_letter_bytes + bytes > MAX_DEAD_LETTER_BYTES {
+                        batch.position.next = record.offset;
+                        break;
+                    }
+                    dead_letter_bytes += bytes;
+                    undecodable.push((record, error));
+                }
             }
+            batch.position.last_timestamp = Some(record.timestamp);
         }
         batch.events.shrink_to_fit();
-        let dead_letter_bytes =
-            |(record, error): &(RecordRef<'_>, String)| size_of::<DeadLetter>() + error.len() + kept_bytes(record);
-        let dead_letters: usize = undecodable.iter().map(dead_letter_bytes).sum();
+        let next = batch.position.next;
+        if next < end {
+            batch.position.leader_epoch = records.leader_epoch_before(next);
+        }
+        if !batch.is_standby {
+            // The owner's is the one that counts the record.
+            batch.spans = spans::start(settings, partition, &records, next);
+        }
         let (events, spans) = (batch.events.len() * size_of::<ReceivedEvent>(), batch.spans.len() * SPAN_BYTES);
         if undecodable.is_empty() {
             // The records take more than the events, and the wait may be long.
@@ -99,7 +114,7 @@ impl FetchedBatch {
             batch.permit = Some(budget.acquire(events + spans).await);
             return batch;
         }
-        batch.permit = Some(budget.acquire(events + spans + dead_letters).await);
+        batch.permit = Some(budget.acquire(events + spans + dead_letter_bytes).await);
         batch.dead_letters.extend(undecodable.iter().map(|(record, error)| dead_letter(partition, record, error)));
         batch
     }
@@ -157,14 +172,14 @@ fn record_time(timestamp: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(timestamp).filter(|_| timestamp >= 0)
 }
 
-/// Bytes of key, value and headers.
+/// Bytes that key, value and headers take.
 fn bytes(record: &RecordRef<'_>) -> usize {
     let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let allocated = |length: usize| if length == 0 { 0 } else { length + ALLOCATION_BYTES };
     // An empty header takes memory too.
-    let headers: usize = record
-        .headers()
-        .map(|(name, value)| size_of::<(Vec<u8>, Option<Vec<u8>>)>() + name.len() + length(value))
-        .sum();
+    let header = size_of::<(Vec<u8>, Option<Vec<u8>>)>();
+    let headers: usize =
+        record.headers().map(|(name, value)| header + allocated(name.len()) + allocated(length(value))).sum();
     length(record.key) + length(record.value) + headers
 }
 
@@ -193,8 +208,11 @@ mod tests {
     use super::*;
 
     fn fetched(records: &[Record]) -> Fetched {
-        let testing::DecodedRecords { records, next, leader_epoch, unreadable } =
-            testing::decode(testing::batch(Codec::None, records), 0, Vec::new(), 1 << 20).unwrap();
+        from_decoded(testing::decode(testing::batch(Codec::None, records), 0, Vec::new(), 1 << 20).unwrap())
+    }
+
+    fn from_decoded(decoded: testing::DecodedRecords) -> Fetched {
+        let testing::DecodedRecords { records, next, leader_epoch, unreadable } = decoded;
         Fetched { records, next, leader_epoch, high_watermark: next, last_stable_offset: next, unreadable }
     }
 
@@ -222,7 +240,7 @@ mod tests {
     fn records_are_freed_while_their_events_wait_for_the_budget() {
         let bytes = testing::batch(Codec::None, &[event(10, created())]);
         let decoded = testing::decode(bytes.clone(), 0, Vec::new(), 1 << 20).unwrap();
-        let fetched = Fetched { records: decoded.records, ..fetched(&[]) };
+        let fetched = from_decoded(decoded);
         let settings = Settings::read(&mut Reader::new(Environment::empty()));
         let source = Source { topic_id: None, partition: 0, standby_limit: None };
         smol::block_on(async {
@@ -233,6 +251,33 @@ mod tests {
             assert!(bytes.is_unique());
             drop(others);
             assert_eq!(decode.await.events.len(), 1);
+        });
+    }
+
+    /// Two bytes of a compressed batch are an empty header, which takes 48 bytes in memory.
+    #[test]
+    fn the_dead_letters_of_one_fetch_are_bounded_and_the_rest_is_fetched_again() {
+        let undecodable = Record { headers: vec![(Vec::new(), None); 43_600], ..event(10, Some(b"no event".to_vec())) };
+        let records = [vec![event(9, created())], vec![undecodable; 5], vec![event(11, created())]].concat();
+        let bytes = testing::batch(Codec::Zstd, &records);
+        assert!(bytes.len() < 5_000, "{}", bytes.len());
+        let settings = Settings::read(&mut Reader::new(Environment::empty()));
+        let source = Source { topic_id: None, partition: 0, standby_limit: None };
+        smol::block_on(async {
+            let (mut next, mut events, mut dead_letters) = (0, 0, 0);
+            while next < 7 {
+                let fetched = from_decoded(testing::decode(bytes.clone(), next, Vec::new(), 16 << 20).unwrap());
+                let batch = FetchedBatch::decode(&settings, source, fetched, &Budget::new(1 << 20)).await;
+                let kept: usize = batch.dead_letters.iter().map(|letter| letter.headers.capacity() * 48).sum();
+                assert!(kept <= MAX_DEAD_LETTER_BYTES, "{kept} bytes from {next} on");
+                assert_eq!(batch.len() as i64, batch.position.next - next, "each record once");
+                let last = if batch.position.next == 7 { 11 } else { 10 };
+                assert_eq!(batch.position.last_timestamp, Some(last), "of the record before the next");
+                events += batch.events.len();
+                dead_letters += batch.dead_letters.len();
+                next = batch.position.next;
+            }
+            assert_eq!((events, dead_letters), (2, 5));
         });
     }
 

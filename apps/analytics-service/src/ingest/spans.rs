@@ -9,8 +9,8 @@ use telemetry::{
 
 use crate::{Settings, state::StateError};
 
-/// Starts a span for each traced record; none if spans are not collected.
-pub(super) fn start(settings: &Settings, partition: i32, records: &Records) -> Vec<Span> {
+/// Starts a span for each traced record before the offset `end`; none if spans are not collected.
+pub(super) fn start(settings: &Settings, partition: i32, records: &Records, end: i64) -> Vec<Span> {
     if !span::is_collected() {
         return Vec::new();
     }
@@ -31,7 +31,8 @@ pub(super) fn start(settings: &Settings, partition: i32, records: &Records) -> V
         }
         span
     };
-    records.iter().map(start).filter(Span::is_recorded).collect()
+    let records = records.iter().take_while(|record| record.offset < end);
+    records.map(start).filter(Span::is_recorded).collect()
 }
 
 /// Ends the spans with the commit.
