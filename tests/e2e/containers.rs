@@ -78,3 +78,22 @@ fn other_recipes_give_compose_what_up_was_given_and_a_rebuild_starts_analytics_a
         assert!(call.ends_with(" up -d --no-build --no-deps analytics-service | other tools"), "{call}");
     });
 }
+
+#[test]
+fn settings_of_auth_service_are_passed_to_it_where_it_runs() {
+    for (profiles, arguments, expected) in [
+        ("", &[][..], "TOKEN_LIFETIME is not passed to the services: auth-service does not run"),
+        ("gateway", &[], "TOKEN_LIFETIME is passed to auth-service\n"),
+        ("", &["--secure"], "TOKEN_LIFETIME is passed to auth-service\n"),
+    ] {
+        let system = System::new();
+        let up = system.up(&[("TOKEN_LIFETIME", "1h"), ("COMPOSE_PROFILES", profiles)], arguments);
+        assert!(up.contains(expected), "{up}");
+        let secure = if arguments.is_empty() { "" } else { "-secure" };
+        let file = system.stack.scratch.path().join(format!("stack{secure}/docker-compose.settings.json"));
+        let merged: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(file).unwrap_or_default()).unwrap_or_default();
+        let lifetime = &merged["services"]["auth-service"]["environment"]["TOKEN_LIFETIME"];
+        assert_eq!(lifetime.as_str(), (!expected.contains(" not ")).then_some("1h"), "{merged}");
+    }
+}

@@ -101,15 +101,15 @@ fn an_invalid_setting_is_reported_by_the_message_of_the_service() {
 
 #[test]
 fn every_setting_that_up_fixes_exists_in_a_service() {
-    let known: Vec<String> = ["patient-service", "billing-service", "analytics-service"]
+    let known: Vec<String> = ["patient-service", "billing-service", "analytics-service", "auth-service"]
         .iter()
         .flat_map(|name| service::settings(name).unwrap())
         .map(|setting| setting.names[0].clone())
         .collect();
     let source = include_str!("../../tools/stack/src/service_settings.rs");
-    let decided = source.split("const FIXED").nth(1).unwrap().split("];").next().unwrap();
-    let decided: Vec<_> =
-        decided.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()).collect();
+    let constant = |name: &str| source.split(&format!("const {name}")).nth(1).unwrap().split("];").next().unwrap();
+    let decided = constant("FIXED").lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next());
+    let decided: Vec<_> = decided.chain(constant("OF_AUTH_SERVICE").split('"').skip(1).step_by(2)).collect();
     assert!(decided.len() > 10, "{decided:?}");
     for name in decided {
         assert!(known.iter().any(|known| known == name), "no service knows {name}");

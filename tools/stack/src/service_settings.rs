@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use testbed::service::Setting;
 
-use crate::{home, private_file};
+use crate::{home, private_file, secure::AUTH_SERVICE};
 
 /// Names and values of the settings of each service.
 pub(crate) type ByService = BTreeMap<String, BTreeMap<String, String>>;
@@ -20,7 +20,7 @@ pub(crate) const COLLECTOR: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const FILE: &str = "service-settings.json";
 
 /// Settings that `up` sets itself, by their first names, each with what to set instead.
-pub(crate) const FIXED: [(&str, &str); 16] = [
+pub(crate) const FIXED: [(&str, &str); 18] = [
     ("SERVER_ADDRESS", "up listens on 127.0.0.1 alone"),
     ("SERVER_PORT", "PATIENT_PORT, BILLING_PORT and ANALYTICS_PORT choose the ports"),
     ("GRPC_SERVER_ADDRESS", "up listens on 127.0.0.1 alone"),
@@ -37,7 +37,11 @@ pub(crate) const FIXED: [(&str, &str); 16] = [
     ("BILLING_SERVICE_ADDRESS", "patient-service calls the billing-service that up starts"),
     ("BILLING_SERVICE_GRPC_PORT", "BILLING_GRPC_PORT chooses the port"),
     ("STATE_FILE", "the state is with the other data"),
+    ("USERS_FILE", "deploy/auth/users.json has the users, and those of up --secure are in its data directory"),
+    ("SIGNING_KEY_FILE", "the key is with the other data"),
 ];
+/// Settings of auth-service alone, which does not always run.
+const OF_AUTH_SERVICE: [&str; 3] = ["TOKEN_ISSUER", "TOKEN_AUDIENCES", "TOKEN_LIFETIME"];
 /// Settings with a variable of the same name that `up` reads itself.
 const READ_BY_UP: [&str; 3] = ["LOG_LEVEL", "DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS"];
 
@@ -56,6 +60,11 @@ pub(crate) fn select(
 ) -> PassedSettings {
     let fixed: BTreeMap<_, _> = FIXED.iter().chain(fixed).copied().collect();
     let mut selected = PassedSettings::default();
+    let is_set = |name: &&str| variable(name).is_some_and(|value| !value.is_empty());
+    for name in OF_AUTH_SERVICE.iter().filter(|name| !known.contains_key(AUTH_SERVICE) && is_set(name)) {
+        selected
+            .add_not_passed(name, "auth-service does not run: up --secure, or in containers COMPOSE_PROFILES=gateway");
+    }
     for (service, settings) in known {
         for Setting { names, .. } in settings {
             for name in names {
@@ -148,6 +157,9 @@ mod tests {
         assert_eq!(selected.passed, BTreeMap::from([("a".to_owned(), expected.clone()), ("b".to_owned(), expected)]));
         let named: Vec<_> = selected.not_passed.keys().map(String::as_str).collect();
         assert_eq!(named, ["LOGGING_LEVEL_ROOT", "SERVER_PORT", "SHARE"]);
+        let lifetime = |name: &str| (name == "TOKEN_LIFETIME").then(|| "1h".to_owned());
+        let named: Vec<_> = select(&known, &[], lifetime).not_passed.into_keys().collect();
+        assert_eq!(named, ["TOKEN_LIFETIME"], "auth-service does not run");
         assert_eq!(
             select(&known, &[], |_| Some(String::new())),
             PassedSettings::default(),

@@ -9,12 +9,12 @@ use testbed::service::parse_settings;
 use super::{ANALYTICS, Docker, Layout};
 use crate::{
     home, private_file,
-    secure::Secure,
+    secure::{AUTH_SERVICE, Secure, in_containers},
     service_settings::{self, COLLECTOR},
     settings::Settings,
 };
 
-/// Our services.
+/// Our services that always run.
 const SERVICES: [&str; 3] = ["patient-service", "billing-service", ANALYTICS];
 
 /// The path of the file, which exists if there are such settings.
@@ -26,7 +26,7 @@ impl Docker {
     /// Writes the file, or removes it if there are no such settings.
     pub(super) async fn pass_settings(&self, settings: &Settings, secure: Option<&Secure>) -> Result<()> {
         let mut known = BTreeMap::new();
-        for service in SERVICES {
+        for service in SERVICES.into_iter().chain(self.has_profile(in_containers::PROFILE).then_some(AUTH_SERVICE)) {
             let help = self.query(&["run", "--rm", "--no-deps", "-T", service, "--help"]).await?;
             let settings = parse_settings(&help);
             if settings.is_empty() {

@@ -22,8 +22,8 @@ use crate::settings::Settings;
 pub(crate) const COMPOSE_FILE: &str = "docker-compose.secure.yaml";
 /// The variable that it has for the directory of the folders.
 const FILES: &str = "SECURE_FILES";
-/// The profile of what it has besides the services.
-const PROFILE: &str = "gateway";
+/// The profile of auth-service and the gateway.
+pub(crate) const PROFILE: &str = "gateway";
 /// Where a container finds its folder.
 const INSIDE: &str = "/etc/tls";
 /// The containers of the databases, each with the service that it is for.
