@@ -214,6 +214,19 @@ fn every_variable_is_a_setting_of_its_service() {
 }
 
 #[test]
+fn hosts_of_the_user_are_added_to_the_names_of_the_containers() {
+    for file in ["docker-compose.yaml", "docker-compose.scale.yaml"] {
+        let text = text(file);
+        let lists: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("HTTP_HOSTS: ")).collect();
+        assert!(lists.len() == 1 && lists[0].ends_with(",${HTTP_HOSTS:-localhost}"), "{file}: {lists:?}");
+        let names: Vec<_> = lists[0].split(',').collect();
+        for name in ["patient-service", "billing-service", "analytics-service", "balancer"] {
+            assert!(names.contains(&name), "{file}: {name}");
+        }
+    }
+}
+
+#[test]
 fn versions_and_ports_agree() {
     let system = single();
     assert!(

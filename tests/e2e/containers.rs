@@ -15,7 +15,7 @@ use crate::{
 /// It writes a line for each command: its arguments, and variables that Compose puts into the compose files. Services say what
 /// their settings are. Containers cannot be started, so that `up` ends there.
 const DOCKER: &str = r#"#!/bin/sh
-echo "$* | $PATIENT_DB_PASSWORD $COMPOSE_PROFILES" >> "$CALLS"
+echo "$* | $PATIENT_DB_PASSWORD $COMPOSE_PROFILES $HTTP_HOSTS" >> "$CALLS"
 case "$*" in
     "compose version --short") echo 2.40.3 ;;
     *" config") echo "services: {}" ;;
@@ -30,7 +30,14 @@ struct System {
 
 impl System {
     fn new() -> Self {
-        let mut stack = Stack::new(broker(), "stack");
+        Self::of(Stack::new(broker(), "stack"))
+    }
+
+    fn secure() -> Self {
+        Self::of(Stack::secure("stack"))
+    }
+
+    fn of(mut stack: Stack) -> Self {
         let folder = stack.scratch.path().join("bin");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("docker"), DOCKER).unwrap();
@@ -51,6 +58,12 @@ impl System {
         printed
     }
 
+    /// The settings that `up` merges over the compose files; null if there are none.
+    fn merged(&self) -> serde_json::Value {
+        let text = fs::read_to_string(self.stack.home().join("docker-compose.settings.json"));
+        text.map_or(serde_json::Value::Null, |text| serde_json::from_str(&text).unwrap())
+    }
+
     /// The last command that Compose got, with the variables.
     fn last_call(&self) -> String {
         let calls = fs::read_to_string(self.stack.scratch.path().join("calls")).unwrap();
@@ -62,10 +75,12 @@ impl System {
 fn other_recipes_give_compose_what_up_was_given_and_a_rebuild_starts_analytics_alone() {
     runtime::block_on(2, async {
         let system = System::new();
-        system.up(&[("PATIENT_DB_PASSWORD", "other"), ("COMPOSE_PROFILES", "tools")], &[]);
+        system.up(&[("PATIENT_DB_PASSWORD", "other"), ("COMPOSE_PROFILES", "tools"), ("HTTP_HOSTS", "my.host")], &[]);
+        // Compose adds them to the names of the containers.
+        assert!(!system.merged().to_string().contains("HTTP_HOSTS"), "{}", system.merged());
         system.stack.print(&["ps"]);
         let call = system.last_call();
-        assert!(call.ends_with(" ps -a -q | other tools"), "{call}");
+        assert!(call.ends_with(" ps -a -q | other tools my.host"), "{call}");
 
         let directory = system.stack.scratch.path().join("broker");
         let mut kafka =
@@ -75,7 +90,7 @@ fn other_recipes_give_compose_what_up_was_given_and_a_rebuild_starts_analytics_a
         let rebuild = printed(&system.stack.run(&["rebuild-analytics"]));
         assert!(rebuild.contains("there are no containers here"), "{rebuild}");
         let call = system.last_call();
-        assert!(call.ends_with(" up -d --no-build --no-deps analytics-service | other tools"), "{call}");
+        assert!(call.ends_with(" up -d --no-build --no-deps analytics-service | other tools my.host"), "{call}");
     });
 }
 
@@ -86,13 +101,10 @@ fn settings_of_auth_service_are_passed_to_it_where_it_runs() {
         ("gateway", &[], "TOKEN_LIFETIME is passed to auth-service\n"),
         ("", &["--secure"], "TOKEN_LIFETIME is passed to auth-service\n"),
     ] {
-        let system = System::new();
+        let system = if arguments.is_empty() { System::new() } else { System::secure() };
         let up = system.up(&[("TOKEN_LIFETIME", "1h"), ("COMPOSE_PROFILES", profiles)], arguments);
         assert!(up.contains(expected), "{up}");
-        let secure = if arguments.is_empty() { "" } else { "-secure" };
-        let file = system.stack.scratch.path().join(format!("stack{secure}/docker-compose.settings.json"));
-        let merged: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(file).unwrap_or_default()).unwrap_or_default();
+        let merged = system.merged();
         let lifetime = &merged["services"]["auth-service"]["environment"]["TOKEN_LIFETIME"];
         assert_eq!(lifetime.as_str(), (!expected.contains(" not ")).then_some("1h"), "{merged}");
     }

@@ -15,7 +15,7 @@ use crate::{home, private_file};
 const FILE: &str = "settings.json";
 /// The variables that are saved besides our own settings: those of Docker Compose and those of the compose files. With other ones,
 /// Compose would replace containers.
-const COMPOSE_VARIABLES: [&str; 14] = [
+const COMPOSE_VARIABLES: [&str; 15] = [
     "COMPOSE_FILE",
     "COMPOSE_PROFILES",
     "COMPOSE_PROJECT_NAME",
@@ -25,6 +25,7 @@ const COMPOSE_VARIABLES: [&str; 14] = [
     "GIT_REVISION",
     "GRAFANA_PORT",
     "GRPCUI_PORT",
+    "HTTP_HOSTS",
     "KAFKA_CONSOLE_PORT",
     "OTEL_BLRP_SCHEDULE_DELAY",
     "OTEL_BSP_SCHEDULE_DELAY",

@@ -17,6 +17,10 @@ use crate::{
 /// Our services that always run.
 const SERVICES: [&str; 3] = ["patient-service", "billing-service", ANALYTICS];
 
+/// Settings that the compose files set: the collector to the console, and the hosts to the names of the containers and those of
+/// the user.
+const SET_BY_COMPOSE: [&str; 2] = [COLLECTOR, "HTTP_HOSTS"];
+
 /// The path of the file, which exists if there are such settings.
 pub(super) fn path() -> Result<PathBuf> {
     Ok(home::directory()?.join("docker-compose.settings.json"))
@@ -34,17 +38,16 @@ impl Docker {
             }
             known.insert(service.to_owned(), settings);
         }
-        let fixed: &[_] = match self.layout {
-            Layout::Single => &[],
-            Layout::Scaled => &[
+        let mut fixed = vec![("HTTP_TRUSTED_PROXIES", "the networks of Docker are trusted")];
+        if self.layout == Layout::Scaled {
+            fixed.extend([
                 ("PARTITIONS", "the consumer group assigns them"),
                 ("KAFKA_GROUP_INSTANCE_ID", "each analytics-service has its own"),
                 ("ADVERTISED_HTTP", "each analytics-service has its own"),
-            ],
-        };
+            ]);
+        }
         let names = secure.map(|secure| secure.setting_names(settings)).transpose()?.unwrap_or_default();
-        let decided = names.iter().map(|name| (name.as_str(), "up --secure decides it"));
-        let fixed: Vec<_> = fixed.iter().copied().chain(decided).collect();
+        fixed.extend(names.iter().map(|name| (name.as_str(), "up --secure decides it")));
         let mut selected = service_settings::select(&known, &fixed, |name| env::var(name).ok());
         for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"] {
             if env::var(name).is_ok_and(|value| !value.is_empty()) {
@@ -52,8 +55,9 @@ impl Docker {
             }
         }
         selected.report();
-        // Compose itself sets it to the console.
-        selected.passed.values_mut().for_each(|settings| drop(settings.remove(COLLECTOR)));
+        for settings in selected.passed.values_mut() {
+            settings.retain(|name, _| !SET_BY_COMPOSE.contains(&name.as_str()));
+        }
         selected.passed.retain(|_, settings| !settings.is_empty());
         let collector = env::var(COLLECTOR).ok().filter(|url| !url.is_empty());
         service_settings::save(&selected.passed, collector.as_deref())?;
