@@ -13,8 +13,8 @@ use std::{
     },
 };
 
+use futures_intrusive::sync::{Semaphore, SemaphoreReleaser};
 use runtime::{Shutdown, timeout};
-use smol::lock::{Semaphore, SemaphoreGuardArc};
 use tonic::Status;
 
 use crate::{Limits, connections::Clock};
@@ -26,7 +26,9 @@ const OVERHEAD: usize = 8 * 1024;
 pub(crate) struct Calls {
     limits: Limits,
     clock: Clock,
-    permits: Arc<Semaphore>,
+    /// Granted in the order of requests. smol's semaphore is not fair: at the limit, a client that sends calls without a pause
+    /// would take each free permit before those that wait.
+    permits: Semaphore,
     state: Mutex<State>,
 }
 
@@ -60,7 +62,7 @@ pub(crate) struct Call {
 
 impl Calls {
     pub(crate) fn new(limits: Limits, clock: Clock) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(limits.in_flight));
+        let permits = Semaphore::new(true, limits.in_flight);
         Arc::new(Self { limits, clock, permits, state: Mutex::default() })
     }
 
@@ -79,11 +81,11 @@ impl Calls {
     }
 
     /// A permit to handle a complete request.
-    pub(crate) async fn acquire_permit(&self) -> Result<SemaphoreGuardArc, Status> {
-        match self.permits.try_acquire_arc() {
+    pub(crate) async fn acquire_permit(&self) -> Result<SemaphoreReleaser<'_>, Status> {
+        match self.permits.try_acquire(1) {
             Some(permit) => Ok(permit),
             None => {
-                let permit = timeout(self.limits.queue_wait, self.permits.acquire_arc());
+                let permit = timeout(self.limits.queue_wait, self.permits.acquire(1));
                 permit.await.map_err(|_| exhausted())
             }
         }
@@ -212,4 +214,29 @@ impl Drop for PendingResponse {
 /// The status of a call that there is no room for. The same call may succeed later.
 pub(crate) fn exhausted() -> Status {
     Status::resource_exhausted("the service has too many calls in flight")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    #[test]
+    fn a_free_permit_belongs_to_the_call_that_has_waited_longest() {
+        let calls = Calls::new(Limits { in_flight: 1, ..Limits::default() }, Clock::start());
+        block_on(async {
+            let held = calls.acquire_permit().await.unwrap();
+            let mut first = pin!(calls.acquire_permit());
+            assert!(poll_once(&mut first).await.is_none());
+            drop(held);
+            let mut later = pin!(calls.acquire_permit());
+            assert!(poll_once(&mut later).await.is_none(), "another one waits");
+            let held = poll_once(&mut first).await.expect("it is free").unwrap();
+            drop(held);
+            assert!(poll_once(&mut later).await.is_some());
+        });
+    }
 }
