@@ -24,6 +24,7 @@ fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
                 ("KAFKA_BOOTSTRAP_SERVERS", "nowhere"),
                 ("BILLING_SERVICE_GRPC_PORT", "billing"),
                 ("RELAY_LEASE", "soon"),
+                ("BILLING_DEADLINE", "100000000h"),
                 ("OUTBOX_SHARDS", "0"),
                 ("KAFKA_TOPIC_CLEANUP_POLICY", "shred"),
                 ("EXECUTOR_THREADS", "many"),

@@ -38,6 +38,10 @@ impl Value for u16 {
     }
 }
 
+/// The longest time span, in milliseconds: ten years. Deadlines far above it have no representation in gRPC, nor the times to which
+/// leases and deadlines lead in PostgreSQL, so that each call or statement with one would fail.
+const MAX_MILLISECONDS: u64 = 10 * 8_760 * 3_600_000;
+
 /// A time span: `250ms`, `5s`, `2m` or `1h`; a bare number counts milliseconds.
 impl Value for Duration {
     const EXPECTED: &'static str = "a time span such as 250ms, 5s, 2m or 1h, greater than zero";
@@ -54,9 +58,9 @@ impl Value for Duration {
             _ => return Err("its unit is not ms, s, m or h".to_owned()),
         };
         match number.checked_mul(milliseconds) {
-            None => Err("it is too long".to_owned()),
             Some(0) => Err("it is zero".to_owned()),
-            Some(total) => Ok(Self::from_millis(total)),
+            Some(total) if total <= MAX_MILLISECONDS => Ok(Self::from_millis(total)),
+            _ => Err("it is more than ten years (87600h)".to_owned()),
         }
     }
 }
@@ -102,7 +106,8 @@ mod tests {
         assert_eq!(Duration::parse("250"), Ok(Duration::from_millis(250)));
         assert_eq!(Duration::parse("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(Duration::parse("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "ms", "5 s", "-1s", "0s", "3d", "18446744073709551615h"] {
+        assert_eq!(Duration::parse("87600h"), Ok(Duration::from_secs(10 * 365 * 24 * 3600)));
+        for wrong in ["", "ms", "5 s", "-1s", "0s", "3d", "87601h", "100000000h", "18446744073709551615h"] {
             assert!(Duration::parse(wrong).is_err(), "{wrong:?}");
         }
     }
