@@ -43,14 +43,19 @@ impl Billing {
         self.deadline
     }
 
-    /// Its address, as `host:port`.
-    pub fn address(&self) -> String {
-        self.client.address().to_string()
-    }
-
     /// Whether the circuit breaker is open: the last calls had no answer.
     pub fn is_unavailable(&self) -> bool {
         self.client.is_breaker_open()
+    }
+
+    /// What is wrong with it: the last calls had no answer, or all were answered with an error of its own.
+    pub fn problem(&self) -> Option<String> {
+        let address = self.client.address();
+        if self.is_unavailable() {
+            return Some(format!("the billing service does not answer at {address}"));
+        }
+        let fault = self.client.fault();
+        fault.map(|error| format!("the billing service at {address} answers every call with an error: {error}"))
     }
 
     /// Opens the account of a patient, or returns the existing one.

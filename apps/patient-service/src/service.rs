@@ -140,11 +140,7 @@ fn health(database: Database, broker: &BrokerState, billing: &Arc<Billing>, shut
             async move { error.map_or_else(Component::up, Component::degraded) }
         })
         .component("billing", move || {
-            let unavailable_at = billing.is_unavailable().then(|| billing.address());
-            async move {
-                unavailable_at.map_or_else(Component::up, |address| {
-                    Component::degraded(format!("the billing service does not answer at {address}"))
-                })
-            }
+            let problem = billing.problem();
+            async move { problem.map_or_else(Component::up, Component::degraded) }
         })
 }

@@ -1,6 +1,9 @@
 use std::{
     future::Future,
-    sync::LazyLock,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -28,6 +31,8 @@ use crate::{
 const ATTEMPTS: u32 = 3;
 /// Pauses between attempts: the first and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(200));
+/// Answers in a row that are an error of the peer, after which that is reported.
+const MAX_ERRORS: u32 = 5;
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval between HTTP/2 pings while calls are in flight, and the time for the response to one. They detect a peer that is
@@ -92,6 +97,9 @@ pub struct Client {
     channel: Channel,
     breaker: Breaker,
     outage: Outage,
+    /// Answers in a row that were an error of the peer.
+    errors: AtomicU32,
+    faults: Outage,
     budget: RetryBudget,
     settings: ClientSettings,
 }
@@ -122,7 +130,15 @@ impl Client {
         let connector = Connector { address: settings.address.clone(), tls };
         let channel = Channel(endpoint.connect_with_connector_lazy(connector));
         BREAKER_OPEN.with_label_values(&[settings.peer]).set(0);
-        Ok(Self { channel, breaker: Breaker::default(), outage: Outage::new(), budget: RetryBudget::full(), settings })
+        Ok(Self {
+            channel,
+            breaker: Breaker::default(),
+            outage: Outage::new(),
+            errors: AtomicU32::new(0),
+            faults: Outage::new(),
+            budget: RetryBudget::full(),
+            settings,
+        })
     }
 
     /// Address of the peer.
@@ -133,6 +149,11 @@ impl Client {
     /// Whether the circuit breaker is open: the last calls had no response.
     pub fn is_breaker_open(&self) -> bool {
         self.breaker.is_open()
+    }
+
+    /// What the peer answers if it has answered the last calls and could do none of them; see [`FailureKind::Transient`].
+    pub fn fault(&self) -> Option<String> {
+        self.faults.reason()
     }
 
     /// Makes a call. `make` is called for each attempt and does all of it, including reading a stream.
@@ -155,6 +176,7 @@ impl Client {
                 let result = timeout(self.settings.deadline, attempts).await;
                 let result = result.unwrap_or(Err(CallError::Timeout(self.settings.deadline)));
                 self.report_to_breaker(admission, result.as_ref().err());
+                self.report_fault(result.as_ref().err());
                 result
             }
             None => Err(CallError::BreakerOpen),
@@ -233,6 +255,28 @@ impl Client {
                     BREAKER_OPEN.with_label_values(&[peer]).set(0);
                     let lasted_ms = self.outage.recovered().map(|lasted| lasted.as_millis() as u64);
                     tracing::info!(peer, %address, lasted_ms, "peer available again");
+                }
+            }
+        }
+    }
+
+    /// Tells once that a peer answers every call with an error of its own: neither the breaker nor a failed call tells it.
+    fn report_fault(&self, error: Option<&CallError>) {
+        let (peer, address) = (self.settings.peer, &self.settings.address);
+        match error.map(|error| (error.kind(), error)) {
+            // They say nothing about how the peer answers the calls that it has.
+            Some((FailureKind::Unavailable | FailureKind::Unsupported, _)) => {}
+            Some((FailureKind::Transient, error)) => {
+                let errors = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
+                if errors >= MAX_ERRORS && self.faults.failed(error.outcome()) {
+                    tracing::warn!(peer, %address, %error, "peer answers every call with an error");
+                }
+            }
+            _ => {
+                self.errors.store(0, Ordering::Relaxed);
+                if let Some(lasted) = self.faults.recovered() {
+                    let lasted_ms = lasted.as_millis() as u64;
+                    tracing::info!(peer, %address, lasted_ms, "peer answers without errors again");
                 }
             }
         }

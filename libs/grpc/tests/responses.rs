@@ -7,6 +7,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -28,7 +29,9 @@ type Headers = &'static [(&'static str, &'static str)];
 
 const GRPC: (&str, &str) = ("content-type", "application/grpc");
 const OK: (&str, &str) = ("grpc-status", "0");
+const UNKNOWN: (&str, &str) = ("grpc-status", "2");
 const NOT_FOUND: (&str, &str) = ("grpc-status", "5");
+const UNIMPLEMENTED: (&str, &str) = ("grpc-status", "12");
 
 /// A response as it is on the wire.
 #[derive(Clone)]
@@ -86,13 +89,18 @@ fn map(headers: Headers) -> HeaderMap {
 
 /// Serves this answer to every call.
 async fn serve(answer: Answer) -> SocketAddr {
+    serve_current(Arc::new(Mutex::new(answer))).await
+}
+
+/// Serves the answer that is there when a call comes.
+async fn serve_current(current: Arc<Mutex<Answer>>) -> SocketAddr {
     let listener = smol::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     runtime::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = answer.clone();
+            let current = current.clone();
             let respond = service_fn(move |_| {
-                let Answer { status, headers, body, trailers } = answer.clone();
+                let Answer { status, headers, body, trailers } = current.lock().unwrap().clone();
                 let mut frames = VecDeque::new();
                 if !body.is_empty() {
                     frames.push_back(Frame::data(body));
@@ -186,5 +194,73 @@ fn details_of_a_status_that_are_not_base64_are_ignored() {
             let outcome = create(&client(serve(answer).await)).await;
             assert_eq!(outcome.err().map(|error| error.code()), code.map(Some));
         }
+    });
+}
+
+/// The messages that are logged.
+#[derive(Clone, Default)]
+struct Messages(Arc<Mutex<Vec<String>>>);
+
+impl Messages {
+    fn count(&self, message: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|logged| logged.contains(message)).count()
+    }
+}
+
+impl tracing::Subscriber for Messages {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            if field.name() == "message" {
+                self.0.lock().unwrap().push(format!("{value:?}"));
+            }
+        });
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_peer_that_answers_everything_with_an_error_is_reported_once_and_is_no_outage() {
+    let messages = Messages::default();
+    tracing::subscriber::set_global_default(messages.clone()).unwrap();
+    let (begins, ends) = ("peer answers every call with an error", "peer answers without errors again");
+    runtime::block_on(2, async {
+        let current = Arc::new(Mutex::new(Answer::http(200, &[GRPC, UNKNOWN], "")));
+        let client = client(serve_current(current.clone()).await);
+        for call in 1..=3 * THRESHOLD {
+            assert_eq!(create(&client).await.unwrap_err().code(), Some(Code::Unknown));
+            assert_eq!(client.fault().as_deref(), (call >= THRESHOLD).then_some("unknown"), "{call}");
+            assert_eq!(messages.count(begins), usize::from(call >= THRESHOLD), "{call}");
+        }
+        assert!(!client.is_breaker_open());
+        // A method that it does not have shows nothing.
+        *current.lock().unwrap() = Answer::http(200, &[GRPC, UNIMPLEMENTED], "");
+        create(&client).await.unwrap_err();
+        assert_eq!((client.fault().is_some(), messages.count(ends)), (true, 0));
+        for _ in 0..2 {
+            *current.lock().unwrap() = Answer::http(200, &[GRPC, NOT_FOUND], "");
+            create(&client).await.unwrap_err();
+            assert_eq!((client.fault(), messages.count(begins), messages.count(ends)), (None, 1, 1));
+            // Not in a row.
+            *current.lock().unwrap() = Answer::http(200, &[GRPC, UNKNOWN], "");
+            for _ in 1..THRESHOLD {
+                create(&client).await.unwrap_err();
+            }
+        }
+        assert_eq!(client.fault(), None);
     });
 }

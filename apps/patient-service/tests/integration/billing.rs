@@ -154,3 +154,24 @@ fn a_ledger_that_breaks_off_is_503_and_no_part_of_it_is_shown() {
         assert_eq!(service.get(&transactions).await.json().as_array().unwrap().len(), 3);
     });
 }
+
+#[test]
+fn billing_that_answers_everything_with_an_error_is_degraded_and_not_away() {
+    with_service(|service| async move {
+        service.billing.set(Behaviour::Faulty);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(jane["billing"]["status"], "PENDING");
+        let billing = async || service.get("/actuator/health/readiness").await.json()["components"]["billing"].take();
+        let account = format!("{}/billing", path(&jane));
+        let is_degraded = async || {
+            assert_eq!(service.get(&account).await.status, 503);
+            billing().await["status"] == "DEGRADED"
+        };
+        until("it is degraded", is_degraded).await;
+        assert!(billing().await["detail"].as_str().unwrap().contains("unknown"));
+        assert!(service.get("/metrics").await.text().contains("grpc_client_breaker_open{peer=\"billing-service\"} 0"));
+        service.billing.set(Behaviour::Normal);
+        until("the account is open", async || service.get(&account).await.json()["status"] == "ACTIVE").await;
+        assert_eq!(billing().await["status"], "UP");
+    });
+}

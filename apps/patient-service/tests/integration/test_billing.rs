@@ -33,19 +33,22 @@ pub(crate) enum Behaviour {
     Original,
     /// It answers UNIMPLEMENTED to everything, as a proxy without a route to it.
     Unrouted,
+    /// It answers UNKNOWN to everything, as grpc-java does for an uncaught exception.
+    Faulty,
     /// Its lists end with an error after the first entry.
     BreaksOff,
     /// Its lists stall after the first entry.
     Stalls,
 }
 
-const BEHAVIOURS: [Behaviour; 8] = [
+const BEHAVIOURS: [Behaviour; 9] = [
     Behaviour::Normal,
     Behaviour::Unavailable,
     Behaviour::Hangs,
     Behaviour::HangsAfterExecution,
     Behaviour::Original,
     Behaviour::Unrouted,
+    Behaviour::Faulty,
     Behaviour::BreaksOff,
     Behaviour::Stalls,
 ];
@@ -99,6 +102,9 @@ impl TestBilling {
         }
         if behaviour == Behaviour::Unrouted {
             return Err(Status::unimplemented("simulated by the test"));
+        }
+        if behaviour == Behaviour::Faulty {
+            return Err(Status::unknown("simulated by the test"));
         }
         if behaviour == Behaviour::Hangs {
             std::future::pending::<()>().await;
