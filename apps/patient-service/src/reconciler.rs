@@ -93,7 +93,7 @@ impl Reconciler {
 
     async fn attempt_in(&self, task: &Task, trace: TraceContext) -> Result<(), CallError> {
         let outcome = match task.action {
-            Action::Open => self.billing.open(task.patient_id, &task.name, &task.email, trace).await.map(drop),
+            Action::Open => self.open(task, trace).await,
             Action::Close => self.close(task, trace).await,
         };
         let (patient_id, action, trace_id, attempts) =
@@ -127,13 +127,38 @@ impl Reconciler {
         outcome
     }
 
+    /// Opens an account. Our billing-service answers with the account that there is; another may answer ALREADY_EXISTS after a
+    /// call whose answer was lost, and also for the email of another patient.
+    async fn open(&self, task: &Task, trace: TraceContext) -> Result<(), CallError> {
+        match self.billing.open(task.patient_id, &task.name, &task.email, trace).await {
+            Err(error) if error.code() == Some(Code::AlreadyExists) => {
+                match self.billing.account(task.patient_id, trace).await {
+                    Ok(_) => Ok(()),
+                    // It cannot tell more.
+                    Err(other) if other.kind() == FailureKind::Unsupported => Ok(()),
+                    Err(other) => Err(if is_rejection(&other) { error } else { other }),
+                }
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+
     /// Closes an account. If there is none, a call to open it may still be in flight and would leave an open account behind;
     /// so it is opened and closed here, and stays closed.
     async fn close(&self, task: &Task, trace: TraceContext) -> Result<(), CallError> {
-        match self.billing.close(task.patient_id, trace).await {
-            Err(error) if error.code() == Some(Code::NotFound) => {
-                self.billing.open(task.patient_id, &task.name, &task.email, trace).await?;
-                self.billing.close(task.patient_id, trace).await
+        let mut outcome = self.billing.close(task.patient_id, trace).await;
+        if matches!(&outcome, Err(error) if error.code() == Some(Code::NotFound)) {
+            self.open(task, trace).await?;
+            outcome = self.billing.close(task.patient_id, trace).await;
+        }
+        match outcome {
+            // Our billing-service closes a closed account again. Another may reject that, and also to close one with a balance.
+            Err(error) if error.code() == Some(Code::FailedPrecondition) => {
+                match self.billing.account(task.patient_id, trace).await {
+                    Ok((account, _)) if account.status == "CLOSED" => Ok(()),
+                    Err(other) if !is_rejection(&other) => Err(other),
+                    _ => Err(error),
+                }
             }
             outcome => outcome,
         }

@@ -84,6 +84,40 @@ fn an_account_is_opened_however_often_a_proxy_has_no_route_to_billing() {
 }
 
 #[test]
+fn a_call_whose_answer_was_lost_is_done_if_billing_rejects_to_make_it_twice() {
+    with_service(|service| async move {
+        let has_tasks = "SELECT count(*) FROM billing_tasks";
+        let are_done = async || {
+            execute(&service, "UPDATE billing_tasks SET next_attempt_at = now()").await;
+            service.number(has_tasks).await == 0
+        };
+        let dead_letters = "SELECT count(*) FROM billing_task_dead_letters";
+        service.billing.set(Behaviour::HangsAfterExecution);
+        let jane = service.register("Jane Doe").await;
+        assert_eq!(jane["billing"]["status"], "PENDING");
+        service.billing.set(Behaviour::Strict);
+        until("the account is open", are_done).await;
+        assert_eq!(service.number(dead_letters).await, 0);
+
+        service.billing.set(Behaviour::HangsAfterExecution);
+        service.client.delete(&path(&jane)).await.unwrap();
+        let is_closed = async || service.billing.status(&id(&jane)).as_deref() == Some("CLOSED");
+        until("the account is closed", is_closed).await;
+        service.billing.set(Behaviour::Strict);
+        until("that is known", are_done).await;
+        assert_eq!(service.number(dead_letters).await, 0);
+
+        // It may reject to close one that is open.
+        let john = service.register("John Doe").await;
+        let charge = serde_json::json!({"transactionId": "t-1", "type": "CHARGE", "amount": 1, "currency": "EUR"});
+        assert_eq!(service.post(&format!("{}/billing/transactions", path(&john)), &charge).await.status, 201);
+        service.client.delete(&path(&john)).await.unwrap();
+        until("it is tried no more", are_done).await;
+        assert_eq!(service.number(dead_letters).await, 1);
+    });
+}
+
+#[test]
 fn a_deletion_supersedes_a_task_that_billing_rejected() {
     with_service(|service| async move {
         service.billing.set(Behaviour::Unavailable);

@@ -35,13 +35,15 @@ pub(crate) enum Behaviour {
     Unrouted,
     /// It answers UNKNOWN to everything, as grpc-java does for an uncaught exception.
     Faulty,
+    /// It rejects to open an account that is open, and to close one that is closed or has a balance.
+    Strict,
     /// Its lists end with an error after the first entry.
     BreaksOff,
     /// Its lists stall after the first entry.
     Stalls,
 }
 
-const BEHAVIOURS: [Behaviour; 9] = [
+const BEHAVIOURS: [Behaviour; 10] = [
     Behaviour::Normal,
     Behaviour::Unavailable,
     Behaviour::Hangs,
@@ -49,6 +51,7 @@ const BEHAVIOURS: [Behaviour; 9] = [
     Behaviour::Original,
     Behaviour::Unrouted,
     Behaviour::Faulty,
+    Behaviour::Strict,
     Behaviour::BreaksOff,
     Behaviour::Stalls,
 ];
@@ -130,6 +133,9 @@ impl BillingService for TestBilling {
         let request = request.into_inner();
         assert!(!request.name.is_empty() && !request.email.is_empty(), "name and email are sent");
         let open = |accounts: &mut Accounts| {
+            if self.behaviour() == Behaviour::Strict && accounts.contains_key(&request.patient_id) {
+                return Err(Status::already_exists("open"));
+            }
             let next = accounts.len();
             let (account, _) = accounts.entry(request.patient_id).or_insert_with(|| {
                 let account = BillingAccount {
@@ -162,6 +168,9 @@ impl BillingService for TestBilling {
         let patient_id = request.into_inner().patient_id;
         self.with_more(|accounts| {
             let (account, _) = accounts.get_mut(&patient_id).ok_or_else(|| Status::not_found("none"))?;
+            if self.behaviour() == Behaviour::Strict && (account.status == "CLOSED" || !account.balances.is_empty()) {
+                return Err(Status::failed_precondition("closed, or with a balance"));
+            }
             account.status = "CLOSED".to_owned();
             Ok(BillingResponse { account_id: account.account_id.clone(), status: account.status.clone() })
         })
