@@ -68,7 +68,7 @@ pub(super) async fn record(mut request: Request) -> Result<Response, Problem> {
     let amount = Money { amount, currency };
     let recorded = app.billing().record(id, &transaction_id, r#type.into(), amount, trace).await;
     let recorded = recorded.map_err(|error| of_call(&error))?;
-    Ok(json(StatusCode::Created, &TransactionBody::from(recorded)))
+    Ok(json(StatusCode::Created, &TransactionBody::try_from(recorded)?))
 }
 
 /// List the ledger's transactions
@@ -106,7 +106,7 @@ pub(super) async fn list(request: Request) -> Result<Response, Problem> {
     let more = transactions.len() > limit as usize;
     transactions.truncate(limit as usize);
     let next = transactions.last().filter(|_| more).map(|last| last.position);
-    let bodies: Vec<_> = transactions.into_iter().map(TransactionBody::from).collect();
+    let bodies = transactions.into_iter().map(TransactionBody::try_from).collect::<Result<Vec<_>, _>>()?;
     let mut response = json(StatusCode::Ok, &bodies);
     if let Some(position) = next {
         let link = format!("</patients/{id}/billing/transactions?limit={limit}&cursor={position}>; rel=\"next\"");

@@ -3,6 +3,6 @@
 mod billing;
 mod patients;
 
-pub(super) use billing::{AccountBody, StatementBody, TransactionBody, TransactionInput};
+pub(super) use billing::{AccountBody, InvalidTransaction, StatementBody, TransactionBody, TransactionInput};
 pub use patients::PatientInput;
 pub(super) use patients::{PageBody, PatientBody, RegisteredBody};

@@ -7,6 +7,7 @@ use tide::StatusCode;
 use web::Problem;
 
 use crate::{
+    http::body::InvalidTransaction,
     patient::{Field, FieldErrors},
     registry::Error,
 };
@@ -93,6 +94,13 @@ pub(super) fn of_call(error: &CallError) -> Problem {
             }
             _ => Problem::unavailable("The billing service failed to answer.", RETRY_AFTER).kind("billing-unavailable"),
         },
+    }
+}
+
+impl From<InvalidTransaction> for Problem {
+    fn from(error: InvalidTransaction) -> Self {
+        tracing::error!(%error, "billing answered with a transaction that cannot be shown");
+        Self::unavailable("The billing service failed to answer.", RETRY_AFTER).kind("billing-unavailable")
     }
 }
 

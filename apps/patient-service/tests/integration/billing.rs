@@ -156,6 +156,18 @@ fn a_ledger_that_breaks_off_is_503_and_no_part_of_it_is_shown() {
 }
 
 #[test]
+fn a_transaction_of_an_unknown_type_is_not_shown_as_another() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        record(&service, &jane, &charge("t-1", 1)).await;
+        service.billing.set(Behaviour::UnknownType);
+        let response = service.get(&format!("{}/billing/transactions", path(&jane))).await;
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("2")), "{}", response.text());
+        assert_eq!(response.json()["type"], "urn:problem-type:billing-unavailable");
+    });
+}
+
+#[test]
 fn billing_that_answers_everything_with_an_error_is_degraded_and_not_away() {
     with_service(|service| async move {
         service.billing.set(Behaviour::Faulty);

@@ -37,13 +37,15 @@ pub(crate) enum Behaviour {
     Faulty,
     /// It rejects to open an account that is open, and to close one that is closed or has a balance.
     Strict,
+    /// Its lists have transactions of a type that is not in the contract.
+    UnknownType,
     /// Its lists end with an error after the first entry.
     BreaksOff,
     /// Its lists stall after the first entry.
     Stalls,
 }
 
-const BEHAVIOURS: [Behaviour; 10] = [
+const BEHAVIOURS: [Behaviour; 11] = [
     Behaviour::Normal,
     Behaviour::Unavailable,
     Behaviour::Hangs,
@@ -52,6 +54,7 @@ const BEHAVIOURS: [Behaviour; 10] = [
     Behaviour::Unrouted,
     Behaviour::Faulty,
     Behaviour::Strict,
+    Behaviour::UnknownType,
     Behaviour::BreaksOff,
     Behaviour::Stalls,
 ];
@@ -229,6 +232,9 @@ impl BillingService for TestBilling {
             let broken = Err(Status::unavailable("simulated by the test"));
             Ok::<Self::ListTransactionsStream, _>(match self.behaviour() {
                 Behaviour::BreaksOff => Box::pin(entries.take(1).chain(stream::once(broken))),
+                Behaviour::UnknownType => {
+                    Box::pin(entries.map(|entry| entry.map(|entry| Transaction { r#type: 7, ..entry })))
+                }
                 Behaviour::Stalls => Box::pin(entries.take(1).chain(stream::pending())),
                 _ => Box::pin(entries),
             })

@@ -112,21 +112,60 @@ pub(crate) struct TransactionBody {
     recorded_at: DateTime<Utc>,
 }
 
-impl From<Transaction> for TransactionBody {
-    fn from(transaction: Transaction) -> Self {
+/// Billing's answer has a transaction that cannot be shown, because a field of it is missing, or is one that only a newer version
+/// knows.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("its {0} is missing or unknown")]
+pub(crate) struct InvalidTransaction(&'static str);
+
+impl TryFrom<Transaction> for TransactionBody {
+    type Error = InvalidTransaction;
+
+    fn try_from(transaction: Transaction) -> Result<Self, InvalidTransaction> {
         let r#type = match transaction.r#type() {
+            TransactionType::Charge => TransactionTypeBody::Charge,
             TransactionType::Payment => TransactionTypeBody::Payment,
             TransactionType::Refund => TransactionTypeBody::Refund,
-            // Billing rejects a transaction without a type.
-            TransactionType::Charge | TransactionType::Unspecified => TransactionTypeBody::Charge,
+            // Also a number that is not in the contract.
+            TransactionType::Unspecified => return Err(InvalidTransaction("type")),
         };
-        let recorded_at = transaction.recorded_at.unwrap_or_default();
-        let nanos = u32::try_from(recorded_at.nanos).unwrap_or_default();
-        Self {
+        let recorded_at = transaction.recorded_at.and_then(|time| {
+            let nanos = u32::try_from(time.nanos).ok()?;
+            DateTime::from_timestamp(time.seconds, nanos)
+        });
+        Ok(Self {
             transaction_id: transaction.transaction_id,
             r#type,
-            amount: transaction.amount.unwrap_or_default().into(),
-            recorded_at: DateTime::from_timestamp(recorded_at.seconds, nanos).unwrap_or_default(),
+            amount: transaction.amount.ok_or(InvalidTransaction("amount"))?.into(),
+            recorded_at: recorded_at.ok_or(InvalidTransaction("time"))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_with_a_field_that_is_missing_or_unknown_is_not_shown() {
+        let valid = Transaction {
+            transaction_id: "t-1".to_owned(),
+            r#type: TransactionType::Refund.into(),
+            amount: Some(Money { amount: 1, currency: "EUR".to_owned() }),
+            recorded_at: Some(std::time::SystemTime::UNIX_EPOCH.into()),
+            position: 1,
+        };
+        let error = |transaction: Transaction| TransactionBody::try_from(transaction).err();
+        assert_eq!(error(valid.clone()), None);
+        for number in [-1, 0, 7] {
+            let of_type = Transaction { r#type: number, ..valid.clone() };
+            assert_eq!(error(of_type), Some(InvalidTransaction("type")), "{number}");
+        }
+        assert_eq!(error(Transaction { amount: None, ..valid.clone() }), Some(InvalidTransaction("amount")));
+        let (mut late, mut negative) = (valid.recorded_at.unwrap(), valid.recorded_at.unwrap());
+        (late.seconds, negative.nanos) = (i64::MAX, -1);
+        for recorded_at in [None, Some(late), Some(negative)] {
+            assert_eq!(error(Transaction { recorded_at, ..valid.clone() }), Some(InvalidTransaction("time")));
         }
     }
 }
