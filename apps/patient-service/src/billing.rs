@@ -157,7 +157,11 @@ impl Billing {
             let request = attempt.request(request.clone());
             async move {
                 let mut stub = BillingServiceClient::new(attempt.channel());
-                stub.list_transactions(request).await?.into_inner().try_collect().await
+                let entries = stub.list_transactions(request).await?.into_inner();
+                // One more than billing was asked for, so that a complete list is read to its end, and an endless one is not.
+                let mut entries: Vec<_> = entries.take(limit as usize + 1).try_collect().await?;
+                entries.truncate(limit as usize);
+                Ok(entries)
             }
         };
         self.client.call("ListTransactions", trace, list).await

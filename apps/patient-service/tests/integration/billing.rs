@@ -168,6 +168,19 @@ fn a_transaction_of_an_unknown_type_is_not_shown_as_another() {
 }
 
 #[test]
+fn no_more_of_a_ledger_is_read_than_was_asked_for() {
+    with_service(|service| async move {
+        let jane = service.register("Jane Doe").await;
+        record(&service, &jane, &charge("t-1", 1)).await;
+        service.billing.set(Behaviour::Endless);
+        let response = service.get(&format!("{}/billing/transactions?limit=2", path(&jane))).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        assert_eq!(response.json().as_array().unwrap().len(), 2);
+        assert!(response.next().is_some());
+    });
+}
+
+#[test]
 fn billing_that_answers_everything_with_an_error_is_degraded_and_not_away() {
     with_service(|service| async move {
         service.billing.set(Behaviour::Faulty);

@@ -39,13 +39,15 @@ pub(crate) enum Behaviour {
     Strict,
     /// Its lists have transactions of a type that is not in the contract.
     UnknownType,
+    /// Its lists never end.
+    Endless,
     /// Its lists end with an error after the first entry.
     BreaksOff,
     /// Its lists stall after the first entry.
     Stalls,
 }
 
-const BEHAVIOURS: [Behaviour; 11] = [
+const BEHAVIOURS: [Behaviour; 12] = [
     Behaviour::Normal,
     Behaviour::Unavailable,
     Behaviour::Hangs,
@@ -55,6 +57,7 @@ const BEHAVIOURS: [Behaviour; 11] = [
     Behaviour::Faulty,
     Behaviour::Strict,
     Behaviour::UnknownType,
+    Behaviour::Endless,
     Behaviour::BreaksOff,
     Behaviour::Stalls,
 ];
@@ -234,6 +237,10 @@ impl BillingService for TestBilling {
                 Behaviour::BreaksOff => Box::pin(entries.take(1).chain(stream::once(broken))),
                 Behaviour::UnknownType => {
                     Box::pin(entries.map(|entry| entry.map(|entry| Transaction { r#type: 7, ..entry })))
+                }
+                Behaviour::Endless => {
+                    let entry = ledger.first().cloned().unwrap_or_default();
+                    Box::pin(entries.chain(stream::repeat(entry).map(Ok)))
                 }
                 Behaviour::Stalls => Box::pin(entries.take(1).chain(stream::pending())),
                 _ => Box::pin(entries),
