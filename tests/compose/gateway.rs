@@ -94,6 +94,9 @@ fn the_gateway_lets_the_api_through_for_a_valid_token_and_says_nothing_that_a_cl
         ("POST", "/api/patients", "right", 200, &patients, "POST /patients HTTP"),
         ("PUT", "/api/patients/7?a=b%20c", "right", 200, &patients, "PUT /patients/7?a=b%20c HTTP"),
         ("GET", "/api/analytics/summary", "right", 200, &analytics, "GET /analytics/summary HTTP"),
+        // What nginx normalises.
+        ("GET", "//api/patients?limit=1", "right", 200, &patients, "GET /patients?limit=1 HTTP"),
+        ("GET", "/%61pi/analytics/summary", "right", 200, &analytics, "GET /analytics/summary HTTP"),
         // A browser sends no token with it.
         ("OPTIONS", "/api/patients", "none", 200, &patients, "OPTIONS /patients HTTP"),
         ("GET", "/api-docs/patients", "none", 200, &patients, "GET /v3/api-docs HTTP"),
@@ -117,7 +120,8 @@ fn the_gateway_lets_the_api_through_for_a_valid_token_and_says_nothing_that_a_cl
             assert!(last.starts_with(&arrives.to_lowercase()), "{method} {path}: {heads:?}");
             assert!(last.contains("x-forwarded-for: 127.0.0.1\r\n"), "{last}");
             assert!(last.contains("host: localhost:4004\r\n") && !last.contains("forged"), "{last}");
-            assert_eq!(last.contains("x-forwarded-prefix: /api\r\n"), path.starts_with("/api/"), "{last}");
+            let is_rewritten = service.port != auth.port && path != "/api-docs/patients";
+            assert_eq!(last.contains("x-forwarded-prefix: /api\r\n"), is_rewritten, "{last}");
             assert!(last.contains("if-match: \"1\"\r\n"), "preconditions are for the service: {last}");
         }
         for head in auth.taken().iter().map(|head| head.to_lowercase()) {
