@@ -38,7 +38,7 @@ mod images;
 mod mounts;
 mod settings_file;
 
-use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with};
+use command::{OLDEST_COMPOSE, compose_version, output_within, run, run_both, run_with, variable};
 use compose_config::active_services;
 use containers::{Container, inspect};
 pub(crate) use engine::{EngineError, check_engine};
@@ -373,6 +373,17 @@ impl Docker {
                 (settings.analytics_3_port, "ANALYTICS_3_PORT"),
             ]),
         }
+        if self.has_profile(in_containers::PROFILE) {
+            ports.push((settings.gateway_port, "GATEWAY_PORT"));
+        }
+        if Mode::of_checkout()? == Mode::Secure {
+            ports.extend([
+                (settings.auth_port, "AUTH_PORT"),
+                (settings.patient_operations_port, "PATIENT_OPERATIONS_PORT"),
+                (settings.billing_operations_port, "BILLING_OPERATIONS_PORT"),
+                (settings.analytics_operations_port, "ANALYTICS_OPERATIONS_PORT"),
+            ]);
+        }
         let ours = |port| containers.iter().any(|one| one.is_running() && one.publishes(port));
         ports::check_free(ports.into_iter().map(|(port, variable)| RequiredPort { port, variable, ours: ours(port) }))
     }
@@ -472,11 +483,6 @@ impl Docker {
             .run(limit)
             .await?)
     }
-}
-
-/// A variable as Compose gets it: these, or else our environment. Empty if it is not set.
-fn variable(environment: &BTreeMap<String, String>, name: &str) -> String {
-    environment.get(name).cloned().or_else(|| env::var(name).ok()).unwrap_or_default()
 }
 
 /// The name of a container in messages: its service, with a number if there are several replicas.

@@ -1,6 +1,7 @@
 //! Checks that ports are free, and finds the process that listens on a port.
 
 use std::{
+    collections::BTreeMap,
     fs, thread,
     time::{Duration, Instant},
 };
@@ -20,8 +21,10 @@ pub(crate) struct RequiredPort {
 }
 
 /// # Errors
-/// If another process listens on one of the ports; the error names the process.
+/// If two of the ports are the same, or another process listens on one; the error names the variables or the process.
 pub(crate) fn check_free(ports: impl IntoIterator<Item = RequiredPort>) -> Result<()> {
+    let ports: Vec<_> = ports.into_iter().collect();
+    check_distinct(&ports)?;
     let taken: Vec<_> = ports
         .into_iter()
         .filter(|required| !required.ours && !becomes_free(required.port))
@@ -31,6 +34,18 @@ pub(crate) fn check_free(ports: impl IntoIterator<Item = RequiredPort>) -> Resul
         })
         .collect();
     if taken.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(taken.join("\n"))) }
+}
+
+fn check_distinct(ports: &[RequiredPort]) -> Result<()> {
+    let mut variables = BTreeMap::<u16, Vec<&str>>::new();
+    for RequiredPort { port, variable, .. } in ports {
+        variables.entry(*port).or_default().push(variable);
+    }
+    let shared = variables.into_iter().filter(|(_, names)| names.len() > 1);
+    let shared: Vec<_> = shared
+        .map(|(port, names)| format!("{} are the same port, {port}. Choose different ones.", names.join(" and ")))
+        .collect();
+    if shared.is_empty() { Ok(()) } else { Err(anyhow::Error::msg(shared.join("\n"))) }
 }
 
 /// Whether a port is free, or becomes so: the kernel closes the sockets of a process that was killed a moment after its end.
@@ -84,6 +99,15 @@ fn listening(port: u16) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_variables_of_one_port_are_named_before_anything_is_started() {
+        let port = testbed::ports::free();
+        let required = |port, variable| RequiredPort { port, variable, ours: true };
+        assert!(check_free([required(port, "PATIENT_PORT"), required(port - 1, "BILLING_PORT")]).is_ok());
+        let error = check_free([required(port, "PATIENT_PORT"), required(port, "BILLING_PORT")]).unwrap_err();
+        assert!(error.to_string().starts_with("PATIENT_PORT and BILLING_PORT are the same port"), "{error}");
+    }
 
     #[test]
     fn our_own_process_is_found() {

@@ -3,7 +3,7 @@
 //! `up` saves its settings beside the data, so that other commands find the system that it started, whatever their own
 //! environment is.
 
-use std::{collections::BTreeMap, env, fs};
+use std::{collections::BTreeMap, env, fs, num::NonZeroU16};
 
 use anyhow::{Result, anyhow};
 use config::{BootstrapServers, Environment, HostPorts, Reader, Secret, Value};
@@ -71,6 +71,18 @@ impl Value for BrokerSetting {
     }
 }
 
+/// A port that other commands find again: not 0, any free port.
+struct Port(u16);
+
+impl Value for Port {
+    const EXPECTED: &'static str = "a port number from 1 to 65535";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let port: NonZeroU16 = text.parse().map_err(|error: std::num::ParseIntError| error.to_string())?;
+        Ok(Self(port.get()))
+    }
+}
+
 impl Settings {
     /// The settings in our environment, for `up`.
     pub(crate) fn from_environment() -> Result<Self> {
@@ -100,30 +112,36 @@ impl Settings {
 
     fn read(environment: Environment) -> Result<(Self, Vec<&'static str>)> {
         let mut reader = Reader::new(environment);
+        let mut port = |names: &'static [&'static str], about: &'static str, default: &'static str| {
+            let Port(port) = reader.variable(names, about).or(default);
+            port
+        };
         let settings = Self {
-            patient_port: reader.variable(&["PATIENT_PORT"], "HTTP port of patient-service").or("4000"),
-            billing_port: reader.variable(&["BILLING_PORT"], "HTTP port of billing-service").or("4001"),
-            billing_grpc_port: reader.variable(&["BILLING_GRPC_PORT"], "gRPC port of billing-service").or("9001"),
-            analytics_port: reader.variable(&["ANALYTICS_PORT"], "HTTP port of analytics-service").or("4002"),
-            analytics_2_port: reader
-                .variable(&["ANALYTICS_2_PORT"], "HTTP port of the second analytics-service of a scaled system")
-                .or("4003"),
-            analytics_3_port: reader
-                .variable(&["ANALYTICS_3_PORT"], "HTTP port of the third analytics-service of a scaled system")
-                .or("4006"),
-            kafka_port: reader.variable(&["KAFKA_PORT"], "port of the broker").or("9092"),
-            console_port: reader.variable(&["CONSOLE_PORT"], "port of the console").or("4010"),
-            gateway_port: reader.variable(&["GATEWAY_PORT"], "port of the gateway").or("4004"),
-            auth_port: reader.variable(&["AUTH_PORT"], "port of auth-service").or("4005"),
-            patient_operations_port: reader
-                .variable(&["PATIENT_OPERATIONS_PORT"], "operations port of patient-service")
-                .or("4100"),
-            billing_operations_port: reader
-                .variable(&["BILLING_OPERATIONS_PORT"], "operations port of billing-service")
-                .or("4101"),
-            analytics_operations_port: reader
-                .variable(&["ANALYTICS_OPERATIONS_PORT"], "operations port of analytics-service")
-                .or("4102"),
+            patient_port: port(&["PATIENT_PORT"], "HTTP port of patient-service", "4000"),
+            billing_port: port(&["BILLING_PORT"], "HTTP port of billing-service", "4001"),
+            billing_grpc_port: port(&["BILLING_GRPC_PORT"], "gRPC port of billing-service", "9001"),
+            analytics_port: port(&["ANALYTICS_PORT"], "HTTP port of analytics-service", "4002"),
+            analytics_2_port: port(
+                &["ANALYTICS_2_PORT"],
+                "HTTP port of the second analytics-service of a scaled system",
+                "4003",
+            ),
+            analytics_3_port: port(
+                &["ANALYTICS_3_PORT"],
+                "HTTP port of the third analytics-service of a scaled system",
+                "4006",
+            ),
+            kafka_port: port(&["KAFKA_PORT"], "port of the broker", "9092"),
+            console_port: port(&["CONSOLE_PORT"], "port of the console", "4010"),
+            gateway_port: port(&["GATEWAY_PORT"], "port of the gateway", "4004"),
+            auth_port: port(&["AUTH_PORT"], "port of auth-service", "4005"),
+            patient_operations_port: port(&["PATIENT_OPERATIONS_PORT"], "operations port of patient-service", "4100"),
+            billing_operations_port: port(&["BILLING_OPERATIONS_PORT"], "operations port of billing-service", "4101"),
+            analytics_operations_port: port(
+                &["ANALYTICS_OPERATIONS_PORT"],
+                "operations port of analytics-service",
+                "4102",
+            ),
             broker: reader.variable(&["BROKER"], "the broker to run").optional(),
             kafka: reader.variable(&["KAFKA_BOOTSTRAP_SERVERS"], "an existing broker to use").optional(),
             database_url: reader.variable(&["DATABASE_URL"], "an existing PostgreSQL server to use").optional(),
@@ -202,6 +220,16 @@ pub(crate) fn saved() -> Result<Option<BTreeMap<String, String>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_one_that_commands_find_again() {
+        let read = |port: &str| Settings::of(Environment::empty().with("PATIENT_PORT".to_owned(), port.to_owned()));
+        assert_eq!(read("65535").unwrap().patient_port, 65535);
+        for wrong in ["0", "65536", "-1", "http"] {
+            let error = read(wrong).unwrap_err().to_string();
+            assert!(error.contains("PATIENT_PORT: expected a port number from 1 to 65535"), "{error}");
+        }
+    }
 
     #[test]
     fn every_variable_of_the_compose_files_is_saved() {

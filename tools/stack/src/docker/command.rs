@@ -1,6 +1,6 @@
 //! Runs `docker` and Compose.
 
-use std::{collections::BTreeMap, process::Output, time::Duration};
+use std::{collections::BTreeMap, env, process::Output, time::Duration};
 
 use anyhow::{Result, anyhow};
 
@@ -51,6 +51,11 @@ pub(super) async fn output_within(
     let output = runtime::timeout(timeout, output).await;
     let output = output.map_err(|_| anyhow!("{program} does not respond within {timeout:?}."))?;
     output.map_err(|error| anyhow!("{program}: {error}"))
+}
+
+/// A variable as Compose gets it: these, or else our environment. Empty if it is not set.
+pub(super) fn variable(environment: &BTreeMap<String, String>, name: &str) -> String {
+    environment.get(name).cloned().or_else(|| env::var(name).ok()).unwrap_or_default()
 }
 
 pub(super) fn trimmed(stderr: &[u8]) -> String {
