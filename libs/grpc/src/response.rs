@@ -83,11 +83,16 @@ fn check(mut response: Response<Body>) -> Result<Response<CheckedBody>, Status> 
 fn read_status(headers: &mut HeaderMap) -> Result<bool, Status> {
     // Nobody reads the details, and tonic panics if they are not base64.
     headers.remove("grpc-status-details-bin");
-    let code = headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()));
-    if matches!(code, None | Some(Code::Ok)) {
-        return Ok(code.is_some());
-    }
+    let code = match headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes())) {
+        None => return Ok(false),
+        Some(Code::Ok) => return Ok(true),
+        Some(code) => code,
+    };
     let mut status = Status::from_header_map(headers).expect("it has a status");
+    if status.code() != code {
+        // tonic's is UNKNOWN, because the message is not UTF-8.
+        status = Status::new(code, status.message());
+    }
     status.set_source(Arc::new(Received));
     Err(status)
 }

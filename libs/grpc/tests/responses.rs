@@ -168,6 +168,8 @@ fn a_status_is_the_peers_own_wherever_it_is() {
             Answer::http(200, &[GRPC, NOT_FOUND], ""),
             Answer::http(200, &[GRPC], "").with_trailers(&[NOT_FOUND]),
             Answer::grpc(&[GRPC], &[NOT_FOUND]),
+            // The message is not UTF-8.
+            Answer::http(200, &[GRPC, NOT_FOUND, ("grpc-message", "caf%E9")], ""),
             // A proxy that knows gRPC.
             Answer::http(404, &[GRPC, NOT_FOUND], ""),
             Answer::http(200, &[NOT_FOUND], ""),
