@@ -1,9 +1,11 @@
 use std::{
     future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use futures_lite::future::or;
+use pin_project_lite::pin_project;
 
 use crate::deadlines::Deadline;
 
@@ -19,15 +21,40 @@ pub struct Elapsed(pub Duration);
 ///
 /// # Errors
 /// [`Elapsed`] if the work did not end in time.
-pub async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
-    let timer = async {
-        match Instant::now().checked_add(limit) {
-            Some(end) if limit >= SHORT => Deadline::at(end).await,
-            _ => drop(smol::Timer::after(limit).await),
+pub fn timeout<F: Future>(limit: Duration, work: F) -> impl Future<Output = Result<F::Output, Elapsed>> {
+    Timeout { work, limit, elapsed: sleep(limit) }
+}
+
+async fn sleep(limit: Duration) {
+    match Instant::now().checked_add(limit) {
+        Some(end) if limit >= SHORT => Deadline::at(end).await,
+        _ => drop(smol::Timer::after(limit).await),
+    }
+}
+
+pin_project! {
+    /// Work with its time limit. A type, because an async function would hold the work twice: as its argument, and where it
+    /// awaits it; and each layer around it twice again.
+    struct Timeout<F, S> {
+        #[pin]
+        work: F,
+        limit: Duration,
+        #[pin]
+        elapsed: S,
+    }
+}
+
+impl<F: Future, S: Future<Output = ()>> Future for Timeout<F, S> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.work.poll(context) {
+            return Poll::Ready(Ok(output));
         }
-        Err(Elapsed(limit))
-    };
-    or(async { Ok(work.await) }, timer).await
+        ready!(this.elapsed.poll(context));
+        Poll::Ready(Err(Elapsed(*this.limit)))
+    }
 }
 
 #[cfg(test)]
@@ -43,6 +70,17 @@ mod tests {
             assert_eq!(smol::block_on(timeout(limit, async { 7 })), Ok(7));
         }
         assert_eq!(smol::block_on(timeout(Duration::MAX, async { 7 })), Ok(7));
+    }
+
+    #[test]
+    fn it_holds_its_work_once() {
+        let work = || async {
+            let held = [0_u8; 1024];
+            std::future::pending::<()>().await;
+            held
+        };
+        let (alone, limited) = (size_of_val(&work()), size_of_val(&timeout(SHORT, work())));
+        assert!((1024..1024 + 512).contains(&limited), "{limited} bytes for work of {alone}");
     }
 
     #[test]

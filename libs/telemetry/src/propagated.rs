@@ -1,10 +1,13 @@
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::Future,
     mem,
-    pin::pin,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
 };
+
+use pin_project_lite::pin_project;
 
 use crate::TraceContext;
 
@@ -69,13 +72,27 @@ impl Propagated {
     }
 
     /// Runs `work` with these headers as the current ones, on whatever threads it is polled.
-    pub async fn scope<T>(mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        poll_fn(|context| {
-            let _entered = Entered::new(&mut self);
-            work.as_mut().poll(context)
-        })
-        .await
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        Scope { work, propagated: self }
+    }
+}
+
+pin_project! {
+    /// Work with its current headers. A type, as the scope of a span is.
+    struct Scope<F> {
+        #[pin]
+        work: F,
+        propagated: Propagated,
+    }
+}
+
+impl<F: Future> Future for Scope<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = Entered::new(this.propagated);
+        this.work.poll(context)
     }
 }
 

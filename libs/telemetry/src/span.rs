@@ -4,14 +4,17 @@
 //! names of routes, statements and topics, codes and numbers.
 
 use std::{
-    borrow::Cow,
+    borrow::{BorrowMut, Cow},
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::Future,
     mem,
-    pin::pin,
+    pin::Pin,
     sync::OnceLock,
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
+
+use pin_project_lite::pin_project;
 
 use crate::TraceContext;
 
@@ -209,13 +212,8 @@ impl Span {
     }
 
     /// Runs `work` with this as the current span, on whatever threads it is polled.
-    pub async fn scope<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        poll_fn(|context| {
-            let _entered = Entered::new(self);
-            work.as_mut().poll(context)
-        })
-        .await
+    pub fn scope<F: Future>(&mut self, work: F) -> impl Future<Output = F::Output> {
+        Scope { work, span: self }
     }
 
     /// Ends the span without an error.
@@ -255,8 +253,29 @@ impl TraceContext {
     }
 
     /// Runs `work` within this context: spans that it starts are its children.
-    pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
-        Span { context: Some(self), recording: None }.scope(work).await
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        Scope { work, span: Span { context: Some(self), recording: None } }
+    }
+}
+
+pin_project! {
+    /// Work with its current span. A type, because an async function would hold the work twice: as its argument, and
+    /// where it awaits it; and each layer around it twice again.
+    struct Scope<F, S> {
+        // Dropped before the span.
+        #[pin]
+        work: F,
+        span: S,
+    }
+}
+
+impl<F: Future, S: BorrowMut<Span>> Future for Scope<F, S> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = Entered::new(this.span.borrow_mut());
+        this.work.poll(context)
     }
 }
 
@@ -299,6 +318,20 @@ mod tests {
     fn collected() -> TraceContext {
         collect(|span| ENDED.lock().unwrap_or_else(PoisonError::into_inner).push(span));
         TraceContext::root()
+    }
+
+    #[test]
+    fn scopes_hold_their_work_once() {
+        let work = || async {
+            let held = [0_u8; 1024];
+            std::future::pending::<()>().await;
+            held
+        };
+        let trace = TraceContext::continue_from(None);
+        let mut span = Span::start(trace, SpanKind::Server, "GET");
+        let scoped = crate::Propagated::default().scope(span.scope(trace.scope(work())));
+        let (alone, scoped) = (size_of_val(&work()), size_of_val(&scoped));
+        assert!((1024..1024 + 512).contains(&scoped), "{scoped} bytes for work of {alone}");
     }
 
     #[test]
