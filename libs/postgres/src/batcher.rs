@@ -1,11 +1,11 @@
 //! Batching: concurrent requests of one kind share one statement.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use runtime::timeout;
@@ -18,6 +18,11 @@ use crate::{Database, Error};
 const MAX_CONCURRENT: usize = 2;
 /// Limit of the queue, in full statements. The waiting time is bounded too; this bounds the memory of the queue.
 const MAX_WAITING_STATEMENTS: usize = 16;
+/// How long one of these statements waits for locks of other transactions: the requests behind it wait with it.
+const SHARED_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+/// As [`SHARED_LOCK_TIMEOUT`], for a request of such a statement that is executed by itself. What is still locked now is to be known
+/// soon.
+const RETRY_LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// A statement that executes many requests at once.
 pub trait BatchStatement: Send + Sync + 'static {
@@ -32,12 +37,13 @@ pub trait BatchStatement: Send + Sync + 'static {
 
     /// What a request is about, if no two statements that run at the same time may be about the same: a later request then
     /// waits for a later statement, as it would for a row that the earlier statement has locked. In one statement there may
-    /// be several.
+    /// be several. A request that others have locked keeps its subject while it waits.
     fn subject(_request: &Self::Request) -> Option<u128> {
         None
     }
 
-    /// Executes all requests or, if it fails, none of them; returns their responses in the same order.
+    /// Executes all requests or, if it fails, none of them; returns their responses in the same order. A statement that locks
+    /// rows sets [`Database::lock_timeout`] for itself.
     fn execute(
         database: &Database,
         requests: &[Self::Request],
@@ -48,7 +54,9 @@ pub trait BatchStatement: Send + Sync + 'static {
 /// many requests costs the database and this process little more than one for a single request. A request that finds no
 /// statement running is executed at once.
 ///
-/// If one request makes a statement fail, each request of the batch is executed again by itself, so the others succeed.
+/// If one request makes a statement fail, each request of the batch is executed again by itself, so the others succeed. A
+/// request that another transaction has locked leaves its statement after 100 ms and waits by itself, on one of few
+/// connections.
 pub struct Batcher<S: BatchStatement> {
     database: Database,
     queue: Arc<Mutex<Queue<S>>>,
@@ -66,7 +74,7 @@ struct Queue<S: BatchStatement> {
 
 impl<S: BatchStatement> Queue<S> {
     fn may_start(&self, one: &PendingRequest<S>) -> bool {
-        S::subject(&one.request).is_none_or(|subject| !self.subjects.contains(&subject))
+        one.waiter.subject.is_none_or(|subject| !self.subjects.contains(&subject))
     }
 
     fn next_batch(&mut self) -> Vec<PendingRequest<S>> {
@@ -76,16 +84,31 @@ impl<S: BatchStatement> Queue<S> {
             if is_next { &mut batch } else { &mut rest }.push(one);
         }
         self.waiting = rest;
-        self.subjects.extend(batch.iter().filter_map(|one| S::subject(&one.request)));
+        self.subjects.extend(batch.iter().filter_map(|one| one.waiter.subject));
         batch
     }
 }
 
-/// A request in the queue, and the channel for its response.
+/// A request in the queue.
 struct PendingRequest<S: BatchStatement> {
     request: S::Request,
+    waiter: Waiter<S::Response>,
+}
+
+/// Who waits for the response to a request.
+struct Waiter<T> {
+    subject: Option<u128>,
     since: Instant,
-    response: Sender<Result<S::Response, Error>>,
+    /// Whether a request of the same subject has waited in vain for another transaction meanwhile.
+    is_behind_lock: bool,
+    response: Sender<Result<T, Error>>,
+}
+
+impl<T> Waiter<T> {
+    fn respond(&self, result: Result<T, Error>) {
+        // A cancelled request needs no response.
+        let _ = self.response.try_send(result);
+    }
 }
 
 impl<S: BatchStatement> Clone for Batcher<S> {
@@ -146,13 +169,15 @@ impl<S: BatchStatement> Batcher<S> {
         let mut queue = self.lock();
         if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             // Cancelled requests need no room in the queue.
-            queue.waiting.retain(|one| !one.response.is_closed());
+            queue.waiting.retain(|one| !one.waiter.response.is_closed());
         }
         if queue.waiting.len() >= S::MAX_REQUESTS * MAX_WAITING_STATEMENTS {
             return Err(Error::QueueFull);
         }
         let (response, receiver) = channel::bounded(1);
-        queue.waiting.push(PendingRequest { request, since: Instant::now(), response });
+        let (subject, since) = (S::subject(&request), Instant::now());
+        let waiter = Waiter { subject, since, is_behind_lock: false, response };
+        queue.waiting.push(PendingRequest { request, waiter });
         Ok(receiver)
     }
 
@@ -173,34 +198,58 @@ impl<S: BatchStatement> Batcher<S> {
     }
 
     async fn execute(&self, mut waiting: Vec<PendingRequest<S>>) {
-        let subjects = waiting.iter().filter_map(|one| S::subject(&one.request)).collect();
-        let _running = RunningSubjects { batcher: Self { until: None, ..self.clone() }, subjects };
+        let subjects = waiting.iter().filter_map(|one| one.waiter.subject).collect();
+        let mut running = RunningSubjects { batcher: Self { until: None, ..self.clone() }, subjects };
         let limit = self.database.acquire_timeout();
-        waiting.retain(|one| {
-            let late = one.since.elapsed() > limit;
+        waiting.retain(|PendingRequest { waiter, .. }| {
+            let late = waiter.since.elapsed() > limit;
             if late {
-                respond(&one.response, Err(Error::Unavailable("too many requests wait for the database".into())));
+                let too_many = || Error::Unavailable("too many requests wait for the database".into());
+                waiter.respond(Err(if waiter.is_behind_lock { Error::Locked } else { too_many() }));
             }
-            !late && !one.response.is_closed()
+            !late && !waiter.response.is_closed()
         });
         if waiting.is_empty() {
             return;
         }
         // The deadline of the oldest request, so that none is answered later than if it had been executed by itself.
-        let since = waiting.iter().map(|one| one.since).min().unwrap_or_else(Instant::now);
+        let since = waiting.iter().map(|one| one.waiter.since).min().unwrap_or_else(Instant::now);
         let database = self.database.with_deadline(since + self.database.work_timeout());
-        let (requests, responses): (Vec<_>, Vec<_>) =
-            waiting.into_iter().map(|one| (one.request, one.response)).unzip();
-        match S::execute(&database, &requests).await {
-            Ok(results) => responses.iter().zip(results).for_each(|(response, result)| respond(response, Ok(result))),
-            Err(error) if requests.len() > 1 && error.is_statement_error() => {
+        let (requests, waiters): (Vec<_>, Vec<_>) = waiting.into_iter().map(|one| (one.request, one.waiter)).unzip();
+        match S::execute(&database.with_lock_timeout(SHARED_LOCK_TIMEOUT), &requests).await {
+            Ok(results) => waiters.iter().zip(results).for_each(|(waiter, result)| waiter.respond(Ok(result))),
+            Err(error) if error.is_statement_error() && (requests.len() > 1 || matches!(error, Error::Locked)) => {
+                let is_locked = requests.len() == 1;
                 // In tasks of their own: the one that fails may do so slowly, and others wait for the next statement.
-                for (request, response) in requests.into_iter().zip(responses) {
-                    runtime::spawn(execute_alone::<S>(database.clone(), request, response)).detach();
+                for group in by_subject(requests.into_iter().zip(waiters)) {
+                    let running = running.split_off(group.first().and_then(|(_, waiter)| waiter.subject));
+                    runtime::spawn(running.execute_each(group, is_locked)).detach();
                 }
             }
-            Err(error) => responses.iter().for_each(|response| respond(response, Err(error.duplicate()))),
+            Err(error) => waiters.iter().for_each(|waiter| waiter.respond(Err(error.duplicate()))),
         }
+    }
+
+    /// Executes a request by itself. One that others have locked waits for them, as long as there are few such requests.
+    async fn execute_alone(&self, request: S::Request, since: Instant, is_locked: bool) -> Result<S::Response, Error> {
+        let database = self.database.with_deadline(since + self.database.work_timeout());
+        let wait_until = since + self.database.lock_timeout();
+        let left = || Some(wait_until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
+        let (shares, requests) = (database.pool_shares(), [request]);
+        let execute = async |left| {
+            let responses = S::execute(&database.with_lock_timeout(left), &requests).await?;
+            responses.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))
+        };
+        if !is_locked {
+            let _permit = shares.retries.acquire(1).await;
+            match execute(RETRY_LOCK_TIMEOUT).await {
+                Err(Error::Locked) => {}
+                result => return result,
+            }
+        }
+        let permit = timeout(left().ok_or(Error::Locked)?, shares.lock_waits.acquire(1)).await;
+        let _permit = permit.map_err(|_| Error::Locked)?;
+        execute(left().ok_or(Error::Locked)?).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue<S>> {
@@ -209,27 +258,51 @@ impl<S: BatchStatement> Batcher<S> {
     }
 }
 
-async fn execute_alone<S: BatchStatement>(
-    database: Database,
-    request: S::Request,
-    response: Sender<Result<S::Response, Error>>,
-) {
-    let result = S::execute(&database, &[request]).await;
-    respond(
-        &response,
-        result.and_then(|responses| responses.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))),
-    );
-}
-
-fn respond<T>(response: &Sender<Result<T, Error>>, result: Result<T, Error>) {
-    // A cancelled request needs no response.
-    let _ = response.try_send(result);
+/// Requests in groups of one subject each, in their order; each of those without a subject is a group.
+fn by_subject<R, T>(requests: impl Iterator<Item = (R, Waiter<T>)>) -> impl Iterator<Item = Vec<(R, Waiter<T>)>> {
+    let mut groups = BTreeMap::<_, Vec<_>>::new();
+    for (n, (request, waiter)) in requests.enumerate() {
+        groups.entry(waiter.subject.ok_or(n)).or_default().push((request, waiter));
+    }
+    groups.into_values()
 }
 
 /// The subjects of a statement that runs, free again when it is dropped.
 struct RunningSubjects<S: BatchStatement> {
     batcher: Batcher<S>,
-    subjects: Vec<u128>,
+    subjects: HashSet<u128>,
+}
+
+impl<S: BatchStatement> RunningSubjects<S> {
+    /// One of the subjects by itself.
+    fn split_off(&mut self, subject: Option<u128>) -> Self {
+        let subjects = subject.into_iter().filter(|subject| self.subjects.remove(subject)).collect();
+        Self { batcher: self.batcher.clone(), subjects }
+    }
+
+    /// Executes requests of this subject one after the other. If one has waited for another transaction in vain, the others would
+    /// too.
+    async fn execute_each(self, group: Vec<(S::Request, Waiter<S::Response>)>, is_locked: bool) {
+        let mut has_waited_in_vain = false;
+        for (request, waiter) in group {
+            if waiter.response.is_closed() {
+                continue;
+            }
+            let result = match has_waited_in_vain {
+                false => self.batcher.execute_alone(request, waiter.since, is_locked).await,
+                true => Err(Error::Locked),
+            };
+            has_waited_in_vain = matches!(result, Err(Error::Locked));
+            waiter.respond(result);
+        }
+        if has_waited_in_vain {
+            let mut queue = self.batcher.lock();
+            let waiters = queue.waiting.iter_mut().map(|one| &mut one.waiter);
+            waiters
+                .filter(|waiter| waiter.subject.is_some_and(|subject| self.subjects.contains(&subject)))
+                .for_each(|waiter| waiter.is_behind_lock = true);
+        }
+    }
 }
 
 impl<S: BatchStatement> Drop for RunningSubjects<S> {

@@ -24,7 +24,7 @@ use self::retries::Progress;
 use crate::{
     Error, Settings,
     error::Cause,
-    pool::{Pool, Pools, unavailable},
+    pool::{Pool, Pools, Shares, unavailable},
     statement::{DEFAULT_SPAN_NAME, with_name},
 };
 
@@ -53,6 +53,8 @@ pub struct Database {
     pool: Arc<Pool>,
     /// Deadline of all work through this clone; without it each piece of work has its own.
     until: Option<Instant>,
+    /// Longest wait for locks of work through this clone.
+    lock_timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl Database {
         let connections = settings.connections;
         let pools = Pools::new(settings);
         let pool = pools.pool(DEFAULT_POOL, connections);
+        let lock_timeout = pools.lock_timeout();
         let inner = Inner {
             pools,
             migrated: AtomicBool::new(false),
@@ -92,7 +95,7 @@ impl Database {
             schema_lost: Notify::new(),
             reported: Mutex::default(),
         };
-        Self { inner: Arc::new(inner), pool, until: None }
+        Self { inner: Arc::new(inner), pool, until: None, lock_timeout }
     }
 
     /// The same database with a pool of its own of at most `connections`, in addition to the existing pools. Slow work
@@ -175,6 +178,17 @@ impl Database {
         Self { until: Some(self.until.map_or(end, |until| until.min(end))), ..self.clone() }
     }
 
+    /// The same database, whose work waits for locks no longer than `limit`, if it asks [`lock_timeout`](Self::lock_timeout).
+    pub(crate) fn with_lock_timeout(&self, limit: Duration) -> Self {
+        // Zero would be no limit.
+        Self { lock_timeout: self.lock_timeout.min(limit).max(Duration::from_millis(1)), ..self.clone() }
+    }
+
+    /// What certain work gets of the pool.
+    pub(crate) fn pool_shares(&self) -> &Shares {
+        self.pool.shares()
+    }
+
     /// Deadline of work that starts at `now`.
     fn end(&self, now: Instant) -> Instant {
         let end = now + self.work_timeout();
@@ -252,9 +266,10 @@ impl Database {
         self.inner.pools.settings().acquire
     }
 
-    /// The session's `lock_timeout`, which a statement can shorten for itself.
+    /// The session's `lock_timeout`; less in a [`BatchStatement`](crate::BatchStatement) that others wait for, which sets it for
+    /// itself.
     pub fn lock_timeout(&self) -> Duration {
-        self.inner.pools.lock_timeout()
+        self.lock_timeout
     }
 
     /// Longest time for a piece of work: acquiring the connection, the work itself and its retries.

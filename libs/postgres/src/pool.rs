@@ -59,10 +59,20 @@ pub(crate) struct Pool {
     /// One permit for each connection, granted in the order of requests. smol's semaphore is not fair: at the limit,
     /// some work would wait until its deadline while later work hardly waits.
     permits: Semaphore,
+    shares: Shares,
     idle: Mutex<Vec<OpenConnection>>,
     /// How many connections there are at most.
     connections: usize,
     abandoned: Abandoned,
+}
+
+/// How much of a pool such work gets: a quarter of the connections each, so that the rest is free for other work.
+#[derive(Debug)]
+pub(crate) struct Shares {
+    /// For requests whose shared statement has failed, so that each is executed by itself.
+    pub(crate) retries: Semaphore,
+    /// For requests that wait for locks of other transactions.
+    pub(crate) lock_waits: Semaphore,
 }
 
 /// A connection, and since when it has been open and idle.
@@ -156,9 +166,11 @@ impl Pools {
     /// Adds a pool of at most `connections`.
     pub(crate) fn pool(self: &Arc<Self>, name: &'static str, connections: usize) -> Arc<Pool> {
         let permits = Semaphore::new(true, connections);
+        let share = || Semaphore::new(true, (connections / 4).max(1));
+        let shares = Shares { retries: share(), lock_waits: share() };
         CONNECTIONS.with_label_values(&[name, "most"]).set(connections as i64);
         let (pools, idle, abandoned) = (self.clone(), Mutex::default(), Abandoned::default());
-        let pool = Arc::new(Pool { name, pools, permits, idle, connections, abandoned });
+        let pool = Arc::new(Pool { name, pools, permits, shares, idle, connections, abandoned });
         self.lock().push(Arc::downgrade(&pool));
         pool
     }
@@ -231,6 +243,10 @@ impl Pool {
     /// Its label in metrics.
     pub(crate) fn name(&self) -> &'static str {
         self.name
+    }
+
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     /// The sessions that were given up.

@@ -1,18 +1,12 @@
 //! Closes accounts. Concurrent calls share a statement and its commit.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use postgres::{BatchStatement, Database, Error, Row as _, query};
 use uuid::Uuid;
 
 use super::{account, remaining_lock_timeout};
 use crate::account::Account;
-
-/// A shared statement waits no longer for a row that a transaction has locked. Then each call is executed by itself.
-const SHARED_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A call to close an account.
 #[derive(Clone, Copy)]
@@ -31,6 +25,10 @@ impl BatchStatement for Close {
     const NAME: &'static str = "close account";
     const MAX_REQUESTS: usize = 128;
 
+    fn subject(closing: &Closing) -> Option<u128> {
+        Some(closing.patient_id.as_u128())
+    }
+
     async fn execute(database: &Database, calls: &[Closing]) -> Result<Vec<Option<Account>>, Error> {
         // Sorted, so that statements of several replicas lock the same rows in the same order.
         let mut ids: Vec<_> = calls.iter().map(|call| call.patient_id).collect();
@@ -38,8 +36,7 @@ impl BatchStatement for Close {
         ids.dedup();
         let wait_until = calls.iter().map(|call| call.wait_until).min().unwrap_or_else(Instant::now);
         let close = database.run_idempotent(async |connection| {
-            let limit = remaining_lock_timeout(wait_until);
-            let limit = if ids.len() > 1 { limit.min(SHARED_LOCK_TIMEOUT) } else { limit };
+            let limit = remaining_lock_timeout(wait_until).min(database.lock_timeout());
             let rows = query(
                 "-- close accounts
                 WITH closed AS (

@@ -1,9 +1,10 @@
 //! Opening and closing accounts.
 
 use grpc::Code;
+use testbed::{sql, until};
 use uuid::Uuid;
 
-use crate::harness::with_service;
+use crate::harness::{with_deadline, with_service};
 
 #[test]
 fn an_account_is_opened_once() {
@@ -67,5 +68,50 @@ fn a_closed_account_stays_closed() {
             assert_eq!((closed.account_id, closed.status.as_str()), (opened.account_id.clone(), "CLOSED"));
         }
         assert_eq!(billing.create(patient, "Jane Doe").await.unwrap().status, "CLOSED");
+    });
+}
+
+#[test]
+fn accounts_that_a_transaction_holds_block_no_other_account() {
+    // Longer than a call may wait for the calls before it.
+    with_deadline("4s", |billing| async move {
+        // As many as there are statements of a kind at a time.
+        let held = ["00000000-0000-7000-8000-000000000001", "00000000-0000-7000-8000-000000000002"];
+        let mut session = sql::Session::open(&billing.database).await.unwrap();
+        let opening = "BEGIN; INSERT INTO accounts (patient_id, id, name, email)
+            SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, gen_random_uuid(), 'x', 'x' FROM generate_series(1, 2) n";
+        session.execute(opening).await.unwrap();
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        let until_waiting =
+            async || until("it waits", async || sql::number(&billing.database, waiting).await.unwrap() > 0).await;
+        let call = |held: &'static str, closes: bool| {
+            let billing = billing.clone();
+            runtime::spawn(async move {
+                if closes { billing.close(held).await.map(drop) } else { billing.create(held, "Jane").await.map(drop) }
+            })
+        };
+        let other = Uuid::now_v7();
+        let mut held_calls = Vec::new();
+        for held in held {
+            held_calls.push(call(held, false));
+            until_waiting().await;
+        }
+        billing.create(other, "Jane Doe").await.unwrap();
+        session.execute("COMMIT").await.unwrap();
+        for call in held_calls {
+            call.await.unwrap();
+        }
+        session.execute("BEGIN; SELECT FROM accounts WHERE name = 'x' FOR UPDATE").await.unwrap();
+        let mut held_calls = Vec::new();
+        for held in held {
+            held_calls.push(call(held, true));
+            until_waiting().await;
+        }
+        billing.close(other).await.unwrap();
+        session.execute("COMMIT").await.unwrap();
+        for call in held_calls {
+            call.await.unwrap();
+        }
     });
 }

@@ -20,6 +20,8 @@ use uuid::Uuid;
 /// The generated client over tonic's channel.
 type Stub = BillingServiceClient<grpc::Channel>;
 
+const DATABASE_DEADLINE: &str = "1s";
+
 pub(crate) struct Harness {
     /// The service's database, for checks and changes beside the service.
     pub(crate) database: String,
@@ -33,8 +35,14 @@ pub(crate) struct Harness {
 
 /// Runs a test on a service with an empty database.
 pub(crate) fn with_service<F: Future<Output = ()>>(test: impl FnOnce(Arc<Harness>) -> F) {
+    with_deadline(DATABASE_DEADLINE, test);
+}
+
+/// As [`with_service`], with this time for the work on the database.
+pub(crate) fn with_deadline<F: Future<Output = ()>>(deadline: &str, test: impl FnOnce(Arc<Harness>) -> F) {
     runtime::block_on(2, async {
-        let harness = Arc::new(Harness::start(&testbed::shared_database().await).await);
+        let database = testbed::shared_database().await;
+        let harness = Arc::new(Harness::start_with_deadline(&database, deadline).await);
         harness.until_serving().await;
         test(harness.clone()).await;
         Arc::into_inner(harness).expect("the test has ended").stop().await;
@@ -50,9 +58,13 @@ fn client(address: SocketAddr, deadline: Duration) -> Client {
 
 impl Harness {
     pub(crate) async fn start(database_url: &str) -> Self {
+        Self::start_with_deadline(database_url, DATABASE_DEADLINE).await
+    }
+
+    async fn start_with_deadline(database_url: &str, deadline: &str) -> Self {
         let environment = Environment::empty()
             .with("DATABASE_URL", database_url)
-            .with("DATABASE_DEADLINE", "1s")
+            .with("DATABASE_DEADLINE", deadline)
             .with("SERVER_PORT", "0")
             .with("GRPC_SERVER_PORT", "0");
         let mut reader = Reader::new(environment);

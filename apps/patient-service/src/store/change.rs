@@ -169,11 +169,8 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
             WITH new AS (
                 SELECT new.* FROM unnest(
                     $1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::date[], $8::date[]
-                ) AS new (id, known_version, version, name, email, address, date_of_birth, registered_date), set_config(
-                    'lock_timeout',
-                    CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
-                    true
-                )
+                ) AS new (id, known_version, version, name, email, address, date_of_birth, registered_date),
+                set_config('lock_timeout', $14, true)
             ), changed AS (
                 UPDATE patients
                 SET name = new.name, email = new.email, address = new.address, date_of_birth = new.date_of_birth,
@@ -202,6 +199,7 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
         .bind(changed.iter().map(|one| one.event.event_id).collect::<Vec<_>>())
         .bind(changed.iter().map(|one| &*one.event.value).collect::<Vec<_>>())
         .bind(changed.iter().map(|one| &*one.event.traceparent).collect::<Vec<_>>())
+        .bind(database.lock_timeout().as_millis().to_string())
         .fetch_all(connection)
         .await?;
         rows.iter().map(|row| row.try_get(0)).collect()
@@ -224,11 +222,8 @@ async fn write_deletions(database: &Database, changed: &mut [Changed]) -> Result
             WITH gone AS (
                 SELECT gone.* FROM unnest(
                     $1::uuid[], $2::bigint[], $3::integer[], $4::uuid[], $5::bytea[], $6::text[]
-                ) AS gone (id, known_version, key_hash, event_id, value, traceparent), set_config(
-                    'lock_timeout',
-                    CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
-                    true
-                )
+                ) AS gone (id, known_version, key_hash, event_id, value, traceparent),
+                set_config('lock_timeout', $7, true)
             ), deleted AS (
                 DELETE FROM patients USING gone WHERE patients.id = gone.id AND patients.version = gone.known_version
                 RETURNING patients.id, patients.name, patients.email,
@@ -253,6 +248,7 @@ async fn write_deletions(database: &Database, changed: &mut [Changed]) -> Result
         .bind(column(changed, |one| one.event.event_id))
         .bind(column(changed, |one| &*one.event.value))
         .bind(column(changed, |one| &*one.event.traceparent))
+        .bind(database.lock_timeout().as_millis().to_string())
         .fetch_all(connection)
         .await?;
         rows.iter().map(|row| row.try_get(0)).collect()

@@ -1,6 +1,10 @@
 //! New patients. Registrations that come together are one statement and one commit.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use postgres::{BatchStatement, Database, Error, Row as _, query};
@@ -31,6 +35,13 @@ impl BatchStatement for Insert {
     const NAME: &'static str = "insert patient";
     const MAX_REQUESTS: usize = 128;
 
+    /// The email, of which equal ones wait for each other in the unique index. A collision costs a wait.
+    fn subject(new: &NewPatient) -> Option<u128> {
+        let mut hasher = DefaultHasher::new();
+        new.patient.email.to_lowercase().hash(&mut hasher);
+        Some(hasher.finish().into())
+    }
+
     async fn execute(database: &Database, new: &[NewPatient]) -> Result<Vec<OutboxRow>, Error> {
         fn column<'a, T>(new: &'a [NewPatient], field: impl Fn(&'a NewPatient) -> T) -> Vec<T> {
             new.iter().map(field).collect()
@@ -40,7 +51,7 @@ impl BatchStatement for Insert {
             // fail on the key, whatever else they have in common.
             //
             // A shared statement has a short lock timeout: an open transaction may hold one of the emails. Then each
-            // registration is executed by itself.
+            // registration is executed by itself, and one with that email waits apart.
             let rows = query(
                 "-- insert patients
                 WITH new AS (
@@ -50,11 +61,7 @@ impl BatchStatement for Insert {
                     ) AS new (
                         id, name, email, address, date_of_birth, registered_date,
                         key_hash, event_id, value, traceparent, billing_after, key, fingerprint
-                    ), set_config(
-                        'lock_timeout',
-                        CASE WHEN cardinality($1) > 1 THEN '100ms' ELSE current_setting('lock_timeout') END,
-                        true
-                    )
+                    ), set_config('lock_timeout', $14, true)
                 ), key AS (
                     INSERT INTO idempotency_keys (key, fingerprint, patient_id)
                     SELECT key, fingerprint, id FROM new WHERE key IS NOT NULL RETURNING patient_id
@@ -85,6 +92,7 @@ impl BatchStatement for Insert {
             .bind(column(new, |new| new.billing_after.as_secs_f64()))
             .bind(column(new, |new| new.key.as_ref().map(|key| &*key.key)))
             .bind(column(new, |new| new.key.as_ref().map(|key| &*key.fingerprint)))
+            .bind(database.lock_timeout().as_millis().to_string())
             .fetch_all(connection)
             .await?;
             rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()

@@ -13,6 +13,7 @@ mod harness;
 mod hostile;
 mod idempotency;
 mod list;
+mod locks;
 mod outages;
 mod pages;
 mod read;
