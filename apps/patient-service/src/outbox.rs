@@ -15,6 +15,9 @@ mod dead_letters;
 
 pub use dead_letters::EventDeadLetter;
 
+/// The constraint of the ids.
+const IDS_CONSTRAINT: &str = "outbox_pkey";
+
 /// An event to be stored.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
@@ -78,6 +81,31 @@ pub async fn enqueue(transaction: &mut PgConnection, event: &NewEvent) -> Result
     .execute(transaction)
     .await?;
     Ok(())
+}
+
+/// The outcome of work that stores events; none if the sequence of the outbox's ids was behind them. Then nothing was stored, the
+/// sequence has been moved past them, and the work is to be repeated. The deadline of the database bounds the repetitions.
+///
+/// # Errors
+/// As those of the work.
+pub async fn unless_ids_are_behind<T>(database: &Database, outcome: Result<T, Error>) -> Result<Option<T>, Error> {
+    match outcome {
+        Err(Error::Constraint(name)) if name == IDS_CONSTRAINT => {}
+        outcome => return outcome.map(Some),
+    }
+    let largest = database.read(async |connection| {
+        query("-- largest id\nSELECT max(id) FROM outbox").fetch_one(connection).await?.try_get(0)
+    });
+    // None if they have been deleted meanwhile.
+    if let Some(largest_id) = largest.await? {
+        move_ids_past(database, largest_id).await?;
+    }
+    Ok(None)
+}
+
+async fn move_ids_past(database: &Database, largest_id: i64) -> Result<(), Error> {
+    tracing::warn!(largest_id, "the sequence of the outbox's ids is behind them; it is moved past them");
+    database.move_sequence_past("outbox_id_seq", largest_id).await
 }
 
 /// A row of the outbox: an event that is pending.
@@ -301,7 +329,7 @@ impl Outbox {
     /// # Errors
     /// If the database fails.
     pub async fn move_ids_past(&self, id: i64) -> Result<(), Error> {
-        self.database.move_sequence_past("outbox_id_seq", id).await
+        move_ids_past(&self.database, id).await
     }
 
     /// Size and age of a shard, from the id `from` on.

@@ -267,7 +267,6 @@ impl Relay {
         let Ok(backlog) = self.outbox.backlog((self.shard, self.settings.shards), from).await else { return };
         let Backlog { events, first_id, oldest_seconds, ids_behind } = backlog;
         if let Some(largest_id) = ids_behind {
-            tracing::warn!(largest_id, "the sequence of the outbox's ids is behind them; it is moved past them");
             // A failure is logged, and the next report finds it again.
             let _ = self.outbox.move_ids_past(largest_id).await;
         }

@@ -121,7 +121,7 @@ impl Service {
 
 async fn migrate(database: Database, shutdown: Shutdown) {
     // A component that ends early stops the service.
-    if let Err(error) = database.keep_migrated(&MIGRATIONS, &[store::LOCALE], &shutdown).await {
+    if let Err(error) = database.keep_migrated(&MIGRATIONS, &[store::LOCALE, store::UNIQUE_INDEXES], &shutdown).await {
         tracing::error!(%error, "the service cannot work on this database");
     }
 }

@@ -39,6 +39,18 @@ pub(crate) const LOCALE: Requirement = Requirement {
              and pg_restore",
 };
 
+/// Without these indexes nothing keeps an email from being stored twice, or a repeated request from making a second patient; and the
+/// service knows their violation by their names. The migrations make them, and whoever copies or repairs a database may lose them.
+pub(crate) const UNIQUE_INDEXES: Requirement = Requirement {
+    before: "SELECT true",
+    after: "-- check the unique indexes
+        SELECT count(*) = 2 FROM pg_index WHERE indisunique AND indisvalid
+            AND indexrelid IN (to_regclass('patients_email_key'), to_regclass('idempotency_keys_pkey'))",
+    remedy: "the unique index patients_email_key or idempotency_keys_pkey is missing or not valid, so that nothing keeps an email from \
+             being stored twice, or a repeated request from making a second patient: remove duplicates, then CREATE UNIQUE INDEX \
+             patients_email_key ON patients (lower(email)), or CREATE UNIQUE INDEX idempotency_keys_pkey ON idempotency_keys (key)",
+};
+
 /// The patients in a database.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -172,7 +184,12 @@ impl Store {
         let update = change::Update { id, condition: condition.clone(), details: details.clone(), trace };
         match store.updater.submit(update).await? {
             Some(patient) => Ok(Change::Done(patient)),
-            None => store.update_alone(id, condition, details, trace).await,
+            None => loop {
+                let change = store.update_alone(id, condition, details, trace).await;
+                if let Some(change) = outbox::unless_ids_are_behind(&store.database, change).await? {
+                    break Ok(change);
+                }
+            },
         }
     }
 
@@ -183,7 +200,7 @@ impl Store {
         condition: &VersionCondition,
         details: &Details,
         trace: TraceContext,
-    ) -> Result<Change<Patient>, StoreError> {
+    ) -> Result<Change<Patient>, Error> {
         let update = self.database.transaction(async |transaction| {
             let row = query(
                 "-- update patient
@@ -209,7 +226,7 @@ impl Store {
             outbox::enqueue(transaction, &NewEvent::of(&patient, EventKind::Updated, trace)).await?;
             Ok(Change::Done(patient))
         });
-        Ok(update.await?)
+        update.await
     }
 
     /// Deletes a patient if its version meets the precondition, and stores the event and the task to close its account.
@@ -227,7 +244,12 @@ impl Store {
         if store.deleter.submit(delete).await? {
             return Ok(Change::Done(()));
         }
-        store.delete_alone(id, condition, trace).await
+        loop {
+            let change = store.delete_alone(id, condition, trace).await;
+            if let Some(change) = outbox::unless_ids_are_behind(&store.database, change).await? {
+                break Ok(change);
+            }
+        }
     }
 
     /// Deletes as [`delete`](Self::delete) does, in a transaction of its own that locks the row.

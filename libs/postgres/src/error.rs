@@ -94,7 +94,7 @@ impl From<sqlx::Error> for Error {
         match &error {
             sqlx::Error::Database(database) => {
                 if let Some(constraint) = database.constraint() {
-                    return Self::Constraint(constraint.to_owned());
+                    return Self::Constraint(of_reindex(constraint).unwrap_or(constraint).to_owned());
                 }
                 match &*database.code().unwrap_or_default() {
                     "25006" => Self::ReadOnly,
@@ -117,6 +117,13 @@ impl From<sqlx::Error> for Error {
             _ => Self::Query(error),
         }
     }
+}
+
+/// The name of the index that `REINDEX CONCURRENTLY` replaces, if this is the name of the one that it builds or has replaced. Both
+/// are unique until it ends, and the old one stays if it is cancelled.
+fn of_reindex(index: &str) -> Option<&str> {
+    let index = index.trim_end_matches(|c: char| c.is_ascii_digit());
+    index.strip_suffix("_ccnew").or_else(|| index.strip_suffix("_ccold"))
 }
 
 /// Whether an SQLSTATE is about the state of the server rather than about the statement.
@@ -195,6 +202,9 @@ pub(crate) enum Cause {
     StaleStatement,
     /// A serialization failure or a deadlock. The same work may succeed at once.
     Conflict,
+    /// A unique index that `REINDEX CONCURRENTLY` builds or has replaced. `ON CONFLICT` does not know it, and the row is there when
+    /// the same work is executed again.
+    Reindex,
     /// The connection leads to a read-only server.
     ReadOnly,
     /// The server shuts down or has crashed, and ends all sessions.
@@ -238,6 +248,7 @@ impl Cause {
             // dropped.
             "XX000" => Self::StaleStatement,
             "40001" | "40P01" => Self::Conflict,
+            "23505" if database.constraint().and_then(of_reindex).is_some() => Self::Reindex,
             _ => Self::Statement,
         }
     }
@@ -247,6 +258,7 @@ impl Cause {
         match self {
             Self::StaleStatement => "stale_statement",
             Self::Conflict => "conflict",
+            Self::Reindex => "reindex",
             Self::ReadOnly => "read_only",
             Self::Shutdown => "shutdown",
             Self::Disconnected => "disconnected",
@@ -294,6 +306,14 @@ pub(crate) enum MigrationFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_of_a_reindex_is_known_by_the_one_that_it_replaces() {
+        for index in ["patients_email_key_ccnew", "patients_email_key_ccold", "patients_email_key_ccold12"] {
+            assert_eq!(of_reindex(index), Some("patients_email_key"), "{index}");
+        }
+        assert_eq!((of_reindex("patients_email_key"), of_reindex("key_ccnew_2")), (None, None));
+    }
 
     #[test]
     fn only_a_broken_pipe_shows_that_nothing_was_committed() {

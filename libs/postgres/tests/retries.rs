@@ -319,6 +319,28 @@ fn only_a_write_that_was_certainly_not_committed_is_retried() {
     });
 }
 
+/// `ON CONFLICT` takes one unique index for the constraint, and `REINDEX CONCURRENTLY` has two for some time.
+#[test]
+fn a_violation_of_an_index_of_a_reindex_is_retried_and_then_that_of_the_constraint() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let table = "CREATE TABLE numbers (n int); CREATE UNIQUE INDEX once_ccold1 ON numbers (n);
+            CREATE UNIQUE INDEX once ON numbers (n); INSERT INTO numbers VALUES (1)";
+        sql::execute(&url, table).await.unwrap();
+        let database = open(&url, &PATIENT).await;
+        let attempts = AtomicUsize::new(0);
+        let insert = async |connection: &mut PgConnection| {
+            // As a row that is there for ON CONFLICT the next time.
+            let number = 1 + attempts.fetch_add(1, SeqCst) as i32;
+            query("INSERT INTO numbers VALUES ($1)").bind(number).execute(connection).await.map(drop)
+        };
+        database.run(insert).await.unwrap();
+        assert_eq!(attempts.load(SeqCst), 2);
+        let violated = execute(&database, "INSERT INTO numbers VALUES (1)").await;
+        assert!(matches!(&violated, Err(Error::Constraint(name)) if name == "once"), "{violated:?}");
+    });
+}
+
 #[test]
 fn serialization_failures_and_deadlocks_are_retried() {
     const TASKS: usize = 6;

@@ -89,6 +89,15 @@ impl Outbox {
     /// If the database fails.
     pub async fn resend(&self, dead_letters: &[RowKey]) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = dead_letters.iter().map(|key| (key.id, key.event_id)).unzip();
+        loop {
+            let resent = self.enqueue_again(&ids, &event_ids).await;
+            if let Some(keys) = super::unless_ids_are_behind(&self.database, resent).await? {
+                break Ok(keys);
+            }
+        }
+    }
+
+    async fn enqueue_again(&self, ids: &[i64], event_ids: &[Uuid]) -> Result<Vec<RowKey>, Error> {
         let resend = self.database.run(async |connection| {
             let rows = query(
                 "-- resend dead letters of the outbox
@@ -100,8 +109,8 @@ impl Outbox {
                 SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen ORDER BY id
                 RETURNING id, event_id",
             )
-            .bind(&ids)
-            .bind(&event_ids)
+            .bind(ids)
+            .bind(event_ids)
             .fetch_all(connection)
             .await?;
             rows.iter().map(row_key).collect()

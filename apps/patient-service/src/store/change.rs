@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{VersionCondition, find::Find};
 use crate::{
-    outbox::NewEvent,
+    outbox::{self, NewEvent},
     patient::{Details, Patient},
 };
 
@@ -87,7 +87,12 @@ impl BatchStatement for Updates {
             *was_written = true;
             changed.push(Changed::new(patient, EventKind::Updated, *trace));
         }
-        let done = write_updates(database, &changed).await?;
+        let done = loop {
+            let done = write_updates(database, &changed).await;
+            if let Some(done) = outbox::unless_ids_are_behind(database, done).await? {
+                break done;
+            }
+        };
         // The versions of one patient are in the order of the requests, some of which may have been skipped.
         let mut versions = HashMap::<Uuid, VecDeque<Patient>>::new();
         for Changed { patient, .. } in changed.into_iter().filter(|one| done.contains(&one.patient.id)) {
@@ -122,7 +127,14 @@ impl BatchStatement for Deletions {
             let patient = Patient { version: known.version + 1, ..known };
             changed.push(Changed::new(patient, EventKind::Deleted, *trace));
         }
-        let done = write_deletions(database, &mut changed).await?;
+        // In the order of their ids, so that statements of several replicas lock the same rows in the same order.
+        changed.sort_by_key(|one| one.patient.id);
+        let done = loop {
+            let done = write_deletions(database, &changed).await;
+            if let Some(done) = outbox::unless_ids_are_behind(database, done).await? {
+                break done;
+            }
+        };
         Ok(was_written
             .into_iter()
             .zip(deletions)
@@ -209,13 +221,10 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
 
 /// Deletes patients and stores their events and the tasks to close their accounts. Returns the ids of those whose version was
 /// still the one that was read.
-async fn write_deletions(database: &Database, changed: &mut [Changed]) -> Result<HashSet<Uuid>, Error> {
+async fn write_deletions(database: &Database, changed: &[Changed]) -> Result<HashSet<Uuid>, Error> {
     if changed.is_empty() {
         return Ok(HashSet::new());
     }
-    // In the order of their ids, so that statements of several replicas lock the same rows in the same order.
-    changed.sort_by_key(|one| one.patient.id);
-    let changed = &*changed;
     let write = database.run(async |connection| {
         let rows = query(
             "-- delete patients

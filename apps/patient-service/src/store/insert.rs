@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::IdempotencyKey;
 use crate::{
-    outbox::{NewEvent, OutboxRow},
+    outbox::{self, NewEvent, OutboxRow},
     patient::Patient,
 };
 
@@ -43,65 +43,75 @@ impl BatchStatement for Insert {
     }
 
     async fn execute(database: &Database, new: &[NewPatient]) -> Result<Vec<OutboxRow>, Error> {
-        fn column<'a, T>(new: &'a [NewPatient], field: impl Fn(&'a NewPatient) -> T) -> Vec<T> {
-            new.iter().map(field).collect()
-        }
-        let insert = database.run(async |connection| {
-            // A patient with a key is taken from the key's row, so that of many requests with one key all but the first
-            // fail on the key, whatever else they have in common.
-            //
-            // A shared statement has a short lock timeout: an open transaction may hold one of the emails. Then each
-            // registration is executed by itself, and one with that email waits apart.
-            let rows = query(
-                "-- insert patients
-                WITH new AS (
-                    SELECT new.* FROM unnest(
-                        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::date[], $6::date[],
-                        $7::integer[], $8::uuid[], $9::bytea[], $10::text[], $11::float8[], $12::text[], $13::bytea[]
-                    ) AS new (
-                        id, name, email, address, date_of_birth, registered_date,
-                        key_hash, event_id, value, traceparent, billing_after, key, fingerprint
-                    ), set_config('lock_timeout', $14, true)
-                ), key AS (
-                    INSERT INTO idempotency_keys (key, fingerprint, patient_id)
-                    SELECT key, fingerprint, id FROM new WHERE key IS NOT NULL RETURNING patient_id
-                ), patient AS (
-                    INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
-                    SELECT id, name, email, address, date_of_birth, registered_date
-                    FROM new LEFT JOIN key ON key.patient_id = new.id WHERE new.key IS NULL OR key.patient_id IS NOT NULL
-                ), event AS (
-                    INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
-                    SELECT id, key_hash, event_id, 'PATIENT_CREATED', value, traceparent FROM new
-                    RETURNING event_id, id, created_at
-                ), task AS (
-                    INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
-                    SELECT id, 'OPEN', traceparent, now() + make_interval(secs => billing_after) FROM new
-                )
-                SELECT event_id, id, created_at FROM event",
-            )
-            .bind(column(new, |new| new.patient.id))
-            .bind(column(new, |new| &*new.patient.name))
-            .bind(column(new, |new| &*new.patient.email))
-            .bind(column(new, |new| &*new.patient.address))
-            .bind(column(new, |new| new.patient.date_of_birth))
-            .bind(column(new, |new| new.patient.registered_date))
-            .bind(column(new, |new| new.event.key_hash))
-            .bind(column(new, |new| new.event.event_id))
-            .bind(column(new, |new| &*new.event.value))
-            .bind(column(new, |new| &*new.event.traceparent))
-            .bind(column(new, |new| new.billing_after.as_secs_f64()))
-            .bind(column(new, |new| new.key.as_ref().map(|key| &*key.key)))
-            .bind(column(new, |new| new.key.as_ref().map(|key| &*key.fingerprint)))
-            .bind(database.lock_timeout().as_millis().to_string())
-            .fetch_all(connection)
-            .await?;
-            rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
-        });
-        let stored: HashMap<Uuid, (i64, DateTime<Utc>)> = insert.await?;
+        let stored = loop {
+            let stored = insert(database, new).await;
+            if let Some(stored) = outbox::unless_ids_are_behind(database, stored).await? {
+                break stored;
+            }
+        };
         let row = |new: &NewPatient| {
             let (id, created_at) = *stored.get(&new.event.event_id).ok_or(Error::Query(sqlx::Error::RowNotFound))?;
             Ok(OutboxRow::of(new.event.clone(), id, created_at))
         };
         new.iter().map(row).collect()
     }
+}
+
+/// Stores them; returns the id and the time of each event, by its own id.
+async fn insert(database: &Database, new: &[NewPatient]) -> Result<HashMap<Uuid, (i64, DateTime<Utc>)>, Error> {
+    fn column<'a, T>(new: &'a [NewPatient], field: impl Fn(&'a NewPatient) -> T) -> Vec<T> {
+        new.iter().map(field).collect()
+    }
+    let insert = database.run(async |connection| {
+        // A patient with a key is taken from the key's row, so that of many requests with one key all but the first
+        // fail on the key, whatever else they have in common.
+        //
+        // A shared statement has a short lock timeout: an open transaction may hold one of the emails. Then each
+        // registration is executed by itself, and one with that email waits apart.
+        let rows = query(
+            "-- insert patients
+            WITH new AS (
+                SELECT new.* FROM unnest(
+                    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::date[], $6::date[],
+                    $7::integer[], $8::uuid[], $9::bytea[], $10::text[], $11::float8[], $12::text[], $13::bytea[]
+                ) AS new (
+                    id, name, email, address, date_of_birth, registered_date,
+                    key_hash, event_id, value, traceparent, billing_after, key, fingerprint
+                ), set_config('lock_timeout', $14, true)
+            ), key AS (
+                INSERT INTO idempotency_keys (key, fingerprint, patient_id)
+                SELECT key, fingerprint, id FROM new WHERE key IS NOT NULL RETURNING patient_id
+            ), patient AS (
+                INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+                SELECT id, name, email, address, date_of_birth, registered_date
+                FROM new LEFT JOIN key ON key.patient_id = new.id WHERE new.key IS NULL OR key.patient_id IS NOT NULL
+            ), event AS (
+                INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
+                SELECT id, key_hash, event_id, 'PATIENT_CREATED', value, traceparent FROM new
+                RETURNING event_id, id, created_at
+            ), task AS (
+                INSERT INTO billing_tasks (patient_id, action, traceparent, next_attempt_at)
+                SELECT id, 'OPEN', traceparent, now() + make_interval(secs => billing_after) FROM new
+            )
+            SELECT event_id, id, created_at FROM event",
+        )
+        .bind(column(new, |new| new.patient.id))
+        .bind(column(new, |new| &*new.patient.name))
+        .bind(column(new, |new| &*new.patient.email))
+        .bind(column(new, |new| &*new.patient.address))
+        .bind(column(new, |new| new.patient.date_of_birth))
+        .bind(column(new, |new| new.patient.registered_date))
+        .bind(column(new, |new| new.event.key_hash))
+        .bind(column(new, |new| new.event.event_id))
+        .bind(column(new, |new| &*new.event.value))
+        .bind(column(new, |new| &*new.event.traceparent))
+        .bind(column(new, |new| new.billing_after.as_secs_f64()))
+        .bind(column(new, |new| new.key.as_ref().map(|key| &*key.key)))
+        .bind(column(new, |new| new.key.as_ref().map(|key| &*key.fingerprint)))
+        .bind(database.lock_timeout().as_millis().to_string())
+        .fetch_all(connection)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
+    });
+    insert.await
 }

@@ -111,6 +111,28 @@ fn emails_are_unique_case_insensitively() {
     });
 }
 
+/// `REINDEX CONCURRENTLY` leaves the index that it has replaced if it is cancelled.
+#[test]
+fn duplicates_are_known_while_their_index_is_rebuilt() {
+    with_service(|service| async move {
+        let headers = [("idempotency-key", "key-1")];
+        let post = async |name: &str| {
+            service.client.send(Method::Post, "/patients", &headers, Some(&patient(name))).await.unwrap()
+        };
+        let jane = post("Jane Doe").await.json();
+        let reindex = "ALTER INDEX patients_email_key RENAME TO patients_email_key_ccold;
+            CREATE UNIQUE INDEX patients_email_key ON patients (lower(email));
+            ALTER INDEX idempotency_keys_pkey RENAME TO idempotency_keys_pkey_ccold;
+            CREATE UNIQUE INDEX idempotency_keys_pkey ON idempotency_keys (key)";
+        testbed::sql::execute(&service.database_url, reindex).await.unwrap();
+        let duplicate = service.post("/patients", &patient("Jane Doe")).await;
+        assert_eq!(duplicate.status, 409, "{}", duplicate.text());
+        let repeated = post("Jane Doe").await;
+        assert_eq!(repeated.status, 201, "{}", repeated.text());
+        assert_eq!(id(&repeated.json()), id(&jane));
+    });
+}
+
 #[test]
 fn fifty_concurrent_requests_for_one_email_make_one_patient() {
     with_service(|service| async move {

@@ -21,3 +21,4 @@ mod relay;
 mod requirements;
 mod test_billing;
 mod update;
+mod warnings;

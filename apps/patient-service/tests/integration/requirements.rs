@@ -12,7 +12,10 @@ use testbed::{
     sql, until,
 };
 
-use crate::harness::{Harness, path, patient};
+use crate::{
+    harness::{Harness, path, patient},
+    warnings,
+};
 
 /// Time for a service to end.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -118,6 +121,23 @@ fn a_database_that_was_served_before_is_served_whatever_its_locale_and_the_schem
         is_served().await;
         sql::execute(&url, "CREATE SCHEMA elsewhere; ALTER EXTENSION pg_trgm SET SCHEMA elsewhere").await.unwrap();
         is_served().await;
+    });
+}
+
+#[test]
+fn a_unique_index_that_is_lost_is_told_at_each_start() {
+    runtime::block_on(2, async {
+        warnings::collect();
+        let told = || warnings::count("patients_email_key");
+        let url = testbed::shared_database().await;
+        Harness::start(&url, &[]).await.stop().await;
+        assert_eq!(told(), 0);
+        sql::execute(&url, "DROP INDEX patients_email_key").await.unwrap();
+        Harness::start(&url, &[]).await.stop().await;
+        assert_eq!(told(), 1);
+        sql::execute(&url, "CREATE UNIQUE INDEX patients_email_key ON patients (lower(email))").await.unwrap();
+        Harness::start(&url, &[]).await.stop().await;
+        assert_eq!(told(), 1);
     });
 }
 

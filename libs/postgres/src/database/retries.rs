@@ -22,6 +22,10 @@ use crate::{
 /// How often work is retried after its prepared statements turned out to be stale, at most.
 const MAX_REPREPARED: u32 = 2;
 
+/// How often work is retried after the violation of an index of `REINDEX CONCURRENTLY`, at most: it may be a violation of the
+/// constraint itself.
+const MAX_AFTER_REINDEX: u32 = 3;
+
 /// First and longest pause before work is retried after a serialization failure or a deadlock.
 const CONFLICT_BACKOFF: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
@@ -120,7 +124,7 @@ impl Database {
         let retry = retries.allow(cause) && progress.may_be_retried(&error);
         // The query on a healthy connection also flushes the ROLLBACK of a transaction that was dropped.
         let is_healthy = match cause {
-            Cause::Statement | Cause::Conflict => {
+            Cause::Statement | Cause::Conflict | Cause::Reindex => {
                 matches!(timeout(retries.left().min(deadline), connection.get().ping()).await, Ok(Ok(())))
             }
             Cause::StaleStatement => {
@@ -141,7 +145,8 @@ impl Database {
             self.inner.invalidate_connections(cause);
         }
         // An attempt that the deadline cut off would leave its outcome unknown.
-        let needed = if cause == Cause::Conflict { begun.elapsed() * 2 + CONFLICT_BACKOFF.1 } else { Duration::ZERO };
+        let is_conflict = matches!(cause, Cause::Conflict | Cause::Reindex);
+        let needed = if is_conflict { begun.elapsed() * 2 + CONFLICT_BACKOFF.1 } else { Duration::ZERO };
         if !retry || retries.left() <= needed {
             if is_healthy {
                 connection.release();
@@ -149,7 +154,7 @@ impl Database {
             return Err(error.into());
         }
         RETRIES.with_label_values(&[cause.name()]).inc();
-        if cause == Cause::Conflict {
+        if is_conflict {
             retries.backoff.pause().await;
         }
         if !is_healthy {
@@ -178,13 +183,14 @@ struct Retries {
     end: Instant,
     backoff: Backoff,
     reprepared: u32,
+    after_reindex: u32,
     reconnected: bool,
 }
 
 impl Retries {
     fn new(end: Instant) -> Self {
         let backoff = Backoff::new(CONFLICT_BACKOFF.0, CONFLICT_BACKOFF.1);
-        Self { end, backoff, reprepared: 0, reconnected: false }
+        Self { end, backoff, reprepared: 0, after_reindex: 0, reconnected: false }
     }
 
     fn left(&self) -> Duration {
@@ -200,6 +206,10 @@ impl Retries {
                 self.reprepared <= MAX_REPREPARED
             }
             Cause::Conflict => true,
+            Cause::Reindex => {
+                self.after_reindex += 1;
+                self.after_reindex <= MAX_AFTER_REINDEX
+            }
             Cause::ReadOnly | Cause::Shutdown | Cause::Disconnected => !std::mem::replace(&mut self.reconnected, true),
         }
     }

@@ -70,6 +70,27 @@ fn ids_that_go_back_delay_no_event(kind: broker::Kind) {
 }
 
 #[test]
+fn changes_are_stored_although_the_sequence_is_behind_the_outbox() {
+    runtime::block_on(2, async {
+        // Neither a relay nor its report of the backlog: the changes find out by themselves.
+        let service = service_without_relay().await;
+        let mut patients = Vec::new();
+        for n in 0..5 {
+            patients.push(path(&service.register(&format!("Patient {n}")).await));
+        }
+        let set_back = "SELECT setval('outbox_id_seq', 1, false)";
+        execute(&service, set_back).await;
+        service.register("Jane Doe").await;
+        execute(&service, set_back).await;
+        assert_eq!(service.client.put(&patients[0], &patient("John Doe")).await.unwrap().status, 200);
+        execute(&service, set_back).await;
+        assert_eq!(service.client.delete(&patients[0]).await.unwrap().status, 204);
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 8);
+        service.stop().await;
+    });
+}
+
+#[test]
 fn a_sequence_that_is_behind_the_outbox_is_moved_past_it() {
     runtime::block_on(2, async {
         // No broker: events wait.
