@@ -1,5 +1,7 @@
 //! Converts OTLP messages to the records of the store.
 
+mod size;
+
 use std::sync::Arc;
 
 use opentelemetry_proto::tonic::{
@@ -8,15 +10,18 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::{span::SpanKind as OtlpSpanKind, status::StatusCode},
 };
-use prost::{DecodeError, Message as _};
+use prost::Message as _;
 
+pub(crate) use self::size::Error;
+use self::size::Kind;
 use crate::store::{AttributeValue, Attributes, Line, SpanKind, SpanRecord, TraceId};
 
 /// The spans of a message. Those without an id are left out.
 ///
 /// # Errors
-/// If the bytes are no such message.
-pub(crate) fn spans(bytes: &[u8]) -> Result<Vec<(TraceId, SpanRecord)>, DecodeError> {
+/// If the bytes are no such message, or one with too many parts.
+pub(crate) fn spans(bytes: &[u8]) -> Result<Vec<(TraceId, SpanRecord)>, Error> {
+    size::check(Kind::TraceRequest, bytes)?;
     let message = ExportTraceServiceRequest::decode(bytes)?;
     let mut spans = Vec::new();
     for resource in message.resource_spans {
@@ -56,8 +61,9 @@ pub(crate) fn spans(bytes: &[u8]) -> Result<Vec<(TraceId, SpanRecord)>, DecodeEr
 /// The log lines of a message.
 ///
 /// # Errors
-/// If the bytes are no such message.
-pub(crate) fn lines(bytes: &[u8]) -> Result<Vec<Line>, DecodeError> {
+/// If the bytes are no such message, or one with too many parts.
+pub(crate) fn lines(bytes: &[u8]) -> Result<Vec<Line>, Error> {
+    size::check(Kind::LogsRequest, bytes)?;
     let message = ExportLogsServiceRequest::decode(bytes)?;
     let mut lines = Vec::new();
     for resource in message.resource_logs {

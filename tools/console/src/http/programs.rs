@@ -15,14 +15,14 @@ const HOP_BY_HOP: [&str; 7] =
 
 pub(super) async fn traces(mut request: Request) -> Result<Response, Problem> {
     let body = receive(&mut request).await?;
-    let spans = otlp::spans(&body).map_err(|_| malformed())?;
+    let spans = otlp::spans(&body).map_err(problem_of_error)?;
     request.state().store().add_spans(spans);
     accept(&request, body)
 }
 
 pub(super) async fn logs(mut request: Request) -> Result<Response, Problem> {
     let body = receive(&mut request).await?;
-    let lines = otlp::lines(&body).map_err(|_| malformed())?;
+    let lines = otlp::lines(&body).map_err(problem_of_error)?;
     request.state().store().add_lines(lines);
     accept(&request, body)
 }
@@ -42,8 +42,13 @@ async fn receive(request: &mut Request) -> Result<Vec<u8>, Problem> {
     read_body(request, &Limits { body: MAX_MESSAGE, ..Limits::default() }).await
 }
 
-fn malformed() -> Problem {
-    Problem::bad_request("The body is not an OTLP message.").kind("malformed-body")
+fn problem_of_error(error: otlp::Error) -> Problem {
+    match error {
+        otlp::Error::Malformed => Problem::bad_request("The body is not an OTLP message.").kind("malformed-body"),
+        otlp::Error::TooLarge => {
+            Problem::new(StatusCode::PayloadTooLarge, "The message has too many spans, lines or attributes.")
+        }
+    }
 }
 
 fn accept(request: &tide::Request<App>, body: Vec<u8>) -> Result<Response, Problem> {
