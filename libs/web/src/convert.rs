@@ -1,6 +1,7 @@
 //! Converts hyper's types to tide's and back. Bodies are streamed; a short response of known length is sent as a whole.
 
 use std::{
+    borrow::Cow,
     io,
     pin::Pin,
     str::FromStr as _,
@@ -49,9 +50,10 @@ pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<Option
     let method = Method::from_str(parts.method.as_str()).ok().filter(|method| method.as_ref() == parts.method.as_str());
     // tide supports no other methods. No route answers TRACE, so the request gets 404, or 405 with `Allow`.
     let method = method.unwrap_or(Method::Trace);
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let path = decode_unreserved(parts.uri.path());
+    let (mark, query) = parts.uri.query().map_or(("", ""), |query| ("?", query));
     // tide routes by path alone, so the host is not needed.
-    let url = Url::parse(&format!("http://localhost{target}"))
+    let url = Url::parse(&format!("http://localhost{path}{mark}{query}"))
         .map_err(|_| Problem::bad_request("The request target is not a valid path."))?;
     let mut request = http::Request::new(method, url);
     copy_headers(&parts.headers, &mut request);
@@ -60,6 +62,29 @@ pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<Option
         request.set_body(http::Body::from_reader(body, length));
     }
     Ok(Some(request))
+}
+
+/// Decodes letters, digits and the other unreserved characters, with which a path is the same as with their encodings (RFC 3986,
+/// section 6.2.2.2). tide does not decode any.
+fn decode_unreserved(path: &str) -> Cow<'_, str> {
+    let mut parts = path.split('%');
+    let mut decoded = Cow::Borrowed(parts.next().unwrap_or_default());
+    for part in parts {
+        let octet = part.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let octet = octet.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let decoded = decoded.to_mut();
+        match octet {
+            Some(octet) if octet.is_ascii_alphanumeric() || b"-._~".contains(&octet) => {
+                decoded.push(octet.into());
+                decoded.push_str(&part[2..]);
+            }
+            _ => {
+                decoded.push('%');
+                decoded.push_str(part);
+            }
+        }
+    }
+    decoded
 }
 
 /// Approximate size of a head in bytes.

@@ -1,7 +1,6 @@
 //! Handlers of `/patients`: register, list, read, replace, delete.
 
 use form_urlencoded::Serializer;
-use percent_encoding::percent_decode_str;
 use tide::{Response, StatusCode};
 use uuid::Uuid;
 use web::{Problem, Query, json, no_content, read_json};
@@ -245,8 +244,7 @@ pub(super) async fn delete(request: Request) -> Result<Response, Problem> {
 /// # Errors
 /// 400 if it is not a hyphenated UUID.
 pub(super) fn patient_id(request: &Request) -> Result<Uuid, Problem> {
-    // A path is the same with `%2D` as with `-` (RFC 3986 6.2.2.2), and tide does not decode it.
-    let text = percent_decode_str(request.param("id").unwrap_or_default()).decode_utf8().unwrap_or_default();
+    let text = request.param("id").unwrap_or_default();
     // The parser also accepts braces, `urn:uuid:` and no hyphens.
     let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
     is_hyphenated.then(|| text.parse().ok()).flatten().ok_or_else(|| {

@@ -44,6 +44,25 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn a_path_is_the_same_with_encoded_letters() {
+    let server = TestServer::start();
+    for (path, status) in [
+        ("/%68ello", 200),
+        ("/hell%6F?a=%70", 200),
+        ("/%68%65%6c%6C%6f", 200),
+        ("/created/%2E%2e/hello", 200),
+        ("/hello%3F", 404),
+        ("/%2Fhello", 404),
+        ("/hell%256f", 404),
+        ("/hell%6", 404),
+        ("/hell%+6", 404),
+        ("/%C3%B6", 404),
+    ] {
+        assert_eq!(server.get(path).status, status, "{path}");
+    }
+}
+
+#[test]
 fn heads_and_options() {
     let server = TestServer::start();
     let mut client = server.connect();
