@@ -1,4 +1,5 @@
-//! The memory of analytics-service with undecodable records stays below the limit in docker-compose.yaml.
+//! The memory of analytics-service with undecodable records, and of patient-service with long lists, stays below the limit in
+//! docker-compose.yaml.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -13,7 +14,7 @@ use testbed::{
     Scratch,
     broker::Kind,
     service::{Launch, Service},
-    until,
+    sql, until,
 };
 
 use crate::support::{TIMEOUT, logged, metric, until_readiness};
@@ -207,5 +208,50 @@ fn a_state_with_many_dates_is_opened_in_little_memory(kind: Kind) {
         let registrations: i64 = years.iter().map(|year| year["registrations"].as_i64().unwrap()).sum();
         assert_eq!((years.len(), registrations), (115, 42_000 * i64::from(PARTITIONS)));
         assert_little_memory(&mut service);
+    });
+}
+
+/// As large as they may be: of four bytes for each character, and of control characters, which take six in JSON.
+const LARGE_PATIENTS: &str = r"INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+    SELECT gen_random_uuid(), repeat(letter, 95) || n, n || repeat('x', 58) || '@' || repeat(repeat('y', 60) || '.', 4) || 'example',
+        repeat(letter, 255), '1990-12-31', '2024-02-29'
+    FROM generate_series(10000, 10999) AS n, LATERAL (SELECT CASE n % 2 WHEN 0 THEN E'\U0001F600' ELSE E'\x01' END) AS text (letter)";
+/// The longest lists, each requested by so many clients at once, so often one after the other.
+const LISTS: [&str; 2] = ["/patients?limit=1000", "/patients?page=1&size=1000&sort=-name"];
+const CLIENTS: usize = 16;
+const ROUNDS: usize = 2;
+/// The maximum for lists; a debug build takes 16 MiB more from its start on.
+const LIST_MEMORY: u64 = if cfg!(debug_assertions) { MEMORY + (16 << 20) } else { MEMORY };
+
+#[test]
+fn long_lists_at_once_cost_little_memory() {
+    runtime::block_on(2, async {
+        let (scratch, database) = (Scratch::new().unwrap(), testbed::shared_database().await);
+        let nowhere = "127.0.0.1:9".to_owned();
+        let environment = [
+            ("DATABASE_URL", database.clone()),
+            ("BILLING_SERVICE_ADDRESS", nowhere.clone()),
+            ("KAFKA_BOOTSTRAP_SERVERS", nowhere),
+            // So that a slow machine makes all lists too.
+            ("DATABASE_ACQUIRE_DEADLINE", "60s".to_owned()),
+            ("DATABASE_DEADLINE", "60s".to_owned()),
+        ];
+        let launch = Launch::new("patient-service", scratch.path(), environment);
+        let mut service = launch.start_guarded(&scratch).unwrap();
+        service.until_ready().await.unwrap();
+        sql::execute(&database, LARGE_PATIENTS).await.unwrap();
+        for _ in 0..ROUNDS {
+            let list = |path| {
+                let client = service.client();
+                runtime::spawn(async move { client.get(path).await.unwrap() })
+            };
+            let lists: Vec<_> = (0..CLIENTS).flat_map(|_| LISTS.map(list)).collect();
+            for list in lists {
+                let response = list.await;
+                assert_eq!(response.status, 200, "{}", response.text());
+            }
+        }
+        let most = service.process().peak_memory();
+        assert!(most > 0 && most < LIST_MEMORY, "{} KiB at most", most / 1024);
     });
 }
