@@ -75,7 +75,11 @@ impl System {
 fn other_recipes_give_compose_what_up_was_given_and_a_rebuild_starts_analytics_alone() {
     runtime::block_on(2, async {
         let system = System::new();
-        system.up(&[("PATIENT_DB_PASSWORD", "other"), ("COMPOSE_PROFILES", "tools"), ("HTTP_HOSTS", "my.host")], &[]);
+        let given = [("PATIENT_DB_PASSWORD", "other"), ("COMPOSE_PROFILES", "tools"), ("HTTP_HOSTS", "my.host")];
+        // The broker is that of the containers all the same.
+        let foreign = ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1");
+        let up = system.up(&[&given[..], &[foreign]].concat(), &[]);
+        assert!(up.contains("KAFKA_BOOTSTRAP_SERVERS is not passed"), "{up}");
         // Compose adds them to the names of the containers.
         assert!(!system.merged().to_string().contains("HTTP_HOSTS"), "{}", system.merged());
         system.stack.print(&["ps"]);

@@ -169,7 +169,7 @@ pub(crate) async fn up(settings: &Settings, arguments: &[&str]) -> Result<()> {
         match prepared.await {
             Ok(docker) => {
                 choice.remember()?;
-                return docker.up(settings, build).await;
+                return docker.up(&settings.of_containers(), build).await;
             }
             Err(failure) if requested == RequestedBackend::Only(choice) => return Err(failure),
             Err(error) => {

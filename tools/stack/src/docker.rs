@@ -25,7 +25,7 @@ use crate::{
     ports::{self, RequiredPort},
     secure::{Secure, in_containers},
     service_settings::COLLECTOR,
-    settings::{self, Settings},
+    settings::{self, NATIVE_ONLY, Settings},
     summary,
     terminal::{Component, step},
 };
@@ -163,7 +163,7 @@ impl Docker {
             step("Building the images", "(the first time it compiles everything)", work).await?;
         }
         self.pass_settings(settings, secure.as_ref()).await?;
-        Settings::save()?;
+        Settings::save(&NATIVE_ONLY)?;
         let start = async {
             self.start_missing().await?;
             self.until_ready().await

@@ -100,7 +100,7 @@ pub(crate) async fn up(settings: &Settings, assume_yes: bool) -> Result<()> {
     let databases = databases::start(settings, &home, assume_yes, renewed).await?;
     let kafka = broker::start(settings, &home, renewed).await?;
     // From here on, other commands use this system.
-    Settings::save()?;
+    Settings::save(&[])?;
     service_settings::save(&selected.passed, collector.as_deref())?;
     let forwarding = collector.map(|url| console_export::settings_of_console(&selected.passed, &url));
     start(console(settings, &home, forwarding.unwrap_or_default())?).await?;

@@ -13,6 +13,8 @@ use crate::{home, private_file};
 
 /// In the data directory: the environment variables of `up`.
 const FILE: &str = "settings.json";
+/// Settings of the native system alone.
+pub(crate) const NATIVE_ONLY: [&str; 3] = ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"];
 /// The variables that are saved besides our own settings: those of Docker Compose and those of the compose files. With other ones,
 /// Compose would replace containers.
 const COMPOSE_VARIABLES: [&str; 15] = [
@@ -100,12 +102,17 @@ impl Settings {
         }
     }
 
-    /// Saves the settings in our environment for later commands.
-    pub(crate) fn save() -> Result<()> {
+    /// These settings for a system in containers, which has servers of its own.
+    pub(crate) fn of_containers(&self) -> Self {
+        Self { broker: None, kafka: None, database_url: None, ..self.clone() }
+    }
+
+    /// Saves the settings in our environment for later commands, without those that do not apply.
+    pub(crate) fn save(without: &[&str]) -> Result<()> {
         let (_, names) = Self::read(Environment::process())?;
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let saved: BTreeMap<_, _> =
-            names.into_iter().chain(COMPOSE_VARIABLES).filter_map(|name| Some((name, set(name)?))).collect();
+        let names = names.into_iter().chain(COMPOSE_VARIABLES).filter(|name| !without.contains(name));
+        let saved: BTreeMap<_, _> = names.filter_map(|name| Some((name, set(name)?))).collect();
         // Some are passwords.
         private_file::write(&home::directory()?.join(FILE), &serde_json::to_string_pretty(&saved)?)
     }

@@ -11,7 +11,7 @@ use crate::{
     home, private_file,
     secure::{AUTH_SERVICE, Secure, in_containers},
     service_settings::{self, COLLECTOR},
-    settings::Settings,
+    settings::{NATIVE_ONLY, Settings},
 };
 
 /// Our services that always run.
@@ -49,7 +49,7 @@ impl Docker {
         let names = secure.map(|secure| secure.setting_names(settings)).transpose()?.unwrap_or_default();
         fixed.extend(names.iter().map(|name| (name.as_str(), "up --secure decides it")));
         let mut selected = service_settings::select(&known, &fixed, |name| env::var(name).ok());
-        for name in ["DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "BROKER"] {
+        for name in NATIVE_ONLY {
             if env::var(name).is_ok_and(|value| !value.is_empty()) {
                 selected.add_not_passed(name, "in containers, the system has its own; it applies with --native");
             }
