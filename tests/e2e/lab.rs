@@ -103,12 +103,26 @@ fn a_fault_is_measured_and_ends_though_the_console_is_killed() {
         assert!(told["detail"].as_str().unwrap().starts_with("It was sent again before"), "{told}");
         assert_eq!(listed().await.as_array().map(Vec::len), Some(2), "the first, and that of the second time");
 
-        // A service that was killed comes back.
+        // Not beside an `up`, which would not start it again.
         let before = stack.process("analytics-service").unwrap().pid();
+        let lock = fs::File::open(stack.home().join("lock")).unwrap();
+        lock.lock().unwrap();
+        let run = begin(&console, "analytics-service", "kill", 60).await;
+        let failed = until_run(&console, &run, &["running", "failed"]).await;
+        assert!(failed["state"] == "failed" && failed.to_string().contains("is at work on this system"), "{failed}");
+        lock.unlock().unwrap();
+        // A service that was killed comes back, when no other command is at work.
         let run = begin(&console, "analytics-service", "kill", 60).await;
         until_run(&console, &run, &["running"]).await;
+        lock.lock().unwrap();
         let (status, _) = send(&console, Method::Delete, &run, json!({})).await;
         assert_eq!(status, 202, "somebody has seen enough");
+        for _ in 0..3 {
+            let ps = stack.print(&["ps"]);
+            let line = ps.lines().find(|line| line.contains("analytics-service")).unwrap();
+            assert!(line.contains(" stopped "), "{line}");
+        }
+        lock.unlock().unwrap();
         let ended = until_run(&console, &run, &["ended", "failed"]).await;
         stack.guard();
         assert_eq!(ended["state"], "ended", "{ended}");

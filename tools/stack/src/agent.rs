@@ -21,6 +21,7 @@ use crate::{
     agent_process::TOKEN,
     backend, dead_letters,
     docker::Docker,
+    lock::SystemLock,
     native,
     patient_dead_letters::{self, PatientDeadLetter},
     settings::Settings,
@@ -38,6 +39,8 @@ const MAX_LETTERS: usize = 100;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A slow part is paused for this long, then runs for this long, and so on.
 const SLOW_PERIOD: Duration = Duration::from_millis(100);
+/// The holder of the lock while a service is killed, and while it is started again.
+const LAB: &str = "The lab of the console";
 /// The console's names of the broker and of PostgreSQL.
 const BROKER: &str = "kafka";
 const POSTGRES: &str = "postgres";
@@ -238,9 +241,14 @@ impl Parts {
         let part = &self.target(part).await?;
         match verb {
             "kill" => {
+                // An `up` at work may have passed this service, and would not start it. One that begins now does.
+                let lock = SystemLock::take(LAB)?;
                 part.kill().await?;
+                drop(lock);
                 injected();
                 end.await;
+                // Two starts at once would be two processes.
+                let _lock = SystemLock::wait(LAB).await?;
                 part.start().await
             }
             "pause" => {
