@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod abandoned;
+mod probe;
 
 pub(crate) use abandoned::Abandoned;
 
@@ -47,6 +48,8 @@ pub(crate) struct Pools {
     members: Mutex<Vec<Weak<Pool>>>,
     /// Connections of earlier generations are not used again: they lead to a server that is not the primary any more.
     generation: AtomicU64,
+    /// Whether the last connection that was opened leads to a PostgreSQL server.
+    is_postgresql: AtomicBool,
     /// When the generation last changed because of a read-only server.
     invalidated: Mutex<Option<Instant>>,
 }
@@ -102,6 +105,7 @@ impl Pools {
             settings,
             members: Mutex::default(),
             generation: AtomicU64::new(0),
+            is_postgresql: AtomicBool::new(false),
             invalidated: Mutex::default(),
         })
     }
@@ -125,8 +129,14 @@ impl Pools {
             (Purpose::Migration, Some(owner)) => (owner.expose(), OWNER_URL),
             _ => (self.settings.url.expose(), "DATABASE_URL"),
         };
+        // A migration may have a URL of its own.
+        let is_proven = purpose == Purpose::Work && self.is_postgresql.load(Ordering::Acquire);
         let open = async {
-            let mut connection = PgConnection::connect_with(&url.options()).await.map_err(of_connecting)?;
+            let options = url.options();
+            if !is_proven {
+                probe::check(&options).await?;
+            }
+            let mut connection = PgConnection::connect_with(&options).await.map_err(of_connecting)?;
             let settings =
                 url.session.iter().map(|(name, value)| (&**name, value.clone())).chain(self.server_timeouts(purpose));
             let settings: Vec<_> = settings
@@ -141,6 +151,7 @@ impl Pools {
             Ok::<_, Error>((connection, session.into_boxed_str()))
         };
         let opened = timeout(left, Box::pin(open)).await;
+        self.is_postgresql.store(matches!(opened, Ok(Ok(_))), Ordering::Release);
         opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))?
     }
 

@@ -1,0 +1,58 @@
+//! A port that other servers have, where PostgreSQL is expected. A process of its own, because it measures its memory.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use config::{Environment, Reader};
+use postgres::{Database, Error, Settings, query};
+use smol::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+/// Less than compose gives a service, and far less than the first bytes of these answers are as a length.
+const MAX_MEMORY: u64 = 64 << 20;
+
+/// The most memory that this process has had, in bytes.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// A server that answers each connection with these bytes.
+async fn server(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    runtime::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            runtime::spawn(async move {
+                let _ = stream.read(&mut [0; 64]).await;
+                let _ = stream.write_all(answer).await;
+            })
+            .detach();
+        }
+    })
+    .detach();
+    port
+}
+
+#[test]
+fn a_port_of_another_server_is_named_and_costs_no_memory() {
+    runtime::block_on(1, async {
+        let before = peak_memory();
+        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"SSH-2.0-OpenSSH_9.6\r\n", b"ERROR\r\n"] {
+            let port = server(answer).await;
+            let environment = Environment::empty().with("DATABASE_URL", format!("postgres://u@127.0.0.1:{port}/x"));
+            let mut reader = Reader::new(environment);
+            let settings = Settings::read(&mut reader, "postgres://localhost/test", "test");
+            let database = Database::new(reader.finish(settings).unwrap().0);
+            database.assume_migrated();
+            for _ in 0..2 {
+                let read = database.read(async |connection| query("SELECT 1").execute(connection).await).await;
+                let Err(Error::Unavailable(why)) = read else { panic!("{read:?}") };
+                assert!(why.contains("is no PostgreSQL server") && why.contains(&port.to_string()), "{why}");
+            }
+        }
+        let more = peak_memory() - before;
+        assert!(more < MAX_MEMORY, "{more} bytes");
+    });
+}
