@@ -169,6 +169,17 @@ pub(crate) fn of_connecting(error: sqlx::Error) -> Error {
     }
 }
 
+/// Whether the server, or a pooler before it, has no connection left for this role or database. PgBouncer says so with the code of a
+/// protocol violation.
+pub(crate) fn is_connection_limit(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(database) = error else { return false };
+    match &*database.code().unwrap_or_default() {
+        "53300" => true,
+        "08P01" => database.message().contains("no more connections allowed"),
+        _ => false,
+    }
+}
+
 /// Why the session settings of the URL in `variable` were not made. The timeouts that are set with them are always accepted, and the
 /// message quotes nothing but the settings.
 pub(crate) fn of_session_settings(error: sqlx::Error, variable: &str) -> Error {

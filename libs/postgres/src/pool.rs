@@ -16,7 +16,7 @@ use telemetry::metrics::{self, IntGauge, IntGaugeVec};
 
 use crate::{
     Error, Settings,
-    error::{of_connecting, of_session_settings},
+    error::{is_connection_limit, of_connecting, of_session_settings},
     settings::OWNER_URL,
 };
 
@@ -34,6 +34,11 @@ const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_millis(100);
 /// A connection that has been idle for longer is pinged before use: the server (`idle_session_timeout`) or a firewall
 /// may have closed it. Under load connections are not idle that long and no ping is sent.
 const PING_AFTER_IDLE: Duration = Duration::from_millis(200);
+/// While the server takes no more connections: how often work looks for one that was released, and tries to open one.
+const RELEASE_POLL_INTERVAL: Duration = Duration::from_millis(10);
+const REOPEN_INTERVAL: Duration = Duration::from_millis(200);
+/// A connection limit that is reached is logged this often at most.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// A read-only server is logged and all connections to it are closed this often at most: it may be the only server.
 const MIN_INVALIDATE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -50,6 +55,8 @@ pub(crate) struct Pools {
     generation: AtomicU64,
     /// Whether the last connection that was opened leads to a PostgreSQL server.
     is_postgresql: AtomicBool,
+    /// When it was last logged that the server takes no more connections.
+    limit_reported: Mutex<Option<Instant>>,
     /// When the generation last changed because of a read-only server.
     invalidated: Mutex<Option<Instant>>,
 }
@@ -99,12 +106,38 @@ pub(crate) enum Purpose {
     Migration,
 }
 
+/// Why no connection was opened.
+enum ConnectError {
+    /// The server has none left. One of ours may be released.
+    Limit(Error),
+    /// Anything else.
+    Other(Error),
+}
+
+impl ConnectError {
+    fn of(error: sqlx::Error) -> Self {
+        if is_connection_limit(&error) { Self::Limit(of_connecting(error)) } else { Self::Other(of_connecting(error)) }
+    }
+
+    fn into_error(self) -> Error {
+        let (Self::Limit(error) | Self::Other(error)) = self;
+        error
+    }
+}
+
+impl From<Error> for ConnectError {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
 impl Pools {
     pub(crate) fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self {
             settings,
             members: Mutex::default(),
             generation: AtomicU64::new(0),
+            limit_reported: Mutex::default(),
             is_postgresql: AtomicBool::new(false),
             invalidated: Mutex::default(),
         })
@@ -119,11 +152,16 @@ impl Pools {
     /// The session settings are made by a statement and not by the startup message, of which poolers such as PgBouncer
     /// accept only some parameters.
     pub(crate) async fn connect(&self, until: Instant, purpose: Purpose) -> Result<PgConnection, Error> {
-        self.connect_session(until, purpose).await.map(|(connection, _)| connection)
+        let (connection, _) = self.connect_session(until, purpose).await.map_err(ConnectError::into_error)?;
+        Ok(connection)
     }
 
     /// As [`connect`](Self::connect), with what identifies the session.
-    async fn connect_session(&self, until: Instant, purpose: Purpose) -> Result<(PgConnection, Box<str>), Error> {
+    async fn connect_session(
+        &self,
+        until: Instant,
+        purpose: Purpose,
+    ) -> Result<(PgConnection, Box<str>), ConnectError> {
         let left = until.saturating_duration_since(Instant::now());
         let (url, variable) = match (purpose, &self.settings.owner) {
             (Purpose::Migration, Some(owner)) => (owner.expose(), OWNER_URL),
@@ -136,7 +174,7 @@ impl Pools {
             if !is_proven {
                 probe::check(&options).await?;
             }
-            let mut connection = PgConnection::connect_with(&options).await.map_err(of_connecting)?;
+            let mut connection = PgConnection::connect_with(&options).await.map_err(ConnectError::of)?;
             let settings =
                 url.session.iter().map(|(name, value)| (&**name, value.clone())).chain(self.server_timeouts(purpose));
             let settings: Vec<_> = settings
@@ -147,11 +185,11 @@ impl Pools {
             let statement = format!("-- session settings\nSELECT {}, {session}", settings.join(", "));
             let set = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_one(&mut connection).await;
             let row = set.map_err(|error| of_session_settings(error, variable))?;
-            let session: String = row.try_get("session")?;
-            Ok::<_, Error>((connection, session.into_boxed_str()))
+            let session: String = row.try_get("session").map_err(Error::from)?;
+            Ok::<_, ConnectError>((connection, session.into_boxed_str()))
         };
         let opened = timeout(left, Box::pin(open)).await;
-        self.is_postgresql.store(matches!(opened, Ok(Ok(_))), Ordering::Release);
+        self.is_postgresql.store(matches!(opened, Ok(Ok(_) | Err(ConnectError::Limit(_)))), Ordering::Release);
         opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))?
     }
 
@@ -218,6 +256,16 @@ impl Pools {
         }
         self.invalidate();
         true
+    }
+
+    /// Logs that the server takes no more connections.
+    fn report_limit(&self, error: &Error) {
+        // Nothing panics while it is held.
+        let mut reported = self.limit_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+            *reported = Some(Instant::now());
+            tracing::warn!(%error, "the server takes no more connections; work waits for those that are open");
+        }
     }
 
     fn generation(&self) -> u64 {
@@ -348,14 +396,27 @@ impl PooledConnection<'_> {
         &mut self.open.as_mut().expect("it is there until it is released").connection
     }
 
-    /// Takes an idle connection, or opens one.
+    /// Takes an idle connection, or opens one. If the server takes no more, waits for one that is released.
     async fn connect(&mut self, until: Instant) -> Result<(), Error> {
-        match self.pool.take_live(until).await {
-            Some(open) => self.open = Some(open),
+        loop {
+            if let Some(open) = self.pool.take_live(until).await {
+                self.open = Some(open);
+                return Ok(());
+            }
             // Boxed because it is large and rare.
-            None => Box::pin(self.open(until)).await?,
+            let error = match Box::pin(self.open(until)).await {
+                Err(ConnectError::Limit(error)) => error,
+                opened => return opened.map_err(ConnectError::into_error),
+            };
+            self.pool.pools.report_limit(&error);
+            let refused = Instant::now();
+            while self.pool.lock().is_empty() && refused.elapsed() < REOPEN_INTERVAL {
+                if Instant::now() >= until {
+                    return Err(error);
+                }
+                smol::Timer::after(RELEASE_POLL_INTERVAL).await;
+            }
         }
-        Ok(())
     }
 
     /// Closes the connection, if it is still open, and opens another one under the same permit.
@@ -363,10 +424,10 @@ impl PooledConnection<'_> {
         // Idle connections and those in use together must not exceed the number of permits.
         self.open = None;
         drop(self.pool.take_idle());
-        self.open(until).await
+        self.open(until).await.map_err(ConnectError::into_error)
     }
 
-    async fn open(&mut self, until: Instant) -> Result<(), Error> {
+    async fn open(&mut self, until: Instant) -> Result<(), ConnectError> {
         let pools = &self.pool.pools;
         // Read before connecting: an invalidation meanwhile applies to this connection too.
         let generation = pools.generation();

@@ -84,6 +84,27 @@ const DEFAULT_PRIVILEGES: &str = "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN S
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {service};
     ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT SELECT, UPDATE ON SEQUENCES TO {service}";
 
+/// The limit may be of the role, of the database or of the server.
+#[test]
+fn work_waits_for_a_released_connection_while_the_server_takes_no_more() {
+    runtime::block_on(2, async {
+        let roles = Roles::new(&["ALTER ROLE {service} CONNECTION LIMIT 4"]).await;
+        let database = database(&roles.service, &roles.owner);
+        database.assume_migrated();
+        let read = |_| {
+            let database = database.clone();
+            let read = async |connection: &mut postgres::PgConnection| {
+                query("SELECT pg_sleep(0.01)").execute(connection).await.map(drop)
+            };
+            runtime::spawn(async move { database.read(read).await })
+        };
+        // Many more than the pool's connections, of which the server takes four.
+        for read in (0..100).map(read).collect::<Vec<_>>() {
+            read.await.unwrap();
+        }
+    });
+}
+
 #[test]
 fn the_owner_migrates_and_the_service_changes_rows_alone_also_in_tables_of_later_migrations() {
     runtime::block_on(1, async {
