@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use crate::{Environment, Value};
 
 /// Reads settings one by one, and records every variable and every wrong value.
@@ -177,11 +179,17 @@ impl Report {
     /// The text of `--print-config`: `NAME=value` lines that a shell can read back, secrets masked.
     pub fn values(&self) -> String {
         let line = |variable: &Variable| match &variable.shown {
-            Some(value) => format!("{}={value}\n", variable.names[0]),
+            Some(value) => format!("{}={}\n", variable.names[0], shell_word(value)),
             None => format!("# {} is not set\n", variable.names[0]),
         };
         self.0.iter().map(line).collect()
     }
+}
+
+/// The value as a shell reads it in an assignment, where it expands no `*`.
+fn shell_word(value: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_./:,@%+=-*".contains(c);
+    if value.chars().all(is_plain) { value.into() } else { format!("'{}'", value.replace('\'', r"'\''")).into() }
 }
 
 /// One wrong value.
@@ -221,7 +229,7 @@ fn parse_own<T: Value>(text: &str) -> T {
 
 #[cfg(test)]
 mod tests {
-    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, process::Command, time::Duration};
 
     use super::*;
     use crate::Secret;
@@ -307,6 +315,18 @@ mod tests {
         assert_eq!(reader.variable(&["NOTE"], "note").lenient().optional::<String>(), None);
         assert_eq!(reader.take_warnings().len(), 1);
         assert!(reader.raw("NOTE").is_some(), "it is set");
+    }
+
+    #[test]
+    fn a_shell_reads_the_printed_values_back() {
+        for value in ["plain/a:b,c=d", "a=b; touch x", "it's $HOME", "`id`", "~/x", "a\nb", "*", "#", "\\ \"&|<>", "é"]
+        {
+            let mut reader = Reader::new(Environment::empty().with("NOTE", value));
+            let _: Option<String> = reader.variable(&["NOTE"], "note").optional();
+            let script = format!("{}\nprintf %s \"$NOTE\"", reader.into_report().values());
+            let read = Command::new("sh").arg("-c").arg(script).output().unwrap();
+            assert_eq!(String::from_utf8(read.stdout).unwrap(), value);
+        }
     }
 
     #[test]
