@@ -76,6 +76,10 @@ fn identities_may_be_off_on_a_network_only_if_somebody_has_said_so() {
         assert!(error.contains("AUTH_OFF_ON_NETWORK=yes") && error.contains(address), "{service}: {error}");
         assert_eq!(run(service, &[(address, "0.0.0.0"), ("AUTH_OFF_ON_NETWORK", "yes")]).0, Some(0), "{service}");
         assert_eq!(run(service, &[(address, "127.0.0.1")]).0, Some(0), "{service}");
+        let (code, error) =
+            run(service, &[("AUTH_ISSUER", "https://issuer"), ("AUTH", ""), ("AUTH_OFF_ON_NETWORK", "yes")]);
+        assert_eq!(code, Some(78), "{service}: {error}");
+        assert!(error.contains("AUTH_ISSUER") && error.contains("AUTH is not set"), "{service}: {error}");
     }
 }
 

@@ -64,6 +64,14 @@ impl Settings {
         let YesOrNo(on_network) = reader
             .variable(&["AUTH_OFF_ON_NETWORK"], "whether AUTH=off may listen on an address that is not loopback")
             .or("no");
+        if reader.raw("AUTH").is_none() {
+            // Somebody wants tokens, and everything would be open.
+            for name in ["AUTH_ISSUER", "AUTH_AUDIENCE", "AUTH_JWKS_URL", "AUTH_JWKS_TLS_CA", "AUTH_JWKS_FILE"] {
+                if reader.raw(name).is_some() {
+                    reader.reject(name, "AUTH=jwt or AUTH=off with it", "AUTH is not set");
+                }
+            }
+        }
         if !is_jwt {
             return Self { mode: Mode::Off { on_network } };
         }
@@ -195,6 +203,18 @@ mod tests {
         }
         assert!(read(&[("AUTH", "on")], "127.0.0.1").unwrap_err().contains("off or jwt"));
         assert!(read(&[("AUTH_OFF_ON_NETWORK", "true")], "127.0.0.1").unwrap_err().contains("yes or no"));
+    }
+
+    #[test]
+    fn settings_of_tokens_say_that_auth_was_forgotten() {
+        for setting in [ISSUER, AUDIENCE, FILE, URL, ("AUTH_JWKS_TLS_CA", "/ca.pem")] {
+            for forgotten in [&[setting][..], &[("AUTH", ""), setting]] {
+                let error = read(forgotten, "127.0.0.1").unwrap_err();
+                assert!(error.contains(setting.0) && error.contains("AUTH is not set"), "{error}");
+            }
+            assert!(read(&[("AUTH", "off"), setting], "127.0.0.1").is_ok(), "somebody has said so");
+        }
+        assert!(read(&[("AUTH", ""), ("AUTH_ISSUER", "")], "127.0.0.1").is_ok());
     }
 
     #[test]
