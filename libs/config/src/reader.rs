@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_shell_reads_the_printed_values_back() {
-        for value in ["plain/a:b,c=d", "a=b; touch x", "it's $HOME", "`id`", "~/x", "a\nb", "*", "#", "\\ \"&|<>", "é"]
+        for value in ["plain/a:b,c=d", "a=b; exit 1", "it's $HOME", "`id`", "~/x", "a\nb", "*", "#", "\\ \"&|<>", "é"]
         {
             let mut reader = Reader::new(Environment::empty().with("NOTE", value));
             let _: Option<String> = reader.variable(&["NOTE"], "note").optional();
