@@ -37,7 +37,10 @@ impl From<CallFailure> for Status {
             CallFailure::BalanceOutOfRange => Self::out_of_range(failure.to_string()),
             // `Database` has logged the outage, or the privilege or the table that is missing.
             CallFailure::Database(
-                postgres::Error::Unavailable(_) | postgres::Error::ReadOnly | postgres::Error::Denied(_),
+                postgres::Error::Unavailable(_)
+                | postgres::Error::ReadOnly
+                | postgres::Error::Denied(_)
+                | postgres::Error::Resources(_),
             ) => Self::unavailable("the database cannot serve now"),
             // The database is up, so the status must not be one that callers count as an outage.
             CallFailure::Database(postgres::Error::Locked | postgres::Error::Timeout) => {

@@ -31,7 +31,7 @@ use crate::{
 /// A ping succeeds without a query for this long after the last answer of the server.
 const PING_VALIDITY: Duration = Duration::from_secs(1);
 
-/// Lock and statement timeouts, missing privileges, and each statement that fails are logged this often at most.
+/// Lock and statement timeouts, missing privileges and resources, and each statement that fails are logged this often at most.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 static TIMEOUTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -328,8 +328,8 @@ impl Inner {
         }
     }
 
-    /// Logs a failure that is no outage: a lock or statement timeout, which is counted too, a missing privilege, or a statement
-    /// that fails. Not every caller does: background work only tries again.
+    /// Logs a failure that is no outage: a lock or statement timeout, which is counted too, a missing privilege, a full disk, or a
+    /// statement that fails. Not every caller does: background work only tries again.
     fn report_failure(&self, error: &Error, statement: &str) {
         let what = match error {
             Error::Locked | Error::Timeout => {
@@ -338,6 +338,7 @@ impl Inner {
                 "a healthy server cancelled a statement (counted in db_timeouts_total)"
             }
             Error::Denied(_) => "the server rejects a statement until a privilege is granted",
+            Error::Resources(_) => "the server lacks resources for a statement",
             Error::Query(_) => "a statement failed",
             _ => return,
         };

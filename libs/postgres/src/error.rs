@@ -27,6 +27,10 @@ pub enum Error {
     /// The role lacks a privilege; nothing was done. The same statement succeeds once it is granted, without a restart.
     #[error("the role of the service lacks a privilege: {0}")]
     Denied(String),
+    /// The server answers and lacks what the statement needs: disk space, memory, a file that it can read, or more of what a limit of
+    /// its configuration allows, such as `temp_file_limit`. The statement was rolled back; others may succeed.
+    #[error("the server lacks resources for the statement: {0}")]
+    Resources(String),
     /// The queue of a [`Batcher`](crate::Batcher) is full; the request was not executed.
     #[error("too many requests wait for the same statement")]
     QueueFull,
@@ -48,6 +52,7 @@ impl Error {
             Self::Locked => Self::Locked,
             Self::Timeout => Self::Timeout,
             Self::Denied(why) => Self::Denied(why.clone()),
+            Self::Resources(why) => Self::Resources(why.clone()),
             Self::QueueFull => Self::QueueFull,
             Self::Constraint(name) => Self::Constraint(name.clone()),
             Self::Query(_) => Self::Query(sqlx::Error::Protocol(self.to_string())),
@@ -74,6 +79,7 @@ impl Error {
             Self::Locked => "locked".into(),
             Self::Timeout => "timeout".into(),
             Self::Denied(_) => "denied".into(),
+            Self::Resources(_) => "resources".into(),
             Self::QueueFull => "queue_full".into(),
             Self::Constraint(name) => name.clone().into(),
             Self::Query(_) => "query".into(),
@@ -103,6 +109,7 @@ impl From<sqlx::Error> for Error {
                     _ if is_fatal(&**database) => Self::Unavailable(describe(&**database).into()),
                     "40001" | "40P01" | "55P03" => Self::Locked,
                     "57014" => Self::Timeout,
+                    code if code.starts_with("53") || code.starts_with("58") => Self::Resources(describe(&**database)),
                     code if is_transient(code) => Self::Unavailable(describe(&**database).into()),
                     _ => Self::Query(error),
                 }
@@ -129,9 +136,8 @@ fn of_reindex(index: &str) -> Option<&str> {
 /// Whether an SQLSTATE is about the state of the server rather than about the statement.
 fn is_transient(code: &str) -> bool {
     let class = code.get(..2).unwrap_or_default();
-    // Connection, authorisation, rollback, resources, operator intervention, system error; the end of an idle
-    // transaction; no such database (yet).
-    matches!(class, "08" | "28" | "40" | "53" | "57" | "58") || matches!(code, "25P03" | "25P04" | "3D000")
+    // Connection, authorisation, rollback, operator intervention; the end of an idle transaction; no such database (yet).
+    matches!(class, "08" | "28" | "40" | "57") || matches!(code, "25P03" | "25P04" | "3D000")
 }
 
 /// PostgreSQL's message and SQLSTATE, with a hint for the administrator. Messages that can quote data are left out:

@@ -145,7 +145,7 @@ pub(crate) async fn classify(
         ));
     }
     match Error::from(error) {
-        error @ (Error::Unavailable(_) | Error::Locked | Error::Timeout | Error::ReadOnly) => {
+        error @ (Error::Unavailable(_) | Error::Locked | Error::Timeout | Error::ReadOnly | Error::Resources(_)) => {
             MigrationFailure::Transient(error)
         }
         error => MigrationFailure::Permanent(format!("the schema cannot be migrated: {error}")),

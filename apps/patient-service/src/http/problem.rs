@@ -43,9 +43,12 @@ impl From<Error> for Problem {
                 let detail = "The Idempotency-Key expired during the request. Repeat it.";
                 Self::unavailable(detail, RETRY_AFTER).kind("idempotency-key-expired")
             }
-            // `Database` has logged the outage, or the privilege or the table that is missing.
+            // `Database` has logged the outage, or the privilege, the table or the resource that is missing.
             Error::Database(
-                postgres::Error::Unavailable(_) | postgres::Error::ReadOnly | postgres::Error::Denied(_),
+                postgres::Error::Unavailable(_)
+                | postgres::Error::ReadOnly
+                | postgres::Error::Denied(_)
+                | postgres::Error::Resources(_),
             ) => Self::unavailable("The database cannot serve now.", RETRY_AFTER).kind("database-unavailable"),
             // The database is up.
             Error::Database(postgres::Error::Locked | postgres::Error::Timeout | postgres::Error::QueueFull) => {
