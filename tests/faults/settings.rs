@@ -39,7 +39,14 @@ fn every_invalid_value_of_every_service_is_reported_and_the_exit_code_is_78() {
         ("billing-service", &[("GRPC_SERVER_PORT", "-1"), ("DATABASE_URL", "hunter2"), ("DATABASE_CONNECTIONS", "0")]),
         (
             "analytics-service",
-            &[("PARTITIONS", "3/3"), ("ON_OFFSET_LOSS", "ignore"), ("KAFKA_DEADLINE", "soon"), ("AUTH", "basic")],
+            &[
+                ("PARTITIONS", "3/3"),
+                ("ON_OFFSET_LOSS", "ignore"),
+                ("KAFKA_DEADLINE", "soon"),
+                ("AUTH", "basic"),
+                // That of events.
+                ("KAFKA_DEAD_LETTER_TOPIC", "patient"),
+            ],
         ),
     ];
     for (service, settings) in wrong {

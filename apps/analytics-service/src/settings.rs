@@ -36,8 +36,13 @@ impl Settings {
     pub fn read(reader: &mut Reader) -> Self {
         let http = web::Settings::read(reader, "4002");
         let kafka = kafka::Settings::read(reader, "analytics-service");
-        let topic = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
-        let dead_letter_topic = reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "dead letter topic").or("patient.dlq");
+        let topic: String = reader.variable(&["KAFKA_TOPIC"], "topic of patient events").or("patient");
+        let dead_letter_topic: String =
+            reader.variable(&["KAFKA_DEAD_LETTER_TOPIC"], "dead letter topic").or("patient.dlq");
+        if dead_letter_topic == topic {
+            let why = "each dead letter would be read as an event, and make another one";
+            reader.reject("KAFKA_DEAD_LETTER_TOPIC", "another topic than KAFKA_TOPIC", why);
+        }
         let about = "consumer group to which the progress is committed, and which assigns the partitions with PARTITIONS=group; none: no progress is committed";
         let group = reader.variable(&["KAFKA_CONSUMER_GROUP"], about).or("analytics-service");
         let assignment = reader.variable(&["PARTITIONS"], "partitions that this instance reads").or("all");
