@@ -160,7 +160,9 @@ impl Consumer {
     pub fn expect_topic_id(&mut self, topic_id: Option<Uuid>) {
         if self.topic_id != topic_id {
             (self.topic_id, self.leader_epoch, self.connection) = (topic_id, None, None);
-            (self.watermarks, self.metadata_cache) = (None, MetadataCache::default());
+            // A broker that knows another topic may be outdated: it is believed only if no other one has this topic.
+            self.metadata_cache.update(topic_id, std::iter::empty());
+            self.watermarks = None;
         }
     }
 

@@ -60,6 +60,24 @@ fn a_leader_that_is_cut_off_is_left_for_the_one_with_a_higher_epoch() {
     });
 }
 
+/// As after a restart: the consumer knows the topic by what was stored.
+#[test]
+fn a_broker_that_knows_another_topic_is_believed_only_if_no_other_one_has_the_expected() {
+    runtime::block_on(2, async {
+        let (before, current) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let (cut_off, up_to_date) = (leader(before, 5, None).await, leader(current, 0, None).await);
+        let mut consumer = consumer(vec![cut_off.address.clone(), up_to_date.address.clone()]);
+        consumer.expect_topic_id(Some(current));
+        fetch(&mut consumer).await.unwrap();
+        assert_eq!((fetches(&cut_off), fetches(&up_to_date)), (0, 1));
+        consumer.expect_topic_id(Some(Uuid::from_u128(3)));
+        for _ in 0..2 {
+            let changed = fetch(&mut consumer).await;
+            assert!(matches!(changed, Err(Error::TopicChanged { .. })), "{changed:?}");
+        }
+    });
+}
+
 #[test]
 fn a_connection_is_used_on_while_no_bootstrap_broker_is_available() {
     runtime::block_on(2, async {
