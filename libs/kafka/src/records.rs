@@ -81,7 +81,7 @@ impl Records {
     /// unreadable. Of the first batch up to `max_first_bytes` are decompressed.
     ///
     /// # Errors
-    /// If the bytes are no batches.
+    /// If the bytes do not begin with a batch.
     pub(crate) fn decode(
         mut bytes: Bytes,
         from: i64,
@@ -92,7 +92,14 @@ impl Records {
         let mut records = Self { from, to: i64::MAX, ..Self::default() };
         let (mut next, mut room, mut count) = (from, MAX_DECOMPRESSED_BYTES, 0);
         let mut leader_epoch = None;
-        while let Some(mut raw) = RawBatch::take(&mut bytes)? {
+        loop {
+            let mut raw = match RawBatch::take(&mut bytes) {
+                Ok(Some(raw)) => raw,
+                Ok(None) => break,
+                // The error is that of the next fetch, which begins here.
+                Err(_) if next > from => break,
+                Err(error) => return Err(error),
+            };
             if let Err(Malformed::Checksum) = raw.header {
                 // Its own fields may be damaged; those of the next batch are not.
                 let following = RawBatch::peek_following_offset(&bytes, raw.first_offset);

@@ -73,3 +73,16 @@ fn a_batch_whose_length_is_damaged_costs_no_record_of_another_one() {
         assert_eq!(decode_without(&bytes, 3, &[]).unwrap().next, 4, "{damaged}");
     }
 }
+
+/// No batch can be that short, so nobody can tell where the next one begins.
+#[test]
+fn batches_before_an_impossible_length_are_read() {
+    let lengths = [3, 4, 2];
+    let start: usize = batches(&lengths[..2], Compression::None).len();
+    for damaged in [-1, 0, 48] {
+        let mut bytes = batches(&lengths, Compression::None);
+        bytes[start + 8..start + 12].copy_from_slice(&i32::to_be_bytes(damaged));
+        assert_eq!(offsets(&bytes, 0), ((0..7).collect(), 7), "{damaged}");
+        assert_eq!(decode(&bytes[start..], 7).err(), Some(Malformed::Batch), "{damaged}");
+    }
+}
