@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use chrono::Utc;
+use codec::event::{Event, EventKind};
 use kafka::{
     Producer, Record,
     testing::{Codec, batch, send_batch, set_topic_setting},
@@ -16,12 +17,14 @@ use testbed::{
     service::{Launch, Service},
     sql, until,
 };
+use uuid::Uuid;
 
 use crate::support::{TIMEOUT, logged, metric, until_readiness};
 
 testbed::on_each_broker!(
     undecodable_records_cost_little_memory,
     headers_that_are_compressed_cost_little_memory,
+    many_partitions_cost_little_memory,
     a_state_with_many_dates_is_opened_in_little_memory
 );
 
@@ -52,11 +55,15 @@ impl Fixture {
 
     /// A topic with many large undecodable records.
     async fn new(kind: Kind) -> Self {
-        let fixture = Self::empty(kind, PARTITIONS).await;
+        Self::with_partitions(kind, PARTITIONS).await
+    }
+
+    async fn with_partitions(kind: Kind, partitions: i32) -> Self {
+        let fixture = Self::empty(kind, partitions).await;
         let mut producer = Producer::new(fixture.kafka.clone(), &fixture.topic);
         for number in 0..RECORDS {
             let record = undecodable(vec![0xff; RECORD_BYTES], 0);
-            let partition = number as i32 % PARTITIONS;
+            let partition = number as i32 % partitions;
             producer.send(BTreeMap::from([(partition, vec![record])])).await.remove(&partition).unwrap().unwrap();
         }
         fixture
@@ -93,6 +100,21 @@ fn undecodable(value: Vec<u8>, headers: usize) -> Record {
     Record { key: None, value: Some(value), headers, timestamp: Utc::now() }
 }
 
+fn created() -> Record {
+    let event = Event {
+        id: Uuid::now_v7(),
+        patient_id: Uuid::now_v7(),
+        kind: EventKind::Created,
+        version: 1,
+        time: Utc::now(),
+        name: "Jane Doe",
+        email: "jane@example.org",
+        registered_date: "2024-02-29".parse().unwrap(),
+        date_of_birth: "1990-12-31".parse().unwrap(),
+    };
+    Record { key: None, value: Some(event.encode()), headers: Vec::new(), timestamp: event.time }
+}
+
 /// All dead letters.
 async fn letters(service: &Service) -> Vec<Json> {
     service.client().get("/analytics/dead-letters?limit=1000").await.unwrap().json().as_array().unwrap().clone()
@@ -108,6 +130,7 @@ async fn until_forwarded(service: &Service, records: usize) {
 
 fn assert_little_memory(service: &mut Service) {
     let most = service.process().peak_memory();
+    println!("{} KiB at most", most / 1024);
     assert!(most > 0 && most < MEMORY, "{} KiB at most", most / 1024);
 }
 
@@ -132,6 +155,37 @@ fn headers_that_are_compressed_cost_little_memory(kind: Kind) {
         send_batch(&fixture.kafka, &fixture.topic, 0, batch).await.unwrap();
         let mut service = fixture.start().await;
         until_forwarded(&service, COMPRESSED).await;
+        assert_little_memory(&mut service);
+    });
+}
+
+/// Large records that are not events on some of them, and events whose batches are much larger when decompressed on the others.
+fn many_partitions_cost_little_memory(kind: Kind) {
+    const UNDECODABLE_ON: i32 = 60;
+    const EVENTS_ON: i32 = 24;
+    const EVENTS: usize = 13_000;
+    runtime::block_on(2, async {
+        let fixture = Fixture::with_partitions(kind, UNDECODABLE_ON).await;
+        let mut service = fixture.start().await;
+        until_forwarded(&service, RECORDS).await;
+        assert_little_memory(&mut service);
+        service.stop().await;
+
+        let fixture = Fixture::empty(kind, EVENTS_ON).await;
+        let batch = batch(Codec::Zstd, &vec![created(); EVENTS]);
+        for partition in 0..EVENTS_ON {
+            for _ in 0..2 {
+                send_batch(&fixture.kafka, &fixture.topic, partition, batch.clone()).await.unwrap();
+            }
+        }
+        let mut service = fixture.start().await;
+        let all = (EVENTS * 2) as i64 * i64::from(EVENTS_ON);
+        until("every event is read", async || {
+            let summary = service.client().get("/analytics/summary").await.unwrap().json();
+            let positions = summary["partitions"].as_array().unwrap();
+            positions.iter().map(|partition| partition["appliedOffset"].as_i64().unwrap() + 1).sum::<i64>() == all
+        })
+        .await;
         assert_little_memory(&mut service);
     });
 }

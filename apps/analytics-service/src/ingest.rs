@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use kafka::Member;
+use kafka::{FetchMemory, Member};
 use runtime::{Backoff, Notify, Shutdown, timeout};
 use smol::{
     Task,
@@ -111,7 +111,8 @@ impl Ingest {
                 pauses.pause().await;
             }
         };
-        shutdown.run_until_stopped(work).await;
+        // Boxed, because it is large, and would be part of the caller's future.
+        shutdown.run_until_stopped(Box::pin(work)).await;
         self.state.close().await;
         if let Some(member) = member {
             member::leave(member).await;
@@ -172,13 +173,15 @@ impl Ingest {
         }
     }
 
-    /// The queue between the fetchers and the task that applies.
-    fn queue(&self, saved: &SavedState) -> (fetcher::Shared, Receiver<FetchedBatch>) {
+    /// The queue between the fetchers and the task that applies. So many of the fetchers will be standbys.
+    fn queue(&self, saved: &SavedState, standbys: usize) -> (fetcher::Shared, Receiver<FetchedBatch>) {
         let (sender, receiver) = channel::bounded(MAX_QUEUED_BATCHES);
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
             ingest: self.clone(),
             topic_id: Arc::new(Mutex::new(topic_id)),
+            memory: FetchMemory::default(),
+            standbys,
             budget: Budget::new(MAX_QUEUED_BYTES),
             sender,
         };
@@ -202,7 +205,7 @@ impl Ingest {
             let positions: Vec<_> = partitions.iter().map(position).collect();
             snapshot.assign(positions);
         });
-        let total = fetchers.len() + partitions.len();
+        let total = fetchers.len() + partitions.len() + shared.standbys;
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
             fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, total, saved).run()));

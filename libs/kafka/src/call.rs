@@ -48,6 +48,11 @@ impl Deadline {
         self.end.saturating_duration_since(Instant::now())
     }
 
+    /// The deadline so much later.
+    pub(crate) fn extended(self, by: Duration) -> Self {
+        Self { end: self.end + by, ..self }
+    }
+
     /// The first of `parts` equal parts of the remaining time.
     pub(crate) fn split(self, parts: usize) -> Self {
         Self::new(self.remaining() / u32::try_from(parts).unwrap_or(u32::MAX).max(1))
@@ -74,7 +79,15 @@ pub(crate) async fn call<T>(
     deadline: Deadline,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    let result = deadline.timeout(None, work).await;
+    count(operation, deadline.timeout(None, work)).await
+}
+
+/// Counts the outcome of `work`, each step of which has a deadline.
+pub(crate) async fn count<T>(
+    operation: &'static str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let result = work.await;
     let outcome = result.as_ref().err().map_or("ok", Error::outcome);
     CALLS.with_label_values(&[operation, outcome]).inc();
     result

@@ -18,7 +18,6 @@ use runtime::{connect_to, timeout};
 use smol::{
     Timer,
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    lock::SemaphoreGuard,
     net::TcpStream,
 };
 use telemetry::metrics::{self, IntCounterVec};
@@ -26,7 +25,7 @@ use telemetry::metrics::{self, IntCounterVec};
 use crate::{
     BrokerError, Error, Malformed, Sasl, Settings,
     call::{Deadline, broker_error},
-    large_batch,
+    memory::{FetchMemory, FetchPermit, LARGE_BATCHES},
     records::MAX_BATCH_BYTES,
     security::Authentication,
     unreachable::{Address, Cause, Unreachable},
@@ -35,7 +34,7 @@ use crate::{
 
 /// The largest response: a batch, and the fields around it.
 const MAX_RESPONSE_BYTES: usize = MAX_BATCH_BYTES + 1024 * 1024;
-/// The largest response that is read into the connection's buffer, which is reused.
+/// The largest response that is read into the connection's buffer, which is reused. A consumer may have a lower limit.
 const MAX_BUFFER_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// Bytes that are read of a response that is too large: enough to decode the header of its first batch.
 const PREFIX_BYTES: usize = 64 * 1024;
@@ -75,6 +74,12 @@ pub(crate) struct Connection {
     /// Reused for each response once the one before is dropped: memory allocated for each fetch would be returned to the
     /// system each time, and its pages faulted in again.
     buffer: BytesMut,
+    /// The largest response that is read into it.
+    buffer_bytes: usize,
+    /// The memory for larger ones.
+    memory: FetchMemory,
+    /// Whether the rest of a truncated response has not been read.
+    has_unread_bytes: bool,
 }
 
 /// A response without its header.
@@ -83,8 +88,8 @@ pub(crate) struct Response {
     pub(crate) body: Bytes,
     /// The length of the whole response, if only its beginning was read; then the connection is unusable.
     pub(crate) truncated: Option<usize>,
-    /// The permit of a large response.
-    pub(crate) large_batch: Option<SemaphoreGuard<'static>>,
+    /// The permit of a response that is not in the connection's buffer.
+    pub(crate) permit: Option<FetchPermit>,
 }
 
 impl Response {
@@ -113,6 +118,9 @@ impl Connection {
             versions: None,
             has_served_a_request: false,
             buffer: BytesMut::new(),
+            buffer_bytes: MAX_BUFFER_BYTES,
+            memory: LARGE_BATCHES.clone(),
+            has_unread_bytes: false,
         };
         match connection.negotiate().await {
             Ok(versions) => connection.versions = Some(versions),
@@ -167,6 +175,24 @@ impl Connection {
             Box::pin(self.authenticate(sasl)).await?;
         }
         Ok(self)
+    }
+
+    /// Keeps no larger buffer than that, up to [`MAX_BUFFER_BYTES`]; larger responses are read into this memory.
+    pub(crate) fn limit_buffer(&mut self, bytes: usize, memory: &FetchMemory) {
+        (self.buffer_bytes, self.memory) = (bytes.min(MAX_BUFFER_BYTES), memory.clone());
+    }
+
+    /// Waits for the permit. The deadline of the call is moved by that time: it is not the broker that is late.
+    pub(crate) async fn acquire(&mut self, memory: &FetchMemory) -> FetchPermit {
+        let started = Instant::now();
+        let permit = memory.acquire().await;
+        self.deadline = self.deadline.extended(started.elapsed());
+        permit
+    }
+
+    /// Whether the next bytes on the connection are not those of a response that nobody has read.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.has_unread_bytes
     }
 
     /// Until when the broker mutes the connection because of a quota, if that is in the future.
@@ -259,16 +285,11 @@ impl Connection {
     /// connection is throttled, it waits first.
     pub(crate) async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Response, Error> {
         let (deadline, broker) = (self.deadline, self.address.broker.clone());
-        deadline.timeout(Some(&broker), self.exchange_without_deadline(version, request)).await
-    }
-
-    async fn exchange_without_deadline<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Response, Error> {
-        if let Some(until) = self.throttled_until() {
-            Timer::at(until).await;
-        }
-        self.correlation_id = self.correlation_id.wrapping_add(1);
-        self.send(version, request).await?;
-        let mut response = self.receive().await?;
+        let length = deadline.timeout(Some(&broker), self.request(version, request)).await?;
+        let memory = self.memory.clone();
+        let permit = if read_length(length) > self.buffer_bytes { Some(self.acquire(&memory).await) } else { None };
+        let deadline = self.deadline;
+        let mut response = deadline.timeout(Some(&broker), self.receive(length, permit)).await?;
         let header = ResponseHeader::decode(&mut response.body, Q::Response::header_version(version));
         match header {
             Ok(header) if header.correlation_id == self.correlation_id => {
@@ -277,6 +298,25 @@ impl Connection {
             }
             _ => Err(Malformed::Response.into()),
         }
+    }
+
+    /// Sends a request, and returns the length of the response.
+    async fn request<Q: Request>(&mut self, version: i16, request: &Q) -> Result<usize, Error> {
+        if let Some(until) = self.throttled_until() {
+            Timer::at(until).await;
+        }
+        self.correlation_id = self.correlation_id.wrapping_add(1);
+        self.send(version, request).await?;
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).await.map_err(|error| self.io_error(error))?;
+        if let (None, Some(protocol)) = (&self.versions, foreign_protocol(length)) {
+            return Err(self.unreachable(protocol).into());
+        }
+        let length = usize::try_from(i32::from_be_bytes(length)).map_err(|_| Malformed::Response)?;
+        if self.versions.is_none() && length > MAX_API_VERSIONS_BYTES {
+            return Err(Malformed::ResponseTooLarge(length).into());
+        }
+        Ok(length)
     }
 
     /// The error of a failed connection, by how far it got.
@@ -313,28 +353,22 @@ impl Connection {
         sent.await.map_err(|error| self.io_error(error))
     }
 
-    async fn receive(&mut self) -> Result<Response, Error> {
-        let mut length = [0; 4];
-        self.stream.read_exact(&mut length).await.map_err(|error| self.io_error(error))?;
-        if let (None, Some(protocol)) = (&self.versions, foreign_protocol(length)) {
-            return Err(self.unreachable(protocol).into());
-        }
-        let length = usize::try_from(i32::from_be_bytes(length)).map_err(|_| Malformed::Response)?;
-        if self.versions.is_none() && length > MAX_API_VERSIONS_BYTES {
-            return Err(Malformed::ResponseTooLarge(length).into());
-        }
+    async fn receive(&mut self, length: usize, permit: Option<FetchPermit>) -> Result<Response, Error> {
         let truncated = (length > MAX_RESPONSE_BYTES).then_some(length);
-        let length = if truncated.is_some() { PREFIX_BYTES } else { length };
-        let is_large = length > MAX_BUFFER_BYTES;
-        let large_batch = if is_large { Some(large_batch::acquire().await) } else { None };
+        self.has_unread_bytes = truncated.is_some();
         let mut own = BytesMut::new();
-        let buffer = if is_large { &mut own } else { &mut self.buffer };
-        buffer.resize(length, 0);
+        let buffer = if permit.is_some() { &mut own } else { &mut self.buffer };
+        buffer.resize(read_length(length), 0);
         if let Err(error) = self.stream.read_exact(buffer).await {
             return Err(self.io_error(error));
         }
-        Ok(Response { body: buffer.split().freeze(), truncated, large_batch })
+        Ok(Response { body: buffer.split().freeze(), truncated, permit })
     }
+}
+
+/// How much is read of a response of this length.
+fn read_length(length: usize) -> usize {
+    if length > MAX_RESPONSE_BYTES { PREFIX_BYTES } else { length }
 }
 
 /// When to authenticate again in a session that the broker ends after so many milliseconds; none if it does not end. It is well

@@ -11,16 +11,15 @@ use kafka_protocol::{
     },
     protocol::StrBytes,
 };
-use smol::lock::SemaphoreGuard;
 use uuid::Uuid;
 
 use crate::{
     Error, Malformed, Records, Settings, UnreadableBatch,
     batch::RawBatch,
-    call::{Deadline, call, millis},
+    call::{Deadline, call, count, millis},
     connection::{Connection, Response},
     fetch_response::{DecodedFetchResponse, DecodedPartition},
-    large_batch,
+    memory::{FetchMemory, FetchPermit, LARGE_BATCHES},
     metadata::{self, Leader, MetadataCache},
     records::{DecodedBatches, MAX_BATCH_BYTES, MAX_DECOMPRESSED_BYTES},
     versions::FETCH_BY_NAME,
@@ -33,6 +32,8 @@ const READ_COMMITTED: i8 = 1;
 const CHECKSUM_ATTEMPTS: u32 = 5;
 /// Bytes beside a corrupt batch that are fetched to see where the next one begins.
 const ROOM_FOR_NEXT: i32 = 4096;
+/// What a response has at most beside its records, except for many aborted transactions.
+const RESPONSE_FIELDS_BYTES: usize = 4096;
 /// The size of a fetch for the timestamp of one record.
 const TIMESTAMP_FETCH_BYTES: i32 = 16 * 1024;
 /// Attempts of a fetch whose responses are empty because of a quota, before the watermarks of the partition are known. Each
@@ -84,6 +85,8 @@ pub struct Consumer {
     corrupt_batch: Option<(i64, u32)>,
     /// The last known high watermark and last stable offset.
     watermarks: Option<(i64, i64)>,
+    /// What it shares with other consumers.
+    memory: Option<FetchMemory>,
 }
 
 /// The result of a fetch.
@@ -135,7 +138,15 @@ impl Consumer {
             leader_epoch: None,
             corrupt_batch: None,
             watermarks: None,
+            memory: None,
         }
+    }
+
+    /// Shares this memory with other consumers: one of them at a time has records. A fetch waits until the [`Records`] of the one before
+    /// and their [permit](Records::into_permit) are dropped: for ever, if the caller keeps its own.
+    #[must_use]
+    pub fn sharing(self, memory: FetchMemory) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// The partition.
@@ -244,8 +255,9 @@ impl Consumer {
             let fetched = self.fetch_any_size(&mut connection, offset, max_bytes, wait).await;
             self.keep_connection_if_usable(connection, fetched)
         };
-        // Boxed, because a fetch with its connection is large, and would be part of every caller's future.
-        let Some(fetched) = call("fetch", deadline, Box::pin(work)).await? else { return Ok(None) };
+        // The deadline is the connection's, which does not run while the memory belongs to others. Boxed, because a fetch with its
+        // connection is large, and would be part of every caller's future.
+        let Some(fetched) = count("fetch", Box::pin(work)).await? else { return Ok(None) };
         self.watermarks = Some((fetched.high_watermark, fetched.last_stable_offset));
         Ok(Some(fetched))
     }
@@ -265,6 +277,10 @@ impl Consumer {
             let room = i32::try_from(corrupt.bytes).ok()?.saturating_add(ROOM_FOR_NEXT);
             (corrupt.first_offset == corrupt.last_offset && room > max_bytes).then_some(room)
         };
+        if let Some(memory) = &self.memory {
+            let requested = usize::try_from(max_bytes).unwrap_or_default();
+            connection.limit_buffer(requested.saturating_add(RESPONSE_FIELDS_BYTES), memory);
+        }
         let throttled_before = connection.throttled_until();
         let is_throttled = |connection: &Connection| connection.throttled_until() > throttled_before;
         let Some(fetched) = self.fetch_once(connection, offset, max_bytes, wait).await? else { return Ok(None) };
@@ -315,7 +331,7 @@ impl Consumer {
             .with_isolation_level(READ_COMMITTED)
             .with_session_epoch(NO_SESSION)
             .with_topics(vec![topic.with_partitions(vec![partition])]);
-        let Response { body, truncated, large_batch } = connection.exchange(version, &request).await?;
+        let Response { body, truncated, permit } = connection.exchange(version, &request).await?;
         let response = DecodedFetchResponse::decode(version, body, self.partition)?;
         connection.throttle::<FetchRequest>(response.throttle_ms);
         if let Some(error) = response.error_code.err() {
@@ -333,13 +349,40 @@ impl Consumer {
                 RawBatch::peek(&records).map_err(|_| Malformed::ResponseTooLarge(length))?,
                 offset,
             ),
-            None => decode(records, offset, aborted, large_batch).await?,
+            None => self.decode(connection, (records, aborted), offset, permit).await?,
         };
         // Some brokers have no transactions.
         let last_stable_offset = if last_stable_offset < 0 { high_watermark } else { last_stable_offset };
         // Before the next batch, or after the first offset.
         let next = if unreadable.is_some() { next.min(high_watermark).max(offset + 1) } else { next };
         Ok(Some(Fetched { records, next, leader_epoch, high_watermark, last_stable_offset, unreadable }))
+    }
+
+    /// Decodes the batches of a response. If the memory is shared, or the first batch is large when decompressed, it waits for the
+    /// permit.
+    async fn decode(
+        &self,
+        connection: &mut Connection,
+        (bytes, aborted): (Bytes, Vec<(i64, i64)>),
+        from: i64,
+        permit: Option<FetchPermit>,
+    ) -> Result<DecodedBatches, Malformed> {
+        let permit = match (permit, &self.memory) {
+            (None, Some(memory)) if !bytes.is_empty() => Some(connection.acquire(memory).await),
+            (permit, _) => permit,
+        };
+        let has_permit = permit.is_some();
+        let max_bytes = if has_permit { MAX_BATCH_BYTES } else { MAX_DECOMPRESSED_BYTES };
+        let decoded = Records::decode(bytes.clone(), from, aborted.clone(), max_bytes)?;
+        let needs_permit = decoded.unreadable.is_some_and(|unreadable| unreadable.reason == Malformed::TooLarge);
+        let (mut decoded, permit) = if needs_permit && !has_permit {
+            let permit = connection.acquire(&LARGE_BATCHES).await;
+            (Records::decode(bytes, from, aborted, MAX_BATCH_BYTES)?, Some(permit))
+        } else {
+            (decoded, permit)
+        };
+        decoded.records.keep(permit);
+        Ok(decoded)
     }
 
     async fn connection(&mut self, deadline: Deadline) -> Result<Connection, Error> {
@@ -391,7 +434,7 @@ impl Consumer {
     }
 
     fn keep_connection_if_usable<T>(&mut self, connection: Connection, result: Result<T, Error>) -> Result<T, Error> {
-        if matches!(result, Ok(_) | Err(Error::OffsetOutOfRange)) {
+        if connection.is_usable() && matches!(result, Ok(_) | Err(Error::OffsetOutOfRange)) {
             self.connection = Some(connection);
         }
         result
@@ -404,25 +447,4 @@ fn count_corrupt(fetched: &Fetched, before: Option<(i64, u32)>) -> Option<(i64, 
     let Some(corrupt) = fetched.corrupt() else { return before.filter(|(offset, _)| fetched.next <= *offset) };
     let before = before.filter(|(offset, _)| *offset == corrupt.first_offset);
     Some((corrupt.first_offset, before.map_or(0, |(_, attempts)| attempts) + 1))
-}
-
-/// Decodes the batches of a response. If the first one is large when decompressed, it waits for the permit.
-async fn decode(
-    bytes: Bytes,
-    from: i64,
-    aborted: Vec<(i64, i64)>,
-    permit: Option<SemaphoreGuard<'static>>,
-) -> Result<DecodedBatches, Malformed> {
-    let has_permit = permit.is_some();
-    let max_bytes = if has_permit { MAX_BATCH_BYTES } else { MAX_DECOMPRESSED_BYTES };
-    let decoded = Records::decode(bytes.clone(), from, aborted.clone(), max_bytes)?;
-    let needs_permit = decoded.unreadable.is_some_and(|unreadable| unreadable.reason == Malformed::TooLarge);
-    let (mut decoded, permit) = if needs_permit && !has_permit {
-        let permit = large_batch::acquire().await;
-        (Records::decode(bytes, from, aborted, MAX_BATCH_BYTES)?, Some(permit))
-    } else {
-        (decoded, permit)
-    };
-    decoded.records.large_batch = permit;
-    Ok(decoded)
 }

@@ -21,7 +21,8 @@
 //!
 //! A consumer holds one response of about the requested size, and up to 2 MiB of decompressed records beside it. A single
 //! batch may have up to 16 MiB, compressed and decompressed; there is one such at a time in the process, for as long as its
-//! [`Records`] live. A larger batch is never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and
+//! [`Records`] live. Of consumers that share a [`FetchMemory`] one at a time has records or a response above the requested size, and
+//! the others a buffer of that size: what they take does not grow with the partitions. A larger batch is never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and
 //! skipped. A fetch returns at most 16,384 records.
 //!
 //! # Consumer groups
@@ -43,9 +44,9 @@ mod encode;
 mod error;
 mod fetch_response;
 mod group;
-mod large_batch;
 mod malformed;
 mod membership;
+mod memory;
 mod metadata;
 pub mod partitioner;
 mod permissions;
@@ -66,6 +67,7 @@ pub use error::{BrokerError, Error, Timeout};
 pub use group::GroupProgress;
 pub use malformed::Malformed;
 pub use membership::{AssignedMember, Assignment, Generation, Member, Subscription};
+pub use memory::{FetchMemory, FetchPermit};
 pub use metadata::{brokers, leaders, partitions};
 pub use permissions::{Operation, Permission, Resource, grant};
 pub use producer::Producer;

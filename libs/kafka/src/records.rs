@@ -1,12 +1,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use smol::lock::SemaphoreGuard;
 use thiserror::Error;
 
 use crate::{
     Malformed, RecordRef,
     batch::{DecodedBatch, RawBatch},
+    memory::FetchPermit,
 };
 
 /// The largest batch, compressed and decompressed. A larger one is an [`UnreadableBatch`].
@@ -24,8 +24,7 @@ pub struct Records {
     from: i64,
     /// The end offset, within the last batch or after it.
     to: i64,
-    /// The permit of a large batch.
-    pub(crate) large_batch: Option<SemaphoreGuard<'static>>,
+    permit: Option<FetchPermit>,
 }
 
 /// A batch that can never be read. Its offsets are skipped.
@@ -155,6 +154,18 @@ impl Records {
             }
         }
         Ok(DecodedBatches { records, next, leader_epoch, unreadable: None })
+    }
+
+    /// Keeps the permit for as long as the records live. Without records it is free, also for the next fetch of the same consumer, which may
+    /// begin while this one is looked at.
+    pub(crate) fn keep(&mut self, permit: Option<FetchPermit>) {
+        self.permit = permit.filter(|_| !self.batches.is_empty());
+    }
+
+    /// Frees the records, and returns the permit of their memory: no other consumer that shares it has records until that is dropped.
+    /// Keep it until something else bounds what was made of the records.
+    pub fn into_permit(self) -> Option<FetchPermit> {
+        self.permit
     }
 
     /// The records, in order.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use config::HostPort;
 use futures_util::future::join_all;
 use kafka::{
-    Consumer, Malformed, Record, UnreadableBatch,
+    Consumer, FetchMemory, Malformed, Record, UnreadableBatch,
     testing::{Codec, batch, bomb},
 };
 use kafka_protocol::{
@@ -29,6 +29,7 @@ use kafka_protocol::{
 use smol::Task;
 
 const MIB: usize = 1 << 20;
+const PARTITIONS: i32 = 60;
 const WAIT: Duration = Duration::from_millis(10);
 
 /// The peak resident memory of this process, in bytes.
@@ -38,7 +39,7 @@ fn peak_memory() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// A broker that leads eight partitions with this batch. With `announced`, the length of its fetch responses is that, and they
+/// A broker that leads all partitions with this batch. With `announced`, the length of its fetch responses is that, and they
 /// are incomplete.
 async fn leading(batch: Bytes, announced: Option<usize>) -> (HostPort, Task<()>) {
     let port = Arc::new(Mutex::new(0));
@@ -77,7 +78,7 @@ fn metadata(port: u16) -> MetadataResponse {
         |index| MetadataResponsePartition::default().with_partition_index(index).with_leader_id(BrokerId(7));
     let topic = MetadataResponseTopic::default()
         .with_name(Some(TopicName(StrBytes::from_static_str("topic"))))
-        .with_partitions((0..8).map(partition).collect());
+        .with_partitions((0..PARTITIONS).map(partition).collect());
     MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![topic])
 }
 
@@ -92,7 +93,21 @@ async fn first_unreadable(broker: &HostPort) -> UnreadableBatch {
 #[test]
 fn the_memory_of_a_fetch_is_bounded_whatever_the_broker_sends() {
     runtime::block_on(2, async {
-        // Nearly the largest batch, in all partitions: one is read at a time.
+        // Larger than requested: the connections keep nothing of it.
+        let (broker, _broker) = leading(batch(Codec::None, &[record(MIB)]), None).await;
+        let (memory, before, mut consumers) = (FetchMemory::default(), peak_memory(), Vec::new());
+        for partition in 0..PARTITIONS {
+            let mut consumer =
+                Consumer::new(settings(vec![broker.clone()]), "topic", partition).sharing(memory.clone());
+            assert_eq!(consumer.fetch(0, 16 * 1024, WAIT).await.unwrap().records.iter().count(), 1);
+            consumers.push(consumer);
+        }
+        let taken = peak_memory() - before;
+        println!("{PARTITIONS} of 1 MiB one after the other: {} KiB", taken / 1024);
+        assert!(taken < 20 * MIB, "{taken} bytes");
+        drop(consumers);
+
+        // Nearly the largest batch, in some partitions: one is read at a time.
         let (broker, _broker) = leading(batch(Codec::Zstd, &[record(15 * MIB)]), None).await;
         let before = peak_memory();
         let read = (0..8).map(async |partition| {
@@ -134,8 +149,13 @@ fn the_memory_of_a_fetch_is_bounded_whatever_the_broker_sends() {
         large[8..12].copy_from_slice(&(200 * MIB as i32).to_be_bytes());
         let (broker, _broker) = leading(large.into(), Some(200 * MIB)).await;
         let before = peak_memory();
-        let unreadable = first_unreadable(&broker).await;
-        assert_eq!((unreadable.reason, unreadable.bytes), (Malformed::TooLarge, 200 * MIB + 12));
+        let mut consumer = Consumer::new(settings(vec![broker.clone()]), "topic", 0);
+        for _ in 0..2 {
+            // The rest of the response before is not taken for the next one.
+            let fetched = consumer.fetch(0, MIB as i32, WAIT).await.unwrap();
+            let unreadable = fetched.unreadable.unwrap();
+            assert_eq!((unreadable.reason, unreadable.bytes), (Malformed::TooLarge, 200 * MIB + 12));
+        }
         assert!(peak_memory() - before < 4 * MIB);
     });
 }

@@ -56,13 +56,13 @@ pub(super) struct Source {
 }
 
 impl FetchedBatch {
-    /// Decodes the records of a fetch, and waits until the budget has bytes for them. It ends before a record whose dead letter would
-    /// make those of the batch too large: that record is fetched again.
+    /// Decodes the records of a fetch, and waits until the budget has bytes for them. Until then it has the permit of the memory that all
+    /// fetchers share. It ends before a record whose dead letter would make those of the batch too large: that record is fetched again.
     pub(super) async fn decode(settings: &Settings, source: Source, fetched: Fetched, budget: &Arc<Budget>) -> Self {
         let Source { topic_id, partition, standby_limit } = source;
         let Fetched { records, next: end, leader_epoch, .. } = fetched;
         let limit = source.limit(end);
-        let (mut undecodable, mut dead_letter_bytes) = (Vec::new(), 0);
+        let mut dead_letter_bytes = 0;
         let position = SavedPosition { next: limit, last_timestamp: None, topic_id, leader_epoch };
         let mut batch = Self {
             events: Vec::with_capacity(records.max_len()),
@@ -70,7 +70,7 @@ impl FetchedBatch {
             ..Self::empty(partition, position)
         };
         for record in records.iter().take_while(|record| record.offset < limit) {
-            if (batch.events.len() + undecodable.len()) % YIELD_INTERVAL == YIELD_INTERVAL - 1 {
+            if batch.len() % YIELD_INTERVAL == YIELD_INTERVAL - 1 {
                 yield_now().await;
             }
             match ReceivedEvent::decode(record.value.unwrap_or_default()) {
@@ -87,12 +87,12 @@ impl FetchedBatch {
                 Err(error) => {
                     let error = error.to_string();
                     let bytes = size_of::<DeadLetter>() + error.len() + kept_bytes(&record);
-                    if !undecodable.is_empty() && dead_letter_bytes + bytes > MAX_DEAD_LETTER_BYTES {
+                    if dead_letter_bytes > 0 && dead_letter_bytes + bytes > MAX_DEAD_LETTER_BYTES {
                         batch.position.next = record.offset;
                         break;
                     }
                     dead_letter_bytes += bytes;
-                    undecodable.push((record, error));
+                    batch.dead_letters.push(dead_letter(partition, &record, error));
                 }
             }
             batch.position.last_timestamp = Some(record.timestamp);
@@ -106,16 +106,11 @@ impl FetchedBatch {
             // The owner's is the one that counts the record.
             batch.spans = spans::start(settings, partition, &records, next);
         }
+        // The records take more than what is made of them, and the wait may be long.
+        let memory = records.into_permit();
         let (events, spans) = (batch.events.len() * size_of::<ReceivedEvent>(), batch.spans.len() * SPAN_BYTES);
-        if undecodable.is_empty() {
-            // The records take more than the events, and the wait may be long.
-            drop(undecodable);
-            drop(records);
-            batch.permit = Some(budget.acquire(events + spans).await);
-            return batch;
-        }
         batch.permit = Some(budget.acquire(events + spans + dead_letter_bytes).await);
-        batch.dead_letters.extend(undecodable.iter().map(|(record, error)| dead_letter(partition, record, error)));
+        drop(memory);
         batch
     }
 
@@ -155,7 +150,7 @@ impl Source {
     }
 }
 
-fn dead_letter(partition: i32, record: &RecordRef<'_>, error: &str) -> DeadLetter {
+fn dead_letter(partition: i32, record: &RecordRef<'_>, error: String) -> DeadLetter {
     let offset = record.offset;
     tracing::warn!(partition, offset, error, "a record cannot be decoded and is dead-lettered");
     let bytes = bytes(record);
@@ -164,7 +159,7 @@ fn dead_letter(partition: i32, record: &RecordRef<'_>, error: &str) -> DeadLette
         return DeadLetter { partition, offset, key: None, value: None, headers: Headers::new(), error };
     }
     let RecordAndOffset { record: kafka::Record { key, value, headers, .. }, .. } = record.to_record();
-    DeadLetter { partition, offset, key, value, headers, error: error.to_owned() }
+    DeadLetter { partition, offset, key, value, headers, error }
 }
 
 /// The time of a record; none for -1, which stands for no timestamp.
@@ -237,8 +232,8 @@ mod tests {
     }
 
     #[test]
-    fn records_are_freed_while_their_events_wait_for_the_budget() {
-        let bytes = testing::batch(Codec::None, &[event(10, created())]);
+    fn records_are_freed_while_what_was_made_of_them_waits_for_the_budget() {
+        let bytes = testing::batch(Codec::None, &[event(10, created()), event(11, None)]);
         let decoded = testing::decode(bytes.clone(), 0, Vec::new(), 1 << 20).unwrap();
         let fetched = from_decoded(decoded);
         let settings = Settings::read(&mut Reader::new(Environment::empty()));
@@ -250,7 +245,7 @@ mod tests {
             assert!(smol::future::poll_once(&mut decode).await.is_none(), "others have the budget");
             assert!(bytes.is_unique());
             drop(others);
-            assert_eq!(decode.await.events.len(), 1);
+            assert_eq!(decode.await.len(), 2);
         });
     }
 

@@ -3,7 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{Consumer, Fetched};
+use kafka::{Consumer, FetchMemory, Fetched};
 use runtime::Backoff;
 use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
@@ -56,6 +56,10 @@ pub(super) struct Shared {
     pub(super) ingest: Ingest,
     /// The id of the topic, also for partitions of which nothing was read yet.
     pub(super) topic_id: Arc<Mutex<Option<Uuid>>>,
+    /// The memory of what is fetched, until the budget has room for what is made of it.
+    pub(super) memory: FetchMemory,
+    /// How many of the fetchers will be standbys.
+    pub(super) standbys: usize,
     /// The memory of batches that are not applied yet.
     pub(super) budget: Arc<Budget>,
     /// The queue of the task that applies.
@@ -111,7 +115,7 @@ impl Fetcher {
     /// A fetcher of one of `total` partitions, from the saved position on.
     pub(super) fn new(shared: Shared, partition: i32, total: usize, saved: Option<SavedPosition>) -> Self {
         let settings = &shared.ingest.settings;
-        let consumer = Consumer::new(settings.kafka.clone(), &settings.topic, partition);
+        let consumer = Consumer::new(settings.kafka.clone(), &settings.topic, partition).sharing(shared.memory.clone());
         let share = TOTAL_FETCH_BYTES / i32::try_from(total).unwrap_or(i32::MAX).max(1);
         let max_bytes = share.clamp(FETCH_BYTES.1, FETCH_BYTES.0);
         Self { consumer, partition, max_bytes, position: saved, open_transaction: None, standby: None, shared }
@@ -141,7 +145,11 @@ impl Fetcher {
             };
             match fetched {
                 // Some brokers respond so to an offset beyond the end, others with an error.
-                Ok(fetched) if fetched.high_watermark < next => next = self.start_offset(&mut backoff).await,
+                Ok(fetched) if fetched.high_watermark < next => {
+                    // It may have the permit for the next fetch.
+                    drop(fetched);
+                    next = self.start_offset(&mut backoff).await;
+                }
                 Ok(fetched) => {
                     backoff.reset();
                     self.report_kafka(None);

@@ -24,7 +24,7 @@ pub(super) async fn run(ingest: &Ingest, saved: SavedState, backoff: &mut Backof
     ingest.report_state(None);
     ingest.change(|snapshot| snapshot.load(mem::take(&mut saved.counts)));
     ingest.assign_kafka_error(&assigned);
-    let (shared, receiver) = ingest.queue(&saved);
+    let (shared, receiver) = ingest.queue(&saved, 0);
     let mut fetchers = Fetchers::new();
     ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
     let watch = watch_partitions(ingest, count, &saved, &shared, &mut fetchers);

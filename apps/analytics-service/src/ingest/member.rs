@@ -173,7 +173,7 @@ async fn count(
         members = assignment.members.len(),
         "the consumer group has assigned partitions"
     );
-    let (shared, receiver) = ingest.queue(&saved);
+    let (shared, receiver) = ingest.queue(&saved, assignment.standbys.len());
     let mut fetchers = Fetchers::new();
     ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
     ingest.start_standbys(&assignment.standbys, &saved, (&shared, limits), &mut fetchers);

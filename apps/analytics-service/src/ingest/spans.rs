@@ -9,7 +9,10 @@ use telemetry::{
 
 use crate::{Settings, state::StateError};
 
-/// Starts a span for each traced record before the offset `end`; none if spans are not collected.
+/// Spans of one fetch at most. The exporter's queue has room for four times as many, of all that the service does.
+const MAX_SPANS: usize = 1024;
+
+/// Starts a span for each traced record before the offset `end`, up to [`MAX_SPANS`]; none if spans are not collected.
 pub(super) fn start(settings: &Settings, partition: i32, records: &Records, end: i64) -> Vec<Span> {
     if !span::is_collected() {
         return Vec::new();
@@ -32,7 +35,7 @@ pub(super) fn start(settings: &Settings, partition: i32, records: &Records, end:
         span
     };
     let records = records.iter().take_while(|record| record.offset < end);
-    records.map(start).filter(Span::is_recorded).collect()
+    records.map(start).filter(Span::is_recorded).take(MAX_SPANS).collect()
 }
 
 /// Ends the spans with the commit.

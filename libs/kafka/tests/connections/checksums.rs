@@ -1,8 +1,11 @@
-//! Batches whose checksum is wrong.
+//! Batches whose checksum is wrong, and large ones.
 
 use std::sync::{Arc, Mutex};
 
-use kafka::testing::{Codec, at_offset, batch, transaction_marker};
+use kafka::{
+    FetchMemory,
+    testing::{Codec, at_offset, batch, transaction_marker},
+};
 use kafka_protocol::{
     messages::{
         FetchResponse, TopicName,
@@ -15,7 +18,12 @@ use super::*;
 
 /// A batch with one record at an offset, damaged or not.
 fn batch_at(offset: i64, damaged: bool) -> Vec<u8> {
-    let record = Record { key: None, value: None, headers: Default::default(), timestamp: chrono::Utc::now() };
+    sized_batch_at(offset, damaged, 0)
+}
+
+fn sized_batch_at(offset: i64, damaged: bool, bytes: usize) -> Vec<u8> {
+    let value = Some(vec![7; bytes]);
+    let record = Record { key: None, value, headers: Default::default(), timestamp: chrono::Utc::now() };
     let mut batch = batch(Codec::None, &[record]).to_vec();
     batch[..8].copy_from_slice(&offset.to_be_bytes());
     batch[40] ^= u8::from(damaged);
@@ -24,6 +32,12 @@ fn batch_at(offset: i64, damaged: bool) -> Vec<u8> {
 
 /// A consumer of a partition with these batches and high watermark 3.
 async fn leading(batches: Arc<Mutex<Vec<Vec<u8>>>>) -> (Consumer, [smol::Task<()>; 2]) {
+    let (bootstrap, tasks) = bootstrap_of(batches).await;
+    (consumer(vec![bootstrap]), tasks)
+}
+
+/// The bootstrap broker of that partition.
+async fn bootstrap_of(batches: Arc<Mutex<Vec<Vec<u8>>>>) -> (HostPort, [smol::Task<()>; 2]) {
     let response = move |received: &ReceivedRequest| {
         let partition = PartitionData::default()
             .with_high_watermark(3)
@@ -37,7 +51,7 @@ async fn leading(batches: Arc<Mutex<Vec<Vec<u8>>>>) -> (Consumer, [smol::Task<()
     let (leader, leading) = broker(response).await;
     let (bootstrap, bootstrapping) =
         broker(move |received| metadata_response(received.correlation, "127.0.0.1", leader.port)).await;
-    (consumer(vec![bootstrap]), [leading, bootstrapping])
+    (bootstrap, [leading, bootstrapping])
 }
 
 #[test]
@@ -58,6 +72,47 @@ fn a_batch_with_a_wrong_checksum_is_skipped_after_five_fetches() {
         assert!(skipped.records.is_empty() && unreadable.reason == Malformed::Checksum);
         batches.lock().unwrap().remove(0);
         assert_eq!(consumer.fetch(2, 1 << 20, Duration::from_millis(10)).await.unwrap().next, 3);
+    });
+}
+
+/// Where it ends is looked for with a second fetch, which needs the permit of a large batch too.
+#[test]
+fn a_large_batch_with_a_wrong_checksum_is_skipped_after_five_fetches() {
+    runtime::block_on(2, async {
+        let batches = Arc::new(Mutex::new(vec![sized_batch_at(0, true, 2 << 20), batch_at(1, false)]));
+        let (mut consumer, _leading) = leading(batches).await;
+        let mut fetch = async || runtime::timeout(Duration::from_secs(20), fetch(&mut consumer)).await.unwrap();
+        for _ in 0..4 {
+            let damaged = fetch().await;
+            assert!(matches!(damaged, Err(Error::Malformed(Malformed::Checksum))), "{damaged:?}");
+        }
+        let skipped = fetch().await.unwrap();
+        assert_eq!((skipped.next, skipped.unreadable.unwrap().reason), (1, Malformed::Checksum));
+    });
+}
+
+/// In the buffer of the connection, and larger than that.
+#[test]
+fn waiting_for_the_memory_of_another_fetch_does_not_count_towards_the_deadline() {
+    let deadline = settings(Vec::new()).deadline;
+    runtime::block_on(2, async {
+        for bytes in [0, 12 << 20] {
+            let (bootstrap, _leading) = bootstrap_of(Arc::new(Mutex::new(vec![sized_batch_at(0, false, bytes)]))).await;
+            let memory = FetchMemory::default();
+            let mut consumers = [(); 2].map(|()| consumer(vec![bootstrap.clone()]).sharing(memory.clone()));
+            let [one, other] = &mut consumers;
+            let held = fetch(one).await.unwrap();
+            let mut waiting = Box::pin(fetch(other));
+            let waited = runtime::timeout(deadline + deadline / 4, &mut waiting).await;
+            assert!(waited.is_err(), "there are two with records: {waited:?}");
+            let permit = held.records.into_permit();
+            assert!(
+                smol::future::poll_once(&mut waiting).await.is_none(),
+                "what was made of them has no other bound yet"
+            );
+            drop(permit);
+            assert_eq!(waiting.await.unwrap().records.iter().count(), 1);
+        }
     });
 }
 
