@@ -53,7 +53,7 @@ pub(crate) struct Pools {
     members: Mutex<Vec<Weak<Pool>>>,
     /// Connections of earlier generations are not used again: they lead to a server that is not the primary any more.
     generation: AtomicU64,
-    /// Whether the last connection that was opened leads to a PostgreSQL server.
+    /// Whether the last connection for work found a PostgreSQL server at `DATABASE_URL`.
     is_postgresql: AtomicBool,
     /// When it was last logged that the server takes no more connections.
     limit_reported: Mutex<Option<Instant>>,
@@ -167,7 +167,7 @@ impl Pools {
             (Purpose::Migration, Some(owner)) => (owner.expose(), OWNER_URL),
             _ => (self.settings.url.expose(), "DATABASE_URL"),
         };
-        // A migration may have a URL of its own.
+        // A migration may have a URL of its own, so it neither relies on what work has found nor changes it.
         let is_proven = purpose == Purpose::Work && self.is_postgresql.load(Ordering::Acquire);
         let open = async {
             let options = url.options();
@@ -189,7 +189,9 @@ impl Pools {
             Ok::<_, ConnectError>((connection, session.into_boxed_str()))
         };
         let opened = timeout(left, Box::pin(open)).await;
-        self.is_postgresql.store(matches!(opened, Ok(Ok(_) | Err(ConnectError::Limit(_)))), Ordering::Release);
+        if purpose == Purpose::Work {
+            self.is_postgresql.store(matches!(opened, Ok(Ok(_) | Err(ConnectError::Limit(_)))), Ordering::Release);
+        }
         opened.map_err(|elapsed| unavailable(format!("connecting: {elapsed}")))?
     }
 
