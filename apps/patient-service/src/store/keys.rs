@@ -56,6 +56,10 @@ impl Store {
     pub async fn observe_clock(&self, retention: Duration, max_gap: Duration) -> Result<ClockObservation, Error> {
         let [retention, max_gap] = [retention, max_gap].map(|time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX));
         let observe = self.database.transaction(async |transaction| {
+            // Only if somebody has emptied the table.
+            query("-- first observation\nINSERT INTO clock_looks (looked_at) VALUES (clock_timestamp()) ON CONFLICT DO NOTHING")
+                .execute(&mut *transaction)
+                .await?;
             let observed_at: DateTime<Utc> = query("-- last observation\nSELECT looked_at FROM clock_looks FOR UPDATE")
                 .fetch_one(&mut *transaction)
                 .await?

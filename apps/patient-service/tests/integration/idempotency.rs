@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use surf::http::Method;
 use testbed::http::Response;
 
-use crate::harness::{Harness, at_once, id, path, patient, with_service};
+use crate::harness::{Harness, at_once, execute, id, path, patient, with_service};
 
 async fn post(service: &Harness, key: &str, body: &Json) -> Response {
     service.client.send(Method::Post, "/patients", &[("idempotency-key", key)], Some(body)).await.unwrap()
@@ -124,6 +124,20 @@ fn a_key_does_not_age_by_a_step_of_the_clock() {
             passed += minute;
         }
         assert!(passed >= hour - minute * 2, "{passed:?}");
+    });
+}
+
+#[test]
+fn keys_expire_although_the_observations_of_the_clock_were_deleted() {
+    with_service(|service| async move {
+        post(&service, "key-1", &patient("Jane Doe")).await;
+        // As a test does that empties all tables, or some of them.
+        execute(&service, "TRUNCATE clock_looks").await;
+        let store = Store::new(service.database.clone());
+        let seen = store.observe_clock(Duration::ZERO, Duration::from_secs(120)).await.unwrap();
+        assert_eq!(seen.step, None);
+        assert_eq!(store.delete_keys(seen.keys_expired_before, 1000).await.unwrap(), 1);
+        assert_eq!(service.number("SELECT count(*) FROM clock_looks").await, 1);
     });
 }
 
