@@ -174,6 +174,33 @@ fn through_pgbouncer_a_session_that_is_handed_on_is_not_abandoned() {
     });
 }
 
+/// Such as one whose client has lost its network: the server finds out with TCP's keep-alive.
+#[test]
+fn a_session_that_does_nothing_is_not_abandoned_although_its_state_is_not_tracked() {
+    runtime::block_on(2, async {
+        let scratch = Scratch::new().unwrap();
+        let cluster = start(&scratch).await;
+        let url = cluster.url("postgres");
+        sql::execute(&url, "CREATE TABLE t (n int)").await.unwrap();
+        let database = open(&format!("{url}&options=-c%20track_activities%3Doff"), 1, "20s").await;
+        let (given_up, until_given_up) = smol::channel::bounded(1);
+        let work = database.run(async |connection| {
+            let row = query("SELECT pg_backend_pid()::bigint").fetch_one(connection).await?;
+            let pid: i64 = row.try_get(0)?;
+            let reading =
+                "SELECT count(*) FROM pg_stat_activity WHERE state = 'disabled' AND wait_event = 'ClientRead'";
+            until("it does nothing", async || sql::number(&url, reading).await.unwrap() == 1).await;
+            // It does not notice that its client goes.
+            let stopped = std::process::Command::new("kill").args(["-STOP", &pid.to_string()]).status();
+            assert!(stopped.unwrap().success());
+            given_up.send(()).await.unwrap();
+            std::future::pending::<Result<(), sqlx::Error>>().await
+        });
+        smol::future::or(async { work.await.unwrap() }, async { until_given_up.recv().await.unwrap() }).await;
+        write(&database).await.unwrap();
+    });
+}
+
 #[test]
 fn a_ping_finds_out_that_abandoned_sessions_have_ended() {
     runtime::block_on(2, async {

@@ -68,12 +68,14 @@ impl Abandoned {
     /// Forgets the sessions for which the server does not work any more, and those that wait for a lock, which `lock_timeout` ends.
     pub(crate) async fn forget_ended(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let before: Vec<String> = self.lock().iter().map(|session| session.id.to_string()).collect();
+        // Without `track_activities` a state is `disabled`; a session that does nothing reads from its client then too.
         let working = query(
             "-- abandoned sessions
             SELECT session FROM (
                 SELECT concat_ws('/', pid, extract(epoch FROM backend_start)) AS session
                 FROM pg_stat_activity
-                WHERE coalesce(state, '') NOT LIKE 'idle%' AND wait_event_type IS DISTINCT FROM 'Lock'
+                WHERE state NOT LIKE 'idle%' AND wait_event IS DISTINCT FROM 'ClientRead'
+                    AND wait_event_type IS DISTINCT FROM 'Lock'
             ) sessions WHERE session = ANY($1)",
         );
         let working = working.bind(&before).persistent(false).fetch_all(connection).await?;
