@@ -10,9 +10,11 @@ mod secure;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use config::Value as _;
 use files::{scaled, secure as secure_system, services, single, strings, text, variables};
 use serde_json::Value as Json;
 use testbed::{broker::KAFKA_VERSION, postgres::POSTGRES_VERSION};
+use web::Hosts;
 
 const OURS: [&str; 5] = ["patient-service", "billing-service", "analytics-service", "auth-service", "console"];
 const MIB: u64 = 1024 * 1024;
@@ -223,6 +225,10 @@ fn hosts_of_the_user_are_added_to_the_names_of_the_containers() {
         for name in ["patient-service", "billing-service", "analytics-service", "balancer"] {
             assert!(names.contains(&name), "{file}: {name}");
         }
+        let composed = |hosts: &str| Hosts::parse(&lists[0].replace("${HTTP_HOSTS:-localhost}", hosts));
+        let own = Hosts::parse(lists[0].strip_suffix(",${HTTP_HOSTS:-localhost}").unwrap());
+        assert_eq!(composed("none"), own, "{file}: the default of HTTP_HOSTS");
+        assert!(composed("localhost").is_ok() && composed("my.host") != own, "{file}");
     }
 }
 

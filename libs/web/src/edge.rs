@@ -200,15 +200,12 @@ impl Value for Hosts {
     const EXPECTED: &'static str = "none, or host names, separated by commas";
 
     fn parse(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self::default());
-        }
-        let names = text.split(',').map(|name| {
-            let config::Authority { host, port } = config::Authority::parse(name.trim())?;
-            match host.strip_suffix('.').unwrap_or(&host) {
-                _ if port.is_some() => Err("one of them has a port".to_owned()),
-                "none" => Err("none is one of several".to_owned()),
-                name => Ok(name.to_owned()),
+        // It may be one of several: the compose files add what the user has set to their own names.
+        let names = text.split(',').map(str::trim).filter(|name| *name != "none").map(|name| {
+            let config::Authority { host, port } = config::Authority::parse(name)?;
+            match port {
+                Some(_) => Err("one of them has a port".to_owned()),
+                None => Ok(host.strip_suffix('.').unwrap_or(&host).to_owned()),
             }
         });
         names.collect::<Result<_, _>>().map(Self)
@@ -268,10 +265,13 @@ mod tests {
         {
             assert!(!hosts.contain(foreign), "{foreign}");
         }
-        for wrong in ["a:80", "a b", "a,none", "none,a"] {
+        for wrong in ["", "a:80", "a b", "a,", "none:80"] {
             assert!(Hosts::parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(Hosts::parse("none"), Ok(Hosts::default()));
+        for one in ["a,none", "none, a"] {
+            assert_eq!(Hosts::parse(one), Hosts::parse("a"), "{one}");
+        }
     }
 
     #[test]
