@@ -243,6 +243,7 @@ impl Relay {
     pub async fn run(mut self, waker: RelayWaker, shutdown: Shutdown) {
         let keep = runtime::spawn(keep_lease(self.lease.clone(), self.shard, waker.clone()));
         self.publisher.acked.set_linger(DELETE_LINGER);
+        self.publisher.stop_with(shutdown.clone());
         self.steps(&waker, &shutdown).await;
         self.publisher.acked.finish().await;
         keep.cancel().await;

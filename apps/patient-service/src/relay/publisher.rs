@@ -5,7 +5,7 @@ use std::{
 };
 
 use kafka::{Producer, partitioner};
-use runtime::Backoff;
+use runtime::{Backoff, Shutdown};
 use telemetry::metrics::{self, IntCounter};
 
 use super::{
@@ -34,6 +34,8 @@ pub(super) struct Publisher {
     /// Partitions that failed, and when they are tried again.
     failing: BTreeMap<i32, FailingPartition>,
     rejections: Rejections,
+    /// Ends the wait for a quota.
+    shutdown: Shutdown,
     /// Whether the topic's configuration need not be compared: this relay created the topic or has compared it, or another relay
     /// compares it.
     is_topic_checked: bool,
@@ -58,8 +60,14 @@ impl Publisher {
             lease,
             failing: BTreeMap::new(),
             rejections: Rejections::default(),
+            shutdown: Shutdown::new(),
             is_topic_checked: !checks_topic,
         }
+    }
+
+    /// Waits for no quota once this is triggered.
+    pub(super) fn stop_with(&mut self, shutdown: Shutdown) {
+        self.shutdown = shutdown;
     }
 
     /// The number of partitions. Creates the topic if it does not exist.
@@ -137,7 +145,7 @@ impl Publisher {
         let mut batches: BTreeMap<_, _> =
             batches.into_iter().map(|(partition, batch)| (partition, self.rejections.to_send(batch))).collect();
         let (mut published, mut outcome) = (0, Ok(()));
-        while !batches.is_empty() {
+        while !batches.is_empty() && self.wait_for_throttle(&batches).await {
             // We may have been frozen since the step began; whoever took over has sent these events.
             if !self.lease.is_ours() {
                 return (published, Err(StepError::NotLeased));
@@ -199,6 +207,17 @@ impl Publisher {
             batches = again;
         }
         (published, outcome)
+    }
+
+    /// Waits until no quota throttles these partitions: a rejection counts towards a quota too. False if the shutdown comes first, because
+    /// that may take an hour.
+    async fn wait_for_throttle(&self, batches: &BTreeMap<i32, Batch>) -> bool {
+        let throttled = self.producer.throttled();
+        let until = batches.keys().filter_map(|partition| throttled.get(partition)).max();
+        match until {
+            Some(until) => self.shutdown.run_until_stopped(smol::Timer::at(*until)).await.is_some(),
+            None => true,
+        }
     }
 
     /// That the topic rejects every event, if the broker has rejected so many without accepting one.

@@ -1,5 +1,7 @@
 //! What the broker rejects or delays: events too large or too old, quotas. On Kafka alone: Nisshi takes records of any size.
 
+use std::collections::BTreeMap;
+
 use patient_service::relay::RelayWaker;
 use runtime::Shutdown;
 use testbed::until;
@@ -146,6 +148,51 @@ fn a_producer_quota_delays_events_and_repeats_none() {
         events.sort_unstable();
         events.dedup();
         assert_eq!(events.len(), registered);
+        service.stop().await;
+    });
+}
+
+/// A rejected batch is halved, and its rejection counts towards the quota.
+#[test]
+fn a_quota_between_two_halves_of_a_batch_does_not_delay_the_shutdown() {
+    const CLIENT: &str = "rejected-relay";
+    runtime::block_on(2, async {
+        let (kafka, topic, accepting) =
+            (testbed::shared_broker(broker::Kind::Kafka).await, unique_topic(), unique_topic());
+        let throttled = kafka::Settings { client_id: CLIENT, ..kafka.clone() };
+        for name in [&topic, &accepting] {
+            kafka::create_topic(&kafka, name, 1).await.unwrap();
+        }
+        kafka::testing::set_topic_setting(&kafka, &topic, "max.message.bytes", "1").await.unwrap();
+        let service = service_without_relay().await;
+        for n in 0..8 {
+            service.register(&format!("Patient {n}")).await;
+        }
+        // The quota is in force a moment after it was set, and then delays the relay's second request by minutes.
+        kafka::testing::set_quotas(&kafka, CLIENT, Some(10.0), None).await.unwrap();
+        let mut producer = kafka::Producer::new(throttled.clone(), &accepting);
+        let record = kafka::Record {
+            key: None,
+            value: Some(vec![0; 10_000]),
+            headers: Vec::new(),
+            timestamp: chrono::Utc::now(),
+        };
+        while producer.throttled().is_empty() {
+            producer.send(BTreeMap::from([(0, vec![record.clone()])])).await.remove(&0).unwrap().unwrap();
+        }
+        let responses = async || {
+            let metrics = service.get("/metrics").await;
+            metrics.metric("kafka_throttled_total{request=\"Produce\"}").unwrap_or_default()
+        };
+        let before = responses().await;
+        let relay = relay(&service, Settings { partitions: 1, ..settings(throttled, &topic) });
+        take_lease(&service, &relay).await;
+        let shutdown = Shutdown::new();
+        let running = runtime::spawn(relay.run(RelayWaker::new(1), shutdown.clone()));
+        until("its first request is throttled", async || responses().await > before).await;
+        shutdown.trigger();
+        runtime::timeout(Duration::from_secs(20), running).await.unwrap();
+        assert_eq!(service.number("SELECT count(*) FROM outbox").await, 8);
         service.stop().await;
     });
 }
