@@ -57,13 +57,19 @@ async fn why_unavailable(database: &Database) -> String {
 fn a_port_of_another_server_is_named_and_costs_no_memory() {
     runtime::block_on(1, async {
         let before = peak_memory();
-        for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"SSH-2.0-OpenSSH_9.6\r\n", b"ERROR\r\n"] {
+        let other = "is no PostgreSQL server";
+        for (answer, expected) in [
+            (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], other),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", other),
+            (b"ERROR\r\n", other),
+            (b"Ecould not fork new process for connection: Cannot allocate memory\n", "could not fork a process"),
+        ] {
             let port = server(answer).await;
             let database = database(Environment::empty().with("DATABASE_URL", url(port)));
             database.assume_migrated();
             for _ in 0..2 {
                 let why = why_unavailable(&database).await;
-                assert!(why.contains("is no PostgreSQL server") && why.contains(&port.to_string()), "{why}");
+                assert!(why.contains(expected) && why.contains(&port.to_string()), "{why}");
             }
         }
         let more = peak_memory() - before;
