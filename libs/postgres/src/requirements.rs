@@ -46,6 +46,18 @@ impl Requirement {
     }
 }
 
+/// Warns if commits of the session are not on disk when they are acknowledged. It is the session of the role that works, whose
+/// settings may differ from those of the owner.
+pub(crate) async fn warn_unless_durable(connection: &mut PgConnection) {
+    let durable = "-- check the durability\nSELECT current_setting('synchronous_commit') <> 'off'";
+    if matches!(is_true(connection, durable).await, Ok(false)) {
+        tracing::warn!(
+            "synchronous_commit is off, by the role, the database, the server or the options of DATABASE_URL: what was answered as \
+             done may be lost when PostgreSQL crashes"
+        );
+    }
+}
+
 async fn is_true(connection: &mut PgConnection, statement: &'static str) -> Result<bool, sqlx::Error> {
     query(statement).persistent(false).fetch_one(connection).await?.try_get(0)
 }

@@ -44,6 +44,9 @@ pub(crate) async fn check(owner: &mut PgConnection, pools: &Pools) -> Result<(),
     let mut connection = pools.connect(until, Purpose::Work).await.map_err(MigrationFailure::Transient)?;
     requirements::check(&mut connection, pools, Purpose::Work, until).await?;
     let outcome = compare(owner, &mut connection).await;
+    if outcome.is_ok() {
+        requirements::warn_unless_durable(&mut connection).await;
+    }
     let _ = connection.close().await;
     outcome.map_err(MigrationFailure::Transient)
 }

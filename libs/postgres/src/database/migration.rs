@@ -130,6 +130,8 @@ impl Database {
             Ok(()) => {
                 if settings.owner.is_some() {
                     runtime_role::check(&mut connection, pools).await?;
+                } else {
+                    requirements::warn_unless_durable(&mut connection).await;
                 }
                 for requirement in requirements {
                     requirement.warn(&mut connection).await;
