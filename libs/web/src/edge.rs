@@ -200,7 +200,7 @@ impl Value for Hosts {
     const EXPECTED: &'static str = "none, or host names, separated by commas";
 
     fn parse(text: &str) -> Result<Self, String> {
-        // It may be one of several: the compose files add what the user has set to their own names.
+        // none may be one of several: the compose files add what the user has set to their own names.
         let names = text.split(',').map(str::trim).filter(|name| *name != "none").map(|name| {
             let config::Authority { host, port } = config::Authority::parse(name)?;
             match port {
