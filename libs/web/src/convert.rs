@@ -65,23 +65,23 @@ pub(crate) fn request(parts: &Parts, body: Option<RequestBody>) -> Result<Option
 }
 
 /// Decodes letters, digits and the other unreserved characters, with which a path is the same as with their encodings (RFC 3986,
-/// section 6.2.2.2). tide does not decode any.
+/// section 6.2.2.2). tide does not decode any. A path with a malformed encoding stays as it is: what is decoded could complete
+/// another one, as in `%%32e`.
 fn decode_unreserved(path: &str) -> Cow<'_, str> {
     let mut parts = path.split('%');
     let mut decoded = Cow::Borrowed(parts.next().unwrap_or_default());
     for part in parts {
         let octet = part.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
-        let octet = octet.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let Some(octet) = octet.and_then(|digits| u8::from_str_radix(digits, 16).ok()) else {
+            return Cow::Borrowed(path);
+        };
         let decoded = decoded.to_mut();
-        match octet {
-            Some(octet) if octet.is_ascii_alphanumeric() || b"-._~".contains(&octet) => {
-                decoded.push(octet.into());
-                decoded.push_str(&part[2..]);
-            }
-            _ => {
-                decoded.push('%');
-                decoded.push_str(part);
-            }
+        if octet.is_ascii_alphanumeric() || b"-._~".contains(&octet) {
+            decoded.push(octet.into());
+            decoded.push_str(&part[2..]);
+        } else {
+            decoded.push('%');
+            decoded.push_str(part);
         }
     }
     decoded
@@ -244,6 +244,25 @@ impl hyper::body::Body for ResponseBody {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream { left: Some(left), .. } => SizeHint::with_exact(*left),
             Self::Stream { left: None, .. } => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decode_unreserved;
+
+    #[test]
+    fn a_path_is_decoded_once_and_only_as_a_whole() {
+        for (path, decoded) in [
+            ("/%68%65%6c%6C%6f", "/hello"),
+            ("/a%2Fb%C3%B6", "/a%2Fb%C3%B6"),
+            ("/%25%32%65", "/%252e"),
+            ("/%%32e%%32e/hello", "/%%32e%%32e/hello"),
+            ("/hell%6%66", "/hell%6%66"),
+            ("/%68ell%6", "/%68ell%6"),
+        ] {
+            assert_eq!(decode_unreserved(path), decoded, "{path}");
         }
     }
 }

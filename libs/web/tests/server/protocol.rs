@@ -55,6 +55,7 @@ fn a_path_is_the_same_with_encoded_letters() {
         ("/%2Fhello", 404),
         ("/hell%256f", 404),
         ("/hell%6", 404),
+        ("/created/%%32e%%32e/hello", 404),
         ("/hell%+6", 404),
         ("/%C3%B6", 404),
     ] {
