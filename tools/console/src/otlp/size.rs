@@ -6,8 +6,8 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
 
-/// Texts and messages within a message at most. The services send up to 512 spans, each with some 25: ids, a name, and three
-/// for an attribute.
+/// Texts and messages within a message at most. The services send up to 512 spans, each with some 25: ids, a name, and four
+/// for an attribute that is a text (the pair, its key, its value, and the text in that).
 const MAX_FIELDS: usize = 30_000;
 
 /// A message that repeats messages or texts.
