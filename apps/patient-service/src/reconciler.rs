@@ -31,6 +31,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 /// Rejections after which a task is dead-lettered. More than one, because during a rollout another version of billing may
 /// reject it.
 const MAX_REJECTIONS: u32 = 5;
+/// Calls of one attempt at most, each of which ends within billing's deadline: to close, to open, for the account, to close
+/// and for the account.
+const MAX_CALLS: u32 = 5;
 
 static TASKS: LazyLock<IntGauge> =
     LazyLock::new(|| metrics::gauge("billing_tasks_pending", "Billing tasks that are pending."));
@@ -61,7 +64,7 @@ impl Reconciler {
     pub async fn step(&self) -> Result<usize, postgres::Error> {
         let deadline = self.billing.deadline();
         // The claim outlasts the calls, so that no other replica makes the same ones.
-        let lease = deadline * 3 + Duration::from_secs(1);
+        let lease = deadline * MAX_CALLS + Duration::from_secs(1);
         // Longer than any task is postponed, with a second for small adjustments of the clock.
         let longest_wait = lease.max(BACKOFF.1).max(deadline + RECONCILE_AFTER) + Duration::from_secs(1);
         // While the circuit breaker is open, only a probe is let through now and then; more tasks would only fail.
@@ -134,8 +137,6 @@ impl Reconciler {
             Err(error) if error.code() == Some(Code::AlreadyExists) => {
                 match self.billing.account(task.patient_id, trace).await {
                     Ok(_) => Ok(()),
-                    // It cannot tell more.
-                    Err(other) if other.kind() == FailureKind::Unsupported => Ok(()),
                     Err(other) => Err(if is_rejection(&other) { error } else { other }),
                 }
             }

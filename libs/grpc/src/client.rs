@@ -266,6 +266,8 @@ impl Client {
         match error.map(|error| (error.kind(), error)) {
             // They say nothing about how the peer answers the calls that it has.
             Some((FailureKind::Unavailable | FailureKind::Unsupported, _)) => {}
+            // It is about what this call is for, such as an account that somebody has locked.
+            Some((_, error)) if error.code() == Some(Code::Aborted) => {}
             Some((FailureKind::Transient, error)) => {
                 let errors = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
                 if errors >= MAX_ERRORS && self.faults.failed(error.outcome()) {

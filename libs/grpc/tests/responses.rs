@@ -32,6 +32,7 @@ const OK: (&str, &str) = ("grpc-status", "0");
 const UNKNOWN: (&str, &str) = ("grpc-status", "2");
 const NOT_FOUND: (&str, &str) = ("grpc-status", "5");
 const UNIMPLEMENTED: (&str, &str) = ("grpc-status", "12");
+const ABORTED: (&str, &str) = ("grpc-status", "10");
 
 /// A response as it is on the wire.
 #[derive(Clone)]
@@ -249,10 +250,13 @@ fn a_peer_that_answers_everything_with_an_error_is_reported_once_and_is_no_outag
             assert_eq!(messages.count(begins), usize::from(call >= THRESHOLD), "{call}");
         }
         assert!(!client.is_breaker_open());
-        // A method that it does not have shows nothing.
-        *current.lock().unwrap() = Answer::http(200, &[GRPC, UNIMPLEMENTED], "");
-        create(&client).await.unwrap_err();
-        assert_eq!((client.fault().is_some(), messages.count(ends)), (true, 0));
+        // A method that it does not have shows nothing, nor does an account that is locked.
+        let others: [Headers; 2] = [&[GRPC, UNIMPLEMENTED], &[GRPC, ABORTED]];
+        for headers in others {
+            *current.lock().unwrap() = Answer::http(200, headers, "");
+            create(&client).await.unwrap_err();
+            assert_eq!((client.fault().is_some(), messages.count(ends)), (true, 0), "{headers:?}");
+        }
         for _ in 0..2 {
             *current.lock().unwrap() = Answer::http(200, &[GRPC, NOT_FOUND], "");
             create(&client).await.unwrap_err();
@@ -262,6 +266,10 @@ fn a_peer_that_answers_everything_with_an_error_is_reported_once_and_is_no_outag
             for _ in 1..THRESHOLD {
                 create(&client).await.unwrap_err();
             }
+        }
+        *current.lock().unwrap() = Answer::http(200, &[GRPC, ABORTED], "");
+        for _ in 0..THRESHOLD {
+            create(&client).await.unwrap_err();
         }
         assert_eq!(client.fault(), None);
     });
