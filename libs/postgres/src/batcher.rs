@@ -99,7 +99,7 @@ struct PendingRequest<S: BatchStatement> {
 struct Waiter<T> {
     subject: Option<u128>,
     since: Instant,
-    /// Whether a request of the same subject has waited in vain for another transaction meanwhile.
+    /// Whether a request of the same subject has waited for another transaction meanwhile.
     is_behind_lock: bool,
     response: Sender<Result<T, Error>>,
 }
@@ -199,7 +199,8 @@ impl<S: BatchStatement> Batcher<S> {
 
     async fn execute(&self, mut waiting: Vec<PendingRequest<S>>) {
         let subjects = waiting.iter().filter_map(|one| one.waiter.subject).collect();
-        let mut running = RunningSubjects { batcher: Self { until: None, ..self.clone() }, subjects };
+        let batcher = Self { until: None, ..self.clone() };
+        let mut running = RunningSubjects { batcher, subjects, have_waited: false };
         let limit = self.database.acquire_timeout();
         waiting.retain(|PendingRequest { waiter, .. }| {
             let late = waiter.since.elapsed() > limit;
@@ -230,8 +231,15 @@ impl<S: BatchStatement> Batcher<S> {
         }
     }
 
-    /// Executes a request by itself. One that others have locked waits for them, as long as there are few such requests.
-    async fn execute_alone(&self, request: S::Request, since: Instant, is_locked: bool) -> Result<S::Response, Error> {
+    /// Executes a request by itself. One that others have locked waits for them, as long as there are few such requests, and
+    /// sets `has_waited`.
+    async fn execute_alone(
+        &self,
+        request: S::Request,
+        since: Instant,
+        is_locked: bool,
+        has_waited: &mut bool,
+    ) -> Result<S::Response, Error> {
         let database = self.database.with_deadline(since + self.database.work_timeout());
         let wait_until = since + self.database.lock_timeout();
         let left = || Some(wait_until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
@@ -247,6 +255,7 @@ impl<S: BatchStatement> Batcher<S> {
                 result => return result,
             }
         }
+        *has_waited = true;
         let permit = timeout(left().ok_or(Error::Locked)?, shares.lock_waits.acquire(1)).await;
         let _permit = permit.map_err(|_| Error::Locked)?;
         execute(left().ok_or(Error::Locked)?).await
@@ -271,36 +280,32 @@ fn by_subject<R, T>(requests: impl Iterator<Item = (R, Waiter<T>)>) -> impl Iter
 struct RunningSubjects<S: BatchStatement> {
     batcher: Batcher<S>,
     subjects: HashSet<u128>,
+    /// Whether one of their requests has waited for another transaction. Those behind it in the queue have waited with it, whatever
+    /// became of it: if they are late now, that shows no outage.
+    have_waited: bool,
 }
 
 impl<S: BatchStatement> RunningSubjects<S> {
     /// One of the subjects by itself.
     fn split_off(&mut self, subject: Option<u128>) -> Self {
         let subjects = subject.into_iter().filter(|subject| self.subjects.remove(subject)).collect();
-        Self { batcher: self.batcher.clone(), subjects }
+        Self { batcher: self.batcher.clone(), subjects, have_waited: false }
     }
 
     /// Executes requests of this subject one after the other. If one has waited for another transaction in vain, the others would
     /// too.
-    async fn execute_each(self, group: Vec<(S::Request, Waiter<S::Response>)>, is_locked: bool) {
+    async fn execute_each(mut self, group: Vec<(S::Request, Waiter<S::Response>)>, is_locked: bool) {
         let mut has_waited_in_vain = false;
         for (request, waiter) in group {
             if waiter.response.is_closed() {
                 continue;
             }
             let result = match has_waited_in_vain {
-                false => self.batcher.execute_alone(request, waiter.since, is_locked).await,
+                false => self.batcher.execute_alone(request, waiter.since, is_locked, &mut self.have_waited).await,
                 true => Err(Error::Locked),
             };
             has_waited_in_vain = matches!(result, Err(Error::Locked));
             waiter.respond(result);
-        }
-        if has_waited_in_vain {
-            let mut queue = self.batcher.lock();
-            let waiters = queue.waiting.iter_mut().map(|one| &mut one.waiter);
-            waiters
-                .filter(|waiter| waiter.subject.is_some_and(|subject| self.subjects.contains(&subject)))
-                .for_each(|waiter| waiter.is_behind_lock = true);
         }
     }
 }
@@ -314,6 +319,12 @@ impl<S: BatchStatement> Drop for RunningSubjects<S> {
             let mut queue = self.batcher.lock();
             for subject in &self.subjects {
                 queue.subjects.remove(subject);
+            }
+            if self.have_waited {
+                let waiters = queue.waiting.iter_mut().map(|one| &mut one.waiter);
+                waiters
+                    .filter(|waiter| waiter.subject.is_some_and(|subject| self.subjects.contains(&subject)))
+                    .for_each(|waiter| waiter.is_behind_lock = true);
             }
         }
         // Requests may have waited for one of them.

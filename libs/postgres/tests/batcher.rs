@@ -13,7 +13,7 @@ use postgres::{
     Acquire as _, BatchStatement, Batcher, Database, Error, Migrator, PgConnection, Row as _, Settings, query,
 };
 use runtime::Shutdown;
-use testbed::sql::Session;
+use testbed::{sql::Session, until};
 
 /// Puts numbers into the table `numbers`, which takes each once and none below 0; the response is the number.
 enum Put {}
@@ -34,8 +34,8 @@ impl BatchStatement for Put {
     }
 }
 
-/// Requests whose subject is the number of their hundreds; the response is the request. It checks that no two concurrent
-/// statements have the same subject.
+/// Requests whose subject is the number of their hundreds, and which are put into the table; the response is the request. It
+/// checks that no two concurrent statements have the same subject.
 enum HasSubject {}
 
 static RUNNING: Mutex<BTreeMap<i32, i32>> = Mutex::new(BTreeMap::new());
@@ -56,8 +56,12 @@ impl BatchStatement for HasSubject {
             let other = RUNNING.lock().unwrap().insert(*subject, requests[0]);
             assert_eq!(other, None, "it runs while {requests:?} do");
         }
-        let statement = "INSERT INTO numbers SELECT n, 0 FROM unnest($1::int[]) n, pg_sleep(0.001)";
-        let put = database.run(async |connection| query(statement).bind(requests).execute(connection).await).await;
+        let statement = "INSERT INTO numbers
+            SELECT n, 0 FROM unnest($1::int[]) n, pg_sleep(0.001), set_config('lock_timeout', $2, true)";
+        let limit = database.lock_timeout().as_millis().to_string();
+        let put = database
+            .run(async |connection| query(statement).bind(requests).bind(&limit).execute(connection).await)
+            .await;
         for subject in &subjects {
             RUNNING.lock().unwrap().remove(subject);
         }
@@ -70,9 +74,13 @@ async fn database() -> Database {
 }
 
 async fn database_at(url: &str) -> Database {
+    database_with_deadline(url, "2s").await
+}
+
+async fn database_with_deadline(url: &str, deadline: &str) -> Database {
     let environment = Environment::empty()
         .with("DATABASE_URL", url)
-        .with("DATABASE_DEADLINE", "2s")
+        .with("DATABASE_DEADLINE", deadline)
         .with("DATABASE_CONNECTIONS", "4");
     let mut reader = Reader::new(environment);
     let settings = Settings::read(&mut reader, "postgres://localhost/test", "test");
@@ -225,5 +233,32 @@ fn the_queue_is_bounded_in_length_and_waiting_time() {
         session.execute("ROLLBACK").await.unwrap();
         assert_eq!(batcher.submit(2000).await.unwrap(), 2000);
         assert_eq!(number(&database, "SELECT count(*) FROM numbers").await, 1, "none of those that were told so");
+    });
+}
+
+#[test]
+fn a_request_that_is_late_because_the_one_before_it_waited_for_a_lock_is_locked_too() {
+    runtime::block_on(1, async {
+        let url = testbed::shared_database().await;
+        let database = database_with_deadline(&url, "20s").await;
+        let batcher = Batcher::<HasSubject>::new(database.clone());
+        let mut session = Session::open(&url).await.unwrap();
+        session.execute("BEGIN; INSERT INTO numbers VALUES (10001, 0)").await.unwrap();
+        let submit = |n| {
+            let batcher = batcher.clone();
+            runtime::spawn(async move { batcher.submit(n).await })
+        };
+        let first = submit(10_001);
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        until("the first one waits", async || number(&database, waiting).await > 0).await;
+        let mut second = pin!(batcher.submit(10_002));
+        assert!(smol::future::poll_once(&mut second).await.is_none(), "it is behind the first one");
+        let submitted = Instant::now();
+        until("the second one is late", async || submitted.elapsed() > database.acquire_timeout()).await;
+        session.execute("ROLLBACK").await.unwrap();
+        assert_eq!(first.await.unwrap(), 10_001);
+        let second = second.await;
+        assert!(matches!(second, Err(Error::Locked)), "{second:?}");
     });
 }
