@@ -42,6 +42,12 @@ pub trait BatchStatement: Send + Sync + 'static {
         None
     }
 
+    /// Until when a request may wait for others that have locked what it needs, if that is earlier than its
+    /// [`Database::lock_timeout`] ends: before its caller gives up, who would take a lock for an outage.
+    fn wait_until(_request: &Self::Request) -> Option<Instant> {
+        None
+    }
+
     /// Executes all requests or, if it fails, none of them; returns their responses in the same order. A statement that locks
     /// rows sets [`Database::lock_timeout`] for itself.
     fn execute(
@@ -241,7 +247,8 @@ impl<S: BatchStatement> Batcher<S> {
         has_waited: &mut bool,
     ) -> Result<S::Response, Error> {
         let database = self.database.with_deadline(since + self.database.work_timeout());
-        let wait_until = since + self.database.lock_timeout();
+        let limit = since + self.database.lock_timeout();
+        let wait_until = S::wait_until(&request).map_or(limit, |until| until.min(limit));
         let left = || Some(wait_until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
         let (shares, requests) = (database.pool_shares(), [request]);
         let execute = async |left| {

@@ -56,17 +56,42 @@ impl BatchStatement for HasSubject {
             let other = RUNNING.lock().unwrap().insert(*subject, requests[0]);
             assert_eq!(other, None, "it runs while {requests:?} do");
         }
-        let statement = "INSERT INTO numbers
-            SELECT n, 0 FROM unnest($1::int[]) n, pg_sleep(0.001), set_config('lock_timeout', $2, true)";
-        let limit = database.lock_timeout().as_millis().to_string();
-        let put = database
-            .run(async |connection| query(statement).bind(requests).bind(&limit).execute(connection).await)
-            .await;
+        let put = put(database, requests).await;
         for subject in &subjects {
             RUNNING.lock().unwrap().remove(subject);
         }
-        put.map(|_| requests.to_vec())
+        put.map(|()| requests.to_vec())
     }
+}
+
+/// Numbers to be put into the table, and until when each may wait for a lock; the response is the number.
+enum HasWaitUntil {}
+
+impl BatchStatement for HasWaitUntil {
+    type Request = (i32, Instant);
+    type Response = i32;
+    const NAME: &'static str = "put number in time";
+    const MAX_REQUESTS: usize = 20;
+
+    fn wait_until((_, until): &(i32, Instant)) -> Option<Instant> {
+        Some(*until)
+    }
+
+    async fn execute(database: &Database, requests: &[(i32, Instant)]) -> Result<Vec<i32>, Error> {
+        let numbers: Vec<_> = requests.iter().map(|(n, _)| *n).collect();
+        put(database, &numbers).await.map(|()| numbers)
+    }
+}
+
+/// Puts numbers into the table, and waits for locks as long as the batcher says.
+async fn put(database: &Database, numbers: &[i32]) -> Result<(), Error> {
+    let statement = "INSERT INTO numbers
+        SELECT n, 0 FROM unnest($1::int[]) n, pg_sleep(0.001), set_config('lock_timeout', $2, true)";
+    let limit = database.lock_timeout().as_millis().to_string();
+    let put = async |connection: &mut PgConnection| {
+        query(statement).bind(numbers).bind(&limit).execute(connection).await.map(drop)
+    };
+    database.run(put).await
 }
 
 async fn database() -> Database {
@@ -249,9 +274,7 @@ fn a_request_that_is_late_because_the_one_before_it_waited_for_a_lock_is_locked_
             runtime::spawn(async move { batcher.submit(n).await })
         };
         let first = submit(10_001);
-        let waiting =
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        until("the first one waits", async || number(&database, waiting).await > 0).await;
+        until_waiting_alone(&database).await;
         let mut second = pin!(batcher.submit(10_002));
         assert!(smol::future::poll_once(&mut second).await.is_none(), "it is behind the first one");
         let submitted = Instant::now();
@@ -260,5 +283,35 @@ fn a_request_that_is_late_because_the_one_before_it_waited_for_a_lock_is_locked_
         assert_eq!(first.await.unwrap(), 10_001);
         let second = second.await;
         assert!(matches!(second, Err(Error::Locked)), "{second:?}");
+    });
+}
+
+/// Waits until a request waits for a lock by itself, whose limit is longer than that of any other statement.
+async fn until_waiting_alone(database: &Database) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE wait_event_type = 'Lock' AND datname = current_database() AND query_start < now() - interval '200 ms'";
+    until("a request waits by itself", async || number(database, waiting).await > 0).await;
+}
+
+#[test]
+fn a_request_waits_for_others_that_wait_for_locks_no_longer_than_it_may() {
+    runtime::block_on(1, async {
+        let url = testbed::shared_database().await;
+        // One of the four connections waits for locks.
+        let database = database_with_deadline(&url, "20s").await;
+        let batcher = Batcher::<HasWaitUntil>::new(database.clone());
+        let mut session = Session::open(&url).await.unwrap();
+        session.execute("BEGIN; INSERT INTO numbers VALUES (1, 0), (2, 0)").await.unwrap();
+        let submit = |n, limit| {
+            let batcher = batcher.clone();
+            runtime::spawn(async move { batcher.submit((n, Instant::now() + limit)).await })
+        };
+        let mut first = submit(1, Duration::from_secs(60));
+        until_waiting_alone(&database).await;
+        let second = submit(2, Duration::from_millis(300)).await;
+        assert!(matches!(second, Err(Error::Locked)), "{second:?}");
+        assert!(smol::future::poll_once(&mut first).await.is_none(), "the first one waits longer");
+        session.execute("ROLLBACK").await.unwrap();
+        assert_eq!(first.await.unwrap(), 1);
     });
 }

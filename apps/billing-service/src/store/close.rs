@@ -29,6 +29,10 @@ impl BatchStatement for Close {
         Some(closing.patient_id.as_u128())
     }
 
+    fn wait_until(closing: &Closing) -> Option<Instant> {
+        Some(closing.wait_until)
+    }
+
     async fn execute(database: &Database, calls: &[Closing]) -> Result<Vec<Option<Account>>, Error> {
         // Sorted, so that statements of several replicas lock the same rows in the same order.
         let mut ids: Vec<_> = calls.iter().map(|call| call.patient_id).collect();
