@@ -175,7 +175,7 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
         // Events take their ids under the row's lock, those of one patient in the order of their versions, so that the ids of a
         // patient's events grow with its versions.
         //
-        // A shared statement has a short lock timeout, as in "insert patients".
+        // The lock timeout is the batcher's, as in "insert patient".
         let rows = query(
             "-- update patients
             WITH new AS (

@@ -66,8 +66,8 @@ async fn insert(database: &Database, new: &[NewPatient]) -> Result<HashMap<Uuid,
         // A patient with a key is taken from the key's row, so that of many requests with one key all but the first
         // fail on the key, whatever else they have in common.
         //
-        // A shared statement has a short lock timeout: an open transaction may hold one of the emails. Then each
-        // registration is executed by itself, and one with that email waits apart.
+        // The lock timeout is the batcher's: an open transaction may hold one of the emails. It is short at first, also for
+        // a single registration; one that is still locked then waits apart, with a longer one.
         let rows = query(
             "-- insert patients
             WITH new AS (
