@@ -137,7 +137,7 @@ impl Reconciler {
             Err(error) if error.code() == Some(Code::AlreadyExists) => {
                 match self.billing.account(task.patient_id, trace).await {
                     Ok(_) => Ok(()),
-                    Err(other) => Err(if is_rejection(&other) { error } else { other }),
+                    Err(other) => Err(first_answer(error, other)),
                 }
             }
             outcome => outcome.map(drop),
@@ -157,8 +157,8 @@ impl Reconciler {
             Err(error) if error.code() == Some(Code::FailedPrecondition) => {
                 match self.billing.account(task.patient_id, trace).await {
                     Ok((account, _)) if account.status == "CLOSED" => Ok(()),
-                    Err(other) if !is_rejection(&other) => Err(other),
-                    _ => Err(error),
+                    Ok(_) => Err(error),
+                    Err(other) => Err(first_answer(error, other)),
                 }
             }
             outcome => outcome,
@@ -187,6 +187,14 @@ impl Reconciler {
         };
         // Claims of attempts that are cancelled here expire.
         shutdown.run_until_stopped(futures_lite::future::or(work, report)).await;
+    }
+}
+
+/// The rejection of a call, unless the question for the account failed for a reason that ends: then that.
+fn first_answer(rejection: CallError, of_account: CallError) -> CallError {
+    match of_account.kind() {
+        FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported => rejection,
+        FailureKind::Unavailable | FailureKind::Transient => of_account,
     }
 }
 

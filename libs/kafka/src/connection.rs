@@ -358,6 +358,10 @@ impl Connection {
         self.has_unread_bytes = truncated.is_some();
         let mut own = BytesMut::new();
         let buffer = if permit.is_some() { &mut own } else { &mut self.buffer };
+        if !buffer.try_reclaim(read_length(length)) {
+            // Not grown: that keeps the part of the response before, up to twice the length.
+            *buffer = BytesMut::with_capacity(read_length(length));
+        }
         buffer.resize(read_length(length), 0);
         if let Err(error) = self.stream.read_exact(buffer).await {
             return Err(self.io_error(error));

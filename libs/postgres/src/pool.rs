@@ -426,7 +426,11 @@ impl PooledConnection<'_> {
         // Idle connections and those in use together must not exceed the number of permits.
         self.open = None;
         drop(self.pool.take_idle());
-        self.open(until).await.map_err(ConnectError::into_error)
+        match self.open(until).await {
+            // The server may not have ended the session of the closed one yet.
+            Err(ConnectError::Limit(_)) => self.connect(until).await,
+            opened => opened.map_err(ConnectError::into_error),
+        }
     }
 
     async fn open(&mut self, until: Instant) -> Result<(), ConnectError> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use kafka::{
-    FetchMemory,
+    FetchMemory, Settings,
     testing::{Codec, at_offset, batch, transaction_marker},
 };
 use kafka_protocol::{
@@ -15,6 +15,9 @@ use kafka_protocol::{
 };
 
 use super::*;
+
+/// Enough for a large batch on a busy machine.
+const LARGE: Duration = Duration::from_secs(20);
 
 /// A batch with one record at an offset, damaged or not.
 fn batch_at(offset: i64, damaged: bool) -> Vec<u8> {
@@ -33,7 +36,12 @@ fn sized_batch_at(offset: i64, damaged: bool, bytes: usize) -> Vec<u8> {
 /// A consumer of a partition with these batches and high watermark 3.
 async fn leading(batches: Arc<Mutex<Vec<Vec<u8>>>>) -> (Consumer, [smol::Task<()>; 2]) {
     let (bootstrap, tasks) = bootstrap_of(batches).await;
-    (consumer(vec![bootstrap]), tasks)
+    (consumer_within(bootstrap, LARGE), tasks)
+}
+
+/// A consumer whose calls have this deadline.
+fn consumer_within(bootstrap: HostPort, deadline: Duration) -> Consumer {
+    Consumer::new(Settings { deadline, ..settings(vec![bootstrap]) }, "topic", 0)
 }
 
 /// The bootstrap broker of that partition.
@@ -81,7 +89,7 @@ fn a_large_batch_with_a_wrong_checksum_is_skipped_after_five_fetches() {
     runtime::block_on(2, async {
         let batches = Arc::new(Mutex::new(vec![sized_batch_at(0, true, 2 << 20), batch_at(1, false)]));
         let (mut consumer, _leading) = leading(batches).await;
-        let mut fetch = async || runtime::timeout(Duration::from_secs(20), fetch(&mut consumer)).await.unwrap();
+        let mut fetch = async || runtime::timeout(LARGE, fetch(&mut consumer)).await.unwrap();
         for _ in 0..4 {
             let damaged = fetch().await;
             assert!(matches!(damaged, Err(Error::Malformed(Malformed::Checksum))), "{damaged:?}");
@@ -94,12 +102,12 @@ fn a_large_batch_with_a_wrong_checksum_is_skipped_after_five_fetches() {
 /// In the buffer of the connection, and larger than that.
 #[test]
 fn waiting_for_the_memory_of_another_fetch_does_not_count_towards_the_deadline() {
-    let deadline = settings(Vec::new()).deadline;
+    let deadline = Duration::from_secs(5);
     runtime::block_on(2, async {
         for bytes in [0, 12 << 20] {
             let (bootstrap, _leading) = bootstrap_of(Arc::new(Mutex::new(vec![sized_batch_at(0, false, bytes)]))).await;
             let memory = FetchMemory::default();
-            let mut consumers = [(); 2].map(|()| consumer(vec![bootstrap.clone()]).sharing(memory.clone()));
+            let mut consumers = [(); 2].map(|()| consumer_within(bootstrap.clone(), deadline).sharing(memory.clone()));
             let [one, other] = &mut consumers;
             let held = fetch(one).await.unwrap();
             let mut waiting = Box::pin(fetch(other));
