@@ -21,6 +21,7 @@ use hyper::{HeaderMap, Response, server::conn::http2, service::service_fn};
 use prost::Message as _;
 use smol_hyper::rt::FuturesIo;
 use telemetry::TraceContext;
+use testbed::messages;
 
 /// Failures in a row that open the breaker.
 const THRESHOLD: usize = 5;
@@ -200,46 +201,9 @@ fn details_of_a_status_that_are_not_base64_are_ignored() {
     });
 }
 
-/// The messages that are logged.
-#[derive(Clone, Default)]
-struct Messages(Arc<Mutex<Vec<String>>>);
-
-impl Messages {
-    fn count(&self, message: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|logged| logged.contains(message)).count()
-    }
-}
-
-impl tracing::Subscriber for Messages {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-            if field.name() == "message" {
-                self.0.lock().unwrap().push(format!("{value:?}"));
-            }
-        });
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn a_peer_that_answers_everything_with_an_error_is_reported_once_and_is_no_outage() {
-    let messages = Messages::default();
-    tracing::subscriber::set_global_default(messages.clone()).unwrap();
+    messages::collect("grpc");
     let (begins, ends) = ("peer answers every call with an error", "peer answers without errors again");
     runtime::block_on(2, async {
         let current = Arc::new(Mutex::new(Answer::http(200, &[GRPC, UNKNOWN], "")));
@@ -247,7 +211,7 @@ fn a_peer_that_answers_everything_with_an_error_is_reported_once_and_is_no_outag
         for call in 1..=3 * THRESHOLD {
             assert_eq!(create(&client).await.unwrap_err().code(), Some(Code::Unknown));
             assert_eq!(client.fault().as_deref(), (call >= THRESHOLD).then_some("unknown"), "{call}");
-            assert_eq!(messages.count(begins), usize::from(call >= THRESHOLD), "{call}");
+            assert_eq!(messages::count(begins), usize::from(call >= THRESHOLD), "{call}");
         }
         assert!(!client.is_breaker_open());
         // A method that it does not have shows nothing, nor does an account that is locked.
@@ -255,12 +219,12 @@ fn a_peer_that_answers_everything_with_an_error_is_reported_once_and_is_no_outag
         for headers in others {
             *current.lock().unwrap() = Answer::http(200, headers, "");
             create(&client).await.unwrap_err();
-            assert_eq!((client.fault().is_some(), messages.count(ends)), (true, 0), "{headers:?}");
+            assert_eq!((client.fault().is_some(), messages::count(ends)), (true, 0), "{headers:?}");
         }
         for _ in 0..2 {
             *current.lock().unwrap() = Answer::http(200, &[GRPC, NOT_FOUND], "");
             create(&client).await.unwrap_err();
-            assert_eq!((client.fault(), messages.count(begins), messages.count(ends)), (None, 1, 1));
+            assert_eq!((client.fault(), messages::count(begins), messages::count(ends)), (None, 1, 1));
             // Not in a row.
             *current.lock().unwrap() = Answer::http(200, &[GRPC, UNKNOWN], "");
             for _ in 1..THRESHOLD {

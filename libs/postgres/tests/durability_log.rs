@@ -4,8 +4,7 @@
 use config::{Environment, Reader};
 use postgres::{Database, Migrator, Settings};
 use runtime::Shutdown;
-
-mod messages;
+use testbed::messages;
 
 /// Migrates; returns how often it has been told so far.
 async fn told(url: &str, owner: Option<&str>) -> usize {
@@ -22,7 +21,7 @@ async fn told(url: &str, owner: Option<&str>) -> usize {
 
 #[test]
 fn commits_that_are_not_durable_are_told_at_each_start() {
-    messages::collect();
+    messages::collect("postgres");
     runtime::block_on(2, async {
         let url = testbed::shared_database().await;
         assert_eq!(told(&url, None).await, 0);

@@ -4,12 +4,11 @@
 use config::{Environment, Reader};
 use postgres::{Database, Error, Migrator, Settings, query};
 use runtime::Shutdown;
-
-mod messages;
+use testbed::messages;
 
 #[test]
 fn a_lack_of_resources_is_logged_once_and_is_no_outage() {
-    messages::collect();
+    messages::collect("postgres");
     runtime::block_on(2, async {
         // As a disk without room for temporary files.
         let url = testbed::shared_database().await;

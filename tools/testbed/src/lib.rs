@@ -18,6 +18,7 @@
 //!   [`roles`]: who may do what in it;
 //! - [`http`]: an HTTP client with a timeout for every call; [`http2`]: HTTP/2 frame by frame;
 //! - [`tokens`]: an issuer of tokens, valid and forged;
+//! - [`messages`]: what our code logs in the process of a test;
 //! - [`until()`]: waits for a condition;
 //! - [`cache`]: the directory of downloaded and built programs.
 
@@ -35,6 +36,7 @@ pub mod http;
 pub mod http2;
 pub mod identities;
 pub mod kafka_cluster;
+pub mod messages;
 pub mod patient;
 pub mod permissions;
 pub mod pgbouncer;

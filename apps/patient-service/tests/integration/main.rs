@@ -21,4 +21,3 @@ mod relay;
 mod requirements;
 mod test_billing;
 mod update;
-mod warnings;

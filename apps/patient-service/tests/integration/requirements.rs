@@ -6,16 +6,13 @@ use config::{Environment, Reader};
 use patient_service::{Service, Settings};
 use runtime::{Failure, Shutdown, timeout};
 use testbed::{
-    Scratch,
+    Scratch, messages,
     pgbouncer::{PgBouncer, PoolMode},
     postgres::{Cluster, Durability},
     sql, until,
 };
 
-use crate::{
-    harness::{Harness, path, patient},
-    warnings,
-};
+use crate::harness::{Harness, path, patient};
 
 /// Time for a service to end.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -127,8 +124,8 @@ fn a_database_that_was_served_before_is_served_whatever_its_locale_and_the_schem
 #[test]
 fn a_unique_index_that_is_lost_is_told_at_each_start() {
     runtime::block_on(2, async {
-        warnings::collect();
-        let told = || warnings::count("patients_email_key");
+        messages::collect("postgres::requirements");
+        let told = || messages::count("patients_email_key");
         let url = testbed::shared_database().await;
         Harness::start(&url, &[]).await.stop().await;
         assert_eq!(told(), 0);

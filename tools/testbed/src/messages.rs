@@ -1,25 +1,41 @@
-//! The messages that the library logs in a test's process.
-#![allow(dead_code, reason = "no test uses all of it")]
+//! The messages that our code logs in the process of a test.
 
 use std::{
     fmt::Debug,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, Once, PoisonError},
 };
 
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
     span,
+    subscriber::set_global_default,
 };
 
 static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Collects the messages.
-struct Log;
+/// Begins to collect the messages of a target and of the modules in it. All tests of the process share them, so that a test
+/// looks for words of its own. Later calls change nothing.
+///
+/// # Panics
+/// If the process has another subscriber.
+pub fn collect(target: &'static str) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| set_global_default(Collector { target }).expect("it is the only subscriber"));
+}
 
-impl Subscriber for Log {
+/// How many of the messages contain this text.
+pub fn count(text: &str) -> usize {
+    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|message| message.contains(text)).count()
+}
+
+struct Collector {
+    target: &'static str,
+}
+
+impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("postgres")
+        metadata.target().starts_with(self.target)
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -47,19 +63,4 @@ impl Visit for Message {
             MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{value:?}"));
         }
     }
-}
-
-/// Begins to collect them.
-pub(crate) fn collect() {
-    tracing::subscriber::set_global_default(Log).unwrap();
-}
-
-/// Whether one of them contains this.
-pub(crate) fn contain(text: &str) -> bool {
-    count(text) > 0
-}
-
-/// How many of them contain this.
-pub(crate) fn count(text: &str) -> usize {
-    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|message| message.contains(text)).count()
 }
