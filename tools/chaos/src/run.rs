@@ -34,6 +34,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A run of this length undoes some deletions, so there must be duplicates.
 const DUPLICATES_EXPECTED_AFTER: Duration = Duration::from_secs(30);
+/// After the faults, how long it is tried to undo a deletion, if none could be undone before, and how often.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(60);
+const UNDO_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Prints messages with the time since the start.
 #[derive(Clone, Copy, Debug)]
@@ -196,20 +199,34 @@ async fn inject_all(rounds: Vec<Round>, length: Duration, system: &SystemUnderTe
     Ok(injected)
 }
 
-/// Undoes deletions from the outbox at each of these times; returns how many.
+/// Undoes deletions from the outbox at each of these times; returns how many. If faults were in the way each time, tries on
+/// after the last of them, while clients still write.
 async fn undo_all(times: Vec<Duration>, length: Duration, system: &SystemUnderTest, log: Log) -> usize {
     let mut all = 0;
-    for at in times {
-        smol::Timer::at(log.0 + at).await;
-        let Ok(auditor) = system.auditor().await else { continue };
-        // It fails if PostgreSQL has a fault meanwhile.
-        let undone = undo_deletes(&auditor.patients_database, length.saturating_sub(at)).await.unwrap_or(0);
-        if undone > 0 {
-            log.print(&format!("the outbox: the deletion of {undone} events is undone"));
+    for at in &times {
+        smol::Timer::at(log.0 + *at).await;
+        all += undo_at_once(length.saturating_sub(*at), system, log).await;
+    }
+    let last = log.0 + length + UNDO_TIMEOUT;
+    while all == 0 && !times.is_empty() {
+        let left = last.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
         }
-        all += undone;
+        all += undo_at_once(left, system, log).await;
+        smol::Timer::after(UNDO_RETRY_INTERVAL).await;
     }
     all
+}
+
+async fn undo_at_once(left: Duration, system: &SystemUnderTest, log: Log) -> usize {
+    let Ok(auditor) = system.auditor().await else { return 0 };
+    // It fails if PostgreSQL has a fault meanwhile.
+    let undone = undo_deletes(&auditor.patients_database, left).await.unwrap_or(0);
+    if undone > 0 {
+        log.print(&format!("the outbox: the deletion of {undone} events is undone"));
+    }
+    undone
 }
 
 /// Fails PostgreSQL over to its standby at each of these times, after a fault that it has then; returns how often.
