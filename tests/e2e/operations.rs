@@ -85,7 +85,7 @@ fn services_start_before_their_database_and_broker(kind: Kind) {
         let mut servers = DedicatedServers::start(kind).await.unwrap();
         servers.broker.process().kill().await;
         servers.cluster.stop().await;
-        let starting = System::start(servers.backing_services(), 1, &[("DATABASE_ACQUIRE_DEADLINE", "300ms")]);
+        let starting = System::start(servers.backing_services(), 1, &[]);
         let started = Instant::now();
         let restart_later = async {
             smol::Timer::after(Duration::from_secs(2)).await;
