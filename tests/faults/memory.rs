@@ -21,12 +21,22 @@ use uuid::Uuid;
 
 use crate::support::{TIMEOUT, logged, metric, until_readiness};
 
-testbed::on_each_broker!(
-    undecodable_records_cost_little_memory,
-    headers_that_are_compressed_cost_little_memory,
-    many_partitions_cost_little_memory,
-    a_state_with_many_dates_is_opened_in_little_memory
-);
+testbed::on_each_broker!(undecodable_records_cost_little_memory, a_state_with_many_dates_is_opened_in_little_memory);
+
+// Nisshi takes seconds to read such batches, in which it answers no other test.
+mod on_kafka_alone {
+    use testbed::broker::Kind::Kafka;
+
+    #[test]
+    fn headers_that_are_compressed_cost_little_memory() {
+        super::headers_that_are_compressed_cost_little_memory(Kafka);
+    }
+
+    #[test]
+    fn many_partitions_cost_little_memory() {
+        super::many_partitions_cost_little_memory(Kafka);
+    }
+}
 
 /// An invalid name of a topic.
 const NO_TOPIC: &str = "no topic";

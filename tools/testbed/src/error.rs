@@ -22,6 +22,11 @@ impl Error {
         Self { message: message.into(), log }
     }
 
+    /// Whether a line of its log contains this text.
+    pub(crate) fn shows(&self, text: &str) -> bool {
+        self.log.iter().any(|line| line.contains(text))
+    }
+
     /// An error that shows the last lines that a program printed.
     pub fn of_output(message: impl Into<String>, output: &Output) -> Self {
         let streams = [&output.stdout, &output.stderr].map(|stream| String::from_utf8_lossy(stream).into_owned());

@@ -5,11 +5,12 @@ use std::{
     net::SocketAddr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use runtime::timeout;
+use smol::Timer;
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _,
     postgres::{PgConnectOptions, PgSslMode},
@@ -41,6 +42,8 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(120);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a fast shutdown.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause between attempts to start a server whose predecessor has not ended.
+const RESTART_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeouts of a statement and of a connection.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -274,8 +277,17 @@ impl Cluster {
     pub async fn restart(&mut self) -> Result<(), Error> {
         let binaries = binaries_for(&self.directory.join("data"))?;
         let Self { directory, sockets, durability, clock, tls, .. } = &*self;
-        self.process =
-            Self::start_server(&binaries, directory, sockets, *durability, clock.as_ref(), tls.as_ref()).await?;
+        let end = Instant::now() + START_TIMEOUT;
+        self.process = loop {
+            let started = Self::start_server(&binaries, directory, sockets, *durability, clock.as_ref(), tls.as_ref());
+            match started.await {
+                // Of a server that was killed: on a busy machine its sessions need a while to notice.
+                Err(error) if error.shows("pre-existing shared memory block") && Instant::now() < end => {
+                    Timer::after(RESTART_INTERVAL).await;
+                }
+                started => break started?,
+            }
+        };
         Ok(())
     }
 
