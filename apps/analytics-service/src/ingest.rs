@@ -111,8 +111,7 @@ impl Ingest {
                 pauses.pause().await;
             }
         };
-        // Boxed, because it is large, and would be part of the caller's future.
-        shutdown.run_until_stopped(Box::pin(work)).await;
+        shutdown.run_until_stopped(work).await;
         self.state.close().await;
         if let Some(member) = member {
             member::leave(member).await;

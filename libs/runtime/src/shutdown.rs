@@ -8,7 +8,8 @@ use std::{
 
 use async_signal::{Signal, Signals};
 use event_listener::Event;
-use futures_lite::StreamExt as _;
+use futures_lite::{StreamExt as _, future::or};
+use futures_util::FutureExt as _;
 
 /// A cancellation token: once it is triggered, its holders finish their work and end. Clones share one state.
 #[derive(Clone, Debug, Default)]
@@ -51,12 +52,9 @@ impl Shutdown {
     }
 
     /// Runs `work` until it ends or the shutdown is triggered; in the second case drops it and returns `None`.
-    pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let stop = async {
-            self.wait().await;
-            None
-        };
-        futures_lite::future::or(stop, async { Some(work.await) }).await
+    pub fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+        // As in `timeout`, the work is held once.
+        or(self.wait().map(|()| None), work.map(Some))
     }
 
     /// Triggers on the first SIGTERM or SIGINT; the second ends the process at once, with the shell's exit code for it.

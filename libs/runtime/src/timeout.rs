@@ -1,11 +1,10 @@
 use std::{
     future::Future,
-    pin::Pin,
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use pin_project_lite::pin_project;
+use futures_lite::future::or;
+use futures_util::FutureExt as _;
 
 use crate::deadlines::Deadline;
 
@@ -21,39 +20,16 @@ pub struct Elapsed(pub Duration);
 ///
 /// # Errors
 /// [`Elapsed`] if the work did not end in time.
-pub fn timeout<F: Future>(limit: Duration, work: F) -> impl Future<Output = Result<F::Output, Elapsed>> {
-    Timeout { work, limit, elapsed: sleep(limit) }
+pub fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> impl Future<Output = Result<T, Elapsed>> {
+    // Combinators hold the work once. An async function would hold it twice, as its argument and where it awaits it, and each
+    // layer around it twice again.
+    or(work.map(Ok), sleep(limit).map(move |()| Err(Elapsed(limit))))
 }
 
 async fn sleep(limit: Duration) {
     match Instant::now().checked_add(limit) {
         Some(end) if limit >= SHORT => Deadline::at(end).await,
         _ => drop(smol::Timer::after(limit).await),
-    }
-}
-
-pin_project! {
-    /// Work with its time limit. A type, because an async function would hold the work twice: as its argument, and where it
-    /// awaits it; and each layer around it twice again.
-    struct Timeout<F, S> {
-        #[pin]
-        work: F,
-        limit: Duration,
-        #[pin]
-        elapsed: S,
-    }
-}
-
-impl<F: Future, S: Future<Output = ()>> Future for Timeout<F, S> {
-    type Output = Result<F::Output, Elapsed>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        if let Poll::Ready(output) = this.work.poll(context) {
-            return Poll::Ready(Ok(output));
-        }
-        ready!(this.elapsed.poll(context));
-        Poll::Ready(Err(Elapsed(*this.limit)))
     }
 }
 
@@ -79,8 +55,10 @@ mod tests {
             std::future::pending::<()>().await;
             held
         };
-        let (alone, limited) = (size_of_val(&work()), size_of_val(&timeout(SHORT, work())));
-        assert!((1024..1024 + 512).contains(&limited), "{limited} bytes for work of {alone}");
+        let shutdown = crate::Shutdown::new();
+        for around in [size_of_val(&timeout(SHORT, work())), size_of_val(&shutdown.run_until_stopped(work()))] {
+            assert!((1024..1024 + 512).contains(&around), "{around} bytes for work of {}", size_of_val(&work()));
+        }
     }
 
     #[test]
