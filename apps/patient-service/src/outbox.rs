@@ -1,6 +1,6 @@
 //! Queries of the outbox: events that were committed with their change and are not published yet, and the relays' leases.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use chrono::{DateTime, Utc};
 use codec::event::{Event, EventKind};
@@ -83,24 +83,28 @@ pub async fn enqueue(transaction: &mut PgConnection, event: &NewEvent) -> Result
     Ok(())
 }
 
-/// The outcome of work that stores events; none if the sequence of the outbox's ids was behind them. Then nothing was stored, the
-/// sequence has been moved past them, and the work is to be repeated. The deadline of the database bounds the repetitions.
+/// Does work that stores events. If the sequence of the outbox's ids was behind them, nothing was stored: the sequence is moved past
+/// them, and the work repeated. The deadline of the database bounds the repetitions.
 ///
 /// # Errors
 /// As those of the work.
-pub async fn unless_ids_are_behind<T>(database: &Database, outcome: Result<T, Error>) -> Result<Option<T>, Error> {
-    match outcome {
-        Err(Error::Constraint(name)) if name == IDS_CONSTRAINT => {}
-        outcome => return outcome.map(Some),
+pub async fn store_events<T, F>(database: &Database, work: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    loop {
+        match work().await {
+            Err(Error::Constraint(name)) if name == IDS_CONSTRAINT => {}
+            outcome => return outcome,
+        }
+        let largest = database.read(async |connection| {
+            query("-- largest id\nSELECT max(id) FROM outbox").fetch_one(connection).await?.try_get(0)
+        });
+        // None if they have been deleted meanwhile.
+        if let Some(largest_id) = largest.await? {
+            move_ids_past(database, largest_id).await?;
+        }
     }
-    let largest = database.read(async |connection| {
-        query("-- largest id\nSELECT max(id) FROM outbox").fetch_one(connection).await?.try_get(0)
-    });
-    // None if they have been deleted meanwhile.
-    if let Some(largest_id) = largest.await? {
-        move_ids_past(database, largest_id).await?;
-    }
-    Ok(None)
 }
 
 async fn move_ids_past(database: &Database, largest_id: i64) -> Result<(), Error> {

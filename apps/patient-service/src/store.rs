@@ -184,12 +184,10 @@ impl Store {
         let update = change::Update { id, condition: condition.clone(), details: details.clone(), trace };
         match store.updater.submit(update).await? {
             Some(patient) => Ok(Change::Done(patient)),
-            None => loop {
-                let change = store.update_alone(id, condition, details, trace).await;
-                if let Some(change) = outbox::unless_ids_are_behind(&store.database, change).await? {
-                    break Ok(change);
-                }
-            },
+            None => {
+                let update = || store.update_alone(id, condition, details, trace);
+                Ok(outbox::store_events(&store.database, update).await?)
+            }
         }
     }
 
@@ -244,12 +242,7 @@ impl Store {
         if store.deleter.submit(delete).await? {
             return Ok(Change::Done(()));
         }
-        loop {
-            let change = store.delete_alone(id, condition, trace).await;
-            if let Some(change) = outbox::unless_ids_are_behind(&store.database, change).await? {
-                break Ok(change);
-            }
-        }
+        outbox::store_events(&store.database, || store.delete_alone(id, condition, trace)).await
     }
 
     /// Deletes as [`delete`](Self::delete) does, in a transaction of its own that locks the row.

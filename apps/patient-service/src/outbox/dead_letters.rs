@@ -89,12 +89,7 @@ impl Outbox {
     /// If the database fails.
     pub async fn resend(&self, dead_letters: &[RowKey]) -> Result<Vec<RowKey>, Error> {
         let (ids, event_ids): (Vec<i64>, Vec<Uuid>) = dead_letters.iter().map(|key| (key.id, key.event_id)).unzip();
-        loop {
-            let resent = self.enqueue_again(&ids, &event_ids).await;
-            if let Some(keys) = super::unless_ids_are_behind(&self.database, resent).await? {
-                break Ok(keys);
-            }
-        }
+        super::store_events(&self.database, || self.enqueue_again(&ids, &event_ids)).await
     }
 
     async fn enqueue_again(&self, ids: &[i64], event_ids: &[Uuid]) -> Result<Vec<RowKey>, Error> {

@@ -87,12 +87,7 @@ impl BatchStatement for Updates {
             *was_written = true;
             changed.push(Changed::new(patient, EventKind::Updated, *trace));
         }
-        let done = loop {
-            let done = write_updates(database, &changed).await;
-            if let Some(done) = outbox::unless_ids_are_behind(database, done).await? {
-                break done;
-            }
-        };
+        let done = outbox::store_events(database, || write_updates(database, &changed)).await?;
         // The versions of one patient are in the order of the requests, some of which may have been skipped.
         let mut versions = HashMap::<Uuid, VecDeque<Patient>>::new();
         for Changed { patient, .. } in changed.into_iter().filter(|one| done.contains(&one.patient.id)) {
@@ -129,12 +124,7 @@ impl BatchStatement for Deletions {
         }
         // In the order of their ids, so that statements of several replicas lock the same rows in the same order.
         changed.sort_by_key(|one| one.patient.id);
-        let done = loop {
-            let done = write_deletions(database, &changed).await;
-            if let Some(done) = outbox::unless_ids_are_behind(database, done).await? {
-                break done;
-            }
-        };
+        let done = outbox::store_events(database, || write_deletions(database, &changed)).await?;
         Ok(was_written
             .into_iter()
             .zip(deletions)

@@ -43,12 +43,7 @@ impl BatchStatement for Insert {
     }
 
     async fn execute(database: &Database, new: &[NewPatient]) -> Result<Vec<OutboxRow>, Error> {
-        let stored = loop {
-            let stored = insert(database, new).await;
-            if let Some(stored) = outbox::unless_ids_are_behind(database, stored).await? {
-                break stored;
-            }
-        };
+        let stored = outbox::store_events(database, || insert(database, new)).await?;
         let row = |new: &NewPatient| {
             let (id, created_at) = *stored.get(&new.event.event_id).ok_or(Error::Query(sqlx::Error::RowNotFound))?;
             Ok(OutboxRow::of(new.event.clone(), id, created_at))
