@@ -137,7 +137,7 @@ impl Reconciler {
             Err(error) if error.code() == Some(Code::AlreadyExists) => {
                 match self.billing.account(task.patient_id, trace).await {
                     Ok(_) => Ok(()),
-                    Err(other) => Err(first_answer(error, other)),
+                    Err(other) => Err(unless_unanswered(error, other)),
                 }
             }
             outcome => outcome.map(drop),
@@ -158,7 +158,7 @@ impl Reconciler {
                 match self.billing.account(task.patient_id, trace).await {
                     Ok((account, _)) if account.status == "CLOSED" => Ok(()),
                     Ok(_) => Err(error),
-                    Err(other) => Err(first_answer(error, other)),
+                    Err(other) => Err(unless_unanswered(error, other)),
                 }
             }
             outcome => outcome,
@@ -191,17 +191,19 @@ impl Reconciler {
 }
 
 /// The rejection of a call, unless the question for the account failed for a reason that ends: then that.
-fn first_answer(rejection: CallError, of_account: CallError) -> CallError {
-    match of_account.kind() {
-        FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported => rejection,
-        FailureKind::Unavailable | FailureKind::Transient => of_account,
-    }
+fn unless_unanswered(rejection: CallError, of_account: CallError) -> CallError {
+    if is_of_the_call(&of_account) { rejection } else { of_account }
 }
 
 /// Whether billing answered and rejected the call.
 fn is_rejection(error: &CallError) -> bool {
     let lacks_permission = matches!(error.code(), Some(Code::PermissionDenied | Code::Unauthenticated));
-    lacks_permission || matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
+    lacks_permission || is_of_the_call(error)
+}
+
+/// Whether the same call is rejected whoever makes it, as long as billing and its data are the same.
+fn is_of_the_call(error: &CallError) -> bool {
+    matches!(error.kind(), FailureKind::Rejected | FailureKind::Invalid | FailureKind::Unsupported)
 }
 
 /// Whether billing rejects this very task: it cannot close accounts, as an original's billing service, or rejects the content.
