@@ -237,37 +237,6 @@ impl<S: BatchStatement> Batcher<S> {
         }
     }
 
-    /// Executes a request by itself. One that others have locked waits for them, as long as there are few such requests, and
-    /// sets `has_waited`.
-    async fn execute_alone(
-        &self,
-        request: S::Request,
-        since: Instant,
-        is_locked: bool,
-        has_waited: &mut bool,
-    ) -> Result<S::Response, Error> {
-        let database = self.database.with_deadline(since + self.database.work_timeout());
-        let limit = since + self.database.lock_timeout();
-        let wait_until = S::wait_until(&request).map_or(limit, |until| until.min(limit));
-        let left = || Some(wait_until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
-        let (shares, requests) = (database.pool_shares(), [request]);
-        let execute = async |left| {
-            let responses = S::execute(&database.with_lock_timeout(left), &requests).await?;
-            responses.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))
-        };
-        if !is_locked {
-            let _permit = shares.retries.acquire(1).await;
-            match execute(RETRY_LOCK_TIMEOUT).await {
-                Err(Error::Locked) => {}
-                result => return result,
-            }
-        }
-        *has_waited = true;
-        let permit = timeout(left().ok_or(Error::Locked)?, shares.lock_waits.acquire(1)).await;
-        let _permit = permit.map_err(|_| Error::Locked)?;
-        execute(left().ok_or(Error::Locked)?).await
-    }
-
     fn lock(&self) -> MutexGuard<'_, Queue<S>> {
         // Nothing panics while it is held.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -308,12 +277,42 @@ impl<S: BatchStatement> RunningSubjects<S> {
                 continue;
             }
             let result = match has_waited_in_vain {
-                false => self.batcher.execute_alone(request, waiter.since, is_locked, &mut self.have_waited).await,
+                false => self.execute_alone(request, waiter.since, is_locked).await,
                 true => Err(Error::Locked),
             };
             has_waited_in_vain = matches!(result, Err(Error::Locked));
             waiter.respond(result);
         }
+    }
+
+    /// Executes a request by itself. One that others have locked waits for them, as long as there are few such requests.
+    async fn execute_alone(
+        &mut self,
+        request: S::Request,
+        since: Instant,
+        is_locked: bool,
+    ) -> Result<S::Response, Error> {
+        let database = &self.batcher.database;
+        let limit = since + database.lock_timeout();
+        let wait_until = S::wait_until(&request).map_or(limit, |until| until.min(limit));
+        let left = || Some(wait_until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
+        let database = database.with_deadline(since + database.work_timeout());
+        let (shares, requests) = (database.pool_shares(), [request]);
+        let execute = async |left| {
+            let responses = S::execute(&database.with_lock_timeout(left), &requests).await?;
+            responses.into_iter().next().ok_or(Error::Query(sqlx::Error::RowNotFound))
+        };
+        if !is_locked {
+            let _permit = shares.retries.acquire(1).await;
+            match execute(RETRY_LOCK_TIMEOUT).await {
+                Err(Error::Locked) => {}
+                result => return result,
+            }
+        }
+        self.have_waited = true;
+        let permit = timeout(left().ok_or(Error::Locked)?, shares.lock_waits.acquire(1)).await;
+        let _permit = permit.map_err(|_| Error::Locked)?;
+        execute(left().ok_or(Error::Locked)?).await
     }
 }
 
