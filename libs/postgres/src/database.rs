@@ -24,15 +24,12 @@ use self::retries::Progress;
 use crate::{
     Error, Settings,
     error::Cause,
-    pool::{Pool, Pools, Shares, unavailable},
+    pool::{Pool, Pools, REPORT_INTERVAL, Shares, unavailable},
     statement::{DEFAULT_SPAN_NAME, with_name},
 };
 
 /// A ping succeeds without a query for this long after the last answer of the server.
 const PING_VALIDITY: Duration = Duration::from_secs(1);
-
-/// Lock and statement timeouts, missing privileges and resources, and each statement that fails are logged this often at most.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 static TIMEOUTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters(

@@ -37,8 +37,9 @@ const PING_AFTER_IDLE: Duration = Duration::from_millis(200);
 /// While the server takes no more connections: how often work looks for one that was released, and tries to open one.
 const RELEASE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 const REOPEN_INTERVAL: Duration = Duration::from_millis(200);
-/// A connection limit that is reached is logged this often at most.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection limit that is reached, lock and statement timeouts, missing privileges and resources, and each statement that fails are
+/// logged this often at most.
+pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// A read-only server is logged and all connections to it are closed this often at most: it may be the only server.
 const MIN_INVALIDATE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -55,10 +56,10 @@ pub(crate) struct Pools {
     generation: AtomicU64,
     /// Whether the last connection for work found a PostgreSQL server at `DATABASE_URL`.
     is_postgresql: AtomicBool,
-    /// When it was last logged that the server takes no more connections.
-    limit_reported: Mutex<Option<Instant>>,
-    /// When the generation last changed because of a read-only server.
-    invalidated: Mutex<Option<Instant>>,
+    /// It is logged that the server takes no more connections.
+    limit_reported: LastTime,
+    /// The generation changes because of a read-only server.
+    invalidated: LastTime,
 }
 
 /// The connections of one kind of work.
@@ -106,6 +107,23 @@ pub(crate) enum Purpose {
     Migration,
 }
 
+/// When something was last done that is done only now and then.
+#[derive(Debug, Default)]
+struct LastTime(Mutex<Option<Instant>>);
+
+impl LastTime {
+    /// Whether the last time is so long ago. Then this is one.
+    fn is_due_again(&self, interval: Duration) -> bool {
+        // Nothing panics while it is held.
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|at| at.elapsed() >= interval);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
 /// Why no connection was opened.
 enum ConnectError {
     /// The server has none left. One of ours may be released.
@@ -137,9 +155,9 @@ impl Pools {
             settings,
             members: Mutex::default(),
             generation: AtomicU64::new(0),
-            limit_reported: Mutex::default(),
             is_postgresql: AtomicBool::new(false),
-            invalidated: Mutex::default(),
+            limit_reported: LastTime::default(),
+            invalidated: LastTime::default(),
         })
     }
 
@@ -248,24 +266,16 @@ impl Pools {
     /// As [`invalidate`](Self::invalidate), because the server is read-only. Returns false if that was done within the
     /// last second.
     pub(crate) fn invalidate_after_failover(&self) -> bool {
-        {
-            // Nothing panics while it is held.
-            let mut invalidated = self.invalidated.lock().unwrap_or_else(PoisonError::into_inner);
-            if invalidated.is_some_and(|at| at.elapsed() < MIN_INVALIDATE_INTERVAL) {
-                return false;
-            }
-            *invalidated = Some(Instant::now());
+        let is_due = self.invalidated.is_due_again(MIN_INVALIDATE_INTERVAL);
+        if is_due {
+            self.invalidate();
         }
-        self.invalidate();
-        true
+        is_due
     }
 
     /// Logs that the server takes no more connections.
     fn report_limit(&self, error: &Error) {
-        // Nothing panics while it is held.
-        let mut reported = self.limit_reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-            *reported = Some(Instant::now());
+        if self.limit_reported.is_due_again(REPORT_INTERVAL) {
             tracing::warn!(%error, "the server takes no more connections; work waits for those that are open");
         }
     }
