@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use chrono::Utc;
-use codec::event::{Event, EventKind};
 use kafka::{
     Producer, Record,
     testing::{Codec, batch, send_batch, set_topic_setting},
@@ -17,7 +16,6 @@ use testbed::{
     service::{Launch, Service},
     sql, until,
 };
-use uuid::Uuid;
 
 use crate::support::{TIMEOUT, logged, metric, until_readiness};
 
@@ -111,18 +109,7 @@ fn undecodable(value: Vec<u8>, headers: usize) -> Record {
 }
 
 fn created() -> Record {
-    let event = Event {
-        id: Uuid::now_v7(),
-        patient_id: Uuid::now_v7(),
-        kind: EventKind::Created,
-        version: 1,
-        time: Utc::now(),
-        name: "Jane Doe",
-        email: "jane@example.org",
-        registered_date: "2024-02-29".parse().unwrap(),
-        date_of_birth: "1990-12-31".parse().unwrap(),
-    };
-    Record { key: None, value: Some(event.encode()), headers: Vec::new(), timestamp: event.time }
+    Record { key: None, value: Some(testbed::patient::created()), headers: Vec::new(), timestamp: Utc::now() }
 }
 
 /// All dead letters.

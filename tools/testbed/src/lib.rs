@@ -12,7 +12,7 @@
 //! - [`analytics`]: what one analytics-service has counted; [`audit`]: finds lost data; [`writers`]: clients that write meanwhile;
 //! - [`certificates`]: a certificate authority, and certificates for servers and clients; [`identities`]: all that a secure
 //!   system has;
-//! - [`patient`]: request bodies of patients; [`permissions`]: what the services need on a broker;
+//! - [`patient`]: request bodies and events of patients; [`permissions`]: what the services need on a broker;
 //! - [`compose`]: which containers belong to a checkout;
 //! - [`proxy`]: a TCP proxy that injects faults; [`clock`]: a clock that can be set; [`sql`]: queries on a service's database;
 //!   [`roles`]: who may do what in it;

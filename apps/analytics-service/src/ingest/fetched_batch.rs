@@ -85,14 +85,15 @@ impl FetchedBatch {
                 // The owner has it.
                 Err(_) if batch.is_standby => {}
                 Err(error) => {
-                    let error = error.to_string();
-                    let bytes = size_of::<DeadLetter>() + error.len() + kept_bytes(&record);
-                    if dead_letter_bytes > 0 && dead_letter_bytes + bytes > MAX_DEAD_LETTER_BYTES {
+                    let (error, bytes) = (error.to_string(), bytes(&record));
+                    let kept = if bytes > MAX_DEAD_LETTER_BYTES { 0 } else { bytes };
+                    let more = size_of::<DeadLetter>() + error.len() + kept;
+                    if dead_letter_bytes > 0 && dead_letter_bytes + more > MAX_DEAD_LETTER_BYTES {
                         batch.position.next = record.offset;
                         break;
                     }
-                    dead_letter_bytes += bytes;
-                    batch.dead_letters.push(dead_letter(partition, &record, error));
+                    dead_letter_bytes += more;
+                    batch.dead_letters.push(dead_letter(partition, &record, bytes, error));
                 }
             }
             batch.position.last_timestamp = Some(record.timestamp);
@@ -150,10 +151,10 @@ impl Source {
     }
 }
 
-fn dead_letter(partition: i32, record: &RecordRef<'_>, error: String) -> DeadLetter {
+/// The dead letter of a record that takes so many bytes.
+fn dead_letter(partition: i32, record: &RecordRef<'_>, bytes: usize, error: String) -> DeadLetter {
     let offset = record.offset;
     tracing::warn!(partition, offset, error, "a record cannot be decoded and is dead-lettered");
-    let bytes = bytes(record);
     if bytes > MAX_DEAD_LETTER_BYTES {
         let error = format!("{error}; of its {bytes} bytes none are kept: they are on its topic only");
         return DeadLetter { partition, offset, key: None, value: None, headers: Headers::new(), error };
@@ -178,11 +179,6 @@ fn bytes(record: &RecordRef<'_>) -> usize {
     length(record.key) + length(record.value) + headers
 }
 
-/// Bytes of the record that its dead letter keeps.
-fn kept_bytes(record: &RecordRef<'_>) -> usize {
-    Some(bytes(record)).filter(|bytes| *bytes <= MAX_DEAD_LETTER_BYTES).unwrap_or_default()
-}
-
 fn log_event(partition: i32, record: &RecordRef<'_>, event: &ReceivedEvent) {
     if tracing::enabled!(tracing::Level::DEBUG) {
         let trace = TraceContext::continue_from(record.header(TRACEPARENT));
@@ -193,7 +189,6 @@ fn log_event(partition: i32, record: &RecordRef<'_>, event: &ReceivedEvent) {
 
 #[cfg(test)]
 mod tests {
-    use codec::event::{Event, EventKind};
     use config::{Environment, Reader};
     use kafka::{
         Record,
@@ -217,18 +212,7 @@ mod tests {
     }
 
     fn created() -> Option<Vec<u8>> {
-        let event = Event {
-            id: Uuid::now_v7(),
-            patient_id: Uuid::now_v7(),
-            kind: EventKind::Created,
-            version: 1,
-            time: Utc::now(),
-            name: "Jane Doe",
-            email: "jane@example.org",
-            registered_date: "2024-02-29".parse().unwrap(),
-            date_of_birth: "1990-12-31".parse().unwrap(),
-        };
-        Some(event.encode())
+        Some(testbed::patient::created())
     }
 
     #[test]
