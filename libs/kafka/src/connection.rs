@@ -286,8 +286,12 @@ impl Connection {
     pub(crate) async fn exchange<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Response, Error> {
         let (deadline, broker) = (self.deadline, self.address.broker.clone());
         let length = deadline.timeout(Some(&broker), self.request(version, request)).await?;
-        let memory = self.memory.clone();
-        let permit = if read_length(length) > self.buffer_bytes { Some(self.acquire(&memory).await) } else { None };
+        let permit = if read_length(length) > self.buffer_bytes {
+            let memory = self.memory.clone();
+            Some(self.acquire(&memory).await)
+        } else {
+            None
+        };
         let deadline = self.deadline;
         let mut response = deadline.timeout(Some(&broker), self.receive(length, permit)).await?;
         let header = ResponseHeader::decode(&mut response.body, Q::Response::header_version(version));

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
+use hyper::HeaderMap;
 use telemetry::metrics;
 use tide::{Request, Response, StatusCode, http::Method};
 
 use crate::{
-    Access, Edge, Health, Problem,
+    Access, Edge, Health, Problem, convert,
     in_flight::{InFlight, overloaded},
     route::{Everywhere, Handler, NO_ROUTE, NOTHING, REJECTED, Route},
 };
@@ -274,12 +275,12 @@ impl<S: Clone + Send + Sync + 'static> App<S> {
         Some(if has_room { self.in_flight.reject() } else { overloaded() })
     }
 
-    /// A problem that no route has answered with, and what every response of this application has.
-    pub(crate) fn complete(&self, problem: Problem, origin: Option<&str>) -> Problem {
+    /// A problem that no route has answered a request of these headers with, and what every response of this application has.
+    pub(crate) fn complete(&self, problem: Problem, request: &HeaderMap) -> Problem {
         let Everywhere { headers, edge, .. } = &*self.everywhere;
         let problem = headers.iter().fold(problem, |problem, (name, value)| problem.header(name, *value));
         match edge {
-            Some(edge) => edge.share_problem(problem, origin),
+            Some(edge) => edge.share_problem(problem, convert::single_value(request, "origin")),
             None => problem,
         }
     }

@@ -357,14 +357,13 @@ impl<S: Clone + Send + Sync + 'static> Serve<S> {
             (TraceContext::root(), callers.and_then(TraceContext::parse))
         };
         let path = parts.uri.path();
-        let origin = convert::single_value(&parts.headers, "origin");
         let has_room = client.request_started(convert::head_size(&parts));
         if let Some(problem) = self.app.overload_problem(path, has_room) {
-            let response = convert::problem(&self.app.complete(problem, origin), path, trace);
+            let response = convert::problem(&self.app.complete(problem, &parts.headers), path, trace);
             return Ok(response.map(|body| GuardedBody { body, _busy: busy }));
         }
         let mut response: tide::http::Response = match convert::request(&parts, body) {
-            Err(problem) => self.app.complete(problem, origin).into_response(path, trace).into(),
+            Err(problem) => self.app.complete(problem, &parts.headers).into_response(path, trace).into(),
             Ok(None) => crate::no_content().into(),
             Ok(Some(mut request)) => {
                 request.ext_mut().insert(trace);
