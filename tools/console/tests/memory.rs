@@ -4,7 +4,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use testbed::{Scratch, service::Launch};
+use testbed::{
+    Scratch,
+    service::{Launch, Service},
+};
 
 mod support;
 
@@ -12,6 +15,14 @@ mod support;
 const UNREACHABLE: &str = "127.0.0.1:1";
 /// Resident memory at most, in bytes.
 const LIMIT: u64 = 40 * 1024 * 1024;
+
+async fn start(scratch: &Scratch) -> Service {
+    let services = ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"];
+    let launch = Launch::new("console", scratch.path(), services.map(|name| (name, UNREACHABLE)));
+    let mut console = launch.start_guarded(scratch).unwrap();
+    console.until_ready().await.unwrap();
+    console
+}
 
 /// As many as a message of the maximum size has room for.
 const MAX_PARTS: usize = 2 * 1024 * 1024 - 50;
@@ -31,10 +42,7 @@ fn with_empty_parts(count: usize, path: &[u8], field: u8) -> Vec<u8> {
 fn a_message_of_many_empty_parts_is_rejected_before_it_is_decoded() {
     runtime::block_on(1, async {
         let scratch = Scratch::new().unwrap();
-        let services = ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"];
-        let launch = Launch::new("console", scratch.path(), services.map(|name| (name, UNREACHABLE)));
-        let mut console = launch.start_guarded(&scratch).unwrap();
-        console.until_ready().await.unwrap();
+        let mut console = start(&scratch).await;
         let address: SocketAddr = console.address().parse().unwrap();
         let (traces, logs) = ("/v1/traces", "/v1/logs");
         for (target, path, field) in [
@@ -69,10 +77,7 @@ fn a_message_of_many_empty_parts_is_rejected_before_it_is_decoded() {
 fn a_hundred_thousand_spans_stay_below_40_mib_and_the_page_answers() {
     runtime::block_on(1, async {
         let scratch = Scratch::new().unwrap();
-        let services = ["PATIENT_SERVICE_HTTP", "BILLING_SERVICE_HTTP", "ANALYTICS_SERVICE_HTTP"];
-        let launch = Launch::new("console", scratch.path(), services.map(|name| (name, UNREACHABLE)));
-        let mut console = launch.start_guarded(&scratch).unwrap();
-        console.until_ready().await.unwrap();
+        let mut console = start(&scratch).await;
         let before = console.process().memory();
         let address: SocketAddr = console.address().parse().unwrap();
         let mut most = 0;
