@@ -59,8 +59,8 @@ pub enum CallError {
     /// data.
     #[error("the peer answered {}", code_name(.0.code()))]
     Status(Box<Status>),
-    /// The peer could not be reached, the connection broke before the response was complete, or the response is none of a gRPC
-    /// server, such as a proxy's; with the cause, as far as it is known.
+    /// The peer could not be reached, the connection broke before the response was complete, or the response is not from a gRPC
+    /// server but, for instance, from a proxy; with the cause, as far as it is known.
     #[error("the peer cannot be reached: {0}")]
     Unreachable(String),
     /// The deadline passed. The peer may have executed the call, or may still do so.
@@ -73,7 +73,7 @@ pub enum CallError {
 
 impl CallError {
     /// Distinguishes a status that the peer has sent from one that was made on this side, of a broken connection or of a
-    /// response that is none of gRPC: that may be UNKNOWN, INTERNAL, UNIMPLEMENTED or any other.
+    /// response that is not gRPC: that may be UNKNOWN, INTERNAL, UNIMPLEMENTED or any other.
     pub(crate) fn from_status(status: Status) -> Self {
         let Some(mut cause) = status.source() else { return Self::Unreachable(status.message().to_owned()) };
         if cause.is::<Received>() {

@@ -21,9 +21,10 @@
 //!
 //! A consumer holds one response of about the requested size, and up to 2 MiB of decompressed records beside it. A single
 //! batch may have up to 16 MiB, compressed and decompressed; there is one such at a time in the process, for as long as its
-//! [`Records`] live. Of consumers that share a [`FetchMemory`] one at a time has records or a response above the requested size, and
-//! the others a buffer of that size: what they take does not grow with the partitions. A larger batch is never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and
-//! skipped. A fetch returns at most 16,384 records.
+//! [`Records`] live. Of consumers that share a [`FetchMemory`] one at a time has records or a response above the
+//! requested size, and the others a buffer of that size: what they take does not grow with the partitions. A larger batch is
+//! never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and skipped. A fetch returns at most
+//! 16,384 records.
 //!
 //! # Consumer groups
 //!

@@ -20,10 +20,10 @@ const MAX_ERROR_LENGTH: u32 = 30_000;
 /// What the postmaster writes, and closes the connection, if it has no process for it: `E` and a line of text without a length.
 const FORK_FAILURE: &[u8] = b"Ecould not fork";
 
-/// Asks for TLS on a connection of its own. If there is none, connecting finds out why.
+/// Asks for TLS on a connection of its own. If that cannot be opened, connecting finds out why.
 ///
 /// # Errors
-/// If the answer is none of PostgreSQL's, or if it has no process for a connection.
+/// If the answer is not one of PostgreSQL's, or if it has no process for a connection.
 pub(super) async fn check(options: &PgConnectOptions) -> Result<(), Error> {
     let is_plaintext_tcp = options.get_socket().is_none() && matches!(options.get_ssl_mode(), PgSslMode::Disable);
     if !is_plaintext_tcp {

@@ -34,7 +34,7 @@ pub(super) enum Kind {
 
 /// Why a message is not decoded.
 pub(crate) enum Error {
-    /// It is none.
+    /// It is not OTLP.
     Malformed,
     /// It has too many parts.
     TooLarge,
