@@ -87,13 +87,16 @@ impl Given {
 
         let unless_given = if pages { "name" } else { "id" };
         let field = field(self.text("sortField").unwrap_or(unless_given));
-        let order = match self.text("sort") {
+        let sort = self.text("sort");
+        let order = match sort {
             None | Some("asc" | "desc") => Some(field),
             Some(sort) => self::field(sort.strip_prefix('-').unwrap_or(sort)).map(Some),
         };
+        let is_descending = order.is_some() && sort.is_some_and(|sort| sort == "desc" || sort.starts_with('-'));
+        let direction = if is_descending { Direction::Descending } else { Direction::Ascending };
         let wrong_cursor = |text| {
-            let order = order.flatten().or(field).unwrap_or(if pages { SortField::Name } else { SortField::Id });
-            !is_cursor(text, order)
+            let field = order.flatten().or(field).unwrap_or(if pages { SortField::Name } else { SortField::Id });
+            !is_cursor(text, Order { field, direction })
         };
         let skip = page.flatten().unwrap_or(1).saturating_sub(1) * size.flatten().unwrap_or(10);
         [
@@ -117,11 +120,11 @@ fn field(name: &str) -> Option<SortField> {
 }
 
 /// Whether it is a cursor of this order. Then its encoding is unique, and PostgreSQL accepts its values.
-fn is_cursor(text: &str, field: SortField) -> bool {
-    let Ok(position) = cursor::decode(text, Order { field, direction: Direction::Ascending }) else { return false };
-    assert_eq!(cursor::encode(&position), text);
+fn is_cursor(text: &str, order: Order) -> bool {
+    let Ok(position) = cursor::decode(text, order) else { return false };
+    assert_eq!(cursor::encode(&position, order), text);
     assert!(!position.sort_key.contains('\0'), "{position:?}");
-    if matches!(field, SortField::DateOfBirth | SortField::RegisteredDate) {
+    if matches!(order.field, SortField::DateOfBirth | SortField::RegisteredDate) {
         // PostgreSQL has no year 0.
         let year: Option<u16> = position.sort_key.get(..4).and_then(|year| year.parse().ok());
         assert!(position.sort_key.len() == 10 && year.is_some_and(|year| year > 0), "{position:?}");

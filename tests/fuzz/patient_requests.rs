@@ -7,7 +7,11 @@ use arbitrary::Arbitrary;
 use config::{Environment, Reader};
 use form_urlencoded::Serializer;
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
-use patient_service::{Service, Settings, http::cursor, store::Position};
+use patient_service::{
+    Service, Settings,
+    http::cursor,
+    store::{Direction, Order, Position, SortField},
+};
 use runtime::{Shutdown, timeout};
 use serde_json::{Value as Json, json};
 use smol::{lock::OnceCell, net::TcpStream};
@@ -124,7 +128,7 @@ enum Text {
     Date(i16, u8, u8),
     /// A repeated character.
     Long(char, u16),
-    Cursor(u128, Box<Text>),
+    Cursor(u8, u128, Box<Text>),
     CursorOfId(u128),
 }
 
@@ -153,10 +157,13 @@ impl Text {
                 format!("{sign}{year:04}-{:02}-{:02}", month % 14, day % 33)
             }
             Self::Long(character, length) => character.to_string().repeat(usize::from(*length) % 5_000),
-            Self::Cursor(id, key) => cursor::encode(&Position { sort_key: key.text(), id: Uuid::from_u128(*id) }),
+            Self::Cursor(sort, id, key) => {
+                let position = Position { sort_key: key.text(), id: Uuid::from_u128(*id) };
+                cursor::encode(&position, order(SORTS[usize::from(*sort) % SORTS.len()]))
+            }
             Self::CursorOfId(id) => {
                 let id = Uuid::from_u128(*id);
-                cursor::encode(&Position { sort_key: id.to_string(), id })
+                cursor::encode(&Position { sort_key: id.to_string(), id }, order("id"))
             }
         }
     }
@@ -211,6 +218,22 @@ fn query(names: &[&str], parameters: &[(u8, Text)]) -> String {
     query.finish()
 }
 
+/// The order that a value of `sort` stands for; the list's own order for one that is invalid.
+fn order(sort: &str) -> Order {
+    let (field, direction) = match sort.strip_prefix('-') {
+        Some(field) => (field, Direction::Descending),
+        None => (sort, Direction::Ascending),
+    };
+    let field = match field {
+        "name" => SortField::Name,
+        "email" => SortField::Email,
+        "dateOfBirth" => SortField::DateOfBirth,
+        "registeredDate" => SortField::RegisteredDate,
+        _ => SortField::Id,
+    };
+    Order { field, direction }
+}
+
 impl Call {
     /// The method, the target and the body.
     fn request(&self, patient: &str) -> (&'static str, String, Vec<u8>) {
@@ -223,7 +246,8 @@ impl Call {
             }
             Self::NextPage(sort, id, key) => {
                 let sort = SORTS[usize::from(*sort) % SORTS.len()];
-                let cursor = cursor::encode(&Position { sort_key: key.text(), id: Uuid::from_u128(*id) });
+                let position = Position { sort_key: key.text(), id: Uuid::from_u128(*id) };
+                let cursor = cursor::encode(&position, order(sort));
                 ("GET", format!("/patients?limit=2&sort={sort}&cursor={cursor}"), Vec::new())
             }
             Self::Read(id) => ("GET", format!("/patients/{}", id.segment(patient)), Vec::new()),

@@ -11,6 +11,8 @@ fn main() {
     divan::main();
 }
 
+const ORDER: Order = Order { field: SortField::Name, direction: Direction::Ascending };
+
 fn position() -> Position {
     Position { sort_key: "Amara Abebe".to_owned(), id: Uuid::from_u128(7) }
 }
@@ -18,12 +20,11 @@ fn position() -> Position {
 #[divan::bench]
 fn write(bencher: Bencher<'_, '_>) {
     let position = position();
-    bencher.bench_local(|| encode(black_box(&position)));
+    bencher.bench_local(|| encode(black_box(&position), ORDER));
 }
 
 #[divan::bench]
 fn read(bencher: Bencher<'_, '_>) {
-    let cursor = encode(&position());
-    let order = Order { field: SortField::Name, direction: Direction::Ascending };
-    bencher.bench_local(|| decode(black_box(&cursor), order));
+    let cursor = encode(&position(), ORDER);
+    bencher.bench_local(|| decode(black_box(&cursor), ORDER));
 }

@@ -5,17 +5,31 @@ use uuid::Uuid;
 
 use crate::{
     patient::parse_date,
-    store::{Order, Position, SortField},
+    store::{Direction, Order, Position, SortField},
 };
 
 /// The bytes of an id before the sort key.
 const ID_BYTES: usize = 16;
 
-/// Encodes a position as a cursor.
-pub fn encode(position: &Position) -> String {
-    let mut bytes = position.id.as_bytes().to_vec();
-    bytes.extend_from_slice(position.sort_key.as_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
+/// Encodes a position in a list with this order as a cursor: a byte for the order, the id, the sort key.
+pub fn encode(position: &Position, order: Order) -> String {
+    let key = position.sort_key.as_bytes();
+    URL_SAFE_NO_PAD.encode([&[tag(order)][..], position.id.as_bytes(), key].concat())
+}
+
+/// In the list of another order, the position would skip patients that no page has had.
+fn tag(order: Order) -> u8 {
+    let field = match order.field {
+        SortField::Id => 0,
+        SortField::Name => 2,
+        SortField::Email => 4,
+        SortField::DateOfBirth => 6,
+        SortField::RegisteredDate => 8,
+    };
+    match order.direction {
+        Direction::Ascending => field,
+        Direction::Descending => field + 1,
+    }
 }
 
 /// Decodes a cursor of a list with this order.
@@ -23,7 +37,7 @@ pub fn encode(position: &Position) -> String {
 /// # Errors
 /// If it is not a cursor of a list with this order.
 pub fn decode(cursor: &str, order: Order) -> Result<Position, String> {
-    decode_any(cursor)
+    decode_any(cursor, order)
         .filter(|position| match order.field {
             SortField::Id => position.sort_key == position.id.to_string(),
             SortField::Name | SortField::Email => !position.sort_key.contains('\0'),
@@ -33,9 +47,9 @@ pub fn decode(cursor: &str, order: Order) -> Result<Position, String> {
         .ok_or_else(|| "must be the cursor of an earlier response with the same sort".to_owned())
 }
 
-fn decode_any(cursor: &str) -> Option<Position> {
+fn decode_any(cursor: &str, order: Order) -> Option<Position> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    let (id, sort_key) = bytes.split_at_checked(ID_BYTES)?;
+    let (id, sort_key) = bytes.strip_prefix(&[tag(order)])?.split_at_checked(ID_BYTES)?;
     Some(Position { id: Uuid::from_slice(id).ok()?, sort_key: String::from_utf8(sort_key.to_vec()).ok()? })
 }
 
@@ -44,10 +58,13 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::store::Direction;
 
     fn by(field: SortField) -> Order {
         Order { field, direction: Direction::Ascending }
+    }
+
+    fn crafted(field: SortField, sort_key: &str) -> String {
+        encode(&Position { id: Uuid::nil(), sort_key: sort_key.to_owned() }, by(field))
     }
 
     #[test]
@@ -59,15 +76,29 @@ mod tests {
             (SortField::RegisteredDate, "2024-02-29".to_owned()),
         ] {
             let position = Position { id, sort_key };
-            assert_eq!(decode(&encode(&position), by(field)), Ok(position));
+            assert_eq!(decode(&encode(&position, by(field)), by(field)), Ok(position));
+        }
+    }
+
+    #[test]
+    fn a_cursor_of_another_order_is_rejected() {
+        let fields = [SortField::Name, SortField::Email, SortField::DateOfBirth, SortField::RegisteredDate];
+        let orders = fields.iter().flat_map(|field| {
+            [Direction::Ascending, Direction::Descending].map(|direction| Order { field: *field, direction })
+        });
+        for order in orders.clone() {
+            let cursor = encode(&Position { id: Uuid::nil(), sort_key: "2024-02-29".to_owned() }, order);
+            for other in orders.clone() {
+                assert_eq!(decode(&cursor, other).is_ok(), order == other, "{order:?} {other:?}");
+            }
         }
     }
 
     #[test]
     fn other_texts_are_rejected() {
-        let date = encode(&Position { id: Uuid::nil(), sort_key: "2024-02-29".to_owned() });
-        let text = encode(&Position { id: Uuid::nil(), sort_key: "infinity".to_owned() });
-        let nul = encode(&Position { id: Uuid::nil(), sort_key: "\0".to_owned() });
+        let date = crafted(SortField::Id, "2024-02-29");
+        let text = crafted(SortField::DateOfBirth, "infinity");
+        let nul = crafted(SortField::Name, "\0");
         for (cursor, field) in [
             ("", SortField::Name),
             ("abc", SortField::Name),
@@ -81,9 +112,8 @@ mod tests {
         for no_date in
             ["0000-01-01", "-0001-01-01", "+10000-01-01", "+262142-12-31", "2024-1-1", " 2024-01-01", "today"]
         {
-            let cursor = encode(&Position { id: Uuid::nil(), sort_key: no_date.to_owned() });
             for field in [SortField::DateOfBirth, SortField::RegisteredDate] {
-                assert!(decode(&cursor, by(field)).is_err(), "{no_date:?}");
+                assert!(decode(&crafted(field, no_date), by(field)).is_err(), "{no_date:?}");
             }
         }
     }
@@ -95,11 +125,11 @@ mod tests {
             bytes in vec(any::<u8>(), 0..80),
             (id, sort_key) in (any::<u128>(), "[a-c0-9\\x00é-]{0,10}"),
         ) {
-            let position = encode(&Position { id: Uuid::from_u128(id), sort_key });
-            for cursor in [text, URL_SAFE_NO_PAD.encode(bytes), position] {
-                for field in [SortField::Id, SortField::Name, SortField::Email, SortField::DateOfBirth] {
+            let position = Position { id: Uuid::from_u128(id), sort_key };
+            for field in [SortField::Id, SortField::Name, SortField::Email, SortField::DateOfBirth] {
+                for cursor in [text.clone(), URL_SAFE_NO_PAD.encode(&bytes), encode(&position, by(field))] {
                     if let Ok(position) = decode(&cursor, by(field)) {
-                        prop_assert_eq!(encode(&position), cursor.as_str(), "each position has one cursor");
+                        prop_assert_eq!(encode(&position, by(field)), cursor.as_str(), "each position has one cursor");
                         prop_assert!(!position.sort_key.contains('\0'));
                     }
                 }

@@ -124,7 +124,7 @@ async fn keyset(request: &Request, mut query: Query) -> Result<Response, Problem
                 next.append_pair(name, &value);
             }
         }
-        next.append_pair("cursor", &cursor::encode(&Position { sort_key: sort_key.clone(), id: patient.id }));
+        next.append_pair("cursor", &cursor::encode(&Position { sort_key: sort_key.clone(), id: patient.id }, order));
         response.insert_header("link", format!("</patients?{}>; rel=\"next\"", next.finish()));
     }
     Ok(response)

@@ -1,6 +1,9 @@
 //! `GET /patients`.
 
-use patient_service::{http::cursor, store::Position};
+use patient_service::{
+    http::cursor,
+    store::{Direction, Order, Position, SortField},
+};
 use serde_json::Value as Json;
 use uuid::Uuid;
 
@@ -116,21 +119,29 @@ fn crafted_cursors_are_rejected_before_postgresql() {
     with_service(|service| async move {
         service.register("Jane Doe").await;
         let id = Uuid::now_v7();
-        let crafted = |sort_key: &str| cursor::encode(&Position { id, sort_key: sort_key.to_owned() });
-        for sort in ["dateOfBirth", "registeredDate", "-dateOfBirth"] {
+        let crafted = |order, sort_key: &str| cursor::encode(&Position { id, sort_key: sort_key.to_owned() }, order);
+        let by = |field, direction| Order { field, direction };
+        for (sort, order) in [
+            ("dateOfBirth", by(SortField::DateOfBirth, Direction::Ascending)),
+            ("registeredDate", by(SortField::RegisteredDate, Direction::Ascending)),
+            ("-dateOfBirth", by(SortField::DateOfBirth, Direction::Descending)),
+        ] {
             for date in ["0000-01-01", "-0044-03-15", "+10000-01-01", "+262142-12-31", "-262143-01-01", "2024-1-1"] {
-                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
+                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(order, date))).await;
                 assert_eq!(response.status, 400, "{sort} {date}: {}", response.text());
                 assert!(response.json()["errors"]["cursor"].is_string());
             }
             for date in ["0001-01-01", "9999-12-31", "2024-02-29"] {
-                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(date))).await;
+                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(order, date))).await;
                 assert_eq!(response.status, 200, "{sort} {date}: {}", response.text());
             }
         }
         for text in ["", "\u{10ffff}", "\u{1f}%_\\", &"é".repeat(4_000)] {
-            for sort in ["name", "-email"] {
-                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(text))).await;
+            for (sort, order) in [
+                ("name", by(SortField::Name, Direction::Ascending)),
+                ("-email", by(SortField::Email, Direction::Descending)),
+            ] {
+                let response = service.get(&format!("/patients?sort={sort}&cursor={}", crafted(order, text))).await;
                 assert_eq!(response.status, 200, "{sort} {text:?}: {}", response.text());
             }
         }
@@ -151,7 +162,9 @@ fn all_wrong_parameters_are_reported() {
         }
         register(&service, &["Abel", "Bert"]).await;
         let next = service.get("/patients?limit=1&sort=name").await.next().unwrap();
-        let other = next.replace("sort=name", "sort=dateOfBirth");
-        assert_eq!(service.get(&other).await.status, 400, "a cursor belongs to its sort");
+        for other in ["dateOfBirth", "email", "-name", "id"] {
+            let next = next.replace("sort=name", &format!("sort={other}"));
+            assert_eq!(service.get(&next).await.status, 400, "{other}: a cursor belongs to its order");
+        }
     });
 }
