@@ -73,8 +73,9 @@ impl PatientState {
 
     /// Takes what an event says of its patient.
     pub(super) fn learn(&mut self, event: &ReceivedEvent) {
-        let birth_year = event.birth_year.and_then(valid_year).or(self.birth_year);
-        let registered = event.registered_date.and_then(valid_date).or(self.registered);
+        // A value that is out of range replaces the earlier one, as a new state that reads this event alone has it.
+        let birth_year = event.birth_year.map_or(self.birth_year, valid_year);
+        let registered = event.registered_date.map_or(self.registered, valid_date);
         match (event.kind, event.version) {
             (Some(EventKind::Created | EventKind::Updated), _) | (None, Some(_)) => {
                 (self.active, self.birth_year, self.registered) = (true, birth_year, registered);
