@@ -143,9 +143,10 @@ async fn registrations(request: Request) -> Result<Response, Problem> {
     let points = series.into_iter().map(|(period, registrations)| PointBody { period, registrations });
     let mut response = json(StatusCode::Ok, &points.collect::<Vec<_>>());
     if missing.partial {
-        // The body is an array, which has no place for it.
+        // The body is an array, which has no place for it. Many clients take an empty header for none.
         let partitions: Vec<_> = missing.missing_partitions.iter().map(ToString::to_string).collect();
-        response.insert_header("missing-partitions", partitions.join(", "));
+        let partitions = if partitions.is_empty() { "unknown".to_owned() } else { partitions.join(", ") };
+        response.insert_header("missing-partitions", partitions);
     }
     Ok(response)
 }

@@ -48,7 +48,9 @@ fn a_page_reads_also_what_no_route_has_answered() {
             assert_eq!(shared.status, status);
             assert_eq!(shared.header("access-control-allow-origin"), Some(ORIGIN), "{status}");
             let exposed = shared.header("access-control-expose-headers").unwrap_or_default();
-            assert!(exposed.contains("retry-after"), "{status}: {exposed}");
+            for name in ["retry-after", "missing-partitions"] {
+                assert!(exposed.contains(name), "{status}: {name} in {exposed}");
+            }
             assert_eq!(shared.header("cache-control"), matches!(status, 400 | 503).then_some("no-store"), "{status}");
             let foreign = ask(&mut client, head, "https://evil.example");
             assert_eq!((foreign.status, foreign.header("access-control-allow-origin")), (status, None));
