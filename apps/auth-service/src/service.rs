@@ -30,7 +30,7 @@ impl Service {
         let (users_file, key_file) = (settings.users.clone(), settings.key.clone());
         let opened = smol::unblock(move || Ok((Users::read(&users_file)?, Signer::open(&key_file)?))).await;
         let (users, signer) = opened.map_err(|error: String| Failure::configuration(error))?;
-        let server = web::Server::bind(&settings.http).map_err(|error| Failure::from(error.to_string()))?;
+        let server = web::Server::bind(&settings.http)?;
         let drain = settings.http.limits.drain;
         let jwt = JwtSettings {
             issuer: settings.issuer.clone(),

@@ -183,6 +183,14 @@ fn settings_that_do_not_protect_end_a_service_with_exit_code_78() {
             ("KAFKA_SASL_PASSWORD", "hunter2".to_owned()),
         ]
     };
+    let users = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/auth/users.json");
+    let login = vec![
+        ("TOKEN_ISSUER", "https://auth.example".to_owned()),
+        ("USERS_FILE", users.to_owned()),
+        ("SIGNING_KEY_FILE", pki.scratch.path().join("signing-key.pk8").display().to_string()),
+        ("SERVER_TLS_CERTIFICATE", certificate.clone()),
+        ("SERVER_TLS_KEY", format!("{key}.none")),
+    ];
     let cases = [
         ("patient-service", kafka("SASL_PLAINTEXT", "PLAIN"), "KAFKA_SASL_MECHANISM: expected SCRAM-SHA-256"),
         ("analytics-service", kafka("SASL_PLAINTEXT", "PLAIN"), "PLAIN sends the password"),
@@ -199,6 +207,7 @@ fn settings_that_do_not_protect_end_a_service_with_exit_code_78() {
             vec![("GRPC_SERVER_TLS_CERTIFICATE", certificate), ("GRPC_SERVER_TLS_KEY", format!("{key}.none"))],
             "server.key.none cannot be read",
         ),
+        ("auth-service", login, "server.key.none cannot be read"),
     ];
     for (service, settings, message) in cases {
         let mut command = Command::new(binaries().unwrap().join(service));
