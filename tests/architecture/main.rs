@@ -66,6 +66,24 @@ fn the_version_of_rust_is_the_same_everywhere() {
     assert_eq!(toolchain.rsplit_once('.').map(|(minor, _)| minor), Some(&*minimum));
 }
 
+/// Otherwise `LOG_LEVEL` does not apply to what a library logs, and its lines below WARN are lost.
+#[test]
+fn the_log_level_applies_to_every_library_that_logs() {
+    let settings = fs::read_to_string(root().join("libs/telemetry/src/log.rs")).unwrap();
+    let (_, list) = settings.split_once("const OWN_CRATES").unwrap();
+    let (list, _) = list.split_once(';').map(|(_, list)| list.split_once(';').unwrap()).unwrap();
+    let listed: BTreeSet<_> = list.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    let logs = |library: &Path| {
+        sources(&library.join("src")).iter().any(|file| fs::read_to_string(file).unwrap().contains("tracing::"))
+    };
+    let libraries = fs::read_dir(root().join("libs")).unwrap().map(|entry| entry.unwrap().path());
+    let logging: BTreeSet<_> = libraries
+        .filter(|library| logs(library))
+        .map(|library| library.file_name().unwrap().to_str().unwrap().replace('-', "_"))
+        .collect();
+    assert_eq!(listed, logging);
+}
+
 /// They do not depend on services either. Tools may use the libraries of services, and tests everything.
 #[test]
 fn apps_and_libraries_never_depend_on_tools_or_tests() {

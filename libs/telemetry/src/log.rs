@@ -44,7 +44,7 @@ const QUEUE_BYTES: usize = 512 * 1024;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The crates to which `LOG_LEVEL` applies, besides the service's own. Lines of other crates are logged from WARN on.
-const OWN_CRATES: [&str; 8] = ["auth", "grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "web"];
+const OWN_CRATES: [&str; 9] = ["auth", "grpc", "kafka", "otlp", "postgres", "runtime", "telemetry", "tls", "web"];
 
 /// What is logged, and in which format.
 #[derive(Clone, Debug)]
