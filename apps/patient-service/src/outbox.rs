@@ -13,7 +13,7 @@ use crate::patient::Patient;
 
 mod dead_letters;
 
-pub use dead_letters::EventDeadLetter;
+pub use dead_letters::{EventDeadLetter, delete_dead_letters};
 
 /// The constraint of the ids.
 const IDS_CONSTRAINT: &str = "outbox_pkey";

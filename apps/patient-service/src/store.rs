@@ -267,6 +267,7 @@ impl Store {
             let Some(row) = row else { return why_unchanged(transaction, id).await };
             let patient = patient(&row)?;
             outbox::enqueue(transaction, &NewEvent::of(&patient, EventKind::Deleted, trace)).await?;
+            outbox::delete_dead_letters(transaction, id).await?;
             billing_tasks::enqueue_close(transaction, &patient, trace).await?;
             Ok(Change::Done(()))
         });
@@ -279,6 +280,11 @@ async fn why_unchanged<T>(connection: &mut PgConnection, id: Uuid) -> Result<Cha
     let row =
         query("-- patient exists\nSELECT 1 FROM patients WHERE id = $1").bind(id).fetch_optional(connection).await?;
     Ok(if row.is_some() { Change::VersionMismatch } else { Change::NotFound })
+}
+
+/// A field of each row, as an array that a statement unnests.
+fn column<'a, R: 'a, T>(rows: impl IntoIterator<Item = &'a R>, field: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.into_iter().map(field).collect()
 }
 
 fn patient(row: &PgRow) -> Result<Patient, sqlx::Error> {

@@ -94,7 +94,9 @@ WITH deleted AS (
     INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
     SELECT id, :n, gen_random_uuid(), 'PATIENT_DELETED', decode(repeat('0a', 100), 'hex'),
         '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' FROM deleted
-), superseded AS (
+), superseded_events AS (
+    DELETE FROM outbox_dead_letters dead USING deleted WHERE dead.patient_id = deleted.id
+), superseded_task AS (
     DELETE FROM billing_task_dead_letters dead USING deleted WHERE dead.patient_id = deleted.id
 )
 INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)

@@ -1,7 +1,7 @@
 //! Dead-lettered events: events that the broker has rejected for good.
 
 use chrono::{DateTime, Utc};
-use postgres::{Error, PgRow, Row as _, query};
+use postgres::{Error, PgConnection, PgRow, Row as _, query};
 use uuid::Uuid;
 
 use super::{Outbox, RowKey};
@@ -24,7 +24,8 @@ pub struct EventDeadLetter {
 }
 
 impl Outbox {
-    /// Dead-letters an event, so that it does not block the others.
+    /// Dead-letters an event, so that it does not block the others. Of a patient that was deleted meanwhile only the deletion is
+    /// kept: sent later, any other event would be the last one of its key on a compacted topic, and bring the patient back.
     ///
     /// # Errors
     /// If the database fails.
@@ -39,6 +40,7 @@ impl Outbox {
                 INSERT INTO outbox_dead_letters
                     (id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at, error)
                 SELECT *, $3 FROM rejected
+                WHERE event_type = 'PATIENT_DELETED' OR EXISTS (SELECT FROM patients WHERE patients.id = patient_id)
                 ON CONFLICT (id, event_id) DO UPDATE SET error = excluded.error, refused_at = excluded.refused_at",
             )
             .bind(row.id)
@@ -83,7 +85,7 @@ impl Outbox {
     }
 
     /// Moves dead letters back into the outbox, where they get new ids; returns the new keys. Those that no longer exist are
-    /// ignored.
+    /// ignored, and those of a patient that was deleted since are deleted, but for the deletion.
     ///
     /// # Errors
     /// If the database fails.
@@ -101,7 +103,9 @@ impl Outbox {
                     RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent
                 )
                 INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
-                SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen ORDER BY id
+                SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen
+                WHERE event_type = 'PATIENT_DELETED' OR EXISTS (SELECT FROM patients WHERE patients.id = patient_id)
+                ORDER BY id
                 RETURNING id, event_id",
             )
             .bind(ids)
@@ -132,6 +136,15 @@ impl Outbox {
         });
         pending.await
     }
+}
+
+/// Deletes the dead-lettered events of a patient in the transaction that deletes the patient.
+///
+/// # Errors
+/// If the database fails.
+pub async fn delete_dead_letters(transaction: &mut PgConnection, patient_id: Uuid) -> Result<(), sqlx::Error> {
+    let delete = query("-- delete dead letters of a patient\nDELETE FROM outbox_dead_letters WHERE patient_id = $1");
+    delete.bind(patient_id).execute(transaction).await.map(drop)
 }
 
 fn row_key(row: &PgRow) -> Result<RowKey, sqlx::Error> {

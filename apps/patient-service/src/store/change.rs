@@ -12,7 +12,7 @@ use postgres::{BatchStatement, Database, Error, Row as _, query};
 use telemetry::TraceContext;
 use uuid::Uuid;
 
-use super::{VersionCondition, find::Find};
+use super::{VersionCondition, column, find::Find};
 use crate::{
     outbox::{self, NewEvent},
     patient::{Details, Patient},
@@ -139,10 +139,6 @@ async fn read(database: &Database, ids: Vec<Uuid>) -> Result<HashMap<Uuid, Patie
     Ok(found.into_iter().flatten().map(|patient| (patient.id, patient)).collect())
 }
 
-fn column<'a, T>(changed: &'a [Changed], field: impl Fn(&'a Changed) -> T) -> Vec<T> {
-    changed.iter().map(field).collect()
-}
-
 /// Updates patients and stores their events, of which one patient may have several. Returns the ids of those whose version
 /// was still the one that was read.
 async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashSet<Uuid>, Error> {
@@ -156,12 +152,6 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
         *patient = &one.patient;
     }
     let write = database.run(async |connection| {
-        fn column<'a, T>(
-            patients: &BTreeMap<Uuid, (i64, &'a Patient)>,
-            field: impl Fn(i64, &'a Patient) -> T,
-        ) -> Vec<T> {
-            patients.values().map(|(known_version, patient)| field(*known_version, patient)).collect()
-        }
         // Events take their ids under the row's lock, those of one patient in the order of their versions, so that the ids of a
         // patient's events grow with its versions.
         //
@@ -188,19 +178,19 @@ async fn write_updates(database: &Database, changed: &[Changed]) -> Result<HashS
             ORDER BY event.number
             RETURNING patient_id",
         )
-        .bind(column(&patients, |_, patient| patient.id))
-        .bind(column(&patients, |known_version, _| known_version))
-        .bind(column(&patients, |_, patient| patient.version))
-        .bind(column(&patients, |_, patient| &*patient.name))
-        .bind(column(&patients, |_, patient| &*patient.email))
-        .bind(column(&patients, |_, patient| &*patient.address))
-        .bind(column(&patients, |_, patient| patient.date_of_birth))
-        .bind(column(&patients, |_, patient| patient.registered_date))
-        .bind(changed.iter().map(|one| one.patient.id).collect::<Vec<_>>())
-        .bind(changed.iter().map(|one| one.event.key_hash).collect::<Vec<_>>())
-        .bind(changed.iter().map(|one| one.event.event_id).collect::<Vec<_>>())
-        .bind(changed.iter().map(|one| &*one.event.value).collect::<Vec<_>>())
-        .bind(changed.iter().map(|one| &*one.event.traceparent).collect::<Vec<_>>())
+        .bind(column(patients.values(), |(_, patient)| patient.id))
+        .bind(column(patients.values(), |(known_version, _)| *known_version))
+        .bind(column(patients.values(), |(_, patient)| patient.version))
+        .bind(column(patients.values(), |(_, patient)| &*patient.name))
+        .bind(column(patients.values(), |(_, patient)| &*patient.email))
+        .bind(column(patients.values(), |(_, patient)| &*patient.address))
+        .bind(column(patients.values(), |(_, patient)| patient.date_of_birth))
+        .bind(column(patients.values(), |(_, patient)| patient.registered_date))
+        .bind(column(changed, |one| one.patient.id))
+        .bind(column(changed, |one| one.event.key_hash))
+        .bind(column(changed, |one| one.event.event_id))
+        .bind(column(changed, |one| &*one.event.value))
+        .bind(column(changed, |one| &*one.event.traceparent))
         .bind(database.lock_timeout().as_millis().to_string())
         .fetch_all(connection)
         .await?;
@@ -230,7 +220,9 @@ async fn write_deletions(database: &Database, changed: &[Changed]) -> Result<Has
             ), event AS (
                 INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
                 SELECT id, key_hash, event_id, 'PATIENT_DELETED', value, traceparent FROM deleted
-            ), superseded AS (
+            ), superseded_events AS (
+                DELETE FROM outbox_dead_letters dead USING deleted WHERE dead.patient_id = deleted.id
+            ), superseded_task AS (
                 DELETE FROM billing_task_dead_letters dead USING deleted WHERE dead.patient_id = deleted.id
             )
             INSERT INTO billing_tasks (patient_id, action, name, email, traceparent, next_attempt_at)

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use postgres::{BatchStatement, Database, Error, Row as _, query};
 use uuid::Uuid;
 
-use super::IdempotencyKey;
+use super::{IdempotencyKey, column};
 use crate::{
     outbox::{self, NewEvent, OutboxRow},
     patient::Patient,
@@ -54,9 +54,6 @@ impl BatchStatement for Insert {
 
 /// Stores them; returns the id and the time of each event, by its own id.
 async fn insert(database: &Database, new: &[NewPatient]) -> Result<HashMap<Uuid, (i64, DateTime<Utc>)>, Error> {
-    fn column<'a, T>(new: &'a [NewPatient], field: impl Fn(&'a NewPatient) -> T) -> Vec<T> {
-        new.iter().map(field).collect()
-    }
     let insert = database.run(async |connection| {
         // A patient with a key is taken from the key's row, so that of many requests with one key all but the first
         // fail on the key, whatever else they have in common.

@@ -5,19 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use patient_service::outbox::{Outbox, PendingQuery};
+use patient_service::outbox::{Outbox, OutboxRow, PendingQuery};
 use serde_json::Value as Json;
 
 use crate::{
-    harness::{Harness, execute, id, with_service},
+    harness::{Harness, execute, id, path, with_service},
     test_billing::Behaviour,
 };
 
-/// Two events and a task, as the relay and the reconciler dead-letter them.
+/// Two events of each patient and a task, as the relay and the reconciler dead-letter them.
 const REJECTED: &str = "WITH event AS (
         INSERT INTO outbox_dead_letters (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
-        SELECT number, gen_random_uuid(), 0, gen_random_uuid(), 'PATIENT_CREATED', '\\x0102', now(), 'MessageTooLarge'
-        FROM (VALUES (7), (8)) numbers (number)
+        SELECT number, patients.id, 0, gen_random_uuid(), 'PATIENT_CREATED', '\\x0102', now(), 'MessageTooLarge'
+        FROM patients, (VALUES (7), (8)) numbers (number)
     ), task AS (DELETE FROM billing_tasks RETURNING patient_id, action, traceparent)
     INSERT INTO billing_task_dead_letters (patient_id, action, traceparent, attempts, error)
     SELECT *, 5, 'the peer answered unimplemented' FROM task";
@@ -41,14 +41,19 @@ fn objects(output: &Output) -> Vec<Json> {
     String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// What waits in the outbox.
+async fn pending(outbox: &Outbox) -> Vec<OutboxRow> {
+    let query =
+        PendingQuery { shard: (0, 1), from: 0, excluded_partitions: (&[], 1), excluded_events: &[], limit: 100 };
+    outbox.pending(&query).await.unwrap().1
+}
+
 /// Takes what waits in the outbox as a relay does: the broker accepts it, or rejects it for good.
 async fn relay(service: &Harness, accepts: bool) {
     let outbox = Outbox::new(service.database.clone());
-    let query =
-        PendingQuery { shard: (0, 1), from: 0, excluded_partitions: (&[], 1), excluded_events: &[], limit: 100 };
     let end = Instant::now() + Duration::from_secs(30);
     loop {
-        let (_, events) = outbox.pending(&query).await.unwrap();
+        let events = pending(&outbox).await;
         for event in &events {
             match accepts {
                 true => drop(outbox.delete(&[event.key()], false).await.unwrap()),
@@ -123,6 +128,57 @@ fn dead_letters_are_listed_and_resubmitted() {
         let (last, ()) = smol::future::zip(run(&url, &["--resend", &named]), relay(&service, true)).await;
         assert!(last.status.success(), "{}", printed(&last));
         assert_eq!(printed(&run(&url, &["--resend"]).await), "There are no dead letters.\n");
+    });
+}
+
+/// Sent again later, one would be the last event of its key on a compacted topic, and bring the patient back.
+#[test]
+fn a_deletion_leaves_nothing_dead_lettered_of_its_patient_but_itself() {
+    const REJECTED: &str = "INSERT INTO outbox_dead_letters
+            (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
+        SELECT 7, id, 0, gen_random_uuid(), 'PATIENT_UPDATED', '\\x0102', now(), 'MessageTooLarge' FROM patients";
+    const OF_A_DELETED_PATIENT: &str = "INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value)
+        VALUES (gen_random_uuid(), 0, gen_random_uuid(), 'PATIENT_UPDATED', '\\x0102')";
+    const OF_AN_EARLIER_VERSION: &str = "INSERT INTO outbox_dead_letters
+            (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
+        VALUES (8, gen_random_uuid(), 0, gen_random_uuid(), 'PATIENT_UPDATED', '\\x0102', now(), 'MessageTooLarge')";
+    // As if another change came between the read and the write of the batch: then the deletion is a transaction of its own.
+    const SKIP_THE_BATCH: &str = "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF nextval('deletions') = 1 THEN RETURN NULL; END IF; RETURN OLD; END $$";
+    const SKIPPED: &str = "CREATE TRIGGER skip BEFORE DELETE ON patients FOR EACH ROW EXECUTE FUNCTION skip()";
+    with_service(|service| async move {
+        let dead_letters = async || service.number("SELECT count(*) FROM outbox_dead_letters").await;
+        let outbox = Outbox::new(service.database.clone());
+        for is_alone in [false, true] {
+            let jane = service.register("Jane Doe").await;
+            let john = service.register("John Doe").await;
+            execute(&service, "DELETE FROM outbox").await;
+            execute(&service, REJECTED).await;
+            if is_alone {
+                for statement in ["CREATE SEQUENCE deletions", SKIP_THE_BATCH, SKIPPED] {
+                    execute(&service, statement).await;
+                }
+            }
+            assert_eq!(service.client.delete(&path(&jane)).await.unwrap().status, 204);
+            assert_eq!(dead_letters().await, 1, "John's; alone: {is_alone}");
+            if is_alone {
+                assert_eq!(service.number("SELECT nextval('deletions')").await, 3, "the batch was skipped");
+            }
+
+            let deletion = pending(&outbox).await.remove(0);
+            outbox.dead_letter(deletion.key(), "MessageTooLarge").await.unwrap();
+            assert_eq!(dead_letters().await, 2, "the deletion itself is kept");
+            // The relay learns of a rejection after the deletion.
+            execute(&service, OF_A_DELETED_PATIENT).await;
+            let late = pending(&outbox).await.remove(0);
+            outbox.dead_letter(late.key(), "MessageTooLarge").await.unwrap();
+            assert_eq!(dead_letters().await, 2);
+            execute(&service, OF_AN_EARLIER_VERSION).await;
+            let resent = run(&service.database_url, &["--resend", "--timeout", "0"]).await;
+            assert!(printed(&resent).contains("2 resubmitted: "), "{}", printed(&resent));
+            assert_eq!((pending(&outbox).await.len(), dead_letters().await), (2, 0));
+            assert_eq!(service.client.delete(&path(&john)).await.unwrap().status, 204);
+        }
     });
 }
 
