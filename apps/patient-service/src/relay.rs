@@ -28,6 +28,7 @@ use std::{
 };
 
 use runtime::{Backoff, Shutdown, timeout};
+use smol::future::or;
 use telemetry::metrics::{self, IntCounter, IntGauge, IntGaugeVec};
 
 pub use self::{broker_state::BrokerState, topic::CleanupPolicy, waker::RelayWaker};
@@ -241,10 +242,11 @@ impl Relay {
 
     /// Publishes until the shutdown, then finishes its batch and gives up the lease. `waker` cuts the pauses short.
     pub async fn run(mut self, waker: RelayWaker, shutdown: Shutdown) {
-        let keep = runtime::spawn(keep_lease(self.lease.clone(), self.shard, waker.clone()));
+        let mut keep = runtime::spawn(keep_lease(self.lease.clone(), self.shard, waker.clone()));
         self.publisher.acked.set_linger(DELETE_LINGER);
         self.publisher.stop_with(shutdown.clone());
-        self.steps(&waker, &shutdown).await;
+        // Whoever waits for a task gets its panic.
+        or(self.steps(&waker, &shutdown), &mut keep).await;
         self.publisher.acked.finish().await;
         keep.cancel().await;
         self.lease.release().await;
@@ -336,21 +338,24 @@ impl Relay {
                 Err(StepError::Kafka(error)) => {
                     let failure = self.publisher.failure().unwrap_or_else(|| PublishFailure::from(&error));
                     self.broker.report(self.shard, Some(failure));
-                    backoff.next_pause()
+                    not_before = Instant::now() + backoff.next_pause();
+                    Duration::ZERO
                 }
                 // `Database` has logged why; nothing can be read meanwhile.
                 Err(StepError::Database(_)) => {
                     if let Some(failure) = self.publisher.failure() {
                         self.broker.report(self.shard, Some(failure));
                     }
-                    backoff.next_pause()
+                    not_before = Instant::now() + backoff.next_pause();
+                    Duration::ZERO
                 }
                 Err(StepError::NotLeased) => {
                     self.broker.report(self.shard, None);
                     (self.settings.lease / 10).min(STANDBY_INTERVAL)
                 }
             };
-            // The outcome does not matter: time, a notification, or the end.
+            // The outcome does not matter: time, a notification, or the end. A notification, which comes with each registration,
+            // does not shorten the back-off: otherwise each one connects to a broker that is unavailable.
             if !pause.is_zero() {
                 let _ = shutdown.run_until_stopped(timeout(pause, waker.wait(self.shard))).await;
             }

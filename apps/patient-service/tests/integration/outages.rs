@@ -1,6 +1,13 @@
 //! Outages of the database, and requests that use all its connections.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use testbed::{
     Scratch, Signal,
@@ -165,5 +172,36 @@ fn without_broker_and_billing_it_is_degraded_and_ready() {
         until("the missing broker is told", degraded).await;
         let pending = async || service.get("/metrics").await.text().contains("outbox_pending{shard=\"0\"} 1\n");
         until("the outbox is told", pending).await;
+    });
+}
+
+/// Each attempt costs a name lookup, a connection, and perhaps a handshake and a login, on the thread that serves requests.
+#[test]
+fn registrations_do_not_shorten_the_pauses_between_attempts_to_reach_the_broker() {
+    const REGISTRATIONS: usize = 300;
+    // A broker that ends each connection at once, as one that rejects the TLS or SASL of a client.
+    let broker = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = broker.local_addr().unwrap().to_string();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = attempts.clone();
+    // It ends with the test's process.
+    std::thread::spawn(move || {
+        for _ in broker.incoming() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    runtime::block_on(2, async {
+        let settings = [("KAFKA_BOOTSTRAP_SERVERS", &*address)];
+        let service = Harness::start(&testbed::shared_database().await, &settings).await;
+        until("the broker was tried", async || attempts.load(Ordering::Relaxed) > 0).await;
+        let (started, before) = (Instant::now(), attempts.load(Ordering::Relaxed));
+        for n in 0..REGISTRATIONS {
+            service.register(&format!("Patient {n}")).await;
+        }
+        let (lasted, after) = (started.elapsed(), attempts.load(Ordering::Relaxed));
+        // A pause is 50 ms at least, and there are 20 of them in a second at most, besides the service's other questions.
+        let most = 20 + lasted.as_millis() as usize / 50;
+        assert!(after - before < most.min(REGISTRATIONS / 2), "{} attempts in {lasted:?}", after - before);
+        service.stop().await;
     });
 }
