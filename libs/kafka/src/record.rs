@@ -18,15 +18,6 @@ pub struct Record {
     pub timestamp: DateTime<Utc>,
 }
 
-impl Record {
-    /// Bytes of key, value and headers.
-    pub fn approximate_size(&self) -> usize {
-        let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + length(value)).sum();
-        length(&self.key) + length(&self.value) + headers
-    }
-}
-
 /// A record with its offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordAndOffset {

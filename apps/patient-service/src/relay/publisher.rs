@@ -19,8 +19,12 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 
 static PUBLISHED: LazyLock<IntCounter> =
     LazyLock::new(|| metrics::counter("relay_published_total", "Events acknowledged by the broker."));
-static REFUSED: LazyLock<IntCounter> =
-    LazyLock::new(|| metrics::counter("relay_refused_total", "Events that the broker refused for good."));
+static DEAD_LETTERED: LazyLock<IntCounter> = LazyLock::new(|| {
+    metrics::counter(
+        "relay_dead_lettered_total",
+        "Events that the broker rejected, each by itself, and that were dead-lettered.",
+    )
+});
 
 /// Sends events to their partitions, one batch for each at a time, and has those deleted that the broker acknowledges. A
 /// partition that fails is left out for a while.
@@ -47,6 +51,19 @@ struct FailingPartition {
     until: Instant,
     /// None while it is not known whether a rejected event is at fault or the topic.
     failure: Option<PublishFailure>,
+}
+
+/// The outcome of a batch to each partition.
+#[derive(Default)]
+struct Sent {
+    /// Events that the broker has acknowledged.
+    accepted: usize,
+    /// The halves of batches that the broker has rejected.
+    again: BTreeMap<i32, Batch>,
+    /// Events that the broker has rejected each by itself.
+    rejected: Vec<(i32, OutboxRow, kafka::Error)>,
+    /// The error of a partition.
+    error: Option<kafka::Error>,
 }
 
 impl Publisher {
@@ -150,63 +167,92 @@ impl Publisher {
             if !self.lease.is_ours() {
                 return (published, Err(StepError::NotLeased));
             }
-            let (mut sendings, mut records) = (BTreeMap::new(), BTreeMap::new());
-            for (&partition, batch) in &batches {
-                let (sending, batch) = Sending::begin(&self.settings.topic, partition, &batch.events);
-                sendings.insert(partition, sending);
-                records.insert(partition, batch);
-            }
-            self.rejections.begin();
-            let (mut again, mut rejected) = (BTreeMap::new(), Vec::new());
-            for (partition, result) in self.producer.send(records).await {
-                let Some(batch) = batches.remove(&partition) else { continue };
-                sendings.remove(&partition).unwrap_or_default().end(&result);
-                match result {
-                    Ok(_) => {
-                        self.failing.remove(&partition);
-                        self.rejections.accept(&batch.events);
-                        published += batch.events.len();
-                        PUBLISHED.inc_by(batch.events.len() as u64);
-                        for event in &batch.events {
-                            left.remove(&event.id);
-                        }
-                        self.acked.add(batch.events.iter().map(OutboxRow::key));
-                    }
-                    // The batch may be too large although each record is small: halving it finds the rejected record.
-                    Err(kafka::Error::RecordRejected(_)) if batch.events.len() > 1 => {
-                        again.insert(partition, batch.first_half());
-                    }
-                    Err(error @ kafka::Error::RecordRejected(_)) => {
-                        rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
-                    }
-                    Err(error) => {
-                        self.fail(partition, Some(PublishFailure::from(&error)));
-                        outcome = Err(StepError::Kafka(error));
-                    }
-                }
+            let sent = self.send(batches, left).await;
+            published += sent.accepted;
+            if let Some(error) = sent.error {
+                outcome = Err(StepError::Kafka(error));
             }
             // After the outcome of every partition is recorded, because dead-lettering can fail too.
-            for (partition, event, error) in rejected {
-                if !self.rejections.reject(&event) {
-                    self.fail(partition, self.topic_failure(&error));
-                    continue;
-                }
-                match self.dead_letter(&event, &error).await {
-                    Ok(()) => {
-                        self.rejections.forget(&event);
-                        self.failing.remove(&partition);
-                        left.remove(&event.id);
-                    }
-                    Err(error) => {
-                        let text = format!("an event cannot be dead-lettered: {error}");
-                        self.fail(partition, Some(PublishFailure { cause: "dead_letter".to_owned(), text }));
-                        outcome = Err(StepError::Database(error));
-                    }
-                }
+            if let Err(error) = self.dead_letter_rejected(sent.rejected, left).await {
+                outcome = Err(StepError::Database(error));
             }
-            batches = again;
+            batches = sent.again;
         }
         (published, outcome)
+    }
+
+    /// Sends a batch to each partition at once, and takes what the broker has acknowledged from `left`.
+    async fn send(&mut self, mut batches: BTreeMap<i32, Batch>, left: &mut BTreeSet<i64>) -> Sent {
+        let (mut sendings, mut records) = (BTreeMap::new(), BTreeMap::new());
+        for (&partition, batch) in &batches {
+            let (sending, batch) = Sending::begin(&self.settings.topic, partition, &batch.events);
+            sendings.insert(partition, sending);
+            records.insert(partition, batch);
+        }
+        self.rejections.begin();
+        let mut sent = Sent::default();
+        for (partition, result) in self.producer.send(records).await {
+            let Some(batch) = batches.remove(&partition) else { continue };
+            sendings.remove(&partition).unwrap_or_default().end(&result);
+            match result {
+                Ok(_) => {
+                    self.accept(partition, &batch.events, left);
+                    sent.accepted += batch.events.len();
+                }
+                // The batch may be too large although each record is small: halving it finds the rejected record.
+                Err(kafka::Error::RecordRejected(_)) if batch.events.len() > 1 => {
+                    sent.again.insert(partition, batch.first_half());
+                }
+                Err(error @ kafka::Error::RecordRejected(_)) => {
+                    sent.rejected.extend(batch.events.into_iter().map(|event| (partition, event, error.clone())));
+                }
+                Err(error) => {
+                    self.fail(partition, Some(PublishFailure::from(&error)));
+                    sent.error = Some(error);
+                }
+            }
+        }
+        sent
+    }
+
+    /// Records that the broker has acknowledged these events.
+    fn accept(&mut self, partition: i32, events: &[OutboxRow], left: &mut BTreeSet<i64>) {
+        self.failing.remove(&partition);
+        self.rejections.accept(events);
+        PUBLISHED.inc_by(events.len() as u64);
+        for event in events {
+            left.remove(&event.id);
+        }
+        self.acked.add(events.iter().map(OutboxRow::key));
+    }
+
+    /// Dead-letters what the broker rejects for good. The error is that of an event that cannot be dead-lettered, after all have
+    /// been tried.
+    async fn dead_letter_rejected(
+        &mut self,
+        rejected: Vec<(i32, OutboxRow, kafka::Error)>,
+        left: &mut BTreeSet<i64>,
+    ) -> Result<(), postgres::Error> {
+        let mut outcome = Ok(());
+        for (partition, event, error) in rejected {
+            if !self.rejections.reject(&event) {
+                self.fail(partition, self.topic_failure(&error));
+                continue;
+            }
+            match self.dead_letter(&event, &error).await {
+                Ok(()) => {
+                    self.rejections.forget(&event);
+                    self.failing.remove(&partition);
+                    left.remove(&event.id);
+                }
+                Err(error) => {
+                    let text = format!("an event cannot be dead-lettered: {error}");
+                    self.fail(partition, Some(PublishFailure { cause: "dead_letter".to_owned(), text }));
+                    outcome = Err(error);
+                }
+            }
+        }
+        outcome
     }
 
     /// Waits until no quota throttles these partitions: a rejection counts towards a quota too. False if the shutdown comes first, because
@@ -252,7 +298,7 @@ impl Publisher {
 
     async fn dead_letter(&self, event: &OutboxRow, error: &kafka::Error) -> Result<(), postgres::Error> {
         self.outbox.dead_letter(event.key(), &error.to_string()).await?;
-        REFUSED.inc();
+        DEAD_LETTERED.inc();
         let OutboxRow { patient_id, event_id, .. } = event;
         tracing::error!(%patient_id, %event_id, %error, "event rejected by the broker; it is in outbox_dead_letters");
         Ok(())
