@@ -151,7 +151,7 @@ class Network(unittest.TestCase):
         for service in of_kind(documents, "Service"):
             selector = {"matchLabels": service["spec"]["selector"]}
             selected = [one for one in workloads(documents) if matches(selector, pod_labels(one))]
-            self.assertEqual([name(one) for one in selected], [name(service)])
+            self.assertEqual([name(one) for one in selected], [name(service).removesuffix("-pods")])
             ports = {port["name"]: port["containerPort"] for port in container(selected[0])["ports"]}
             for port in service["spec"]["ports"]:
                 self.assertEqual(ports[port["targetPort"]], port["port"])

@@ -169,7 +169,7 @@ class Pods(unittest.TestCase):
         self.assertEqual(value(documents, analytics, "ANALYTICS_MEMBERS_TLS_CA"), "/tls/service/ca.crt")
         names = [one["spec"]["dnsNames"] for one in of_kind(documents, "Certificate") if name(one) == name(analytics)]
         # Verifiers demand two labels after the *.
-        self.assertIn("*.analytics-service.patient-management.svc", names[0], "the pods ask each other by these names")
+        self.assertIn("*.analytics-service-pods.patient-management.svc", names[0], "the pods ask each other by these names")
 
     @for_each_workload
     def test_the_grace_period_is_longer_than_pause_and_drain(self, documents, workload):
@@ -214,6 +214,7 @@ class Pods(unittest.TestCase):
         # A pod of a StatefulSet has this name, and the service without a cluster IP the addresses of the pods.
         (service,) = [one for one in of_kind(documents, "Service") if name(one) == workload["spec"]["serviceName"]]
         self.assertEqual(service["spec"]["clusterIP"], "None")
+        self.assertTrue(service["spec"]["publishNotReadyAddresses"], "one with a halted partition has its others' counts")
         domain = f"{name(service)}.{service['metadata']['namespace']}.svc"
         address = f"$(KAFKA_GROUP_INSTANCE_ID).{domain}:{service['spec']['ports'][0]['port']}"
         self.assertEqual(own["ADVERTISED_HTTP"]["value"], address)
