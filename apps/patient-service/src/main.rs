@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         version: env!("CARGO_PKG_VERSION"),
         revision: option_env!("GIT_REVISION"),
         settings: Settings::read,
-        http: |settings| settings.http.address_and_certificate(),
+        healthcheck: |settings| web::healthcheck(&settings.http),
         commands: &[dead_letters::COMMAND],
     };
     program.main(|settings, shutdown| {

@@ -1,13 +1,4 @@
-use std::{
-    future::Future,
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    path::Path,
-    pin::Pin,
-    process::ExitCode,
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{future::Future, io::Write, pin::Pin, process::ExitCode, sync::LazyLock};
 
 use config::{Bounded, Environment, Reader};
 use telemetry::{
@@ -20,9 +11,6 @@ use crate::Shutdown;
 static BUILD_INFO: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     metrics::gauges("build_info", "1, with the version and the git revision of the program.", &["version", "revision"])
 });
-
-/// How long `healthcheck` waits for the running service.
-const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Exit code of a service that failed.
 const EX_FAILED: u8 = 1;
@@ -44,8 +32,8 @@ pub struct Program<S: 'static> {
     pub revision: Option<&'static str>,
     /// Reads the settings.
     pub settings: fn(&mut Reader) -> S,
-    /// Where its HTTP server listens, and the file with its certificate if it speaks TLS, for `healthcheck`.
-    pub http: fn(&S) -> (SocketAddr, Option<&Path>),
+    /// The command `healthcheck`: asks the running service with these settings whether it is ready.
+    pub healthcheck: fn(&S) -> ExitCode,
     /// What it does besides running the service.
     pub commands: &'static [Command<S>],
 }
@@ -103,7 +91,7 @@ impl<S: Send + 'static> Program<S> {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => self.with_settings(|settings| self.run(settings, run)),
-            ["healthcheck"] => self.with_settings(|settings| healthcheck((self.http)(&settings.own))),
+            ["healthcheck"] => self.with_settings(|settings| (self.healthcheck)(&settings.own)),
             ["--print-config"] => self.print_config(),
             ["--help" | "-h"] => self.help(),
             ["--version" | "-V"] => print(&format!("{} {}\n", self.name, self.full_version())),
@@ -243,40 +231,6 @@ struct Settings<S> {
     own: S,
     threads: Bounded<1, 64>,
     log: log::Settings,
-}
-
-/// Queries the readiness endpoint, for the health check of a container: the images have no shell or curl.
-fn healthcheck((address, certificate): (SocketAddr, Option<&Path>)) -> ExitCode {
-    let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-    match get_readiness(SocketAddr::new(ip, address.port()), certificate) {
-        Ok(answer) => {
-            let ready = answer.split(' ').nth(1) == Some("200");
-            let body = answer.split_once("\r\n\r\n").map_or("no answer", |(_, body)| body);
-            println!("{body}");
-            if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("no answer from {address}: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn get_readiness(address: SocketAddr, certificate: Option<&Path>) -> std::io::Result<String> {
-    let stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
-    stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
-    stream.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
-    match certificate {
-        None => ask_readiness(stream),
-        Some(file) => ask_readiness(tls::connect_to_own_certificate(file, stream)?),
-    }
-}
-
-fn ask_readiness(mut stream: impl Read + Write) -> std::io::Result<String> {
-    stream.write_all(b"GET /actuator/health/readiness HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 fn print(text: &str) -> ExitCode {

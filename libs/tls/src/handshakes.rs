@@ -3,7 +3,7 @@
 use std::{future::Future, io, time::Duration};
 
 use futures_rustls::TlsStream;
-use smol::{Timer, future::or};
+use runtime::timeout;
 
 use crate::{Stream, metrics::HANDSHAKES};
 
@@ -28,11 +28,9 @@ impl Handshakes {
         &self,
         handshake: impl Future<Output = io::Result<S>>,
     ) -> io::Result<Stream<T>> {
-        let done = or(handshake, async {
-            Timer::after(self.limit).await;
+        let done = timeout(self.limit, handshake).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, format!("no TLS handshake within {} s", self.limit.as_secs())))
-        })
-        .await;
+        });
         let outcome = match &done {
             Ok(_) => "ok",
             Err(error) if error.kind() == io::ErrorKind::TimedOut => "timeout",

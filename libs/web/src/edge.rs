@@ -3,10 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use auth::{Authenticator, Caller, Mode, Rejection, Scope};
-use config::Value;
 use tide::{Request, Response, StatusCode, http::Method};
 
-use crate::{Problem, Settings};
+use crate::{Hosts, Origins, Problem, Settings};
 
 /// `Retry-After` while no token can be verified.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -14,7 +13,8 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 const CORS_REQUEST_HEADERS: &str =
     "authorization, content-type, idempotency-key, if-match, if-none-match, traceparent, tracestate, baggage";
 /// What they may read besides the headers that the Fetch standard allows always.
-const CORS_RESPONSE_HEADERS: &str = "etag, link, location, retry-after, server-timing, traceparent, www-authenticate";
+const CORS_RESPONSE_HEADERS: &str =
+    "etag, link, location, missing-partitions, retry-after, server-timing, traceparent, www-authenticate";
 /// Seconds for which a browser keeps the response to a preflight.
 const CORS_MAX_AGE: &str = "600";
 
@@ -177,102 +177,9 @@ fn check_host<S>(request: &Request<S>, hosts: &Hosts) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::MisdirectedRequest, detail).kind("foreign-host"))
 }
 
-/// Names under which clients reach the service, besides `localhost` and its addresses; without the dot that may end a name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hosts(Vec<String>);
-
-impl Hosts {
-    /// Whether the value of a `Host` header is one of them. HTTP/1.0 clients may omit it.
-    fn contain(&self, host: &str) -> bool {
-        if host.starts_with('[') {
-            return true;
-        }
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        let name = name.strip_suffix('.').unwrap_or(name);
-        name.is_empty()
-            || name.eq_ignore_ascii_case("localhost")
-            || name.parse::<Ipv4Addr>().is_ok()
-            || self.0.iter().any(|own| own.eq_ignore_ascii_case(name))
-    }
-}
-
-impl Value for Hosts {
-    const EXPECTED: &'static str = "none, or host names, separated by commas";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        // none may be one of several: the compose files add what the user has set to their own names.
-        let names = text.split(',').map(str::trim).filter(|name| *name != "none").map(|name| {
-            let config::Authority { host, port } = config::Authority::parse(name)?;
-            match port {
-                Some(_) => Err("one of them has a port".to_owned()),
-                None => Ok(host.strip_suffix('.').unwrap_or(&host).to_owned()),
-            }
-        });
-        names.collect::<Result<_, _>>().map(Self)
-    }
-}
-
-/// Origins of pages whose scripts may call the service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origins(Vec<String>);
-
-impl Value for Origins {
-    const EXPECTED: &'static str = "none, or origins such as https://app.example.org, separated by commas";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self::default());
-        }
-        let origins = text.split(',').map(str::trim).map(|origin| {
-            let url = tide::http::Url::parse(origin).map_err(|error| format!("in one of them, {error}"))?;
-            // As a browser sends it: no path, and no port that is the scheme's own.
-            if matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == origin {
-                Ok(origin.to_owned())
-            } else {
-                Err("one of them is not an origin as browsers send it: scheme://host, with the port if it is not the scheme's own".to_owned())
-            }
-        });
-        origins.collect::<Result<_, _>>().map(Self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_is_ours_by_name_or_is_an_address() {
-        let hosts = Hosts::parse("patient-service, Gateway.example.org,patients.svc.cluster.local.").unwrap();
-        for own in [
-            "",
-            "localhost",
-            "LOCALHOST:4000",
-            "localhost.",
-            "127.0.0.1:4000",
-            "10.0.0.7",
-            "[::1]:4000",
-            "[fe80::1]",
-            "patient-service:4000",
-            "gateway.example.org",
-            "gateway.example.org.:80",
-            "patients.svc.cluster.local",
-            "patients.svc.cluster.local.:4000",
-        ] {
-            assert!(hosts.contain(own), "{own}");
-        }
-        for foreign in
-            ["evil.example", "evil.example:4000", "127.0.0.1.evil.example", "localhost.evil.example", "service", "1"]
-        {
-            assert!(!hosts.contain(foreign), "{foreign}");
-        }
-        for wrong in ["", "a:80", "a b", "a,", "none:80"] {
-            assert!(Hosts::parse(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(Hosts::parse("none"), Ok(Hosts::default()));
-        for one in ["a,none", "none, a"] {
-            assert_eq!(Hosts::parse(one), Hosts::parse("a"), "{one}");
-        }
-    }
 
     #[test]
     #[should_panic(expected = "nothing is said who may use")]
@@ -283,16 +190,5 @@ mod tests {
         let settings = Settings::read(&mut config::Reader::new(config::Environment::empty()), "0");
         let router = crate::Router::new(()).edge(Edge::new(&settings, Authenticator::off()));
         router.get("/open", handler).open().get("/forgotten", handler).build();
-    }
-
-    #[test]
-    fn an_origin_is_what_browsers_send() {
-        assert_eq!(Origins::parse("none"), Ok(Origins::default()));
-        assert!(Origins::parse("https://app.example.org, http://localhost:3000").is_ok());
-        for wrong in
-            ["*", "null", "app.example.org", "https://app.example.org/", "https://app.example.org:443", "file://x"]
-        {
-            assert!(Origins::parse(wrong).is_err(), "{wrong}");
-        }
     }
 }

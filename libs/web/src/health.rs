@@ -5,6 +5,8 @@ use runtime::{Shutdown, timeout};
 use serde::Serialize;
 use tide::{Response, StatusCode};
 
+/// The path of the readiness probe.
+pub(crate) const READINESS: &str = "/actuator/health/readiness";
 /// Time for all checks together; those that are not done then count as down. It is below the timeout of a second that
 /// probes usually have.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(800);

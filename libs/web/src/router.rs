@@ -8,6 +8,7 @@ use tide::{Request, Response, StatusCode, http::Method};
 
 use crate::{
     Access, Edge, Health, Problem, convert,
+    health::READINESS,
     in_flight::{InFlight, overloaded},
     route::{Everywhere, Handler, NO_ROUTE, NOTHING, REJECTED, Route},
 };
@@ -162,7 +163,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         let router = self
             .route(Method::Get, "/actuator/health/liveness", boxed(liveness), false)
             .open()
-            .route(Method::Get, "/actuator/health/readiness", boxed(readiness.clone()), false)
+            .route(Method::Get, READINESS, boxed(readiness.clone()), false)
             .open()
             .route(Method::Get, "/actuator/health", boxed(readiness), false)
             .open();

@@ -122,7 +122,7 @@ impl Settings {
     }
 
     /// Where the server listens, and the file with its certificate if it speaks TLS.
-    pub fn address_and_certificate(&self) -> (SocketAddr, Option<&Path>) {
+    pub(crate) fn address_and_certificate(&self) -> (SocketAddr, Option<&Path>) {
         (self.address, self.tls.as_ref().map(|files| files.certificate.as_path()))
     }
 }
