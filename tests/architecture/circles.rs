@@ -1,7 +1,7 @@
 //! The modules of a crate have no cyclic dependencies.
 //!
 //! A module and its submodules may use each other, as `http.rs` and `http/patients.rs` do. Dependencies are found as text, by
-//! paths with `crate::` and `super::`; those in macro expansions are not found.
+//! paths with `crate::` and `super::`, also by names that another module re-exports; those in macro expansions are not found.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,20 +25,32 @@ fn modules_of_a_crate_use_each_other_in_one_direction() {
 #[test]
 fn a_circle_is_found() {
     let scratch = std::env::temp_dir().join(format!("circles-{}", std::process::id()));
-    fs::create_dir_all(scratch.join("http")).unwrap();
+    for folder in ["http", "timer"] {
+        fs::create_dir_all(scratch.join(folder)).unwrap();
+    }
     let files = [
-        ("lib.rs", "mod http; mod store; mod domain;"),
-        ("http.rs", "mod patients; use crate::store::Store;"),
+        (
+            "lib.rs",
+            "mod http; mod store; mod domain;\npub use store::Store;\npub use timer::Timer;\npub use tracing::Level;",
+        ),
+        ("http.rs", "mod patients; use crate::Store;"),
         ("http/patients.rs", "use super::App; // crate::nowhere\nuse crate::{domain::{self, Patient}, store};"),
         ("store.rs", "use crate::{\n    domain::Patient,\n};"),
-        ("domain.rs", "fn f() { crate::http::patients::page() }\n#[cfg(test)]\nmod tests { use crate::store; }"),
+        ("clock.rs", "use crate::Timer; pub struct Clock;"),
+        ("timer.rs", "pub(crate) use self::wheel::{Wheel, Timer};"),
+        ("timer/wheel.rs", "use crate::clock::Clock; pub struct Timer;"),
+        (
+            "domain.rs",
+            "fn f() { crate::http::patients::page(crate::Level) }\n#[cfg(test)]\nmod tests { use crate::store; }",
+        ),
     ];
     for (file, text) in files {
         fs::write(scratch.join(file), text).unwrap();
     }
     let found = circles(&uses(&scratch));
     fs::remove_dir_all(&scratch).unwrap();
-    assert_eq!(found, [BTreeSet::from(["domain".to_owned(), "http::patients".to_owned(), "store".to_owned()])]);
+    let circle = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(found, [circle(&["clock", "timer::wheel"]), circle(&["domain", "http::patients", "store"])]);
 }
 
 /// The modules that each module of the crate in `source` uses, without its ancestors and descendants.
@@ -52,14 +64,44 @@ fn uses(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
         .map(|file| (module(file.strip_prefix(source).unwrap()), fs::read_to_string(&file).unwrap()))
         .collect();
     let is_related = |one: &Module, other: &Module| one.starts_with(other) || other.starts_with(one);
+    let exports: BTreeMap<Module, Module> =
+        files.iter().flat_map(|(own, text)| exports(own, &code(text), &files)).collect();
     let used = |own: &Module, text: &str| {
         let paths = paths(text).into_iter().filter_map(|path| absolute(own, &path));
+        let paths = paths.map(|path| place(path, &exports));
         let modules = paths.filter_map(|path| {
             (0..=path.len()).rev().map(|n| path[..n].to_vec()).find(|module| files.contains_key(module))
         });
         modules.filter(|module| !is_related(own, module)).collect::<BTreeSet<_>>()
     };
     files.iter().map(|(own, text)| (own.clone(), used(own, &code(text)))).collect()
+}
+
+/// What a module re-exports from other modules of the crate: the path of each name in the module, and where it is.
+fn exports(own: &Module, code: &str, files: &BTreeMap<Module, String>) -> Vec<(Module, Module)> {
+    let mut found = Vec::new();
+    for start in ["pub use ", "pub(crate) use ", "pub(super) use "] {
+        for (at, _) in code.match_indices(start) {
+            let mut paths = Vec::new();
+            expand(&code[at + start.len()..], String::new(), &mut paths);
+            found.extend(paths.iter().filter_map(|path| {
+                let place = absolute(own, path)?;
+                let (name, module) = place.split_last()?;
+                let exported = [own.as_slice(), std::slice::from_ref(name)].concat();
+                // A function may have the name of its module.
+                (files.contains_key(module) && !place.starts_with(&exported)).then_some((exported, place))
+            }));
+        }
+    }
+    found
+}
+
+/// Where what has this path is, past re-exports.
+fn place(path: Module, exports: &BTreeMap<Module, Module>) -> Module {
+    match (1..=path.len()).rev().find_map(|n| Some((exports.get(&path[..n])?, n))) {
+        Some((exported, n)) => place([exported, &path[n..]].concat(), exports),
+        None => path,
+    }
 }
 
 fn module(file: &Path) -> Module {
