@@ -91,11 +91,15 @@ down: _stack
 reset *args: _stack
     @{{ stack }} reset {{ args }}
 
-# Run all tests, on a real PostgreSQL and every broker that can be installed; a filter runs some
+# Run all tests, on a real PostgreSQL and every broker that can be installed; a filter runs the Rust tests that match it
 [group("test")]
 test *filter:
     cargo build --locked --workspace --all-targets
     skip=$({{ quote(target / "debug/stack") }} install-test-dependencies); cargo test --locked --workspace --no-fail-fast -- $skip {{ filter }}
+    @{{ if filter == "" { just + " _other-suites" } else { "true" } }}
+
+# The suites that cargo test does not run. They use what `test` has built.
+_other-suites:
     tests/wire/run
     tests/contract/run $({{ quote(target / "debug/stack") }} install-test-dependencies)
     tests/console/run
@@ -224,7 +228,6 @@ _build *args:
 
 _stack:
     @[ -x {{ stack }} ] || {{ just }} _build
-
 
 # Install a tool into the cache unless it is installed
 _tool name version:
