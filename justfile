@@ -61,7 +61,7 @@ token user="developer": _stack
 ps: _stack
     @{{ stack }} ps
 
-# Show the end of the logs; -f follows them; the name of a component shows its log alone
+# Show the last 50 lines of each log; --all shows them whole, -f follows them; the name of a component shows its log alone
 [group("run")]
 logs *args: _stack
     @{{ stack }} logs {{ args }}

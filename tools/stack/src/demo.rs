@@ -68,7 +68,9 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     hop("applied by analytics", applied, applied_after.as_secs_f64() * 1e3);
     println!("  The last two are counted from the request, and include the polling of the demo.");
     if let Some(trace) = response.header("traceparent").and_then(|header| header.split('-').nth(1)) {
-        println!("  One trace has all of it (analytics logs each event at LOG_LEVEL=debug): just logs | grep {trace}");
+        println!(
+            "  One trace has all of it (analytics logs each event at LOG_LEVEL=debug): just logs --all | grep {trace}"
+        );
     }
 
     println!("\nAnd then");

@@ -48,7 +48,7 @@ Usage: stack COMMAND
   down            stop everything; data stay
   ps              show what runs
   logs [-f] [--all] [COMPONENT...]
-                  show the end of the logs; -f follows them
+                  show the last 50 lines of each log; --all shows them whole, -f follows them
   kill SERVICE    kill a service by SIGKILL; up starts it again
   reset [--yes]   stop everything and delete all data
   demo            send one patient through the system and show each step with its time
