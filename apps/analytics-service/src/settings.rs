@@ -27,7 +27,7 @@ pub struct Settings {
     pub state: PathBuf,
     /// What to do when the next record does not exist any more.
     pub on_offset_loss: OnOffsetLoss,
-    /// The exporter of traces.
+    /// The exporter of spans, metrics and log lines.
     pub otlp: otlp::Settings,
 }
 

@@ -88,8 +88,8 @@ impl Exports {
     }
 }
 
-/// Sends all metrics at every interval, and at the end. A failed export needs no retry: counters are cumulative, so the
-/// next export has their values too.
+/// Sends all metrics at every interval, and at the end. A failed export is retried once, at once, because the collector may have
+/// closed the idle connection. It is not retried any more: counters are cumulative, so the next export has their values too.
 async fn export_metrics_periodically(
     delivery: Delivery,
     resource: messages::Attributes,
@@ -103,7 +103,6 @@ async fn export_metrics_periodically(
         let points = families.iter().map(|family| family.get_metric().len() as u64).sum();
         let message = messages::metrics(&resource, &families, started, SystemTime::now()).encode_to_vec();
         delivery.begin(0);
-        // One retry, because the collector may have closed the idle connection.
         if delivery.attempt(&message).await.is_err() {
             let _ = delivery.attempt(&message).await;
         }

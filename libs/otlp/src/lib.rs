@@ -7,7 +7,9 @@
 //! Queues, batches, retries and messages are those of OpenTelemetry's SDK and exporter. This library adds an HTTP
 //! client without tokio, the metrics about deliveries, and the conversion of spans, log lines and metrics.
 //!
-//! Not supported: TLS (use a collector beside the service), gRPC, JSON, compression.
+//! A URL with the scheme https is reached over TLS ([`Settings`]).
+//!
+//! Not supported: gRPC, JSON, compression.
 
 mod collector;
 mod convert;
