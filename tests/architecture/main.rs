@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 mod circles;
 mod failures;
 mod invariants;
+mod metrics;
 mod migrations;
 mod vocabulary;
 
