@@ -5,9 +5,10 @@
 //! server after every use and can lose a permit for ever when a connection dies silently (sqlx#4349). So sqlx opens the
 //! connections, and this library pools them.
 //!
-//! Work is retried only if it certainly had no effect: stale prepared statements after a change of the schema,
-//! serialization failures and deadlocks, idle connections that were closed or lead to a read-only server. A lock
-//! timeout ([`Error::Locked`]) or a statement timeout ([`Error::Timeout`]) is no outage.
+//! Work is retried if its first attempt certainly had no effect, or if executing it twice has the same effect as once (reads and
+//! idempotent work): after stale prepared statements, serialization failures, deadlocks, violations of an index of `REINDEX
+//! CONCURRENTLY`, and on connections that were closed or lead to a read-only server. A lock timeout ([`Error::Locked`]) or a
+//! statement timeout ([`Error::Timeout`]) is no outage.
 //!
 //! [`Batcher`] executes concurrent requests of one kind with one statement.
 //!

@@ -1,4 +1,5 @@
-//! Which work is retried, and when: only work whose first attempt certainly had no effect, or that may be executed twice.
+//! Which work is retried, and when: work whose first attempt certainly had no effect, or that has the same effect if it is executed
+//! twice.
 
 use std::{
     sync::{
@@ -32,7 +33,7 @@ const CONFLICT_BACKOFF: (Duration, Duration) = (Duration::from_millis(2), Durati
 static RETRIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters(
         "db_repeats_total",
-        "Database work that was retried because the first attempt certainly had no effect.",
+        "Database work that was retried: its first attempt certainly had no effect, or executing it twice has the same effect.",
         &["cause"],
     )
 });
