@@ -1,30 +1,31 @@
-//! The members of the consumer group, and the partitions of each.
+//! The instances of analytics-service, and the partitions of each: the members of the consumer group, or those of
+//! `ANALYTICS_MEMBERS`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_listener::{Event, EventListener};
 
-/// Who answers for which partitions, by the group's current assignment. Clones share their data.
+/// Who answers for which partitions, by the group's current assignment or by the settings. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Members {
     current: Arc<Mutex<Option<Vec<Member>>>>,
     changed: Arc<Event>,
 }
 
-/// A member of the group.
+/// An instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     /// Host and port of its HTTP server, as it advertises them.
     pub(crate) address: String,
-    /// The partitions that it counts.
+    /// The partitions that it counts; empty if the settings list it.
     pub(crate) partitions: Vec<i32>,
     /// Whether it is this instance.
     pub(crate) is_self: bool,
 }
 
 impl Members {
-    /// The members; none without a group, where this instance has the partitions of its settings. It is empty until the first
-    /// assignment.
+    /// The members; none without a group and without `ANALYTICS_MEMBERS`, where this instance answers for itself alone. With a group
+    /// it is empty until the first assignment.
     pub(crate) fn current(&self) -> Option<Vec<Member>> {
         self.lock().clone()
     }

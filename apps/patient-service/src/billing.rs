@@ -1,4 +1,4 @@
-//! A client of the billing service, in the types of this service.
+//! A client of the billing service. An account is a type of this service; transactions and amounts are those of the contract.
 
 use std::time::Duration;
 

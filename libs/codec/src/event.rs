@@ -75,7 +75,7 @@ pub struct Event<'a> {
     pub kind: EventKind,
     /// The patient's version after the change.
     pub version: i64,
-    /// When the change was committed.
+    /// Time of the change by the clock of patient-service, taken before the commit. Versions give the order.
     pub time: DateTime<Utc>,
     /// The patient's name; empty for a deletion.
     pub name: &'a str,
@@ -115,7 +115,7 @@ pub struct ReceivedEvent {
     pub kind: Option<EventKind>,
     /// The patient's version after the change; none in events of the originals.
     pub version: Option<i64>,
-    /// When the change was committed.
+    /// Time of the change by the clock of patient-service, taken before the commit. Versions give the order.
     pub time: Option<DateTime<Utc>>,
     /// When the patient was registered.
     pub registered_date: Option<NaiveDate>,

@@ -1,5 +1,5 @@
-//! Commits the progress of ingest to the consumer group, for programs that show its lag or scale by it. The offsets in the
-//! state are the ones that count: those of the group are never read.
+//! Commits the progress of ingest to the consumer group, for programs that show its lag or scale by it. Ingest resumes at the
+//! offsets in the state. Those of the group are read by standbys alone, which follow what the owner of a partition has committed.
 
 use std::{
     collections::BTreeMap,
