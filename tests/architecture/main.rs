@@ -193,39 +193,26 @@ fn users_of(tree: &str) -> BTreeMap<String, BTreeSet<String>> {
     users
 }
 
+/// The modules of a service that may contain SQL, with their submodules.
+const STORES: [&str; 4] = ["billing_tasks", "outbox", "state", "store"];
+
 /// Queries are only where readers expect them.
 #[test]
 fn sql_is_in_stores_alone() {
-    let allowed = [
-        "apps/patient-service/src/store.rs",
-        "apps/patient-service/src/store/change.rs",
-        "apps/patient-service/src/store/find.rs",
-        "apps/patient-service/src/store/insert.rs",
-        "apps/patient-service/src/store/keys.rs",
-        "apps/patient-service/src/store/list.rs",
-        "apps/patient-service/src/outbox.rs",
-        "apps/patient-service/src/outbox/dead_letters.rs",
-        "apps/patient-service/src/billing_tasks.rs",
-        "apps/patient-service/src/billing_tasks/dead_letters.rs",
-        "apps/billing-service/src/store.rs",
-        "apps/billing-service/src/store/close.rs",
-        "apps/billing-service/src/store/open.rs",
-        "apps/billing-service/src/store/record.rs",
-        "apps/analytics-service/src/state.rs",
-        "apps/analytics-service/src/state/columns.rs",
-        "apps/analytics-service/src/state/dead_letters.rs",
-        "apps/analytics-service/src/state/script.rs",
-        "apps/analytics-service/src/state/split.rs",
-        "apps/analytics-service/src/state/transaction.rs",
-    ];
+    let mut count = 0;
     for service in services() {
-        for file in sources(&root().join("apps").join(&service).join("src")) {
-            let name = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        let source = root().join("apps").join(&service).join("src");
+        for file in sources(&source) {
             let text = fs::read_to_string(&file).unwrap();
-            let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word));
-            assert_eq!(sql, allowed.contains(&name.as_str()), "{name}");
+            if ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word)) {
+                count += 1;
+                let path = file.strip_prefix(&source).unwrap().with_extension("");
+                let module = path.iter().next().unwrap().to_str().unwrap();
+                assert!(STORES.contains(&module), "{} has SQL and is in none of {STORES:?}", file.display());
+            }
         }
     }
+    assert!(count > 10, "too few files with SQL were found");
 }
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
