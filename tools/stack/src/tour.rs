@@ -156,7 +156,7 @@ fn steps(settings: &Settings, secure: Option<&Secure>, now: i64) -> [Step; 10] {
             title: "What runs",
             command: "just ps".to_owned(),
             expected: "patient-service",
-            explanation: "PostgreSQL, a broker and three services of 8 to 10 MB each, and the console that shows them.",
+            explanation: "PostgreSQL, a broker and three services of 9 to 14 MB each, and the console that shows them.",
             code: "tools/stack/src/native.rs, docker-compose.yaml",
             console: "",
             delivery: Delivery::NotAwaited,
