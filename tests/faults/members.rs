@@ -255,8 +255,8 @@ fn added_partitions(kind: Kind) {
         until("the events of all partitions are counted", async || created().await == before + 30).await;
         for message in [
             "partitions were added to the topic: the consumer group assigns them",
-            "patients whose later events are on an added partition count twice, if another instance has their partition of \
-             before",
+            "patients whose later events are on an added partition count twice, if another instance has their previous \
+             partition",
         ] {
             until(message, async || members.all().any(|service| logged(service, message) > 0)).await;
         }

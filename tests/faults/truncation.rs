@@ -24,7 +24,7 @@ mod on_kafka_alone {
     }
 }
 
-/// Its controller may give the only broker the epoch of before again. Then the timestamp of the last record tells.
+/// Its controller may give the only broker its previous epoch again. Then the timestamp of the last record tells.
 mod on_older_kafka_alone {
     use super::*;
 

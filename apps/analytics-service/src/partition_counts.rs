@@ -9,7 +9,7 @@ use codec::event::ReceivedEvent;
 
 use crate::counts::{Counts, Outcome, PatientState};
 
-/// Counts by partition. `None` has those of a state of before, which are of no single partition.
+/// Counts by partition. `None` has those of a state of an earlier version, which are of no single partition.
 ///
 /// A patient is counted in one partition: in the one of its last event. When partitions are added to the topic, its later
 /// events are on another one, and what it adds to the counts moves there with the first of them.

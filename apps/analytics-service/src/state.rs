@@ -55,7 +55,7 @@ pub struct State {
     waiting: WaitingDeadLetters,
     /// The id of the newest dead letter that was ever counted in `waiting`.
     newest_counted: i64,
-    /// The partitions whose counts of before are not split by partition.
+    /// The partitions whose counts of an earlier version are not split by partition.
     unsplit: BTreeSet<i32>,
 }
 

@@ -43,7 +43,7 @@ requests! {
 
 /// The type of the groups of consumers, and the only assignor of a [`Member`].
 const PROTOCOL: (&str, &str) = ("consumer", "sticky-by-state");
-/// How long the coordinator waits for the members of before to join a generation; those that do not are removed.
+/// How long the coordinator waits for the members of the previous generation to join a generation; those that do not are removed.
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A member of a consumer group that reads one topic. It has a connection of its own to the group's coordinator, and makes one
@@ -98,7 +98,7 @@ pub struct Assignment {
 /// A member of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AssignedMember {
-    /// See [`Subscription::address`]. Of a static member that was restarted it may be the one of before.
+    /// See [`Subscription::address`]. Of a static member that was restarted it may be the previous one.
     pub address: String,
     /// Its partitions.
     pub partitions: Vec<i32>,

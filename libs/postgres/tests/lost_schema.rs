@@ -51,7 +51,7 @@ fn a_schema_that_is_lost_is_migrated_again_without_a_restart() {
         for loss in [
             // The database was made anew.
             "DROP SCHEMA public CASCADE; CREATE SCHEMA public",
-            // A dump of before the last migration was restored.
+            // A dump that is older than the last migration was restored.
             "ALTER TABLE notes DROP COLUMN text; DELETE FROM _sqlx_migrations WHERE version = 2",
         ] {
             assert_eq!(count(&database, COUNT).await.unwrap(), 0);

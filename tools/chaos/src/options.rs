@@ -77,7 +77,7 @@ impl Options {
         }
         if options.members > 1 {
             match &mut options.deployment {
-                // Two members may count a partition at once: its coordinator does not wait for those of before.
+                // Two members may count a partition at once: its coordinator does not wait for those of the previous generation.
                 Deployment::Containers | Deployment::Native(Some(Kind::Nisshi)) => return None,
                 Deployment::Native(broker) => *broker = Some(Kind::Kafka),
                 Deployment::Secure => {}

@@ -88,7 +88,7 @@ async fn join(ingest: &Ingest, member: &mut Member, saved: &SavedState) -> Assig
         match member.join(&subscription).await {
             Ok(assignment) => {
                 let own = assignment.members.iter().find(|member| member.is_self);
-                // A static member that comes back within the session timeout gets the assignment of before.
+                // A static member that comes back within the session timeout gets its previous assignment.
                 if is_address_corrected || own.is_none_or(|own| own.address == ingest.address) {
                     return assignment;
                 }

@@ -27,7 +27,7 @@ pub(super) struct Outages {
 /// Says what no instance can see when partitions were added: each has some of the events of a patient whose key has moved.
 pub(super) fn report_moved_keys() {
     tracing::warn!(
-        "patients whose later events are on an added partition count twice, if another instance has their partition of before"
+        "patients whose later events are on an added partition count twice, if another instance has their previous partition"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Splits the counts of a state of before by partition.
+//! Splits the counts of a state of an earlier version by partition.
 
 use std::collections::BTreeSet;
 
@@ -35,9 +35,9 @@ impl State {
         Ok(())
     }
 
-    /// Prepares the state to have these partitions, of a topic with `count`. A state of before has counts that are of no single
-    /// partition. They are right as long as all partitions that they are from are assigned. Otherwise the patients are counted by the
-    /// partitions of their ids.
+    /// Prepares the state to have these partitions, of a topic with `count`. A state of an earlier version has counts that are of no
+    /// single partition. They are right as long as all partitions that they are from are assigned. Otherwise the patients are
+    /// counted by the partitions of their ids.
     ///
     /// If something else was counted too, which is what the original services publish, its partition cannot be known: then the
     /// state forgets everything, and the partitions are counted from the beginning of the topic.
@@ -132,8 +132,9 @@ mod tests {
 
     const COUNT: i32 = 3;
 
-    /// A state of before with more patients than a page has, after a migration: their number, and what was counted of them.
-    async fn state_of_before(file: &std::path::Path, version: Option<i64>) -> (State, Counts, Vec<Uuid>) {
+    /// A state of an earlier version with more patients than a page has, after a migration: their number, and what was counted of
+    /// them.
+    async fn earlier_state(file: &std::path::Path, version: Option<i64>) -> (State, Counts, Vec<Uuid>) {
         let (mut state, _) = State::open(file).await.unwrap();
         let ids: Vec<Uuid> = (0..Transaction::MAX_PATIENTS as u128 + 100).map(|n| Uuid::from_u128(n << 64)).collect();
         let mut counts = Counts::default();
@@ -176,7 +177,7 @@ mod tests {
         let directory = Scratch::new().unwrap();
         let file = directory.path().join("state.sqlite");
         smol::block_on(async {
-            let (mut state, counted, ids) = state_of_before(&file, Some(1)).await;
+            let (mut state, counted, ids) = earlier_state(&file, Some(1)).await;
             let before = state.saved().await.unwrap();
             assert_eq!(state.prepare(&[0, 1, 2, 3].into(), 4).await.unwrap(), Preparation::Unchanged);
             assert_eq!(state.saved().await.unwrap(), before, "as long as all of them are here, nothing is to do");
@@ -200,7 +201,7 @@ mod tests {
         let directory = Scratch::new().unwrap();
         let file = directory.path().join("state.sqlite");
         smol::block_on(async {
-            let (mut state, ..) = state_of_before(&file, None).await;
+            let (mut state, ..) = earlier_state(&file, None).await;
             assert_eq!(state.prepare(&[0].into(), COUNT).await.unwrap(), Preparation::Changed);
             assert_eq!(state.saved().await.unwrap(), crate::state::SavedState::default());
         });

@@ -181,7 +181,7 @@ fn a_compacted_topic_has_the_same_totals_and_nothing_of_deleted_patients(kind: K
             }
         }
 
-        // A state of before goes on, one that is behind catches up, and a new one counts the same.
+        // An existing state goes on, one that is behind catches up, and a new one counts the same.
         for state in ["sqlite", "half", "new"] {
             let file = topic.state.with_extension(state);
             let service = topic.start(&[("STATE_FILE", file.to_str().unwrap())]).await;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, PARTITIONS, Running, foreign, with_topic};
 
-// Nisshi's coordinator does not wait for the members of before, so that two may count a partition for a moment.
+// Nisshi's coordinator does not wait for the members of the previous generation, so that two may count a partition for a moment.
 testbed::on_each_kafka!(
     partitions_move_between_members_and_every_event_is_counted_once,
     a_member_that_dies_is_replaced_and_its_successor_continues,

@@ -86,7 +86,7 @@ pub(super) fn encode_assignment(topic: &TopicName, partitions: &[i32], members: 
         put_text(&mut user_data, &member.address);
         put_partitions(&mut user_data, &member.partitions);
     }
-    // At the end, where versions of before ignore them.
+    // At the end, where earlier versions ignore them.
     for member in members {
         put_partitions(&mut user_data, &member.standbys);
     }

@@ -15,7 +15,7 @@ use testbed::broker::Kind;
 
 use crate::{progress::commit, topic};
 
-// Nisshi's coordinator does not wait for the members of before, and leaves members without an assignment at times.
+// Nisshi's coordinator does not wait for the members of the previous generation, and leaves members without an assignment at times.
 testbed::on_each_kafka!(
     a_group_with_members_keeps_its_offsets,
     members_share_the_partitions_and_what_one_leaves_goes_to_the_others,

@@ -45,8 +45,9 @@ impl Database {
     }
 
     /// As [`migrate`](Self::migrate) for a service with requirements of its own, and again until the shutdown when a statement
-    /// finds no table or column of a name in it: the database was made anew, or restored from a dump of before the last migration.
-    /// If that is not possible, work returns [`Error::Unavailable`] until it is: whoever restores the database may not be done yet.
+    /// finds no table or column of a name in it: the database was made anew, or restored from a dump that is older than the last
+    /// migration. If that is not possible, work returns [`Error::Unavailable`] until it is: whoever restores the database may not be
+    /// done yet.
     ///
     /// Migrations of a newer version are an error at the start alone. While this version runs, they are those of a rolling update,
     /// whose new replica may be the first to migrate the schema again; they only add to it.
