@@ -136,7 +136,7 @@ impl Value for Standbys {
     fn parse(text: &str) -> Result<Self, String> {
         match text.as_bytes() {
             [digit @ b'0'..=b'9'] => Ok(Self(usize::from(digit - b'0'))),
-            _ => Err("it is none".to_owned()),
+            _ => Err("it is not a single digit".to_owned()),
         }
     }
 }
@@ -190,7 +190,7 @@ impl Value for Assignment {
             return match share {
                 Some((ordinal, replicas)) if ordinal < replicas => Ok(Self::Share { ordinal, replicas }),
                 Some(_) => Err("the ordinal, counted from 0, is not below the number of replicas".to_owned()),
-                None => Err("it is no pair of numbers".to_owned()),
+                None => Err("it is not two numbers separated by /".to_owned()),
             };
         }
         let listed: Option<Vec<i32>> = text.split(',').map(number).collect();
@@ -215,7 +215,7 @@ impl Value for OnOffsetLoss {
         match text {
             "halt" => Ok(Self::Halt),
             "continue" => Ok(Self::Continue),
-            _ => Err("it is neither".to_owned()),
+            _ => Err("it is another value".to_owned()),
         }
     }
 }

@@ -131,7 +131,7 @@ impl Value for Kind {
         match text {
             "off" => Ok(Self::Off),
             "jwt" => Ok(Self::Jwt),
-            _ => Err("it is neither".to_owned()),
+            _ => Err("it is another value".to_owned()),
         }
     }
 }
@@ -145,7 +145,7 @@ impl Value for YesOrNo {
         match text {
             "yes" => Ok(Self(true)),
             "no" => Ok(Self(false)),
-            _ => Err("it is neither".to_owned()),
+            _ => Err("it is another value".to_owned()),
         }
     }
 }

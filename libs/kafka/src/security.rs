@@ -58,7 +58,7 @@ impl Value for Mechanism {
 
     fn parse(text: &str) -> Result<Self, String> {
         let all = [Self::Plain, Self::ScramSha256, Self::ScramSha512];
-        all.into_iter().find(|mechanism| mechanism.name() == text).ok_or_else(|| "it is none of them".to_owned())
+        all.into_iter().find(|mechanism| mechanism.name() == text).ok_or_else(|| "it is another value".to_owned())
     }
 }
 
@@ -78,7 +78,7 @@ impl Value for Protocol {
             "SSL" => (true, false),
             "SASL_PLAINTEXT" => (false, true),
             "SASL_SSL" => (true, true),
-            _ => return Err("it is none of them".to_owned()),
+            _ => return Err("it is another value".to_owned()),
         };
         Ok(Self { tls, sasl })
     }

@@ -74,7 +74,7 @@ impl Value for CleanupPolicy {
         match text {
             "compact" => Ok(Self::Compact),
             "delete" => Ok(Self::Delete),
-            _ => Err("it is neither".to_owned()),
+            _ => Err("it is another value".to_owned()),
         }
     }
 }

@@ -19,7 +19,7 @@ impl Value for Flag {
         match text.to_ascii_lowercase().as_str() {
             "true" => Ok(Self(true)),
             "false" => Ok(Self(false)),
-            _ => Err("it is neither".to_owned()),
+            _ => Err("it is another value".to_owned()),
         }
     }
 }
