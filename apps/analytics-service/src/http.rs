@@ -59,7 +59,7 @@ impl App {
 
 type Request = tide::Request<App>;
 
-/// Reads what was counted. No person can be told from it.
+/// Reads what was counted. It identifies nobody.
 const ANALYTICS_READ: Scope = Scope::new("analytics:read");
 
 /// The route table, with who may use each route.

@@ -48,7 +48,7 @@ const NO_SESSION: i32 = -1;
 ///
 /// It has a connection of its own to the partition's leader. After an error it refreshes the metadata and connects again. It also
 /// refreshes them every five minutes, from another bootstrap broker each time, because a leader that is cut off from the other
-/// brokers takes itself for the leader as before. If there is one with a higher epoch, the call fails, and the next one connects
+/// brokers still acts as the leader. If there is one with a higher epoch, the call fails, and the next one connects
 /// to it: no call of a consumer has another leader than the one before unless there was an error in between.
 ///
 /// # Topic ids

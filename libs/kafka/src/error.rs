@@ -47,8 +47,8 @@ pub enum Error {
     /// The leader epoch is outdated: another leader was elected. The next call refreshes the metadata.
     #[error("another leader of the partition was elected")]
     FencedLeaderEpoch,
-    /// The leader epoch is lower than one of which records were read: the broker is cut off from the others and takes itself for
-    /// the leader as before, or the cluster was restored from a backup. The next call asks another bootstrap broker.
+    /// The leader epoch is lower than one of which records were read: the broker is cut off from the others and still acts
+    /// as the leader, or the cluster was restored from a backup. The next call asks another bootstrap broker.
     #[error(
         "the partition's leader has epoch {found}, and records of epoch {read} were read: it is cut off from the other brokers, \
          or the cluster was restored from a backup"

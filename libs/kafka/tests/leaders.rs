@@ -81,7 +81,7 @@ mod on_kafka_alone {
 mod with_a_node_cut_off_on_kafka_alone {
     use super::*;
 
-    /// The node takes itself for the leader as before, and says so to whoever asks it first.
+    /// The node still acts as the leader, and says so to whoever asks it first.
     #[test]
     fn clients_leave_a_leader_that_is_cut_off_from_the_controller() {
         runtime::block_on(2, async {
@@ -125,7 +125,7 @@ enum Fault {
     Stop,
     /// The node is dead: connections are refused.
     Kill,
-    /// The node is unresponsive, accepts connections, and still takes itself for the leader when it is thawed.
+    /// The node is unresponsive, accepts connections, and still acts as the leader when it is thawed.
     Freeze,
 }
 

@@ -15,7 +15,7 @@ use super::{
     *,
 };
 
-/// A broker that takes itself for the leader, with this epoch, and answers with these ends of epochs.
+/// A broker that acts as the leader, with this epoch, and answers with these ends of epochs.
 async fn leader(leader_epoch: i32, end: Arc<Mutex<(i32, i64)>>) -> (HostPort, Task<()>) {
     let port = Arc::new(AtomicU16::new(0));
     let own_port = port.clone();

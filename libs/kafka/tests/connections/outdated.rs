@@ -13,7 +13,7 @@ use crate::{
     *,
 };
 
-/// A broker that takes itself for the leader, with this epoch.
+/// A broker that acts as the leader, with this epoch.
 async fn leader(topic_id: Uuid, leader_epoch: i32, error: Option<ResponseError>) -> Leading {
     let leading = leading(18).await;
     *leading.topic.lock().unwrap() = TopicState { topic_id, leader_epoch, error };
