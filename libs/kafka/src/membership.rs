@@ -43,8 +43,8 @@ requests! {
 
 /// The type of the groups of consumers, and the only assignor of a [`Member`].
 const PROTOCOL: (&str, &str) = ("consumer", "sticky-by-state");
-/// How long the coordinator waits for the members of the previous generation to join a generation; those that do not are removed.
-const REBALANCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the coordinator waits at least for the members of before to join a generation; those that do not are removed.
+const MIN_REBALANCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A member of a consumer group that reads one topic. It has a connection of its own to the group's coordinator, and makes one
 /// call at a time.
@@ -164,16 +164,22 @@ impl Member {
     }
 
     /// Joins the next generation, or the current one, and waits for its assignment: while another member does not join, up to
-    /// 30 s. After an error, pause and join again.
+    /// 30 s, or the session timeout if that is longer. After an error, pause and join again.
     ///
     /// # Errors
     /// [`Error::RequestRejected`] if the group is not permitted, has members with another assignor, or another process has taken
     /// the instance id over (`FencedInstanceId`); [`Error::UnknownTopic`] if there is no such topic; otherwise if the coordinator
     /// is unavailable, or another generation has begun meanwhile.
     pub async fn join(&mut self, subscription: &Subscription) -> Result<Assignment, Error> {
-        let deadline = Deadline::new(self.settings.deadline + REBALANCE_TIMEOUT);
+        let deadline = Deadline::new(self.settings.deadline + self.rebalance_timeout());
         // Boxed, because a connection is large, and would be part of every caller's future.
         call("join_group", deadline, Box::pin(self.join_and_synchronize(subscription, deadline))).await
+    }
+
+    /// How long the coordinator waits for the members of before. A member that does not reach it works on its partitions until the
+    /// session timeout has passed, so they are given away not earlier.
+    fn rebalance_timeout(&self) -> Duration {
+        self.session_timeout.max(MIN_REBALANCE_TIMEOUT)
     }
 
     async fn join_and_synchronize(
@@ -232,7 +238,7 @@ impl Member {
         let mut request = JoinGroupRequest::default()
             .with_group_id(self.group.clone())
             .with_session_timeout_ms(millis(self.session_timeout))
-            .with_rebalance_timeout_ms(millis(REBALANCE_TIMEOUT))
+            .with_rebalance_timeout_ms(millis(self.rebalance_timeout()))
             .with_group_instance_id(self.instance.clone())
             .with_protocol_type(text(protocol_type))
             .with_protocols(vec![protocol]);

@@ -9,6 +9,8 @@ mod checksums;
 mod deadlines;
 #[path = "connections/epochs.rs"]
 mod epochs;
+#[path = "connections/members.rs"]
+mod members;
 #[path = "connections/outdated.rs"]
 mod outdated;
 #[path = "connections/topic_ids.rs"]
