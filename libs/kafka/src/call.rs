@@ -8,7 +8,7 @@ use std::{
 
 use config::HostPort;
 use kafka_protocol::protocol::StrBytes;
-use smol::{Timer, future::or};
+use runtime::timeout;
 use telemetry::metrics::{self, IntCounterVec};
 
 use crate::{BrokerError, Error, error::Timeout};
@@ -64,12 +64,9 @@ impl Deadline {
         broker: Option<&HostPort>,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        // The work is polled first: its own timeout names the broker.
-        or(work, async {
-            Timer::at(self.end).await;
-            Err(Timeout { limit: self.limit, broker: broker.cloned() }.into())
-        })
-        .await
+        // It polls the work first: its own timeout names the broker.
+        let ended = timeout(self.remaining(), work).await;
+        ended.unwrap_or_else(|_| Err(Timeout { limit: self.limit, broker: broker.cloned() }.into()))
     }
 }
 
