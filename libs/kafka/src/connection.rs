@@ -149,7 +149,15 @@ impl Connection {
         let mut received: Option<Bytes> = None;
         self.authenticate_at = None;
         loop {
-            let (message, is_finished) = authentication.step(received.as_deref()).map_err(|why| failed(self, why))?;
+            // On the thread pool: the iterations of SCRAM would keep the executor's thread from everything else.
+            let input = received.take();
+            let (stepped, step) = smol::unblock(move || {
+                let step = authentication.step(input.as_deref());
+                (authentication, step)
+            })
+            .await;
+            authentication = stepped;
+            let (message, is_finished) = step.map_err(|why| failed(self, why))?;
             if let Some(message) = message {
                 let answer = self.call(&SaslAuthenticateRequest::default().with_auth_bytes(message.into())).await?;
                 if let Some(error) = answer.error_code.err() {

@@ -1,8 +1,14 @@
 //! What is between a client and the brokers: TLS, SASL, both or neither. Settings have the names of Kafka's own clients.
 
-use std::path::PathBuf;
+use std::{mem, ops::RangeInclusive, path::PathBuf};
 
 use config::{Reader, Secret, Value};
+
+/// Iterations of SCRAM that a broker may demand. Fewer than RFC 5802 recommends would help to guess the password, and many would cost
+/// hours: the broker names the number before it has proved that it knows the password. Apache Kafka stores 4,096 to 16,384.
+const ITERATIONS: RangeInclusive<u32> = 4096..=100_000;
+/// Characters of the number in an error.
+const MAX_DIGITS: usize = 20;
 
 /// TLS and SASL of all connections of a client; by default neither.
 #[derive(Clone, Debug, Default)]
@@ -190,7 +196,12 @@ impl Security {
 }
 
 /// The client's side of one authentication.
-pub(crate) struct Authentication(rsasl::prelude::Session);
+pub(crate) struct Authentication {
+    session: rsasl::prelude::Session,
+    mechanism: Mechanism,
+    /// Whether the broker has sent its first message.
+    has_server_first: bool,
+}
 
 impl Authentication {
     /// Begins.
@@ -201,17 +212,57 @@ impl Authentication {
         let name =
             rsasl::prelude::Mechname::parse(sasl.mechanism.name().as_bytes()).map_err(|error| error.to_string())?;
         let session = rsasl::prelude::SASLClient::new(config).start_suggested(&[name]);
-        session.map(Self).map_err(|error| error.to_string())
+        let session = session.map_err(|error| error.to_string())?;
+        Ok(Self { session, mechanism: sasl.mechanism, has_server_first: false })
     }
 
-    /// Takes what the broker has sent, none at first. Returns what is to be sent, if anything is, and whether that is all.
+    /// Takes what the broker has sent, none at first. Returns what is to be sent, if anything is, and whether that is all. With SCRAM
+    /// it computes for milliseconds, and with the most [`ITERATIONS`] for a part of a second.
     ///
     /// # Errors
-    /// If what the broker has sent is malformed or does not prove that it knows the password.
+    /// If what the broker has sent is malformed, demands another number of iterations or does not prove that it knows the password.
     pub(crate) fn step(&mut self, received: Option<&[u8]>) -> Result<(Option<Vec<u8>>, bool), String> {
+        if let Some(received) = received
+            && self.mechanism != Mechanism::Plain
+        {
+            // rsasl takes any number of iterations, and panics at an attribute that is shorter than its name.
+            match mem::replace(&mut self.has_server_first, true) {
+                false => check_server_first(received)?,
+                true => check_server_final(received)?,
+            }
+        }
         let mut message = Vec::new();
-        let state = self.0.step(received, &mut message).map_err(|error| error.to_string())?;
+        let state = self.session.step(received, &mut message).map_err(|error| error.to_string())?;
         Ok((state.has_sent_message().then_some(message), state.is_finished()))
+    }
+}
+
+/// Checks a server-first-message of SCRAM: `r=...,s=...,i=...`, and extensions.
+fn check_server_first(message: &[u8]) -> Result<(), String> {
+    let mut attributes = message.split(|byte| *byte == b',').map(|attribute| attribute.split_at_checked(2));
+    let mut value =
+        |name: &[u8]| attributes.next().flatten().filter(|(found, _)| *found == name).map(|(_, value)| value);
+    let (nonce, salt, iterations) = (value(b"r="), value(b"s="), value(b"i="));
+    let iterations = iterations.and_then(|digits| std::str::from_utf8(digits).ok());
+    match (nonce, salt, iterations) {
+        (Some(_), Some(_), Some(digits)) => match digits.parse::<u32>() {
+            Ok(iterations) if ITERATIONS.contains(&iterations) => Ok(()),
+            _ => {
+                let digits: String = digits.chars().take(MAX_DIGITS).collect();
+                let (min, max) = ITERATIONS.into_inner();
+                Err(format!("it demands {digits} iterations of SCRAM, and {min} to {max} are accepted"))
+            }
+        },
+        _ => Err("its first message is not one of SCRAM".to_owned()),
+    }
+}
+
+/// Checks a server-final-message of SCRAM: `v=...` or `e=...`, and extensions.
+fn check_server_final(message: &[u8]) -> Result<(), String> {
+    if message.starts_with(b"v=") || message.starts_with(b"e=") {
+        Ok(())
+    } else {
+        Err("its last message is not one of SCRAM".to_owned())
     }
 }
 
@@ -311,19 +362,44 @@ mod tests {
         }
     }
 
+    /// An authentication that awaits the broker's first message, and its nonce.
+    fn begin(mechanism: Mechanism) -> (Authentication, String) {
+        let credentials = Credentials { username: "jane".to_owned(), password: "hunter2".to_owned() };
+        let mut client = Authentication::new(&Sasl { mechanism, credentials: Secret::new(credentials) }).unwrap();
+        let (first, finished) = client.step(None).unwrap();
+        assert!(!finished);
+        let first = String::from_utf8(first.unwrap()).unwrap();
+        let nonce = first.split("r=").nth(1).unwrap().to_owned();
+        (client, nonce)
+    }
+
     /// The exchange of RFC 7677 begins with a nonce that cannot be set, so the broker's side is computed.
     #[test]
     fn a_broker_that_does_not_know_the_password_is_refused() {
         for mechanism in [Mechanism::ScramSha256, Mechanism::ScramSha512] {
-            let credentials = Credentials { username: "jane".to_owned(), password: "hunter2".to_owned() };
-            let mut client = Authentication::new(&Sasl { mechanism, credentials: Secret::new(credentials) }).unwrap();
-            let (first, finished) = client.step(None).unwrap();
-            let first = String::from_utf8(first.unwrap()).unwrap();
-            let nonce = first.split("r=").nth(1).unwrap();
-            let (last, is_last) = client.step(Some(format!("r={nonce}brokers,s=c2FsdA==,i=4096").as_bytes())).unwrap();
-            assert!(last.is_some() && !finished && !is_last, "the broker's signature is awaited");
-            let forged = client.step(Some(b"v=Zm9yZ2VkIHNpZ25hdHVyZSBvZiBhIGJyb2tlcg=="));
-            assert!(forged.is_err(), "{mechanism:?}");
+            for last in [&b"v=Zm9yZ2VkIHNpZ25hdHVyZSBvZiBhIGJyb2tlcg=="[..], b"e=invalid-proof", b"v", b""] {
+                let (mut client, nonce) = begin(mechanism);
+                let first = format!("r={nonce}brokers,s=c2FsdA==,i=4096");
+                let (message, is_last) = client.step(Some(first.as_bytes())).unwrap();
+                assert!(message.is_some() && !is_last, "the broker's signature is awaited");
+                assert!(client.step(Some(last)).is_err(), "{mechanism:?}: {last:?}");
+            }
         }
+    }
+
+    #[test]
+    fn a_broker_costs_no_more_iterations_than_a_client_accepts() {
+        for digits in ["0", "1", "4095", "100001", "4294967295", "99999999999", "-1", "many"] {
+            let (mut client, nonce) = begin(Mechanism::ScramSha256);
+            let first = format!("r={nonce}brokers,s=c2FsdA==,i={digits}");
+            let error = client.step(Some(first.as_bytes())).unwrap_err();
+            assert!(error.contains(&format!("demands {digits} iterations")), "{error}");
+        }
+        for rest in ["", ",", ",,i=4096", ",s=c2FsdA==", ",s=c2FsdA==,", ",i=4096,s=c2FsdA=="] {
+            let (mut client, nonce) = begin(Mechanism::ScramSha256);
+            let error = client.step(Some(format!("r={nonce}brokers{rest}").as_bytes())).unwrap_err();
+            assert!(error.contains("not one of SCRAM"), "{rest:?}: {error}");
+        }
+        assert!(begin(Mechanism::ScramSha256).0.step(Some(b"")).is_err());
     }
 }
