@@ -1,4 +1,7 @@
 //! What members tell each other through the group: in the formats of Kafka's consumers, with user data of this client.
+//!
+//! Whoever may join the group writes these bytes. They are decoded here and not by kafka-protocol, which allocates memory for as many
+//! topics as they claim to have.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +11,7 @@ use kafka_protocol::{
         ConsumerProtocolAssignment, ConsumerProtocolSubscription, TopicName, consumer_protocol_assignment,
         consumer_protocol_subscription,
     },
-    protocol::{Decodable as _, Encodable as _},
+    protocol::Encodable as _,
 };
 
 use super::{AssignedMember, Subscription, assignor::Candidate};
@@ -58,13 +61,13 @@ pub(super) fn encode_subscription(
 
 /// Decodes the subscription of the member with this name.
 pub(super) fn decode_subscription(name: String, topic: &TopicName, mut bytes: Bytes) -> Result<Subscriber, Malformed> {
-    let version = bytes.try_get_i16().map_err(malformed)?;
     // Later versions add fields at the end.
-    let version = version.clamp(0, VERSION);
-    let subscription = ConsumerProtocolSubscription::decode(&mut bytes, version).map_err(|_| Malformed::Response)?;
-    let owned = subscription.owned_partitions.into_iter().filter(|owned| owned.topic == *topic);
-    let owned = owned.flat_map(|owned| owned.partitions).collect();
-    let mut data = subscription.user_data.ok_or(Malformed::Response)?;
+    let version = bytes.try_get_i16().map_err(malformed)?;
+    for _ in 0..get_length(&mut bytes)? {
+        let _topic = get_name(&mut bytes)?;
+    }
+    let mut data = get_bytes(&mut bytes)?;
+    let owned = if version >= 1 { get_partitions_of(topic, &mut bytes)? } else { Vec::new() };
     check_version(&mut data)?;
     let _revision = data.try_get_i32().map_err(malformed)?;
     let address = get_text(&mut data)?;
@@ -119,11 +122,9 @@ pub(super) fn decode_assignment(
     topic: &TopicName,
     mut bytes: Bytes,
 ) -> Result<(Vec<i32>, Vec<AssignedMember>), Malformed> {
-    let version = bytes.try_get_i16().map_err(malformed)?.clamp(0, VERSION);
-    let assignment = ConsumerProtocolAssignment::decode(&mut bytes, version).map_err(|_| Malformed::Response)?;
-    let partitions = assignment.assigned_partitions.into_iter().filter(|assigned| assigned.topic == *topic);
-    let partitions = partitions.flat_map(|assigned| assigned.partitions).collect();
-    let mut data = assignment.user_data.ok_or(Malformed::Response)?;
+    let _version = bytes.try_get_i16().map_err(malformed)?;
+    let partitions = get_partitions_of(topic, &mut bytes)?;
+    let mut data = get_bytes(&mut bytes)?;
     check_version(&mut data)?;
     let mut members = Vec::new();
     for _ in 0..data.try_get_i32().map_err(malformed)? {
@@ -156,6 +157,19 @@ fn get_partitions(from: &mut Bytes) -> Result<Vec<i32>, Malformed> {
     Ok(partitions)
 }
 
+/// The partitions of one topic, of several topics with their partitions.
+fn get_partitions_of(topic: &TopicName, from: &mut Bytes) -> Result<Vec<i32>, Malformed> {
+    let mut partitions = Vec::new();
+    for _ in 0..get_length(from)? {
+        let name = get_name(from)?;
+        let of_topic = get_partitions(from)?;
+        if name == topic.0.as_bytes() {
+            partitions.extend(of_topic);
+        }
+    }
+    Ok(partitions)
+}
+
 fn check_version(data: &mut Bytes) -> Result<(), Malformed> {
     match data.try_get_i16() {
         Ok(USER_DATA_VERSION) => Ok(()),
@@ -171,10 +185,28 @@ fn put_text(to: &mut BytesMut, text: &str) {
 
 fn get_text(from: &mut Bytes) -> Result<String, Malformed> {
     let length = usize::from(from.try_get_u16().map_err(malformed)?);
-    if from.len() < length {
-        return Err(Malformed::Response);
-    }
-    String::from_utf8(from.split_to(length).to_vec()).map_err(|_| Malformed::Response)
+    String::from_utf8(take(from, length)?.to_vec()).map_err(|_| Malformed::Response)
+}
+
+/// A string in Kafka's format.
+fn get_name(from: &mut Bytes) -> Result<Bytes, Malformed> {
+    let length = usize::try_from(from.try_get_i16().map_err(malformed)?);
+    take(from, length.map_err(|_| Malformed::Response)?)
+}
+
+/// Bytes in Kafka's format.
+fn get_bytes(from: &mut Bytes) -> Result<Bytes, Malformed> {
+    let length = get_length(from)?;
+    take(from, length)
+}
+
+/// The length of bytes or of an array in Kafka's format, which may be anything. Null is malformed.
+fn get_length(from: &mut Bytes) -> Result<usize, Malformed> {
+    usize::try_from(from.try_get_i32().map_err(malformed)?).map_err(|_| Malformed::Response)
+}
+
+fn take(from: &mut Bytes, length: usize) -> Result<Bytes, Malformed> {
+    if from.len() < length { Err(Malformed::Response) } else { Ok(from.split_to(length)) }
 }
 
 fn malformed(_: bytes::TryGetError) -> Malformed {
@@ -186,6 +218,9 @@ mod tests {
     use kafka_protocol::protocol::StrBytes;
 
     use super::*;
+
+    /// Where the number of topics is, after the version.
+    const TOPICS_AT: usize = 2;
 
     fn topic(name: &'static str) -> TopicName {
         TopicName(StrBytes::from_static_str(name))
@@ -223,6 +258,34 @@ mod tests {
     }
 
     #[test]
+    fn each_version_of_kafkas_format_is_read() {
+        let subscription = Subscription { address: "a:1".to_owned(), offsets: [(0, 5)].into() };
+        let mut whole = encode_subscription(&topic("patient"), &subscription, &[0], 0);
+        let of_version_1 = whole.split_off(2);
+        let without_owned = of_version_1.slice(..of_version_1.len() - (4 + 2 + "patient".len() + 4 + 4));
+        // Since version 2 with a generation, since version 3 with a rack.
+        for (version, fields, owned) in [
+            (0_i16, without_owned, vec![]),
+            (1, of_version_1.clone(), vec![0]),
+            (2, [&of_version_1[..], &[0; 4]].concat().into(), vec![0]),
+            (3, [&of_version_1[..], &[0; 4], &[0xff; 2]].concat().into(), vec![0]),
+        ] {
+            let bytes = [&version.to_be_bytes()[..], &fields].concat();
+            let decoded = decode_subscription("one".to_owned(), &topic("patient"), bytes.into()).unwrap();
+            assert_eq!((decoded.candidate.owned, decoded.address), (owned, "a:1".to_owned()), "version {version}");
+        }
+    }
+
+    /// In each place where a length may be, one that would take gigabytes.
+    fn with_huge_lengths(whole: &Bytes) -> impl Iterator<Item = Bytes> {
+        (0..whole.len() - 3).map(|at| {
+            let mut damaged = whole.to_vec();
+            damaged[at..at + 4].copy_from_slice(&i32::MAX.to_be_bytes());
+            Bytes::from(damaged)
+        })
+    }
+
+    #[test]
     fn what_others_write_is_an_error_and_no_panic() {
         let subscription = Subscription { address: "a:1".to_owned(), offsets: [(0, 5)].into() };
         let whole = encode_subscription(&topic("patient"), &subscription, &[0], 0);
@@ -230,11 +293,19 @@ mod tests {
             let cut = whole.slice(..length);
             assert!(decode_subscription(String::new(), &topic("patient"), cut).is_err(), "{length} bytes");
         }
+        for (at, damaged) in with_huge_lengths(&whole).enumerate() {
+            let decoded = decode_subscription(String::new(), &topic("patient"), damaged);
+            assert!(at != TOPICS_AT || decoded.is_err(), "{decoded:?}");
+        }
         let (name, address) = ("a".to_owned(), "a:1".to_owned());
         let members = [NamedMember { name, address, partitions: vec![0], standbys: vec![1] }];
         let whole = encode_assignment(&topic("patient"), &[0], &members);
         for length in 0..whole.len() {
             assert!(decode_assignment("a", &topic("patient"), whole.slice(..length)).is_err(), "{length} bytes");
+        }
+        for (at, damaged) in with_huge_lengths(&whole).enumerate() {
+            let decoded = decode_assignment("a", &topic("patient"), damaged);
+            assert!(at != TOPICS_AT || decoded.is_err(), "{decoded:?}");
         }
     }
 }
