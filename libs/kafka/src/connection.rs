@@ -23,7 +23,7 @@ use smol::{
 use telemetry::metrics::{self, IntCounterVec};
 
 use crate::{
-    BrokerError, Error, Malformed, Sasl, Settings,
+    BrokerError, Error, Malformed, Sasl, Settings, bounded,
     call::{Deadline, broker_error},
     memory::{FetchMemory, FetchPermit, LARGE_BATCHES},
     records::MAX_BATCH_BYTES,
@@ -257,8 +257,8 @@ impl Connection {
 
     /// As [`call`](Self::call), in a version from [`version`](Self::version).
     pub(crate) async fn call_in<Q: Request>(&mut self, version: i16, request: &Q) -> Result<Q::Response, Error> {
-        let mut body = self.exchange(version, request).await?.complete()?;
-        let response = Q::Response::decode(&mut body, version).map_err(|_| Malformed::Response)?;
+        let body = self.exchange(version, request).await?.complete()?;
+        let response: Q::Response = bounded::decode(body, version)?;
         self.throttle::<Q>(Q::throttle_ms(&response));
         Ok(response)
     }
@@ -271,12 +271,11 @@ impl Connection {
             .with_client_software_version(StrBytes::from_static_str(version));
         let mut version = *ApiVersionsRequest::SUPPORTED.end();
         loop {
-            let mut body = self.exchange(version, &request).await?.complete()?;
+            let body = self.exchange(version, &request).await?.complete()?;
             let error = body.get(..2).map(|code| i16::from_be_bytes([code[0], code[1]])).ok_or(Malformed::Response)?;
             // A broker that does not support this version responds in version 0, mostly with those that it supports.
             let is_unsupported = error == ResponseError::UnsupportedVersion.code();
-            let decoded = ApiVersionsResponse::decode(&mut body, if is_unsupported { 0 } else { version });
-            let decoded = decoded.map_err(|_| Malformed::Response)?;
+            let decoded: ApiVersionsResponse = bounded::decode(body, if is_unsupported { 0 } else { version })?;
             let versions = Versions::new(&decoded);
             self.throttle::<ApiVersionsRequest>(decoded.throttle_time_ms);
             match ResponseError::try_from_code(error) {

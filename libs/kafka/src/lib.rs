@@ -24,7 +24,7 @@
 //! [`Records`] live. Of consumers that share a [`FetchMemory`] one at a time has records or a response above the
 //! requested size, and the others a buffer of that size: what they take does not grow with the partitions. A larger batch is
 //! never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and skipped. A fetch returns at most
-//! 16,384 records.
+//! 16,384 records. No response takes memory for lengths that it claims and does not have.
 //!
 //! # Consumer groups
 //!
@@ -35,6 +35,7 @@
 //! delivered at least once.
 
 mod batch;
+mod bounded;
 mod bridge;
 mod call;
 mod connection;
