@@ -1,20 +1,12 @@
-use std::{
-    future::{Future, poll_fn},
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, time::Duration};
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use smol::net::{TcpStream, resolve};
 
 use crate::timeout;
 
 /// How long an address is tried before the next one is tried too (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
-
-type Attempt<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>>;
 
 /// Resolves a host name and connects to the first of its addresses that answers. The caller has a deadline.
 ///
@@ -30,36 +22,21 @@ pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 /// # Errors
 /// If every address refuses the connection: its text has each with its reason.
 pub async fn connect_to(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let (mut untried, mut attempts, mut errors) = (addresses.iter(), Vec::<Attempt<'_>>::new(), Vec::new());
+    let (mut untried, mut attempts, mut errors) = (addresses.iter().copied(), FuturesUnordered::new(), Vec::new());
     loop {
-        let next = untried.next();
-        attempts.extend(next.map(|address| -> Attempt<'_> {
-            Box::pin(async move { TcpStream::connect(address).await.map_err(|error| with_address(address, &error)) })
-        }));
-        if attempts.is_empty() {
-            return Err(refused(errors));
-        }
+        attempts.extend(untried.next().map(attempt));
         let limit = if untried.len() == 0 { Duration::MAX } else { HEAD_START };
-        match timeout(limit, first(&mut attempts)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => errors.push(error),
+        match timeout(limit, attempts.next()).await {
+            Ok(Some(Ok(stream))) => return Ok(stream),
+            Ok(Some(Err(error))) => errors.push(error),
+            Ok(None) => return Err(refused(errors)),
             Err(_) => {}
         }
     }
 }
 
-/// The result of the first attempt that ends.
-async fn first(attempts: &mut Vec<Attempt<'_>>) -> io::Result<TcpStream> {
-    poll_fn(|context| {
-        for index in 0..attempts.len() {
-            if let Poll::Ready(result) = attempts[index].as_mut().poll(context) {
-                drop(attempts.swap_remove(index));
-                return Poll::Ready(result);
-            }
-        }
-        Poll::Pending
-    })
-    .await
+async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
+    TcpStream::connect(address).await.map_err(|error| with_address(&address, &error))
 }
 
 fn with_address(address: &SocketAddr, error: &io::Error) -> io::Error {
