@@ -82,78 +82,21 @@ impl Records {
     /// # Errors
     /// If the bytes do not begin with a batch.
     pub(crate) fn decode(
-        mut bytes: Bytes,
+        bytes: Bytes,
         from: i64,
         aborted: Vec<(i64, i64)>,
         max_first_bytes: usize,
     ) -> Result<DecodedBatches, Malformed> {
-        let mut aborted = AbortedTransactions::new(aborted);
-        let mut records = Self { from, to: i64::MAX, ..Self::default() };
-        let (mut next, mut room, mut count) = (from, MAX_DECOMPRESSED_BYTES, 0);
-        let mut leader_epoch = None;
-        loop {
-            let mut raw = match RawBatch::take(&mut bytes) {
-                Ok(Some(raw)) => raw,
-                Ok(None) => break,
-                // The error is that of the next fetch, which begins here.
-                Err(_) if next > from => break,
-                Err(error) => return Err(error),
-            };
-            if let Err(Malformed::Checksum) = raw.header {
-                // Its own fields may be damaged; those of the next batch are not.
-                let following = RawBatch::peek_following_offset(&bytes, raw.first_offset);
-                raw.next = following.unwrap_or(raw.next);
-                // Brokers find batches by these fields too, and return it for offsets after it.
-                if following.is_some_and(|following| following <= next) {
-                    continue;
-                }
-            }
-            let is_first = records.batches.is_empty();
-            let batch = match raw.header {
-                Ok(header) => {
-                    aborted.start_up_to(raw.next - 1);
-                    let is_aborted = header.is_transactional() && aborted.contains(header.producer_id);
-                    if !header.is_control() && (raw.next <= from || is_aborted) {
-                        (next, leader_epoch) = (next.max(raw.next), header.leader_epoch());
-                        continue;
-                    }
-                    match raw.decompress(if is_first { max_first_bytes } else { room }) {
-                        Ok(control) if header.is_control() => {
-                            if control.is_abort_marker() {
-                                aborted.end(header.producer_id);
-                            }
-                            (next, leader_epoch) = (next.max(raw.next), header.leader_epoch());
-                            continue;
-                        }
-                        batch => batch,
-                    }
-                }
-                // The offset of an older format is right.
-                Err(Malformed::UnsupportedMagic(_)) if raw.next <= from => continue,
-                Err(reason) => Err(reason),
-            };
-            match batch {
-                Ok(batch) => {
-                    room = room.saturating_sub(batch.decompressed_bytes());
-                    (next, leader_epoch) = (raw.next, batch.header.leader_epoch());
-                    count += batch.count();
-                    records.batches.push(batch);
-                }
-                Err(_) if !is_first => break,
-                Err(reason) => return Ok(DecodedBatches::unreadable(&raw, next, reason)),
-            }
-            if room == 0 || count > MAX_RECORDS {
-                break;
-            }
-        }
-        if count > MAX_RECORDS {
-            let rest = records.iter().nth(MAX_RECORDS).map(|record| record.offset);
-            if let Some(rest) = rest {
-                (records.to, next) = (rest, rest);
-                leader_epoch = records.leader_epoch_before(rest);
-            }
-        }
-        Ok(DecodedBatches { records, next, leader_epoch, unreadable: None })
+        let decoder = Decoder {
+            records: Self { from, to: i64::MAX, ..Self::default() },
+            next: from,
+            leader_epoch: None,
+            aborted: AbortedTransactions::new(aborted),
+            max_first_bytes,
+            room: MAX_DECOMPRESSED_BYTES,
+            count: 0,
+        };
+        decoder.decode(bytes)
     }
 
     /// Keeps the permit for as long as the records live. Without records it is free, also for the next fetch of the same consumer, which may
@@ -190,6 +133,103 @@ impl Records {
     /// Whether there is no record.
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
+    }
+}
+
+/// Decodes the batches of a response.
+#[derive(Debug)]
+struct Decoder {
+    /// What was decoded.
+    records: Records,
+    /// The next fetch offset.
+    next: i64,
+    /// The leader epoch of the last batch before it.
+    leader_epoch: Option<i32>,
+    aborted: AbortedTransactions,
+    /// Of the first batch with records to return, so many bytes are decompressed at most.
+    max_first_bytes: usize,
+    /// Bytes that may be decompressed of those after it.
+    room: usize,
+    /// Records in the decoded batches.
+    count: usize,
+}
+
+impl Decoder {
+    fn decode(mut self, mut bytes: Bytes) -> Result<DecodedBatches, Malformed> {
+        while self.room > 0 && self.count <= MAX_RECORDS {
+            let raw = match self.take(&mut bytes) {
+                Ok(Some(raw)) => raw,
+                Ok(None) => break,
+                // The error is that of the next fetch, which begins here.
+                Err(_) if self.next > self.records.from => break,
+                Err(error) => return Err(error),
+            };
+            match self.read(&raw) {
+                Ok(Some(batch)) => self.push(raw.next, batch),
+                Ok(None) => {}
+                Err(_) if !self.records.batches.is_empty() => break,
+                Err(reason) => return Ok(DecodedBatches::unreadable(&raw, self.next, reason)),
+            }
+        }
+        if self.count > MAX_RECORDS {
+            let rest = self.records.iter().nth(MAX_RECORDS).map(|record| record.offset);
+            if let Some(rest) = rest {
+                (self.records.to, self.next) = (rest, rest);
+                self.leader_epoch = self.records.leader_epoch_before(rest);
+            }
+        }
+        let Self { records, next, leader_epoch, .. } = self;
+        Ok(DecodedBatches { records, next, leader_epoch, unreadable: None })
+    }
+
+    /// Takes the next batch from the bytes, if it is whole.
+    fn take(&self, bytes: &mut Bytes) -> Result<Option<RawBatch>, Malformed> {
+        while let Some(mut raw) = RawBatch::take(bytes)? {
+            if let Err(Malformed::Checksum) = raw.header {
+                // Its own fields may be damaged; those of the next batch are not.
+                let following = RawBatch::peek_following_offset(bytes, raw.first_offset);
+                raw.next = following.unwrap_or(raw.next);
+                // Brokers find batches by these fields too, and return it for offsets after it.
+                if following.is_some_and(|following| following <= self.next) {
+                    continue;
+                }
+            }
+            return Ok(Some(raw));
+        }
+        Ok(None)
+    }
+
+    /// Decodes a batch; none if it has no records to return.
+    fn read(&mut self, raw: &RawBatch) -> Result<Option<DecodedBatch>, Malformed> {
+        let from = self.records.from;
+        let header = match raw.header {
+            Ok(header) => header,
+            // The offset of an older format is right.
+            Err(Malformed::UnsupportedMagic(_)) if raw.next <= from => return Ok(None),
+            Err(reason) => return Err(reason),
+        };
+        self.aborted.start_up_to(raw.next - 1);
+        let max_bytes = if self.records.batches.is_empty() { self.max_first_bytes } else { self.room };
+        if header.is_control() {
+            if raw.decompress(max_bytes)?.is_abort_marker() {
+                self.aborted.end(header.producer_id);
+            }
+        } else {
+            let is_aborted = header.is_transactional() && self.aborted.contains(header.producer_id);
+            if raw.next > from && !is_aborted {
+                return raw.decompress(max_bytes).map(Some);
+            }
+        }
+        (self.next, self.leader_epoch) = (self.next.max(raw.next), header.leader_epoch());
+        Ok(None)
+    }
+
+    /// Adds a batch, after which `next` is the next offset.
+    fn push(&mut self, next: i64, batch: DecodedBatch) {
+        (self.next, self.leader_epoch) = (next, batch.header.leader_epoch());
+        self.room = self.room.saturating_sub(batch.decompressed_bytes());
+        self.count += batch.count();
+        self.records.batches.push(batch);
     }
 }
 
