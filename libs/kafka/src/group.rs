@@ -34,30 +34,53 @@ requests! {
 /// The key type of a group coordinator.
 const GROUP: i8 = 0;
 
+/// The coordinator of a group, with a connection between calls.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    pub(crate) settings: Settings,
+    pub(crate) group: GroupId,
+    pub(crate) metadata_cache: MetadataCache,
+    connection: Option<Connection>,
+}
+
+impl Coordinator {
+    pub(crate) fn new(settings: Settings, group: &str) -> Self {
+        Self { settings, group: GroupId(text(group)), metadata_cache: MetadataCache::default(), connection: None }
+    }
+
+    /// The deadline of a call that begins now.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::new(self.settings.deadline)
+    }
+
+    /// Takes the connection, or connects. After an error it is not [kept](Self::keep).
+    pub(crate) async fn connect(&mut self, deadline: Deadline) -> Result<Connection, Error> {
+        match self.connection.take() {
+            Some(connection) => connection.reuse(&self.settings, deadline).await,
+            None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.metadata_cache).await,
+        }
+    }
+
+    /// Keeps the connection for the next call.
+    pub(crate) fn keep(&mut self, connection: Connection) {
+        self.connection = Some(connection);
+    }
+}
+
 /// Commits offsets of a topic to a group without being a member of it, for programs that show a group's lag.
 ///
 /// Brokers accept them as long as the group has no members. The caller keeps the offsets that it reads from itself: these are
 /// never read back.
 #[derive(Debug)]
 pub struct GroupProgress {
-    settings: Settings,
-    group: GroupId,
+    coordinator: Coordinator,
     topic: TopicName,
-    /// To the group's coordinator.
-    connection: Option<Connection>,
-    metadata_cache: MetadataCache,
 }
 
 impl GroupProgress {
     /// Connects at its first commit, and again after an error.
     pub fn new(settings: Settings, group: &str, topic: &str) -> Self {
-        Self {
-            settings,
-            group: GroupId(text(group)),
-            topic: TopicName(text(topic)),
-            connection: None,
-            metadata_cache: MetadataCache::default(),
-        }
+        Self { coordinator: Coordinator::new(settings, group), topic: TopicName(text(topic)) }
     }
 
     /// Commits the offset of the next record of each partition.
@@ -66,23 +89,21 @@ impl GroupProgress {
     /// [`Error::RequestRejected`] if the group or the topic is not permitted; [`Error::UnknownTopic`] if there is no such
     /// topic or partition; otherwise if the coordinator is unavailable, or the group has members (`UnknownMemberId`).
     pub async fn commit(&mut self, next: &BTreeMap<i32, i64>) -> Result<(), Error> {
-        if let Some(until) = self.connection.as_ref().and_then(Connection::throttled_until) {
+        let coordinator = &mut self.coordinator;
+        if let Some(until) = coordinator.connection.as_ref().and_then(Connection::throttled_until) {
             smol::Timer::at(until).await;
         }
         let topics = vec![committed_topic(&self.topic, next)];
-        let request = OffsetCommitRequest::default().with_group_id(self.group.clone()).with_topics(topics);
-        let deadline = Deadline::new(self.settings.deadline);
+        let request = OffsetCommitRequest::default().with_group_id(coordinator.group.clone()).with_topics(topics);
+        let deadline = coordinator.deadline();
         let work = async {
-            let mut connection = match self.connection.take() {
-                Some(connection) => connection.reuse(&self.settings, deadline).await?,
-                None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.metadata_cache).await?,
-            };
+            let mut connection = coordinator.connect(deadline).await?;
             let response = connection.call(&request).await?;
             let committed = response.topics.iter().flat_map(|topic| &topic.partitions);
             if let Some(error) = committed.into_iter().find_map(|partition| partition.error_code.err()) {
                 return Err(connection.broker_error::<OffsetCommitRequest>(error, None));
             }
-            self.connection = Some(connection);
+            coordinator.keep(connection);
             Ok(())
         };
         // Boxed, because a connection is large, and would be part of every caller's future.
@@ -116,7 +137,7 @@ pub(crate) fn committed_in(response: &OffsetFetchResponse) -> Result<BTreeMap<i3
 }
 
 /// A connection to the group's coordinator, which the first bootstrap broker that answers names.
-pub(crate) async fn connect_to_coordinator(
+async fn connect_to_coordinator(
     settings: &Settings,
     group: &GroupId,
     deadline: Deadline,

@@ -15,7 +15,7 @@ use std::{
 use kafka_protocol::{
     error::{ParseResponseErrorCode as _, ResponseError},
     messages::{
-        GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+        HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
         LeaveGroupResponse, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse, TopicName,
         join_group_request::JoinGroupRequestProtocol, join_group_response::JoinGroupResponseMember,
         leave_group_request::MemberIdentity, sync_group_request::SyncGroupRequestAssignment,
@@ -28,8 +28,8 @@ use crate::{
     Error, Malformed, Settings,
     call::{Deadline, call, millis, text},
     connection::Connection,
-    group::{committed_in, committed_topic, connect_to_coordinator, requested_topic},
-    metadata::{self, MetadataCache},
+    group::{Coordinator, committed_in, committed_topic, requested_topic},
+    metadata,
     versions::{Request, requests},
 };
 
@@ -53,16 +53,12 @@ const MIN_REBALANCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// it is restarted within the session timeout, it gets the partitions that it had, and the others notice nothing.
 #[derive(Debug)]
 pub struct Member {
-    settings: Settings,
-    group: GroupId,
+    coordinator: Coordinator,
     topic: TopicName,
     instance: Option<StrBytes>,
     session_timeout: Duration,
     /// The standbys that it assigns to each partition, if it is the leader.
     standbys: usize,
-    /// To the group's coordinator.
-    connection: Option<Connection>,
-    metadata_cache: MetadataCache,
     /// From the coordinator; empty before it is known.
     id: StrBytes,
     generation: i32,
@@ -130,14 +126,11 @@ impl Member {
         session_timeout: Duration,
     ) -> Self {
         Self {
-            settings,
-            group: GroupId(text(group)),
+            coordinator: Coordinator::new(settings, group),
             topic: TopicName(text(topic)),
             instance: instance.map(text),
             session_timeout,
             standbys: 0,
-            connection: None,
-            metadata_cache: MetadataCache::default(),
             id: StrBytes::default(),
             generation: -1,
             is_leader: false,
@@ -171,7 +164,7 @@ impl Member {
     /// the instance id over (`FencedInstanceId`); [`Error::UnknownTopic`] if there is no such topic; otherwise if the coordinator
     /// is unavailable, or another generation has begun meanwhile.
     pub async fn join(&mut self, subscription: &Subscription) -> Result<Assignment, Error> {
-        let deadline = Deadline::new(self.settings.deadline + self.rebalance_timeout());
+        let deadline = Deadline::new(self.coordinator.settings.deadline + self.rebalance_timeout());
         // Boxed, because a connection is large, and would be part of every caller's future.
         call("join_group", deadline, Box::pin(self.join_and_synchronize(subscription, deadline))).await
     }
@@ -189,11 +182,12 @@ impl Member {
     ) -> Result<Assignment, Error> {
         (self.is_leader, self.generation) = (false, -1);
         // Before it joins, because the others wait for the leader.
-        let connecting = Deadline::new(self.settings.deadline);
-        let partitions =
-            metadata::topic(&self.settings, connecting, &self.topic, &mut self.metadata_cache).await?.leaders.len();
+        let connecting = self.coordinator.deadline();
+        let Coordinator { settings, metadata_cache, .. } = &mut self.coordinator;
+        let partitions = metadata::topic(settings, connecting, &self.topic, metadata_cache).await?.leaders.len();
         let partitions = i32::try_from(partitions).map_err(|_| Malformed::Response)?;
-        let mut connection = self.connect(connecting).await?.reuse(&self.settings, deadline).await?;
+        let connection = self.coordinator.connect(connecting).await?;
+        let mut connection = connection.reuse(&self.coordinator.settings, deadline).await?;
         let joined = self.join_generation(&mut connection, subscription).await?;
         (self.id, self.generation) = (joined.member_id.clone(), joined.generation_id);
         self.is_leader = joined.leader == joined.member_id;
@@ -203,7 +197,7 @@ impl Member {
         };
         let (protocol_type, assignor) = PROTOCOL;
         let sync = SyncGroupRequest::default()
-            .with_group_id(self.group.clone())
+            .with_group_id(self.coordinator.group.clone())
             .with_generation_id(self.generation)
             .with_member_id(self.id.clone())
             .with_group_instance_id(self.instance.clone())
@@ -215,7 +209,7 @@ impl Member {
             self.note(error);
             return Err(connection.broker_error::<SyncGroupRequest>(error, None));
         }
-        self.connection = Some(connection);
+        self.coordinator.keep(connection);
         // A member that the leader does not understand has no assignment.
         let (partitions, members) = match synchronized.assignment.is_empty() {
             true => (Vec::new(), Vec::new()),
@@ -236,7 +230,7 @@ impl Member {
         let metadata = user_data::encode_subscription(&self.topic, subscription, &self.owned, self.revision);
         let protocol = JoinGroupRequestProtocol::default().with_name(text(assignor)).with_metadata(metadata);
         let mut request = JoinGroupRequest::default()
-            .with_group_id(self.group.clone())
+            .with_group_id(self.coordinator.group.clone())
             .with_session_timeout_ms(millis(self.session_timeout))
             .with_rebalance_timeout_ms(millis(self.rebalance_timeout()))
             .with_group_instance_id(self.instance.clone())
@@ -295,13 +289,13 @@ impl Member {
     /// If the coordinator is unavailable. The generation may be current all the same.
     pub async fn heartbeat(&mut self) -> Result<Generation, Error> {
         let request = HeartbeatRequest::default()
-            .with_group_id(self.group.clone())
+            .with_group_id(self.coordinator.group.clone())
             .with_generation_id(self.generation)
             .with_member_id(self.id.clone())
             .with_group_instance_id(self.instance.clone());
-        let deadline = Deadline::new(self.settings.deadline);
+        let deadline = self.coordinator.deadline();
         let work = async {
-            let mut connection = self.connect(deadline).await?;
+            let mut connection = self.coordinator.connect(deadline).await?;
             let asked_at = Instant::now();
             let error = connection.call(&request).await?.error_code.err();
             self.generation_after::<HeartbeatRequest>(connection, asked_at, error)
@@ -315,14 +309,14 @@ impl Member {
     /// As [`GroupProgress::commit`](crate::GroupProgress::commit).
     pub async fn commit(&mut self, next: &BTreeMap<i32, i64>) -> Result<Generation, Error> {
         let request = OffsetCommitRequest::default()
-            .with_group_id(self.group.clone())
+            .with_group_id(self.coordinator.group.clone())
             .with_generation_id_or_member_epoch(self.generation)
             .with_member_id(self.id.clone())
             .with_group_instance_id(self.instance.clone())
             .with_topics(vec![committed_topic(&self.topic, next)]);
-        let deadline = Deadline::new(self.settings.deadline);
+        let deadline = self.coordinator.deadline();
         let work = async {
-            let mut connection = self.connect(deadline).await?;
+            let mut connection = self.coordinator.connect(deadline).await?;
             let asked_at = Instant::now();
             let response = connection.call(&request).await?;
             let mut committed = response.topics.iter().flat_map(|topic| &topic.partitions);
@@ -338,15 +332,15 @@ impl Member {
     /// As [`GroupProgress::commit`](crate::GroupProgress::commit).
     pub async fn committed(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, Error> {
         let request = OffsetFetchRequest::default()
-            .with_group_id(self.group.clone())
+            .with_group_id(self.coordinator.group.clone())
             .with_topics(Some(vec![requested_topic(&self.topic, partitions)]));
-        let deadline = Deadline::new(self.settings.deadline);
+        let deadline = self.coordinator.deadline();
         let work = async {
-            let mut connection = self.connect(deadline).await?;
+            let mut connection = self.coordinator.connect(deadline).await?;
             let response = connection.call(&request).await?;
             let committed =
                 committed_in(&response).map_err(|e| connection.broker_error::<OffsetFetchRequest>(e, None))?;
-            self.connection = Some(connection);
+            self.coordinator.keep(connection);
             Ok(committed)
         };
         call("committed_progress", deadline, Box::pin(work)).await
@@ -361,10 +355,11 @@ impl Member {
             return Ok(());
         }
         let member = MemberIdentity::default().with_member_id(std::mem::take(&mut self.id));
-        let request = LeaveGroupRequest::default().with_group_id(self.group.clone()).with_members(vec![member]);
-        let deadline = Deadline::new(self.settings.deadline);
+        let request =
+            LeaveGroupRequest::default().with_group_id(self.coordinator.group.clone()).with_members(vec![member]);
+        let deadline = self.coordinator.deadline();
         let work = async {
-            let mut connection = self.connect(deadline).await?;
+            let mut connection = self.coordinator.connect(deadline).await?;
             let response = connection.call(&request).await?;
             let members = response.members.iter().map(|member| member.error_code);
             let mut errors = std::iter::once(response.error_code).chain(members).filter_map(|code| code.err());
@@ -375,14 +370,6 @@ impl Member {
             }
         };
         call("leave_group", deadline, Box::pin(work)).await
-    }
-
-    /// The connection to the coordinator, or a new one.
-    async fn connect(&mut self, deadline: Deadline) -> Result<Connection, Error> {
-        match self.connection.take() {
-            Some(connection) => connection.reuse(&self.settings, deadline).await,
-            None => connect_to_coordinator(&self.settings, &self.group, deadline, &mut self.metadata_cache).await,
-        }
     }
 
     fn generation_after<Q: Request>(
@@ -399,7 +386,7 @@ impl Member {
             }
             Some(error) => return Err(connection.broker_error::<Q>(error, None)),
         };
-        self.connection = Some(connection);
+        self.coordinator.keep(connection);
         Ok(generation)
     }
 
