@@ -81,8 +81,10 @@ impl Database {
     ) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            let error = match timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator, requirements)))
-                .await
+            // Stopped, it is given up: it may take as long as the whole limit. Its connection is closed, and nothing is committed.
+            let migrating = timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator, requirements)));
+            let Some(migrated) = shutdown.run_until_stopped(migrating).await else { return Ok(()) };
+            let error = match migrated
                 .unwrap_or_else(|late| Err(MigrationFailure::Transient(unavailable(format!("migrating: {late}")))))
             {
                 Ok(()) => {

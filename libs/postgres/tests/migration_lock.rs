@@ -1,0 +1,46 @@
+//! A migration that takes long, and what stops or waits for it. A process of its own, because it collects every message.
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use config::{Environment, Reader};
+use postgres::{Database, MigrationError, Migrator, Settings};
+use runtime::Shutdown;
+use smol::Task;
+use sqlx::{
+    SqlSafeStr as _,
+    migrate::{Migration, MigrationType},
+};
+use testbed::{sql, until};
+
+/// Longer than the test.
+const LONG_MIGRATION: &str = "CREATE TABLE notes (id int); SELECT pg_sleep(3600)";
+const SLEEPING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+
+fn database(url: &str) -> Database {
+    let mut reader =
+        Reader::new(Environment::empty().with("DATABASE_URL", url).with("DATABASE_ACQUIRE_DEADLINE", "20s"));
+    let settings = Settings::read(&mut reader, "postgres://localhost/test", "test");
+    Database::new(reader.finish(settings).unwrap().0)
+}
+
+/// Begins the long migration, and waits until it runs.
+async fn migrate(url: &str, shutdown: &Shutdown) -> Task<Result<(), MigrationError>> {
+    let (database, shutdown) = (database(url), shutdown.clone());
+    let sql = LONG_MIGRATION.into_sql_str();
+    let migrations = vec![Migration::new(1, "test".into(), MigrationType::Simple, sql, false)];
+    let migrator = Migrator { migrations: migrations.into(), ..Migrator::DEFAULT };
+    let migrating = runtime::spawn(async move { database.migrate(&migrator, &shutdown).await });
+    until("the migration runs", async || sql::number(url, SLEEPING).await.unwrap() == 1).await;
+    migrating
+}
+
+#[test]
+fn a_migration_ends_with_the_shutdown() {
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let shutdown = Shutdown::new();
+        let migrating = migrate(&url, &shutdown).await;
+        shutdown.trigger();
+        runtime::timeout(std::time::Duration::from_secs(5), migrating).await.expect("it ends at once").unwrap();
+    });
+}
