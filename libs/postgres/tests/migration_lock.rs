@@ -1,15 +1,17 @@
 //! A migration that takes long, and what stops or waits for it. A process of its own, because it collects every message.
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+use std::time::Duration;
+
 use config::{Environment, Reader};
-use postgres::{Database, MigrationError, Migrator, Settings};
+use postgres::{Database, Error, MigrationError, Migrator, Settings};
 use runtime::Shutdown;
 use smol::Task;
 use sqlx::{
     SqlSafeStr as _,
     migrate::{Migration, MigrationType},
 };
-use testbed::{sql, until};
+use testbed::{messages, sql, until};
 
 /// Longer than the test.
 const LONG_MIGRATION: &str = "CREATE TABLE notes (id int); SELECT pg_sleep(3600)";
@@ -41,6 +43,36 @@ fn a_migration_ends_with_the_shutdown() {
         let shutdown = Shutdown::new();
         let migrating = migrate(&url, &shutdown).await;
         shutdown.trigger();
-        runtime::timeout(std::time::Duration::from_secs(5), migrating).await.expect("it ends at once").unwrap();
+        runtime::timeout(Duration::from_secs(5), migrating).await.expect("it ends at once").unwrap();
+    });
+}
+
+#[test]
+fn a_migration_that_waits_for_another_says_so_until_that_one_has_ended_or_lost_its_client() {
+    messages::collect("postgres");
+    runtime::block_on(2, async {
+        let url = testbed::shared_database().await;
+        let shutdown = Shutdown::new();
+        let migrating = migrate(&url, &shutdown).await;
+        let second = database(&url);
+        let waiting = runtime::spawn({
+            let second = second.clone();
+            async move { second.migrate(&Migrator::DEFAULT, &Shutdown::new()).await }
+        });
+        until("it says what it waits for", async || {
+            let answer = second.ping().await;
+            matches!(answer, Err(Error::Unavailable(why)) if why.contains("a lock that process"))
+        })
+        .await;
+        // It tries again meanwhile.
+        smol::Timer::after(Duration::from_secs(4)).await;
+        assert_eq!(messages::count("the migration waits for a lock that another session holds"), 1);
+        // The statement of the other one does not end: the server finds that its client is gone.
+        shutdown.trigger();
+        migrating.await.unwrap();
+        runtime::timeout(Duration::from_secs(30), waiting).await.expect("the lock is free").unwrap();
+        second.ping().await.unwrap();
+        assert_eq!(sql::number(&url, SLEEPING).await.unwrap(), 0);
+        sql::execute(&url, "CREATE TABLE notes (id int)").await.expect("what was not complete is rolled back");
     });
 }

@@ -1,14 +1,16 @@
 //! Migrating the schema at the start of a service.
 
 use std::{
+    io,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use runtime::{Backoff, Shutdown, timeout};
 use sqlx::{
-    Connection as _,
-    migrate::{MigrateError, Migrator},
+    AssertSqlSafe, Connection as _, PgConnection, Row as _,
+    migrate::{Migrate as _, MigrateError, Migrator},
+    query, raw_sql,
 };
 
 use super::Database;
@@ -26,6 +28,18 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pause after the schema was migrated again, before it may be again: if tables are missing that the migration history says
 /// are there, it changes nothing.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Time of one try to take the lock with which one replica at a time migrates.
+const LOCK_TRY: Duration = Duration::from_secs(3);
+
+/// With these the server ends a session whose client is gone, although a statement of it runs: it holds the lock until then.
+/// PostgreSQL before 14 does not know the last one, and not every system has them.
+const KEEPALIVES: [&str; 4] = [
+    "SET tcp_keepalives_idle = '10s'",
+    "SET tcp_keepalives_interval = '5s'",
+    "SET tcp_keepalives_count = 3",
+    "SET client_connection_check_interval = '2s'",
+];
 
 /// Why the service cannot use this database until somebody changes it or the settings.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -61,9 +75,7 @@ impl Database {
         shutdown: &Shutdown,
     ) -> Result<(), MigrationError> {
         self.migrate_until_done(migrator, requirements, shutdown, true).await?;
-        let (migrations, table_name) = (migrator.migrations.clone(), migrator.table_name.clone());
-        let create_schemas = migrator.create_schemas.clone();
-        let again = Migrator { migrations, table_name, create_schemas, ignore_missing: true, ..*migrator };
+        let again = Migrator { ignore_missing: true, ..copy(migrator) };
         while shutdown.run_until_stopped(self.inner.schema_lost.wait()).await.is_some() {
             tracing::warn!("the schema is not complete; it is migrated again");
             self.migrate_until_done(&again, requirements, shutdown, false).await?;
@@ -129,8 +141,17 @@ impl Database {
                 requirement.check(&mut connection).await?;
             }
         }
-        match migrator.run_direct(None, &mut connection, false).await {
+        for setting in KEEPALIVES {
+            let _ = raw_sql(setting).execute(&mut connection).await;
+        }
+        let migrated = match self.lock(&mut connection).await {
+            Ok(()) => Migrator { locking: false, ..copy(migrator) }.run_direct(None, &mut connection, false).await,
+            Err(error) => Err(error),
+        };
+        match migrated {
             Ok(()) => {
+                // The end of the session releases it too.
+                let _ = connection.unlock().await;
                 if settings.owner.is_some() {
                     runtime_role::check(&mut connection, pools).await?;
                 } else {
@@ -149,8 +170,59 @@ impl Database {
         }
     }
 
+    /// Takes sqlx's lock, with which one replica at a time migrates, and says who holds it meanwhile. Each try has an end on the
+    /// server and here, so that a connection that is lost does not wait for ever.
+    async fn lock(&self, connection: &mut PgConnection) -> Result<(), MigrateError> {
+        let limit = LOCK_TRY + self.inner.pools.settings().acquire;
+        let mut is_reported = false;
+        let set = AssertSqlSafe(format!("SET lock_timeout = {}", LOCK_TRY.as_millis()));
+        raw_sql(set).execute(&mut *connection).await?;
+        loop {
+            let locked = timeout(limit, connection.lock()).await;
+            match locked.map_err(|late| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, late)))? {
+                Ok(()) => break,
+                Err(MigrateError::Execute(error)) if is_lock_timeout(&error) => {}
+                Err(error) => return Err(error),
+            }
+            let Some(holder) = lock_holder(connection).await? else { continue };
+            if !is_reported {
+                tracing::warn!(holder, "the migration waits for a lock that another session holds");
+            }
+            is_reported = true;
+            *self.inner.migration_error() = Some(format!("the migration waits for a lock that process {holder} holds"));
+        }
+        if is_reported {
+            *self.inner.migration_error() = None;
+        }
+        raw_sql("SET lock_timeout = 0").execute(&mut *connection).await?;
+        Ok(())
+    }
+
     /// Why the schema can never be migrated as the database and the settings are, if that is so.
     pub fn permanent_error(&self) -> Option<&MigrationError> {
         self.inner.permanent_error.get()
     }
+}
+
+/// As `Migrator::clone`, which sqlx does not have.
+fn copy(migrator: &Migrator) -> Migrator {
+    let (migrations, table_name) = (migrator.migrations.clone(), migrator.table_name.clone());
+    let create_schemas = migrator.create_schemas.clone();
+    Migrator { migrations, table_name, create_schemas, ..*migrator }
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("55P03")
+}
+
+/// The process of the server whose session holds the lock of migrations, if one still does.
+async fn lock_holder(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    // sqlx's key is a product of two numbers of 32 bits, and the other keys are oids: the upper half of theirs is 0.
+    let holder = query(
+        "-- holder of the migration lock
+        SELECT string_agg(pid::text, ', ') FROM pg_locks
+        WHERE locktype = 'advisory' AND granted AND classid <> 0 AND objsubid = 1
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    );
+    holder.persistent(false).fetch_one(connection).await?.try_get(0)
 }
