@@ -91,13 +91,13 @@ async fn login(mut request: Request) -> Result<Response, Problem> {
         return Err(Problem::bad_request("The email or the password is too long.").kind("invalid-login"));
     }
     let account = users::key(&email);
-    if let Err(wait) = app.limiter.begin(&account, address, Instant::now()) {
+    let mut attempt = app.limiter.begin(&account, address, Instant::now()).map_err(|wait| {
         count("limited");
         let detail = "There were too many logins for this account or from this address. Try again later.";
         let problem = Problem::new(StatusCode::TooManyRequests, detail).kind("too-many-logins");
-        return Err(problem.retry_after(wait));
-    }
-    let user = app.users.check(&email, password).await.map_err(|busy| {
+        problem.retry_after(wait)
+    })?;
+    let user = app.users.check(&email, password, || attempt.check_begins()).await.map_err(|busy| {
         count("busy");
         Problem::unavailable(format!("The login cannot be checked now: {busy}."), RETRY_AFTER)
     })?;

@@ -29,20 +29,47 @@ pub struct Limiter {
     addresses: Table<IpAddr>,
 }
 
+/// A try, which counts nothing any more when it is dropped, unless its password is checked: whoever finds the service busy has
+/// guessed nothing.
+#[derive(Debug)]
+#[must_use = "it counts nothing once it is dropped"]
+pub struct Try<'a> {
+    limiter: &'a Limiter,
+    account: String,
+    address: IpAddr,
+    is_checked: bool,
+}
+
+impl Try<'_> {
+    /// Its password is checked now, so that it counts.
+    pub fn check_begins(&mut self) {
+        self.is_checked = true;
+    }
+}
+
+impl Drop for Try<'_> {
+    fn drop(&mut self) {
+        if !self.is_checked {
+            give_back(&mut self.limiter.addresses.lock(), &self.address, ADDRESS);
+            give_back(&mut self.limiter.accounts.lock(), &self.account, ACCOUNT);
+        }
+    }
+}
+
 impl Limiter {
     /// Counts a try at `now`.
     ///
     /// # Errors
     /// After which time the next one is allowed. This one then counts for nothing: one account with too many tries does not
     /// use up those of its address, which other people share.
-    pub fn begin(&self, account: &str, address: IpAddr, now: Instant) -> Result<(), Duration> {
+    pub fn begin(&self, account: &str, address: IpAddr, now: Instant) -> Result<Try<'_>, Duration> {
         let (address, account) = (network(address), account.to_owned());
         let (mut addresses, mut accounts) = (self.addresses.lock(), self.accounts.lock());
         match (next(&mut addresses, &address, ADDRESS, now), next(&mut accounts, &account, ACCOUNT, now)) {
             (Ok(of_address), Ok(of_account)) => {
                 addresses.insert(address, of_address);
-                accounts.insert(account, of_account);
-                Ok(())
+                accounts.insert(account.clone(), of_account);
+                Ok(Try { limiter: self, account, address, is_checked: false })
             }
             (of_address, of_account) => {
                 Err(of_address.err().unwrap_or_default().max(of_account.err().unwrap_or_default()))
@@ -94,6 +121,14 @@ fn next<K: Eq + Hash>(
     if wait.is_zero() { Ok(paid_back) } else { Err(wait) }
 }
 
+/// Takes back one try of a key, unless it has been forgotten.
+fn give_back<K: Eq + Hash>(entries: &mut HashMap<K, Instant>, key: &K, rate: Rate) {
+    let earlier = entries.get(key).and_then(|paid_back| paid_back.checked_sub(rate.interval));
+    if let (Some(earlier), Some(paid_back)) = (earlier, entries.get_mut(key)) {
+        *paid_back = earlier;
+    }
+}
+
 impl<K> Table<K> {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -108,19 +143,24 @@ mod tests {
         IpAddr::V4(number.into())
     }
 
+    /// A try whose password is checked.
+    fn begin(limiter: &Limiter, account: &str, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        limiter.begin(account, address, now).map(|mut attempt| attempt.check_begins())
+    }
+
     #[test]
     fn an_account_has_some_tries_and_then_one_after_each_interval() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         for number in 0..ACCOUNT.burst {
-            assert_eq!(limiter.begin("ann", address(number), now), Ok(()), "from wherever");
+            assert_eq!(begin(&limiter, "ann", address(number), now), Ok(()), "from wherever");
         }
-        assert_eq!(limiter.begin("ann", address(99), now), Err(ACCOUNT.interval));
-        assert_eq!(limiter.begin("bob", address(99), now), Ok(()), "another account");
+        assert_eq!(begin(&limiter, "ann", address(99), now), Err(ACCOUNT.interval));
+        assert_eq!(begin(&limiter, "bob", address(99), now), Ok(()), "another account");
         let later = now + ACCOUNT.interval;
-        assert_eq!(limiter.begin("ann", address(99), later), Ok(()));
-        assert!(limiter.begin("ann", address(99), later).is_err());
+        assert_eq!(begin(&limiter, "ann", address(99), later), Ok(()));
+        assert!(begin(&limiter, "ann", address(99), later).is_err());
         limiter.succeeded("ann");
-        assert_eq!(limiter.begin("ann", address(99), later), Ok(()));
+        assert_eq!(begin(&limiter, "ann", address(99), later), Ok(()));
     }
 
     #[test]
@@ -129,7 +169,7 @@ mod tests {
         let tries = |from: IpAddr| {
             let tried = (0..100).take_while(|number| {
                 let account = format!("{from} {number}");
-                let begun = limiter.begin(&account, from, now).is_ok();
+                let begun = begin(&limiter, &account, from, now).is_ok();
                 limiter.succeeded(&account);
                 begun
             });
@@ -145,26 +185,43 @@ mod tests {
     fn a_rejected_try_counts_neither_for_the_account_nor_for_the_address() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         for _ in 0..10 * ADDRESS.burst {
-            let _ = limiter.begin("ann", address(1), now);
+            let _ = begin(&limiter, "ann", address(1), now);
         }
         for number in 0..ADDRESS.burst - ACCOUNT.burst {
-            assert_eq!(limiter.begin(&number.to_string(), address(1), now), Ok(()), "ann has used up her own alone");
+            assert_eq!(begin(&limiter, &number.to_string(), address(1), now), Ok(()), "ann has used up her own alone");
         }
-        assert_eq!(limiter.begin("ann", address(1), now), Err(ACCOUNT.interval), "the longer of both times");
-        assert_eq!(limiter.begin("bob", address(1), now), Err(ADDRESS.interval));
-        assert_eq!(limiter.begin("bob", address(2), now), Ok(()));
+        assert_eq!(begin(&limiter, "ann", address(1), now), Err(ACCOUNT.interval), "the longer of both times");
+        assert_eq!(begin(&limiter, "bob", address(1), now), Err(ADDRESS.interval));
+        assert_eq!(begin(&limiter, "bob", address(2), now), Ok(()));
         assert_eq!(limiter.accounts.lock()["bob"], now + ACCOUNT.interval, "once");
+    }
+
+    #[test]
+    fn a_try_whose_password_was_not_checked_counts_nothing() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        assert_eq!(begin(&limiter, "ann", address(1), now), Ok(()));
+        for _ in 0..10 * ADDRESS.burst {
+            drop(limiter.begin("ann", address(1), now).unwrap());
+        }
+        for _ in 1..ACCOUNT.burst {
+            assert_eq!(begin(&limiter, "ann", address(1), now), Ok(()));
+        }
+        assert_eq!(begin(&limiter, "ann", address(1), now), Err(ACCOUNT.interval), "those that were checked count");
+        let unchecked = limiter.begin("bob", address(1), now).unwrap();
+        limiter.succeeded("bob");
+        drop(unchecked);
+        assert!(!limiter.accounts.lock().contains_key("bob"), "what was forgotten is not there again");
     }
 
     #[test]
     fn memory_is_bounded_and_a_full_table_forgets_nobody_early() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         for number in 0..=MAX_ENTRIES as u32 {
-            let _ = limiter.begin(&format!("account {number}"), address(number), now);
+            let _ = begin(&limiter, &format!("account {number}"), address(number), now);
         }
         assert_eq!(limiter.accounts.lock().len(), MAX_ENTRIES);
-        assert!(limiter.begin("one more", address(u32::MAX), now).is_err());
-        assert_eq!(limiter.begin("one more", address(u32::MAX), now + ACCOUNT.interval), Ok(()));
+        assert!(begin(&limiter, "one more", address(u32::MAX), now).is_err());
+        assert_eq!(begin(&limiter, "one more", address(u32::MAX), now + ACCOUNT.interval), Ok(()));
         assert_eq!(limiter.accounts.lock().len(), 1, "those that are paid back are forgotten");
     }
 }

@@ -114,15 +114,16 @@ impl Users {
         Ok(Self { by_email, nobodys_hash, checks: Arc::new(Semaphore::new(MAX_CHECKS)), memory: Memory::default() })
     }
 
-    /// The user with this email and password, if there is one. It takes as long if there is none.
+    /// The user with this email and password, if there is one. It takes as long if there is none. `begins` is called when the
+    /// password is checked, after the wait for others.
     ///
     /// # Errors
     /// If too many passwords are being checked.
-    pub async fn check(&self, email: &str, password: String) -> Result<Option<User>, Busy> {
+    pub async fn check(&self, email: &str, password: String, begins: impl FnOnce()) -> Result<Option<User>, Busy> {
         let user = self.by_email.get(&key(email)).cloned();
         let hash = user.as_ref().map_or(&self.nobodys_hash, |user| &user.hash).clone();
         let memory = self.memory.clone();
-        let check = unblock(&self.checks, move || is_password(&password, &hash, &memory));
+        let check = unblock(&self.checks, begins, move || is_password(&password, &hash, &memory));
         let is_right = timeout(CHECK_TIMEOUT, check).await.map_err(|_| Busy)?;
         Ok(user.filter(|_| is_right))
     }
@@ -130,8 +131,13 @@ impl Users {
 
 /// Runs blocking work on a thread of its own, with a permit that the work itself holds. If the client disconnects, or its time
 /// is over, this future is dropped and the work goes on: the next one must not begin before it has ended.
-async fn unblock<T: Send + 'static>(permits: &Arc<Semaphore>, work: impl FnOnce() -> T + Send + 'static) -> T {
+async fn unblock<T: Send + 'static>(
+    permits: &Arc<Semaphore>,
+    begins: impl FnOnce(),
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let permit = permits.acquire_arc().await;
+    begins();
     smol::unblock(move || {
         let result = work();
         drop(permit);
@@ -198,6 +204,8 @@ fn hash_password() -> RunCommand<Settings> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use serde_json::json;
     use smol::{channel, future::poll_once};
 
@@ -217,7 +225,7 @@ mod tests {
             json!({"email": "Ann@Example.org", "passwordHash": hash, "subject": "ann", "scopes": ["patients:read"]});
         let users = users(&json!({"users": [ann]})).unwrap();
         let check = |email: &str, password: &str| {
-            smol::block_on(users.check(email, password.to_owned())).unwrap().map(|user| user.subject)
+            smol::block_on(users.check(email, password.to_owned(), || {})).unwrap().map(|user| user.subject)
         };
         assert_eq!(check(" ann@example.ORG", "correct horse").as_deref(), Some("ann"));
         for (email, password) in
@@ -232,16 +240,35 @@ mod tests {
         smol::block_on(async {
             let permits = Arc::new(Semaphore::new(1));
             let ((begin, begun), (end, ended)) = (channel::bounded(1), channel::bounded::<()>(1));
-            let mut check = Box::pin(unblock(&permits, move || {
-                begin.send_blocking(()).unwrap();
-                ended.recv_blocking().unwrap();
-            }));
+            let mut check = Box::pin(unblock(
+                &permits,
+                || {},
+                move || {
+                    begin.send_blocking(()).unwrap();
+                    ended.recv_blocking().unwrap();
+                },
+            ));
             assert!(poll_once(&mut check).await.is_none());
             begun.recv().await.unwrap();
             drop(check);
             assert!(permits.try_acquire().is_none(), "the check goes on");
             end.send(()).await.unwrap();
             permits.acquire().await;
+        });
+    }
+
+    #[test]
+    fn a_check_begins_when_it_need_not_wait_for_others_any_more() {
+        smol::block_on(async {
+            let permits = Arc::new(Semaphore::new(1));
+            let permit = permits.acquire().await;
+            let begun = Cell::new(false);
+            let mut check = Box::pin(unblock(&permits, || begun.set(true), || {}));
+            assert!(poll_once(&mut check).await.is_none());
+            assert!(!begun.get());
+            drop(permit);
+            check.await;
+            assert!(begun.get());
         });
     }
 
