@@ -20,13 +20,13 @@ use telemetry::{
     metrics::{self, IntGauge},
 };
 use tonic::{Status, codegen::http::Request, service::Routes};
-use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    Access, Limits,
+    Access, Health, Limits,
     calls::{Call, Calls},
     connections::{Clock, ConnectionGuard, Connections},
     handler::Handler,
+    health::is_health,
     observe::{methods, observe},
 };
 
@@ -36,8 +36,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Flow-control windows, in bytes: of a connection and of a stream. Requests are read at once, so small ones are enough.
 const WINDOWS: (u32, u32) = (64 * 1024, 16 * 1024);
-/// The service that every client may call, whatever names its certificate has: it says nothing but whether this one serves.
-const HEALTH: &str = "/grpc.health.v1.Health/";
 /// Bytes of a response that hyper buffers.
 const SEND_BUFFER: usize = 16 * 1024;
 
@@ -197,7 +195,7 @@ impl Server {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let routes = routes
-            .add_service(health.service)
+            .add_service(health.service())
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .prepare();
@@ -229,9 +227,7 @@ impl Server {
         };
         shutdown.run_until_stopped(or(acceptor.accept(&listener), sweep)).await;
         drop(listener);
-        for name in ["", health.name] {
-            health.reporter.set_service_status(name, ServingStatus::NotServing).await;
-        }
+        health.set_serving(false).await;
         // A client that keeps its connection open, or does not read its response, must not prolong the drain.
         if timeout(drain, connections.all_closed()).await.is_err() {
             tracing::warn!(connections = connections.count(), "gRPC connections closed at the end of the drain");
@@ -323,7 +319,7 @@ impl Acceptor {
                         Ok(pending) => pending,
                         Err(status) => return status.into_http(),
                     };
-                    if is_authorized || request.uri().path().starts_with(HEALTH) {
+                    if is_authorized || is_health(request.uri().path()) {
                         handler.respond(request, call, pending, connection).await
                     } else {
                         let status =
@@ -405,35 +401,5 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawne
             }
         };
         runtime::spawn(work).detach();
-    }
-}
-
-/// The serving status of a server (`""`) and of one service by its name, for `grpc.health.v1`.
-#[derive(Clone)]
-pub struct Health {
-    reporter: HealthReporter,
-    service: HealthService,
-    name: &'static str,
-}
-
-type HealthService = tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
-
-impl Health {
-    /// `NOT_SERVING` at first.
-    pub async fn not_serving(name: &'static str) -> Self {
-        let reporter = HealthReporter::new();
-        let service = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
-        let service = tonic_health::pb::health_server::HealthServer::new(service);
-        let health = Self { reporter, service, name };
-        health.set_serving(false).await;
-        health
-    }
-
-    /// Sets the status of both.
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for name in ["", self.name] {
-            self.reporter.set_service_status(name, status).await;
-        }
     }
 }
