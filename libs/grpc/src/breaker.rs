@@ -95,6 +95,13 @@ impl Breaker {
         self.lock().open.is_some()
     }
 
+    /// Shows whether it is open to `show`, and lets nobody open or close it meanwhile: what is shown last is the state, whichever
+    /// thread has changed it.
+    pub(crate) fn show<T>(&self, show: impl FnOnce(bool) -> T) -> T {
+        let state = self.lock();
+        show(state.open.is_some())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -239,8 +239,7 @@ impl Client {
         match error {
             Some(error) if error.kind() == FailureKind::Unavailable => {
                 if self.breaker.failure(admission, Instant::now()) {
-                    self.outage.failed("breaker open");
-                    BREAKER_OPEN.with_label_values(&[peer]).set(1);
+                    self.show_breaker();
                     tracing::warn!(
                         peer,
                         %address,
@@ -252,12 +251,25 @@ impl Client {
             // Any response, also an error, shows that the peer is up.
             _ => {
                 if self.breaker.success() {
-                    BREAKER_OPEN.with_label_values(&[peer]).set(0);
-                    let lasted_ms = self.outage.recovered().map(|lasted| lasted.as_millis() as u64);
+                    let lasted_ms = self.show_breaker().map(|lasted| lasted.as_millis() as u64);
                     tracing::info!(peer, %address, lasted_ms, "peer available again");
                 }
             }
         }
+    }
+
+    /// Sets the metric and the outage to the breaker's state; how long the outage lasted, if that ends it. By the state and not by
+    /// what this call has done to it: another thread may have closed it since.
+    fn show_breaker(&self) -> Option<Duration> {
+        self.breaker.show(|is_open| {
+            BREAKER_OPEN.with_label_values(&[self.settings.peer]).set(i64::from(is_open));
+            if is_open {
+                self.outage.failed("breaker open");
+                None
+            } else {
+                self.outage.recovered()
+            }
+        })
     }
 
     /// Tells once that a peer answers every call with an error of its own: neither the breaker nor a failed call tells it.
@@ -355,5 +367,43 @@ pub(crate) fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "unavailable",
         Code::DataLoss => "data_loss",
         Code::Unauthenticated => "unauthenticated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_metric_and_the_outage_are_those_of_the_breaker_whichever_thread_changed_it_last() {
+        const PEER: &str = "of two threads";
+        let client = runtime::block_on(1, async {
+            let (address, deadline) = (HostPort { host: "127.0.0.1".to_owned(), port: 9 }, Duration::from_secs(1));
+            Client::new(ClientSettings { peer: PEER, service: "Test", address, deadline, tls: None }).unwrap()
+        });
+        let fail = || {
+            for _ in 0..100 {
+                if let Some(admission) = client.breaker.admit(Instant::now()) {
+                    client.report_to_breaker(admission, Some(&CallError::Timeout(Duration::ZERO)));
+                }
+            }
+        };
+        let succeed = || {
+            let admission = Breaker::default().admit(Instant::now()).unwrap();
+            for _ in 0..100 {
+                client.report_to_breaker(admission, None);
+            }
+        };
+        for round in 0..2000 {
+            thread::scope(|threads| {
+                threads.spawn(fail);
+                threads.spawn(succeed);
+            });
+            let shown = BREAKER_OPEN.with_label_values(&[PEER]).get() == 1;
+            let is_open = client.is_breaker_open();
+            assert_eq!((shown, client.outage.is_ongoing()), (is_open, is_open), "round {round}");
+        }
     }
 }
