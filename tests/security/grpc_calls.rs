@@ -1,12 +1,18 @@
 //! gRPC calls of people, with tokens of billing's audience.
 
+use std::time::{Duration, Instant};
+
 use billing_api::{BillingRequest, GetBillingAccountRequest, billing_service_client::BillingServiceClient};
 use grpc::{Attempt, CallError, Client, ClientSettings, Code, Request};
+use serde_json::json;
 use telemetry::TraceContext;
-use testbed::tokens::{self, SigningKey};
+use testbed::{
+    http2::{Connection, DATA, END_HEADERS, HEADERS, head},
+    tokens::{self, SigningKey, with},
+};
 use uuid::Uuid;
 
-use crate::support::Secured;
+use crate::support::{Secured, TIMEOUT};
 
 #[test]
 fn each_method_requires_a_token_of_its_audience_with_its_scope() {
@@ -31,9 +37,36 @@ fn each_method_requires_a_token_of_its_audience_with_its_scope() {
     });
 }
 
+#[test]
+fn a_stream_of_messages_ends_with_the_token() {
+    runtime::block_on(2, async {
+        let key = SigningKey::es256("key");
+        let service = Secured::with_keys("billing-service", &tokens::jwk_set([&key])).await;
+        let claims = with(service.claims("ann", "billing:read"), &json!({"exp": tokens::now() + 3}));
+        let authorization = format!("Bearer {}", key.token(&claims));
+        let started = Instant::now();
+        let mut connection = Connection::open_with_window(service.grpc, 1 << 16).await.unwrap();
+        let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        connection.frame(HEADERS, END_HEADERS, 1, &head(path, &[("authorization", &authorization)])).await.unwrap();
+        // Asks for the list of services. The client's side of the stream stays open, so the response goes on.
+        connection.frame(DATA, 0, 1, &[0, 0, 0, 0, 2, 0x3a, 0]).await.unwrap();
+        let mut messages = 0;
+        let end = loop {
+            let frame = connection.receive(TIMEOUT).await.unwrap().expect("the connection is open");
+            if frame.stream == 1 && frame.is_end() {
+                break frame;
+            }
+            messages += usize::from(frame.stream == 1 && frame.kind == DATA);
+        };
+        assert_eq!((messages, end.grpc_status()), (1, Some(Code::Unauthenticated as u8)));
+        let lasted = started.elapsed();
+        assert!(lasted >= Duration::from_millis(1500) && lasted < Duration::from_secs(10), "{lasted:?}");
+    });
+}
+
 async fn call(service: &Secured, token: Option<String>) -> (Code, Code) {
     let address = config::HostPort { host: service.grpc.ip().to_string(), port: service.grpc.port() };
-    let deadline = std::time::Duration::from_secs(10);
+    let deadline = Duration::from_secs(10);
     let settings = ClientSettings { peer: "test", service: "BillingService", address, deadline, tls: None };
     let client = Client::new(settings).unwrap();
     let patient_id = Uuid::now_v7().to_string();

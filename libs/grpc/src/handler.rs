@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_compat::Compat;
+use auth::Caller;
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
 use http_body::{Body, Frame, SizeHint};
@@ -82,14 +83,16 @@ impl Handler {
         }
         let work = runtime::timeout(limit, self.handle(request, &call, pending, &connection));
         match work.await.unwrap_or_else(|_| Err(deadline_exceeded())) {
-            Ok(response) => response.map(|body| {
+            Ok((response, token_end)) => response.map(|body| {
                 let response = self.calls.begin_response(call);
                 tonic::body::Body::new(ResponseBody {
                     body,
                     response,
                     connection,
                     deadline,
+                    token_end,
                     timer: None,
+                    has_begun: false,
                     is_over: false,
                 })
             }),
@@ -97,15 +100,18 @@ impl Handler {
         }
     }
 
+    /// The service's response, and when the caller's token expires.
     async fn handle(
         &self,
         mut request: Request<Incoming>,
         call: &Arc<Call>,
         mut pending: PendingRequest,
         connection: &Arc<Connection>,
-    ) -> Result<Response<tonic::body::Body>, Status> {
+    ) -> Result<(Response<tonic::body::Body>, Option<Instant>), Status> {
         // Before the message is read and before the call takes a permit.
         self.access.admit(&mut request).await?;
+        let remaining = request.extensions().get().and_then(Caller::remaining);
+        let token_end = remaining.and_then(|remaining| Instant::now().checked_add(remaining));
         let is_bidirectional = request.uri().path().starts_with(BIDIRECTIONAL);
         let (head, body) = request.into_parts();
         let evicted = async {
@@ -123,7 +129,7 @@ impl Handler {
             routes.call(Request::from_parts(head, body)).await
         });
         let Ok(response) = handler.await;
-        Ok(response)
+        Ok((response, token_end))
     }
 
     /// Reads a request: the first message of a bidirectional stream, else all that the client sends.
@@ -193,19 +199,31 @@ struct ResponseBody {
     connection: Arc<Connection>,
     /// The client's deadline.
     deadline: Option<Instant>,
+    /// When the caller's token expires.
+    token_end: Option<Instant>,
     timer: Option<Timer>,
+    /// Its first frame was sent.
+    has_begun: bool,
     is_over: bool,
 }
 
 impl ResponseBody {
-    /// Whether the client's deadline has passed; wakes the task when it does.
-    fn is_past_deadline(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.deadline else { return false };
-        if Instant::now() >= deadline {
-            return true;
+    /// The status with which it ends now, because the client's deadline has passed or the token has expired. `is_waiting`: the
+    /// service has no frame yet; then the task is woken at that time.
+    fn end(&mut self, is_waiting: bool, context: &mut Context<'_>) -> Option<Status> {
+        // A single message is the answer to a call that was admitted, perhaps with a token that had just expired.
+        let token_end = self.token_end.filter(|_| is_waiting || self.has_begun);
+        let end = self.deadline.into_iter().chain(token_end).min()?;
+        if Instant::now() < end {
+            if !is_waiting {
+                return None;
+            }
+            let timer = self.timer.get_or_insert_with(|| Timer::at(end));
+            if futures_lite::FutureExt::poll(timer, context).is_pending() {
+                return None;
+            }
         }
-        let timer = self.timer.get_or_insert_with(|| Timer::at(deadline));
-        futures_lite::FutureExt::poll(timer, context).is_ready()
+        Some(if self.deadline == Some(end) { deadline_exceeded() } else { token_expired() })
     }
 }
 
@@ -226,13 +244,15 @@ impl Body for ResponseBody {
             Poll::Ready(_) => true,
             Poll::Pending => false,
         };
-        if !is_end && self.is_past_deadline(context) {
+        let end = if is_end { None } else { self.end(frame.is_pending(), context) };
+        if let Some(status) = end {
             self.is_over = true;
             let mut trailers = HeaderMap::new();
-            deadline_exceeded().add_header(&mut trailers)?;
+            status.add_header(&mut trailers)?;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if frame.is_ready() {
+            self.has_begun = true;
             self.response.frame_sent();
         }
         frame
@@ -249,6 +269,10 @@ impl Body for ResponseBody {
 
 fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the call's deadline has passed")
+}
+
+fn token_expired() -> Status {
+    Status::unauthenticated("the token has expired")
 }
 
 /// The client's time-out, if it sends one: at most eight digits and a unit.
