@@ -82,9 +82,10 @@ impl Arguments {
                 ("--json", _) => arguments.json = true,
                 ("--resend", resend @ None) => *resend = Some(Vec::new()),
                 ("--timeout", Some(_)) => {
-                    let seconds = words.next().and_then(|seconds| seconds.parse().ok());
-                    let seconds = seconds.ok_or("--timeout takes a number of seconds")?;
-                    arguments.timeout = Duration::from_secs(seconds);
+                    // Of 32 bits, so that the clock can hold the end.
+                    let seconds: Option<u32> = words.next().and_then(|seconds| seconds.parse().ok());
+                    let seconds = seconds.ok_or("--timeout takes a number of seconds, at most 4294967295")?;
+                    arguments.timeout = Duration::from_secs(seconds.into());
                 }
                 (id, Some(ids)) if !id.starts_with('-') => ids.push(id.parse()?),
                 _ => return Err(format!("unknown argument {word:?}")),
@@ -385,6 +386,7 @@ mod tests {
             &["--timeout", "5"],
             &["--resend", "--timeout"],
             &["--resend", "--timeout", "soon"],
+            &["--resend", "--timeout", "9223372036854775807"],
             &["--all"],
         ] {
             assert!(Arguments::parse(wrong).is_err(), "{wrong:?}");

@@ -54,7 +54,7 @@ impl Options {
         let others: Vec<_> = words.iter().copied().filter(|word| !["--docker", "--secure"].contains(word)).collect();
         for pair in others.chunks(2) {
             match pair {
-                ["--seconds", number] => options.length = Duration::from_secs(number.parse().ok()?),
+                ["--seconds", number] => options.length = Duration::from_secs(number.parse::<u32>().ok()?.into()),
                 ["--seed", number] => options.seed = number.parse().ok()?,
                 ["--clients", number] => options.clients = number.parse().ok().filter(|clients| *clients > 0)?,
                 ["--members", number] => {
@@ -110,6 +110,7 @@ mod tests {
             "--members",
             "--members 2 --standbys 2",
             "--standbys 1",
+            "--seconds 9223372036854775807",
         ] {
             assert!(parse(line).is_none(), "{line}");
         }

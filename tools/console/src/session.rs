@@ -96,7 +96,7 @@ impl Session {
         let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
         let claims: Json = serde_json::from_slice(&claims).ok()?;
         let scopes = claims["scope"].as_str()?.split(' ').map(str::to_owned).collect();
-        let end = UNIX_EPOCH + Duration::from_secs(claims["exp"].as_u64()?);
+        let end = UNIX_EPOCH.checked_add(Duration::from_secs(claims["exp"].as_u64()?))?;
         Some(Self { email, token: Secret::new(token), scopes, end })
     }
 }

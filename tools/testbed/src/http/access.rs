@@ -98,7 +98,7 @@ impl Access {
 fn end_of(token: &str) -> Option<SystemTime> {
     let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: Json = serde_json::from_slice(&claims).ok()?;
-    Some(UNIX_EPOCH + Duration::from_secs(claims["exp"].as_u64()?))
+    UNIX_EPOCH.checked_add(Duration::from_secs(claims["exp"].as_u64()?))
 }
 
 #[cfg(test)]
@@ -112,5 +112,7 @@ mod tests {
         let token = SigningKey::es256("key").token(&claims);
         assert_eq!(end_of(&token), Some(UNIX_EPOCH + Duration::from_secs(claims["exp"].as_u64().unwrap())));
         assert_eq!(end_of("none"), None);
+        let claims = with(claims, &json!({"exp": u64::MAX}));
+        assert_eq!(end_of(&SigningKey::es256("key").token(&claims)), None, "the clock has no such time");
     }
 }
