@@ -180,8 +180,8 @@ fn memory_is_limited_to_less_than_a_gibibyte_in_all() {
 
 #[test]
 fn the_stop_grace_period_is_longer_than_the_drain() {
-    /// Seconds that a service adds to its drain for background tasks.
-    const BACKGROUND: u64 = 5;
+    /// Seconds that a service adds to its drain for background tasks: `KAFKA_DEADLINE` and those of the database.
+    const BACKGROUND: u64 = 8;
     for system in all() {
         for (name, service) in services(&system) {
             let Some(binary) = binary(service) else { continue };

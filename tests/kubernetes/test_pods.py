@@ -27,8 +27,8 @@ from manifests import (
     workloads,
 )
 
-# Seconds that a service adds to its drain for background tasks.
-BACKGROUND = 5
+# Seconds that a service adds to its drain for background tasks: KAFKA_DEADLINE and those of the database.
+BACKGROUND = 8
 # Connections that a service opens besides DATABASE_CONNECTIONS; docs/settings.md says so.
 RESERVED = {"patient-service": 6, "billing-service": 1}
 # What is left for the operator of PostgreSQL and for administrators.

@@ -123,7 +123,9 @@ async fn watch_database(database: Database, serving: ::grpc::Health, shutdown: S
         }
         Ok(())
     };
-    if let Err(error) = futures_lite::future::or(database.keep_migrated(&MIGRATIONS, &[], &shutdown), report).await {
+    let watch = futures_lite::future::or(database.keep_migrated(&MIGRATIONS, &[], &shutdown), report);
+    // At the shutdown it ends at once: a ping that is not answered takes as long as DATABASE_DEADLINE.
+    if let Some(Err(error)) = shutdown.run_until_stopped(watch).await {
         tracing::error!(%error, "the service cannot work on this database");
     }
 }

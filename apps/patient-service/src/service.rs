@@ -23,8 +23,8 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Time for the background tasks to end after the last request: a batch in flight and its deletion.
-const BACKGROUND_LIMIT: Duration = Duration::from_secs(6);
+/// Time for the background tasks to end after the last request, at least.
+const MIN_BACKGROUND_LIMIT: Duration = Duration::from_secs(6);
 
 /// Reserved connections besides `DATABASE_CONNECTIONS`, which requests cannot use up: for a shard's relay, which reads while it
 /// deletes, and at most for all relays; for billing tasks and idempotency keys; for leases; for readiness.
@@ -88,7 +88,7 @@ impl Service {
 
         // The background tasks run until the last request has been answered.
         let background = Shutdown::new();
-        let drain = settings.http.limits.drain + BACKGROUND_LIMIT;
+        let drain = settings.http.limits.drain + background_limit(&settings);
         let mut group = TaskGroup::new(shutdown.clone());
         let serve = {
             let (shutdown, background) = (shutdown.clone(), background.clone());
@@ -119,6 +119,13 @@ impl Service {
     }
 }
 
+/// Time for the background tasks to end after the last request: a batch in flight that Kafka does not answer, and its deletion or the
+/// end of the lease.
+fn background_limit(settings: &Settings) -> Duration {
+    let postgres::Settings { acquire, deadline, .. } = &settings.database;
+    (settings.relay.kafka.deadline + *acquire + *deadline).max(MIN_BACKGROUND_LIMIT)
+}
+
 async fn migrate(database: Database, shutdown: Shutdown) {
     // A component that ends early stops the service.
     if let Err(error) = database.keep_migrated(&MIGRATIONS, &[store::LOCALE, store::UNIQUE_INDEXES], &shutdown).await {
@@ -143,4 +150,28 @@ fn health(database: Database, broker: &BrokerState, billing: &Arc<Billing>, shut
             let problem = billing.problem();
             async move { problem.map_or_else(Component::up, Component::degraded) }
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use config::{Environment, Reader};
+
+    use super::*;
+
+    #[test]
+    fn background_tasks_have_the_time_of_their_deadlines_to_end() {
+        let limit = |kafka: &str, database: &str| {
+            let environment = Environment::empty()
+                .with("DATABASE_URL", "postgres://localhost/patients")
+                .with("DATABASE_DEADLINE", database)
+                .with("KAFKA_DEADLINE", kafka);
+            let mut reader = Reader::new(environment);
+            let settings = Settings::read(&mut reader);
+            background_limit(&reader.finish(settings).unwrap().0)
+        };
+        // Compose and Kubernetes give 18 s, with the drain.
+        assert_eq!(limit("5s", "2s"), Duration::from_secs(8));
+        assert_eq!(limit("30s", "20s"), Duration::from_secs(51), "and 1 s for a connection");
+        assert_eq!(limit("100ms", "100ms"), MIN_BACKGROUND_LIMIT);
+    }
 }

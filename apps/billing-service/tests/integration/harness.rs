@@ -61,7 +61,7 @@ impl Harness {
         Self::start_with_deadline(database_url, DATABASE_DEADLINE).await
     }
 
-    async fn start_with_deadline(database_url: &str, deadline: &str) -> Self {
+    pub(crate) async fn start_with_deadline(database_url: &str, deadline: &str) -> Self {
         let environment = Environment::empty()
             .with("DATABASE_URL", database_url)
             .with("DATABASE_DEADLINE", deadline)

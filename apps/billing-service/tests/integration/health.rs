@@ -3,9 +3,12 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    time::Duration,
 };
 
-use crate::harness::with_service;
+use testbed::proxy::{Mode, Proxy};
+
+use crate::harness::{Harness, with_service};
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -27,5 +30,18 @@ fn serves_health_and_metrics_over_http() {
             metrics.contains("grpc_server_calls_total{code=\"ok\",method=\"BillingService/CreateBillingAccount\"}")
         );
         assert!(metrics.contains("db_pool_connections{pool=\"requests\",state=\"most\"} 16"), "{metrics}");
+    });
+}
+
+#[test]
+fn it_stops_in_order_while_the_database_does_not_answer_for_longer_than_a_stop_may_take() {
+    runtime::block_on(2, async {
+        let (proxy, url) = Proxy::to_postgres(&testbed::shared_database().await).await.unwrap();
+        let billing = Harness::start_with_deadline(&url, "60s").await;
+        billing.until_serving().await;
+        proxy.set(Mode::Stall);
+        // Until the database is asked again whether it is there.
+        smol::Timer::after(Duration::from_secs(3)).await;
+        billing.stop().await;
     });
 }
