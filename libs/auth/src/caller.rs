@@ -60,8 +60,6 @@ pub struct Identity {
 pub struct ServiceIdentity {
     /// The subject alternative name by which it is known.
     pub name: Box<str>,
-    /// On whose behalf it calls, as it says. It is for the audit, and grants nothing.
-    pub actor: Option<Box<str>>,
 }
 
 impl Caller {
@@ -121,7 +119,7 @@ mod tests {
             client("https://issuer", "a", &[]).owner(),
             client("https://issuer", "b", &[]).owner(),
             client("https://issuera", "", &[]).owner(),
-            Caller::Service(Arc::new(ServiceIdentity { name: "patient-service".into(), actor: None })).owner(),
+            Caller::Service(Arc::new(ServiceIdentity { name: "patient-service".into() })).owner(),
         ];
         assert_eq!(owners.iter().collect::<BTreeSet<_>>().len(), owners.len(), "{owners:?}");
     }

@@ -22,14 +22,6 @@ impl Value for String {
     }
 }
 
-impl Value for bool {
-    const EXPECTED: &'static str = "true or false";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        from_str(text)
-    }
-}
-
 impl Value for u16 {
     const EXPECTED: &'static str = "a port number from 0 (any free port) to 65535";
 

@@ -45,11 +45,6 @@ impl FailureKind {
             Code::Unimplemented => Self::Unsupported,
         }
     }
-
-    /// Whether the same call never succeeds on that peer, so that a retry is useless.
-    pub const fn is_permanent(self) -> bool {
-        matches!(self, Self::Invalid | Self::Unsupported)
-    }
 }
 
 /// Why a call has no result.
@@ -98,16 +93,6 @@ impl CallError {
         self.code().map_or(FailureKind::Unavailable, FailureKind::of)
     }
 
-    /// Whether there was no response, or UNAVAILABLE, as opposed to another error of the peer.
-    pub fn is_outage(&self) -> bool {
-        self.kind() == FailureKind::Unavailable
-    }
-
-    /// Whether the same call never succeeds on that peer: it has no such method, or the request itself is wrong.
-    pub fn is_permanent(&self) -> bool {
-        self.kind().is_permanent()
-    }
-
     /// A short name for metrics and traces.
     pub fn outcome(&self) -> &'static str {
         match self {
@@ -154,10 +139,6 @@ mod tests {
             assert_eq!(FailureKind::of(code), kind, "{code:?}");
             let error = CallError::Status(Box::new(Status::new(code, "")));
             assert_eq!((error.kind(), error.code()), (kind, Some(code)));
-            let outage = matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
-            assert_eq!(error.is_outage(), outage, "{code:?}");
-            let permanent = matches!(code, Code::Unimplemented | Code::InvalidArgument);
-            assert_eq!(error.is_permanent(), permanent, "{code:?}");
         }
     }
 
@@ -171,7 +152,7 @@ mod tests {
             assert_eq!(error.to_string(), "the peer cannot be reached: connection reset");
         }
         for error in [CallError::Timeout(Duration::from_secs(1)), CallError::BreakerOpen] {
-            assert!(error.is_outage() && !error.is_permanent(), "{error}");
+            assert_eq!(error.kind(), FailureKind::Unavailable, "{error}");
         }
     }
 }

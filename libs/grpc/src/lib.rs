@@ -35,11 +35,6 @@ pub use server::{BindError, ClientNames, Server, ServerSettings, ServerTls};
 pub use target::Target;
 pub use tonic::{Code, Request, Response, Status, async_trait, service::Routes};
 
-/// Who makes a call.
-pub fn caller<T>(request: &Request<T>) -> auth::Caller {
-    request.extensions().get().cloned().unwrap_or_default()
-}
-
 /// When the caller of a call gives up, or the server does, whichever is sooner. None for a call that has not come through a server.
 pub fn deadline<T>(request: &Request<T>) -> Option<std::time::Instant> {
     request.extensions().get().map(|handler::Deadline(deadline)| *deadline)

@@ -372,7 +372,7 @@ impl ClientNames {
     /// The service that a certificate with these names belongs to, if it may call.
     fn identify(&self, names: &[String]) -> Option<ServiceIdentity> {
         let name = names.iter().find(|name| self.0.contains(name))?;
-        Some(ServiceIdentity { name: name.as_str().into(), actor: None })
+        Some(ServiceIdentity { name: name.as_str().into() })
     }
 }
 

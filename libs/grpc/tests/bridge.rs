@@ -20,7 +20,8 @@ use billing_api::{
 use config::HostPort;
 use futures_lite::{Stream, StreamExt as _, stream};
 use grpc::{
-    CallError, Client, ClientSettings, Code, Health, Limits, Request, Response, Routes, Server, ServerSettings, Status,
+    CallError, Client, ClientSettings, Code, FailureKind, Health, Limits, Request, Response, Routes, Server,
+    ServerSettings, Status,
 };
 use runtime::Shutdown;
 use telemetry::{Propagated, TraceContext};
@@ -186,12 +187,12 @@ fn only_unavailable_is_retried() {
 
         let error = create(&client, "invalid", TraceContext::root()).await.unwrap_err();
         assert_eq!(error.code(), Some(Code::InvalidArgument));
-        assert!(!error.is_outage());
+        assert_ne!(error.kind(), FailureKind::Unavailable);
         assert_eq!(scripted.calls.swap(0, Ordering::SeqCst), 1);
 
         let error = create(&client, "unavailable", TraceContext::root()).await.unwrap_err();
         assert_eq!(error.code(), Some(Code::Unavailable));
-        assert!(error.is_outage());
+        assert_eq!(error.kind(), FailureKind::Unavailable);
         assert_eq!(scripted.calls.swap(0, Ordering::SeqCst), 3);
     });
 }
@@ -201,7 +202,7 @@ fn a_peer_that_hangs_costs_the_deadline_and_no_more() {
     with_server(|client, _| async move {
         let started = Instant::now();
         let error = create(&client, "hang", TraceContext::root()).await.unwrap_err();
-        assert!(error.is_outage());
+        assert_eq!(error.kind(), FailureKind::Unavailable);
         assert!((DEADLINE..DEADLINE * 3).contains(&started.elapsed()), "{:?}", started.elapsed());
     });
 }
@@ -242,7 +243,8 @@ fn an_outage_opens_the_breaker_and_a_probe_closes_it() {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = client(silent.local_addr().unwrap());
         while !client.is_breaker_open() {
-            assert!(create(&client, "", TraceContext::root()).await.unwrap_err().is_outage());
+            let error = create(&client, "", TraceContext::root()).await.unwrap_err();
+            assert_eq!(error.kind(), FailureKind::Unavailable);
         }
         let started = Instant::now();
         assert!(matches!(create(&client, "", TraceContext::root()).await, Err(CallError::BreakerOpen)));

@@ -10,7 +10,7 @@ use billing_api::{
 use billing_service::{Service, Settings};
 use config::{Environment, HostPort, Reader};
 use futures_lite::StreamExt as _;
-use grpc::{Attempt, CallError, Client, ClientSettings, Code, Status};
+use grpc::{Attempt, CallError, Client, ClientSettings, Code, FailureKind, Status};
 use runtime::Shutdown;
 use smol::Task;
 use telemetry::TraceContext;
@@ -97,7 +97,7 @@ impl Harness {
         loop {
             let client = client(self.grpc, Duration::from_secs(5));
             let served = client.call("GetBillingAccount", TraceContext::root(), get).await;
-            if served.err().is_none_or(|error| !error.is_outage()) {
+            if served.err().is_none_or(|error| error.kind() != FailureKind::Unavailable) {
                 return;
             }
             assert!(std::time::Instant::now() < limit, "the service does not serve");
