@@ -18,7 +18,7 @@ use crate::{
     completed_tasks::CompletedTasks,
     patient::{Details, Patient},
     relay::RelayWaker,
-    store::{Change, IdempotencyKey, List, ListedPatient, Store, StoreError, VersionCondition},
+    store::{Change, IdempotencyKey, List, ListedPatient, Store, StoreError, UpdateError, VersionCondition},
 };
 
 /// The time zone that is furthest ahead of UTC (Kiritimati).
@@ -178,9 +178,8 @@ impl Registry {
         trace: TraceContext,
     ) -> Result<Patient, Error> {
         let change = self.store.update(id, condition, &details, trace).await.map_err(|error| match error {
-            StoreError::EmailTaken => Error::EmailTaken,
-            StoreError::KeyUsed => unreachable!("an update has no idempotency key"),
-            StoreError::Database(error) => Error::Database(error),
+            UpdateError::EmailTaken => Error::EmailTaken,
+            UpdateError::Database(error) => Error::Database(error),
         });
         let patient = into_result(change?)?;
         self.relay.notify();

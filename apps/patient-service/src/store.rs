@@ -94,6 +94,26 @@ impl From<Error> for StoreError {
     }
 }
 
+/// Why a patient was not updated.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// Another patient has the email.
+    #[error("another patient has this email")]
+    EmailTaken,
+    /// The database failed.
+    #[error(transparent)]
+    Database(Error),
+}
+
+impl From<Error> for UpdateError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Constraint(name) if name == EMAIL_CONSTRAINT => Self::EmailTaken,
+            error => Self::Database(error),
+        }
+    }
+}
+
 /// The precondition of a change, by the patient's version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VersionCondition {
@@ -179,7 +199,7 @@ impl Store {
         condition: &VersionCondition,
         details: &Details,
         trace: TraceContext,
-    ) -> Result<Change<Patient>, StoreError> {
+    ) -> Result<Change<Patient>, UpdateError> {
         let store = self.with_shared_deadline();
         let update = change::Update { id, condition: condition.clone(), details: details.clone(), trace };
         match store.updater.submit(update).await? {
