@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use chrono::NaiveDateTime;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 /// Tags of DER.
@@ -9,6 +10,10 @@ const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+
+/// A time, and its length.
+const FORMAT: &str = "%Y%m%d%H%M%S";
+const TIME_LENGTH: usize = 14;
 
 /// When the first certificate of a PEM file expires; none if it has no certificate with a date after 1970.
 pub fn expires(pem: &[u8]) -> Option<SystemTime> {
@@ -59,34 +64,18 @@ impl<'a> Der<'a> {
 
 /// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` (RFC 5280, 4.1.2.5).
 fn time(tag: u8, text: &str) -> Option<SystemTime> {
-    let number =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
-    let digits = text.strip_suffix('Z')?;
-    let (year, rest) = match tag {
-        UTC_TIME => {
-            let year = number(digits.get(..2)?)?;
-            (if year < 50 { 2000 + year } else { 1900 + year }, digits.get(2..)?)
-        }
-        GENERALIZED_TIME => (number(digits.get(..4)?)?, digits.get(4..)?),
+    let digits = text.strip_suffix('Z').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let century = match tag {
+        // Two digits of a year from 1950 to 2049.
+        UTC_TIME if digits < "50" => "20",
+        UTC_TIME => "19",
+        GENERALIZED_TIME => "",
         _ => return None,
     };
-    let mut fields = (0..5).map(|field| number(rest.get(field * 2..field * 2 + 2)?));
-    let mut next = || fields.next().flatten();
-    let (month, day, hour, minute, second) = (next()?, next()?, next()?, next()?, next()?);
-    let days = days_since_1970(year, month, day)?;
-    Some(UNIX_EPOCH + Duration::from_secs(((days * 24 + hour) * 60 + minute) * 60 + second))
-}
-
-/// Days from 1970-01-01 to a date of the Gregorian calendar.
-fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Years that begin in March end with the leap day.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let leap_days = year / 4 - year / 100 + year / 400;
-    // From 0000-03-01 to 1970-01-01 there are 719,468 days.
-    Some(year * 365 + leap_days + (153 * month + 2) / 5 + day - 1 - 719_468)
+    let text = format!("{century}{digits}");
+    // chrono takes a second of one digit too.
+    let time = NaiveDateTime::parse_from_str(&text, FORMAT).ok().filter(|_| text.len() == TIME_LENGTH)?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(time.and_utc().timestamp().try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -103,7 +92,17 @@ mod tests {
         assert_eq!(seconds(UTC_TIME, "240229235959Z"), Some(1_709_251_199));
         assert_eq!(seconds(UTC_TIME, "491231000000Z"), seconds(GENERALIZED_TIME, "20491231000000Z"));
         assert_eq!(seconds(GENERALIZED_TIME, "20500301000000Z"), Some(2_529_705_600));
-        for wrong in ["", "Z", "24", "241301000000Z", "240229000000", "2402290000+0Z"] {
+        for wrong in [
+            "",
+            "Z",
+            "24",
+            "241301000000Z",
+            "240231000000Z",
+            "240229000000",
+            "2402290000+0Z",
+            "24022900000Z",
+            "690101000000Z",
+        ] {
             assert_eq!(seconds(UTC_TIME, wrong), None, "{wrong}");
         }
     }
