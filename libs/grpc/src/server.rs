@@ -24,7 +24,7 @@ use tonic::{Status, codegen::http::Request, service::Routes};
 use crate::{
     Access, Health, Limits,
     calls::{Call, Calls},
-    connections::{Clock, ConnectionGuard, Connections},
+    connections::{Clock, ConnectionGuard, Connections, ObservedIo},
     handler::Handler,
     health::is_health,
     observe::{methods, observe},
@@ -288,20 +288,12 @@ impl Acceptor {
 
     async fn connection(self, guard: ConnectionGuard) {
         let _open = metrics::track(&OPEN);
-        let (stream, is_authorized, service_identity) = match &self.tls {
-            None => (tls::Stream::Plain(guard.io()), true, None),
-            Some((acceptor, client_names)) => match acceptor.accept(guard.io()).await {
-                Ok(stream) => {
-                    // Without names, a certificate says that a client may connect, and not that it is a service of ours.
-                    let identity = client_names.as_ref().map(|names| names.identify(&stream.peer_names()));
-                    let is_authorized = !matches!(identity, Some(None));
-                    (stream, is_authorized, identity.flatten().map(Arc::new))
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "a TLS handshake of a gRPC client failed");
-                    return;
-                }
-            },
+        let (stream, peer) = match self.handshake(guard.io()).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                tracing::debug!(%error, "a TLS handshake of a gRPC client failed");
+                return;
+            }
         };
         let spawner = Spawner::default();
         let service = |mut request: Request<Incoming>| {
@@ -309,49 +301,27 @@ impl Acceptor {
             spawner.next(call.clone());
             let (handler, connection) = (self.handler.clone(), guard.connection().clone());
             let pending = handler.begin(&mut request, &call);
-            if let Some(identity) = &service_identity {
+            if let Peer::Service(identity) = &peer {
                 request.extensions_mut().insert(identity.clone());
             }
+            let is_authorized = !matches!(peer, Peer::Stranger) || is_health(request.uri().path());
             async move {
                 let methods = handler.methods.clone();
                 let respond = |request: Request<Incoming>| async move {
-                    let pending = match pending {
-                        Ok(pending) => pending,
-                        Err(status) => return status.into_http(),
-                    };
-                    if is_authorized || is_health(request.uri().path()) {
-                        handler.respond(request, call, pending, connection).await
-                    } else {
-                        let status =
-                            Status::permission_denied("the client's certificate has none of the names that may call");
-                        status.into_http()
+                    match pending {
+                        Ok(pending) if is_authorized => handler.respond(request, call, pending, connection).await,
+                        Ok(_) => stranger().into_http(),
+                        Err(status) => status.into_http(),
                     }
                 };
                 Ok::<_, Infallible>(Box::pin(observe(request, &methods, respond)).await)
             }
         };
-        let limits = &self.handler.limits;
-        let mut builder = http2::Builder::new(spawner.clone());
-        builder
-            .timer(SmolTimer::new())
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(limits.head)
-            .initial_connection_window_size(WINDOWS.0)
-            .initial_stream_window_size(WINDOWS.1)
-            .max_send_buf_size(SEND_BUFFER)
-            .keep_alive_interval(limits.keep_alive.0)
-            .keep_alive_timeout(limits.keep_alive.1);
-        let connection = builder.serve_connection(FuturesIo::new(guard.plaintext(stream)), service_fn(service));
+        let io = FuturesIo::new(guard.plaintext(stream));
+        let connection = self.http2(spawner.clone()).serve_connection(io, service_fn(service));
         let mut connection = pin!(connection);
-        let old = async {
-            match self.max_connection_age {
-                // Connections that were made together, at a restart, do not end together.
-                Some(age) => drop(smol::Timer::after(age.mul_f64(0.9 + fastrand::f64() / 5.0)).await),
-                None => std::future::pending().await,
-            }
-        };
         let stopping = async {
-            or(self.shutdown.wait(), old).await;
+            self.until_stopping().await;
             None
         };
         let outcome = match or(async { Some(connection.as_mut().await) }, stopping).await {
@@ -366,13 +336,67 @@ impl Acceptor {
             tracing::debug!(%error, "a gRPC connection ended with an error");
         }
     }
+
+    /// The TLS handshake, if there is one, and whom it shows.
+    async fn handshake(&self, io: ObservedIo) -> io::Result<(tls::Stream<ObservedIo>, Peer)> {
+        let Some((acceptor, client_names)) = &self.tls else { return Ok((tls::Stream::Plain(io), Peer::Unnamed)) };
+        let stream = acceptor.accept(io).await?;
+        let peer = match client_names {
+            // A certificate says that a client may connect, and not that it is a service of ours.
+            None => Peer::Unnamed,
+            Some(names) => names.identify(&stream.peer_names()).map_or(Peer::Stranger, Peer::Service),
+        };
+        Ok((stream, peer))
+    }
+
+    /// HTTP/2 within the limits.
+    fn http2(&self, spawner: Spawner) -> http2::Builder<Spawner> {
+        let limits = &self.handler.limits;
+        let mut builder = http2::Builder::new(spawner);
+        builder
+            .timer(SmolTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.head)
+            .initial_connection_window_size(WINDOWS.0)
+            .initial_stream_window_size(WINDOWS.1)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(limits.keep_alive.0)
+            .keep_alive_timeout(limits.keep_alive.1);
+        builder
+    }
+
+    /// Waits until a connection is to take no more calls: at the shutdown, or when it is old.
+    async fn until_stopping(&self) {
+        let old = async {
+            match self.max_connection_age {
+                // Connections that were made together, at a restart, do not end together.
+                Some(age) => drop(smol::Timer::after(age.mul_f64(0.9 + fastrand::f64() / 5.0)).await),
+                None => std::future::pending().await,
+            }
+        };
+        or(self.shutdown.wait(), old).await;
+    }
+}
+
+/// Who has opened a connection, as far as it is known.
+enum Peer {
+    /// Names are not looked at.
+    Unnamed,
+    /// A service, by a name in its certificate.
+    Service(Arc<ServiceIdentity>),
+    /// A client whose certificate has no name that may call.
+    Stranger,
+}
+
+fn stranger() -> Status {
+    Status::permission_denied("the client's certificate has none of the names that may call")
 }
 
 impl ClientNames {
     /// The service that a certificate with these names belongs to, if it may call.
-    fn identify(&self, names: &[String]) -> Option<ServiceIdentity> {
+    fn identify(&self, names: &[String]) -> Option<Arc<ServiceIdentity>> {
         let name = names.iter().find(|name| self.0.contains(name))?;
-        Some(ServiceIdentity { name: name.as_str().into() })
+        Some(Arc::new(ServiceIdentity { name: name.as_str().into() }))
     }
 }
 
