@@ -12,6 +12,7 @@ mod fixed;
 mod gate;
 mod group_progress;
 mod member;
+mod pauses;
 mod reports;
 mod spans;
 mod standbys;
@@ -19,7 +20,7 @@ mod standbys;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, LazyLock, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kafka::{FetchMemory, Member};
@@ -33,7 +34,7 @@ use telemetry::metrics::{self, IntGaugeVec};
 
 use self::{
     batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher, gate::Gate,
-    reports::Outages, standbys::StandbyLimits,
+    pauses::Pauses, reports::Outages, standbys::StandbyLimits,
 };
 use crate::{
     members::Members,
@@ -96,16 +97,15 @@ impl Ingest {
 
     /// Reads and applies until the shutdown.
     pub async fn run(self, shutdown: Shutdown) {
-        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        let mut rejoin = Backoff::new(BACKOFF.0, MAX_REJOIN_PAUSE);
+        let (mut reopen, mut rejoin) = (Pauses::up_to(BACKOFF.1), Pauses::up_to(MAX_REJOIN_PAUSE));
         let mut member = self.member();
         // A transaction in flight is committed or rolled back.
         let work = async {
             loop {
                 let (error, pauses) = match (self.state.open().await, &mut member) {
                     (Ok(saved), Some(member)) => (member::run(&self, member, saved, &mut rejoin).await, &mut rejoin),
-                    (Ok(saved), None) => (fixed::run(&self, saved, &mut backoff).await, &mut backoff),
-                    (Err(error), _) => (error, &mut backoff),
+                    (Ok(saved), None) => (fixed::run(&self, saved, &mut reopen).await, &mut reopen),
+                    (Err(error), _) => (error, &mut reopen),
                 };
                 self.report_state(Some(error));
                 pauses.pause().await;
@@ -241,13 +241,20 @@ impl Ingest {
         Ok(count)
     }
 
-    /// Applies what the fetchers enqueue, until the gate is closed.
+    /// Applies what the fetchers enqueue, until the gate is closed. The pause after an error depends on how long that worked.
     async fn apply_all(
         &self,
         receiver: &Receiver<FetchedBatch>,
         gate: &Gate,
-        backoff: &mut Backoff,
+        pauses: &mut Pauses,
     ) -> Result<(), StateError> {
+        let started = Instant::now();
+        let applied = self.apply_until_closed(receiver, gate).await;
+        pauses.note_work(started.elapsed());
+        applied
+    }
+
+    async fn apply_until_closed(&self, receiver: &Receiver<FetchedBatch>, gate: &Gate) -> Result<(), StateError> {
         let closed = async {
             gate.closed().await;
             None
@@ -266,7 +273,6 @@ impl Ingest {
             if !gate.pass().await || !self.apply(batches, gate).await? {
                 break;
             }
-            backoff.reset();
         }
         Ok(())
     }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, mem};
 
-use runtime::Backoff;
 use smol::future::or;
 
 use super::{
-    Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress, reports::report_moved_keys,
+    Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress, pauses::Pauses,
+    reports::report_moved_keys,
 };
 use crate::{
     settings::Assignment,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Reads and applies from the saved positions on, until the state fails.
-pub(super) async fn run(ingest: &Ingest, saved: SavedState, backoff: &mut Backoff) -> StateError {
+pub(super) async fn run(ingest: &Ingest, saved: SavedState, pauses: &mut Pauses) -> StateError {
     let count = ingest.wait_for_partition_count().await;
     let assigned = assigned(ingest, count);
     let mut saved = match ingest.prepare(saved, &assigned, count).await {
@@ -35,7 +35,7 @@ pub(super) async fn run(ingest: &Ingest, saved: SavedState, backoff: &mut Backof
         std::future::pending().await
     };
     let gate = Gate::open();
-    let error = or(or(ingest.apply_all(&receiver, &gate, backoff), watch), commit_progress).await;
+    let error = or(or(ingest.apply_all(&receiver, &gate, pauses), watch), commit_progress).await;
     for (_, fetcher) in fetchers {
         fetcher.cancel().await;
     }

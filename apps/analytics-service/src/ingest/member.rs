@@ -18,6 +18,7 @@ use smol::future::or;
 use super::{
     BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher,
     gate::Gate,
+    pauses::Pauses,
     reports::{LOGGED_FAILURES, report_moved_keys},
     standbys::StandbyLimits,
 };
@@ -38,7 +39,7 @@ pub(super) async fn run(
     ingest: &Ingest,
     member: &mut Member,
     mut saved: SavedState,
-    backoff: &mut Backoff,
+    pauses: &mut Pauses,
 ) -> StateError {
     // Whoever joins and cannot count disturbs the others.
     let on_topic = ingest.wait_for_partition_count().await;
@@ -58,7 +59,7 @@ pub(super) async fn run(
             pending().await
         };
         // A transaction in flight ends before the next generation is joined.
-        if let Err(error) = or(count(ingest, &assignment, saved, (&gate, &limits), backoff), keep_membership).await {
+        if let Err(error) = or(count(ingest, &assignment, saved, (&gate, &limits), pauses), keep_membership).await {
             return error;
         }
         saved = match ingest.state.with(async |state| state.saved().await).await {
@@ -133,7 +134,7 @@ async fn count(
     assignment: &Assignment,
     saved: SavedState,
     (gate, limits): (&Gate, &Arc<StandbyLimits>),
-    backoff: &mut Backoff,
+    pauses: &mut Pauses,
 ) -> Result<(), StateError> {
     let assigned: BTreeSet<i32> = assignment.partitions.iter().copied().collect();
     if assignment.members.is_empty() {
@@ -177,7 +178,7 @@ async fn count(
     let mut fetchers = Fetchers::new();
     ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
     ingest.start_standbys(&assignment.standbys, &saved, (&shared, limits), &mut fetchers);
-    let applied = ingest.apply_all(&receiver, gate, backoff).await;
+    let applied = ingest.apply_all(&receiver, gate, pauses).await;
     for (_, fetcher) in fetchers {
         fetcher.cancel().await;
     }
