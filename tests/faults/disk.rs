@@ -21,6 +21,7 @@ testbed::on_each_broker!(
 /// Mounts a small file system with the options in its first argument at the path in its second, then executes the rest.
 const MOUNT: &str = r#"mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@""#;
 const STATE_UNUSABLE: &str = "the state cannot be used; nothing is counted until it can";
+const STATE_USABLE: &str = "the state can be used again";
 
 fn in_a_namespace_a_full_disk_is_reported_and_counts_stay_correct(kind: Kind) {
     runtime::block_on(2, async {
@@ -30,17 +31,18 @@ fn in_a_namespace_a_full_disk_is_reported_and_counts_stay_correct(kind: Kind) {
         writers.until(20, TIMEOUT).await.unwrap();
         let filler = fill(&state);
         until_readiness(&system.analytics, "state", 503, "DOWN").await;
-        assert!(logged(&system.analytics, STATE_UNUSABLE) > 0);
         // The counts are those before, and do not change.
         let shown = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         writers.until(writers.acknowledged().count() + 30, TIMEOUT).await.unwrap();
         let later = system.until_summary(TIMEOUT, |_| true).await.unwrap();
         assert_eq!((&later["activePatients"], &later["created"]), (&shown["activePatients"], &shown["created"]));
+        let lines = || [STATE_UNUSABLE, STATE_USABLE].map(|message| logged(&system.analytics, message));
+        assert_eq!(lines(), [1, 0], "it is opened again and again, and the outage goes on");
 
         fs::remove_file(&filler).unwrap();
         until_readiness(&system.analytics, "state", 200, "UP").await;
         stop_and_audit(writers, &system).await;
-        assert!(logged(&system.analytics, "the state can be used again") > 0);
+        assert_eq!(lines(), [1, 1]);
     });
 }
 
@@ -60,6 +62,7 @@ fn in_a_namespace_a_read_only_disk_is_reported(kind: Kind) {
             .arg(&place);
         until("it is writable", async || remount.status().unwrap().success()).await;
         until_readiness(&system.analytics, "state", 200, "UP").await;
+        assert_eq!([STATE_UNUSABLE, STATE_USABLE].map(|message| logged(&system.analytics, message)), [1, 1]);
         audit(&system, &acknowledged).await;
     });
 }

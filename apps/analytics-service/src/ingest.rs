@@ -59,6 +59,9 @@ const SPACE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// The longest pause of a member of the consumer group whose state failed: whenever it joins, the others stop too.
 const MAX_REJOIN_PAUSE: Duration = Duration::from_secs(60);
+/// How long the state has to work after an outage until its end is reported. What failed is read and applied again at once: until that
+/// succeeds or fails, nobody knows whether the outage is over.
+const STATE_RECOVERY: Duration = Duration::from_secs(5);
 /// Poll interval for added partitions.
 const PARTITION_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -249,7 +252,7 @@ impl Ingest {
         pauses: &mut Pauses,
     ) -> Result<(), StateError> {
         let started = Instant::now();
-        let applied = self.apply_until_closed(receiver, gate).await;
+        let applied = or(self.apply_until_closed(receiver, gate), self.confirm_recovery()).await;
         pauses.note_work(started.elapsed());
         applied
     }

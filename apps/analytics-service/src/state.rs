@@ -150,6 +150,14 @@ impl State {
         Ok((state, saved))
     }
 
+    /// Commits a page, and changes nothing that is read. SQLite opens a file that cannot be written, and reads it.
+    async fn check_writable(&mut self) -> Result<(), StateError> {
+        // The value is always written, also if it was the same.
+        let write = query("PRAGMA user_version = 1").execute(&mut self.connection);
+        timeout(STEP_TIMEOUT, write).await??;
+        Ok(())
+    }
+
     /// What the file has now.
     ///
     /// # Errors
@@ -259,14 +267,15 @@ impl SharedState {
     /// Opens the file, after closing it if it is open.
     ///
     /// # Errors
-    /// If the file cannot be opened.
+    /// If the file cannot be opened or written.
     pub async fn open(&self) -> Result<SavedState, StateError> {
         let mut open = self.open.lock().await;
         if let Some(state) = open.take() {
             state.close().await;
         }
         let (state, saved) = State::open(&self.path).await?;
-        *open = Some(state);
+        // It stays open if it cannot be written: its dead letters can still be listed.
+        open.insert(state).check_writable().await?;
         Ok(saved)
     }
 

@@ -21,7 +21,6 @@ pub(super) async fn run(ingest: &Ingest, saved: SavedState, pauses: &mut Pauses)
         Ok(saved) => saved,
         Err(error) => return error,
     };
-    ingest.report_state(None);
     ingest.change(|snapshot| snapshot.load(mem::take(&mut saved.counts)));
     ingest.assign_kafka_error(&assigned);
     let (shared, receiver) = ingest.queue(&saved, 0);

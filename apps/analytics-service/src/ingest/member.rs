@@ -145,7 +145,6 @@ async fn count(
     }
     let count = partitions_of(assignment);
     let mut saved = ingest.prepare(saved, &assigned, count).await?;
-    ingest.report_state(None);
     let (before, copies_before) =
         ingest.read_model.read(|snapshot| (snapshot.partitions.clone(), snapshot.standbys.clone()));
     ingest.change(|snapshot| {

@@ -1,10 +1,13 @@
 //! What keeps ingest from its work, for the log and for health.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+};
 
 use telemetry::Outage;
 
-use super::Ingest;
+use super::{Ingest, STATE_RECOVERY};
 use crate::state::StateError;
 
 /// Failures in a row after which the log says so, where the first ones are expected: a cluster needs a moment to make the topic of
@@ -32,6 +35,16 @@ pub(super) fn report_moved_keys() {
 }
 
 impl Ingest {
+    /// Reports the end of an outage of the state once the state has worked for [`STATE_RECOVERY`]. Never ends. That it was opened
+    /// shows too little: a full disk often has room for the page that opening it writes.
+    pub(super) async fn confirm_recovery<T>(&self) -> T {
+        if self.read_model.read(|snapshot| snapshot.state_error.is_some()) {
+            smol::Timer::after(STATE_RECOVERY).await;
+            self.report_state(None);
+        }
+        pending().await
+    }
+
     pub(super) fn report_state(&self, error: Option<StateError>) {
         let error = error.map(|error| error.to_string());
         if self.read_model.read(|snapshot| snapshot.state_error == error) {

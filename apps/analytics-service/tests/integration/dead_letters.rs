@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use kafka::{Consumer, Record, testing::set_topic_setting};
 use serde_json::Value as Json;
-use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use testbed::{broker, until};
 
 use crate::harness::{Harness, Running, foreign, with_topic};
@@ -107,13 +106,6 @@ fn a_dead_letter_without_a_key_blocks_no_other_if_its_topic_is_compacted(kind: b
     });
 }
 
-/// Executes a statement in the state of a service that does not run.
-async fn execute(topic: &Harness, statement: &'static str) {
-    let mut state = SqliteConnectOptions::new().filename(&topic.state).connect().await.unwrap();
-    sqlx::query(statement).execute(&mut state).await.unwrap();
-    state.close().await.unwrap();
-}
-
 /// As on a full disk.
 fn dead_letters_that_cannot_be_marked_as_forwarded_are_reported_and_sent_again_after_pauses(kind: broker::Kind) {
     with_topic(kind, |mut topic| async move {
@@ -122,7 +114,7 @@ fn dead_letters_that_cannot_be_marked_as_forwarded_are_reported_and_sent_again_a
         service.stop().await;
         let fail = "CREATE TRIGGER fail BEFORE UPDATE ON dead_letters
             BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
-        execute(&topic, fail).await;
+        topic.execute_in_state(fail).await;
         topic.send(0, vec![foreign("two")]).await;
         let service = topic.start(&[]).await;
         until("it is reported", async || status(&service).await["status"] == "DEGRADED").await;
@@ -136,7 +128,7 @@ fn dead_letters_that_cannot_be_marked_as_forwarded_are_reported_and_sent_again_a
         assert_eq!(is_forwarded(&service).await, [true, false]);
         service.stop().await;
 
-        execute(&topic, "DROP TRIGGER fail").await;
+        topic.execute_in_state("DROP TRIGGER fail").await;
         let service = topic.start(&[]).await;
         until("it is marked", async || is_forwarded(&service).await == [true, true]).await;
         assert_eq!(status(&service).await["status"], "UP");

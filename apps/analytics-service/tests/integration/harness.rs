@@ -19,6 +19,7 @@ use kafka::{Producer, Record};
 use runtime::{Failure, Shutdown};
 use serde_json::Value as Json;
 use smol::Task;
+use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use testbed::{
     Scratch,
     broker::{self, Broker},
@@ -84,6 +85,13 @@ impl Harness {
 
     pub(crate) fn dead_letter_topic(&self) -> String {
         format!("{}.dlq", self.topic)
+    }
+
+    /// Executes a statement in the state of a service that does not run.
+    pub(crate) async fn execute_in_state(&self, statement: &'static str) {
+        let mut state = SqliteConnectOptions::new().filename(&self.state).connect().await.unwrap();
+        sqlx::query(statement).execute(&mut state).await.unwrap();
+        state.close().await.unwrap();
     }
 
     /// Starts the service on the topic and the state.

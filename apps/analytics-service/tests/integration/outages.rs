@@ -1,12 +1,17 @@
 //! An unavailable broker or state.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
 use codec::event::EventKind::Created;
 use serde_json::json;
 use testbed::{
     Scratch, Signal,
     broker::{self, Broker},
+    until,
 };
 use uuid::Uuid;
 
@@ -15,6 +20,7 @@ use crate::harness::{Harness, Running, with_topic};
 testbed::on_each_broker!(
     a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing,
     a_state_that_cannot_be_opened_is_reported_and_opened_later,
+    a_state_that_can_be_opened_and_not_written_stays_down,
     a_second_service_on_the_same_state_counts_nothing,
 );
 
@@ -82,7 +88,36 @@ fn a_state_that_cannot_be_opened_is_reported_and_opened_later(kind: broker::Kind
         fs::remove_file(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
         assert_eq!(service.until_applied(1).await["activePatients"], 1);
-        assert_eq!(service.get("/actuator/health/readiness").await.status, 200);
+        until("it is ready", async || service.get("/actuator/health/readiness").await.status == 200).await;
+        service.stop().await;
+    });
+}
+
+/// As on a full disk: whoever takes an open file for the end of the outage reports it, and the next one, at each attempt.
+fn a_state_that_can_be_opened_and_not_written_stays_down(kind: broker::Kind) {
+    with_topic(kind, |mut topic| async move {
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+        let service = topic.start(&[]).await;
+        service.until_applied(1).await;
+        service.stop().await;
+        let fail = "CREATE TRIGGER fail BEFORE INSERT ON positions
+            BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
+        topic.execute_in_state(fail).await;
+        topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
+        let service = topic.start(&[]).await;
+        until_its_state_is_down(&service).await;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(6) {
+            let readiness = service.get("/actuator/health/readiness").await;
+            assert_eq!(readiness.json()["components"]["state"]["status"], "DOWN", "after {:?}", begun.elapsed());
+            smol::Timer::after(Duration::from_millis(2)).await;
+        }
+        assert_eq!(service.summary().await["created"], 1);
+        service.stop().await;
+
+        topic.execute_in_state("DROP TRIGGER fail").await;
+        let service = topic.start(&[]).await;
+        service.until_applied(2).await;
         service.stop().await;
     });
 }
