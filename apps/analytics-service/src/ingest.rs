@@ -13,6 +13,7 @@ mod gate;
 mod group_progress;
 mod member;
 mod pauses;
+mod queue;
 mod reports;
 mod spans;
 mod standbys;
@@ -25,16 +26,12 @@ use std::{
 
 use kafka::{FetchMemory, Member};
 use runtime::{Backoff, Notify, Shutdown, timeout};
-use smol::{
-    Task,
-    channel::{self, Receiver},
-    future::or,
-};
+use smol::{Task, future::or};
 use telemetry::metrics::{self, IntGaugeVec};
 
 use self::{
     batch_applier::BatchApplier, budget::Budget, fetched_batch::FetchedBatch, fetcher::Fetcher, gate::Gate,
-    pauses::Pauses, reports::Outages, standbys::StandbyLimits,
+    pauses::Pauses, queue::Queue, reports::Outages, standbys::StandbyLimits,
 };
 use crate::{
     members::Members,
@@ -43,9 +40,6 @@ use crate::{
     state::{Delta, Preparation, SavedState, SharedState, State, StateError, WaitingDeadLetters},
 };
 
-/// The capacity of the queue of fetched batches of all partitions: large transactions share their fixed cost (births,
-/// registrations, positions, the last page of the WAL) between more records.
-const MAX_QUEUED_BATCHES: usize = 32;
 /// Bytes of decoded batches in the queue and in the current transaction, unless a single batch has more.
 const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
 /// Records of a transaction, unless a single batch has more: about 0.1 s.
@@ -176,8 +170,8 @@ impl Ingest {
     }
 
     /// The queue between the fetchers and the task that applies. So many of the fetchers will be standbys.
-    fn queue(&self, saved: &SavedState, standbys: usize) -> (fetcher::Shared, Receiver<FetchedBatch>) {
-        let (sender, receiver) = channel::bounded(MAX_QUEUED_BATCHES);
+    fn queue(&self, saved: &SavedState, standbys: usize) -> (fetcher::Shared, Queue) {
+        let (sender, queue) = queue::queue();
         let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
             ingest: self.clone(),
@@ -187,7 +181,7 @@ impl Ingest {
             budget: Budget::new(MAX_QUEUED_BYTES),
             sender,
         };
-        (shared, receiver)
+        (shared, queue)
     }
 
     /// Starts to fetch these partitions.
@@ -210,7 +204,8 @@ impl Ingest {
         let total = fetchers.len() + partitions.len() + shared.standbys;
         for partition in partitions {
             let saved = saved.positions.get(&partition).copied();
-            fetchers.insert(partition, runtime::spawn(Fetcher::new(shared.clone(), partition, total, saved).run()));
+            let fetcher = Fetcher::new(shared.clone(), partition, total, saved);
+            fetchers.insert(partition, shared.sender.spawn(fetcher.run()));
         }
     }
 
@@ -230,7 +225,7 @@ impl Ingest {
         for partition in partitions.iter().copied() {
             let saved = saved.positions.get(&partition).copied();
             let fetcher = Fetcher::new(shared.clone(), partition, total, saved).standby(limits.clone());
-            fetchers.insert(partition, runtime::spawn(fetcher.run()));
+            fetchers.insert(partition, shared.sender.spawn(fetcher.run()));
         }
     }
 
@@ -245,29 +240,25 @@ impl Ingest {
     }
 
     /// Applies what the fetchers enqueue, until the gate is closed. The pause after an error depends on how long that worked.
-    async fn apply_all(
-        &self,
-        receiver: &Receiver<FetchedBatch>,
-        gate: &Gate,
-        pauses: &mut Pauses,
-    ) -> Result<(), StateError> {
+    async fn apply_all(&self, queue: &Queue, gate: &Gate, pauses: &mut Pauses) -> Result<(), StateError> {
         let started = Instant::now();
-        let applied = or(self.apply_until_closed(receiver, gate), self.confirm_recovery()).await;
+        let meanwhile = or(queue.panic_of_fetcher(), self.confirm_recovery());
+        let applied = or(self.apply_until_closed(queue, gate), meanwhile).await;
         pauses.note_work(started.elapsed());
         applied
     }
 
-    async fn apply_until_closed(&self, receiver: &Receiver<FetchedBatch>, gate: &Gate) -> Result<(), StateError> {
+    async fn apply_until_closed(&self, queue: &Queue, gate: &Gate) -> Result<(), StateError> {
         let closed = async {
             gate.closed().await;
             None
         };
         let mut closed = Box::pin(closed);
-        while let Some(first) = or(&mut closed, async { receiver.recv().await.ok() }).await {
+        while let Some(first) = or(&mut closed, async { queue.batches.recv().await.ok() }).await {
             let mut batches = vec![first];
             let mut records = batches[0].len();
             while records < MAX_TRANSACTION_RECORDS
-                && let Ok(batch) = receiver.try_recv()
+                && let Ok(batch) = queue.batches.try_recv()
             {
                 records += batch.len();
                 batches.push(batch);

@@ -5,7 +5,6 @@ use std::{
 
 use kafka::{Consumer, FetchMemory, Fetched};
 use runtime::Backoff;
-use smol::channel::Sender;
 use telemetry::metrics::{self, IntCounter, IntGaugeVec};
 use uuid::Uuid;
 
@@ -13,6 +12,7 @@ use super::{
     BACKOFF, Ingest,
     budget::Budget,
     fetched_batch::{FetchedBatch, Source},
+    queue::QueueSender,
     standbys::StandbyLimits,
 };
 use crate::{settings::OnOffsetLoss, state::SavedPosition};
@@ -63,7 +63,7 @@ pub(super) struct Shared {
     /// The memory of batches that are not applied yet.
     pub(super) budget: Arc<Budget>,
     /// The queue of the task that applies.
-    pub(super) sender: Sender<FetchedBatch>,
+    pub(super) sender: QueueSender,
 }
 
 /// Fetches one partition.
@@ -185,8 +185,7 @@ impl Fetcher {
 
     async fn enqueue(&mut self, batch: FetchedBatch) {
         self.position = Some(batch.position);
-        // It fails once the receiver is dropped: then this task is about to be cancelled.
-        let _ = self.shared.sender.send(batch).await;
+        self.shared.sender.send(batch).await;
     }
 
     async fn enqueue_position(&mut self, position: SavedPosition) {

@@ -23,7 +23,7 @@ pub(super) async fn run(ingest: &Ingest, saved: SavedState, pauses: &mut Pauses)
     };
     ingest.change(|snapshot| snapshot.load(mem::take(&mut saved.counts)));
     ingest.assign_kafka_error(&assigned);
-    let (shared, receiver) = ingest.queue(&saved, 0);
+    let (shared, queue) = ingest.queue(&saved, 0);
     let mut fetchers = Fetchers::new();
     ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
     let watch = watch_partitions(ingest, count, &saved, &shared, &mut fetchers);
@@ -34,7 +34,7 @@ pub(super) async fn run(ingest: &Ingest, saved: SavedState, pauses: &mut Pauses)
         std::future::pending().await
     };
     let gate = Gate::open();
-    let error = or(or(ingest.apply_all(&receiver, &gate, pauses), watch), commit_progress).await;
+    let error = or(or(ingest.apply_all(&queue, &gate, pauses), watch), commit_progress).await;
     for (_, fetcher) in fetchers {
         fetcher.cancel().await;
     }

@@ -173,11 +173,11 @@ async fn count(
         members = assignment.members.len(),
         "the consumer group has assigned partitions"
     );
-    let (shared, receiver) = ingest.queue(&saved, assignment.standbys.len());
+    let (shared, queue) = ingest.queue(&saved, assignment.standbys.len());
     let mut fetchers = Fetchers::new();
     ingest.start_fetchers(assigned, &saved, &shared, &mut fetchers);
     ingest.start_standbys(&assignment.standbys, &saved, (&shared, limits), &mut fetchers);
-    let applied = ingest.apply_all(&receiver, gate, pauses).await;
+    let applied = ingest.apply_all(&queue, gate, pauses).await;
     for (_, fetcher) in fetchers {
         fetcher.cancel().await;
     }
