@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{FetchMemory, Member};
+use kafka::{FetchMemory, KnownTopic, Member};
 use runtime::{Backoff, Notify, Shutdown, timeout};
 use smol::{Task, future::or};
 use telemetry::metrics::{self, IntGaugeVec};
@@ -158,10 +158,10 @@ impl Ingest {
 
     /// The number of partitions of the topic, once a broker responds. An outage before that stays reported: no partition has
     /// been read yet.
-    async fn wait_for_partition_count(&self) -> i32 {
+    async fn wait_for_partition_count(&self, known: KnownTopic) -> i32 {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
-            match self.partition_count().await {
+            match self.partition_count(known).await {
                 Ok(count) => return count,
                 Err(error) => self.report_kafka(None, Some(error.to_string())),
             }
@@ -172,10 +172,9 @@ impl Ingest {
     /// The queue between the fetchers and the task that applies. So many of the fetchers will be standbys.
     fn queue(&self, saved: &SavedState, standbys: usize) -> (fetcher::Shared, Queue) {
         let (sender, queue) = queue::queue();
-        let topic_id = saved.positions.values().find_map(|position| position.topic_id);
         let shared = fetcher::Shared {
             ingest: self.clone(),
-            topic_id: Arc::new(Mutex::new(topic_id)),
+            topic_id: Arc::new(Mutex::new(known_topic(saved).id)),
             memory: FetchMemory::default(),
             standbys,
             budget: Budget::new(MAX_QUEUED_BYTES),
@@ -229,10 +228,9 @@ impl Ingest {
         }
     }
 
-    async fn partition_count(&self) -> Result<i32, kafka::Error> {
-        let count = kafka::leaders(&self.settings.kafka, &self.settings.topic).await?.len();
-        TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count as i64);
-        let count = i32::try_from(count).unwrap_or(i32::MAX);
+    async fn partition_count(&self, known: KnownTopic) -> Result<i32, kafka::Error> {
+        let count = kafka::partitions_of_known(&self.settings.kafka, &self.settings.topic, known).await?;
+        TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count.into());
         if self.read_model.read(|snapshot| snapshot.topic_partitions) != count {
             self.change(|snapshot| snapshot.topic_partitions = count);
         }
@@ -341,5 +339,37 @@ impl Ingest {
 
     fn change(&self, change: impl FnOnce(&mut crate::read_model::Snapshot)) {
         self.read_model.change(&self.settings.topic, change);
+    }
+}
+
+/// What the state shows of the topic. Partitions that were counted of a topic of before are none of this one's.
+fn known_topic(saved: &SavedState) -> KnownTopic {
+    let id = saved.positions.values().find_map(|position| position.topic_id);
+    let counted = saved.positions.iter().filter(|(_, position)| position.next > 0 && position.topic_id == id);
+    KnownTopic { id, partitions: counted.map(|(partition, _)| partition + 1).max().unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::state::SavedPosition;
+
+    #[test]
+    fn a_topic_has_at_least_the_partitions_that_were_counted_of_it() {
+        let known = |positions: &[(i32, i64, Option<u128>)]| {
+            let position = |(partition, next, topic_id): &(i32, i64, Option<u128>)| {
+                let topic_id = topic_id.map(Uuid::from_u128);
+                (*partition, SavedPosition { next: *next, last_timestamp: None, topic_id, leader_epoch: None })
+            };
+            let positions = positions.iter().map(position).collect();
+            let KnownTopic { id, partitions } = known_topic(&SavedState { positions, ..SavedState::default() });
+            (id.map(|id| id.as_u128()), partitions)
+        };
+        assert_eq!(known(&[]), (None, 0));
+        assert_eq!(known(&[(0, 7, None), (4, 7, None), (5, 0, None)]), (None, 5));
+        assert_eq!(known(&[(0, 0, Some(1)), (2, 7, Some(1))]), (Some(1), 3));
+        assert_eq!(known(&[(0, 7, Some(2)), (5, 7, Some(1))]), (Some(2), 1), "the topic was recreated");
     }
 }

@@ -70,7 +70,7 @@ pub use group::GroupProgress;
 pub use malformed::Malformed;
 pub use membership::{AssignedMember, Assignment, Generation, Member, Subscription};
 pub use memory::{FetchMemory, FetchPermit};
-pub use metadata::{brokers, leaders, partitions};
+pub use metadata::{KnownTopic, brokers, leaders, partitions, partitions_of_known};
 pub use permissions::{Operation, Permission, Resource, grant};
 pub use producer::Producer;
 pub use record::{Headers, Record, RecordAndOffset, RecordRef};

@@ -3,7 +3,15 @@
 //! A bootstrap broker that is cut off from the others, or has just been started, answers with outdated metadata, or that there is
 //! no such topic. So what contradicts what a client has [read before](MetadataCache) is believed only if no other bootstrap broker knows better.
 
-use std::{collections::BTreeMap, mem::discriminant, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    mem::discriminant,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use config::HostPort;
 use kafka_protocol::{
@@ -28,6 +36,15 @@ use crate::{
 /// How old the metadata of a connected client may become: the broker that it is connected to may be cut off from the others
 /// without knowing. That of Kafka's Java client (`metadata.max.age.ms`).
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(5 * 60);
+
+/// What is known of a topic whose metadata are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownTopic {
+    /// Its id, if it is known.
+    pub id: Option<Uuid>,
+    /// It has at least so many partitions.
+    pub partitions: i32,
+}
 
 /// What a client keeps of the metadata of its topic, to recognize outdated ones.
 #[derive(Debug, Default)]
@@ -96,6 +113,8 @@ pub(crate) enum Answer<T> {
     Certain(T),
     /// Believed if no other broker answers with something certain.
     Doubtful(T),
+    /// Believed if all other brokers answer, and none of them with something certain.
+    Contested(T),
 }
 
 impl<T> Answer<T> {
@@ -125,6 +144,29 @@ pub async fn partitions(settings: &Settings, topic_name: &str) -> Result<i32, Er
     let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
     let topic = call("partitions", deadline, topic(settings, deadline, &name, &mut MetadataCache::default())).await?;
     i32::try_from(topic.leaders.len()).map_err(|_| Malformed::Response.into())
+}
+
+/// The number of partitions of a topic of which something is known. No topic loses partitions, so a broker that says fewer is cut off
+/// from the others, or the topic was recreated. The latter is believed if the id is another one and no bootstrap broker knows the
+/// topic as before; without ids, only if all bootstrap brokers say fewer. Each call asks another one first.
+///
+/// # Errors
+/// As [`partitions`], and if a bootstrap broker that might know better is unavailable.
+pub async fn partitions_of_known(settings: &Settings, topic_name: &str, known: KnownTopic) -> Result<i32, Error> {
+    static NEXT_BOOTSTRAP: AtomicUsize = AtomicUsize::new(0);
+    let (name, deadline) = (TopicName(text(topic_name)), Deadline::new(settings.deadline));
+    let first = NEXT_BOOTSTRAP.fetch_add(1, Ordering::Relaxed);
+    let count = query(settings, deadline, first, Some(&name), |metadata| {
+        let topic = metadata.topic(&name)?;
+        let count = i32::try_from(topic.partitions.len()).map_err(|_| Malformed::Response)?;
+        Ok(match known.id.zip(id(topic)) {
+            _ if count >= known.partitions => Answer::Certain(count),
+            Some((known_id, found)) if known_id == found => Answer::Certain(known.partitions),
+            Some(_) => Answer::Doubtful(count),
+            None => Answer::Contested(count),
+        })
+    });
+    call("partitions", deadline, count).await
 }
 
 /// The leader of each partition of a topic, by number; none while it has none.
@@ -250,7 +292,7 @@ pub(crate) async fn of_bootstrap_broker<'a, T, F: Future<Output = Result<Answer<
     request: impl Fn(&'a HostPort, Deadline) -> F,
 ) -> Result<T, Error> {
     let brokers = &settings.bootstrap.0;
-    let (mut doubtful, mut rejection, mut errors) = (None, None, Vec::new());
+    let (mut doubtful, mut contested, mut rejection, mut errors) = (None, None, None, Vec::new());
     let in_turn = brokers.iter().cycle().skip(first % brokers.len().max(1)).take(brokers.len());
     for (number, broker) in in_turn.enumerate() {
         // A broker that hangs leaves the others their part of the time.
@@ -259,6 +301,7 @@ pub(crate) async fn of_bootstrap_broker<'a, T, F: Future<Output = Result<Answer<
         match Box::pin(request(broker, part)).await {
             Ok(Answer::Certain(answer)) => return Ok(answer),
             Ok(Answer::Doubtful(answer)) => doubtful = doubtful.or(Some(answer)),
+            Ok(Answer::Contested(answer)) => contested = contested.or(Some(answer)),
             Err(error) if error.is_rejection() => match &rejection {
                 Some(before) if discriminant(before) == discriminant(&error) => return Err(error),
                 Some(_) => {}
@@ -267,7 +310,8 @@ pub(crate) async fn of_bootstrap_broker<'a, T, F: Future<Output = Result<Answer<
             Err(error) => errors.push(error),
         }
     }
-    match (doubtful, rejection, errors.len()) {
+    let contested = contested.filter(|_| rejection.is_none() && errors.is_empty());
+    match (doubtful.or(contested), rejection, errors.len()) {
         (Some(answer), _, _) => Ok(answer),
         (None, Some(rejection), _) => Err(rejection),
         (None, None, 0) => Err(Error::UnknownTopic),

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, mem};
 use smol::future::or;
 
 use super::{
-    Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress, pauses::Pauses,
+    Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher, gate::Gate, group_progress, known_topic, pauses::Pauses,
     reports::report_moved_keys,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 
 /// Reads and applies from the saved positions on, until the state fails.
 pub(super) async fn run(ingest: &Ingest, saved: SavedState, pauses: &mut Pauses) -> StateError {
-    let count = ingest.wait_for_partition_count().await;
+    let count = ingest.wait_for_partition_count(known_topic(&saved)).await;
     let assigned = assigned(ingest, count);
     let mut saved = match ingest.prepare(saved, &assigned, count).await {
         Ok(saved) => saved,
@@ -53,7 +53,7 @@ async fn watch_partitions(
     loop {
         smol::Timer::after(PARTITION_POLL_INTERVAL).await;
         // The fetchers report an unavailable broker.
-        let Ok(now) = ingest.partition_count().await else { continue };
+        let Ok(now) = ingest.partition_count(known_topic(saved)).await else { continue };
         if now <= count {
             continue;
         }

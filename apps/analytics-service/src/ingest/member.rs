@@ -11,13 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{Assignment, BrokerError, Generation, Member, Subscription};
+use kafka::{Assignment, BrokerError, Generation, KnownTopic, Member, Subscription};
 use runtime::{Backoff, timeout};
 use smol::future::or;
 
 use super::{
     BACKOFF, Fetchers, Ingest, PARTITION_POLL_INTERVAL, fetcher,
     gate::Gate,
+    known_topic,
     pauses::Pauses,
     reports::{LOGGED_FAILURES, report_moved_keys},
     standbys::StandbyLimits,
@@ -42,7 +43,8 @@ pub(super) async fn run(
     pauses: &mut Pauses,
 ) -> StateError {
     // Whoever joins and cannot count disturbs the others.
-    let on_topic = ingest.wait_for_partition_count().await;
+    let known = known_topic(&saved);
+    let on_topic = ingest.wait_for_partition_count(known).await;
     if let Err(error) = ingest.check_partitions(&saved, &BTreeSet::new(), on_topic) {
         return error;
     }
@@ -54,7 +56,7 @@ pub(super) async fn run(
         let gate = Gate::before_first_heartbeat();
         let limits = Arc::<StandbyLimits>::default();
         let keep_membership = async {
-            keep_membership(ingest, member, &assignment, &gate, &limits).await;
+            keep_membership(ingest, member, (&assignment, known), &gate, &limits).await;
             gate.close();
             pending().await
         };
@@ -143,7 +145,8 @@ async fn count(
         gate.closed().await;
         return Ok(());
     }
-    let count = partitions_of(assignment);
+    // The leader may have asked a broker that is cut off from the others. It notices that as soon as it asks another one.
+    let count = partitions_of(assignment).max(ingest.read_model.read(|snapshot| snapshot.topic_partitions));
     let mut saved = ingest.prepare(saved, &assigned, count).await?;
     let (before, copies_before) =
         ingest.read_model.read(|snapshot| (snapshot.partitions.clone(), snapshot.standbys.clone()));
@@ -195,22 +198,21 @@ fn revoke(ingest: &Ingest, partitions: &BTreeSet<i32>) {
 async fn keep_membership(
     ingest: &Ingest,
     member: &mut Member,
-    assignment: &Assignment,
+    (assignment, known): (&Assignment, KnownTopic),
     gate: &Gate,
     limits: &StandbyLimits,
 ) {
-    let is_leader = member.is_leader();
+    let watch = watch_partitions(ingest, member.is_leader(), assignment, known);
     // Beside the heartbeats: a bootstrap broker that does not respond may cost the poll the deadline of a call.
-    or(send_heartbeats(ingest, member, assignment, gate, limits), watch_partitions(ingest, is_leader, assignment))
-        .await;
+    or(send_heartbeats(ingest, member, assignment, gate, limits), watch).await;
 }
 
 /// Polls for added partitions, until the leader has to assign some.
-async fn watch_partitions(ingest: &Ingest, is_leader: bool, assignment: &Assignment) {
+async fn watch_partitions(ingest: &Ingest, is_leader: bool, assignment: &Assignment, known: KnownTopic) {
     loop {
         smol::Timer::after(PARTITION_POLL_INTERVAL).await;
         // The fetchers report an unavailable broker.
-        let Ok(count) = ingest.partition_count().await else { continue };
+        let Ok(count) = ingest.partition_count(known).await else { continue };
         if is_leader && count > partitions_of(assignment) {
             tracing::warn!(count, "partitions were added to the topic: the consumer group assigns them");
             if assignment.members.len() > 1 {

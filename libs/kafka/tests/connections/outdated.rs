@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use kafka::partitions;
+use kafka::{KnownTopic, partitions, partitions_of_known};
 use kafka_protocol::error::ResponseError;
 use smol::Task;
 use uuid::Uuid;
@@ -189,5 +189,35 @@ fn a_producer_remembers_no_topic_of_metadata_that_it_does_not_use() {
         for _ in 0..4 {
             assert_eq!(producer.partitions().await.unwrap(), 2, "nor is it believed later");
         }
+    });
+}
+
+/// The number of partitions of a topic that had three, whichever of two brokers is asked first; none if it is not known.
+async fn counted(brokers: &[&HostPort], id: Option<u128>) -> [Option<i32>; 2] {
+    let settings = settings(brokers.iter().map(|broker| (*broker).clone()).collect());
+    let known = KnownTopic { id: id.map(Uuid::from_u128), partitions: 3 };
+    let mut counts = [None; 2];
+    for count in &mut counts {
+        *count = partitions_of_known(&settings, "topic", known).await.ok();
+    }
+    counts
+}
+
+#[test]
+fn fewer_partitions_than_known_are_those_of_another_topic_or_of_all_bootstrap_brokers() {
+    runtime::block_on(2, async {
+        let knowing = |id, partitions| knowing(id, partitions, Arc::new(AtomicBool::new(true)));
+        let unavailable = loopback(testbed::ports::free());
+        let ((current, _current), (outdated, _outdated)) = (knowing(1, 3).await, knowing(1, 1).await);
+        let (recreated, _recreated) = knowing(2, 1).await;
+        assert_eq!(counted(&[&outdated, &current], Some(1)).await, [Some(3); 2]);
+        assert_eq!(counted(&[&outdated, &unavailable], Some(1)).await, [Some(3); 2], "it is the same topic");
+        assert_eq!(counted(&[&recreated, &current], Some(1)).await, [Some(3); 2]);
+        assert_eq!(counted(&[&recreated, &unavailable], Some(1)).await, [Some(1); 2]);
+        let ((current, _current), (outdated, _outdated)) = (knowing(0, 3).await, knowing(0, 1).await);
+        let (other, _other) = knowing(0, 1).await;
+        assert_eq!(counted(&[&outdated, &current], None).await, [Some(3); 2]);
+        assert_eq!(counted(&[&outdated, &unavailable], None).await, [None; 2], "the other one may know better");
+        assert_eq!(counted(&[&outdated, &other], None).await, [Some(1); 2]);
     });
 }
