@@ -20,7 +20,7 @@ use runtime::{Elapsed, timeout};
 use smol::stream::StreamExt as _;
 use sqlx::{
     ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
-    migrate::Migrator,
+    migrate::{MigrateError, Migrator},
     query,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
 };
@@ -137,7 +137,7 @@ impl State {
         let mut connection = timeout(STEP_TIMEOUT, options.connect()).await??;
         let migrate = Box::pin(MIGRATIONS.run_direct(None, &mut connection, false));
         let migrated = timeout(MIGRATION_TIMEOUT, migrate).await?;
-        migrated.map_err(|error| StateError(format!("its schema: {error}")))?;
+        migrated.map_err(schema_error)?;
         let load = async {
             columns::prepare(&mut connection).await?;
             load(&mut connection).await
@@ -203,6 +203,17 @@ impl State {
         // Everything is committed.
         let _ = timeout(STEP_TIMEOUT, self.connection.close()).await;
     }
+}
+
+fn schema_error(error: MigrateError) -> StateError {
+    let remedy = match error {
+        MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => {
+            "; the state is of a newer version of this program: run that version, or delete the file and those whose names begin \
+             with its name, to count the topic again"
+        }
+        _ => "",
+    };
+    StateError(format!("its schema: {error}{remedy}"))
 }
 
 /// Reads row by row: the rows of a hundred thousand dates would take as much memory together as all else.
@@ -340,6 +351,21 @@ mod tests {
             let (_, saved) = State::open(&file).await.unwrap();
             assert_eq!(saved.counts, delta.counts);
             assert_eq!(saved.positions, [0, 1, 2].map(|partition| (partition, position)).into());
+        });
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_says_what_to_do() {
+        let directory = Scratch::new().unwrap();
+        let file = directory.path().join("state.sqlite");
+        smol::block_on(async {
+            let (mut state, _) = State::open(&file).await.unwrap();
+            let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                VALUES (9999, 'later', 1, x'00', 0)";
+            state.connection.execute(later).await.unwrap();
+            state.close().await;
+            let error = State::open(&file).await.unwrap_err().to_string();
+            assert!(error.contains("migration 9999") && error.contains("delete the file"), "{error}");
         });
     }
 
