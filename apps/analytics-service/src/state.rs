@@ -55,7 +55,9 @@ pub struct State {
     waiting: WaitingDeadLetters,
     /// The id of the newest dead letter that was ever counted in `waiting`.
     newest_counted: i64,
-    /// The partitions whose counts of an earlier version are not split by partition.
+    /// Whether `waiting` may be too high: a transaction that forwarded some of them failed, and may have been committed.
+    must_recount: bool,
+    /// The partitions whose counts of before are not split by partition.
     unsplit: BTreeSet<i32>,
 }
 
@@ -144,7 +146,7 @@ impl State {
         };
         let saved = timeout(STEP_TIMEOUT, Box::pin(load)).await??;
         let waiting = WaitingDeadLetters::default();
-        let mut state = Self { connection, waiting, newest_counted: 0, unsplit: BTreeSet::new() };
+        let mut state = Self { connection, waiting, newest_counted: 0, must_recount: false, unsplit: BTreeSet::new() };
         state.load_unsplit().await?;
         state.count_new_dead_letters().await?;
         Ok((state, saved))

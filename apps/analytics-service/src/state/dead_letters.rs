@@ -96,6 +96,17 @@ impl State {
         Ok(())
     }
 
+    /// Counts all waiting dead letters anew, if what is known of their number may be wrong.
+    async fn recount_waiting(&mut self) -> Result<(), StateError> {
+        if self.must_recount {
+            let (waiting, newest) = self.count_waiting("id > ?", 0).await?;
+            self.newest_counted = newest.unwrap_or_default().max(self.newest_counted);
+            self.set_waiting(waiting.count, waiting.bytes);
+            self.must_recount = false;
+        }
+        Ok(())
+    }
+
     /// Waiting dead letters that meet a condition, and the highest id.
     async fn count_waiting(
         &mut self,
@@ -125,6 +136,7 @@ impl State {
     /// # Errors
     /// If the state cannot be read.
     pub async fn waiting_dead_letters(&mut self, limit: i64, bytes: i64) -> Result<Vec<StoredDeadLetter>, StateError> {
+        self.recount_waiting().await?;
         let sql = format!(
             "-- waiting dead letters
             SELECT * FROM dead_letters WHERE forwarded = 0 AND id <= (
@@ -159,9 +171,12 @@ impl State {
     /// Marks the dead letters up to an id as forwarded, and deletes their content and the oldest of them, in one transaction.
     ///
     /// # Errors
-    /// If the state cannot be written. They still wait and will be forwarded again.
+    /// If the state cannot be written. They still wait and will be forwarded again, unless the transaction is committed after its time
+    /// limit: [`waiting_dead_letters`](Self::waiting_dead_letters) finds out.
     pub async fn mark_forwarded(&mut self, up_to: i64) -> Result<(), StateError> {
+        self.recount_waiting().await?;
         let (forwarded, _) = self.count_waiting("id <= ?", up_to).await?;
+        self.must_recount = true;
         let work = async {
             let mut transaction = self.connection.begin().await?;
             query(
@@ -180,6 +195,7 @@ impl State {
             transaction.commit().await
         };
         timeout(STEP_TIMEOUT, work).await??;
+        self.must_recount = false;
         self.set_waiting(self.waiting.count - forwarded.count, self.waiting.bytes - forwarded.bytes);
         Ok(())
     }
@@ -292,6 +308,37 @@ mod tests {
             state.mark_forwarded(last).await.unwrap();
             assert_eq!(state.waiting(), WaitingDeadLetters::default());
             assert!(state.waiting_dead_letters(20, i64::MAX).await.unwrap().is_empty());
+        });
+    }
+
+    /// SQLite goes on with a COMMIT whose time limit has passed.
+    #[test]
+    fn dead_letters_that_were_marked_after_an_error_wait_no_longer() {
+        let directory = Scratch::new().unwrap();
+        smol::block_on(async {
+            let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
+            let dead_letter = |offset| DeadLetter {
+                partition: 0,
+                offset,
+                key: None,
+                value: None,
+                headers: Headers::new(),
+                error: String::new(),
+            };
+            let delta = Delta { dead_letters: (0..3).map(dead_letter).collect(), ..Delta::default() };
+            state.begin().await.unwrap().commit(&delta).await.unwrap();
+            state.count_new_dead_letters().await.unwrap();
+            let fail = "CREATE TEMP TRIGGER fail BEFORE UPDATE ON main.dead_letters
+                BEGIN SELECT raise(ABORT, 'as the test wants it'); END";
+            state.connection.execute(fail).await.unwrap();
+            state.mark_forwarded(2).await.unwrap_err();
+            state.connection.execute("DROP TRIGGER fail").await.unwrap();
+            state.connection.execute("UPDATE dead_letters SET forwarded = 1 WHERE id <= 2").await.unwrap();
+            assert_eq!(state.waiting_dead_letters(20, i64::MAX).await.unwrap().len(), 1);
+            assert_eq!(state.waiting().count, 1);
+            state.begin().await.unwrap().commit(&delta).await.unwrap();
+            state.count_new_dead_letters().await.unwrap();
+            assert_eq!(state.waiting().count, 4);
         });
     }
 
