@@ -7,9 +7,9 @@ use std::{
 };
 
 use config::{HostPort, HostPorts, Reader};
+use futures_intrusive::sync::Semaphore;
 use runtime::{Failure, timeout};
 use serde::de::DeserializeOwned;
-use smol::lock::Semaphore;
 use surf::{Client, StatusCode};
 use telemetry::{
     Outage, TraceContext,
@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often it is logged at most that an instance rejects calls: which ones depends on their callers.
 const REJECTIONS_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Calls at once, of all instances together.
+/// Calls of an instance at once. One that hangs takes none of those of another.
 const MAX_CALLS: usize = 64;
 /// Idle connections that are kept for an instance.
 const MAX_IDLE: usize = 8;
@@ -82,16 +82,28 @@ struct Shared {
     /// None for plaintext.
     tls: Option<tls::Connector>,
     instances: Mutex<HashMap<String, Instance>>,
-    permits: Semaphore,
 }
 
 /// What is known of an instance.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Instance {
+    permits: Arc<Semaphore>,
     idle: Vec<Client>,
     unavailable_at: Option<Instant>,
     outage: Arc<Outage>,
     rejection_logged_at: Option<Instant>,
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(true, MAX_CALLS)),
+            idle: Vec::new(),
+            unavailable_at: None,
+            outage: Arc::default(),
+            rejection_logged_at: None,
+        }
+    }
 }
 
 /// Why an instance has no answer to a call.
@@ -103,12 +115,15 @@ enum CallError {
     /// It rejects this call, such as for its caller's token. That says nothing about the calls of others.
     #[error("it answers {0}")]
     Rejected(StatusCode),
+    /// The call had to wait for others, and too little of its time was left. Those say whether the instance is available.
+    #[error("too many calls wait for its answers")]
+    Busy,
 }
 
 impl MemberClient {
     /// A client that speaks TLS if there is a connector.
     pub(crate) fn new(tls: Option<tls::Connector>) -> Self {
-        Self(Arc::new(Shared { tls, instances: Mutex::default(), permits: Semaphore::new(MAX_CALLS) }))
+        Self(Arc::new(Shared { tls, instances: Mutex::default() }))
     }
 
     /// The answers of these members to a GET, at once; of those that do not answer in time, none. `authorization` is shown to
@@ -156,14 +171,30 @@ impl MemberClient {
         target: &str,
         headers: Vec<(&'static str, String)>,
     ) -> Result<T, CallError> {
+        let answer = self.get_in_time(address, target, headers).await;
+        CALLS.with_label_values(&[if answer.is_ok() { "ok" } else { "failed" }]).inc();
+        answer
+    }
+
+    async fn get_in_time<T: DeserializeOwned>(
+        &self,
+        address: &str,
+        target: &str,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<T, CallError> {
+        let permits = self.instances().entry(address.to_owned()).or_default().permits.clone();
         let work = async {
-            let _permit = self.0.permits.acquire().await;
             let body = self.body(address, target, &headers).await?;
             serde_json::from_slice(&body).map_err(|_| unavailable("the answer is that of another version"))
         };
-        let answer = timeout(TIMEOUT, Box::pin(work)).await.unwrap_or_else(|elapsed| Err(unavailable(elapsed)));
-        CALLS.with_label_values(&[if answer.is_ok() { "ok" } else { "failed" }]).inc();
-        answer
+        if let Some(_permit) = permits.try_acquire(1) {
+            return timeout(TIMEOUT, Box::pin(work)).await.unwrap_or_else(|elapsed| Err(unavailable(elapsed)));
+        }
+        let work = async {
+            let _permit = permits.acquire(1).await;
+            work.await
+        };
+        timeout(TIMEOUT, Box::pin(work)).await.unwrap_or(Err(CallError::Busy))
     }
 
     async fn body(
@@ -215,6 +246,9 @@ impl MemberClient {
 
     /// Logs when an instance becomes unavailable, when it answers again, and that it rejects calls.
     fn report(&self, member: &Member, error: Option<&CallError>) {
+        if let Some(CallError::Busy) = error {
+            return;
+        }
         let Member { address, partitions, .. } = member;
         let now = Instant::now();
         let (outage, logs_rejection) = {
@@ -293,6 +327,43 @@ mod tests {
         };
         runtime::spawn(serve).detach();
         Member { address, partitions: Vec::new(), is_self: false }
+    }
+
+    #[test]
+    fn an_instance_that_hangs_costs_the_others_none_of_their_calls() {
+        runtime::block_on(1, async {
+            // The system accepts its connections, and nobody reads from them.
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let hanging = [Member { address: address.clone(), partitions: Vec::new(), is_self: false }];
+            let client = MemberClient::new(None);
+            let ask = || {
+                let (client, hanging) = (client.clone(), hanging.clone());
+                runtime::spawn(async move { client.get_all::<u32>(&hanging, "/", None).await.len() })
+            };
+            let calls: Vec<_> = (0..MAX_CALLS * 2).map(|_| ask()).collect();
+            let is_busy = || client.instances().get(&address).is_some_and(|instance| instance.permits.permits() == 0);
+            while !is_busy() {
+                smol::Timer::after(Duration::from_millis(1)).await;
+            }
+            let (healthy, begun) = ([instance().await], Instant::now());
+            assert_eq!(client.get_all::<u32>(&healthy, "/", Some("200")).await, [1]);
+            assert!(begun.elapsed() < TIMEOUT / 2, "it waited for the calls of another instance");
+            for call in calls {
+                assert_eq!(call.await, 0);
+            }
+        });
+    }
+
+    #[test]
+    fn a_call_that_waited_for_others_says_nothing_about_the_instance() {
+        let client = MemberClient::new(None);
+        let member = Member { address: "127.0.0.1:1".to_owned(), partitions: Vec::new(), is_self: false };
+        client.report(&member, Some(&CallError::Busy));
+        assert!(client.may_ask(&member));
+        client.report(&member, Some(&unavailable("no answer")));
+        client.report(&member, Some(&CallError::Busy));
+        assert!(!client.may_ask(&member), "its outage goes on");
     }
 
     #[test]
