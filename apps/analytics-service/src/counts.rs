@@ -41,7 +41,8 @@ pub struct Counts {
 
 impl Counts {
     /// Counts an event and updates the state of its patient.
-    pub fn apply(&mut self, patient: &mut PatientState, event: &ReceivedEvent) -> Outcome {
+    #[cfg(test)]
+    pub(crate) fn apply(&mut self, patient: &mut PatientState, event: &ReceivedEvent) -> Outcome {
         patient.repeated(event).unwrap_or_else(|| {
             self.count(patient, event);
             Outcome::Applied

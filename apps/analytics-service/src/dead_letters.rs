@@ -90,7 +90,7 @@ impl Forwarder {
     fn report(&self, step: &Result<usize, ForwardError>) {
         let error = step.as_ref().err().map(ToString::to_string);
         if matches!(step, Ok(1..)) || self.read_model.read(|snapshot| snapshot.dead_letters.error != error) {
-            self.read_model.change(&self.settings.topic, |snapshot| snapshot.dead_letters.error = error);
+            self.read_model.change(|snapshot| snapshot.dead_letters.error = error);
         }
     }
 

@@ -191,7 +191,7 @@ impl Ingest {
         shared: &fetcher::Shared,
         fetchers: &mut Fetchers,
     ) {
-        self.change(|snapshot| {
+        self.read_model.change(|snapshot| {
             let position = |partition: &i32| {
                 let next = saved.positions.get(partition).map_or(0, |saved| saved.next);
                 let end = snapshot.partitions.get(partition).map_or(next, |known| known.end.max(next));
@@ -219,7 +219,7 @@ impl Ingest {
         let next = |partition: &i32| saved.positions.get(partition).map_or(0, |saved| saved.next);
         let positions =
             partitions.iter().map(|n| (*n, Position { next: next(n), end: next(n), halted: None })).collect();
-        self.change(|snapshot| snapshot.standbys = positions);
+        self.read_model.change(|snapshot| snapshot.standbys = positions);
         let total = fetchers.len() + partitions.len();
         for partition in partitions.iter().copied() {
             let saved = saved.positions.get(&partition).copied();
@@ -232,7 +232,7 @@ impl Ingest {
         let count = kafka::partitions_of_known(&self.settings.kafka, &self.settings.topic, known).await?;
         TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count.into());
         if self.read_model.read(|snapshot| snapshot.topic_partitions) != count {
-            self.change(|snapshot| snapshot.topic_partitions = count);
+            self.read_model.change(|snapshot| snapshot.topic_partitions = count);
         }
         Ok(count)
     }
@@ -301,7 +301,7 @@ impl Ingest {
         let store = async |state: &mut State| BatchApplier::store(state, batches, &mut delta).await;
         let applied = self.state.with(store).await?;
         applied.record_metrics(delta.dead_letters.len());
-        self.change(|snapshot| snapshot.apply(&delta));
+        self.read_model.change(|snapshot| snapshot.apply(&delta));
         if !delta.dead_letters.is_empty() {
             self.dead_letter_stored.notify();
         }
@@ -328,17 +328,13 @@ impl Ingest {
                     let lasted_ms = lasted.as_millis() as u64;
                     tracing::info!(lasted_ms, "there is space for dead letters again; ingest resumes");
                 }
-                self.change(|snapshot| snapshot.dead_letters.is_full = is_full);
+                self.read_model.change(|snapshot| snapshot.dead_letters.is_full = is_full);
             }
             if !is_full {
                 return Ok(());
             }
             let _ = timeout(SPACE_POLL_INTERVAL, change).await;
         }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut crate::read_model::Snapshot)) {
-        self.read_model.change(&self.settings.topic, change);
     }
 }
 

@@ -24,6 +24,8 @@ static STANDBY_LAG: std::sync::LazyLock<IntGaugeVec> = std::sync::LazyLock::new(
 /// The read model, shared by ingest, which updates it, and HTTP. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub struct ReadModel {
+    /// For its metrics.
+    topic: Arc<str>,
     snapshot: Arc<Mutex<Snapshot>>,
     changed: Arc<Event>,
 }
@@ -120,9 +122,9 @@ impl Snapshot {
 }
 
 impl ReadModel {
-    /// A copy of the data.
-    pub fn snapshot(&self) -> Snapshot {
-        self.lock().clone()
+    /// The read model of a topic, in which nothing is known yet.
+    pub fn new(topic: &str) -> Self {
+        Self { topic: topic.into(), ..Self::default() }
     }
 
     /// Reads the data without a copy.
@@ -131,7 +133,8 @@ impl ReadModel {
     }
 
     /// Changes the data, updates the lag of the topic, and notifies [`next_change`](Self::next_change).
-    pub fn change(&self, topic: &str, change: impl FnOnce(&mut Snapshot)) {
+    pub fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        let topic = &*self.topic;
         {
             let mut snapshot = self.lock();
             change(&mut snapshot);
@@ -146,22 +149,22 @@ impl ReadModel {
     }
 
     /// Answers for these partitions no longer.
-    pub fn revoke(&self, topic: &str, partitions: &BTreeSet<i32>) {
-        self.change(topic, |snapshot| {
+    pub fn revoke(&self, partitions: &BTreeSet<i32>) {
+        self.change(|snapshot| {
             snapshot.partitions.retain(|partition, _| !partitions.contains(partition));
             snapshot.sum();
         });
         for partition in partitions {
             // It fails if no lag was exported.
-            let _ = LAG.remove_label_values(&[topic, &partition.to_string()]);
+            let _ = LAG.remove_label_values(&[&*self.topic, &partition.to_string()]);
         }
     }
 
     /// Removes the lag of copies that this instance does not keep any more.
-    pub fn drop_standbys(&self, topic: &str, partitions: impl IntoIterator<Item = i32>) {
+    pub fn drop_standbys(&self, partitions: impl IntoIterator<Item = i32>) {
         for partition in partitions {
             // As above.
-            let _ = STANDBY_LAG.remove_label_values(&[topic, &partition.to_string()]);
+            let _ = STANDBY_LAG.remove_label_values(&[&*self.topic, &partition.to_string()]);
         }
     }
 
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_total_has_the_assigned_partitions_and_one_that_returns_has_its_counts_again() {
-        let read_model = ReadModel::default();
+        let read_model = ReadModel::new("t");
         let delta = |created: [i64; 2]| {
             let mut delta = Delta::default();
             for (partition, created) in (0..).zip(created) {
@@ -191,7 +194,7 @@ mod tests {
             delta
         };
         let created = || read_model.read(|snapshot| snapshot.counts.created);
-        read_model.change("t", |snapshot| {
+        read_model.change(|snapshot| {
             let mut counts = delta([1, 2]).counts;
             counts.of(None).created = 4;
             snapshot.load(counts);
@@ -199,25 +202,25 @@ mod tests {
             snapshot.assign([0, 1].map(|partition| (partition, Position::default())));
         });
         assert_eq!(created(), 7);
-        read_model.revoke("t", &[1].into());
+        read_model.revoke(&[1].into());
         assert_eq!(created(), 5);
         // An event has moved a patient from a partition that is not assigned.
-        read_model.change("t", |snapshot| snapshot.apply(&delta([1, -1])));
+        read_model.change(|snapshot| snapshot.apply(&delta([1, -1])));
         assert_eq!(created(), 6);
-        read_model.change("t", |snapshot| snapshot.assign([(1, Position::default())]));
+        read_model.change(|snapshot| snapshot.assign([(1, Position::default())]));
         assert_eq!(created(), 7);
     }
 
     #[test]
     fn the_total_has_nothing_of_a_copy() {
-        let read_model = ReadModel::default();
+        let read_model = ReadModel::new("t");
         let mut delta = Delta::default();
         (delta.counts.of(Some(0)).created, delta.counts.of(Some(1)).created) = (1, 2);
         delta.positions.insert(
             1,
             crate::state::SavedPosition { next: 7, last_timestamp: None, topic_id: None, leader_epoch: None },
         );
-        read_model.change("t", |snapshot| {
+        read_model.change(|snapshot| {
             snapshot.assign([(0, Position::default())]);
             snapshot.standbys.insert(1, Position::default());
             snapshot.apply(&delta);

@@ -54,7 +54,7 @@ impl Service {
         let Self { server, operations, members_tls, settings } = self;
         tracing::info!(http = %server.address(), "listening");
         let state = Arc::new(SharedState::new(settings.state.clone()));
-        let (read_model, dead_letter_stored) = (ReadModel::default(), Arc::new(Notify::new()));
+        let (read_model, dead_letter_stored) = (ReadModel::new(&settings.topic), Arc::new(Notify::new()));
         let authenticator = Authenticator::new(&settings.http.auth);
         let health = health(&read_model, shutdown.clone()).authentication(&settings.http.auth, &authenticator);
         let members = Members::default();

@@ -350,7 +350,7 @@ impl Fetcher {
                 "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue"
             );
         }
-        self.shared.ingest.change(|snapshot| {
+        self.shared.ingest.read_model.change(|snapshot| {
             if let Some(position) = snapshot.position_mut(partition) {
                 position.halted = why;
             }
@@ -389,7 +389,7 @@ impl Fetcher {
         let known =
             self.shared.ingest.read_model.read(|snapshot| snapshot.position(partition).map(|position| position.end));
         if known.is_some_and(|known| known != end) {
-            self.shared.ingest.change(|snapshot| {
+            self.shared.ingest.read_model.change(|snapshot| {
                 if let Some(position) = snapshot.position_mut(partition) {
                     position.end = end;
                 }

@@ -21,7 +21,7 @@ pub(super) async fn run(ingest: &Ingest, saved: SavedState, pauses: &mut Pauses)
         Ok(saved) => saved,
         Err(error) => return error,
     };
-    ingest.change(|snapshot| snapshot.load(mem::take(&mut saved.counts)));
+    ingest.read_model.change(|snapshot| snapshot.load(mem::take(&mut saved.counts)));
     ingest.assign_kafka_error(&assigned);
     let (shared, queue) = ingest.queue(&saved, 0);
     let mut fetchers = Fetchers::new();
@@ -77,7 +77,7 @@ async fn watch_partitions(
                     ?unread,
                     "partitions were added that PARTITIONS does not name: another instance has to read them"
                 );
-                ingest.change(|snapshot| snapshot.unassigned.extend(unread));
+                ingest.read_model.change(|snapshot| snapshot.unassigned.extend(unread));
             }
         }
     }

@@ -50,7 +50,7 @@ pub(super) async fn run(
     }
     // Before the state failed it had partitions, which another member may have now.
     revoke(ingest, &ingest.read_model.read(|snapshot| snapshot.partitions.keys().copied().collect()));
-    ingest.change(|snapshot| snapshot.load(saved.counts.unsplit()));
+    ingest.read_model.change(|snapshot| snapshot.load(saved.counts.unsplit()));
     loop {
         let assignment = join(ingest, member, &saved).await;
         let gate = Gate::before_first_heartbeat();
@@ -150,7 +150,7 @@ async fn count(
     let mut saved = ingest.prepare(saved, &assigned, count).await?;
     let (before, copies_before) =
         ingest.read_model.read(|snapshot| (snapshot.partitions.clone(), snapshot.standbys.clone()));
-    ingest.change(|snapshot| {
+    ingest.read_model.change(|snapshot| {
         snapshot.load(mem::take(&mut saved.counts));
         snapshot.standbys.retain(|partition, _| assignment.standbys.contains(partition));
         // What was known of the ends of those that stay.
@@ -160,7 +160,7 @@ async fn count(
     let revoked: BTreeSet<i32> = before.into_keys().filter(|partition| !assigned.contains(partition)).collect();
     revoke(ingest, &revoked);
     let dropped = copies_before.into_keys().filter(|partition| !assignment.standbys.contains(partition));
-    ingest.read_model.drop_standbys(&ingest.settings.topic, dropped);
+    ingest.read_model.drop_standbys(dropped);
     ingest.assign_kafka_error(&assigned);
     let members = assignment.members.iter().map(|member| members::Member {
         address: member.address.clone(),
@@ -189,7 +189,7 @@ async fn count(
 
 /// Answers for these partitions no longer, and exports nothing of them.
 fn revoke(ingest: &Ingest, partitions: &BTreeSet<i32>) {
-    ingest.read_model.revoke(&ingest.settings.topic, partitions);
+    ingest.read_model.revoke(partitions);
     ingest.drop_kafka_errors(partitions);
     partitions.iter().for_each(|partition| fetcher::clear_metrics(&ingest.settings.topic, *partition));
 }

@@ -61,7 +61,7 @@ impl Ingest {
                 }
             }
         }
-        self.change(|snapshot| snapshot.state_error = error);
+        self.read_model.change(|snapshot| snapshot.state_error = error);
     }
 
     /// Reports that Kafka cannot be read for a partition, or for the topic as a whole, or that it can again.
@@ -101,7 +101,7 @@ impl Ingest {
     /// Logs when an outage begins, with the first error, and when it ends, with the last.
     fn update_kafka_errors(&self, change: impl FnOnce(&mut BTreeMap<Option<i32>, String>)) {
         let mut error = None;
-        self.change(|snapshot| {
+        self.read_model.change(|snapshot| {
             change(&mut snapshot.kafka_errors);
             error = snapshot.kafka_errors.values().next().cloned();
         });

@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_standby_waits_for_what_its_owner_has_committed() {
         block_on(async {
-            let (limits, read_model) = (StandbyLimits::default(), ReadModel::default());
+            let (limits, read_model) = (StandbyLimits::default(), ReadModel::new("t"));
             let mut waiting = Box::pin(limits.wait(1, 5, &read_model));
             assert_eq!(poll_once(&mut waiting).await, None, "nothing is committed");
             limits.set([(0, 9), (1, 5)].into());
@@ -87,13 +87,13 @@ mod tests {
     #[test]
     fn a_standby_waits_while_the_own_partitions_are_far_behind() {
         block_on(async {
-            let (limits, read_model) = (StandbyLimits::default(), ReadModel::default());
+            let (limits, read_model) = (StandbyLimits::default(), ReadModel::new("t"));
             limits.set([(1, 7)].into());
             let own = |next| (0, Position { next, end: MAX_OWN_LAG + 1, halted: None });
-            read_model.change("t", |snapshot| snapshot.assign([own(0)]));
+            read_model.change(|snapshot| snapshot.assign([own(0)]));
             let mut waiting = Box::pin(limits.wait(1, 0, &read_model));
             assert_eq!(poll_once(&mut waiting).await, None);
-            read_model.change("t", |snapshot| snapshot.assign([own(1)]));
+            read_model.change(|snapshot| snapshot.assign([own(1)]));
             assert_eq!(waiting.await, 7);
         });
     }
