@@ -10,7 +10,7 @@ use codec::event::EventKind::{self, Created};
 use kafka::{Producer, Record};
 use serde_json::json;
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
-use testbed::broker;
+use testbed::{broker, until};
 use uuid::Uuid;
 
 use crate::harness::{Harness, PARTITIONS, Running, record, with_topic_to_delete};
@@ -47,12 +47,11 @@ async fn recreate_empty(topic: &Harness) {
         Ok(()) | Err(kafka::Error::UnknownTopic) => {}
         Err(error) => panic!("{error}"),
     }
-    let end = Instant::now() + Duration::from_secs(30);
     // A broker deletes a topic a little after its response.
-    while !matches!(kafka::create_topic(&topic.kafka, &topic.topic, PARTITIONS).await, Ok(true)) {
-        assert!(Instant::now() < end);
-        smol::Timer::after(Duration::from_millis(100)).await;
-    }
+    until("the topic is created again", async || {
+        matches!(kafka::create_topic(&topic.kafka, &topic.topic, PARTITIONS).await, Ok(true))
+    })
+    .await;
 }
 
 /// Records of patients, with the same timestamps at every call.
@@ -150,11 +149,10 @@ fn a_topic_that_was_recreated_with_the_same_records_halts_ingest_at_the_start(ki
 /// Publishes to a new topic, and retries until the broker accepts it.
 async fn publish(topic: &Harness, partition: i32, records: Vec<Record>) {
     let mut producer = Producer::new(topic.kafka.clone(), &topic.topic);
-    let end = Instant::now() + Duration::from_secs(30);
-    while producer.send(BTreeMap::from([(partition, records.clone())])).await.values().any(Result::is_err) {
-        assert!(Instant::now() < end, "the broker accepts nothing");
-        smol::Timer::after(Duration::from_millis(50)).await;
-    }
+    until("the broker accepts them", async || {
+        producer.send(BTreeMap::from([(partition, records.clone())])).await.values().all(Result::is_ok)
+    })
+    .await;
 }
 
 async fn state_of(topic: &Harness) -> SqliteConnection {

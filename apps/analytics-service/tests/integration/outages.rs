@@ -34,21 +34,13 @@ fn a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing(kin
         broker.process().kill().await;
 
         let service = topic.start(&[]).await;
-        let degraded = async || {
-            let readiness = service.get("/actuator/health/readiness").await;
-            readiness.status == 200 && readiness.json()["components"]["kafka"]["status"] == "DEGRADED"
-        };
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while !degraded().await {
-            assert!(std::time::Instant::now() < end, "the unavailable broker is not reported");
-            smol::Timer::after(Duration::from_millis(20)).await;
-        }
+        until_its_kafka_is_degraded(&service).await;
         broker.restart().await.unwrap();
         scratch.guard(broker.process()).unwrap();
         service.until_applied(1).await;
 
         broker.process().signal(Signal::STOP);
-        smol::Timer::after(Duration::from_secs(3)).await;
+        until_its_kafka_is_degraded(&service).await;
         broker.process().signal(Signal::CONT);
         let name = topic.topic.clone();
         topic.publish_to(&name, &[(Uuid::now_v7(), Created, 1)]).await;
@@ -63,16 +55,20 @@ fn a_broker_that_is_unavailable_frozen_or_restarted_delays_and_loses_nothing(kin
     });
 }
 
-async fn until_its_state_is_down(service: &Running) {
-    let end = std::time::Instant::now() + Duration::from_secs(20);
-    loop {
+async fn until_its_kafka_is_degraded(service: &Running) {
+    until("the unavailable broker is reported", async || {
         let readiness = service.get("/actuator/health/readiness").await;
-        if readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN" {
-            return;
-        }
-        assert!(std::time::Instant::now() < end, "{}", readiness.text());
-        smol::Timer::after(Duration::from_millis(20)).await;
-    }
+        readiness.status == 200 && readiness.json()["components"]["kafka"]["status"] == "DEGRADED"
+    })
+    .await;
+}
+
+async fn until_its_state_is_down(service: &Running) {
+    until("the state is down", async || {
+        let readiness = service.get("/actuator/health/readiness").await;
+        readiness.status == 503 && readiness.json()["components"]["state"]["status"] == "DOWN"
+    })
+    .await;
 }
 
 fn a_state_that_cannot_be_opened_is_reported_and_opened_later(kind: broker::Kind) {
@@ -128,11 +124,8 @@ fn a_second_service_on_the_same_state_counts_nothing(kind: broker::Kind) {
         let first = topic.start(&[]).await;
         first.until_applied(1).await;
         let second = topic.start(&[]).await;
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while second.get("/actuator/health/readiness").await.status != 503 {
-            assert!(std::time::Instant::now() < end, "the second service is ready");
-            smol::Timer::after(Duration::from_millis(20)).await;
-        }
+        until("the second service is not ready", async || second.get("/actuator/health/readiness").await.status == 503)
+            .await;
         topic.publish(&[(Uuid::now_v7(), Created, 1)]).await;
         assert_eq!(first.until_applied(2).await["created"], json!(2));
         first.stop().await;

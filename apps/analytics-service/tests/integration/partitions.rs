@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use codec::event::EventKind::Created;
 use kafka::testing::add_partitions;
 use serde_json::{Value as Json, json};
-use testbed::broker;
+use testbed::{broker, until};
 use uuid::Uuid;
 
 use crate::harness::{Harness, PARTITIONS, record, with_topic};
@@ -24,13 +24,11 @@ async fn add(topic: &Harness) {
     let kafka = kafka::Settings { deadline: Duration::from_secs(30), ..topic.kafka.clone() };
     add_partitions(&kafka, &topic.topic, AFTER).await.unwrap();
     // The leaders of the new partitions are elected a little later.
-    let end = Instant::now() + kafka.deadline;
-    while kafka::leaders(&kafka, &topic.topic).await.map_or(0, |leaders| leaders.iter().flatten().count())
-        < AFTER as usize
-    {
-        assert!(Instant::now() < end, "the partitions have no leaders");
-        smol::Timer::after(Duration::from_millis(50)).await;
-    }
+    until("the partitions have leaders", async || {
+        let leaders = kafka::leaders(&kafka, &topic.topic).await;
+        leaders.is_ok_and(|leaders| leaders.iter().flatten().count() == AFTER as usize)
+    })
+    .await;
 }
 
 /// Publishes the registration of one patient to each of these partitions.
