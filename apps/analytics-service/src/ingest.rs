@@ -338,7 +338,7 @@ impl Ingest {
     }
 }
 
-/// What the state shows of the topic. Partitions that were counted of a topic of before are none of this one's.
+/// What the state shows of the topic. Partitions that were counted of an earlier topic are none of this one's.
 fn known_topic(saved: &SavedState) -> KnownTopic {
     let id = saved.positions.values().find_map(|position| position.topic_id);
     let counted = saved.positions.iter().filter(|(_, position)| position.next > 0 && position.topic_id == id);

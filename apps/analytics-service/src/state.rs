@@ -57,7 +57,7 @@ pub struct State {
     newest_counted: i64,
     /// Whether `waiting` may be too high: a transaction that forwarded some of them failed, and may have been committed.
     must_recount: bool,
-    /// The partitions whose counts of before are not split by partition.
+    /// The partitions whose counts of an earlier version are not split by partition.
     unsplit: BTreeSet<i32>,
 }
 

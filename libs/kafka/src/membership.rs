@@ -43,7 +43,7 @@ requests! {
 
 /// The type of the groups of consumers, and the only assignor of a [`Member`].
 const PROTOCOL: (&str, &str) = ("consumer", "sticky-by-state");
-/// How long the coordinator waits at least for the members of before to join a generation; those that do not are removed.
+/// How long the coordinator waits at least for the members of the previous generation to join a generation; those that do not are removed.
 const MIN_REBALANCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A member of a consumer group that reads one topic. It has a connection of its own to the group's coordinator, and makes one
@@ -169,7 +169,7 @@ impl Member {
         call("join_group", deadline, Box::pin(self.join_and_synchronize(subscription, deadline))).await
     }
 
-    /// How long the coordinator waits for the members of before. A member that does not reach it works on its partitions until the
+    /// How long the coordinator waits for the members of the previous generation. A member that does not reach it works on its partitions until the
     /// session timeout has passed, so they are given away not earlier.
     fn rebalance_timeout(&self) -> Duration {
         self.session_timeout.max(MIN_REBALANCE_TIMEOUT)
