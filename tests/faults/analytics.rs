@@ -117,7 +117,7 @@ fn undecodable_and_duplicate_records_are_counted_and_passed(kind: Kind) {
             letters.as_array().unwrap().iter().filter(|letter| letter["forwarded"] == true).count()
         };
         until("the dead letters are on their topic", async || letters().await == 4).await;
-        until_readiness(&system.analytics, "intake", 200, "UP").await;
+        until_readiness(&system.analytics, "ingest", 200, "UP").await;
     });
 }
 
@@ -141,9 +141,9 @@ fn a_recreated_topic_halts_analytics_until_the_state_is_deleted(kind: Kind) {
         }
         // patient-service creates the topic again. No partition gets as many records as it had before.
         register_many(&client, &Acknowledged::default(), 6).await;
-        until_readiness(&system.analytics, "intake", 503, "DOWN").await;
+        until_readiness(&system.analytics, "ingest", 503, "DOWN").await;
         for halted in 0..3 {
-            let halted = format!("intake_halted{{partition=\"{halted}\"}}");
+            let halted = format!("ingest_halted{{partition=\"{halted}\"}}");
             until_metric(&system.analytics, &halted, |value| value == 1.0).await;
         }
         let message = "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue";
@@ -158,7 +158,7 @@ fn a_recreated_topic_halts_analytics_until_the_state_is_deleted(kind: Kind) {
         }
         system.restart(analytics).await.unwrap();
         system.until_summary(TIMEOUT, |summary| summary["activePatients"] == 6).await.unwrap();
-        until_readiness(&system.analytics, "intake", 200, "UP").await;
+        until_readiness(&system.analytics, "ingest", 200, "UP").await;
     });
 }
 

@@ -58,8 +58,8 @@ fn records_deleted_unread_halt_analytics_until_it_may_continue(kind: Kind) {
             .await;
 
         system.restart_without_waiting(analytics).unwrap();
-        until_readiness(&system.analytics, "intake", 503, "DOWN").await;
-        let halted = format!("intake_halted{{partition=\"{PARTITION}\"}}");
+        until_readiness(&system.analytics, "ingest", 503, "DOWN").await;
+        let halted = format!("ingest_halted{{partition=\"{PARTITION}\"}}");
         until_metric(&system.analytics, &halted, |value| value == 1.0).await;
         let message = "partition halted: delete the state to count again what there is, or set ON_OFFSET_LOSS=continue";
         assert_eq!(logged(&system.analytics, message), 1, "{}", system.analytics.log());
@@ -83,7 +83,7 @@ fn records_deleted_unread_halt_analytics_until_it_may_continue(kind: Kind) {
         let after = consumer.offsets().await.unwrap();
         let lost = metric(&system.analytics, "records_lost_total").await.unwrap() as i64;
         assert!((before.start..=after.start).contains(&(unread + lost)), "{lost}, {unread}, {before:?}, {after:?}");
-        until_readiness(&system.analytics, "intake", 200, "UP").await;
+        until_readiness(&system.analytics, "ingest", 200, "UP").await;
     });
 }
 

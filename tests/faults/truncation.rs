@@ -74,7 +74,7 @@ fn truncate_and_refill(kind: Kind) {
         });
         restarted.await.unwrap();
         system.until_summary(TIMEOUT, |summary| summary["activePatients"] == 30).await.unwrap();
-        until_readiness(&system.analytics, "intake", 200, "UP").await;
+        until_readiness(&system.analytics, "ingest", 200, "UP").await;
         let resumed = ["where the log was truncated", "at the earliest offset"]
             .map(|place| logged(&system.analytics, &format!("records lost; resuming {place}")));
         assert!(resumed == [1, 0] || kind == Kind::OlderKafka && resumed == [0, 1], "{resumed:?}");
@@ -82,8 +82,8 @@ fn truncate_and_refill(kind: Kind) {
 }
 
 async fn until_halted(system: &System) {
-    until_readiness(&system.analytics, "intake", 503, "DOWN").await;
-    until_metric(&system.analytics, "intake_halted{partition=\"0\"}", |value| value == 1.0).await;
+    until_readiness(&system.analytics, "ingest", 503, "DOWN").await;
+    until_metric(&system.analytics, "ingest_halted{partition=\"0\"}", |value| value == 1.0).await;
     let summary = system.until_summary(TIMEOUT, |_| true).await.unwrap();
     let why = summary["partitions"][0]["halted"].as_str().unwrap().to_owned();
     assert_eq!(why, "the log was truncated: it lost records before offset 10 that were read");

@@ -160,14 +160,14 @@ struct DeadLetterBody {
     offset: i64,
     error: String,
     value_bytes: i64,
-    parked_at: DateTime<Utc>,
+    stored_at: DateTime<Utc>,
     forwarded: bool,
 }
 
 impl From<DeadLetterSummary> for DeadLetterBody {
     fn from(letter: DeadLetterSummary) -> Self {
         let DeadLetterSummary { id, partition, offset, error, value_bytes, stored_at, forwarded } = letter;
-        Self { id, partition, offset, error, value_bytes, parked_at: stored_at, forwarded }
+        Self { id, partition, offset, error, value_bytes, stored_at, forwarded }
     }
 }
 

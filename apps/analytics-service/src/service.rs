@@ -99,7 +99,7 @@ fn health(read_model: &ReadModel, shutdown: Shutdown) -> Health {
             let error = kafka.read(|snapshot| snapshot.kafka_errors.values().next().cloned());
             async move { error.map_or_else(Component::up, Component::degraded) }
         })
-        .component("intake", move || {
+        .component("ingest", move || {
             let (halted, unassigned) = ingest.read(|snapshot| {
                 let halted = snapshot.partitions.iter().filter_map(|(n, position)| Some((n, position.halted.clone()?)));
                 let halted: Vec<_> = halted.map(|(partition, why)| format!("partition {partition}: {why}")).collect();

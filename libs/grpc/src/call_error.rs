@@ -98,7 +98,7 @@ impl CallError {
         match self {
             Self::Status(status) => code_name(status.code()),
             Self::Unreachable(_) => code_name(Code::Unavailable),
-            Self::Timeout(_) => "late",
+            Self::Timeout(_) => "timeout",
             Self::BreakerOpen => "breaker_open",
         }
     }

@@ -237,7 +237,7 @@ impl Pools {
         let permits = Semaphore::new(true, connections);
         let share = || Semaphore::new(true, (connections / 4).max(1));
         let shares = Shares { retries: share(), lock_waits: share() };
-        CONNECTIONS.with_label_values(&[name, "most"]).set(connections as i64);
+        CONNECTIONS.with_label_values(&[name, "max"]).set(connections as i64);
         let (pools, idle, abandoned) = (self.clone(), Mutex::default(), Abandoned::default());
         let pool = Arc::new(Pool { name, pools, permits, shares, idle, connections, abandoned });
         self.lock().push(Arc::downgrade(&pool));

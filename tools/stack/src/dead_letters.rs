@@ -76,7 +76,7 @@ pub(crate) async fn list(settings: &Settings) -> Result<()> {
     for letter in not_on_topic {
         let from = format!("{} {}:{}", topic::EVENTS, letter["partition"], letter["offset"]);
         let text = |field: &str| letter[field].as_str().unwrap_or_default().to_owned();
-        let at = text("parkedAt").get(..19).unwrap_or_default().replace('T', " ");
+        let at = text("storedAt").get(..19).unwrap_or_default().replace('T', " ");
         line("-", &at, &from, letter["valueBytes"].as_u64().unwrap_or_default(), "not on topic yet", &text("error"));
     }
     for letter in &rejected {

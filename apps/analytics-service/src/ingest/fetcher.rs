@@ -44,7 +44,7 @@ static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
 });
 static HALTED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     metrics::gauges(
-        "intake_halted",
+        "ingest_halted",
         "1 while a partition is halted because its next record does not exist any more.",
         &["partition"],
     )

@@ -187,7 +187,7 @@ fn a_compacted_topic_has_the_same_totals_and_nothing_of_deleted_patients(kind: K
             let service = topic.start(&[("STATE_FILE", file.to_str().unwrap())]).await;
             let after = totals(&service, records).await;
             assert_eq!(after, before, "{state}");
-            assert_eq!(service.get("/actuator/health/readiness").await.json()["components"]["intake"]["status"], "UP");
+            assert_eq!(service.get("/actuator/health/readiness").await.json()["components"]["ingest"]["status"], "UP");
             service.stop().await;
         }
     });

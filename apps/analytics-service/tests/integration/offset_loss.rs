@@ -68,7 +68,7 @@ async fn until_halted(service: &Running) {
         })
         .await;
     let readiness = service.get("/actuator/health/readiness").await;
-    assert_eq!((readiness.status, &readiness.json()["components"]["intake"]["status"]), (503, &json!("DOWN")));
+    assert_eq!((readiness.status, &readiness.json()["components"]["ingest"]["status"]), (503, &json!("DOWN")));
 }
 
 fn a_recreated_topic_halts_ingest_until_the_state_is_deleted(kind: broker::Kind) {

@@ -78,11 +78,11 @@ fn added_partitions_that_are_not_listed_are_reported(kind: broker::Kind) {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let readiness = service.get("/actuator/health/readiness").await;
-            let intake = readiness.json()["components"]["intake"].to_string();
-            if readiness.status == 200 && intake.contains("DEGRADED") && intake.contains("{3, 5}") {
+            let ingest = readiness.json()["components"]["ingest"].to_string();
+            if readiness.status == 200 && ingest.contains("DEGRADED") && ingest.contains("{3, 5}") {
                 break;
             }
-            assert!(Instant::now() < end, "{intake}");
+            assert!(Instant::now() < end, "{ingest}");
             smol::Timer::after(Duration::from_millis(50)).await;
         }
         service.stop().await;

@@ -29,7 +29,7 @@ fn serves_health_and_metrics_over_http() {
         assert!(
             metrics.contains("grpc_server_calls_total{code=\"ok\",method=\"BillingService/CreateBillingAccount\"}")
         );
-        assert!(metrics.contains("db_pool_connections{pool=\"requests\",state=\"most\"} 16"), "{metrics}");
+        assert!(metrics.contains("db_pool_connections{pool=\"requests\",state=\"max\"} 16"), "{metrics}");
     });
 }
 

@@ -32,7 +32,7 @@ const CONFLICT_BACKOFF: (Duration, Duration) = (Duration::from_millis(2), Durati
 
 static RETRIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     metrics::counters(
-        "db_repeats_total",
+        "db_retries_total",
         "Database work that was retried: its first attempt certainly had no effect, or executing it twice has the same effect.",
         &["cause"],
     )

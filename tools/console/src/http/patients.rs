@@ -348,7 +348,7 @@ fn letter(letter: &Json) -> Json {
         "offset": letter["offset"],
         "error": letter["error"],
         "bytes": letter["valueBytes"],
-        "since": letter["parkedAt"],
+        "since": letter["storedAt"],
         "forwarded": letter["forwarded"],
     })
 }
