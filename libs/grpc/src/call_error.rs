@@ -4,7 +4,7 @@ use std::{error::Error as _, time::Duration};
 
 use tonic::{Code, Status};
 
-use crate::{client::code_name, response::Received};
+use crate::{code::code_name, response::Received};
 
 /// What a failed call says about the peer and the request.
 ///

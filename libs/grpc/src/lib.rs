@@ -13,6 +13,7 @@ mod breaker;
 mod call_error;
 mod calls;
 mod client;
+mod code;
 mod connections;
 mod handler;
 mod health;

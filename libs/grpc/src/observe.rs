@@ -24,7 +24,7 @@ use tonic::{
 };
 use tracing::Instrument as _;
 
-use crate::client::{STATUS_CODE, code_name, describe};
+use crate::code::{STATUS_CODE, code_name, describe};
 
 /// The status, in the headers or the trailers of a response.
 const STATUS: &str = "grpc-status";

@@ -25,8 +25,8 @@ use telemetry::metrics::{self, IntCounterVec};
 use crate::{
     BrokerError, Error, Malformed, Sasl, Settings, bounded,
     call::{Deadline, broker_error},
+    limits::MAX_BATCH_BYTES,
     memory::{FetchMemory, FetchPermit, LARGE_BATCHES},
-    records::MAX_BATCH_BYTES,
     security::Authentication,
     unreachable::{Address, Cause, Unreachable},
     versions::{Request, Versions},

@@ -19,9 +19,10 @@ use crate::{
     call::{Deadline, call, count, millis},
     connection::{Connection, Response},
     fetch_response::{DecodedFetchResponse, DecodedPartition},
+    limits::{MAX_BATCH_BYTES, MAX_DECOMPRESSED_BYTES},
     memory::{FetchMemory, FetchPermit, LARGE_BATCHES},
     metadata::{self, Leader, MetadataCache},
-    records::{DecodedBatches, MAX_BATCH_BYTES, MAX_DECOMPRESSED_BYTES},
+    records::DecodedBatches,
     versions::FETCH_BY_NAME,
 };
 

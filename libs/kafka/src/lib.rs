@@ -46,6 +46,7 @@ mod encode;
 mod error;
 mod fetch_response;
 mod group;
+mod limits;
 mod malformed;
 mod membership;
 mod memory;

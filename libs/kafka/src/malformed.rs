@@ -1,6 +1,6 @@
 use thiserror::Error;
 
-use crate::records::MAX_BATCH_BYTES;
+use crate::limits::MAX_BATCH_BYTES;
 
 /// Why bytes that a broker sent cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

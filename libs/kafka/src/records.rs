@@ -6,15 +6,9 @@ use thiserror::Error;
 use crate::{
     Malformed, RecordRef,
     batch::{DecodedBatch, RawBatch},
+    limits::{MAX_DECOMPRESSED_BYTES, MAX_RECORDS},
     memory::FetchPermit,
 };
-
-/// The largest batch, compressed and decompressed. A larger one is an [`UnreadableBatch`].
-pub(crate) const MAX_BATCH_BYTES: usize = 16 * 1024 * 1024;
-/// Decompressed bytes of one fetch, unless the first batch alone has more. The rest is left for the next fetch.
-pub(crate) const MAX_DECOMPRESSED_BYTES: usize = 2 * 1024 * 1024;
-/// Records of one fetch: a batch may have millions of empty ones, and the caller needs memory for each.
-const MAX_RECORDS: usize = 16 * 1024;
 
 /// Records of one fetch, in the receive buffer. They are validated, so iteration cannot fail; only compressed ones take
 /// memory beside the buffer.

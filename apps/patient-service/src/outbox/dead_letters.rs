@@ -138,7 +138,8 @@ impl Outbox {
     }
 }
 
-/// Deletes the dead-lettered events of a patient in the transaction that deletes the patient.
+/// Deletes the dead-lettered events of a patient in the transaction that deletes the patient. They have no index by patient: there
+/// are few, because each is an event that the broker has rejected by itself.
 ///
 /// # Errors
 /// If the database fails.

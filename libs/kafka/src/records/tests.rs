@@ -12,6 +12,7 @@ use kafka_protocol::{
 use proptest::{collection::vec, option, prelude::*, sample::Index, sample::select};
 
 use super::*;
+use crate::limits::MAX_BATCH_BYTES;
 
 const COMPRESSIONS: [Compression; 5] =
     [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
