@@ -228,7 +228,10 @@ impl Ingest {
         }
     }
 
+    /// The number of partitions of the topic, of which `known` was counted. What was answered before is known too.
     async fn partition_count(&self, known: KnownTopic) -> Result<i32, kafka::Error> {
+        let before = self.read_model.read(|snapshot| snapshot.topic_partitions);
+        let known = KnownTopic { partitions: known.partitions.max(before), ..known };
         let count = kafka::partitions_of_known(&self.settings.kafka, &self.settings.topic, known).await?;
         TOPIC_PARTITIONS.with_label_values(&[&self.settings.topic]).set(count.into());
         if self.read_model.read(|snapshot| snapshot.topic_partitions) != count {

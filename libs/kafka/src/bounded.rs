@@ -127,8 +127,8 @@ mod tests {
         StrBytes::from_static_str(text)
     }
 
-    /// Checks that the response is decoded as kafka-protocol decodes it, and in little memory whatever its lengths claim: the allocation
-    /// of more would end the test.
+    /// Checks that the response is decoded as kafka-protocol decodes it, and in little memory whatever its lengths claim: where memory is
+    /// not overcommitted, the allocation of more would end the test.
     fn check<M: Encodable + Decodable + PartialEq + Debug>(response: &M, version: i16) {
         let mut whole = BytesMut::new();
         response.encode(&mut whole, version).unwrap();

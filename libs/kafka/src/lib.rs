@@ -24,7 +24,7 @@
 //! [`Records`] live. Of consumers that share a [`FetchMemory`] one at a time has records or a response above the
 //! requested size, and the others a buffer of that size: what they take does not grow with the partitions. A larger batch is
 //! never read into memory, whatever its codec: it is returned as [`UnreadableBatch`] and skipped. A fetch returns at most
-//! 16,384 records. No response takes memory for lengths that it claims and does not have.
+//! 16,384 records. The memory of any response is in proportion to its bytes, whatever lengths it claims.
 //!
 //! # Consumer groups
 //!

@@ -369,7 +369,7 @@ mod tests {
         let (first, finished) = client.step(None).unwrap();
         assert!(!finished);
         let first = String::from_utf8(first.unwrap()).unwrap();
-        let nonce = first.split("r=").nth(1).unwrap().to_owned();
+        let nonce = first.split_once("r=").unwrap().1.to_owned();
         (client, nonce)
     }
 

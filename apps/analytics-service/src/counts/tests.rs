@@ -204,6 +204,9 @@ fn dates_out_of_range_count_as_unknown() {
     for year in [i32::MIN, -1, 0, 1, 1899, 2101, i32::MAX] {
         let (counts, ..) = apply_all(&[with_year(year, 1)]);
         assert_eq!((counts.births, counts.registrations), ([(None, 1)].into(), [(None, 1)].into()), "{year}");
+        if NaiveDate::from_ymd_opt(year, 1, 1).is_none() {
+            continue;
+        }
         // A new state reads this event alone from a compacted topic.
         let (mut counts, ..) = apply_all(&[with_year(1990, 1), with_year(year, 2)]);
         counts.births.retain(|_, patients| *patients != 0);

@@ -43,8 +43,7 @@ pub(super) async fn run(
     pauses: &mut Pauses,
 ) -> StateError {
     // Whoever joins and cannot count disturbs the others.
-    let known = known_topic(&saved);
-    let on_topic = ingest.wait_for_partition_count(known).await;
+    let on_topic = ingest.wait_for_partition_count(known_topic(&saved)).await;
     if let Err(error) = ingest.check_partitions(&saved, &BTreeSet::new(), on_topic) {
         return error;
     }
@@ -53,6 +52,7 @@ pub(super) async fn run(
     ingest.read_model.change(|snapshot| snapshot.load(saved.counts.unsplit()));
     loop {
         let assignment = join(ingest, member, &saved).await;
+        let known = known_topic(&saved);
         let gate = Gate::before_first_heartbeat();
         let limits = Arc::<StandbyLimits>::default();
         let keep_membership = async {

@@ -40,6 +40,8 @@ impl Ingest {
     pub(super) async fn confirm_recovery<T>(&self) -> T {
         if self.read_model.read(|snapshot| snapshot.state_error.is_some()) {
             smol::Timer::after(STATE_RECOVERY).await;
+            // A transaction in flight holds it, and may fail yet; then this future is dropped.
+            let _ = self.state.with(async |_| Ok(())).await;
             self.report_state(None);
         }
         pending().await

@@ -106,7 +106,7 @@ fn a_state_that_can_be_opened_and_not_written_stays_down(kind: broker::Kind) {
         while begun.elapsed() < Duration::from_secs(6) {
             let readiness = service.get("/actuator/health/readiness").await;
             assert_eq!(readiness.json()["components"]["state"]["status"], "DOWN", "after {:?}", begun.elapsed());
-            smol::Timer::after(Duration::from_millis(2)).await;
+            smol::Timer::after(Duration::from_millis(20)).await;
         }
         assert_eq!(service.summary().await["created"], 1);
         service.stop().await;
