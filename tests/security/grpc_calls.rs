@@ -42,7 +42,7 @@ fn a_stream_of_messages_ends_with_the_token() {
     runtime::block_on(2, async {
         let key = SigningKey::es256("key");
         let service = Secured::with_keys("billing-service", &tokens::jwk_set([&key])).await;
-        let claims = with(service.claims("ann", "billing:read"), &json!({"exp": tokens::now() + 3}));
+        let claims = with(service.claims("ann", "billing:read"), &json!({"exp": tokens::now() + 6}));
         let authorization = format!("Bearer {}", key.token(&claims));
         let started = Instant::now();
         let mut connection = Connection::open_with_window(service.grpc, 1 << 16).await.unwrap();
@@ -60,7 +60,7 @@ fn a_stream_of_messages_ends_with_the_token() {
         };
         assert_eq!((messages, end.grpc_status()), (1, Some(Code::Unauthenticated as u8)));
         let lasted = started.elapsed();
-        assert!(lasted >= Duration::from_millis(1500) && lasted < Duration::from_secs(10), "{lasted:?}");
+        assert!(lasted >= Duration::from_millis(1500) && lasted < Duration::from_secs(20), "{lasted:?}");
     });
 }
 

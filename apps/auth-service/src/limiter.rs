@@ -123,8 +123,9 @@ fn next<K: Eq + Hash>(
 
 /// Takes back one try of a key, unless it has been forgotten.
 fn give_back<K: Eq + Hash>(entries: &mut HashMap<K, Instant>, key: &K, rate: Rate) {
-    let earlier = entries.get(key).and_then(|paid_back| paid_back.checked_sub(rate.interval));
-    if let (Some(earlier), Some(paid_back)) = (earlier, entries.get_mut(key)) {
+    if let Some(paid_back) = entries.get_mut(key)
+        && let Some(earlier) = paid_back.checked_sub(rate.interval)
+    {
         *paid_back = earlier;
     }
 }

@@ -96,8 +96,12 @@ impl Calls {
         call.polled_at.store(self.clock.now(), Ordering::Relaxed);
         let mut state = self.lock();
         if state.responses.len() >= self.limits.responses {
-            let slowest = state.responses.iter().map(|(id, call)| (call.polled_at.load(Ordering::Relaxed), *id)).min();
-            if let Some(call) = slowest.and_then(|(_, id)| state.responses.remove(&id)) {
+            // Those first whose clients have something to read: a watcher of the health reads everything, and there is little.
+            let age = |(id, call): (&u64, &Arc<Call>)| {
+                (!call.awaits_client.load(Ordering::Relaxed), call.polled_at.load(Ordering::Relaxed), *id)
+            };
+            let slowest = state.responses.iter().map(age).min();
+            if let Some(call) = slowest.and_then(|(_, _, id)| state.responses.remove(&id)) {
                 call.aborted.trigger();
             }
         }

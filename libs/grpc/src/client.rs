@@ -236,41 +236,36 @@ impl Client {
     }
 
     fn report_to_breaker(&self, admission: Admission, error: Option<&CallError>) {
-        let (peer, address) = (self.settings.peer, &self.settings.address);
-        match error {
-            Some(error) if error.kind() == FailureKind::Unavailable => {
-                if self.breaker.failure(admission, Instant::now()) {
-                    self.show_breaker();
-                    tracing::warn!(
-                        peer,
-                        %address,
-                        %error,
-                        "peer unavailable; calls to it fail at once until a probe succeeds"
-                    );
-                }
-            }
+        let has_changed = match error {
+            Some(error) if error.kind() == FailureKind::Unavailable => self.breaker.failure(admission, Instant::now()),
             // Any response, also an error, shows that the peer is up.
-            _ => {
-                if self.breaker.success() {
-                    let lasted_ms = self.show_breaker().map(|lasted| lasted.as_millis() as u64);
-                    tracing::info!(peer, %address, lasted_ms, "peer available again");
-                }
-            }
+            _ => self.breaker.success(),
+        };
+        if has_changed {
+            self.show_breaker(error);
         }
     }
 
-    /// Sets the metric and the outage to the breaker's state; how long the outage lasted, if that ends it. By the state and not by
-    /// what this call has done to it: another thread may have closed it since.
-    fn show_breaker(&self) -> Option<Duration> {
+    /// Sets the metric and the outage to the breaker's state, and logs its beginning, with the error of this call, and its end. By
+    /// the state and not by what this call has done to it: another thread may have changed it since.
+    fn show_breaker(&self, error: Option<&CallError>) {
+        let (peer, address) = (self.settings.peer, &self.settings.address);
         self.breaker.show(|is_open| {
-            BREAKER_OPEN.with_label_values(&[self.settings.peer]).set(i64::from(is_open));
+            BREAKER_OPEN.with_label_values(&[peer]).set(i64::from(is_open));
             if is_open {
-                self.outage.failed("breaker open");
-                None
-            } else {
-                self.outage.recovered()
+                if self.outage.failed("breaker open") {
+                    let error = error.map(tracing::field::display);
+                    tracing::warn!(
+                        peer,
+                        %address,
+                        error,
+                        "peer unavailable; calls to it fail at once until a probe succeeds"
+                    );
+                }
+            } else if let Some(lasted) = self.outage.recovered() {
+                tracing::info!(peer, %address, lasted_ms = lasted.as_millis() as u64, "peer available again");
             }
-        })
+        });
     }
 
     /// Tells once that a peer answers every call with an error of its own: neither the breaker nor a failed call tells it.

@@ -33,6 +33,8 @@ const MESSAGE_PREFIX: usize = 5;
 /// Services with bidirectional streams. Every other method has one request message, which is complete when the client has
 /// ended its side of the stream.
 const BIDIRECTIONAL: &str = "/grpc.reflection.";
+/// Clocks may differ, so a token is admitted for as long after its end, and a stream that begins then lasts as long.
+const LATE_TOKEN: Duration = Duration::from_secs(30);
 
 /// When a call ends at the latest: an extension of its request.
 #[derive(Clone, Copy)]
@@ -111,6 +113,7 @@ impl Handler {
         // Before the message is read and before the call takes a permit.
         self.access.admit(&mut request).await?;
         let remaining = request.extensions().get().and_then(Caller::remaining);
+        let remaining = remaining.map(|remaining| if remaining.is_zero() { LATE_TOKEN } else { remaining });
         let token_end = remaining.and_then(|remaining| Instant::now().checked_add(remaining));
         let is_bidirectional = request.uri().path().starts_with(BIDIRECTIONAL);
         let (head, body) = request.into_parts();

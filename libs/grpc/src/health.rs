@@ -1,10 +1,8 @@
 //! `grpc.health.v1`: whether a server and its service serve.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
+use smol::lock::Mutex;
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -25,23 +23,41 @@ pub(crate) fn is_health(path: &str) -> bool {
 pub struct Health {
     reporter: HealthReporter,
     name: &'static str,
-    is_serving: Arc<AtomicBool>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What was reported last.
+    is_serving: bool,
+    /// The server has stopped.
+    is_stopped: bool,
 }
 
 impl Health {
     /// `NOT_SERVING` at first.
     pub async fn not_serving(name: &'static str) -> Self {
-        let health = Self { reporter: HealthReporter::new(), name, is_serving: Arc::default() };
+        let health = Self { reporter: HealthReporter::new(), name, state: Arc::default() };
         health.report(ServingStatus::NotServing).await;
         health
     }
 
-    /// Sets the status of both, and tells it to those who watch it if it is another one. One task does this at a time.
+    /// Sets the status of both, and tells it to those who watch it if it is another one.
     pub async fn set_serving(&self, serving: bool) {
+        let mut state = self.state.lock().await;
+        let serving = serving && !state.is_stopped;
         // The reporter sends every status that it is given, and each message counts as use of the watcher's connection.
-        if self.is_serving.swap(serving, Ordering::AcqRel) != serving {
+        if state.is_serving != serving {
             self.report(if serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
+            state.is_serving = serving;
         }
+    }
+
+    /// `NOT_SERVING` from now on, whatever is set later.
+    pub(crate) async fn stop(&self) {
+        let mut state = self.state.lock().await;
+        *state = State { is_serving: false, is_stopped: true };
+        self.report(ServingStatus::NotServing).await;
     }
 
     /// The service that tells it.
@@ -88,6 +104,11 @@ mod tests {
                     assert!(poll_once(watched.next()).await.is_none(), "{name:?}: nothing has changed");
                 }
             }
+            health.stop().await;
+            health.set_serving(true).await;
+            let request = Request::new(HealthCheckRequest::default());
+            let stopped = service.check(request).await.unwrap().into_inner();
+            assert_eq!(stopped.status(), health_check_response::ServingStatus::NotServing);
         });
     }
 }

@@ -227,7 +227,7 @@ impl Server {
         };
         shutdown.run_until_stopped(or(acceptor.accept(&listener), sweep)).await;
         drop(listener);
-        health.set_serving(false).await;
+        health.stop().await;
         // A client that keeps its connection open, or does not read its response, must not prolong the drain.
         if timeout(drain, connections.all_closed()).await.is_err() {
             tracing::warn!(connections = connections.count(), "gRPC connections closed at the end of the drain");

@@ -8,23 +8,24 @@ use crate::{
     store::{Direction, Order, Position, SortField},
 };
 
-/// The bytes of an id before the sort key.
+/// The bytes of an id at the beginning.
 const ID_BYTES: usize = 16;
 
-/// Encodes a position in a list with this order as a cursor: a byte for the order, the id, the sort key.
+/// Encodes a position in a list with this order as a cursor: the id, a byte for the order, the sort key.
 pub fn encode(position: &Position, order: Order) -> String {
     let key = position.sort_key.as_bytes();
-    URL_SAFE_NO_PAD.encode([&[tag(order)][..], position.id.as_bytes(), key].concat())
+    URL_SAFE_NO_PAD.encode([position.id.as_bytes(), &[tag(order)][..], key].concat())
 }
 
-/// In the list of another order, the position would skip patients that no page has had.
+/// In the list of another order, the position would skip patients that no page has had. The bytes are none of UTF-8, so that a
+/// version without them rejects the sort key.
 fn tag(order: Order) -> u8 {
     let field = match order.field {
-        SortField::Id => 0,
-        SortField::Name => 2,
-        SortField::Email => 4,
-        SortField::DateOfBirth => 6,
-        SortField::RegisteredDate => 8,
+        SortField::Id => 0xf6,
+        SortField::Name => 0xf8,
+        SortField::Email => 0xfa,
+        SortField::DateOfBirth => 0xfc,
+        SortField::RegisteredDate => 0xfe,
     };
     match order.direction {
         Direction::Ascending => field,
@@ -49,7 +50,8 @@ pub fn decode(cursor: &str, order: Order) -> Result<Position, String> {
 
 fn decode_any(cursor: &str, order: Order) -> Option<Position> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    let (id, sort_key) = bytes.strip_prefix(&[tag(order)])?.split_at_checked(ID_BYTES)?;
+    let (id, rest) = bytes.split_at_checked(ID_BYTES)?;
+    let sort_key = rest.strip_prefix(&[tag(order)])?;
     Some(Position { id: Uuid::from_slice(id).ok()?, sort_key: String::from_utf8(sort_key.to_vec()).ok()? })
 }
 

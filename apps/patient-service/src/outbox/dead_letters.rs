@@ -52,6 +52,23 @@ impl Outbox {
         dead_letter.await.map(drop)
     }
 
+    /// Deletes the dead-lettered events of patients that are deleted, but for the deletions: a deletion and the dead-lettering of an
+    /// earlier event may not have seen each other.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn delete_dead_letters_of_deleted_patients(&self) -> Result<(), Error> {
+        let delete = self.database.run_idempotent(async |connection| {
+            let delete = query(
+                "-- delete dead letters of deleted patients
+                DELETE FROM outbox_dead_letters WHERE event_type <> 'PATIENT_DELETED'
+                    AND NOT EXISTS (SELECT FROM patients WHERE patients.id = patient_id)",
+            );
+            delete.execute(connection).await
+        });
+        delete.await.map(drop)
+    }
+
     /// The dead letters after one of them, or from the first on, in the order of their keys; at most `limit`.
     ///
     /// # Errors
@@ -96,15 +113,24 @@ impl Outbox {
 
     async fn enqueue_again(&self, ids: &[i64], event_ids: &[Uuid]) -> Result<Vec<RowKey>, Error> {
         let resend = self.database.run(async |connection| {
+            // The patients are locked first, as a deletion does: one that is under way ends before, and one that begins then gives its
+            // event a greater id.
             let rows = query(
                 "-- resend dead letters of the outbox
-                WITH chosen AS (
-                    DELETE FROM outbox_dead_letters WHERE (id, event_id) IN (SELECT * FROM unnest($1::bigint[], $2::uuid[]))
+                WITH key AS (
+                    SELECT * FROM unnest($1::bigint[], $2::uuid[]) AS key (id, event_id)
+                ), patient AS MATERIALIZED (
+                    SELECT id FROM patients
+                    WHERE id IN (SELECT patient_id FROM outbox_dead_letters JOIN key USING (id, event_id))
+                    ORDER BY id FOR KEY SHARE
+                ), chosen AS (
+                    DELETE FROM outbox_dead_letters
+                    WHERE (id, event_id) IN (SELECT * FROM key) AND (SELECT count(*) FROM patient) >= 0
                     RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent
                 )
                 INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
                 SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen
-                WHERE event_type = 'PATIENT_DELETED' OR EXISTS (SELECT FROM patients WHERE patients.id = patient_id)
+                WHERE event_type = 'PATIENT_DELETED' OR patient_id IN (SELECT id FROM patient)
                 ORDER BY id
                 RETURNING id, event_id",
             )

@@ -300,7 +300,7 @@ impl Publisher {
         self.outbox.dead_letter(event.key(), &error.to_string()).await?;
         DEAD_LETTERED.inc();
         let OutboxRow { patient_id, event_id, .. } = event;
-        tracing::error!(%patient_id, %event_id, %error, "event rejected by the broker; it is in outbox_dead_letters");
+        tracing::error!(%patient_id, %event_id, %error, "event rejected by the broker; it is dead-lettered");
         Ok(())
     }
 }

@@ -32,8 +32,8 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Time of one try to take the lock with which one replica at a time migrates.
 const LOCK_TRY: Duration = Duration::from_secs(3);
 
-/// With these the server ends a session whose client is gone, although a statement of it runs: it holds the lock until then.
-/// PostgreSQL before 14 does not know the last one, and not every system has them.
+/// With these the server ends a session whose host is gone: it holds the lock until then. With the last one, which PostgreSQL has
+/// since 14, it looks for its client while a statement runs, too. Not every system has them.
 const KEEPALIVES: [&str; 4] = [
     "SET tcp_keepalives_idle = '10s'",
     "SET tcp_keepalives_interval = '5s'",
@@ -93,7 +93,8 @@ impl Database {
     ) -> Result<(), MigrationError> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            // Stopped, it is given up: it may take as long as the whole limit. Its connection is closed, and nothing is committed.
+            // Stopped, it is given up: it may take as long as the whole limit. Its connection is closed, and the
+            // migration under way is rolled back.
             let migrating = timeout(MIGRATION_TIMEOUT, Box::pin(self.try_migrate(migrator, requirements)));
             let Some(migrated) = shutdown.run_until_stopped(migrating).await else { return Ok(()) };
             let error = match migrated
