@@ -48,8 +48,13 @@ impl Stack {
     pub(crate) async fn reject_event(&self, id: i64, event: &Record) {
         let value: String = event.value.iter().flatten().map(|byte| format!("{byte:02x}")).collect();
         let insert = format!(
-            "INSERT INTO outbox_dead_letters (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
-            VALUES ({id}, gen_random_uuid(), 1, gen_random_uuid(), '{kind}', '\\x{value}', now(), 'TooLarge')",
+            "WITH patient AS (
+                INSERT INTO patients (id, name, email, address, date_of_birth, registered_date)
+                VALUES (gen_random_uuid(), 'Jane Doe', 'of-event-{id}@example.org', '1 Main Street', '1990-12-31', '2024-02-29')
+                RETURNING id
+            )
+            INSERT INTO outbox_dead_letters (id, patient_id, key_hash, event_id, event_type, value, created_at, error)
+            SELECT {id}, id, 1, gen_random_uuid(), '{kind}', '\\x{value}', now(), 'TooLarge' FROM patient",
             kind = Created.name(),
         );
         self.execute(insert).await;

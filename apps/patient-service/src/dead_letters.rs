@@ -235,7 +235,7 @@ impl DeadLetters {
 
     async fn resubmit(&self, keys: &[RowKey], patient_ids: &[Uuid]) -> Result<Resubmitted, Failure> {
         let before: BTreeMap<Uuid, i64> = keys.iter().map(|key| (key.event_id, key.id)).collect();
-        let mut resubmitted = Resubmitted { events: Vec::new(), patient_ids: Vec::new(), deleted: Vec::new() };
+        let mut resubmitted = Resubmitted { events: Vec::new(), patient_ids: Vec::new() };
         for keys in keys.chunks(PAGE as usize) {
             let moved = self.outbox.resend(keys).await.map_err(|error| resubmitted.interrupted(error))?;
             resubmitted.events.extend(moved.into_iter().filter_map(|key| Some((*before.get(&key.event_id)?, key))));
@@ -244,8 +244,6 @@ impl DeadLetters {
             let moved = self.tasks.resend(patient_ids).await.map_err(|error| resubmitted.interrupted(error))?;
             resubmitted.patient_ids.extend(moved);
         }
-        let moved: BTreeSet<i64> = resubmitted.events.iter().map(|(id, _)| *id).collect();
-        resubmitted.deleted = keys.iter().map(|key| key.id).filter(|id| !moved.contains(id)).collect();
         Ok(resubmitted)
     }
 }
@@ -255,8 +253,6 @@ struct Resubmitted {
     /// With the ids that they had as dead letters.
     events: Vec<(i64, RowKey)>,
     patient_ids: Vec<Uuid>,
-    /// Events that no longer exist, with the ids that they had as dead letters.
-    deleted: Vec<i64>,
 }
 
 /// Outcome of a resubmitted dead letter.
@@ -267,8 +263,6 @@ enum Outcome {
     Pending,
     /// With the error.
     DeadLettered(String),
-    /// It no longer exists: its patient was deleted, or somebody else resubmitted it.
-    Deleted,
 }
 
 impl Resubmitted {
@@ -296,7 +290,6 @@ impl Resubmitted {
             let outcome = if pending.0.contains(key) { Outcome::Pending } else { Outcome::Accepted };
             outcomes.insert(Id::Event(*id), outcome);
         }
-        outcomes.extend(self.deleted.iter().map(|id| (Id::Event(*id), Outcome::Deleted)));
         for patient_id in &self.patient_ids {
             let outcome = if pending.1.contains(patient_id) { Outcome::Pending } else { Outcome::Accepted };
             outcomes.insert(Id::BillingTask(*patient_id), outcome);
@@ -323,13 +316,12 @@ fn report(outcomes: &BTreeMap<Id, Outcome>, json: bool) -> Result<(), Failure> {
     let count = |is: fn(&Outcome) -> bool| outcomes.values().filter(|outcome| is(outcome)).count();
     let accepted = count(|outcome| matches!(outcome, Outcome::Accepted));
     let pending = count(|outcome| matches!(outcome, Outcome::Pending));
-    let dead_lettered = count(|outcome| matches!(outcome, Outcome::DeadLettered(_)));
+    let dead_lettered = outcomes.len() - accepted - pending;
     for (id, outcome) in outcomes {
         let (name, error) = match outcome {
             Outcome::Accepted => ("accepted", None),
             Outcome::Pending => ("pending", None),
             Outcome::DeadLettered(error) => ("dead-lettered", Some(error)),
-            Outcome::Deleted => ("deleted", None),
         };
         if json {
             print(&json!({ "id": id.to_string(), "outcome": name, "error": error }).to_string())?;
@@ -340,7 +332,7 @@ fn report(outcomes: &BTreeMap<Id, Outcome>, json: bool) -> Result<(), Failure> {
     if !json {
         print(&format!(
             "{} resubmitted: {accepted} accepted, {pending} pending, {dead_lettered} dead-lettered again.",
-            accepted + pending + dead_lettered
+            outcomes.len()
         ))?;
     }
     match (dead_lettered, pending) {

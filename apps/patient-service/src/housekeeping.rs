@@ -1,13 +1,10 @@
-//! Deletes expired idempotency keys, and what deleted patients have left.
+//! Deletes expired idempotency keys.
 
 use std::time::Duration;
 
 use runtime::Shutdown;
 
-use crate::{
-    outbox::Outbox,
-    store::{ClockObservation, Store},
-};
+use crate::store::{ClockObservation, Store};
 
 /// Interval between two runs.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -16,11 +13,10 @@ const MAX_GAP: Duration = Duration::from_secs(120);
 /// Most rows that one statement changes, so that none takes long.
 const MAX_ROWS: i64 = 1000;
 
-/// Deletes idempotency keys that are older than `retention`, and dead-lettered events of deleted patients, until the shutdown.
-pub(crate) async fn run(store: Store, outbox: Outbox, retention: Duration, shutdown: Shutdown) {
+/// Deletes idempotency keys that are older than `retention`, until the shutdown.
+pub(crate) async fn run(store: Store, retention: Duration, shutdown: Shutdown) {
     while shutdown.run_until_stopped(smol::Timer::after(INTERVAL)).await.is_some() {
         // After a failure of the database, which it logs, the next run tries again.
-        let _ = outbox.delete_dead_letters_of_deleted_patients().await;
         let Ok(ClockObservation { keys_expired_before, step }) = store.observe_clock(retention, MAX_GAP).await else {
             continue;
         };

@@ -109,8 +109,7 @@ impl Service {
         }
         group.start("reconciler", Reconciler::new(tasks.clone(), billing).run(reconciler_notify, background.clone()));
         group.start("completed tasks", completed_task_deleter.run(tasks, background.clone()));
-        let (store, outbox) = (Store::new(for_tasks.clone()), Outbox::new(for_tasks));
-        group.start("housekeeping", housekeeping::run(store, outbox, settings.key_retention, background));
+        group.start("housekeeping", housekeeping::run(Store::new(for_tasks), settings.key_retention, background));
         let outcome = group.join(drain).await;
         database.close().await;
         match database.permanent_error() {

@@ -33,14 +33,17 @@ impl Outbox {
         let dead_letter = self.database.run_idempotent(async |connection| {
             query(
                 "-- dead-letter event
-                WITH rejected AS (
-                    DELETE FROM outbox WHERE id = $1 AND event_id = $2
+                WITH patient AS MATERIALIZED (
+                    SELECT patients.id FROM patients JOIN outbox ON outbox.patient_id = patients.id
+                    WHERE outbox.id = $1 AND outbox.event_id = $2 FOR KEY SHARE OF patients
+                ), rejected AS (
+                    DELETE FROM outbox WHERE id = $1 AND event_id = $2 AND (SELECT count(*) FROM patient) >= 0
                     RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at
                 )
                 INSERT INTO outbox_dead_letters
                     (id, patient_id, key_hash, event_id, event_type, value, traceparent, created_at, error)
                 SELECT *, $3 FROM rejected
-                WHERE event_type = 'PATIENT_DELETED' OR EXISTS (SELECT FROM patients WHERE patients.id = patient_id)
+                WHERE event_type = 'PATIENT_DELETED' OR patient_id IN (SELECT id FROM patient)
                 ON CONFLICT (id, event_id) DO UPDATE SET error = excluded.error, refused_at = excluded.refused_at",
             )
             .bind(row.id)
@@ -50,23 +53,6 @@ impl Outbox {
             .await
         });
         dead_letter.await.map(drop)
-    }
-
-    /// Deletes the dead-lettered events of patients that are deleted, but for the deletions: a deletion and the dead-lettering of an
-    /// earlier event may not have seen each other.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn delete_dead_letters_of_deleted_patients(&self) -> Result<(), Error> {
-        let delete = self.database.run_idempotent(async |connection| {
-            let delete = query(
-                "-- delete dead letters of deleted patients
-                DELETE FROM outbox_dead_letters WHERE event_type <> 'PATIENT_DELETED'
-                    AND NOT EXISTS (SELECT FROM patients WHERE patients.id = patient_id)",
-            );
-            delete.execute(connection).await
-        });
-        delete.await.map(drop)
     }
 
     /// The dead letters after one of them, or from the first on, in the order of their keys; at most `limit`.
@@ -102,7 +88,7 @@ impl Outbox {
     }
 
     /// Moves dead letters back into the outbox, where they get new ids; returns the new keys. Those that no longer exist are
-    /// ignored, and those of a patient that was deleted since are deleted, but for the deletion.
+    /// ignored.
     ///
     /// # Errors
     /// If the database fails.
@@ -129,9 +115,7 @@ impl Outbox {
                     RETURNING id, patient_id, key_hash, event_id, event_type, value, traceparent
                 )
                 INSERT INTO outbox (patient_id, key_hash, event_id, event_type, value, traceparent)
-                SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen
-                WHERE event_type = 'PATIENT_DELETED' OR patient_id IN (SELECT id FROM patient)
-                ORDER BY id
+                SELECT patient_id, key_hash, event_id, event_type, value, traceparent FROM chosen ORDER BY id
                 RETURNING id, event_id",
             )
             .bind(ids)
