@@ -205,7 +205,7 @@ fn unreachable_servers_are_retried_and_logged_once() {
             until_readiness(service, "database", 503, "DOWN").await;
         }
         until_readiness(&analytics, "kafka", 200, "DEGRADED").await;
-        until_metric(&analytics, "kafka_calls_total{operation=\"leaders\",outcome=\"unavailable\"}", |calls| {
+        until_metric(&analytics, "kafka_calls_total{operation=\"partitions\",outcome=\"unavailable\"}", |calls| {
             calls >= 4.0
         })
         .await;

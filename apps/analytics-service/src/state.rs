@@ -42,6 +42,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Time limit of one step of a transaction: a slower disk counts as failed.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit of reading all counts: a slow disk would otherwise never be read to the end.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time limit of migrations, which may rewrite the row of every patient.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pages of the WAL (4 KiB each) before a checkpoint, which waits for the disk. The same pages change again and again, so a
@@ -144,7 +146,7 @@ impl State {
             columns::prepare(&mut connection).await?;
             load(&mut connection).await
         };
-        let saved = timeout(STEP_TIMEOUT, Box::pin(load)).await??;
+        let saved = timeout(LOAD_TIMEOUT, Box::pin(load)).await??;
         let waiting = WaitingDeadLetters::default();
         let mut state = Self { connection, waiting, newest_counted: 0, must_recount: false, unsplit: BTreeSet::new() };
         state.load_unsplit().await?;
@@ -165,7 +167,7 @@ impl State {
     /// # Errors
     /// If the state cannot be read.
     pub async fn saved(&mut self) -> Result<SavedState, StateError> {
-        Ok(timeout(STEP_TIMEOUT, load(&mut self.connection)).await??)
+        Ok(timeout(LOAD_TIMEOUT, load(&mut self.connection)).await??)
     }
 
     /// The states of patients, of at most [`Transaction::MAX_PATIENTS`]. Unknown patients are not in the result.
