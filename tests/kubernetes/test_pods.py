@@ -101,7 +101,7 @@ class Pods(unittest.TestCase):
 
     @for_each_workload
     def test_probes_ask_ports_and_paths_that_exist(self, documents, workload):
-        router = text("libs/web/src/router.rs")
+        router = text("libs/web/src/router.rs") + text("libs/web/src/health.rs")
         only = container(workload)
         ports = {port["name"]: port["containerPort"] for port in only["ports"]}
         speaks_tls = value(documents, workload, "SERVER_TLS_CERTIFICATE") is not None
