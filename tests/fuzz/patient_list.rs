@@ -115,7 +115,8 @@ impl Given {
     }
 }
 
-fn field(name: &str) -> Option<SortField> {
+/// The field that patients are sorted by under this name.
+pub(crate) fn field(name: &str) -> Option<SortField> {
     FIELDS.iter().find(|(field, _)| *field == name).map(|(_, field)| *field)
 }
 

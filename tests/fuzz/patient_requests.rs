@@ -17,6 +17,8 @@ use serde_json::{Value as Json, json};
 use smol::{lock::OnceCell, net::TcpStream};
 use uuid::Uuid;
 
+use crate::patient_list::field;
+
 /// Texts with a special meaning in our service or in PostgreSQL, or known from bug reports.
 const SPECIAL_TEXTS: [&str; 40] = [
     "",
@@ -220,18 +222,11 @@ fn query(names: &[&str], parameters: &[(u8, Text)]) -> String {
 
 /// The order that a value of `sort` stands for; the list's own order for one that is invalid.
 fn order(sort: &str) -> Order {
-    let (field, direction) = match sort.strip_prefix('-') {
-        Some(field) => (field, Direction::Descending),
+    let (name, direction) = match sort.strip_prefix('-') {
+        Some(name) => (name, Direction::Descending),
         None => (sort, Direction::Ascending),
     };
-    let field = match field {
-        "name" => SortField::Name,
-        "email" => SortField::Email,
-        "dateOfBirth" => SortField::DateOfBirth,
-        "registeredDate" => SortField::RegisteredDate,
-        _ => SortField::Id,
-    };
-    Order { field, direction }
+    Order { field: field(name).unwrap_or(SortField::Id), direction }
 }
 
 impl Call {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::settings::JwtSettings;
 
-/// Time by which clocks may differ, in seconds.
-pub(crate) const LEEWAY: u64 = 30;
+/// Time by which clocks may differ, in seconds: a token is admitted for as long after its end.
+pub const LEEWAY: u64 = 30;
 /// The most keys of a set that are used. Issuers publish two or three.
 const MAX_KEYS: usize = 64;
 /// The smallest RSA modulus, in bytes: 2,048 bits, which RFC 7518 requires.

@@ -19,5 +19,6 @@ mod source;
 
 pub use authenticator::Authenticator;
 pub use caller::{Caller, Identity, Scope, ServiceIdentity};
+pub use keys::LEEWAY;
 pub use rejection::Rejection;
 pub use settings::{JwtSettings, KeySource, Mode, Settings};

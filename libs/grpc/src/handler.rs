@@ -33,8 +33,8 @@ const MESSAGE_PREFIX: usize = 5;
 /// Services with bidirectional streams. Every other method has one request message, which is complete when the client has
 /// ended its side of the stream.
 const BIDIRECTIONAL: &str = "/grpc.reflection.";
-/// Clocks may differ, so a token is admitted for as long after its end, and a stream that begins then lasts as long.
-const LATE_TOKEN: Duration = Duration::from_secs(30);
+/// Time of a stream that begins with a token after its end, within the leeway of clocks.
+const LATE_TOKEN: Duration = Duration::from_secs(auth::LEEWAY);
 
 /// When a call ends at the latest: an extension of its request.
 #[derive(Clone, Copy)]

@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(read(buffer(&followed_by(b"\xac\x02", 298))), 1);
         assert_eq!(read(buffer(&followed_by(b"\xff\xff\xff\xff\x0f", 299))), 3);
         assert_eq!(read(buffer(&followed_by(b"\x7f\x7f", 0))), 2, "they are tags, or claim little");
-        // After a boolean that is none, and without effect: 2^28 in more bytes than it needs.
+        // After an invalid boolean, and without effect: 2^28 in more bytes than it needs.
         assert_eq!(read(buffer(&followed_by(b"\x80\x80\x80\x80\x80\x01", 299))), 3);
     }
 }

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{Consumer, Error, Producer, Record, Settings, create_topic, delete_topic, partitions};
+use kafka::{Consumer, Error, Producer, Record, Records, Settings, create_topic, delete_topic, partitions};
 use testbed::{
     Scratch, Signal,
     broker::{Broker, Kind},
@@ -69,9 +69,13 @@ async fn read(consumer: &mut Consumer, mut offset: i64, count: usize) -> Vec<Str
     while values.len() < count {
         let fetched = consumer.fetch(offset, 1 << 20, WAIT).await.unwrap();
         offset = fetched.next;
-        values.extend(fetched.records.iter().map(|r| String::from_utf8(r.value.unwrap().to_vec()).unwrap()));
+        values.extend(values_of(&fetched.records));
     }
     values
+}
+
+fn values_of(records: &Records) -> impl Iterator<Item = String> {
+    records.iter().map(|r| String::from_utf8(r.value.unwrap().to_vec()).unwrap())
 }
 
 fn records_come_back_in_order(kind: Kind) {
@@ -208,8 +212,7 @@ fn a_frozen_broker_costs_the_deadline_and_is_used_again_later(kind: Kind) {
             match consumer.fetch(next, 1 << 20, WAIT).await {
                 Ok(fetched) => {
                     next = fetched.next;
-                    values
-                        .extend(fetched.records.iter().map(|r| String::from_utf8(r.value.unwrap().to_vec()).unwrap()));
+                    values.extend(values_of(&fetched.records));
                 }
                 Err(error) => assert!(thawed.elapsed() < Duration::from_secs(60), "{error}"),
             }

@@ -237,20 +237,18 @@ mod tests {
     use super::*;
     use crate::state::Delta;
 
+    fn dead_letter(offset: i64, value: Option<Vec<u8>>) -> DeadLetter {
+        DeadLetter { partition: 0, offset, key: None, value, headers: Headers::new(), error: String::new() }
+    }
+
     #[test]
     fn dead_letters_are_read_up_to_a_number_of_bytes() {
         let directory = Scratch::new().unwrap();
         smol::block_on(async {
             let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
-            let dead_letter = |(offset, bytes): (i64, usize)| DeadLetter {
-                partition: 0,
-                offset,
-                key: None,
-                value: Some(vec![0; bytes]),
-                headers: Headers::new(),
-                error: String::new(),
-            };
-            let dead_letters = (0..).zip([900, 10, 10, 900, 10]).map(dead_letter).collect();
+            let dead_letters =
+                (0..).zip([900, 10, 10, 900, 10]).map(|(offset, bytes)| dead_letter(offset, Some(vec![0; bytes])));
+            let dead_letters = dead_letters.collect();
             let delta = Delta { dead_letters, ..Delta::default() };
             state.begin().await.unwrap().commit(&delta).await.unwrap();
             state.count_new_dead_letters().await.unwrap();
@@ -284,16 +282,11 @@ mod tests {
         let directory = Scratch::new().unwrap();
         smol::block_on(async {
             let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
-            let dead_letter = |offset| DeadLetter {
-                partition: 0,
-                offset,
-                key: None,
-                value: Some(b"content".to_vec()),
-                headers: Headers::new(),
-                error: String::new(),
-            };
             let last = KEPT_DEAD_LETTERS + 1;
-            let delta = Delta { dead_letters: (0..last).map(dead_letter).collect(), ..Delta::default() };
+            let delta = Delta {
+                dead_letters: (0..last).map(|offset| dead_letter(offset, Some(b"content".to_vec()))).collect(),
+                ..Delta::default()
+            };
             state.begin().await.unwrap().commit(&delta).await.unwrap();
             state.count_new_dead_letters().await.unwrap();
             let (counted, oldest) = (state.waiting(), state.waiting_dead_letters(20, i64::MAX).await.unwrap());
@@ -317,15 +310,8 @@ mod tests {
         let directory = Scratch::new().unwrap();
         smol::block_on(async {
             let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
-            let dead_letter = |offset| DeadLetter {
-                partition: 0,
-                offset,
-                key: None,
-                value: None,
-                headers: Headers::new(),
-                error: String::new(),
-            };
-            let delta = Delta { dead_letters: (0..3).map(dead_letter).collect(), ..Delta::default() };
+            let delta =
+                Delta { dead_letters: (0..3).map(|offset| dead_letter(offset, None)).collect(), ..Delta::default() };
             state.begin().await.unwrap().commit(&delta).await.unwrap();
             state.count_new_dead_letters().await.unwrap();
             let fail = "CREATE TEMP TRIGGER fail BEFORE UPDATE ON main.dead_letters
@@ -349,15 +335,9 @@ mod tests {
             let (mut state, _) = State::open(&directory.path().join("state.sqlite")).await.unwrap();
             let pages = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
             let before: i64 = sqlx::query_scalar(pages).fetch_one(&mut state.connection).await.unwrap();
-            let dead_letter = |offset| DeadLetter {
-                partition: 0,
-                offset,
-                key: None,
-                value: None,
-                headers: Headers::new(),
-                error: "it has no PatientEvent".to_owned(),
-            };
-            let delta = Delta { dead_letters: (0..5_000).map(dead_letter).collect(), ..Delta::default() };
+            let with_reason =
+                |offset| DeadLetter { error: "it has no PatientEvent".to_owned(), ..dead_letter(offset, None) };
+            let delta = Delta { dead_letters: (0..5_000).map(with_reason).collect(), ..Delta::default() };
             state.begin().await.unwrap().commit(&delta).await.unwrap();
             state.count_new_dead_letters().await.unwrap();
             let after: i64 = sqlx::query_scalar(pages).fetch_one(&mut state.connection).await.unwrap();
