@@ -335,15 +335,10 @@ impl Relay {
                         self.schedule.pause(now).min(until_deletion.unwrap_or(Duration::MAX))
                     }
                 }
-                Err(StepError::Kafka(error)) => {
-                    let failure = self.publisher.failure().unwrap_or_else(|| PublishFailure::from(&error));
-                    self.broker.report(self.shard, Some(failure));
-                    not_before = Instant::now() + backoff.next_pause();
-                    Duration::ZERO
-                }
-                // `Database` has logged why; nothing can be read meanwhile.
-                Err(StepError::Database(_)) => {
-                    if let Some(failure) = self.publisher.failure() {
+                // `Database` has logged its errors; nothing can be read meanwhile.
+                Err(error @ (StepError::Kafka(_) | StepError::Database(_))) => {
+                    let of_step = if let StepError::Kafka(error) = &error { Some(error.into()) } else { None };
+                    if let Some(failure) = self.publisher.failure().or(of_step) {
                         self.broker.report(self.shard, Some(failure));
                     }
                     not_before = Instant::now() + backoff.next_pause();
